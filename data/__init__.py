@@ -1,0 +1,23 @@
+"""Files -> rows -> examples -> the micro-batches of each optimizer step. See data/loader.py for the order."""
+
+from data.batch import Batch
+from data.errors import DataError
+from data.loader import Cut, evaluation_batches, steps_per_epoch, training_steps
+from data.readers import Row, read_rows, split_rows
+from data.text import TextExamples
+from data.tokenizer import copy_tokenizer, load_tokenizer
+
+__all__ = [
+    "Batch",
+    "Cut",
+    "DataError",
+    "Row",
+    "TextExamples",
+    "copy_tokenizer",
+    "evaluation_batches",
+    "load_tokenizer",
+    "read_rows",
+    "split_rows",
+    "steps_per_epoch",
+    "training_steps",
+]

