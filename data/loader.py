@@ -80,7 +80,7 @@ def _cut_by_tokens(share: np.ndarray, lengths: np.ndarray, budget: int) -> list[
     return [np.array(part, dtype=np.int64) for part in parts]
 
 
-class _Steps(Dataset):  # type: ignore[type-arg]
+class _Steps(Dataset[list[Batch]]):
     """Item s: this rank's micro-batches of step s. Any worker can make any step, since nothing is remembered."""
 
     def __init__(self, examples: Examples, batch_size: int, seed: int, how: Cut):

@@ -50,7 +50,8 @@ def read_rows(name: str, required: Sequence[str], id_column: str = "id") -> list
         raise DataError(f"{name}: unknown kind of file {path.suffix!r}; use one of {', '.join(READERS)}")
     if not path.is_file():
         raise DataError(f"{name}: no such file" + (" (it is a folder)" if path.is_dir() else ""))
-    errors, rows = ErrorList(), []
+    errors = ErrorList()
+    rows: list[Row] = []
     for line, values in reader(path, _lines(path, errors), errors, required):
         number = len(rows) + 1
         missing = [column for column in required if values.get(column) is None]
@@ -99,8 +100,17 @@ def _read_jsonl(
             errors.add(path, number, f"a JSON object is needed, this is a {type(values).__name__}")
 
 
+class _Csv(csv.excel):
+    strict = True
+
+
+class _Tsv(csv.excel_tab):
+    strict = True
+    quoting = csv.QUOTE_NONE
+
+
 def _read_delimited(
-    path: Path, lines: Iterator[tuple[int, str]], errors: ErrorList, required: Sequence[str], delimiter: str
+    path: Path, lines: Iterator[tuple[int, str]], errors: ErrorList, required: Sequence[str]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     reached = 0
 
@@ -109,8 +119,8 @@ def _read_delimited(
         for reached, text in lines:  # noqa: B007 (csv reads ahead over quoted line ends; this says how far)
             yield text + "\n"
 
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    reader = csv.reader(texts(), delimiter=delimiter, quoting=quoting, strict=True)
+    dialect = _Tsv if path.suffix.lower() == ".tsv" else _Csv
+    reader = csv.reader(texts(), dialect)
     csv.field_size_limit(MAX_LINE)
     header: list[str] = []
     while True:
@@ -136,15 +146,7 @@ def _read_delimited(
             yield first, dict(zip(header, fields, strict=True))
 
 
-def _read_csv(*args: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    return _read_delimited(*args, delimiter=",")
-
-
-def _read_tsv(*args: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    return _read_delimited(*args, delimiter="\t")
-
-
-READERS = {".jsonl": _read_jsonl, ".csv": _read_csv, ".tsv": _read_tsv}
+READERS = {".jsonl": _read_jsonl, ".csv": _read_delimited, ".tsv": _read_delimited}
 
 
 def split_rows(rows: list[Row], fraction: float, seed: int, group: str = "") -> tuple[list[Row], list[Row]]:

@@ -46,7 +46,7 @@ class TextExamples:
         digest = hashlib.sha256()
         for array in (self.input_ids, self.token_type_ids, self.offsets, self.labels):
             if array is not None:
-                digest.update(np.ascontiguousarray(array).view(np.uint8))
+                digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
@@ -123,7 +123,10 @@ def encode_texts(
     `label` is a column name, or "" for unlabelled rows. Rows have been checked before.
     """
     tokenizer.enable_truncation(max_length, strategy="longest_first")
-    ids, types, lengths, truncated = [], [], [], 0
+    # An array of nothing first, so that no rows make an empty data set.
+    ids, types = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.uint8)]
+    lengths: list[int] = []
+    truncated = 0
     for start in range(0, len(rows), CHUNK):
         chunk = rows[start : start + CHUNK]
         inputs = [(r.values[text], r.values[text_pair]) if text_pair else r.values[text] for r in chunk]

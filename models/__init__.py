@@ -71,7 +71,7 @@ class TaskModel(nn.Module):
     @property
     def max_length(self) -> int:
         """The most tokens a sequence may have."""
-        return self.backbone.max_length
+        return self.backbone.max_length  # type: ignore[return-value]
 
 
 def from_pretrained(

@@ -25,7 +25,9 @@ def resolve(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     if Path(name).exists():
-        raise ModelError(f"model.name = {name!r} is a file; name the folder that holds config.json and model.safetensors")
+        raise ModelError(
+            f"model.name = {name!r} is a file; name the folder that holds config.json and model.safetensors"
+        )
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name:
         raise ModelError(f"model.name = {name!r}: no such folder")
     return _hub_folder(name)
@@ -69,4 +71,6 @@ def verify_sha256(folder: Path, expected: str) -> None:
     with file.open("rb") as stream:
         actual = hashlib.file_digest(stream, "sha256").hexdigest()
     if actual != expected.lower():
-        raise ModelError(f"{file}: sha256 is {actual}, model.sha256 expects {expected}; the file is not the one recorded")
+        raise ModelError(
+            f"{file}: sha256 is {actual}, model.sha256 expects {expected}; the file is not the one recorded"
+        )

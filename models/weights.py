@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -85,7 +86,10 @@ class LoadReport:
     parameters: int = 0
 
     def __str__(self) -> str:
-        lines = [f"weights: {self.source}", f"  loaded       {len(self.loaded)} tensors, {self.parameters:,} parameters"]
+        lines = [
+            f"weights: {self.source}",
+            f"  loaded       {len(self.loaded)} tensors, {self.parameters:,} parameters",
+        ]
         for what, names in (("renamed", self.renamed), ("initialised", self.initialised), ("ignored", self.ignored)):
             if names:
                 shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
@@ -104,9 +108,11 @@ class TensorFiles:
             names = self._shards(index)
         else:
             pickled = sorted(p.name for p in folder.glob("*.bin"))
-            hint = f" (it has {pickled[0]}, a pickle, which is never loaded: convert it to safetensors)" if pickled else ""
+            hint = (
+                f" (it has {pickled[0]}, a pickle, which is never loaded: convert it to safetensors)" if pickled else ""
+            )
             raise ModelError(f"{folder}: no model.safetensors and no model.safetensors.index.json{hint}")
-        self.where = {}
+        self.where: dict[str, Any] = {}
         for name in names:
             try:
                 file = stack.enter_context(safe_open(folder / name, framework="pt"))
@@ -191,7 +197,9 @@ def _check_names(
     """The groups to initialise, after every name has been accounted for."""
     if not any(theirs in in_file for theirs, _ in wanted.values()):
         few = ", ".join(list(in_file.values())[:3]) or "the file is empty"
-        raise ModelError(f"{folder}: none of its {len(in_file)} tensors belongs to a {table.model_type} model ({few} ...)")
+        raise ModelError(
+            f"{folder}: none of its {len(in_file)} tensors belongs to a {table.model_type} model ({few} ...)"
+        )
     strange = [key for name, key in in_file.items() if not table.knows(name, num_layers)]
     missing: dict[str, list[str]] = {}
     for theirs, group in wanted.values():
@@ -226,7 +234,9 @@ def _names_message(folder: Path, table: Table, missing: list[str], strange: list
 
 
 def _shape_message(folder: Path, key: str, theirs: tuple[int, ...], ours: tuple[int, ...], group: str) -> str:
-    hint = "; --model.head_init reset starts a new head" if group != "backbone" else "; config.json and the file disagree"
+    hint = (
+        "; --model.head_init reset starts a new head" if group != "backbone" else "; config.json and the file disagree"
+    )
     return f"{folder}: {key} has shape {list(theirs)}, the model needs {list(ours)}{hint}"
 
 

@@ -1,0 +1,149 @@
+"""Ranks started by torchrun, their collectives, and how a command ends. On one process everything here is a no-op.
+
+Host values (counts, flags, metrics) travel over gloo, also on GPUs, so that summing them never waits for a device.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from data import DataError
+from engine.config import ConfigError
+from models import ModelError
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on; the message is for the user."""
+
+
+USER_ERRORS = (ConfigError, DataError, ModelError, TrainingError)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def setup(device: str) -> Ranks:
+    """Join the process group that torchrun describes in the environment; one process needs none."""
+    world_size, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"run.device = cuda: process {local_rank} of this machine has no GPU of its own "
+            f"({torch.cuda.device_count()} found); use as many processes as GPUs, or --run.device cpu"
+        )
+    chosen = torch.device(device, local_rank) if device == "cuda" else torch.device(device)
+    if device == "cuda":
+        torch.cuda.set_device(chosen)
+    if world_size > 1:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    return Ranks(int(os.environ.get("RANK", 0)), world_size, chosen)
+
+
+def wrap(model: nn.Module, ranks: Ranks) -> nn.Module:
+    """DDP over several ranks, the model itself on one. Every parameter has a gradient, so nothing is searched for."""
+    if ranks.world_size == 1:
+        return model
+    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def set_gradient_sync(model: nn.Module, last: bool) -> None:
+    """Let DDP reduce gradients in the backward of the last micro-batch only."""
+    if isinstance(model, DistributedDataParallel):
+        model.require_backward_grad_sync = last
+
+
+def all_sum(*values: float) -> list[float]:
+    """Each host value summed over the ranks, in fp64."""
+    if not dist.is_initialized():
+        return list(values)
+    total = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def gather(value: Any) -> list[Any]:
+    """One (small, picklable) value of every rank, in rank order, on all of them."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def on_main(ranks: Ranks, function: Callable[..., Any], *args: Any) -> Any:
+    """Call on rank 0 only and hand its result, or its error for the user, to all ranks."""
+    result: Any = None
+    if ranks.is_main:
+        try:
+            result = function(*args)
+        except USER_ERRORS as error:
+            result = error
+    if dist.is_initialized():
+        box = [result]
+        dist.broadcast_object_list(box, src=0)
+        result = box[0]
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+class StopRequest:
+    """SIGINT, SIGTERM and SIGUSR1 only raise this flag; the loop reads it between two steps. A second SIGINT kills."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def listen(self) -> StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._receive)
+        return self
+
+    def _receive(self, number: int, frame: object) -> None:
+        if self.signal and number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+        self.signal = number
+
+    def __bool__(self) -> bool:
+        return bool(self.signal)
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal, as a shell reports it; SIGTERM on a rank that stopped because another one was told to."""
+        return 128 + (self.signal or signal.SIGTERM)
+
+
+def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Run a command line; a user's mistake ends in one sentence and code 2, never in a traceback."""
+    code = 1
+    try:
+        code = main(sys.argv[1:])
+    except USER_ERRORS as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    finally:
+        if dist.is_initialized() and code in (0, 2):
+            dist.destroy_process_group()
+    raise SystemExit(code)

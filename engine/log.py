@@ -1,0 +1,139 @@
+"""What a run says: a progress bar and lines on the console, metrics.jsonl, and TensorBoard when asked for."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from engine.config import ConfigError
+from engine.distributed import Ranks
+
+
+class RunLog:
+    """Written by rank 0; on the other ranks every method returns at once.
+
+    metrics.jsonl has one JSON object a line: {"step", "loss", "lr", "grad_norm", ...} while training and
+    {"step", "evaluation": {...}} after an evaluation. Rates count from the line before.
+    """
+
+    def __init__(self, folder: Path, ranks: Ranks, *, start: int, total: int, tensorboard: bool):
+        self.on = ranks.is_main
+        self.device = ranks.device
+        self.rows: list[dict[str, Any]] = []
+        if not self.on:
+            return
+        self.path = folder / "metrics.jsonl"
+        _keep_until(self.path, start)
+        self.file = self.path.open("a", encoding="utf-8")
+        self.tensorboard = _summary_writer(folder) if tensorboard else None
+        self.bar = tqdm(total=total, initial=start, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        self.since, self.samples, self.tokens, self.waited = time.perf_counter(), 0.0, 0.0, 0.0
+
+    def count(self, samples: float, tokens: float, waited: float) -> None:
+        """Add one step's examples and non-pad tokens (over all ranks) and the seconds rank 0 waited for its data."""
+        if self.on:
+            self.bar.update()
+            self.samples, self.tokens, self.waited = self.samples + samples, self.tokens + tokens, self.waited + waited
+
+    def train(self, step: int, loss: float, lr: float, grad_norm: float) -> None:
+        if not self.on:
+            return
+        seconds = time.perf_counter() - self.since
+        rate = self.samples / seconds
+        row = {"step": step, "loss": loss, "lr": lr, "grad_norm": grad_norm}
+        row |= {"samples_per_second": round(rate, 2), "tokens_per_second": round(self.tokens / seconds, 1)}
+        row |= {"data_wait_seconds": round(self.waited, 4), "peak_memory_mb": peak_memory_mb(self.device)}
+        self._write(row, "train", step, row)
+        self.bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2e}, {rate:.1f} examples/s", refresh=False)
+        if not sys.stderr.isatty():
+            self.say(f"step {step:>6}  loss {loss:.4f}  lr {lr:.2e}  norm {grad_norm:.2f}  {rate:.1f} examples/s")
+        self.restart_clock()
+
+    def evaluation(self, step: int, metrics: dict[str, float], best: bool, seconds: float) -> None:
+        if not self.on:
+            return
+        self.rows.append({"step": step, **metrics, "best": best})
+        self._write({"step": step, "evaluation": metrics, "best": best}, "validation", step, metrics)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        self.say(f"step {step:>6}  validation  {shown}  ({seconds:.1f} s){'  best' if best else ''}")
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Evaluation and saving are not training time."""
+        if self.on:
+            self.since, self.samples, self.tokens, self.waited = time.perf_counter(), 0.0, 0.0, 0.0
+
+    def say(self, text: str) -> None:
+        if self.on:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def table(self) -> str:
+        """The evaluations of this process, one a line, the best one marked."""
+        if not self.rows:
+            return "no evaluation"
+        names = [name for name in self.rows[0] if name not in ("step", "best")]
+        last_best = max((i for i, row in enumerate(self.rows) if row["best"]), default=-1)
+        lines = ["  step  " + "  ".join(f"{name:>9}" for name in names)]
+        for i, row in enumerate(self.rows):
+            values = "  ".join(f"{row[name]:>9.4f}" for name in names)
+            lines.append(f"{row['step']:>6}  {values}{'  <- best' if i == last_best else ''}")
+        return "\n".join(lines)
+
+    def final(self, result: dict[str, float], reason: str) -> None:
+        """The last words: why it ended, every evaluation, the result; also kept in metrics.jsonl."""
+        if not self.on:
+            return
+        self.bar.close()
+        self.say(f"\n{reason}\n{self.table()}\n")
+        self.say("  ".join(f"{name} {value:.4g}" for name, value in result.items()))
+        self.say(f"run folder {self.path.parent}: best/, last/, metrics.jsonl")
+        self._write({"step": self.rows[-1]["step"] if self.rows else 0, "end": reason, **result}, "final", 0, {})
+        self.file.close()
+        if self.tensorboard is not None:
+            self.tensorboard.close()
+
+    def _write(self, row: dict[str, Any], family: str, step: int, scalars: dict[str, Any]) -> None:
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        if self.tensorboard is not None:
+            for name, value in scalars.items():
+                if name != "step":
+                    self.tensorboard.add_scalar(f"{family}/{name}", value, step)
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Drop what an interrupted run logged after its last checkpoint, so that the file reads as one run."""
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        path.write_text("".join(kept), encoding="utf-8")
+
+
+def _summary_writer(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError("log.tensorboard = true needs the tensorboard package: pip install tensorboard") from None
+    return SummaryWriter(str(folder / "tensorboard"))
+
+
+def peak_memory_mb(device: torch.device) -> int:
+    """Peak memory so far: allocated on the GPU, or resident in this process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) // 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def progress(ranks: Ranks, total: int, what: str) -> Callable[[int], object]:
+    """An update(n) for a bar of `total` examples; nothing on other ranks or when the console is no terminal."""
+    bar = tqdm(total=total, desc=what, unit="ex", leave=False, disable=not (ranks.is_main and sys.stderr.isatty()))
+    return bar.update

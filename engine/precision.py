@@ -1,0 +1,42 @@
+"""Mixed precision as one object whose parts do nothing when off, so that the loop has no `if amp`.
+
+Weights, gradients and the optimizer stay fp32; autocast runs the matrix products in bf16 or fp16. fp16 also needs the
+loss scaled so that small gradients survive (Micikevicius et al. 2018): scale, backward, unscale, clip, step or skip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Precision:
+    def __init__(self, name: str, device: torch.device):
+        self.name = name
+        self.device = device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, DTYPES[self.name], enabled=self.name != "fp32")
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        self.scaler.unscale_(optimizer)
+
+    def clip_(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+        """Scale the gradients down to `max_norm` (0: leave them); returns their norm before, a scalar tensor."""
+        return nn.utils.clip_grad_norm_(parameters, max_norm or float("inf"), foreach=True)
+
+    def step(self, optimizer: torch.optim.Optimizer, grad_norm: float) -> bool:
+        """Step unless the gradient is NaN or infinite; says whether it did. A skipped step lowers fp16's loss scale."""
+        finite = -float("inf") < grad_norm < float("inf")
+        if finite:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        return finite

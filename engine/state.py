@@ -1,0 +1,44 @@
+"""Everything about a run that changes while it runs, apart from the weights and the optimizer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from engine.config import Eval
+
+
+@dataclass
+class TrainState:
+    step: int = 0  # optimizer steps taken: the schedule's clock
+    position: int = 0  # steps of data consumed; ahead of `step` by those left out
+    skipped_in_a_row: int = 0
+    samples: int = 0  # training examples seen
+    best: float | None = None  # best value of the watched metric
+    best_step: int = 0
+    bad_evaluations: int = 0  # evaluations since the best: the patience used
+
+    def advance(self, stepped: bool, samples: int) -> None:
+        self.step += stepped
+        self.position += 1
+        self.samples += samples
+        self.skipped_in_a_row = 0 if stepped else self.skipped_in_a_row + 1
+
+    def record(self, value: float, mode: str, min_delta: float) -> bool:
+        """Take note of an evaluation; True if it is the best so far. NaN never is."""
+        gain = math.inf if self.best is None else value - self.best if mode == "max" else self.best - value
+        if not math.isnan(value) and gain > min_delta:
+            self.best, self.best_step, self.bad_evaluations = value, self.step, 0
+            return True
+        self.bad_evaluations += 1
+        return False
+
+    def out_of_patience(self, patience: int) -> bool:
+        return 0 < patience <= self.bad_evaluations
+
+
+def mode_of(settings: Eval, metric: str) -> str:
+    """Is the watched metric better when "max" or "min"?"""
+    if settings.mode != "auto":
+        return settings.mode
+    return "min" if metric == "loss" else "max"

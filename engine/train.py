@@ -1,0 +1,164 @@
+"""Fine-tune a pretrained model. This file is the loop; copy it and change what you like, nothing imports it.
+
+    torchrun -m engine.train [RECIPE] [--section.key=value ...] [--resume] [--dry-run] [--help]
+    torchrun --nproc-per-node 2 -m engine.train [RECIPE] ...
+
+The recipe defines the mathematics; the machine only defines the speed: a step of the optimizer is `train.batch_size`
+examples, however many ranks and micro-batches it takes, and its loss is the sum over all its targets divided by their
+number. Everything random is a pure function of the seed and of where the run stands, so no random state is ever saved.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import models
+from data import Cut, load_tokenizer, steps_per_epoch, training_steps
+from engine import checkpoint, config, describe, diagnose, distributed
+from engine.config import Config
+from engine.distributed import Ranks, StopRequest
+from engine.evaluate import evaluate
+from engine.log import RunLog
+from engine.optim import build_optimizer, learning_rate, set_learning_rate, without_gradient
+from engine.precision import Precision
+from engine.regularize import add_penalties_, seed_dropout
+from engine.state import TrainState, mode_of
+from engine.tasks import find_task, read_training_data
+
+USAGE = "torchrun -m engine.train [RECIPE] [--section.key=value ...] [--resume] [--dry-run] [--help]"
+
+
+def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = None) -> dict[str, float] | None:
+    """Run a recipe to its end or the end of its patience; returns the metrics, or None when `stop` ended it early.
+
+    resumed: the checkpoint of an earlier part of this run to go on from (checkpoint.claim finds it).
+    """
+    # Initialisation, in this order because each part needs the ones before it.
+    # 1. The task, and data as rows: every mistake in a file is found here, before anything is loaded.
+    task, watched = find_task(cfg.run.task, cfg.eval.metric)
+    mode = mode_of(cfg.eval, watched)
+    train_rows, validation_rows, test_rows, labels = read_training_data(task, cfg.data, cfg.run.seed)
+
+    # 2. The model. It decides the order of the labels, since a head found in a checkpoint has its own.
+    start = cfg.model if resumed is None else checkpoint.as_start(resumed, cfg.model)
+    model = models.from_pretrained(
+        start.name,
+        head=task.head,
+        labels=labels,
+        init=start.init,
+        head_init=start.head_init,
+        pooling=start.pooling or None,
+        dropout=start.dropout,
+        label_smoothing=cfg.regularize.label_smoothing,
+        seed=cfg.run.seed,
+        sha256=start.sha256,
+    ).to(ranks.device)
+
+    # 3. Data as examples, encoded once. How a step is cut for this machine is no part of the recipe.
+    tokenizer_folder = models.hub.resolve(start.name)
+    tokenizer = load_tokenizer(tokenizer_folder)
+    describe.check_fit(cfg, model, tokenizer)
+    train_set, validation_set, test_set = (
+        task.encode(rows, tokenizer, cfg.data, model.labels, True) for rows in (train_rows, validation_rows, test_rows)
+    )
+    cut = Cut(cfg.train.micro_batch_size, cfg.train.micro_batch_tokens, ranks.rank, ranks.world_size)
+    epoch_steps = steps_per_epoch(len(train_set), cfg.train.batch_size)
+    total_steps = cfg.train.max_steps or math.ceil(cfg.train.epochs * epoch_steps)
+    evaluate_every = cfg.eval.every or epoch_steps
+    if ranks.is_main:
+        print(describe.run(cfg, model, tokenizer, train_set, validation_set, total_steps, cut), flush=True)
+    if cfg.run.dry_run:
+        return {}
+
+    # 4. What steps: precision, optimizer, the state of the run, and the model as all ranks share it.
+    amp = Precision(cfg.train.precision, ranks.device)
+    optimizer = build_optimizer(model, cfg.optim, cfg.regularize.weight_decay)
+    contents = checkpoint.Contents(cfg, model, optimizer, amp, tokenizer_folder, (train_set, validation_set))
+    state = checkpoint.restore(resumed, contents) if resumed else TrainState()
+    parallel = distributed.wrap(model, ranks).train()
+
+    # 5. Where it is written, and where the data begins.
+    folder = Path(cfg.run.folder)
+    log = RunLog(folder, ranks, start=state.step, total=total_steps, tensorboard=cfg.log.tensorboard)
+    pin = ranks.device.type == "cuda"
+    steps = training_steps(
+        train_set, cfg.train.batch_size, cfg.run.seed, cut, start=state.position, workers=cfg.data.workers, pin=pin
+    )
+
+    # 6. The loop. `state.position` counts steps of data, `state.step` those the optimizer took.
+    while not (done := state.step >= total_steps or state.out_of_patience(cfg.eval.patience)):
+        clock = time.perf_counter()
+        group = next(steps)
+        waited = time.perf_counter() - clock
+        targets, samples, tokens, stopping = distributed.all_sum(
+            sum(batch.num_targets for batch in group),
+            sum(len(batch.ids) for batch in group),
+            sum(batch.num_tokens for batch in group),
+            bool(stop),
+        )
+        if stopping:
+            break
+
+        lr = learning_rate(state.step, total_steps, cfg.optim)
+        set_learning_rate(optimizer, lr)
+        losses = []
+        for i, batch in enumerate(group):
+            distributed.set_gradient_sync(parallel, last=i == len(group) - 1)
+            seed_dropout(cfg.run.seed, state.position, i, ranks.rank)
+            with amp.autocast():
+                out = parallel(batch.to(ranks.device))
+            # DDP averages over the ranks; times world_size it is their sum.
+            amp.backward(out.loss_sum * (ranks.world_size / max(targets, 1)))
+            losses.append(out.loss_sum.detach())
+        if state.position == 0 and (unused := without_gradient(model)):
+            raise distributed.TrainingError(f"parameters that no gradient reaches: {', '.join(unused)}")
+        amp.unscale_(optimizer)
+        add_penalties_(optimizer, cfg.regularize)
+        grad_norm = amp.clip_(model.parameters(), cfg.train.clip_norm).item()
+        stepped = amp.step(optimizer, grad_norm)
+        state.advance(stepped, int(samples))
+        if not stepped:  # raises, unless the policy is to leave such a step out
+            log.say(diagnose.left_out(cfg, state, model, group, amp, ranks))
+        optimizer.zero_grad()
+
+        log.count(samples, tokens, waited)
+        if stepped and state.step % cfg.log.every == 0:
+            (loss,) = distributed.all_sum(sum(loss.item() for loss in losses))
+            log.train(state.step, loss / max(targets, 1), lr, grad_norm)
+        if stepped and (state.step % evaluate_every == 0 or state.step == total_steps):
+            clock = time.perf_counter()
+            statistics = evaluate(model, validation_set, task, amp, ranks, cfg.eval.batch_tokens)
+            metrics = task.summarize(statistics)
+            is_best = state.record(metrics[watched], mode, cfg.eval.min_delta)
+            log.evaluation(state.step, metrics, is_best, time.perf_counter() - clock)
+            if is_best:
+                checkpoint.save(folder / checkpoint.BEST, contents, state, ranks)
+            checkpoint.save(folder / checkpoint.LAST, contents, state, ranks)
+            log.restart_clock()
+
+    # 7. The end: of the steps, of the patience, or by a signal, which leaves a checkpoint to go on from.
+    if not done:
+        checkpoint.save(folder / checkpoint.LAST, contents, state, ranks)
+        log.say(f"stopped at step {state.step} by a signal; the same command with --resume goes on")
+        return None
+    result = {f"best_{watched}": math.nan if state.best is None else state.best, "best_step": float(state.best_step)}
+    if test_rows and state.best is not None:
+        best = models.from_pretrained(folder / checkpoint.BEST, head=task.head).to(ranks.device)
+        metrics = task.summarize(evaluate(best, test_set, task, amp, ranks, cfg.eval.batch_tokens))
+        result |= {f"test_{name}": value for name, value in metrics.items()}
+    log.final(result, "all steps done" if state.step >= total_steps else "out of patience")
+    return result
+
+
+def main(argv: Sequence[str]) -> int:
+    cfg = config.parse(list(argv), USAGE)
+    stop = StopRequest().listen()
+    ranks = distributed.setup(cfg.run.device)
+    with checkpoint.claim(cfg.run, ranks) as resumed:
+        result = train(cfg, ranks, stop, resumed)
+    return stop.exit_code if result is None else 0
+
+
+if __name__ == "__main__":
+    distributed.run_command(main)
