@@ -20,7 +20,8 @@ from engine.checkpoint import claim
 from engine.config import Config
 from engine.distributed import Ranks, StopRequest
 
-WORDS = ["good", "great", "fine", "lovely", "bad", "awful", "poor", "dull", "film", "story", "actor", "plot", "scene", "music", "the", "a", "of", "and", "very", "so"]
+WORDS = ["good", "great", "fine", "lovely", "bad", "awful", "poor", "dull", "film", "story", "actor", "plot", "scene"]
+WORDS += ["music", "the", "a", "of", "and", "very", "so"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CPU = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
 

@@ -1,0 +1,285 @@
+"""Schedules at closed-form points, parameter groups, penalties, dropout seeds, and mixed precision on the CPU."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise, product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import models
+from engine.config import Optim, Regularize
+from engine.optim import build_optimizer, learning_rate, set_learning_rate, steps_of, without_gradient
+from engine.precision import Precision
+from engine.regularize import add_penalties_, seed_dropout
+
+CPU = torch.device("cpu")
+SCHEDULES = ["constant", "linear", "cosine", "wsd"]
+
+# (schedule, step of 100, factor of the peak) with 10 steps of warm-up, min_lr 0.1 and a wsd decay of 20 steps
+POINTS = [
+    *((schedule, step, (step + 1) / 10) for schedule in SCHEDULES for step in (0, 4, 9)),
+    *((schedule, 10, 1.0) for schedule in SCHEDULES),
+    *(("constant", step, 1.0) for step in (55, 99)),
+    ("linear", 55, 0.55),
+    ("linear", 99, 1 - 0.9 * 89 / 90),
+    ("cosine", 40, 0.1 + 0.9 * 0.75),
+    ("cosine", 55, 0.55),
+    ("cosine", 70, 0.1 + 0.9 * 0.25),
+    ("cosine", 99, 0.1 + 0.9 * math.sin(math.pi / 180) ** 2),
+    ("wsd", 55, 1.0),
+    ("wsd", 80, 1.0),
+    ("wsd", 81, 0.955),
+    ("wsd", 90, 0.55),
+    ("wsd", 99, 0.145),
+]
+
+
+@pytest.mark.parametrize(("schedule", "step", "factor"), POINTS)
+@pytest.mark.parametrize(("warmup", "decay"), [(0.1, 0.2), (10, 20)], ids=["share", "steps"])
+def test_learning_rate_at_known_points(schedule, step, factor, warmup, decay):
+    optim = Optim(lr=3e-4, schedule=schedule, warmup=warmup, decay=decay, min_lr=0.1)
+    assert learning_rate(step, 100, optim) == pytest.approx(3e-4 * factor, rel=1e-12)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "wsd"])
+def test_the_step_after_the_last_would_be_at_the_minimum(schedule):
+    optim = Optim(lr=1.0, schedule=schedule, warmup=3, min_lr=0.25)
+    assert learning_rate(40, 40, optim) == pytest.approx(0.25, rel=1e-12)
+    assert learning_rate(39, 40, optim) > 0.25
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 1, 0.9])
+def test_a_run_of_one_step_is_at_the_peak(schedule, warmup):
+    assert learning_rate(0, 1, Optim(lr=2e-5, schedule=schedule, warmup=warmup)) == pytest.approx(2e-5, rel=1e-12)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 7, 30])
+def test_the_rate_rises_to_the_peak_and_never_again(schedule, warmup):
+    optim = Optim(lr=1.0, schedule=schedule, warmup=warmup, decay=0.3)
+    rates = [learning_rate(step, 30, optim) for step in range(30)]
+    top = max(0, steps_of(warmup, 30) - 1)
+    assert max(rates) == rates[top] == 1.0
+    assert all((a < b) if step < top else (a >= b) for step, (a, b) in enumerate(pairwise(rates)))
+    assert min(rates) > 0
+
+
+def test_a_warmup_longer_than_the_run_never_reaches_the_peak():
+    assert learning_rate(9, 10, Optim(lr=1.0, warmup=40)) == pytest.approx(0.25, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("value", "total", "steps"), [(0, 50, 0), (0.1, 50, 5), (0.999, 1000, 999), (1, 50, 1), (7, 50, 7)]
+)
+def test_below_one_is_a_share(value, total, steps):
+    assert steps_of(value, total) == steps
+
+
+@pytest.mark.parametrize("head", sorted(models.HEADS))
+def test_biases_and_norms_do_not_decay(checkpoint_folder, head):
+    model = models.from_pretrained(checkpoint_folder, head=head, labels=["a", "b"])
+    model.backbone.word_embeddings.weight.requires_grad_(False)
+    optimizer = build_optimizer(model, Optim(lr=1e-3, beta1=0.8, beta2=0.95, eps=1e-6), weight_decay=0.3)
+    names = {p: name for name, p in model.named_parameters()}
+    decay, other = ({names[p] for p in group["params"]} for group in optimizer.param_groups)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+    assert all(g["betas"] == (0.8, 0.95) and g["eps"] == 1e-6 and g["lr"] == 1e-3 for g in optimizer.param_groups)
+    plain = {name for name in names.values() if name.endswith(".bias") or "norm" in name}
+    assert other == plain
+    assert decay == set(names.values()) - plain - {"backbone.word_embeddings.weight"}
+
+
+def test_set_learning_rate_reaches_every_group():
+    optimizer = build_optimizer(nn.Linear(2, 2), Optim(), 0.1)
+    set_learning_rate(optimizer, 0.125)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.125]
+
+
+def test_without_gradient_names_what_backward_did_not_reach():
+    model = nn.ModuleDict({"used": nn.Linear(2, 2), "unused": nn.Linear(2, 2, bias=False), "frozen": nn.Linear(2, 2)})
+    model["frozen"].requires_grad_(False)
+    model["used"](torch.ones(1, 2)).sum().backward()
+    assert without_gradient(model) == ["unused.weight"]
+
+
+def mlp(seed=0, dtype=torch.float32):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(16, 32), nn.LayerNorm(32), nn.GELU(), nn.Linear(32, 4)).to(dtype)
+
+
+def data(dtype=torch.float32, count=64):
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(count, 16, generator=generator).to(dtype), torch.randint(0, 4, (count,), generator=generator)
+
+
+def gradients(model):
+    return [p.grad.clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize(("l1", "l2"), [(0.0, 0.0), (0.03, 0.0), (0.0, 0.2), (0.03, 0.2)])
+def test_penalties_are_the_gradient_of_the_penalised_loss(l1, l2):
+    inputs, labels = data(torch.float64)
+    found, expected = mlp(dtype=torch.float64), mlp(dtype=torch.float64)
+    for model in (found, expected):
+        model[0].weight.data[0, :5] = 0.0  # |w| at 0 has gradient 0
+    optimizer = build_optimizer(found, Optim(), 0.0)
+    F.cross_entropy(found(inputs), labels).backward()
+    add_penalties_(optimizer, Regularize(l1=l1, l2=l2))
+
+    matrices = [expected[0].weight, expected[3].weight]
+    penalty = sum(l1 * w.abs().sum() + l2 / 2 * w.square().sum() for w in matrices)
+    (F.cross_entropy(expected(inputs), labels) + penalty).backward()
+    torch.testing.assert_close(gradients(found), gradients(expected), rtol=1e-12, atol=1e-12)
+
+
+def test_penalties_leave_a_parameter_without_gradient_alone():
+    model = nn.ModuleList([nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)])
+    model[0](torch.ones(1, 2)).sum().backward()
+    add_penalties_(build_optimizer(model, Optim(), 0.0), Regularize(l1=0.5, l2=0.5))
+    assert model[1].weight.grad is None
+    assert not torch.equal(model[0].weight.grad, torch.ones(2, 2))
+
+
+def dropout_mask(*numbers):
+    with torch.random.fork_rng(devices=[]):
+        seed_dropout(*numbers)
+        return F.dropout(torch.ones(512), 0.5)
+
+
+def test_dropout_is_a_function_of_four_numbers():
+    torch.manual_seed(0)
+    first = dropout_mask(3, 1, 4, 1)
+    torch.manual_seed(99)
+    assert torch.equal(dropout_mask(3, 1, 4, 1), first)
+    assert 150 < (first == 0).sum() < 362
+    for changed in [(4, 1, 4, 1), (3, 2, 4, 1), (3, 1, 5, 1), (3, 1, 4, 2), (1, 3, 4, 1), (3, 4, 1, 1)]:
+        assert not torch.equal(dropout_mask(*changed), first), changed
+
+
+def test_p21_ranks_steps_and_micro_batches_draw_different_masks():
+    masks = {tuple(dropout_mask(*numbers).tolist()) for numbers in product((0, 1), (0, 1, 7), (0, 1, 2), (0, 1, 2, 3))}
+    assert len(masks) == 2 * 3 * 3 * 4
+
+
+def relative_error(found, expected):
+    flat, reference = (torch.cat([t.flatten().double() for t in tensors]) for tensors in (found, expected))
+    return ((flat - reference).norm() / reference.norm()).item()
+
+
+def backward_in(name, model, factor):
+    """Gradients of factor * loss after unscaling, and the precision and optimizer that made them."""
+    inputs, labels = data()
+    precision, optimizer = Precision(name, CPU), build_optimizer(model, Optim(), 0.0)
+    with precision.autocast():
+        logits = model(inputs)
+    precision.backward(factor * F.cross_entropy(logits.float(), labels))
+    precision.unscale_(optimizer)
+    return gradients(model), precision, optimizer
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e-3, 1e-6])
+def test_p15_fp16_gradients_after_unscaling_are_those_of_fp32(factor):
+    expected, _, _ = backward_in("fp32", mlp(), factor)
+    found, precision, _ = backward_in("fp16", mlp(), factor)
+    assert precision.scaler.get_scale() == 2.0**16
+    assert all(gradient.dtype == torch.float32 for gradient in found)
+    assert relative_error(found, expected) < 1e-3
+
+
+def test_p15_without_the_scale_small_gradients_are_lost():
+    """What the test above would see if the scaler did nothing."""
+    expected, _, _ = backward_in("fp32", mlp(), 1e-6)
+    model, (inputs, labels) = mlp(), data()
+    with Precision("fp16", CPU).autocast():
+        logits = model(inputs)
+    (1e-6 * F.cross_entropy(logits.float(), labels)).backward()
+    assert relative_error(gradients(model), expected) > 1e-2
+
+
+@pytest.mark.parametrize("factor", [math.inf, math.nan])
+def test_p15_a_gradient_that_is_not_finite_skips_the_step_and_halves_the_scale(factor):
+    model = mlp()
+    before = [p.detach().clone() for p in model.parameters()]
+    _, precision, optimizer = backward_in("fp16", model, factor)
+    norm = precision.clip_(model.parameters(), 1.0)
+    assert not math.isfinite(norm)
+    assert precision.step(optimizer, norm.item()) is False
+    assert all(map(torch.equal, model.parameters(), before))
+    assert not optimizer.state
+    assert precision.scaler.get_scale() == 2.0**15
+
+    optimizer.zero_grad()  # and the next step is an ordinary one
+    inputs, labels = data()
+    with precision.autocast():
+        logits = model(inputs)
+    precision.backward(F.cross_entropy(logits.float(), labels))
+    precision.unscale_(optimizer)
+    assert precision.step(optimizer, precision.clip_(model.parameters(), 1.0).item()) is True
+    assert not any(map(torch.equal, model.parameters(), before))
+    assert precision.scaler.get_scale() == 2.0**15
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16"])
+@pytest.mark.parametrize("norm", [math.inf, -math.inf, math.nan])
+def test_p15_without_a_scaler_a_step_that_is_not_finite_is_skipped_too(name, norm):
+    model = mlp()
+    before = [p.detach().clone() for p in model.parameters()]
+    _, precision, optimizer = backward_in(name, model, 1.0)
+    assert precision.step(optimizer, norm) is False
+    assert all(map(torch.equal, model.parameters(), before))
+    assert precision.scaler.get_scale() == 1.0
+
+
+def test_p15_fp32_is_the_plain_loop_bit_for_bit():
+    inputs, labels = data()
+    ours, plain = mlp(), mlp()
+    precision = Precision("fp32", CPU)
+    optimizer, reference = (build_optimizer(model, Optim(lr=1e-2), 0.01) for model in (ours, plain))
+    for _ in range(5):
+        with precision.autocast():
+            loss = F.cross_entropy(ours(inputs), labels)
+        optimizer.zero_grad()
+        precision.backward(loss)
+        precision.unscale_(optimizer)
+        assert precision.step(optimizer, precision.clip_(ours.parameters(), 0).item())
+
+        expected = F.cross_entropy(plain(inputs), labels)
+        reference.zero_grad()
+        expected.backward()
+        reference.step()
+        assert torch.equal(loss, expected)
+    assert all(map(torch.equal, ours.parameters(), plain.parameters()))
+    assert not torch.equal(ours[0].weight, mlp()[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_autocast_runs_matrix_products_in_the_named_dtype(name, dtype):
+    model = mlp()
+    with Precision(name, CPU).autocast():
+        assert model(data()[0]).dtype == dtype
+    assert model(data()[0]).dtype == torch.float32
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 0.01, 1e6])
+def test_clip_returns_the_norm_before(max_norm):
+    model = mlp(dtype=torch.float64)
+    inputs, labels = data(torch.float64)
+    F.cross_entropy(model(inputs), labels).backward()
+    before = gradients(model)
+    norm = torch.cat([g.flatten() for g in before]).norm()
+    assert norm > 0.1
+    found = Precision("fp32", CPU).clip_(model.parameters(), max_norm)
+    torch.testing.assert_close(found, norm, rtol=1e-12, atol=0)
+    if max_norm == 0.01:
+        clipped = [g * 0.01 / norm for g in before]
+        torch.testing.assert_close(gradients(model), clipped, rtol=1e-4, atol=0)  # torch adds 1e-6 to the norm
+    else:
+        assert all(map(torch.equal, gradients(model), before))
