@@ -8,17 +8,21 @@ class DataError(ValueError):
 
 
 class ErrorList:
-    """Collects `file:line: reason` lines while a file is read, and raises them together."""
+    """Collects `file:line: reason` while a file is read, and raises all of them together, in the order of the lines."""
 
     SHOWN = 20
 
     def __init__(self) -> None:
-        self.lines: list[str] = []
+        self.found: list[tuple[int, str]] = []
+
+    def __len__(self) -> int:
+        return len(self.found)
 
     def add(self, path: object, line: int, reason: str) -> None:
-        self.lines.append(f"{path}:{line}: {reason}")
+        self.found.append((line, f"{path}:{line}: {reason}"))
 
     def raise_if_any(self) -> None:
-        if self.lines:
-            more = f"\n... and {len(self.lines) - self.SHOWN} more" if len(self.lines) > self.SHOWN else ""
-            raise DataError("\n".join(self.lines[: self.SHOWN]) + more)
+        if self.found:
+            shown = [text for _, text in sorted(self.found, key=lambda item: item[0])[: self.SHOWN]]
+            left = len(self.found) - len(shown)
+            raise DataError("\n".join(shown) + (f"\n... and {left:,} more" if left else ""))

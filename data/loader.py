@@ -121,6 +121,6 @@ def evaluation_batches(examples: Examples, how: Cut) -> list[np.ndarray]:
     if how.tokens:
         parts = _cut_by_tokens(by_length, lengths, how.tokens)
     else:
-        size = how.examples or len(by_length)
+        size = how.examples or max(1, len(by_length))
         parts = [by_length[i : i + size] for i in range(0, len(by_length), size)]
     return [part for part in parts if len(part)]

@@ -40,30 +40,57 @@ def locate(name: str) -> Path:
 def read_rows(name: str, required: Sequence[str], id_column: str = "id") -> list[Row]:
     """Read a .jsonl, .csv or .tsv file; every row must have the `required` columns.
 
-    Ids come from `id_column` where the file has it, else they are the number of the row from 1. csv is read with quotes
-    (RFC 4180); tsv without any, since a tab cannot stand inside a field. Values keep their JSON type; in csv and tsv
-    they are strings. Raises DataError with every bad line.
+    Ids come from `id_column` where the file has it, and then no two are the same, since predictions are matched by id;
+    else they are the number of the row from 1. csv is read with quotes (RFC 4180); tsv without any, since a tab cannot
+    stand inside a field. Values keep their JSON type; in csv and tsv they are strings. Raises DataError with every bad
+    line.
     """
     path = locate(name)
     reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"{name}: unknown kind of file {path.suffix!r}; use one of {', '.join(READERS)}")
-    if not path.is_file():
-        raise DataError(f"{name}: no such file" + (" (it is a folder)" if path.is_dir() else ""))
     errors = ErrorList()
     rows: list[Row] = []
-    for line, values in reader(path, _lines(path, errors), errors, required):
-        number = len(rows) + 1
-        missing = [column for column in required if values.get(column) is None]
-        if missing:
-            have = ", ".join(map(repr, values)) or "nothing"
-            errors.add(path, line, f"no column {missing[0]!r}; this row has {have}")
-            continue
-        rows.append(Row(str(values.get(id_column, number)), line, values))
+    try:
+        if path.is_dir():
+            raise DataError(f"{name}: this is a folder; name a file, one of {', '.join(READERS)}")
+        if reader is None:
+            raise DataError(f"{name}: unknown kind of file {path.suffix!r}; use one of {', '.join(READERS)}")
+        for line, values in reader(path, _lines(path, errors), errors, required):
+            missing = [column for column in required if values.get(column) is None]
+            if not missing:
+                rows.append(Row(str(len(rows) + 1), line, values))
+            elif missing[0] in values:
+                errors.add(path, line, f"column {missing[0]!r} is null")
+            else:
+                have = ", ".join(map(repr, values)) or "nothing"
+                errors.add(path, line, f"no column {missing[0]!r}; this row has {have}")
+    except FileNotFoundError:
+        raise DataError(f"{name}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read: {error.strerror}") from None
+    _give_ids(path, rows, id_column, errors)
     errors.raise_if_any()
     if not rows:
         raise DataError(f"{name}: no rows")
     return rows
+
+
+def _give_ids(path: Path, rows: list[Row], column: str, errors: ErrorList) -> None:
+    """Ids from `column` where any row has it: then every row must, and each its own."""
+    if not any(column in row.values for row in rows):
+        return
+    lines: dict[str, int] = {}
+    for row in rows:
+        value = row.values.get(column)
+        if isinstance(value, bool) or not isinstance(value, str | int | float) or value == "":
+            have = f"this is {value!r}" if column in row.values else "this row has none"
+            errors.add(path, row.line, f"an id in {column!r} should be text or a number, {have}")
+            continue
+        row.id = str(value)
+        if row.id in lines:
+            hint = "data.id names another column, or one that is not in the file for row numbers"
+            errors.add(path, row.line, f"the id {row.id!r} is that of line {lines[row.id]} too; {hint}")
+        else:
+            lines[row.id] = row.line
 
 
 def _lines(path: Path, errors: ErrorList) -> Iterator[tuple[int, str]]:
@@ -73,7 +100,8 @@ def _lines(path: Path, errors: ErrorList) -> Iterator[tuple[int, str]]:
             try:
                 text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
-                errors.add(path, number, f"not UTF-8 at byte {error.start} of the line ({raw[error.start]:#04x})")
+                byte = error.object[error.start]
+                errors.add(path, number, f"not UTF-8 at byte {error.start} of the line ({byte:#04x})")
                 continue
             if "\0" in text:
                 errors.add(path, number, "a NUL character")
@@ -83,88 +111,111 @@ def _lines(path: Path, errors: ErrorList) -> Iterator[tuple[int, str]]:
                 yield number, text
 
 
-def _read_jsonl(
-    path: Path, lines: Iterator[tuple[int, str]], errors: ErrorList, required: Sequence[str]
-) -> Iterator[tuple[int, dict[str, Any]]]:
+# A file's records as (number of the first line, {column: value}).
+Records = Iterator[tuple[int, dict[str, Any]]]
+
+
+def _read_jsonl(path: Path, lines: Iterator[tuple[int, str]], errors: ErrorList, required: Sequence[str]) -> Records:
     for number, text in lines:
         if not text.strip():
             continue
         try:
-            values = json.loads(text)
+            values = json.loads(text, parse_constant=_refuse_constant)
+            if "\\u" in text:  # an escape can name half of a surrogate pair, which no UTF-8 file can hold
+                json.dumps(values, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = ord(error.object[error.start])
+            errors.add(path, number, f"\\u{half:04x} is half of a surrogate pair, not a character")
         except (ValueError, RecursionError) as error:
             errors.add(path, number, f"not JSON: {error}")
-            continue
-        if isinstance(values, dict):
-            yield number, values
         else:
-            errors.add(path, number, f"a JSON object is needed, this is a {type(values).__name__}")
+            if isinstance(values, dict):
+                yield number, values
+            else:
+                errors.add(path, number, f"a JSON object is needed, this is a {type(values).__name__}")
 
 
-class _Csv(csv.excel):
-    strict = True
+def _refuse_constant(name: str) -> None:
+    """Python reads NaN and Infinity; JSON has neither, and a label 'nan' is a missing one."""
+    raise ValueError(f"{name} is not a JSON value; use null, or leave the row out")
 
 
-class _Tsv(csv.excel_tab):
-    strict = True
-    quoting = csv.QUOTE_NONE
-
-
-def _read_delimited(
-    path: Path, lines: Iterator[tuple[int, str]], errors: ErrorList, required: Sequence[str]
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    reached = 0
+def _read_csv(path: Path, lines: Iterator[tuple[int, str]], errors: ErrorList, required: Sequence[str]) -> Records:
+    first = 0  # of the lines of a record; it has more than one where a quoted field holds a line end
 
     def texts() -> Iterator[str]:
-        nonlocal reached
-        for reached, text in lines:  # noqa: B007 (csv reads ahead over quoted line ends; this says how far)
+        nonlocal first
+        for number, text in lines:
+            first = first or number
             yield text + "\n"
 
-    dialect = _Tsv if path.suffix.lower() == ".tsv" else _Csv
-    reader = csv.reader(texts(), dialect)
-    csv.field_size_limit(MAX_LINE)
-    header: list[str] = []
-    while True:
-        first = reached + 1
-        try:
-            fields = next(reader, None)
-        except csv.Error as error:
-            errors.add(path, first, f"not {path.suffix[1:]}: {error}")
-            continue
-        if fields is None:
-            return
-        if not fields:
-            continue
-        if not header:
-            header = fields
-            missing = [column for column in required if column not in header]
-            if missing:
-                columns = ", ".join(map(repr, header))
-                raise DataError(f"{path}:{first}: no column {missing[0]!r}; the header has {columns}")
-        elif len(fields) != len(header):
-            errors.add(path, first, f"{len(fields)} fields, the header has {len(header)}")
-        else:
-            yield first, dict(zip(header, fields, strict=True))
+    def records() -> Iterator[tuple[int, list[str]]]:
+        nonlocal first
+        reader = csv.reader(texts(), strict=True)
+        csv.field_size_limit(MAX_LINE)
+        while True:
+            first = 0
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                reason = str(error).partition(" - ")[0]
+                hint = "a field with a comma, quote or line end stands in quotes, a quote inside it is doubled"
+                errors.add(path, first, f"not csv: {reason}; {hint}")
+            else:
+                if fields:  # not an empty line
+                    yield first, fields
+
+    return _name_columns(path, records(), errors, required)
 
 
-READERS = {".jsonl": _read_jsonl, ".csv": _read_delimited, ".tsv": _read_delimited}
+def _read_tsv(path: Path, lines: Iterator[tuple[int, str]], errors: ErrorList, required: Sequence[str]) -> Records:
+    return _name_columns(path, ((number, text.split("\t")) for number, text in lines if text), errors, required)
 
 
-def split_rows(rows: list[Row], fraction: float, seed: int, group: str = "") -> tuple[list[Row], list[Row]]:
+def _name_columns(
+    path: Path, records: Iterator[tuple[int, list[str]]], errors: ErrorList, required: Sequence[str]
+) -> Records:
+    """The first record is the header. Nothing is read below a header that is broken."""
+    line, header = next(records, (0, []))
+    missing = [column for column in required if column not in header]
+    twice = [column for column in header if header.count(column) > 1]
+    if errors or not header:
+        return
+    if missing:
+        errors.add(path, line, f"no column {missing[0]!r}; the header has {', '.join(map(repr, header))}")
+    elif twice:
+        errors.add(path, line, f"the header names {twice[0]!r} twice")
+    else:
+        for line, fields in records:
+            if len(fields) == len(header):
+                yield line, dict(zip(header, fields, strict=True))
+            else:
+                errors.add(path, line, f"{len(fields)} fields, the header has {len(header)}")
+
+
+READERS = {".jsonl": _read_jsonl, ".csv": _read_csv, ".tsv": _read_tsv}
+
+
+def split_rows(
+    rows: list[Row], fraction: float, seed: int, group: str = "", label: str = ""
+) -> tuple[list[Row], list[Row]]:
     """(training, held-out) rows: a random `fraction` held out by `seed`, each in the order of the file.
 
     With `group`, a column, rows that share its value stay on one side (all sentences of a review, all of a patient).
+    Otherwise with `label`, a column, each of its values is held out in proportion, to within one row.
     """
-    if group:
-        keys = [str(row.values.get(group)) for row in rows]
-        units = sorted(set(keys))
-    else:
-        keys = [str(i) for i in range(len(rows))]
-        units = keys
+    keys = [str(row.values.get(group)) if group else str(i) for i, row in enumerate(rows)]
+    units = sorted(set(keys)) if group else keys
     held_units = max(1, round(len(units) * fraction))
     if held_units >= len(units):
         what = f"values of {group!r}" if group else "rows"
         raise DataError(f"data.validation_fraction = {fraction} leaves nothing to train on: only {len(units)} {what}")
-    shuffled = np.random.default_rng([seed, 0x5EED]).permutation(len(units))
-    held = {units[i] for i in shuffled[:held_units]}
+    shuffled = np.random.default_rng([seed, 0x5EED]).permutation(len(units)).tolist()
+    if label and not group:
+        shuffled.sort(key=lambda i: str(rows[i].values.get(label)))  # stable: shuffled still within a label
+    # At equal distances, so that a label's share of the places is its share of those held out.
+    held = {units[shuffled[(2 * i + 1) * len(units) // (2 * held_units)]] for i in range(held_units)}
     train = [row for row, key in zip(rows, keys, strict=True) if key not in held]
     return train, [row for row, key in zip(rows, keys, strict=True) if key in held]

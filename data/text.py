@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class TextExamples:
     def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """The micro-batch of these examples, in this order; an empty one for no indices."""
         chosen = np.asarray(indices, dtype=np.int64)
-        lengths = self.lengths[chosen]
+        lengths = self.offsets[chosen + 1] - self.offsets[chosen]
         cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
         # Position of every token of the micro-batch in the flat arrays: one gather instead of a loop over examples.
         tokens = np.arange(cu_seqlens[-1]) + np.repeat(self.offsets[chosen] - cu_seqlens[:-1], lengths)
@@ -94,8 +95,8 @@ def label_names(name: str, rows: Sequence[Row], column: str, declared: Sequence[
         raise DataError(f"{name}: column {column!r} has one class only, {next(iter(found))!r}; two are needed to learn")
     if declared:
         return list(declared)
-    numeric = all(label.lstrip("-").isdecimal() for label in found)
-    return sorted(found, key=int) if numeric else sorted(found)
+    numeric = all(re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", label) for label in found)
+    return sorted(found, key=lambda label: (float(label), label)) if numeric else sorted(found)
 
 
 def check_labels(name: str, rows: Sequence[Row], column: str, labels: Sequence[str]) -> None:
@@ -103,7 +104,11 @@ def check_labels(name: str, rows: Sequence[Row], column: str, labels: Sequence[s
     errors, known = ErrorList(), set(labels)
     for row in rows:
         value = row.values[column]
-        if isinstance(value, dict | list) or label_name(value) not in known:
+        if isinstance(value, dict | list):
+            errors.add(name, row.line, f"a label should be text or a number, this is {value!r}")
+        elif not label_name(value):
+            errors.add(name, row.line, f"the label in {column!r} is empty")
+        elif label_name(value) not in known:
             errors.add(name, row.line, f"unknown label {value!r}; the labels are {', '.join(map(repr, labels))}")
     errors.raise_if_any()
 

@@ -6,14 +6,19 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
-from tokenizers import Tokenizer
-from tokenizers.implementations import BertWordPieceTokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import WordPiece
 
 from data.errors import DataError
 
 # Copied from a checkpoint to those made from it, as they are.
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")
+
+SPECIAL = {role: f"[{role.upper()}]" for role in ("unk", "sep", "pad", "cls", "mask")}
+# Those that a vocab.txt and a few flags say all about; a Japanese one, say, also needs a splitter of words.
+FROM_VOCAB = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer")
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -30,25 +35,81 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             tokenizer = _from_vocab(folder)
         else:
             raise DataError(f"{folder}: no tokenizer.json and no vocab.txt")
-    except DataError:
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode("a text \N{SNOWMAN}", "its pair")  # some broken files can be read, and fail at the first text
+    except (DataError, KeyboardInterrupt):
         raise
-    except Exception as error:  # the tokenizers library raises bare Exceptions
-        raise DataError(f"{folder}: the tokenizer cannot be read: {error}") from None
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+    except BaseException as error:  # the tokenizers library raises bare Exceptions, and panics that are not even that
+        raise DataError(f"{folder}: the tokenizer cannot be used: {error}") from None
     return tokenizer
 
 
 def _from_vocab(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    wordpiece = BertWordPieceTokenizer(
-        str(folder / "vocab.txt"),
-        lowercase=settings.get("do_lower_case", True),
-        strip_accents=settings.get("strip_accents"),
+    """BERT's tokenizer: clean, split Chinese, lower-case, strip accents, WordPiece; [CLS] text [SEP] (pair [SEP]).
+
+    The flags and added tokens are those that transformers writes beside vocab.txt.
+    """
+    settings = _read_object(folder / "special_tokens_map.json") | _read_object(folder / "tokenizer_config.json")
+    kind = settings.get("tokenizer_class") or "BertTokenizer"
+    if str(kind).removesuffix("Fast") not in FROM_VOCAB:
+        raise DataError(f"{folder}: a {kind} is more than its vocab.txt; save it with a tokenizer.json")
+    path = folder / "vocab.txt"
+    tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    vocab = {token.removesuffix("\r"): i for i, token in enumerate(tokens)}
+    special = {role: _content(settings.get(f"{role}_token") or name) for role, name in SPECIAL.items()}
+    for role in ("unk", "sep", "cls"):
+        if special[role] not in vocab:
+            raise DataError(f"{path}: no token {special[role]!r}, which every text needs")
+
+    tokenizer = Tokenizer(WordPiece(vocab, unk_token=special["unk"]))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
         handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        strip_accents=settings.get("strip_accents"),
+        lowercase=settings.get("do_lower_case", True),
     )
-    return wordpiece._tokenizer
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    sep, cls = ((special[role], vocab[special[role]]) for role in ("sep", "cls"))
+    tokenizer.post_processor = processors.BertProcessing(sep, cls)
+    tokenizer.decoder = decoders.WordPiece()
+    # Found whole in a text, before it is lower-cased.
+    tokenizer.add_special_tokens([token for token in special.values() if token in vocab])
+    _add_tokens(tokenizer, folder, settings)
+    return tokenizer
+
+
+def _add_tokens(tokenizer: Tokenizer, folder: Path, settings: dict[str, Any]) -> None:
+    """The tokens that were added after pretraining, with the ids that the embedding has for them."""
+    tokens = {int(i): AddedToken(**token) for i, token in settings.get("added_tokens_decoder", {}).items()}
+    if not tokens:  # the older form: {token: id}
+        tokens = {i: AddedToken(token) for token, i in _read_object(folder / "added_tokens.json").items()}
+    for i, token in sorted(tokens.items()):
+        (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
+        if tokenizer.token_to_id(token.content) != i:
+            have = tokenizer.token_to_id(token.content)
+            raise DataError(f"{folder}: the added token {token.content!r} should have the id {i}, it comes to {have}")
+    more = settings.get("additional_special_tokens") or settings.get("extra_special_tokens") or []
+    if not isinstance(more, list):
+        raise DataError(
+            f"{folder}: the special tokens should be a list, this is {more!r}; save it with a tokenizer.json"
+        )
+    tokenizer.add_special_tokens([_content(token) for token in more])
+
+
+def _content(token: str | dict[str, Any]) -> str:
+    return token if isinstance(token, str) else token["content"]
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, an empty one where there is no file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: a JSON object is needed, this is a {type(values).__name__}")
+    return values
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
