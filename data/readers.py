@@ -212,10 +212,12 @@ def split_rows(
     if held_units >= len(units):
         what = f"values of {group!r}" if group else "rows"
         raise DataError(f"data.validation_fraction = {fraction} leaves nothing to train on: only {len(units)} {what}")
-    shuffled = np.random.default_rng([seed, 0x5EED]).permutation(len(units)).tolist()
+    rng = np.random.default_rng([seed, 0x5EED])
+    order = rng.permutation(len(units)).tolist()
     if label and not group:
-        shuffled.sort(key=lambda i: str(rows[i].values.get(label)))  # stable: shuffled still within a label
-    # At equal distances, so that a label's share of the places is its share of those held out.
-    held = {units[shuffled[(2 * i + 1) * len(units) // (2 * held_units)]] for i in range(held_units)}
+        order.sort(key=lambda i: str(rows[i].values.get(label)))  # stable: still shuffled within a label
+    # At equal distances from a random start: each row is as likely as any, each label has its share.
+    start = int(rng.integers(len(units)))
+    held = {units[order[(i * len(units) + start) // held_units]] for i in range(held_units)}
     train = [row for row, key in zip(rows, keys, strict=True) if key not in held]
     return train, [row for row, key in zip(rows, keys, strict=True) if key in held]
