@@ -115,5 +115,5 @@ def read_training_data(task: Task, settings: Data, seed: int) -> tuple[list[Row]
     test_rows = others.get(settings.test, [])
     if settings.validation:
         return rows, others[settings.validation], test_rows, labels
-    train_rows, held_out = split_rows(rows, settings.validation_fraction, seed, settings.group)
+    train_rows, held_out = split_rows(rows, settings.validation_fraction, seed, settings.group, settings.label)
     return train_rows, held_out, test_rows, labels
