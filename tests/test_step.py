@@ -85,7 +85,7 @@ def logged(folder) -> list[dict]:
 def test_p01_whole_runs_agree_however_cut(tiny, tmp_path, cut):
     runs = {}
     for name, changes in {"whole": {}, "cut": cut}.items():
-        run_training(tiny(**{"model.dropout": 0.0, "run.folder": str(tmp_path / name)} | changes))
+        run_training(tiny(**{"model.dropout.all": 0.0, "run.folder": str(tmp_path / name)} | changes))
         runs[name] = [line["loss"] for line in logged(tmp_path / name)]
     assert len(runs["whole"]) == 20
     # Rounding grows over 20 steps of training; a wrong denominator would be off by a factor.
@@ -95,7 +95,7 @@ def test_p01_whole_runs_agree_however_cut(tiny, tmp_path, cut):
 
 def test_p01_two_ranks_train_as_one(tiny, tmp_path):
     """torchrun with two gloo ranks; batch 15 does not divide, and accumulation differs from one rank's."""
-    changes = {"model.dropout": 0.0, "train.batch_size": 15, "train.max_steps": 8, "eval.every": 4}
+    changes = {"model.dropout.all": 0.0, "train.batch_size": 15, "train.max_steps": 8, "eval.every": 4}
     one = tiny(**changes | {"run.folder": str(tmp_path / "one")})
     two = tiny(**changes | {"run.folder": str(tmp_path / "two"), "train.micro_batch_size": 3})
     run_training(one)
@@ -110,7 +110,7 @@ def test_p01_two_ranks_train_as_one(tiny, tmp_path):
 def test_the_loss_curve_is_that_of_transformers_and_a_plain_loop(tiny, tmp_path, checkpoint_folder):
     """30 steps, dropout 0: transformers' model, torch's AdamW, padded batches, against engine.train as it is."""
     transformers = pytest.importorskip("transformers")
-    changes = {"model.dropout": 0.0, "train.max_steps": 30, "eval.every": 30, "train.micro_batch_size": 5}
+    changes = {"model.dropout.all": 0.0, "train.max_steps": 30, "eval.every": 30, "train.micro_batch_size": 5}
     config = tiny(**changes)
     model, examples = load(config)
     start = tmp_path / "start"
@@ -149,7 +149,7 @@ def test_the_loss_curve_is_that_of_transformers_and_a_plain_loop(tiny, tmp_path,
 def test_sixteen_examples_are_learnt_by_heart(tiny, tmp_path):
     few = write_reviews(tmp_path / "few.jsonl", 16)
     changes = {"data.train": str(few), "data.validation": str(few), "train.max_steps": 150, "eval.every": 150}
-    changes |= {"optim.lr": 3e-3, "model.dropout": 0.0, "optim.schedule": "cosine"}
+    changes |= {"optim.lr": 3e-3, "model.dropout.all": 0.0, "optim.schedule": "cosine"}
     result = run_training(tiny(**changes))
     assert result["best_accuracy"] == 1.0
     assert logged(tiny().run.folder)[-1]["loss"] < 1e-2
