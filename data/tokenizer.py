@@ -17,6 +17,8 @@ from data.errors import DataError
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")
 
 SPECIAL = {role: f"[{role.upper()}]" for role in ("unk", "sep", "pad", "cls", "mask")}
+# In tokenizer_config.json, with their defaults; accents are stripped as letters are lower-cased unless it says.
+FLAGS: dict[str, Any] = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
 # Those that a vocab.txt and a few flags say all about; a Japanese one, say, also needs a splitter of words.
 FROM_VOCAB = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer")
 
@@ -37,7 +39,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             raise DataError(f"{folder}: no tokenizer.json and no vocab.txt")
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        tokenizer.encode("a text \N{SNOWMAN}", "its pair")  # some broken files can be read, and fail at the first text
+        for first_texts in (("a \N{SNOWMAN}",), ("a text", "its pair")):
+            tokenizer.encode(*first_texts)  # some broken files can be read, and fail here
     except (DataError, KeyboardInterrupt):
         raise
     except BaseException as error:  # the tokenizers library raises bare Exceptions, and panics that are not even that
@@ -61,13 +64,17 @@ def _from_vocab(folder: Path) -> Tokenizer:
     for role in ("unk", "sep", "cls"):
         if special[role] not in vocab:
             raise DataError(f"{path}: no token {special[role]!r}, which every text needs")
+    flags = {name: settings.get(name, default) for name, default in FLAGS.items()}
+    for name, value in flags.items():
+        if value is not FLAGS[name] and not isinstance(value, bool):
+            raise DataError(f"{folder / 'tokenizer_config.json'}: {name} = {value!r} should be true or false")
 
     tokenizer = Tokenizer(WordPiece(vocab, unk_token=special["unk"]))
     tokenizer.normalizer = normalizers.BertNormalizer(
         clean_text=True,
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-        strip_accents=settings.get("strip_accents"),
-        lowercase=settings.get("do_lower_case", True),
+        handle_chinese_chars=flags["tokenize_chinese_chars"],
+        strip_accents=flags["strip_accents"],
+        lowercase=flags["do_lower_case"],
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     sep, cls = ((special[role], vocab[special[role]]) for role in ("sep", "cls"))
