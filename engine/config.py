@@ -52,7 +52,9 @@ MACHINE = True
 @dataclass(frozen=True)
 class Run:
     task: str = setting("text-classification", "a row of engine/tasks.py")
-    folder: str = setting("runs/run", "checkpoints, logs and results go here", machine=MACHINE)
+    folder: str = setting(
+        "runs/run", "checkpoints, logs and results go here", machine=MACHINE, needed="name a folder for this run"
+    )
     seed: int = setting(0, "of everything random: new weights, order, dropout, the held-out split", within=">= 0")
     device: str = setting("auto", "auto takes a GPU when there is one", ("auto", "cpu", "cuda"), MACHINE)
     resume: str = setting(
@@ -112,9 +114,9 @@ class Data:
     validation_fraction: float = setting(0.1, "share of data.train held out when there is no data.validation")
     group: str = setting("", "column whose equal values stay on one side of the held-out split; empty: none")
     id: str = setting("id", "column with the ids; without it, ids are row numbers")
-    text: str = setting("text", "column with the text")
+    text: str = setting("text", "column with the text", needed="name the column with the text")
     text_pair: str = setting("", "column with a second text; empty: none")
-    label: str = setting("label", "column with the label")
+    label: str = setting("label", "column with the label", needed="name the column with the label")
     labels: tuple[str, ...] = setting((), "the label names in order, comma-separated; empty: those found, sorted")
     max_length: int = setting(128, "longer texts are cut to this many tokens", within="> 0")
     workers: int = setting(
@@ -131,7 +133,7 @@ class Train:
     micro_batch_tokens: int = setting(
         0, "at most so many tokens at a time on one rank; 0: no limit", within=">= 0", machine=MACHINE
     )
-    epochs: float = setting(3.0, "passes over the training data, when train.max_steps is 0")
+    epochs: float = setting(3.0, "passes over the training data, when train.max_steps is 0", within=">= 0")
     max_steps: int = setting(0, "optimizer steps; 0: as train.epochs says", within=">= 0")
     precision: str = setting("fp32", "of the matrix products (weights stay fp32)", ("fp32", "bf16", "fp16"))
     clip_norm: float = setting(1.0, "largest gradient norm; 0: no clipping", within=">= 0")
