@@ -155,14 +155,14 @@ def _unknown(key: str, tree: Any) -> str:
     section, _, name = key.rpartition(".")
     if inside := [k for k in known if k.startswith(f"{key}.")]:
         return f"{key!r} is a section, not a setting; it has {', '.join(inside)}"
-    same_name = [k for k in known if k.rpartition(".")[2] == name]
-    close = difflib.get_close_matches(key, same_name, n=1, cutoff=0) or difflib.get_close_matches(key, known, n=1)
-    if close:
-        return f"unknown setting {key!r}; did you mean {close[0]!r}?"
-    if section in sections(tree):
-        names = ", ".join(k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == section)
-        return f"unknown setting {key!r}; {section} has {names}"
-    return f"unknown setting {key!r}; sections are {', '.join(sections(tree))}, and --help lists their settings"
+    if same_name := [k for k in known if k.rpartition(".")[2] == name]:
+        nearest = difflib.get_close_matches(key, same_name, n=1, cutoff=0)[0]
+        return f"unknown setting {key!r}; did you mean {nearest!r}?"
+    if section in sections(tree):  # then by the names in it alone, as a section in common makes all keys alike
+        names = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == section]
+        return f"unknown setting {key!r}{did_you_mean(name, names) or '; ' + section + ' has ' + ', '.join(names)}"
+    hint = did_you_mean(key, known) or f"; sections are {', '.join(sections(tree))}, and --help lists their settings"
+    return f"unknown setting {key!r}{hint}"
 
 
 def split_arguments(argv: list[str], tree: Any, flags: dict[str, tuple[str, str]]) -> tuple[list[str], dict[str, str]]:
