@@ -18,7 +18,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -33,7 +32,7 @@ from torch import Tensor
 import models
 from data import TextExamples, copy_tokenizer
 from engine import config as configs
-from engine.config import Config, ConfigError, Model, Run
+from engine.config import Config, ConfigError, Model
 from engine.distributed import Ranks, TrainingError, on_main
 from engine.precision import Precision
 from engine.state import TrainState
@@ -60,28 +59,31 @@ class Contents:
 
 
 @contextmanager
-def claim(run: Run, ranks: Ranks) -> Iterator[Path | None]:
+def claim(config: Config, ranks: Ranks) -> Iterator[Path | None]:
     """Hold the run folder for this run alone; gives the checkpoint to go on from, or None to start anew.
 
     The lock is the kernel's and falls with the process, so a crashed run leaves none behind. Raises ConfigError when
-    another run has the folder, when it holds a run and run.resume is "no", or holds none and it is "yes".
+    another run has the folder, when it holds a run and run.resume is "no", or holds none and it is "yes", and when the
+    recipe is not the checkpoint's, unless run.allow_changes.
     """
-    if run.dry_run:
+    if config.run.dry_run:
         yield None
         return
     # Not closed before the end: closing the file is what gives the lock back.
     with ExitStack() as held:
-        yield on_main(ranks, _claim, Path(run.folder), run.resume, held)
+        yield on_main(ranks, _claim, config, held)
 
 
-def _claim(folder: Path, resume: str, held: ExitStack) -> Path | None:
+def _claim(config: Config, held: ExitStack) -> Path | None:
+    folder, resume = Path(config.run.folder), config.run.resume
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = held.enter_context((folder / ".lock").open("a"))
     except OSError as error:
         raise ConfigError(f"run.folder = {str(folder)!r} cannot be written: {error.strerror}") from None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # lockf and not flock: a loader's worker that outlives a killed run for seconds does not inherit it.
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         raise ConfigError(f"run.folder = {str(folder)!r} is in use by another run; choose another folder") from None
     _mend(folder)
@@ -91,9 +93,29 @@ def _claim(folder: Path, resume: str, held: ExitStack) -> Path | None:
             f"run.folder = {str(folder)!r} already holds a run ({', '.join(existing)}): "
             "--resume goes on with it, another --run.folder starts anew"
         )
-    if resume == "yes" and not existing:
-        raise ConfigError(f"--resume: run.folder = {str(folder)!r} holds no checkpoint to go on from")
-    return _newest(folder) if existing else None
+    if not {LAST, PREVIOUS} & {*existing}:  # at most a best/, of a run that died before its first last/
+        if resume == "yes":
+            raise ConfigError(
+                f"--resume: run.folder = {str(folder)!r} holds no checkpoint to go on from; "
+                "--run.resume auto starts anew where there is none"
+            )
+        return None
+    newest = _newest(folder)
+    _allow(newest, configs.differences(config, configs.read_recipe(str(newest / "recipe.toml"))), config)
+    return newest
+
+
+def _allow(folder: Path, changes: list[str], config: Config) -> None:
+    """Raise ConfigError for what is not as the checkpoint was made with; say it where run.allow_changes insists."""
+    if not changes:
+        return
+    listed = "\n  ".join(changes)
+    if not config.run.allow_changes:
+        raise ConfigError(
+            f"{folder} was made by another recipe:\n  {listed}\n"
+            "go back to it, start in another --run.folder, or insist with --run.allow_changes"
+        )
+    print(f"warning: going on from {folder} with changes (run.allow_changes):\n  {listed}", flush=True)
 
 
 def _mend(folder: Path) -> None:
@@ -125,20 +147,26 @@ def _newest(folder: Path) -> Path:
 def verify(folder: Path) -> str | None:
     """What is wrong with a checkpoint, in a sentence, or None: every file of its manifest, by size and checksum."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        schema, files = manifest["schema"], manifest["files"].items()
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return f"{folder} has no readable manifest.json, so it was not written to its end"
-    if schema != SCHEMA:
-        return f"{folder} has checkpoint schema {schema!r}; this version reads {SCHEMA}"
-    for name, expected in files:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["schema"] != SCHEMA:
+            return (
+                f"{folder} has checkpoint schema {manifest['schema']!r}, this version reads {SCHEMA}: "
+                "use the version that wrote it"
+            )
+        files = {name: (int(entry["size"]), entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        return f"{folder} has no readable manifest.json: it was not written to its end, or is damaged"
+    for name, (size, sha256) in files.items():
         path = folder / name
         if not path.is_file():
             return f"{folder} misses {name}"
-        if path.stat().st_size != expected["size"]:
-            return f"{path} has {path.stat().st_size} bytes, {expected['size']} were written"
-        if _sha256(path) != expected["sha256"]:
-            return f"{path} differs from what was written (sha256)"
+        try:
+            if path.stat().st_size != size:
+                return f"{path} has {path.stat().st_size} bytes, {size} were written"
+            if _sha256(path) != sha256:
+                return f"{path} differs from what was written (sha256)"
+        except OSError as error:
+            return f"{path} cannot be read: {error.strerror}"
     return None
 
 
@@ -154,8 +182,9 @@ def _save(target: Path, contents: Contents, state: TrainState) -> None:
     broken = [key for key, tensor in contents.model.state_dict().items() if not tensor.isfinite().all()]
     if broken:
         raise TrainingError(f"{broken[0]} has NaN or infinite values at step {state.step}; no checkpoint is written")
-    temporary = Path(tempfile.mkdtemp(prefix=WRITING, dir=target.parent))
+    temporary = target.with_name(f"{WRITING}{target.name}")
     try:
+        temporary.mkdir()
         models.save_pretrained(contents.model, temporary)
         copy_tokenizer(contents.tokenizer_folder, temporary)
         (temporary / "recipe.toml").write_text(configs.to_toml(contents.config), encoding="utf-8")
@@ -169,7 +198,7 @@ def _save(target: Path, contents: Contents, state: TrainState) -> None:
     except (OSError, SafetensorError) as error:
         raise TrainingError(
             f"the checkpoint of step {state.step} could not be written to {target}: {error}; "
-            "earlier checkpoints are untouched"
+            f"it needs about {_size(contents, target):,} bytes; earlier checkpoints are untouched"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -186,7 +215,6 @@ def _seal(folder: Path) -> None:
         json.dump({"schema": SCHEMA, "files": files}, stream, indent=2)
         stream.flush()
         os.fsync(stream.fileno())
-    folder.chmod(0o755)
     _fsync_folder(folder)
 
 
@@ -215,6 +243,14 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _size(contents: Contents, target: Path) -> int:
+    """Bytes of the tensors of a checkpoint; its other files are small."""
+    tensors: list[Tensor] = [*contents.model.parameters()]
+    if target.name == LAST:
+        tensors += _optimizer_tensors(contents).values()
+    return sum(tensor.nbytes for tensor in tensors)
+
+
 def _optimizer_tensors(contents: Contents) -> dict[str, Tensor]:
     """{"exp_avg/backbone.layers.0...": tensor}: the optimizer's state by the name of the parameter."""
     return {
@@ -229,25 +265,20 @@ def as_start(folder: Path, model: Model) -> Model:
     return replace(model, name=str(folder), sha256="", init="pretrained", head_init="auto")
 
 
-def restore(folder: Path, contents: Contents) -> TrainState:
+def restore(folder: Path, contents: Contents, ranks: Ranks) -> TrainState:
     """Put the optimizer and the loss scale back as they were, the model being loaded; returns the state of the run.
 
-    Raises ConfigError when the recipe or the data is not that of the checkpoint, unless run.allow_changes.
+    Raises ConfigError, on all ranks, when the data is not that of the checkpoint, unless run.allow_changes.
     """
     run = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    changes = configs.differences(contents.config, configs.read_recipe(str(folder / "recipe.toml")))
-    if run["data"] != contents.fingerprint:
-        changes.append("the encoded training or validation data is not the same")
-    if changes and not contents.config.run.allow_changes:
-        raise ConfigError(
-            f"{folder} was made by another recipe:\n  " + "\n  ".join(changes) + "\n"
-            "go back to it, start in another --run.folder, or insist with --run.allow_changes"
-        )
-    names = dict(contents.model.named_parameters())
+    changes = [] if run["data"] == contents.fingerprint else ["the encoded training or validation data is not the same"]
+    on_main(ranks, _allow, folder, changes, contents.config)
+    parameters = dict(contents.model.named_parameters())
     for key, tensor in load_file(folder / "optimizer.safetensors").items():
         kind, _, name = key.partition("/")
-        # A copy of its own: arithmetic on memory aligned as it was before the stop gives the same bits.
-        contents.optimizer.state[names[name]][kind] = tensor.to(names[name].device, copy=True)
+        if name in parameters:  # all of them, unless changes were allowed
+            # A copy of its own: arithmetic on memory aligned as it was before the stop gives the same bits.
+            contents.optimizer.state[parameters[name]][kind] = tensor.to(parameters[name].device, copy=True)
     if contents.amp.scaler.is_enabled() and run["scaler"]:
         contents.amp.scaler.load_state_dict(run["scaler"])
     return TrainState(**run["train"])
@@ -258,10 +289,10 @@ def open_run(path: str) -> Path:
     folder = Path(path)
     if not folder.is_dir():
         raise ConfigError(f"{path!r}: no such run folder")
-    for candidate in (folder, folder / BEST, folder / LAST, folder / PREVIOUS):
-        if (candidate / "manifest.json").is_file():
-            problem = verify(candidate)
-            if problem:
-                raise ConfigError(f"{problem}; name another checkpoint folder of the run")
-            return candidate
-    raise ConfigError(f"{path!r} is no run folder: it has no {BEST}/, {LAST}/ or manifest.json")
+    inside = [folder / name for name in (BEST, LAST, PREVIOUS) if (folder / name).is_dir()]
+    candidates = [folder] if (folder / "manifest.json").is_file() else inside
+    if not candidates:
+        raise ConfigError(f"{path!r} is no run folder: it has no {BEST}/, {LAST}/ or manifest.json")
+    if problem := verify(candidates[0]):
+        raise ConfigError(f"{problem}; name another checkpoint folder of the run")
+    return candidates[0]

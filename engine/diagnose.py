@@ -25,26 +25,36 @@ def left_out(
     In fp16 an overflow is part of finding the loss scale, so there a step is left out under either policy; in all cases
     at most train.max_skipped in a row.
     """
+    what = f"step {state.step + 1} (position {state.position - 1}): the gradient is not finite"
     allowed = config.train.nan_policy == "skip" or amp.name == "fp16"
-    where = f"step {state.step} (position {state.position - 1})"
-    if allowed and state.skipped_in_a_row <= config.train.max_skipped:
-        scale = f", loss scale now {amp.scaler.get_scale():g}" if amp.name == "fp16" else ""
-        return f"{where}: the gradient is not finite, step left out{scale}"
-    mine = first_cause(config.run.seed, state.position - 1, model, group, amp, ranks)
-    causes = [f"rank {rank}: {cause}" for rank, cause in enumerate(gather(mine)) if cause]
-    advice = (
-        f"{state.skipped_in_a_row} steps in a row were left out (train.max_skipped = {config.train.max_skipped})"
-        if allowed
-        else "train.nan_policy = raise; skip would leave the step out"
-    )
-    raise TrainingError(f"{where}: the gradient is not finite; {'; '.join(causes)}. {advice}")
+    too_many = state.skipped_in_a_row > config.train.max_skipped
+    if amp.name == "fp16" and not too_many:
+        return f"{what}, step left out, loss scale now {amp.scaler.get_scale():g}"
+    what += "; " + _causes(config.run.seed, state.position - 1, model, group, amp, ranks)
+    if not allowed:
+        raise TrainingError(f"{what}. train.nan_policy = raise; skip would leave the step out")
+    if too_many:
+        raise TrainingError(
+            f"{what}. {state.skipped_in_a_row} steps in a row were left out (train.max_skipped = "
+            f"{config.train.max_skipped})"
+        )
+    return f"{what}. The step is left out"
 
 
 @torch.no_grad()
-def first_cause(
+def _causes(seed: int, position: int, model: TaskModel, group: Sequence[Batch], amp: Precision, ranks: Ranks) -> str:
+    """What is not finite, and on which ranks. A gradient is blamed only when every rank's forward is finite: the sum
+    over the ranks has carried it to all of them."""
+    found = gather(_in_forward(seed, position, model, group, amp, ranks))
+    if not any(found):
+        found = gather(_in_gradient(model, group))
+    return "; ".join(f"rank {rank}: {cause}" for rank, cause in enumerate(found) if cause) or "its norm overflows"
+
+
+def _in_forward(
     seed: int, position: int, model: TaskModel, group: Sequence[Batch], amp: Precision, ranks: Ranks
 ) -> str:
-    """The first thing on this rank that is not finite: a weight, a module's output, or only a gradient."""
+    """The first thing on this rank that is not finite, a weight or a module's output; "" if there is none."""
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             return f"the weight {name} is not finite"
@@ -61,6 +71,10 @@ def first_cause(
         if bad or not out.loss_sum.isfinite():
             blamed = ", ".join(_ids_to_blame(batch, out.logits)[:8])
             return f"first not finite: {bad[0] if bad else 'the loss'}, example ids {blamed}"
+    return ""
+
+
+def _in_gradient(model: TaskModel, group: Sequence[Batch]) -> str:
     for name, parameter in model.named_parameters():
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             ids = [x for batch in group for x in batch.ids]

@@ -10,11 +10,13 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
 
 from data import DataError
@@ -132,18 +134,37 @@ class StopRequest:
         return 128 + (self.signal or signal.SIGTERM)
 
 
+@record  # so that torchrun ends with the traceback of the rank that failed first
 def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Run a command line; a user's mistake ends in one sentence and code 2, never in a traceback."""
-    code = 1
+    """Run a command line; a user's mistake ends in one sentence and code 2, never in a traceback.
+
+    Exit codes: 0 done; 1 a bug, with its traceback; 2 a user's mistake; 128 + n stopped by signal n, to be resumed.
+    """
     try:
         code = main(sys.argv[1:])
     except USER_ERRORS as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        _print_once(str(error))
         code = 2
     except KeyboardInterrupt:
-        code = 130
-    finally:
-        if dist.is_initialized() and code in (0, 2):
-            dist.destroy_process_group()
+        code = 128 + signal.SIGINT
+    if dist.is_initialized():
+        dist.destroy_process_group()
     raise SystemExit(code)
+
+
+def _print_once(error: str) -> None:
+    """An error that all ranks have is rank 0's to print; one that rank 0 has not got within 2 s is a rank's own."""
+    rank = int(os.environ.get("RANK", 0))
+    own = "" if rank == 0 else f" (rank {rank})"
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        try:
+            store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=2))
+            if rank == 0:
+                store.set(error, "printed")
+            else:
+                store.wait([error])
+                return
+        except dist.DistError:
+            pass
+    print(f"error{own}: {error}", file=sys.stderr, flush=True)

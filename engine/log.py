@@ -22,25 +22,29 @@ class RunLog:
 
     metrics.jsonl has one JSON object a line: {"step", "loss", "lr", "grad_norm", ...} while training and
     {"step", "evaluation": {...}} after an evaluation. Rates count from the line before.
+
+    start: the step the run goes on from; what was logged of later ones is dropped, so that the files read as one run.
+    Raises ConfigError, on every rank, when TensorBoard is asked for and not installed.
     """
 
     def __init__(self, folder: Path, ranks: Ranks, *, start: int, total: int, tensorboard: bool):
         self.on = ranks.is_main
         self.device = ranks.device
-        self.rows: list[dict[str, Any]] = []
+        writer = _summary_writer() if tensorboard else None
         if not self.on:
             return
         self.path = folder / "metrics.jsonl"
-        _keep_until(self.path, start)
+        kept = _keep_until(self.path, start)
+        self.evaluations = [_flat(row) for row in kept if "evaluation" in row]
         self.file = self.path.open("a", encoding="utf-8")
-        self.tensorboard = _summary_writer(folder) if tensorboard else None
+        self.tensorboard = writer(str(folder / "tensorboard"), purge_step=start + 1) if writer else None
         self.bar = tqdm(total=total, initial=start, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
         self.since, self.samples, self.tokens, self.waited = time.perf_counter(), 0.0, 0.0, 0.0
 
-    def count(self, samples: float, tokens: float, waited: float) -> None:
+    def count(self, step: int, samples: float, tokens: float, waited: float) -> None:
         """Add one step's examples and non-pad tokens (over all ranks) and the seconds rank 0 waited for its data."""
         if self.on:
-            self.bar.update()
+            self.bar.update(step - self.bar.n)  # a step left out moves nothing
             self.samples, self.tokens, self.waited = self.samples + samples, self.tokens + tokens, self.waited + waited
 
     def train(self, step: int, loss: float, lr: float, grad_norm: float) -> None:
@@ -60,8 +64,9 @@ class RunLog:
     def evaluation(self, step: int, metrics: dict[str, float], best: bool, seconds: float) -> None:
         if not self.on:
             return
-        self.rows.append({"step": step, **metrics, "best": best})
-        self._write({"step": step, "evaluation": metrics, "best": best}, "validation", step, metrics)
+        row = {"step": step, "evaluation": metrics, "best": best}
+        self.evaluations.append(_flat(row))
+        self._write(row, "validation", step, metrics)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self.say(f"step {step:>6}  validation  {shown}  ({seconds:.1f} s){'  best' if best else ''}")
         self.restart_clock()
@@ -77,18 +82,18 @@ class RunLog:
             sys.stdout.flush()
 
     def table(self) -> str:
-        """The evaluations of this process, one a line, the best one marked."""
-        if not self.rows:
+        """The evaluations of the run, one a line, the best one marked."""
+        if not self.evaluations:
             return "no evaluation"
-        names = [name for name in self.rows[0] if name not in ("step", "best")]
-        last_best = max((i for i, row in enumerate(self.rows) if row["best"]), default=-1)
+        names = [name for name in self.evaluations[0] if name not in ("step", "best")]
+        last_best = max((i for i, row in enumerate(self.evaluations) if row["best"]), default=-1)
         lines = ["  step  " + "  ".join(f"{name:>9}" for name in names)]
-        for i, row in enumerate(self.rows):
+        for i, row in enumerate(self.evaluations):
             values = "  ".join(f"{row[name]:>9.4f}" for name in names)
             lines.append(f"{row['step']:>6}  {values}{'  <- best' if i == last_best else ''}")
         return "\n".join(lines)
 
-    def final(self, result: dict[str, float], reason: str) -> None:
+    def final(self, step: int, result: dict[str, float], reason: str) -> None:
         """The last words: why it ended, every evaluation, the result; also kept in metrics.jsonl."""
         if not self.on:
             return
@@ -96,7 +101,13 @@ class RunLog:
         self.say(f"\n{reason}\n{self.table()}\n")
         self.say("  ".join(f"{name} {value:.4g}" for name, value in result.items()))
         self.say(f"run folder {self.path.parent}: best/, last/, metrics.jsonl")
-        self._write({"step": self.rows[-1]["step"] if self.rows else 0, "end": reason, **result}, "final", 0, {})
+        self._write({"step": step, "end": reason, **result}, "final", step, result)
+        self.close()
+
+    def close(self) -> None:
+        if not self.on:
+            return
+        self.bar.close()
         self.file.close()
         if self.tensorboard is not None:
             self.tensorboard.close()
@@ -110,20 +121,34 @@ class RunLog:
                     self.tensorboard.add_scalar(f"{family}/{name}", value, step)
 
 
-def _keep_until(path: Path, step: int) -> None:
-    """Drop what an interrupted run logged after its last checkpoint, so that the file reads as one run."""
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    return {"step": row["step"], **row["evaluation"], "best": row["best"]}
+
+
+def _keep_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """Drop from the file, and return without, what was logged after the last checkpoint, and the end of the run."""
+    kept: list[dict[str, Any]] = []
     if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        path.write_text("".join(kept), encoding="utf-8")
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:  # cut short by a crash
+                continue
+            if row["step"] <= step and "end" not in row:
+                kept.append(row)
+        # Beside and then renamed: a crash here keeps the old file.
+        temporary = path.with_name(path.name + ".writing")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        temporary.replace(path)
+    return kept
 
 
-def _summary_writer(folder: Path) -> Any:
+def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ConfigError("log.tensorboard = true needs the tensorboard package: pip install tensorboard") from None
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter
 
 
 def peak_memory_mb(device: torch.device) -> int:

@@ -75,7 +75,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     amp = Precision(cfg.train.precision, ranks.device)
     optimizer = build_optimizer(model, cfg.optim, cfg.regularize.weight_decay)
     contents = checkpoint.Contents(cfg, model, optimizer, amp, tokenizer_folder, (train_set, validation_set))
-    state = checkpoint.restore(resumed, contents) if resumed else TrainState()
+    state = checkpoint.restore(resumed, contents, ranks) if resumed else TrainState()
     parallel = distributed.wrap(model, ranks).train()
 
     # 5. Where it is written, and where the data begins.
@@ -122,8 +122,8 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
             log.say(diagnose.left_out(cfg, state, model, group, amp, ranks))
         optimizer.zero_grad()
 
-        log.count(samples, tokens, waited)
-        if stepped and state.step % cfg.log.every == 0:
+        log.count(state.step, samples, tokens, waited)
+        if stepped and (state.step % cfg.log.every == 0 or state.step == total_steps):
             (loss,) = distributed.all_sum(sum(loss.item() for loss in losses))
             log.train(state.step, loss / max(targets, 1), lr, grad_norm)
         if stepped and (state.step % evaluate_every == 0 or state.step == total_steps):
@@ -141,13 +141,15 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     if not done:
         checkpoint.save(folder / checkpoint.LAST, contents, state, ranks)
         log.say(f"stopped at step {state.step} by a signal; the same command with --resume goes on")
+        log.close()
         return None
     result = {f"best_{watched}": math.nan if state.best is None else state.best, "best_step": float(state.best_step)}
     if test_rows and state.best is not None:
-        best = models.from_pretrained(folder / checkpoint.BEST, head=task.head).to(ranks.device)
+        best_folder = checkpoint.open_run(str(folder / checkpoint.BEST))
+        best = models.from_pretrained(best_folder, head=task.head).to(ranks.device)
         metrics = task.summarize(evaluate(best, test_set, task, amp, ranks, cfg.eval.batch_tokens))
         result |= {f"test_{name}": value for name, value in metrics.items()}
-    log.final(result, "all steps done" if state.step >= total_steps else "out of patience")
+    log.final(state.step, result, "all steps done" if state.step >= total_steps else "out of patience")
     return result
 
 
@@ -155,7 +157,7 @@ def main(argv: Sequence[str]) -> int:
     cfg = config.parse(list(argv), USAGE)
     stop = StopRequest().listen()
     ranks = distributed.setup(cfg.run.device)
-    with checkpoint.claim(cfg.run, ranks) as resumed:
+    with checkpoint.claim(cfg, ranks) as resumed:
         result = train(cfg, ranks, stop, resumed)
     return stop.exit_code if result is None else 0
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 import models as native
@@ -52,11 +51,7 @@ def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     tokenizer.save(str(folder / "tokenizer.json"))
     model = native.from_pretrained(folder, init="scratch", seed=1)
-    save_file(
-        native.weights.export(model, native.bert.WEIGHTS, with_prefix=True),
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
-    )
+    native.save_pretrained(model, folder)
     return folder
 
 
@@ -77,27 +72,33 @@ def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_reviews(tmp_path_factory.mktemp("reviews") / "reviews.jsonl", 120)
 
 
+def tiny_config(checkpoint_folder: Path, reviews: Path, folder: Path, overrides: dict[str, object]) -> Config:
+    """20 steps of 16 of the 108 reviews that are left to train on, so that an epoch is 7 steps, the last of them short;
+    dropout 0.1; an evaluation every 5 steps."""
+    values: dict[str, object] = {
+        "run.folder": str(folder),
+        "run.device": "cpu",
+        "model.name": str(checkpoint_folder),
+        "model.pooling": "cls",
+        "data.train": str(reviews),
+        "data.max_length": 32,
+        "train.batch_size": 16,
+        "train.max_steps": 20,
+        "optim.lr": 1e-3,
+        "eval.every": 5,
+        "log.every": 1,
+    }
+    config = configs.override(Config(), values | overrides)
+    configs.check(config)
+    return config
+
+
 @pytest.fixture
 def tiny(checkpoint_folder: Path, reviews: Path, tmp_path: Path):
     """tiny(**{"section.key": value}) -> Config of a small run in a fresh folder."""
 
     def make(**overrides: object) -> Config:
-        values: dict[str, object] = {
-            "run.folder": str(tmp_path / "run"),
-            "run.device": "cpu",
-            "model.name": str(checkpoint_folder),
-            "model.pooling": "cls",
-            "data.train": str(reviews),
-            "data.max_length": 32,
-            "train.batch_size": 16,
-            "train.max_steps": 20,
-            "optim.lr": 1e-3,
-            "eval.every": 5,
-            "log.every": 1,
-        }
-        config = configs.override(Config(), values | overrides)
-        configs.check(config)
-        return config
+        return tiny_config(checkpoint_folder, reviews, tmp_path / "run", overrides)
 
     return make
 
@@ -106,8 +107,29 @@ def run_training(config: Config, stop: StopRequest | None = None) -> dict[str, f
     """What `python -m engine.train` does, in this process."""
     from engine import train  # a test may; no module of the engine does
 
-    with claim(config.run, CPU) as resumed:
-        return train.train(config, CPU, stop or StopRequest(), resumed)
+    with claim(config, CPU) as resumed:
+        return train.train(config, CPU, StopRequest() if stop is None else stop, resumed)
+
+
+class StopAfter(StopRequest):
+    """A signal that arrives while the step after the first `steps` of this process is being fetched."""
+
+    def __init__(self, steps: int):
+        super().__init__()
+        self.left = steps
+
+    def __bool__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+MACHINE = {"samples_per_second", "tokens_per_second", "data_wait_seconds", "peak_memory_mb"}
+
+
+def logged_rows(folder: Path | str) -> list[dict]:
+    """metrics.jsonl without what depends on the machine."""
+    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in MACHINE} for line in lines]
 
 
 def run_module(module: str, *arguments: object, ranks: int = 1, cwd: Path | None = None, **env: str):
