@@ -4,3 +4,27 @@ torchrun -m engine.train            fine-tune (engine/train.py is the loop, to r
 python -m engine.evaluate runs/x    one pass over labelled data
 python -m engine.predict runs/x     a file in, predictions with their ids out
 """
+
+import importlib.util
+import sys
+from pathlib import Path
+
+
+def _refuse_namesakes() -> None:
+    """End in one sentence where a `data` or `models` of the user's own would be imported in the place of ours.
+
+    A plain folder of files of these names does no harm; a package or module in the current folder comes before us.
+    """
+    for name in ("data", "models"):
+        spec = importlib.util.find_spec(name)
+        found = Path(spec.origin) if spec and spec.origin else None
+        if found is None or found.resolve().parent.parent != Path(__file__).resolve().parent.parent:
+            print(
+                f"error: `import {name}` finds {found or 'nothing'}, not the engine's own package {name!r}; rename it, "
+                "or set PYTHONSAFEPATH=1, which takes the current folder off the import path",
+                file=sys.stderr,
+            )
+            raise SystemExit(2)
+
+
+_refuse_namesakes()

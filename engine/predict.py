@@ -9,24 +9,26 @@ RUN is a run folder (its best/ is used) or a checkpoint folder. Each line of the
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import models
 from data import Cut, TextExamples, evaluation_batches, load_tokenizer
-from engine import distributed
+from engine import describe, distributed
 from engine.config import ConfigError
 from engine.distributed import Ranks
-from engine.evaluate import open_model
+from engine.evaluate import check_output, open_model, write_whole
 from engine.log import progress
 from engine.precision import Precision
 from engine.tasks import Task, find_task
 
 USAGE = "python -m engine.predict RUN --input FILE --output FILE.jsonl [--section.key=value ...]"
+OPTIONS = {
+    "input": "the texts, as .jsonl, .csv or .tsv; labels are not needed, and not read",
+    "output": "one line of JSON for each of them, in their order",
+}
 
 
 @torch.no_grad()
@@ -52,26 +54,22 @@ def predict(
 
 
 def main(argv: Sequence[str]) -> int:
-    folder, config, files = open_model(argv, USAGE, own=("input", "output"))
-    for name in ("input", "output"):
+    folder, config, files = open_model(argv, USAGE, OPTIONS)
+    for name in OPTIONS:
         if name not in files:
             raise ConfigError(f"--{name} is missing: {USAGE}")
-    output = Path(files["output"])
-    if not output.parent.is_dir():
-        raise ConfigError(f"--output {str(output)!r}: there is no folder {str(output.parent)!r}")
+    output = check_output(files["output"], files["input"])
     ranks = distributed.setup(config.run.device)
     task, _ = find_task(config.run.task)
     rows = task.read(files["input"], config.data, False)
     model = models.from_pretrained(folder, head=task.head)
-    examples = task.encode(rows, load_tokenizer(folder), config.data, model.labels, False)
+    tokenizer = load_tokenizer(folder)
+    describe.check_fit(config, model, tokenizer)
+    examples = task.encode(rows, tokenizer, config.data, model.labels, False)
     amp = Precision(config.train.precision, ranks.device)
     predictions = predict(model.to(ranks.device), examples, task, amp, ranks, config.eval.batch_tokens)
     if ranks.is_main:
-        # Beside and then renamed, so that a file of this name is always a whole one.
-        temporary = output.with_name(output.name + ".writing")
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
-        os.replace(temporary, output)
+        write_whole(output, (json.dumps(row, ensure_ascii=False) for row in predictions))
         print(f"{len(predictions):,} predictions in {output} ({examples.truncated:,} texts cut to max_length)")
     return 0
 
