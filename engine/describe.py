@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from data import Cut, TextExamples
+from data import Cut, TextExamples, steps_per_epoch
 from data.loader import cut as cut_step
 from engine.config import Config, ConfigError, to_toml
 from models import TaskModel
+
+MOST_LABELS = 20  # whose counts are shown
 
 
 def check_fit(config: Config, model: TaskModel, tokenizer: Tokenizer) -> None:
     """ConfigError when texts or ids can exceed what the model has embeddings for."""
     if config.data.max_length > model.max_length:
         raise ConfigError(
-            f"data.max_length = {config.data.max_length}, but {config.model.name} has positions for {model.max_length}"
+            f"data.max_length = {config.data.max_length}, but {config.model.name} has {model.max_length} positions: "
+            "lower data.max_length"
         )
     special = tokenizer.num_special_tokens_to_add(bool(config.data.text_pair))
     if config.data.max_length <= special:
-        raise ConfigError(f"data.max_length = {config.data.max_length} leaves no room beside {special} special tokens")
+        raise ConfigError(
+            f"data.max_length = {config.data.max_length} leaves no room beside {special} special tokens: raise it"
+        )
     rows = model.raw_config["vocab_size"]
     if tokenizer.get_vocab_size() > rows:
         raise ConfigError(
@@ -35,6 +40,7 @@ def run(
     tokenizer: Tokenizer,
     train_set: TextExamples,
     validation_set: TextExamples,
+    test_set: TextExamples,
     total_steps: int,
     cut: Cut,
 ) -> str:
@@ -42,17 +48,18 @@ def run(
     full = config.run.dry_run
     parts = [to_toml(config)] if full else []
     parts.append(str(model.report))
-    parts.append(summary("training", train_set, model.labels))
-    parts.append(summary("validation", validation_set, model.labels))
+    for name, examples in {"training": train_set, "validation": validation_set, "test": test_set}.items():
+        if len(examples):
+            parts.append(summary(name, examples, model.labels))
     if full:
-        parts += [first_examples(train_set, tokenizer, model.labels)]
+        parts.append(first_examples(train_set, tokenizer, model.labels))
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    epochs = total_steps * config.train.batch_size / len(train_set)
+    epochs = total_steps / steps_per_epoch(len(train_set), config.train.batch_size)
     parts.append(
-        f"parameters: {parameters:,}, {trained:,} of them trained; "
-        f"{total_steps:,} steps of {config.train.batch_size} examples, about {epochs:.2f} epochs\n"
-        + how_it_is_cut(config, train_set, cut)
+        f"parameters: {parameters:,}, {trained:,} of them trained\n"
+        f"{plural(total_steps, 'step')} of {plural(config.train.batch_size, 'example')}, {epochs:.4g} epochs\n"
+        + how_it_is_cut(config.train.batch_size, train_set, cut)
     )
     return "\n\n".join(parts) + "\n"
 
@@ -61,12 +68,15 @@ def summary(name: str, examples: TextExamples, labels: tuple[str, ...]) -> str:
     """Counts, lengths in tokens, truncation and labels of a data set."""
     lengths = examples.lengths
     spread = ", ".join(f"{q}% {int(np.percentile(lengths, q))}" for q in (50, 95, 100))
-    text = f"{name}: {len(examples):,} examples, {lengths.sum():,} tokens (mean {lengths.mean():.1f}, {spread})"
+    text = f"{name}: {plural(len(examples), 'example')}, {plural(int(lengths.sum()), 'token')}"
+    text += f" (mean {lengths.mean():.1f}, {spread})"
     if examples.truncated:
-        text += f"; {examples.truncated:,} texts cut to data.max_length"
+        text += f"; {plural(examples.truncated, 'text')} cut to data.max_length"
     if examples.labels is not None:
         counts = np.bincount(examples.labels, minlength=len(labels))
-        text += "\n  labels: " + ", ".join(f"{label} {n:,}" for label, n in zip(labels, counts, strict=True))
+        shown = [f"{label} {n:,}" for label, n in zip(labels[:MOST_LABELS], counts, strict=False)]
+        more = [f"and {len(labels) - MOST_LABELS:,} more"] if len(labels) > MOST_LABELS else []
+        text += "\n  labels: " + ", ".join(shown + more)
     return text
 
 
@@ -83,17 +93,36 @@ def first_examples(examples: TextExamples, tokenizer: Tokenizer, labels: tuple[s
     return "\n".join(lines)
 
 
-def how_it_is_cut(config: Config, examples: TextExamples, cut: Cut) -> str:
-    """batch_size = ranks x accumulation x micro-batch, with the real numbers where they do not divide."""
-    size = min(config.train.batch_size, len(examples))
-    shares = [len(range(rank, size, cut.world_size)) for rank in range(cut.world_size)]
-    ranks = f"{cut.world_size} rank{'s' if cut.world_size > 1 else ''}"
-    if shares[0] != shares[-1]:
-        ranks += f" ({' + '.join(map(str, shares))} examples)"
+def how_it_is_cut(batch_size: int, examples: TextExamples, cut: Cut) -> str:
+    """batch_size = ranks x accumulation x micro-batch, with the real numbers where they do not divide.
+
+    Under a limit in tokens the number of micro-batches varies with the lengths: that of one step is shown, as "about".
+    """
+    size = min(batch_size, len(examples))
+    whole = f"batch_size {batch_size:,}"
+    if size < batch_size:
+        whole += f" is more than the training data has, so a step takes all {size:,}"
+    share, extra = divmod(size, cut.world_size)
+    ranks = plural(cut.world_size, "rank")
+    if extra:
+        ranks += f" ({extra} with {plural(share + 1, 'example')}, {cut.world_size - extra} with {share:,})"
+    by_rank = [cut_step(np.arange(size), examples.lengths, replace(cut, rank=r)) for r in range(cut.world_size)]
+    sizes = [len(part) for parts in by_rank for part in parts]
     if cut.tokens:
-        count = len(cut_step(np.arange(size), examples.lengths, cut))
-        return f"batch_size {size} = {ranks} x about {count} micro-batches of at most {cut.tokens} tokens"
-    accumulation = math.ceil(shares[0] / cut.examples) if cut.examples else 1
-    return (
-        f"batch_size {size} = {ranks} x accumulation {accumulation} x micro-batch {math.ceil(shares[0] / accumulation)}"
-    )
+        text = f"{whole} = {ranks} x about {plural(len(by_rank[0]), 'micro-batch')} of at most {cut.tokens:,} tokens"
+        longer = int((examples.lengths > cut.tokens).sum())
+        text += f"; {plural(longer, 'example')} with more stand{'' if longer > 1 else 's'} alone" if longer else ""
+    else:
+        spread = (
+            plural(max(sizes), "example") if min(sizes) == max(sizes) else f"{min(sizes):,} to {max(sizes):,} examples"
+        )
+        text = f"{whole} = {ranks} x accumulation {len(by_rank[0]):,} x micro-batch of {spread}"
+    if last := len(examples) % size:
+        text += f"; the last step of an epoch has {plural(last, 'example')}"
+    return text
+
+
+def plural(count: int, noun: str) -> str:
+    """1 example, 1,000 examples, 2 micro-batches."""
+    ending = "" if count == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{count:,} {noun}{ending}"

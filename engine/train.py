@@ -67,7 +67,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     total_steps = cfg.train.max_steps or math.ceil(cfg.train.epochs * epoch_steps)
     evaluate_every = cfg.eval.every or epoch_steps
     if ranks.is_main:
-        print(describe.run(cfg, model, tokenizer, train_set, validation_set, total_steps, cut), flush=True)
+        print(describe.run(cfg, model, tokenizer, train_set, validation_set, test_set, total_steps, cut), flush=True)
     if cfg.run.dry_run:
         return {}
 
