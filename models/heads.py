@@ -1,48 +1,190 @@
 """Task heads: features of a packed micro-batch -> logits and the *sum* of the losses of its targets.
 
 A head never averages. The loop divides by the number of targets of the whole optimizer step, over all micro-batches and
-ranks, so that the way a step is cut cannot change the loss.
+ranks, so that the way a step is cut cannot change the loss. A label of IGNORE is no target, in every head.
+
+Legend of shapes as in models/layers.py, and: C classes, V vocabulary.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import POOLINGS, Packing
+from models.layers import ACTIVATIONS, POOLINGS, Packing
 
 IGNORE = -100  # a label without a target; torch's own default
+PROBLEMS = ("single-label", "multi-label", "regression")
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """All that decides what a head is; each architecture fills in what its published checkpoints have."""
+
+    hidden_size: int
+    dropout: float = 0.0
+    num_labels: int = 2
+    pooling: str = "cls"  # a key of layers.POOLINGS
+    dense: str = ""  # activation of a dense layer before the output; empty: there is none
+    dropout_before_dense: bool = False
+    bias: bool = True
+    problem: str = "single-label"
+    label_smoothing: float = 0.0
+    vocab_size: int = 0
+    tied: bool = True  # a language model's output matrix is its embedding
+    layer_norm_eps: float = 1e-12
+    scale: float = 1.0  # of the features a language model's output matrix reads
 
 
 class SequenceClassification(nn.Module):
-    """One label for a sequence: pool -> [BERT's pooler: dense, tanh] -> dropout -> linear -> cross entropy.
+    """One text or image -> classes: pool -> [dropout] -> [dense, activation] -> dropout -> linear.
 
-    pooling "cls" reads the first token through the dense + tanh pooler, as the published BERT classifiers do;
-    "mean" averages the token vectors and has no pooler, so that no parameter is left unused.
+    `dense` is BERT's pooler, RoBERTa's and DistilBERT's extra layer; mean pooling has none, so that no parameter is
+    left unused. Problems: single-label (cross entropy), multi-label (a sigmoid and binary cross entropy per class),
+    regression (squared error per output).
     """
 
-    def __init__(self, hidden_size: int, num_labels: int, pooling: str, dropout: float, label_smoothing: float = 0.0):
+    def __init__(self, shape: HeadShape):
         super().__init__()
-        self.pooling = pooling
-        self.label_smoothing = label_smoothing
-        self.pooler = nn.Linear(hidden_size, hidden_size) if pooling == "cls" else None
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(hidden_size, num_labels)
+        self.shape = shape
+        self.dense = nn.Linear(shape.hidden_size, shape.hidden_size) if shape.dense else None
+        self.dropout = nn.Dropout(shape.dropout)
+        self.classifier = nn.Linear(shape.hidden_size, shape.num_labels, bias=shape.bias)
 
-    def forward(self, hidden: Tensor, packing: Packing, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """hidden: (T, D); labels: (B,), IGNORE where there is no target, or None when predicting.
+    def forward(self, hidden: Tensor, packing: Packing, batch: Any) -> tuple[Tensor, Tensor]:
+        """hidden: (T, D); batch.labels: (B,) classes, or (B, C) floats for multi-label and regression, or None.
 
-        Returns logits (B, num_labels) and the sum of the losses, a scalar in fp32 or wider (0 without targets).
-        Label smoothing (Szegedy et al. 2016) is part of the training objective only; evaluation is without it.
+        Returns logits (B, C) and the sum of the losses, a scalar in fp32 or wider.
         """
-        pooled = POOLINGS[self.pooling](hidden, packing)
-        if self.pooler is not None:
-            pooled = torch.tanh(self.pooler(pooled))
-        logits = self.classifier(self.dropout(pooled))
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        if labels is None:
-            return logits, wide.new_zeros(())
-        smoothing = self.label_smoothing if self.training else 0.0
-        loss_sum = F.cross_entropy(wide, labels, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing)
+        x = POOLINGS[self.shape.pooling](hidden, packing)
+        if self.dense is not None:
+            x = self.dropout(x) if self.shape.dropout_before_dense else x
+            x = ACTIVATIONS[self.shape.dense](self.dense(x))
+        logits = self.classifier(self.dropout(x))
+        return logits, classification_loss(logits, batch.labels, self.shape, self.training)
+
+
+class TokenClassification(nn.Module):
+    """A class for every token: dropout -> linear -> cross entropy."""
+
+    def __init__(self, shape: HeadShape):
+        super().__init__()
+        self.shape = shape
+        self.dropout = nn.Dropout(shape.dropout)
+        self.classifier = nn.Linear(shape.hidden_size, shape.num_labels, bias=shape.bias)
+
+    def forward(self, hidden: Tensor, packing: Packing, batch: Any) -> tuple[Tensor, Tensor]:
+        """hidden: (T, D); batch.labels: (T,) or None. Returns logits (T, C) and the sum of the losses."""
+        logits = self.classifier(self.dropout(hidden))
+        return logits, classification_loss(logits, batch.labels, self.shape, self.training)
+
+
+class QuestionAnswering(nn.Module):
+    """The first and the last token of an answer: linear to two scores a token, softmax within each sequence."""
+
+    def __init__(self, shape: HeadShape):
+        super().__init__()
+        self.shape = shape
+        self.dropout = nn.Dropout(shape.dropout)
+        self.span = nn.Linear(shape.hidden_size, 2, bias=shape.bias)
+
+    def forward(self, hidden: Tensor, packing: Packing, batch: Any) -> tuple[Tensor, Tensor]:
+        """hidden: (T, D); batch.labels: (B, 2), the answer's first and last token within its sequence, or None.
+
+        Returns logits (T, 2) and the sum over the sequences of (loss of the first + loss of the last) / 2, so that a
+        sequence is one target.
+        """
+        logits = self.span(self.dropout(hidden))
+        if batch.labels is None:
+            return logits, widened(logits).new_zeros(())
+        scores = widened(padded(logits, packing, float("-inf")))  # (B, L, 2)
+        loss_sum = F.cross_entropy(scores, batch.labels, ignore_index=IGNORE, reduction="sum") / 2
         return logits, loss_sum
+
+
+class RelationClassification(nn.Module):
+    """The relation of two marked entities: their start markers, side by side -> dropout -> linear -> cross entropy.
+
+    Baldini Soares et al. 2019 ("entity markers, entity start").
+    """
+
+    def __init__(self, shape: HeadShape):
+        super().__init__()
+        self.shape = shape
+        self.dropout = nn.Dropout(shape.dropout)
+        self.classifier = nn.Linear(2 * shape.hidden_size, shape.num_labels, bias=shape.bias)
+
+    def forward(self, hidden: Tensor, packing: Packing, batch: Any) -> tuple[Tensor, Tensor]:
+        """hidden: (T, D); batch.markers: (B, 2), their places in the sequence; batch.labels: (B,) or None.
+
+        Returns logits (B, C) and the sum of the losses.
+        """
+        starts = packing.cu_seqlens[:-1, None].long()
+        pair = hidden[starts + batch.markers].flatten(1)  # (B, 2 D)
+        logits = self.classifier(self.dropout(pair))
+        return logits, classification_loss(logits, batch.labels, self.shape, self.training)
+
+
+class LanguageModel(nn.Module):
+    """[dense -> activation -> LayerNorm] -> output matrix -> cross entropy; masked, causal and sequence-to-sequence.
+
+    batch.labels says what to predict *at* each token (whoever encodes a causal text has shifted it by one), so that the
+    three differ in their data only. With labels, the matrix is applied at supervised tokens alone: on masked text and
+    on dialogue that spares most of the work.
+    """
+
+    def __init__(self, shape: HeadShape):
+        super().__init__()
+        self.shape = shape
+        self.dense = nn.Linear(shape.hidden_size, shape.hidden_size) if shape.dense else None
+        self.norm = nn.LayerNorm(shape.hidden_size, shape.layer_norm_eps) if shape.dense else None
+        self.decoder = nn.Linear(shape.hidden_size, shape.vocab_size, bias=shape.bias)
+
+    def forward(self, hidden: Tensor, packing: Packing, batch: Any) -> tuple[Tensor, Tensor]:
+        """hidden: (T, D); batch.labels: (T,) or None.
+
+        Returns logits, of all tokens (T, V) without labels, else of the supervised ones, and the sum of the losses.
+        """
+        labels = batch.labels
+        if labels is not None:
+            supervised = labels != IGNORE
+            hidden, labels = hidden[supervised], labels[supervised]
+        if self.dense is not None and self.norm is not None:
+            hidden = self.norm(ACTIVATIONS[self.shape.dense](self.dense(hidden)))
+        logits = self.decoder(hidden * self.shape.scale if self.shape.scale != 1.0 else hidden)
+        return logits, classification_loss(logits, labels, self.shape, self.training)
+
+
+def classification_loss(logits: Tensor, labels: Tensor | None, shape: HeadShape, training: bool) -> Tensor:
+    """The sum of the losses of all targets, 0 without labels; in fp32, or fp64 for fp64 logits.
+
+    Label smoothing (Szegedy et al. 2016) is part of the training objective only; evaluation is without it.
+    """
+    wide = widened(logits)
+    if labels is None:
+        return wide.new_zeros(())
+    if shape.problem == "single-label":
+        smoothing = shape.label_smoothing if training else 0.0
+        return F.cross_entropy(wide, labels, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing)
+    target = labels != IGNORE
+    wide, labels = wide[target], labels[target].to(wide.dtype)
+    if shape.problem == "multi-label":
+        return F.binary_cross_entropy_with_logits(wide, labels, reduction="sum")
+    return F.mse_loss(wide, labels, reduction="sum")
+
+
+def widened(x: Tensor) -> Tensor:
+    """fp16 and bf16 raised to fp32, in which losses are computed; fp64 stays."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def padded(x: Tensor, packing: Packing, fill: float) -> Tensor:
+    """(T, ...) -> (B, L, ...), L the longest sequence, with `fill` behind each sequence's end."""
+    lengths = packing.cu_seqlens.diff().long()
+    rows = torch.repeat_interleave(torch.arange(len(packing.lengths), device=x.device), lengths, output_size=len(x))
+    out = x.new_full((len(packing.lengths), max(packing.lengths, default=0), *x.shape[1:]), fill)
+    return out.index_put((rows, packing.positions), x)

@@ -8,7 +8,7 @@ Legend of shapes, used in every comment of this package:
 
 Text is *packed*: the sequences of a micro-batch lie one after another in a flat (T,) tensor, T = sum of the lengths.
 No pad token exists, so none is computed, and none can leak into a result. Only attention and pooling need to know where
-a sequence begins; `Packing` tells them.
+a sequence begins; `Packing` tells them. The patches of an image are a sequence like any other.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import groupby
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -72,17 +74,79 @@ class Packing:
         return runs
 
 
-def packed_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packing, dropout: float = 0.0) -> Tensor:
-    """softmax(q k^T / sqrt(K)) v inside each sequence (Vaswani et al. 2017, eq. 1).
+def packed_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    *,
+    key_packing: Packing | None = None,
+    causal: bool = False,
+    bias: Callable[[int, int], Tensor] | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """softmax(q k^T * scale + bias) v inside each sequence (Vaswani et al. 2017, eq. 1).
 
-    query, key, value: (T, H, K). Returns (T, H * K). `dropout` applies to the attention weights.
+    query: (T, H, K); key, value: (T, H, K), or (S, H, K) in cross-attention, where `key_packing` cuts them. causal: a
+    token sees none after it. bias(query length, key length): (H, L, S), added to the scores of every sequence (T5's
+    relative positions). scale: 1 / sqrt(K) unless given. `dropout` applies to the attention weights.
+    Returns (T, H * K).
     """
     outputs = []
-    for tokens, count, length in packing.runs:
-        q, k, v = (x[tokens].unflatten(0, (count, length)).transpose(1, 2) for x in (query, key, value))  # (B, H, L, K)
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-        outputs.append(out.transpose(1, 2).reshape(count * length, -1))
-    return torch.cat(outputs) if outputs else query.flatten(1)
+    for tokens, keys, count in _attention_runs(packing, key_packing or packing):
+        q, k, v = (
+            x[part].unflatten(0, (count, -1)).transpose(1, 2)  # (B, H, L, K)
+            for x, part in ((query, tokens), (key, keys), (value, keys))
+        )
+        mask = None
+        if bias is not None:
+            mask = bias(q.shape[2], k.shape[2])
+            if causal:
+                mask = mask.masked_fill(~torch.ones_like(mask, dtype=torch.bool).tril(), float("-inf"))
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=scale, dropout_p=dropout
+        )
+        outputs.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
+    # Without any sequence all three stay in the graph, so that a rank without examples has gradients: zeros.
+    return torch.cat(outputs) if outputs else (query + key.sum(0) + value.sum(0)).flatten(1)
+
+
+def _attention_runs(queries: Packing, keys: Packing) -> list[tuple[slice, slice, int]]:
+    """(query tokens, key tokens, count) for runs of sequences that are alike in both lengths."""
+    if queries is keys:
+        return [(tokens, tokens, count) for tokens, count, _ in queries.runs]
+    runs: list[tuple[slice, slice, int]] = []
+    q = k = 0
+    for (length, source), same in groupby(zip(queries.lengths, keys.lengths, strict=True)):
+        count = len(list(same))
+        runs.append((slice(q, q + count * length), slice(k, k + count * source), count))
+        q, k = q + count * length, k + count * source
+    return runs
+
+
+def drop_path(x: Tensor, packing: Packing, rate: float) -> Tensor:
+    """Zero the branch `x`, (T, D), for a random share of the sequences, others scaled up (Huang et al. 2016)."""
+    if not rate:
+        return x
+    kept = torch.empty(len(packing.lengths), device=x.device, dtype=x.dtype).bernoulli_(1 - rate) / (1 - rate)
+    return x * torch.repeat_interleave(kept, packing.cu_seqlens.diff(), output_size=len(x)).unsqueeze(1)
+
+
+class DropoutRates(NamedTuple):
+    """The sites where a backbone drops, as every architecture's Config has them under `rates`."""
+
+    embedding: float = 0.0
+    attention: float = 0.0  # the attention weights
+    hidden: float = 0.0  # each branch before it joins the residual
+    path: float = 0.0  # whole branches of a sequence, rising linearly to this rate in the last layer
+
+    def path_of(self, layer: int, num_layers: int) -> float:
+        """The drop-path rate of one layer: 0 in the first, `path` in the last."""
+        return self.path * layer / max(1, num_layers - 1)
+
+
+NO_DROPOUT = DropoutRates()
 
 
 def mean_pool(hidden: Tensor, packing: Packing) -> Tensor:
@@ -96,24 +160,29 @@ def first_pool(hidden: Tensor, packing: Packing) -> Tensor:
     return hidden[packing.cu_seqlens[:-1].long()]
 
 
-POOLINGS: dict[str, Callable[[Tensor, Packing], Tensor]] = {"cls": first_pool, "mean": mean_pool}
+def last_pool(hidden: Tensor, packing: Packing) -> Tensor:
+    """(T, D) -> (B, D): each sequence's last token, the only one that has seen all of a causal model's text."""
+    return hidden[packing.cu_seqlens[1:].long() - 1]
+
+
+POOLINGS: dict[str, Callable[[Tensor, Packing], Tensor]] = {"cls": first_pool, "mean": mean_pool, "last": last_pool}
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with biases on all four projections."""
+    """Multi-head self-attention; `bias` is that of the query, key and value projections."""
 
-    def __init__(self, hidden_size: int, num_heads: int, dropout: float):
+    def __init__(self, hidden_size: int, num_heads: int, dropout: float, bias: bool = True):
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
-        self.query = nn.Linear(hidden_size, hidden_size)
-        self.key = nn.Linear(hidden_size, hidden_size)
-        self.value = nn.Linear(hidden_size, hidden_size)
+        self.query = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.key = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.value = nn.Linear(hidden_size, hidden_size, bias=bias)
         self.output = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
         q, k, v = (proj(x).unflatten(-1, (self.num_heads, -1)) for proj in (self.query, self.key, self.value))
-        return self.output(packed_attention(q, k, v, packing, self.dropout if self.training else 0.0))
+        return self.output(packed_attention(q, k, v, packing, dropout=self.dropout if self.training else 0.0))
 
 
 class MLP(nn.Module):

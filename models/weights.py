@@ -10,9 +10,9 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,31 @@ from torch import Tensor, nn
 
 from models.errors import ModelError
 
+REQUIRED = ("backbone", "decoder")  # groups of rows that are never initialised in silence
+
 
 @dataclass(frozen=True)
 class Row:
-    """One tensor, ours <-> theirs. All of a `group` is in the file or none of it; "backbone" must be."""
+    """One tensor, ours <-> theirs. All of a `group` is in the file or none of it; those of REQUIRED must be."""
 
     ours: str
     theirs: str
-    group: str = "backbone"
+    group: str = "backbone"  # or "decoder"; "head", or a part of a head that may be there without it ("pooler")
+    transpose: bool = False  # the file has it the other way round (GPT-2's Conv1D)
+
+
+def linear(ours: str, theirs: str, group: str = "backbone", transpose: bool = False) -> tuple[Row, Row]:
+    """The two rows of a module with a weight and a bias; `transpose` is for the weight."""
+    return Row(f"{ours}.weight", f"{theirs}.weight", group, transpose), Row(f"{ours}.bias", f"{theirs}.bias", group)
 
 
 @dataclass(frozen=True)
 class Table:
     model_type: str  # config.json's model_type
-    prefix: str  # may stand before every name of the file, e.g. "bert."
-    rows: tuple[Row, ...]
-    unprefixed: tuple[str, ...] = ()  # names that never carry the prefix (the classifier)
+    prefix: str  # may stand before every backbone name of the file, e.g. "bert."
+    rows: tuple[Row, ...]  # the backbone
+    heads: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)  # head -> its rows, named head.* in ours
+    tied: Mapping[str, str] = field(default_factory=dict)  # a second name of a tensor -> its first; may be absent
     renamed: tuple[tuple[str, str], ...] = ()  # legacy endings -> today's
     ignored: tuple[str, ...] = ()  # patterns of tensors that may be there and are not read
 
@@ -49,29 +58,34 @@ class Table:
                 name = name.removesuffix(legacy) + current
         return name
 
-    def row_of(self, ours: str) -> tuple[str, str]:
-        """(name in the file without prefix, group) of a parameter of ours."""
+    def row_of(self, ours: str, head: str | None) -> Row:
+        """The row of a parameter of ours, its `{i}` filled in."""
         number = re.search(r"\.(\d+)\.", ours)
         generic = ours.replace(f".{number[1]}.", ".{i}.", 1) if number else ours
-        for row in self.rows:
+        for row in (*self.rows, *self.heads.get(head or "", ())):
             if row.ours == generic:
-                return (row.theirs.replace("{i}", number[1]) if number else row.theirs), row.group
+                return replace(row, theirs=row.theirs.replace("{i}", number[1])) if number else row
         raise KeyError(f"{ours} has no row in the {self.model_type} WEIGHTS table")
 
-    def exported_name(self, ours: str, with_prefix: bool) -> str:
-        name, _ = self.row_of(ours)
-        return self.prefix + name if with_prefix and not name.startswith(self.unprefixed) else name
+    def exported_name(self, ours: str, head: str | None) -> str:
+        """The hub's name of a parameter of ours, in the file of a model with this head (None: without prefix)."""
+        row = self.row_of(ours, head)
+        return self.prefix + row.theirs if head is not None and row.group != "head" else row.theirs
 
-    def knows(self, current_name: str, num_layers: int) -> bool:
-        """Does some row, or the ignorable list, name this tensor of the file?"""
+    def knows(self, current_name: str, built: set[str], drop_from: int | None) -> bool:
+        """Is a tensor of the file, that this model does not read, accounted for?
+
+        It may be of a head or a group that is not built, of a layer from `drop_from` on, a second name, or ignorable.
+        """
         number = re.search(r"\.(\d+)\.", current_name)
-        if number and int(number[1]) >= num_layers:
-            return False
         generic = current_name.replace(f".{number[1]}.", ".{i}.", 1) if number else current_name
-        return any(generic == row.theirs for row in self.rows) or self.ignorable(current_name)
-
-    def ignorable(self, current_name: str) -> bool:
-        return any(re.fullmatch(pattern, current_name) for pattern in self.ignored)
+        deep = number is not None and drop_from is not None and int(number[1]) >= drop_from
+        return (
+            any(generic == row.theirs and (deep or row.group not in built) for row in self.rows)
+            or any(current_name == row.theirs for rows in self.heads.values() for row in rows)
+            or current_name in self.tied
+            or any(re.fullmatch(pattern, current_name) for pattern in self.ignored)
+        )
 
 
 @dataclass
@@ -81,6 +95,7 @@ class LoadReport:
     source: str
     loaded: list[str] = field(default_factory=list)
     renamed: list[str] = field(default_factory=list)
+    tied: list[str] = field(default_factory=list)  # a second name of a tensor that was loaded under its first
     initialised: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     parameters: int = 0
@@ -90,8 +105,8 @@ class LoadReport:
             f"weights: {self.source}",
             f"  loaded       {len(self.loaded)} tensors, {self.parameters:,} parameters",
         ]
-        for what, names in (("renamed", self.renamed), ("initialised", self.initialised), ("ignored", self.ignored)):
-            if names:
+        for what in ("renamed", "tied", "initialised", "ignored"):
+            if names := getattr(self, what):
                 shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
                 lines.append(f"  {what:<12} {len(names)}: {shown}")
         return "\n".join(lines)
@@ -143,77 +158,110 @@ class TensorFiles:
         return self.where[key].get_tensor(key)
 
 
-def has_group(folder: Path, table: Table, group: str) -> bool:
-    """Does the file hold any tensor of this group (a head, a pooler)?"""
-    theirs = {row.theirs for row in table.rows if row.group == group}
+def has_head(folder: Path, table: Table, head: str) -> bool:
+    """Does the file hold any tensor of this head? (A pooler alone is none: every pretrained BERT has one.)"""
+    theirs = {row.theirs for row in table.heads.get(head, ()) if row.group == "head"}
     with ExitStack() as stack:
         return any(table.current_name(key) in theirs for key in TensorFiles(folder, stack).where)
 
 
-@torch.no_grad()
-def load(model: nn.Module, table: Table, folder: Path, *, num_layers: int, reset: tuple[str, ...] = ()) -> LoadReport:
-    """Copy the file's tensors into `model`, one at a time, raising fp16 and bf16 to the parameter's dtype.
-
-    `reset` names groups to leave as initialised even where the file has them. Raises ModelError for a missing backbone
-    tensor, a half-present head, a shape that differs, a tensor nobody knows, and a file of which nothing fits.
-    """
-    report = LoadReport(str(folder))
-    parameters = dict(model.named_parameters())
+def is_tied(folder: Path, table: Table, head: str) -> bool:
+    """Is the head's output matrix the embedding? So it is unless the file holds another tensor for it."""
+    decoder = next((row.theirs for row in table.heads[head] if row.ours == "head.decoder.weight"), None)
     with ExitStack() as stack:
         files = TensorFiles(folder, stack)
-        in_file: dict[str, str] = {}
-        for key in files.where:
-            current = table.current_name(key)
-            if current in in_file:
-                raise ModelError(f"{folder}: {key!r} and {in_file[current]!r} are the same tensor under two names")
-            in_file[current] = key
-        wanted = {ours: table.row_of(ours) for ours in parameters}
-        absent = _check_names(wanted, in_file, table, folder, num_layers, reset)
-        for ours, (theirs, group) in wanted.items():
-            if group in absent:
+        keys = {table.current_name(key): key for key in files.where}
+        if decoder not in keys:
+            return True
+        source = keys.get(table.tied.get(decoder or "", ""))
+        return source is not None and torch.equal(files.read(keys[decoder]), files.read(source))
+
+
+@torch.no_grad()
+def load(
+    model: nn.Module, table: Table, folder: Path, *, head: str | None, reset: bool = False, drop_from: int | None = None
+) -> LoadReport:
+    """Copy the file's tensors into `model`, one at a time, raising fp16 and bf16 to the parameter's dtype.
+
+    reset: leave the head as initialised even where the file has it. drop_from: leave out the file's layers from this
+    number on (the model is shallower). Raises ModelError for a missing backbone tensor, a half-present head, a shape
+    that differs, a tensor nobody knows, and a file of which nothing fits.
+    """
+    report = LoadReport(str(folder))
+    parameters = dict(model.named_parameters())  # shared ones once, under their first name
+    with ExitStack() as stack:
+        files = TensorFiles(folder, stack)
+        in_file = _by_current_name(files, table, folder)
+        wanted = {ours: table.row_of(ours, head) for ours in parameters}
+        absent = _check_names(wanted, in_file, table, folder, reset, drop_from)
+        for ours, row in wanted.items():
+            if row.group in absent:
                 report.initialised.append(ours)
                 continue
-            key = in_file[theirs]
-            if files.shape(key) != tuple(parameters[ours].shape):
-                raise ModelError(_shape_message(folder, key, files.shape(key), tuple(parameters[ours].shape), group))
-            parameters[ours].copy_(files.read(key))
+            key = in_file[row.theirs]
+            shape = tuple(reversed(files.shape(key))) if row.transpose else files.shape(key)
+            if shape != tuple(parameters[ours].shape):
+                raise ModelError(_shape_message(folder, key, shape, tuple(parameters[ours].shape), row.group))
+            tensor = files.read(key)
+            parameters[ours].copy_(tensor.T if row.transpose else tensor)
             report.loaded.append(key)
             report.parameters += parameters[ours].numel()
-            if not key.endswith(theirs):
-                report.renamed.append(f"{key} -> {theirs}")
-    used = {wanted[ours][0] for ours in parameters if wanted[ours][1] not in absent}
-    report.ignored = [key for current, key in in_file.items() if current not in used]
+            if not key.endswith(row.theirs):
+                report.renamed.append(f"{key} -> {row.theirs}")
+    used = {row.theirs for row in wanted.values() if row.group not in absent}
+    report.tied = [key for name, key in in_file.items() if name not in used and table.tied.get(name) in used]
+    report.ignored = [key for name, key in in_file.items() if name not in used and key not in report.tied]
     return report
 
 
+def _by_current_name(files: TensorFiles, table: Table, folder: Path) -> dict[str, str]:
+    """{today's name without prefix: the file's}; ModelError where two of the file's are one.
+
+    A second name without its first (a decoder saved in the place of the embedding it is tied to) stands in for it.
+    """
+    in_file: dict[str, str] = {}
+    for key in files.where:
+        current = table.current_name(key)
+        if current in in_file:
+            raise ModelError(f"{folder}: {key!r} and {in_file[current]!r} are the same tensor under two names")
+        in_file[current] = key
+    for second, first in table.tied.items():
+        if second in in_file and first not in in_file:
+            in_file[first] = in_file[second]
+    return in_file
+
+
 def _check_names(
-    wanted: dict[str, tuple[str, str]],
+    wanted: dict[str, Row],
     in_file: dict[str, str],
     table: Table,
     folder: Path,
-    num_layers: int,
-    reset: tuple[str, ...],
+    reset: bool,
+    drop_from: int | None,
 ) -> set[str]:
     """The groups to initialise, after every name has been accounted for."""
-    if not any(theirs in in_file for theirs, _ in wanted.values()):
+    expected = {row.theirs for row in wanted.values()}
+    if not expected & in_file.keys():
         few = ", ".join(list(in_file.values())[:3]) or "the file is empty"
         raise ModelError(
             f"{folder}: none of its {len(in_file)} tensors belongs to a {table.model_type} model ({few} ...)"
         )
-    strange = [key for name, key in in_file.items() if not table.knows(name, num_layers)]
+    built = {row.group for row in wanted.values()}
+    strange = [key for name, key in in_file.items() if name not in expected and not table.knows(name, built, drop_from)]
     missing: dict[str, list[str]] = {}
-    for theirs, group in wanted.values():
-        if theirs not in in_file and group not in reset:
-            missing.setdefault(group, []).append(theirs)
-    if strange or "backbone" in missing:
-        raise ModelError(_names_message(folder, table, missing.get("backbone", []), strange, list(in_file)))
+    for row in wanted.values():
+        if row.theirs not in in_file and not (reset and row.group == "head"):
+            missing.setdefault(row.group, []).append(row.theirs)
+    required = [name for group in REQUIRED for name in missing.get(group, [])]
+    if strange or required:
+        raise ModelError(_names_message(folder, table, required, strange, list(in_file)))
     for group, names in missing.items():
-        if any(theirs in in_file for theirs, g in wanted.values() if g == group):
+        if any(row.theirs in in_file for row in wanted.values() if row.group == group):
             raise ModelError(
                 f"{folder}: half of the {group} is missing ({', '.join(names)}); "
                 "--model.head_init reset starts a new head"
             )
-    return set(missing) | set(reset)
+    return set(missing) | ({"head"} if reset else set())
 
 
 def _names_message(folder: Path, table: Table, missing: list[str], strange: list[str], have: list[str]) -> str:
@@ -228,21 +276,25 @@ def _names_message(folder: Path, table: Table, missing: list[str], strange: list
     if missing:
         parts.append(f"misses {len(missing)} tensors of the backbone: " + ", ".join(listed(missing, have)))
     if strange:
-        known = [row.theirs for row in table.rows]
+        known = [row.theirs for rows in (table.rows, *table.heads.values()) for row in rows]
         parts.append(f"has {len(strange)} tensors unknown to {table.model_type}: " + ", ".join(listed(strange, known)))
     return f"{folder} " + " and ".join(parts)
 
 
 def _shape_message(folder: Path, key: str, theirs: tuple[int, ...], ours: tuple[int, ...], group: str) -> str:
     hint = (
-        "; --model.head_init reset starts a new head" if group != "backbone" else "; config.json and the file disagree"
+        "; --model.head_init reset starts a new head"
+        if group not in REQUIRED
+        else "; config.json and the file disagree"
     )
     return f"{folder}: {key} has shape {list(theirs)}, the model needs {list(ours)}{hint}"
 
 
-def export(model: nn.Module, table: Table, with_prefix: bool) -> dict[str, Tensor]:
-    """The parameters under the hub's names, detached, contiguous, on the CPU."""
-    return {
-        table.exported_name(ours, with_prefix): parameter.detach().contiguous().cpu()
-        for ours, parameter in model.named_parameters()
-    }
+def export(model: nn.Module, table: Table, head: str | None) -> dict[str, Tensor]:
+    """The parameters under the hub's names, detached, contiguous, on the CPU; a shared one once."""
+    tensors = {}
+    for ours, parameter in model.named_parameters():
+        tensor = parameter.detach().cpu()
+        tensor = tensor.T if table.row_of(ours, head).transpose else tensor
+        tensors[table.exported_name(ours, head)] = tensor.contiguous()
+    return tensors

@@ -8,12 +8,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import models
 from data.text import TextExamples
-from models import weights
-from models.layers import POOLINGS
 
 HEAD = "sequence-classification"
 LENGTHS = (9, 1, 5, 5, 14, 2, 9)
@@ -102,8 +99,8 @@ def test_p01_logits_loss_and_every_gradient_are_those_of_transformers(variant, d
     torch.testing.assert_close(ours.logits, theirs.logits, **TOLERANCE[dtype])
     torch.testing.assert_close(ours.loss_sum / batch.num_targets, theirs.loss, **TOLERANCE[dtype])
     expected = {name: p.grad for name, p in oracle.named_parameters()}
-    table = models.ARCHITECTURES["bert"].WEIGHTS
-    found = {table.exported_name(name, with_prefix=True): p.grad for name, p in model.named_parameters()}
+    table = models.ARCHITECTURES["bert"].weights
+    found = {table.exported_name(name, HEAD): p.grad for name, p in model.named_parameters()}
     assert found.keys() == expected.keys()
     assert sum(gradient.abs().max() > 1e-3 for gradient in expected.values()) > len(expected) / 2  # not zeros
     for name in expected:
@@ -159,13 +156,12 @@ def any_folder(request, tmp_path):
     """A random checkpoint, without a head, of each architecture, at the sizes of TINY."""
     (tmp_path / "config.json").write_text(json.dumps(TINY | {"model_type": request.param}))
     model = models.from_pretrained(tmp_path, init="scratch", seed=3)
-    table = models.ARCHITECTURES[request.param].WEIGHTS
-    save_file(weights.export(model, table, with_prefix=True), tmp_path / "model.safetensors")
+    models.save_pretrained(model, tmp_path)
     return tmp_path
 
 
-@pytest.mark.parametrize("pooling", sorted(POOLINGS))
-@pytest.mark.parametrize("head", sorted(models.HEADS))
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("head", ["sequence-classification"])
 def test_p16_every_parameter_gets_a_gradient(any_folder, head, pooling):
     model = models.from_pretrained(any_folder, head=head, labels=["a", "b"], pooling=pooling).train()
     examples = make_examples(TINY["vocab_size"], 2, 2)
@@ -176,18 +172,18 @@ def test_p16_every_parameter_gets_a_gradient(any_folder, head, pooling):
     assert [name for name in zero if not name.endswith("key.bias")] == []
 
 
-@pytest.mark.parametrize("head", sorted(models.HEADS))
+@pytest.mark.parametrize("head", ["sequence-classification"])
 def test_p16_mean_pooling_builds_no_pooler(any_folder, head):
     names = {}
     for pooling in ("cls", "mean"):
         model = models.from_pretrained(any_folder, head=head, labels=["a", "b"], pooling=pooling)
         names[pooling] = {name for name, _ in model.named_parameters()}
-    assert names["cls"] - names["mean"] == {"head.pooler.weight", "head.pooler.bias"}
+    assert names["cls"] - names["mean"] == {"head.dense.weight", "head.dense.bias"}
     assert names["mean"] < names["cls"]
 
 
-@pytest.mark.parametrize("pooling", sorted(POOLINGS))
-@pytest.mark.parametrize("head", sorted(models.HEADS))
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("head", ["sequence-classification"])
 def test_a_text_does_not_feel_its_neighbours_nor_their_order(any_folder, head, pooling):
     model = models.from_pretrained(any_folder, head=head, labels=["a", "b"], pooling=pooling).double().eval()
     examples = make_examples(TINY["vocab_size"], 2, 2)
@@ -200,8 +196,7 @@ def test_a_text_does_not_feel_its_neighbours_nor_their_order(any_folder, head, p
             torch.testing.assert_close(together, alone[list(order)], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.xfail(strict=True, reason="packed_attention drops key and value from the graph when empty")
-@pytest.mark.parametrize("pooling", sorted(POOLINGS))
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_an_empty_batch_goes_through_forward_and_backward(any_folder, pooling):
     model = models.from_pretrained(any_folder, head=HEAD, labels=["a", "b"], pooling=pooling).train()
     out = model(make_examples(TINY["vocab_size"], 2, 2).batch([]))

@@ -1,0 +1,67 @@
+"""What a model reads of a micro-batch, for use from Python. data.Batch has fields of the same names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A packed micro-batch of B sequences, T tokens in all (legend of shapes: models/layers.py).
+
+    Every architecture reads the fields it needs and no others: token_type_ids only where there are token types, the
+    decoder's only in sequence-to-sequence models (U target tokens in all), pixel_values in the place of ids for images.
+    """
+
+    input_ids: Tensor | None  # (T,) int64
+    lengths: tuple[int, ...]  # of each sequence, on the host
+    cu_seqlens: Tensor  # (B + 1,) int32, cumulative lengths
+    token_type_ids: Tensor | None = None  # (T,) int64
+    labels: Tensor | None = None  # in the shape the head wants (models/heads.py)
+    markers: Tensor | None = None  # (B, 2) int64: where the two entities of a relation are marked
+    decoder_input_ids: Tensor | None = None  # (U,) int64: the target shifted right
+    decoder_lengths: tuple[int, ...] = ()
+    decoder_cu_seqlens: Tensor | None = None  # (B + 1,) int32
+    pixel_values: Tensor | None = None  # (B, channels, height, width)
+
+
+def pack(
+    sequences: Sequence[Sequence[int]],
+    *,
+    token_types: Sequence[Sequence[int]] | None = None,
+    labels: Tensor | None = None,
+    markers: Tensor | None = None,
+    decoder: Sequence[Sequence[int]] | None = None,
+    device: torch.device | str | None = None,
+) -> Inputs:
+    """Inputs from lists of token ids, one a sequence; `decoder` has the decoder's ids, one list a sequence.
+
+    Put sequences of equal length next to each other where you can: attention then takes them in one call.
+    """
+    lengths = tuple(map(len, sequences))
+    types = token_types or [[0] * n for n in lengths]
+    return Inputs(
+        input_ids=_flat(sequences, device),
+        lengths=lengths,
+        cu_seqlens=cumulative(lengths, device),
+        token_type_ids=_flat(types, device),
+        labels=labels,
+        markers=markers,
+        decoder_input_ids=None if decoder is None else _flat(decoder, device),
+        decoder_lengths=() if decoder is None else tuple(map(len, decoder)),
+        decoder_cu_seqlens=None if decoder is None else cumulative(tuple(map(len, decoder)), device),
+    )
+
+
+def cumulative(lengths: Sequence[int], device: torch.device | str | None = None) -> Tensor:
+    """(B + 1,) int32: 0 and the running sums of the lengths."""
+    return F.pad(torch.tensor(list(lengths), dtype=torch.int64).cumsum(0), (1, 0)).to(device, torch.int32)
+
+
+def _flat(sequences: Sequence[Sequence[int]], device: torch.device | str | None) -> Tensor:
+    return torch.tensor([token for sequence in sequences for token in sequence], dtype=torch.int64, device=device)
