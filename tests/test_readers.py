@@ -78,6 +78,11 @@ def test_csv_has_quotes_and_a_record_the_number_of_its_first_line(tmp_path):
     assert [row.line for row in found] == [2, 6, 7]
 
 
+def test_a_byte_order_mark_is_one_only_where_the_file_begins(tmp_path):
+    found = read(tmp_path, "tsv", "\ufefftext\tlabel\n\ufefffirst\ta\n")
+    assert found[0].values == {"text": "\ufefffirst", "label": "a"}
+
+
 def test_tsv_has_no_quotes(tmp_path):
     texts = ['"', '"half', "'' both ''", '"whole"', "a, b", "back\\slash", "carriage\rreturn"]
     content = "\n".join(encode("tsv", [{"text": text, "label": "a"} for text in texts]))
