@@ -115,9 +115,10 @@ def test_p04_a_crash_between_two_checkpoints(tiny, uninterrupted, monkeypatch):
         if len(calls) == 8:
             raise CrashError
 
-    with monkeypatch.context() as patch, pytest.raises(CrashError):
+    with monkeypatch.context() as patch:
         patch.setattr(train, "add_penalties_", crashing)
-        run_training(config)
+        with pytest.raises(CrashError):
+            run_training(config)
     log = Path(config.run.folder) / "metrics.jsonl"
     assert [row["step"] for row in logged_rows(config.run.folder)][-2:] == [6, 7]
     with log.open("a") as stream:
@@ -132,9 +133,10 @@ def test_p04_a_crash_before_or_between_saving_best_and_last(tiny, uninterrupted,
     """The metric rises, so that there is a best/ to save at both evaluations."""
     scripted(monkeypatch, [0.1, 0.1, 0.2, 0.3, 0.4] if step == 5 else [0.1, 0.2, 0.2, 0.3, 0.4])
     config = tiny()
-    with monkeypatch.context() as patch, pytest.raises(CrashError):
+    with monkeypatch.context() as patch:
         crash_on_saving(patch, name, step)
-        run_training(config)
+        with pytest.raises(CrashError):
+            run_training(config)
     assert (Path(config.run.folder) / "best").exists() == ((name, step) != ("best", 5))
     if step == 5:  # no last/ yet: only a fresh start is left
         with pytest.raises(ConfigError, match="holds no checkpoint to go on from"):
