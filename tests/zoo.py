@@ -1,0 +1,239 @@
+"""Tiny random checkpoints of every architecture, written by transformers, and the same inputs as both sides take them.
+
+A new architecture is one row of ZOO; tests/test_conformance.py and others are parametrised over it. Gradients are
+compared under the names of the *file*: written into the parameters and saved, by both sides.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+import models
+from models import Inputs
+from models.heads import IGNORE
+
+LENGTHS = (9, 1, 5, 5, 14, 2, 9)
+PROBLEMS = ("single-label", "multi-label", "regression")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How to make a tiny model of one model_type, and the space from which odd ones are drawn."""
+
+    config_class: str  # of transformers
+    fields: Mapping[str, Any]  # a tiny config.json
+    space: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # field -> values to draw from
+    modality: str = "text"
+
+
+BERT_FIELDS = {
+    "vocab_size": 31,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "max_position_embeddings": 20,
+    "initializer_range": 0.3,  # large, so that attention is far from uniform
+}
+BERT_SPACE = {
+    "hidden_size": (12, 24),
+    "num_hidden_layers": (1, 2, 3),
+    "num_attention_heads": (1, 2, 3, 4),
+    "intermediate_size": (7, 40, 96),
+    "hidden_act": ("gelu", "gelu_new", "relu", "silu"),
+    "layer_norm_eps": (1e-12, 1e-5, 1e-2),
+    "type_vocab_size": (1, 2),
+    "tie_word_embeddings": (True, True, False),
+}
+ZOO = {
+    "bert": Kind("BertConfig", BERT_FIELDS, BERT_SPACE),
+    "roberta": Kind("RobertaConfig", BERT_FIELDS | {"type_vocab_size": 1}, BERT_SPACE | {"pad_token_id": (0, 1, 5)}),
+    "distilbert": Kind(
+        "DistilBertConfig",
+        {
+            "vocab_size": 31,
+            "dim": 24,
+            "n_layers": 2,
+            "n_heads": 3,
+            "hidden_dim": 40,
+            "max_position_embeddings": 20,
+            "initializer_range": 0.3,
+        },
+        {
+            "dim": (12, 24),
+            "n_layers": (1, 2, 3),
+            "n_heads": (1, 2, 3, 4),
+            "hidden_dim": (7, 40, 96),
+            "activation": ("gelu", "relu"),
+            "sinusoidal_pos_embds": (False, True),
+        },
+    ),
+}
+
+
+def cases() -> Iterator[tuple[str, str]]:
+    """Every (model_type, head) that transformers has a class for."""
+    for model_type in ZOO:
+        heads = models.ARCHITECTURES[model_type].heads
+        yield from ((model_type, head) for head, name in heads.items() if head and name != heads[None])
+
+
+def odd_fields(model_type: str, seed: int) -> dict[str, Any]:
+    """A configuration drawn from the kind's space."""
+    rng = random.Random(seed)
+    return {name: rng.choice(values) for name, values in ZOO[model_type].space.items()}
+
+
+def save_oracle(
+    folder: Path, model_type: str, head: str | None, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any
+) -> Any:
+    """A random model of transformers, saved to `folder`; nothing in it is at its initial zero or one."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(seed)
+    kind = ZOO[model_type]
+    config = getattr(transformers, kind.config_class)(**{**kind.fields, **changes}, attn_implementation="eager")
+    name = models.ARCHITECTURES[model_type].heads[head]
+    oracle = getattr(transformers, name)(config).eval()
+    with torch.no_grad():
+        for parameter in oracle.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    oracle.to(dtype).save_pretrained(folder)
+    return oracle
+
+
+def make_inputs(model_type: str, head: str | None, config: Any, seed: int = 0, problem: str = "single-label") -> Inputs:
+    """Random inputs with labels for a head; `config` is the one of transformers."""
+    generator = torch.Generator().manual_seed(seed)
+    # Token 0 and the pad token stay out: they are the oracle's padding, whose embedding it never trains.
+    taken = {0, getattr(config, "pad_token_id", 0) or 0}
+    allowed = torch.tensor([i for i in range(config.vocab_size) if i not in taken])
+
+    def draw(n: int) -> list[int]:
+        return allowed[torch.randint(0, len(allowed), (n,), generator=generator)].tolist()
+
+    types = getattr(config, "type_vocab_size", 1)
+    inputs = models.pack(
+        [draw(n) for n in LENGTHS],
+        token_types=[torch.randint(0, types, (n,), generator=generator).sort().values.tolist() for n in LENGTHS],
+    )
+    labels = _labels(head, config, inputs, generator, problem)
+    return replace(inputs, labels=labels)
+
+
+def _labels(head: str | None, config: Any, inputs: Inputs, generator: torch.Generator, problem: str) -> Tensor | None:
+    count, tokens = len(inputs.lengths), len(inputs.input_ids)
+    if head == "sequence-classification" and problem != "single-label":
+        values = torch.rand(count, config.num_labels, generator=generator)
+        return values.round() if problem == "multi-label" else values
+    if head in ("sequence-classification", "image-classification"):
+        return torch.randint(0, config.num_labels, (count,), generator=generator)
+    if head == "token-classification":
+        labels = torch.randint(0, config.num_labels, (tokens,), generator=generator)
+    elif head == "question-answering":
+        ends = torch.tensor(inputs.lengths)
+        return torch.stack([(torch.rand(count, generator=generator) * ends).long() for _ in range(2)], 1)
+    elif head == "masked-lm":
+        labels = torch.randint(0, config.vocab_size, (tokens,), generator=generator)
+    elif head == "causal-lm":
+        labels = torch.cat([inputs.input_ids[1:], inputs.input_ids[:1]])
+        labels[inputs.cu_seqlens[1:].long() - 1] = IGNORE  # nothing follows a text's last token
+    else:
+        return None
+    labels[torch.rand(tokens, generator=generator) < 0.3] = IGNORE
+    return labels
+
+
+def num_targets(head: str, labels: Tensor) -> int:
+    """What the loss of a step is divided by."""
+    return len(labels) if head == "question-answering" else int((labels != IGNORE).sum())
+
+
+def pad(values: Tensor, lengths: tuple[int, ...], fill: float = 0) -> Tensor:
+    """(T, ...) -> (B, L, ...)"""
+    return pad_sequence(list(values.split(lengths)), batch_first=True, padding_value=fill)
+
+
+def unpad(values: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """(B, L, ...) -> (T, ...)"""
+    return torch.cat([row[:n] for row, n in zip(values, lengths, strict=True)])
+
+
+def oracle_inputs(model_type: str, head: str | None, inputs: Inputs, pad_id: int = 0) -> dict[str, Tensor]:
+    """The same inputs, padded, as transformers takes them."""
+    lengths = inputs.lengths
+    theirs = {
+        "input_ids": pad(inputs.input_ids, lengths, pad_id),
+        "attention_mask": pad(torch.ones_like(inputs.input_ids), lengths),
+    }
+    if model_type in ("bert", "roberta"):
+        theirs["token_type_ids"] = pad(inputs.token_type_ids, lengths)
+    labels = inputs.labels
+    if head is None or labels is None:
+        return theirs
+    if head == "question-answering":
+        return theirs | {"start_positions": labels[:, 0], "end_positions": labels[:, 1]}
+    if head == "causal-lm":  # transformers shifts by itself
+        labels = pad(labels, lengths, IGNORE)
+        return theirs | {"labels": torch.cat([labels.new_full((len(labels), 1), IGNORE), labels[:, :-1]], 1)}
+    if head in ("token-classification", "masked-lm"):
+        labels = pad(labels, lengths, IGNORE)
+    return theirs | {"labels": labels}
+
+
+def run_oracle(oracle: Any, model_type: str, head: str | None, inputs: Inputs) -> tuple[Tensor | None, Tensor]:
+    """(mean loss, logits in our layout) of transformers' model.
+
+    Question answering goes one sequence at a time: in a padded batch, transformers' softmax over the tokens runs over the
+    padding too, so its loss depends on the company a text is in.
+    """
+    theirs = oracle_inputs(model_type, head, inputs)
+    if head != "question-answering":
+        out = oracle(**theirs)
+        return getattr(out, "loss", None), oracle_logits(head, out, inputs)
+    losses, logits = [], []
+    for i, n in enumerate(inputs.lengths):
+        one = {
+            name: value[i : i + 1] if name.endswith("positions") else value[i : i + 1, :n]
+            for name, value in theirs.items()
+        }
+        out = oracle(**one)
+        losses.append(out.loss)
+        logits.append(torch.stack([out.start_logits[0], out.end_logits[0]], -1))
+    return torch.stack(losses).mean(), torch.cat(logits)
+
+
+def oracle_logits(head: str | None, out: Any, inputs: Inputs) -> Tensor:
+    """The oracle's answer in our layout."""
+    if head is None:
+        return unpad(out.last_hidden_state, inputs.lengths)
+    if head in ("token-classification", "masked-lm", "causal-lm"):
+        return unpad(out.logits, inputs.lengths)
+    return out.logits
+
+
+def oracle_gradients(oracle: Any, folder: Path) -> dict[str, Tensor]:
+    """{name in the file: gradient}: the oracle saves its gradients as if they were its weights."""
+    with torch.no_grad():
+        for parameter in oracle.parameters():
+            parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+    oracle.save_pretrained(folder)
+    return load_file(folder / "model.safetensors")
+
+
+def our_gradients(model: models.TaskModel) -> dict[str, Tensor]:
+    """The same of ours."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.grad)
+    return models.weights.export(model, model.origin.architecture.weights, model.origin.head)
