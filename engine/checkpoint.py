@@ -84,8 +84,11 @@ def _claim(config: Config, held: ExitStack) -> Path | None:
     try:
         # lockf and not flock: a loader's worker that outlives a killed run for seconds does not inherit it.
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(lock.fileno()), (folder / ".lock").stat()):
+            raise OSError  # its owner took it away, and another run has made a new one, since it was opened
     except OSError:
         raise ConfigError(f"run.folder = {str(folder)!r} is in use by another run; choose another folder") from None
+    held.callback(_leave_nothing, folder)
     _mend(folder)
     existing = [name for name in (LAST, PREVIOUS, BEST) if (folder / name).exists()]
     if existing and resume == "no":
@@ -103,6 +106,13 @@ def _claim(config: Config, held: ExitStack) -> Path | None:
     newest = _newest(folder)
     _allow(newest, configs.differences(config, configs.read_recipe(str(newest / "recipe.toml"))), config)
     return newest
+
+
+def _leave_nothing(folder: Path) -> None:
+    """Take away the folder of a run that ended, by a mistake in its recipe or data, before it wrote anything."""
+    if [path.name for path in folder.iterdir()] == [".lock"]:
+        (folder / ".lock").unlink()
+        folder.rmdir()
 
 
 def _allow(folder: Path, changes: list[str], config: Config) -> None:

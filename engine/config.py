@@ -69,9 +69,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Dropout:
-    """A rate for each kind of site; a site that a model does not have is an error there."""
+    """Rates by kind of site. `all` stands in for the sites of the original models, so not for `path`."""
 
-    all: float | None = setting(None, "at every site not named below; none: the checkpoint's rates", within="in [0, 1)")
+    all: float | None = setting(
+        None, "at every site not named below, but for path; none: the checkpoint's rates", within="in [0, 1)"
+    )
     embedding: float | None = setting(None, "after the embeddings", within="in [0, 1)")
     attention: float | None = setting(None, "of the attention weights", within="in [0, 1)")
     hidden: float | None = setting(
@@ -81,9 +83,10 @@ class Dropout:
     path: float | None = setting(None, "of whole blocks, by example (stochastic depth)", within="in [0, 1)")
 
     def rates(self) -> dict[str, float]:
-        """{site: rate} of the sites that are set, `all` standing in for those without a rate of their own."""
-        rates = {f.name: self.all if getattr(self, f.name) is None else getattr(self, f.name) for f in fields(self)}
-        return {site: rate for site, rate in rates.items() if site != "all" and rate is not None}
+        """{site: rate} of the sites that are set, by their own rate or by `all`; the others keep the checkpoint's."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "all"}
+        rates = {site: self.all if rate is None and site != "path" else rate for site, rate in own.items()}
+        return {site: rate for site, rate in rates.items() if rate is not None}
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def check_fit(config: Config, model: TaskModel, tokenizer: Tokenizer) -> None:
         raise ConfigError(
             f"data.max_length = {config.data.max_length} leaves no room beside {special} special tokens: raise it"
         )
-    rows = model.raw_config["vocab_size"]
+    rows = model.backbone.config.vocab_size
     if tokenizer.get_vocab_size() > rows:
         raise ConfigError(
             f"{config.model.name}: the tokenizer has {tokenizer.get_vocab_size()} ids, the embedding {rows} rows"
@@ -58,8 +58,8 @@ def run(
     epochs = total_steps / steps_per_epoch(len(train_set), config.train.batch_size)
     parts.append(
         f"parameters: {parameters:,}, {trained:,} of them trained\n"
-        f"{plural(total_steps, 'step')} of {plural(config.train.batch_size, 'example')}, {epochs:.4g} epochs\n"
-        + how_it_is_cut(config.train.batch_size, train_set, cut)
+        f"{plural(total_steps, 'step')} of {plural(config.train.batch_size, 'example')}, "
+        f"{epochs:.4g} epoch{'' if epochs == 1 else 's'}\n" + how_it_is_cut(config.train.batch_size, train_set, cut)
     )
     return "\n\n".join(parts) + "\n"
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from data import Batch, Row, TextExamples, read_rows, split_rows
 from data import text as texts
 from engine import metrics
-from engine.config import ConfigError, Data, did_you_mean
+from engine.config import ConfigError, Data, choose_from
 from models import Output
 
 
@@ -95,11 +95,10 @@ TASKS = {
 def find_task(name: str, metric: str = "") -> tuple[Task, str]:
     """The task and the metric to watch; ConfigError where a name is unknown."""
     if name not in TASKS:
-        raise ConfigError(f"run.task = {name!r} is unknown{did_you_mean(name, list(TASKS))}; tasks: {', '.join(TASKS)}")
+        raise ConfigError(f"run.task = {name!r}: {choose_from(name, TASKS)}")
     task = TASKS[name]
     if metric and metric not in task.metrics:
-        hint = did_you_mean(metric, list(task.metrics))
-        raise ConfigError(f"eval.metric = {metric!r} is not one of {name}: {', '.join(task.metrics)}{hint}")
+        raise ConfigError(f"eval.metric = {metric!r} is no metric of {name}: {choose_from(metric, task.metrics)}")
     return task, metric or task.metrics[0]
 
 

@@ -379,10 +379,11 @@ def test_help_shows_what_a_recipe_has(tmp_path, capsys):
     [
         (Dropout(), {}),
         (Dropout(hidden=0.0), {"hidden": 0.0}),
-        (Dropout(all=0.0), dict.fromkeys(("embedding", "attention", "hidden", "head", "path"), 0.0)),
+        (Dropout(path=0.1), {"path": 0.1}),
+        (Dropout(all=0.0), dict.fromkeys(("embedding", "attention", "hidden", "head"), 0.0)),
         (
             Dropout(all=0.1, attention=0.0, head=0.5),
-            {"embedding": 0.1, "attention": 0.0, "hidden": 0.1, "head": 0.5, "path": 0.1},
+            {"embedding": 0.1, "attention": 0.0, "hidden": 0.1, "head": 0.5},
         ),
     ],
 )

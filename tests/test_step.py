@@ -101,7 +101,7 @@ def test_p01_two_ranks_train_as_one(tiny, tmp_path):
     run_training(one)
     done = run_module("engine.train", *arguments_of(two, tmp_path / "two.toml"), ranks=2)
     assert done.returncode == 0, done.stderr
-    assert "2 ranks (8 + 7 examples) x accumulation 3 x micro-batch 3" in done.stdout
+    assert "2 ranks (1 with 8 examples, 1 with 7) x accumulation 3 x micro-batch of 2 to 3 examples" in done.stdout
     a, b = logged(tmp_path / "one"), logged(tmp_path / "two")
     assert [x["loss"] for x in b] == pytest.approx([x["loss"] for x in a], rel=1e-4)
     assert [x["grad_norm"] for x in b] == pytest.approx([x["grad_norm"] for x in a], rel=1e-3)
