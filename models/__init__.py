@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models import bert, hub, weights
+from models import bert, gpt2, hub, weights
 from models.architecture import Architecture, init_normal
 from models.errors import ModelError
 from models.heads import (
@@ -37,11 +37,13 @@ from models.heads import (
 )
 from models.inputs import Inputs, pack
 from models.layers import POOLINGS
+from models.lora import add_lora, load_adapter, save_adapter
 
 ARCHITECTURES: dict[str, Architecture] = {
     "bert": bert.BERT,
     "roberta": bert.ROBERTA,
     "distilbert": bert.DISTILBERT,
+    "gpt2": gpt2.GPT2,
 }
 HEADS: dict[str, Any] = {
     "sequence-classification": SequenceClassification,
@@ -69,9 +71,12 @@ __all__ = [
     "ModelError",
     "Output",
     "TaskModel",
+    "add_lora",
     "freeze",
     "from_pretrained",
+    "load_adapter",
     "pack",
+    "save_adapter",
     "save_pretrained",
 ]
 

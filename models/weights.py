@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from models.errors import ModelError
+from models.lora import merged_parameters
 
 REQUIRED = ("backbone", "decoder")  # groups of rows that are never initialised in silence
 
@@ -33,6 +34,7 @@ class Row:
     theirs: str
     group: str = "backbone"  # or "decoder"; "head", or a part of a head that may be there without it ("pooler")
     transpose: bool = False  # the file has it the other way round (GPT-2's Conv1D)
+    untied: str = ""  # a second name; where the file has it, it is the one in use: so in files whose output is untied
 
 
 def linear(ours: str, theirs: str, group: str = "backbone", transpose: bool = False) -> tuple[Row, Row]:
@@ -123,9 +125,10 @@ class TensorFiles:
             names = self._shards(index)
         else:
             pickled = sorted(p.name for p in folder.glob("*.bin"))
-            hint = (
-                f" (it has {pickled[0]}, a pickle, which is never loaded: convert it to safetensors)" if pickled else ""
-            )
+            hint = ""
+            if pickled:
+                way = f"python -m models.convert {folder / pickled[0]}"
+                hint = f" (it has {pickled[0]}, a pickle, which is never loaded: `{way}` makes safetensors of it)"
             raise ModelError(f"{folder}: no model.safetensors and no model.safetensors.index.json{hint}")
         self.where: dict[str, Any] = {}
         for name in names:
@@ -198,7 +201,7 @@ def load(
             if row.group in absent:
                 report.initialised.append(ours)
                 continue
-            key = in_file[row.theirs]
+            key = in_file.get(row.untied) or in_file[row.theirs]
             shape = tuple(reversed(files.shape(key))) if row.transpose else files.shape(key)
             if shape != tuple(parameters[ours].shape):
                 raise ModelError(_shape_message(folder, key, shape, tuple(parameters[ours].shape), row.group))
@@ -209,8 +212,9 @@ def load(
             if not key.endswith(row.theirs):
                 report.renamed.append(f"{key} -> {row.theirs}")
     used = {row.theirs for row in wanted.values() if row.group not in absent}
-    report.tied = [key for name, key in in_file.items() if name not in used and table.tied.get(name) in used]
-    report.ignored = [key for name, key in in_file.items() if name not in used and key not in report.tied]
+    spare = {name: key for name, key in in_file.items() if key not in report.loaded}
+    report.tied = [key for name, key in spare.items() if name in used or table.tied.get(name) in used]
+    report.ignored = [key for key in spare.values() if key not in report.tied]
     return report
 
 
@@ -255,8 +259,9 @@ def _check_names(
     required = [name for group in REQUIRED for name in missing.get(group, [])]
     if strange or required:
         raise ModelError(_names_message(folder, table, required, strange, list(in_file)))
+    there = {row.group for row in wanted.values() if row.theirs in in_file and not (reset and row.group == "head")}
     for group, names in missing.items():
-        if any(row.theirs in in_file for row in wanted.values() if row.group == group):
+        if group in there or "head" in there:  # a head that was trained on a pooler is worth nothing on a new one
             raise ModelError(
                 f"{folder}: half of the {group} is missing ({', '.join(names)}); "
                 "--model.head_init reset starts a new head"
@@ -291,10 +296,13 @@ def _shape_message(folder: Path, key: str, theirs: tuple[int, ...], ours: tuple[
 
 
 def export(model: nn.Module, table: Table, head: str | None) -> dict[str, Tensor]:
-    """The parameters under the hub's names, detached, contiguous, on the CPU; a shared one once."""
+    """The parameters under the hub's names, detached, contiguous, on the CPU; a shared one once, LoRA merged."""
     tensors = {}
-    for ours, parameter in model.named_parameters():
-        tensor = parameter.detach().cpu()
-        tensor = tensor.T if table.row_of(ours, head).transpose else tensor
-        tensors[table.exported_name(ours, head)] = tensor.contiguous()
+    parameters = dict(merged_parameters(model))
+    for ours, value in parameters.items():
+        row = table.row_of(ours, head)
+        tensor = value.cpu()
+        tensors[table.exported_name(ours, head)] = (tensor.T if row.transpose else tensor).contiguous()
+        if row.untied and "head.decoder.weight" in parameters:  # else it is shared, and the backbone's
+            tensors[row.untied] = tensor.clone()
     return tensors
