@@ -120,6 +120,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the tokenizer's files that `source` has, as they are, from one checkpoint folder to another."""
     for name in FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)

@@ -238,6 +238,7 @@ def read_recipe(name: str) -> Config:
 
 
 def shipped_recipes() -> list[str]:
+    """The names of the recipes in engine/recipes."""
     return sorted(p.stem for p in RECIPES.glob("*.toml"))
 
 

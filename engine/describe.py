@@ -81,6 +81,7 @@ def summary(name: str, examples: TextExamples, labels: tuple[str, ...]) -> str:
 
 
 def first_examples(examples: TextExamples, tokenizer: Tokenizer, labels: tuple[str, ...], count: int = 3) -> str:
+    """The first `count` examples as tokens and as ids, with their labels."""
     lines = ["first encoded examples:"]
     for i in range(min(count, len(examples))):
         ids = examples.input_ids[examples.offsets[i] : examples.offsets[i + 1]].tolist()

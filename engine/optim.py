@@ -49,6 +49,7 @@ def steps_of(share_or_steps: float, total: int) -> int:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Of every parameter group, for the next step."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 

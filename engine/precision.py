@@ -15,6 +15,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision:
+    """autocast, the loss scale, clipping and the step, for the precision `name` (a key of DTYPES) on `device`."""
+
     def __init__(self, name: str, device: torch.device):
         self.name = name
         self.device = device

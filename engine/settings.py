@@ -63,6 +63,7 @@ def sections(tree: Any) -> list[str]:
 
 
 def get(tree: Any, key: str) -> Any:
+    """The value of "section.key"."""
     return attrgetter(key)(tree)
 
 
@@ -230,6 +231,7 @@ def to_toml(tree: Any) -> str:
 
 
 def toml_value(value: Any) -> str:
+    """A value as TOML writes it."""
     if isinstance(value, tuple):
         return "[" + ", ".join(map(toml_value, value)) + "]"
     if isinstance(value, str):  # TOML's strings are JSON's, but for one more character that must be escaped
