@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -76,6 +77,31 @@ ZOO = {
             "hidden_dim": (7, 40, 96),
             "activation": ("gelu", "relu"),
             "sinusoidal_pos_embds": (False, True),
+        },
+    ),
+    "gpt2": Kind(
+        "GPT2Config",
+        {
+            "vocab_size": 31,
+            "n_embd": 24,
+            "n_layer": 2,
+            "n_head": 3,
+            "n_positions": 20,
+            "initializer_range": 0.3,
+            "pad_token_id": 0,  # it has none of its own; the oracle's classifier needs one for a batch
+            "bos_token_id": 1,
+            "eos_token_id": 1,
+        },
+        {
+            "n_embd": (12, 24),
+            "n_layer": (1, 2, 3),
+            "n_head": (1, 2, 3, 4),
+            "n_inner": (None, 7, 40),
+            "activation_function": ("gelu_new", "gelu", "relu", "silu", "tanh"),
+            "layer_norm_epsilon": (1e-12, 1e-5, 1e-2),
+            "scale_attn_weights": (True, False),
+            "scale_attn_by_inverse_layer_idx": (True, False),
+            "tie_word_embeddings": (True, True, False),
         },
     ),
 }
@@ -198,6 +224,9 @@ def run_oracle(oracle: Any, model_type: str, head: str | None, inputs: Inputs) -
     padding too, so its loss depends on the company a text is in.
     """
     theirs = oracle_inputs(model_type, head, inputs)
+    if head == "causal-lm" and inputs.labels is not None:  # its own loss is in fp32 even for a model in fp64
+        logits = oracle_logits(head, oracle(**theirs), inputs)
+        return F.cross_entropy(logits, inputs.labels, ignore_index=IGNORE), logits
     if head != "question-answering":
         out = oracle(**theirs)
         return getattr(out, "loss", None), oracle_logits(head, out, inputs)

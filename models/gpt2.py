@@ -1,0 +1,214 @@
+"""GPT-2 (Radford et al. 2019): a decoder-only transformer, pre-LayerNorm.
+
+The text is packed, so a batch is (T, D) from the embeddings to the last layer; shapes are those of models/layers.py.
+With a models.cache.Cache it goes on from tokens that were already read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.architecture import Architecture, check_divides, init_normal, read_fields, read_rates
+from models.cache import Cache
+from models.heads import HeadShape, widened
+from models.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, Packing, drop_path, packed_attention
+from models.weights import Row, Table, linear
+
+
+@dataclass(frozen=True)
+class Config:
+    """The fields of a config.json that change the mathematics, under the names of ours (NAMES has GPT-2's)."""
+
+    vocab_size: int = 50257
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 0  # 0: four times hidden_size
+    hidden_act: str = "gelu_new"
+    max_position_embeddings: int = 1024
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    scale_attn_weights: bool = True  # by 1 / sqrt(K)
+    scale_attn_by_inverse_layer_idx: bool = False  # and by 1 / (layer + 1)
+    reorder_and_upcast_attn: bool = False  # attention in fp32 whatever the precision of the rest
+    rates: DropoutRates = NO_DROPOUT
+    head_rates: Mapping[str, float] = field(default_factory=dict)  # head -> dropout before its output
+
+    def __post_init__(self) -> None:
+        check_divides("n_embd", self.hidden_size, "n_head", self.num_attention_heads)
+
+
+class Attention(nn.Module):
+    """Causal self-attention, its query, key and value one product (as in the file: `c_attn`)."""
+
+    def __init__(self, config: Config, layer: int):
+        super().__init__()
+        width = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.dropout = config.rates.attention
+        self.layer = layer
+        self.scale = (width // self.num_heads) ** -0.5 if config.scale_attn_weights else 1.0
+        if config.scale_attn_by_inverse_layer_idx:
+            self.scale /= layer + 1
+        self.in_fp32 = config.reorder_and_upcast_attn
+        self.qkv = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, packing: Packing, cache: Cache | None) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # (T, H, K) each
+        if not self.in_fp32:
+            return self.output(self.attend(q, k, v, packing, cache))
+        with torch.autocast(x.device.type, enabled=False):
+            mixed = self.attend(widened(q), widened(k), widened(v), packing, cache)
+        return self.output(mixed.to(q.dtype))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, packing: Packing, cache: Cache | None) -> Tensor:
+        """(T, H, K) each -> (T, D)"""
+        if cache is None:
+            dropout = self.dropout if self.training else 0.0
+            return packed_attention(q, k, v, packing, causal=True, scale=self.scale, dropout=dropout)
+        cache.append(self.layer, k, v)
+        return cache.attend(self.layer, q, packing, scale=self.scale)
+
+
+class Layer(nn.Module):
+    """x + attention(LN(x)), then x + mlp(LN(x)), with dropout on both branches."""
+
+    def __init__(self, config: Config, layer: int):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.attention = Attention(config, layer)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size or 4 * config.hidden_size, config.hidden_act)
+        self.dropout = nn.Dropout(config.rates.hidden)
+        self.path = config.rates.path_of(layer, config.num_hidden_layers)
+
+    def forward(self, x: Tensor, packing: Packing, cache: Cache | None) -> Tensor:
+        path = self.path if self.training else 0.0
+        x = x + drop_path(self.dropout(self.attention(self.attention_norm(x), packing, cache)), packing, path)
+        return x + drop_path(self.dropout(self.mlp(self.mlp_norm(x))), packing, path)
+
+
+class Model(nn.Module):
+    """Embeddings, layers and the last LayerNorm."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.dropout = nn.Dropout(config.rates.embedding)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens a sequence may have."""
+        return self.config.max_position_embeddings
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The matrix that a causal-LM head is tied to."""
+        return self.word_embeddings
+
+    def forward(self, batch: Any, cache: Cache | None = None) -> tuple[Tensor, Packing]:
+        """batch.input_ids: (T,), with a cache the new tokens only. Returns the last hidden states, (T, D)."""
+        packing = Packing(batch.lengths, batch.cu_seqlens)
+        positions = packing.positions if cache is None else cache.extend(packing)
+        x = self.dropout(self.word_embeddings(batch.input_ids) + self.position_embeddings(positions))
+        for layer in self.layers:
+            x = layer(x, packing, cache)
+        return self.norm(x), packing
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator, modules: Iterable[nn.Module] = ()) -> None:
+        """Normal(0, initializer_range) weights, zero biases, LayerNorm at identity.
+
+        Of the whole model, or only of these `modules` of it. The matrices whose product joins the residual start
+        smaller by 1 / sqrt(2 layers), so that it does not grow with depth (Radford et al. 2019, 2.3).
+        """
+        std, depth = self.config.initializer_range, self.config.num_hidden_layers
+        for module in modules or [self]:
+            init_normal(module, std, generator)
+            for layer in module.modules():
+                if isinstance(layer, Layer):
+                    for last in (layer.attention.output, layer.mlp.down):
+                        last.weight.normal_(0.0, std / math.sqrt(2 * depth), generator=generator)
+
+
+NAMES = {
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "intermediate_size": "n_inner",
+    "hidden_act": "activation_function",
+    "max_position_embeddings": "n_positions",
+    "layer_norm_eps": "layer_norm_epsilon",
+}
+SUPPORTED = {
+    "activation_function": tuple(ACTIVATIONS),
+    "add_cross_attention": (False,),
+    "is_encoder_decoder": (False,),
+}
+
+
+def _read_config(raw: dict[str, Any]) -> Config:
+    config = read_fields(Config, raw, NAMES, supported=SUPPORTED)
+    rates = read_rates(raw, embedding=("embd_pdrop", 0.1), attention=("attn_pdrop", 0.1), hidden=("resid_pdrop", 0.1))
+    token = read_rates(
+        raw, token=("hidden_dropout", 0.1) if raw.get("classifier_dropout") is None else ("classifier_dropout", 0.1)
+    )
+    # Only the token classifier has a dropout of its own.
+    return replace(config, rates=DropoutRates(**rates), head_rates={"token-classification": token["token"]})
+
+
+def _head_shape(config: Config, head: str, pooling: str) -> HeadShape:
+    shape = HeadShape(config.hidden_size, dropout=config.head_rates.get(head, 0.0))
+    if head == "causal-lm":
+        return replace(shape, vocab_size=config.vocab_size, bias=False)
+    return replace(shape, bias=head != "sequence-classification")
+
+
+GPT2 = Architecture(
+    read_config=_read_config,
+    build=lambda config, head: Model(config),
+    head_shape=_head_shape,
+    heads={
+        None: "GPT2Model",
+        "causal-lm": "GPT2LMHeadModel",
+        "sequence-classification": "GPT2ForSequenceClassification",
+        "token-classification": "GPT2ForTokenClassification",
+        "question-answering": "GPT2ForQuestionAnswering",
+    },
+    depth=("n_layer",),
+    pooling="last",
+    weights=Table(
+        model_type="gpt2",
+        prefix="transformer.",
+        rows=(
+            Row("backbone.word_embeddings.weight", "wte.weight"),
+            Row("backbone.position_embeddings.weight", "wpe.weight"),
+            *linear("backbone.layers.{i}.attention_norm", "h.{i}.ln_1"),
+            *linear("backbone.layers.{i}.attention.qkv", "h.{i}.attn.c_attn", transpose=True),
+            *linear("backbone.layers.{i}.attention.output", "h.{i}.attn.c_proj", transpose=True),
+            *linear("backbone.layers.{i}.mlp_norm", "h.{i}.ln_2"),
+            *linear("backbone.layers.{i}.mlp.up", "h.{i}.mlp.c_fc", transpose=True),
+            *linear("backbone.layers.{i}.mlp.down", "h.{i}.mlp.c_proj", transpose=True),
+            *linear("backbone.norm", "ln_f"),
+        ),
+        heads={
+            "causal-lm": (Row("head.decoder.weight", "lm_head.weight", "head"),),
+            "sequence-classification": (Row("head.classifier.weight", "score.weight", "head"),),
+            "token-classification": linear("head.classifier", "classifier", "head"),
+            "question-answering": linear("head.span", "qa_outputs", "head"),
+        },
+        tied={"lm_head.weight": "wte.weight"},
+        ignored=(r"h\.\d+\.attn\.(bias|masked_bias)",),  # the causal mask, saved by old versions
+    ),
+)
