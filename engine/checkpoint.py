@@ -20,7 +20,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from torch import Tensor
 import models
 from data import TextExamples, copy_tokenizer
 from engine import config as configs
-from engine.config import Config, ConfigError, Model
+from engine.config import Config, ConfigError
 from engine.distributed import Ranks, TrainingError, on_main
 from engine.precision import Precision
 from engine.state import TrainState
@@ -196,6 +196,8 @@ def _save(target: Path, contents: Contents, state: TrainState) -> None:
     try:
         temporary.mkdir()
         models.save_pretrained(contents.model, temporary)
+        if contents.config.model.lora.rank:
+            models.save_adapter(contents.model, temporary)
         copy_tokenizer(contents.tokenizer_folder, temporary)
         (temporary / "recipe.toml").write_text(configs.to_toml(contents.config), encoding="utf-8")
         run = {"schema": SCHEMA, "train": asdict(state), "data": contents.fingerprint}
@@ -268,11 +270,6 @@ def _optimizer_tensors(contents: Contents) -> dict[str, Tensor]:
         for name, parameter in contents.model.named_parameters()
         for key, value in contents.optimizer.state.get(parameter, {}).items()
     }
-
-
-def as_start(folder: Path, model: Model) -> Model:
-    """The recipe's [model] section, with a checkpoint of our own in the place of the one it names."""
-    return replace(model, name=str(folder), sha256="", init="pretrained", head_init="auto")
 
 
 def restore(folder: Path, contents: Contents, ranks: Ranks) -> TrainState:

@@ -90,6 +90,16 @@ class Dropout:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Train a low-rank change of some projections instead of the weights (models/lora.py)."""
+
+    rank: int = setting(0, "of the change; 0: no LoRA, all weights are trained", within=">= 0")
+    alpha: float | None = setting(None, "the change is scaled by alpha / rank; none: 2 * rank", within="> 0")
+    dropout: float = setting(0.0, "of what the change reads", within="in [0, 1)")
+    targets: tuple[str, ...] = setting((), "patterns of layer names, as *.query,*.mlp.*; empty: queries and values")
+
+
+@dataclass(frozen=True)
 class Model:
     name: str = setting(
         "",
@@ -101,8 +111,14 @@ class Model:
     head_init: str = setting(
         "auto", "auto: the checkpoint's head where it has one; reset: a new one", ("auto", "reset")
     )
-    pooling: str = setting("", "how a text becomes one vector; empty: as the checkpoint says", ("", "cls", "mean"))
+    pooling: str = setting(
+        "", "how a text becomes one vector; empty: as the checkpoint says", ("", "cls", "mean", "last")
+    )
+    keep_layers: int = setting(0, "only the first so many layers of the checkpoint; 0: all", within=">= 0")
+    reinit_layers: int = setting(0, "the last so many layers start anew, at random", within=">= 0")
+    freeze: tuple[str, ...] = setting((), "patterns of parameter names that are not trained, as backbone.layers.0.*")
     dropout: Dropout = Dropout()
+    lora: Lora = Lora()
 
 
 @dataclass(frozen=True)
@@ -307,6 +323,14 @@ def check(config: Config) -> None:
     need(
         not (c.model.init == "scratch" and c.model.head_init == "reset"),
         "model.init = scratch has a new head anyway: drop model.head_init = reset",
+    )
+    need(
+        not (c.model.init == "scratch" and c.model.reinit_layers),
+        "model.init = scratch starts every layer anew: drop model.reinit_layers",
+    )
+    need(
+        not (c.model.lora.rank and c.model.freeze),
+        "model.lora.rank trains the adapters and the head only, all else is frozen: drop model.freeze",
     )
     if errors:
         raise ConfigError("\n".join(errors))

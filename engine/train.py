@@ -20,6 +20,7 @@ from engine.config import Config
 from engine.distributed import Ranks, StopRequest
 from engine.evaluate import evaluate
 from engine.log import RunLog
+from engine.model import build_model
 from engine.optim import build_optimizer, learning_rate, set_learning_rate, without_gradient
 from engine.precision import Precision
 from engine.regularize import add_penalties_, seed_dropout
@@ -41,22 +42,11 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     train_rows, validation_rows, test_rows, labels = read_training_data(task, cfg.data, cfg.run.seed)
 
     # 2. The model. It decides the order of the labels, since a head found in a checkpoint has its own.
-    start = cfg.model if resumed is None else checkpoint.as_start(resumed, cfg.model)
-    model = models.from_pretrained(
-        start.name,
-        head=task.head,
-        labels=labels,
-        init=start.init,
-        head_init=start.head_init,
-        pooling=start.pooling or None,
-        dropout=start.dropout.rates(),
-        label_smoothing=cfg.regularize.label_smoothing,
-        seed=cfg.run.seed,
-        sha256=start.sha256,
-    ).to(ranks.device)
+    smoothing = cfg.regularize.label_smoothing
+    model, tokenizer_folder = build_model(cfg.model, task.head, labels, smoothing, cfg.run.seed, resumed)
+    model.to(ranks.device)
 
     # 3. Data as examples, encoded once. How a step is cut for this machine is no part of the recipe.
-    tokenizer_folder = models.hub.resolve(start.name)
     tokenizer = load_tokenizer(tokenizer_folder)
     describe.check_fit(cfg, model, tokenizer)
     train_set, validation_set, test_set = (

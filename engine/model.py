@@ -1,0 +1,55 @@
+"""The model a recipe asks for, new or as an earlier part of the run left it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import models
+from engine.config import Model
+from models import TaskModel
+
+
+def build_model(
+    settings: Model, head: str, labels: Sequence[str], label_smoothing: float, seed: int, resumed: Path | None
+) -> tuple[TaskModel, Path]:
+    """(the model on the CPU, the folder that has its tokenizer).
+
+    resumed: a checkpoint of this run, whose weights take the place of those the recipe names. Under LoRA it holds them
+    merged, so there the run starts from the recipe's weights again and takes only the adapter from the checkpoint.
+    """
+    start = settings
+    if resumed is not None and not settings.lora.rank:
+        # What the recipe cuts off or starts anew already is, in there.
+        start = replace(
+            settings,
+            name=str(resumed),
+            sha256="",
+            init="pretrained",
+            head_init="auto",
+            keep_layers=0,
+            reinit_layers=0,
+        )
+    model = models.from_pretrained(
+        start.name,
+        head=head,
+        labels=labels,
+        init=start.init,
+        head_init=start.head_init,
+        pooling=start.pooling or None,
+        dropout=start.dropout.rates(),
+        label_smoothing=label_smoothing,
+        keep_layers=start.keep_layers,
+        reinit_layers=start.reinit_layers,
+        seed=seed,
+        sha256=start.sha256,
+    )
+    models.freeze(model, start.freeze)
+    if start.lora.rank:
+        lora = start.lora
+        targets = lora.targets or models.lora.DEFAULT_TARGETS
+        models.add_lora(model, lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=targets, seed=seed)
+        if resumed is not None:
+            models.load_adapter(model, resumed)
+    return model, models.hub.resolve(start.name)
