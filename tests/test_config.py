@@ -103,7 +103,7 @@ def test_a_negative_number_is_a_value():
         (["--TRAIN.batch_size=1"], "unknown setting 'TRAIN.batch_size'; did you mean 'train.batch_size'?"),
         (["--model.dropout=0.1"], "'model.dropout' is a section, not a setting; it has model.dropout.all, model."),
         (["--model.dropout.hiden=0.1"], "unknown setting 'model.dropout.hiden'; did you mean 'hidden'?"),
-        (["--x.y=1"], "unknown setting 'x.y'; sections are run, model, model.dropout, data"),
+        (["--x.y=1"], "unknown setting 'x.y'; sections are run, model, model.dropout, model.lora"),
         (["--optim.lr="], "optim.lr = '' should be a finite number"),
         (["--train.batch_size="], "train.batch_size = '' should be a whole number"),
         (["--log.tensorboard="], "log.tensorboard = '' should be true or false"),
@@ -356,7 +356,7 @@ def test_help_lists_every_setting_with_its_meaning(flag, capsys):
         assert re.search(
             rf"^  --{re.escape(key)}\*? .*\n        {re.escape(declared.metadata['doc'])}$", shown, re.M
         ), key
-    for choice in ("{fp32,bf16,fp16}", "{'',cls,mean}"):
+    for choice in ("{fp32,bf16,fp16}", "{'',cls,mean,last}"):
         assert choice in shown
     assert set(configs.shipped_recipes()) <= set(re.split(r"[ ,]+", shown))
 
