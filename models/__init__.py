@@ -56,6 +56,7 @@ HEADS: dict[str, Any] = {
     "seq2seq-lm": LanguageModel,
 }
 LABELLED = ("sequence-classification", "token-classification", "relation-classification", "image-classification")
+POOLED = ("sequence-classification", "image-classification")  # these read one vector of each example
 
 STALE = ("_name_or_path", "torch_dtype", "dtype")  # config.json fields that our export, in fp32, would make untrue
 HUB_PROBLEMS = {
@@ -173,12 +174,12 @@ def from_pretrained(
         and (pretrained, head_init) == (True, "auto")
         and weights.has_head(folder, architecture.weights, head)
     )
+    pooling = _pooling(pooling, raw, architecture)
+    if head in LABELLED and head_in_file:
+        _check_head(raw, architecture, head, pooling, folder)
     names = _labels(labels, raw, head, head_in_file, folder)
     shape = None
     if head is not None:
-        pooling = pooling or raw.get("pooling", architecture.pooling)
-        if pooling not in POOLINGS:
-            raise ModelError(f"model.pooling = {pooling!r}: choose from {', '.join(POOLINGS)}")
         shape = architecture.head_shape(config, head, pooling)
         shape = replace(
             shape,
@@ -269,6 +270,33 @@ def _problem(wanted: str | None, raw: dict[str, Any]) -> str:
     return problem
 
 
+def _pooling(wanted: str | None, raw: dict[str, Any], architecture: Architecture) -> str:
+    pooling = wanted or raw.get("pooling") or architecture.pooling
+    if pooling not in tuple(POOLINGS):
+        raise ModelError(f"model.pooling = {pooling!r}: choose from {', '.join(POOLINGS)}")
+    return pooling
+
+
+def _check_head(raw: dict[str, Any], architecture: Architecture, head: str, pooling: str, folder: Path) -> None:
+    """Classifiers of different tasks have tensors of the same names; config.json says whose they are."""
+    named = raw.get("architectures")
+    saved = named[0] if isinstance(named, list) and named else None
+    trained = _pooling(None, raw, architecture)
+    if saved in architecture.heads.values() and saved != _hub_class(architecture, head, trained):
+        kind = f"a {saved}'s, no {head} head"
+    elif head in POOLED and pooling != trained:
+        kind = f"trained with model.pooling = {trained!r}, not {pooling!r}"
+    else:
+        return
+    raise ModelError(f"{folder}: the head in the file is {kind}; --model.head_init reset starts a new head")
+
+
+def _hub_class(architecture: Architecture, head: str | None, pooling: str) -> str:
+    """The class of transformers that reads our export: for a pooling that it does not know, the plain backbone."""
+    known = head not in POOLED or pooling == architecture.pooling
+    return architecture.heads[head if known else None]
+
+
 def _labels(
     wanted: Sequence[str] | None, raw: dict[str, Any], head: str | None, head_in_file: bool, folder: Path
 ) -> list[str]:
@@ -336,15 +364,12 @@ def _exported_config(model: TaskModel) -> dict[str, Any]:
     origin = model.origin
     own = ("id2label", "label2id", "num_labels", "problem_type", "pooling", *STALE)
     config = {k: v for k, v in origin.config.items() if k not in own}
-    name = origin.architecture.heads[origin.head]
     if model.head is None:
-        return config | {"architectures": [name]}
+        return config | {"architectures": [origin.architecture.heads[None]]}
     shape: HeadShape = model.head.shape
+    config |= {"architectures": [_hub_class(origin.architecture, origin.head, shape.pooling)]}
     if shape.vocab_size:
-        return config | {"architectures": [name], "tie_word_embeddings": shape.tied}
-    if origin.head == "sequence-classification" and shape.pooling != origin.architecture.pooling:
-        name = origin.architecture.heads[None]  # transformers has no such classifier: it reads the backbone
-    config |= {"architectures": [name]}
+        return config | {"tie_word_embeddings": shape.tied}
     if origin.head not in LABELLED:
         return config
     return config | {

@@ -222,7 +222,7 @@ BERT = Architecture(
                 *linear("head.dense", "cls.predictions.transform.dense", "head"),
                 *linear("head.norm", "cls.predictions.transform.LayerNorm", "head"),
                 Row("head.decoder.weight", "cls.predictions.decoder.weight", "head"),
-                Row("head.decoder.bias", "cls.predictions.bias", "head"),
+                Row("head.decoder.bias", "cls.predictions.bias", "head", untied="cls.predictions.decoder.bias"),
             ),
         },
         tied={
@@ -268,7 +268,7 @@ ROBERTA = Architecture(
                 *linear("head.dense", "lm_head.dense", "head"),
                 *linear("head.norm", "lm_head.layer_norm", "head"),
                 Row("head.decoder.weight", "lm_head.decoder.weight", "head"),
-                Row("head.decoder.bias", "lm_head.bias", "head"),
+                Row("head.decoder.bias", "lm_head.bias", "head", untied="lm_head.decoder.bias"),
             ),
         },
         tied={
