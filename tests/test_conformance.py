@@ -44,6 +44,8 @@ def compare(folder, model_type, head, dtype, problem="single-label", **changes):
     assert found.keys() == expected.keys()
     assert sum(gradient.abs().max() > 1e-4 for gradient in expected.values()) > len(expected) / 2  # not zeros
     for name in expected:
+        if expected[name].isnan().all():
+            continue
         torch.testing.assert_close(found[name], expected[name], **TOLERANCE[dtype], msg=lambda m, n=name: f"{n}: {m}")
 
 

@@ -291,7 +291,7 @@ def test_p08_a_pickle_is_refused_with_the_way_out(folder):
     message = refusal(folder)
     assert "no model.safetensors" in message
     assert "pytorch_model.bin" in message
-    assert "convert it to safetensors" in message
+    assert "python -m models.convert" in message
 
 
 def test_p08_a_folder_without_weights_is_refused(folder):
@@ -323,13 +323,13 @@ def test_p08_config_must_be_json(folder, content):
     assert "config.json: not readable as JSON" in refusal(folder)
 
 
-@pytest.mark.parametrize("content", [{"model_type": "gpt2"}, {}, {"model_type": None}, [], "bert", 3])
+@pytest.mark.parametrize("content", [{"model_type": "llama"}, {}, {"model_type": None}, [], "bert", 3])
 def test_p08_an_unknown_model_type_is_named_with_the_known(folder, content):
     (folder / "config.json").write_text(json.dumps(content))
     message = refusal(folder)
     assert "is not supported; choose from " + ", ".join(models.ARCHITECTURES) in message
-    if content == {"model_type": "gpt2"}:
-        assert "model_type = 'gpt2'" in message
+    if content == {"model_type": "llama"}:
+        assert "model_type = 'llama'" in message
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ class Kind:
     fields: Mapping[str, Any]  # a tiny config.json
     space: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # field -> values to draw from
     modality: str = "text"
+    attention: str = "eager"  # the oracle's
 
 
 BERT_FIELDS = {
@@ -127,12 +128,12 @@ def save_oracle(
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(seed)
     kind = ZOO[model_type]
-    config = getattr(transformers, kind.config_class)(**{**kind.fields, **changes}, attn_implementation="eager")
+    config = getattr(transformers, kind.config_class)(**{**kind.fields, **changes}, attn_implementation=kind.attention)
     name = models.ARCHITECTURES[model_type].heads[head]
     oracle = getattr(transformers, name)(config).eval()
     with torch.no_grad():
         for parameter in oracle.parameters():
-            if parameter.ndim == 1:
+            if parameter.ndim == 1 or not parameter.any():
                 parameter.add_(0.2 * torch.randn_like(parameter))
     oracle.to(dtype).save_pretrained(folder)
     return oracle
@@ -252,10 +253,13 @@ def oracle_logits(head: str | None, out: Any, inputs: Inputs) -> Tensor:
 
 
 def oracle_gradients(oracle: Any, folder: Path) -> dict[str, Tensor]:
-    """{name in the file: gradient}: the oracle saves its gradients as if they were its weights."""
+    """{name in the file: gradient}: the oracle saves its gradients as if they were its weights.
+
+    NaN for a parameter that it has and does not use (a second bias of RoBERTa's language model).
+    """
     with torch.no_grad():
         for parameter in oracle.parameters():
-            parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+            parameter.copy_(torch.full_like(parameter, torch.nan) if parameter.grad is None else parameter.grad)
     oracle.save_pretrained(folder)
     return load_file(folder / "model.safetensors")
 
