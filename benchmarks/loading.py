@@ -1,0 +1,100 @@
+"""From the start of a process to loaded weights, beside transformers' from_pretrained:
+
+    python -m benchmarks.loading [--runs 5] [--shapes bert-base,gpt2]
+
+Both load the same random file of the published shape, in processes of their own that take turns, and then read every
+weight once, so that memory-mapped pages are counted. Printed: seconds and peak memory of the whole process, as the
+median with the least and the most, and the ratio of the medians of pairs. A third process only imports torch.
+Needs the package transformers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+import models
+
+SHAPES = {
+    "bert-base": {"model_type": "bert"},  # the defaults of each config.json are the published base model
+    "gpt2": {"model_type": "gpt2"},
+    "tiny": {
+        "model_type": "bert",
+        "hidden_size": 24,
+        "num_attention_heads": 3,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+    },
+}
+TOUCH = "print(sum(p.double().sum().item() for p in model.parameters()))"
+PROGRAMS = {
+    "torch alone": "import torch",
+    "transformers": f"from transformers import AutoModel; model = AutoModel.from_pretrained({{path!r}}); {TOUCH}",
+    "models": f"import models; model = models.from_pretrained({{path!r}}); {TOUCH}",
+}
+
+
+def make(shape: str, folder: Path) -> None:
+    """A random checkpoint of this shape."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(SHAPES[shape]))
+    models.save_pretrained(models.from_pretrained(folder, init="scratch"), folder)
+
+
+def run(program: str) -> tuple[float, float]:
+    """(wall seconds, peak resident MB) of a fresh Python that runs this."""
+    start = time.perf_counter()
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    quiet = [(os.POSIX_SPAWN_OPEN, descriptor, os.devnull, os.O_WRONLY, 0) for descriptor in (1, 2)]
+    pid = os.posix_spawn(sys.executable, [sys.executable, "-c", program], environment, file_actions=quiet)
+    _, status, used = os.wait4(pid, 0)
+    if status:
+        raise SystemExit(f"this failed (is transformers installed?): {program}")
+    return time.perf_counter() - start, used.ru_maxrss / 1024
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):8.2f} ({min(values):.2f} - {max(values):.2f})"
+
+
+def measure(shape: str, runs: int) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / shape
+        make(shape, path)
+        size = (path / "model.safetensors").stat().st_size / 2**20
+        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in PROGRAMS}
+        for turn in tqdm(range(runs + 1), desc=shape, unit="round", disable=not sys.stderr.isatty()):
+            for name, program in PROGRAMS.items():
+                figures = run(program.format(path=str(path)))
+                if turn:  # the first round fills the page cache
+                    taken[name].append(figures)
+    print(f"\n{shape}, {size:.0f} MB of weights, {runs} runs each, median (least - most)")
+    for name, figures in taken.items():
+        seconds, memory = zip(*figures, strict=True)
+        print(f"  {name:<14}{spread(list(seconds))} s   {spread(list(memory))} MB")
+    pairs = list(zip(taken["transformers"], taken["models"], strict=True))
+    for what, i in (("seconds", 0), ("peak memory", 1)):
+        print(f"  transformers / models, {what:<12}{spread([a[i] / b[i] for a, b in pairs])}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--shapes", default="bert-base,gpt2", help=f"of {', '.join(SHAPES)}")
+    arguments = parser.parse_args()
+    for shape in arguments.shapes.split(","):
+        if shape not in SHAPES:
+            parser.error(f"--shapes: {shape!r} is not one of {', '.join(SHAPES)}")
+        measure(shape, arguments.runs)
+
+
+if __name__ == "__main__":
+    main()
