@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from engine.config import ConfigError
-from engine.distributed import Ranks
+from engine.distributed import Ranks, TrainingError
 
 
 class RunLog:
@@ -100,7 +100,8 @@ class RunLog:
         self.bar.close()
         self.say(f"\n{reason}\n{self.table()}\n")
         self.say("  ".join(f"{name} {value:.4g}" for name, value in result.items()))
-        self.say(f"run folder {self.path.parent}: best/, last/, metrics.jsonl")
+        written = (name for name in ("best/", "last/", "metrics.jsonl") if (self.path.parent / name).exists())
+        self.say(f"run folder {self.path.parent}: {', '.join(written)}")
         self._write({"step": step, "end": reason, **result}, "final", step, result)
         self.close()
 
@@ -113,8 +114,11 @@ class RunLog:
             self.tensorboard.close()
 
     def _write(self, row: dict[str, Any], family: str, step: int, scalars: dict[str, Any]) -> None:
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps(row) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise TrainingError(f"{self.path} cannot be written: {error.strerror}") from error
         if self.tensorboard is not None:
             for name, value in scalars.items():
                 if name != "step":

@@ -26,14 +26,21 @@ class Precision:
         return torch.autocast(self.device.type, DTYPES[self.name], enabled=self.name != "fp32")
 
     def backward(self, loss: Tensor) -> None:
-        self.scaler.scale(loss).backward()
+        """A loss that is not finite makes its gradient so, and through their sum the gradient of every rank; to others
+        the factor is exactly 1."""
+        self.scaler.scale(loss * (1 + 0 * loss.detach())).backward()
 
     def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
         self.scaler.unscale_(optimizer)
 
     def clip_(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
         """Scale the gradients down to `max_norm` (0: leave them); returns their norm before, a scalar tensor."""
-        return nn.utils.clip_grad_norm_(parameters, max_norm or float("inf"), foreach=True)
+        parameters = list(parameters)
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+        # A norm that is not finite clips nothing: which gradient it came from can then still be told.
+        usable = norm.nan_to_num(nan=0.0, posinf=0.0)
+        nn.utils.clip_grads_with_norm_(parameters, max_norm or float("inf"), usable, foreach=True)
+        return norm
 
     def step(self, optimizer: torch.optim.Optimizer, grad_norm: float) -> bool:
         """Step unless the gradient is NaN or infinite; says whether it did. A skipped step lowers fp16's loss scale."""

@@ -7,10 +7,12 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 import models as native
@@ -18,6 +20,7 @@ from engine import config as configs
 from engine.checkpoint import claim
 from engine.config import Config
 from engine.distributed import Ranks, StopRequest
+from engine.tasks import TASKS
 
 WORDS = ["good", "great", "fine", "lovely", "bad", "awful", "poor", "dull", "film", "story", "actor", "plot", "scene"]
 WORDS += ["music", "the", "a", "of", "and", "very", "so"]
@@ -123,6 +126,13 @@ class StopAfter(StopRequest):
         return self.left < 0
 
 
+def scripted(monkeypatch: pytest.MonkeyPatch, values: list[float], metric: str = "accuracy") -> None:
+    """One metric takes these values, one an evaluation."""
+    script, task = iter(values), TASKS["text-classification"]
+    patched = replace(task, summarize=lambda statistics: task.summarize(statistics) | {metric: next(script)})
+    monkeypatch.setitem(TASKS, "text-classification", patched)
+
+
 MACHINE = {"samples_per_second", "tokens_per_second", "data_wait_seconds", "peak_memory_mb"}
 
 
@@ -130,6 +140,23 @@ def logged_rows(folder: Path | str) -> list[dict]:
     """metrics.jsonl without what depends on the machine."""
     lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in MACHINE} for line in lines]
+
+
+def assert_same_tensors(a: Path, b: Path):
+    ours, theirs = load_file(a), load_file(b)
+    assert ours.keys() == theirs.keys()
+    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+
+
+def assert_same_run(folder, other):
+    """Weights, best weights, optimizer, scaler, counters, best value, and every logged number."""
+    folder, other = Path(folder), Path(other)
+    for name in ("last/model.safetensors", "last/optimizer.safetensors", "best/model.safetensors"):
+        assert_same_tensors(folder / name, other / name)
+    for name in ("last", "best"):
+        a, b = (json.loads((f / name / "state.json").read_text()) for f in (folder, other))
+        assert a == b
+    assert logged_rows(folder) == logged_rows(other)
 
 
 def run_module(module: str, *arguments: object, ranks: int = 1, cwd: Path | None = None, **env: str):

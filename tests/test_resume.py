@@ -5,17 +5,22 @@ from __future__ import annotations
 import functools
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import StopAfter, logged_rows, run_training, tiny_config, write_reviews
-from safetensors.torch import load_file
+from conftest import (
+    StopAfter,
+    assert_same_run,
+    assert_same_tensors,
+    logged_rows,
+    run_training,
+    scripted,
+    tiny_config,
+    write_reviews,
+)
 
 from engine import checkpoint, train
 from engine.config import ConfigError, override
-from engine.tasks import TASKS
 
 VARIANTS = {
     "whole": {},
@@ -23,6 +28,7 @@ VARIANTS = {
     "token budget": {"train.micro_batch_tokens": 100},
     "workers": {"train.micro_batch_size": 5, "data.workers": 2},
     "fp16": {"train.precision": "fp16", "train.micro_batch_size": 5},
+    "lora": {"model.lora.rank": 4},
 }
 
 
@@ -40,23 +46,6 @@ def uninterrupted(checkpoint_folder, reviews, tmp_path_factory):
 
 def going_on(config, resume="yes", **changes):
     return override(config, {"run.resume": resume} | changes)
-
-
-def assert_same_tensors(a: Path, b: Path):
-    ours, theirs = load_file(a), load_file(b)
-    assert ours.keys() == theirs.keys()
-    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
-
-
-def assert_same_run(folder, other):
-    """Weights, best weights, optimizer, scaler, counters, best value, and every logged number."""
-    folder, other = Path(folder), Path(other)
-    for name in ("last/model.safetensors", "last/optimizer.safetensors", "best/model.safetensors"):
-        assert_same_tensors(folder / name, other / name)
-    for name in ("last", "best"):
-        a, b = (json.loads((f / name / "state.json").read_text()) for f in (folder, other))
-        assert a == b
-    assert logged_rows(folder) == logged_rows(other)
 
 
 @pytest.mark.parametrize(("variant", "steps"), [*(("whole", n) for n in (0, 5, 19)), *((v, 8) for v in VARIANTS)])
@@ -181,14 +170,6 @@ def test_p05_a_run_at_its_end_has_nothing_to_go_on_with(tiny, reviews, capsys):
     assert {"test_accuracy", "best_accuracy", "best_step"} < result.keys()
     assert folder_bytes(Path(config.run.folder)) == before
     assert capsys.readouterr().out.split("all steps done")[1] == table  # with every evaluation of the run
-
-
-def scripted(monkeypatch, values):
-    """The watched metric takes these values, one an evaluation."""
-    script = iter(values)
-    task = TASKS["text-classification"]
-    patched = replace(task, summarize=lambda statistics: task.summarize(statistics) | {"accuracy": next(script)})
-    monkeypatch.setitem(TASKS, "text-classification", patched)
 
 
 @pytest.mark.parametrize("steps", [5, 7, 12, 15])
