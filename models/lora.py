@@ -88,6 +88,7 @@ def add_lora(
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
+    """The layers of a model that LoRA has changed, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
 
 

@@ -231,7 +231,7 @@ MISTAKES = {
     "no folder": (["RUN", "--input=texts.tsv", "--output=no/p.jsonl"], "there is no folder 'no'"),
     "a folder": (["RUN", "--input=texts.tsv", "--output=."], "'.' is a folder; name a file"),
     "same file": (["RUN", "--input=texts.tsv", "--output=./texts.tsv"], "is the file that is read"),
-    "too long": (["RUN", "--input=texts.tsv", "--output=p.jsonl", "--data.max_length=50"], "has positions for 40"),
+    "too long": (["RUN", "--input=texts.tsv", "--output=p.jsonl", "--data.max_length=50"], "has 40 positions"),
 }
 
 

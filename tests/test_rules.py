@@ -103,7 +103,7 @@ def test_p19_importing_engine_alone_does_not_import_torch():
 
 
 def test_no_file_of_ours_can_run_what_a_file_contains():
-    """No pickle of our own (torch's collectives use theirs, between ranks), no eval; torch.load where it is asked for."""
+    """No pickle of our own (torch's collectives use theirs, between ranks), no eval, torch.load in one place only."""
     modules = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
     calls = {"eval", "exec", "compile", "__import__", "pickle.load", "pickle.loads"}
 
