@@ -23,11 +23,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models import bert, gpt2, hub, weights
+from models import bert, gpt2, hub, vit, weights
 from models.architecture import Architecture, init_normal
 from models.errors import ModelError
 from models.heads import (
     PROBLEMS,
+    DistilledClassification,
     HeadShape,
     LanguageModel,
     QuestionAnswering,
@@ -35,7 +36,7 @@ from models.heads import (
     SequenceClassification,
     TokenClassification,
 )
-from models.inputs import Inputs, pack
+from models.inputs import Inputs, images, pack
 from models.layers import POOLINGS
 from models.lora import add_lora, load_adapter, save_adapter
 
@@ -44,6 +45,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "roberta": bert.ROBERTA,
     "distilbert": bert.DISTILBERT,
     "gpt2": gpt2.GPT2,
+    "vit": vit.VIT,
+    "deit": vit.DEIT,
 }
 HEADS: dict[str, Any] = {
     "sequence-classification": SequenceClassification,
@@ -51,11 +54,18 @@ HEADS: dict[str, Any] = {
     "question-answering": QuestionAnswering,
     "relation-classification": RelationClassification,
     "image-classification": SequenceClassification,
+    "distilled-image-classification": DistilledClassification,
     "masked-lm": LanguageModel,
     "causal-lm": LanguageModel,
     "seq2seq-lm": LanguageModel,
 }
-LABELLED = ("sequence-classification", "token-classification", "relation-classification", "image-classification")
+LABELLED = (
+    "sequence-classification",
+    "token-classification",
+    "relation-classification",
+    "image-classification",
+    "distilled-image-classification",
+)
 POOLED = ("sequence-classification", "image-classification")  # these read one vector of each example
 
 STALE = ("_name_or_path", "torch_dtype", "dtype")  # config.json fields that our export, in fp32, would make untrue
@@ -75,6 +85,7 @@ __all__ = [
     "add_lora",
     "freeze",
     "from_pretrained",
+    "images",
     "load_adapter",
     "pack",
     "save_adapter",

@@ -68,6 +68,28 @@ class SequenceClassification(nn.Module):
         return logits, classification_loss(logits, batch.labels, self.shape, self.training)
 
 
+class DistilledClassification(nn.Module):
+    """One image -> classes: the mean of two classifiers, of the class token and of the distillation token.
+
+    Touvron et al. 2021, "classification with our approach: joint classifiers". Both learn from the labels, through
+    their mean; a teacher is not part of a fine-tuning run here.
+    """
+
+    def __init__(self, shape: HeadShape):
+        super().__init__()
+        self.shape = shape
+        self.dropout = nn.Dropout(shape.dropout)
+        self.classifier = nn.Linear(shape.hidden_size, shape.num_labels, bias=shape.bias)
+        self.distilled_classifier = nn.Linear(shape.hidden_size, shape.num_labels, bias=shape.bias)
+
+    def forward(self, hidden: Tensor, packing: Packing, batch: Any) -> tuple[Tensor, Tensor]:
+        """hidden: (T, D); batch.labels as for SequenceClassification. Returns logits (B, C), the sum of the losses."""
+        first = packing.cu_seqlens[:-1].long()
+        class_token, distillation_token = (self.dropout(hidden[first + i]) for i in range(2))
+        logits = (self.classifier(class_token) + self.distilled_classifier(distillation_token)) / 2
+        return logits, classification_loss(logits, batch.labels, self.shape, self.training)
+
+
 class TokenClassification(nn.Module):
     """A class for every token: dropout -> linear -> cross entropy."""
 

@@ -58,6 +58,11 @@ def pack(
     )
 
 
+def images(pixel_values: Tensor, *, labels: Tensor | None = None) -> Inputs:
+    """Inputs from preprocessed images of one size, (B, channels, height, width); the model counts their patches."""
+    return Inputs(None, (), cumulative((), pixel_values.device), labels=labels, pixel_values=pixel_values)
+
+
 def cumulative(lengths: Sequence[int], device: torch.device | str | None = None) -> Tensor:
     """(B + 1,) int32: 0 and the running sums of the lengths."""
     return F.pad(torch.tensor(list(lengths), dtype=torch.int64).cumsum(0), (1, 0)).to(device, torch.int32)

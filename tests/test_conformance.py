@@ -15,14 +15,14 @@ TOLERANCE = {torch.float32: {"rtol": 1e-5, "atol": 1e-5}, torch.float64: {"rtol"
 ODD_SEEDS = range(5)  # each (architecture, head) is tried in so many odd configurations
 
 
-def compare(folder, model_type, head, dtype, problem="single-label", **changes):
+def compare(folder, model_type, head, dtype, problem="single-label", image=None, **changes):
     """One configuration: logits, loss and every gradient of ours are transformers' within TOLERANCE."""
     if head == "question-answering":
         changes["num_labels"] = 2
     if head == "sequence-classification" and problem != "single-label":
         changes["problem_type"] = models.HUB_PROBLEMS[problem]
     oracle = zoo.save_oracle(folder, model_type, head, dtype=dtype, **changes)
-    inputs = zoo.make_inputs(model_type, head, oracle.config, problem=problem)
+    inputs = zoo.make_inputs(model_type, head, oracle.config, problem=problem, image=image)
     if problem != "single-label":
         inputs = replace(inputs, labels=inputs.labels.to(dtype))
     model = models.from_pretrained(folder, head=head)
@@ -61,7 +61,7 @@ def test_logits_loss_and_every_gradient_are_those_of_transformers(tmp_path, mode
 def test_odd_configurations_too(tmp_path, model_type, head, seed):
     """Drawn, not chosen: as many as (architecture, head) pairs times ODD_SEEDS."""
     fields = zoo.odd_fields(model_type, seed * 1009 + sum(map(ord, model_type + head)))
-    problem = zoo.PROBLEMS[seed % 3] if head == "sequence-classification" else "single-label"
+    problem = zoo.PROBLEMS[seed % 3] if head in models.POOLED else "single-label"
     compare(tmp_path, model_type, head, torch.float64, problem, num_labels=2 + seed, **fields)
 
 

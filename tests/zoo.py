@@ -57,6 +57,28 @@ BERT_SPACE = {
     "type_vocab_size": (1, 2),
     "tie_word_embeddings": (True, True, False),
 }
+VIT_FIELDS = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "image_size": 8,
+    "patch_size": 4,
+    "initializer_range": 0.3,
+}
+VIT_SPACE = {
+    "hidden_size": (12, 24),
+    "num_hidden_layers": (1, 2, 3),
+    "num_attention_heads": (1, 2, 3, 4),
+    "intermediate_size": (7, 40, 96),
+    "hidden_act": ("gelu", "gelu_new", "relu", "silu"),
+    "layer_norm_eps": (1e-12, 1e-5, 1e-2),
+    "qkv_bias": (True, False),
+    "num_channels": (1, 3, 4),
+    "image_size": (8, 8, 16, [8, 16], [12, 4]),
+    "patch_size": (2, 4, 4, [4, 2], [2, 4]),
+    "image": (None, (8, 8), (16, 8), (4, 12), (20, 20)),  # of the inputs, where it is not image_size
+}
 ZOO = {
     "bert": Kind("BertConfig", BERT_FIELDS, BERT_SPACE),
     "roberta": Kind("RobertaConfig", BERT_FIELDS | {"type_vocab_size": 1}, BERT_SPACE | {"pad_token_id": (0, 1, 5)}),
@@ -105,6 +127,9 @@ ZOO = {
             "tie_word_embeddings": (True, True, False),
         },
     ),
+    # Its eager attention has a softmax in fp32 even for a model in fp64.
+    "vit": Kind("ViTConfig", VIT_FIELDS, VIT_SPACE, modality="image", attention="sdpa"),
+    "deit": Kind("DeiTConfig", VIT_FIELDS, VIT_SPACE, modality="image", attention="sdpa"),
 }
 
 
@@ -139,9 +164,22 @@ def save_oracle(
     return oracle
 
 
-def make_inputs(model_type: str, head: str | None, config: Any, seed: int = 0, problem: str = "single-label") -> Inputs:
-    """Random inputs with labels for a head; `config` is the one of transformers."""
+def make_inputs(
+    model_type: str,
+    head: str | None,
+    config: Any,
+    seed: int = 0,
+    problem: str = "single-label",
+    image: tuple[int, int] | None = None,
+) -> Inputs:
+    """Random inputs with labels for a head; `config` is the one of transformers, `image` a size other than its own."""
     generator = torch.Generator().manual_seed(seed)
+    if ZOO[model_type].modality == "image":
+        pixels = torch.randn(5, config.num_channels, *image_size(config, image), generator=generator)
+        labels = torch.randint(0, config.num_labels, (5,), generator=generator)
+        if problem != "single-label":
+            labels = torch.rand(5, config.num_labels, generator=generator)
+        return models.images(pixels, labels=labels.round() if problem == "multi-label" else labels)
     # Token 0 and the pad token stay out: they are the oracle's padding, whose embedding it never trains.
     taken = {0, getattr(config, "pad_token_id", 0) or 0}
     allowed = torch.tensor([i for i in range(config.vocab_size) if i not in taken])
@@ -158,12 +196,20 @@ def make_inputs(model_type: str, head: str | None, config: Any, seed: int = 0, p
     return replace(inputs, labels=labels)
 
 
+def image_size(config: Any, wanted: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Of the inputs: `wanted`, but the config's own where the oracle cannot interpolate, with pairs in its config."""
+    size = config.image_size
+    if isinstance(size, int):
+        return wanted if wanted and isinstance(config.patch_size, int) else (size, size)
+    return tuple(size)
+
+
 def _labels(head: str | None, config: Any, inputs: Inputs, generator: torch.Generator, problem: str) -> Tensor | None:
     count, tokens = len(inputs.lengths), len(inputs.input_ids)
     if head == "sequence-classification" and problem != "single-label":
         values = torch.rand(count, config.num_labels, generator=generator)
         return values.round() if problem == "multi-label" else values
-    if head in ("sequence-classification", "image-classification"):
+    if head == "sequence-classification":
         return torch.randint(0, config.num_labels, (count,), generator=generator)
     if head == "token-classification":
         labels = torch.randint(0, config.num_labels, (tokens,), generator=generator)
@@ -224,6 +270,8 @@ def run_oracle(oracle: Any, model_type: str, head: str | None, inputs: Inputs) -
     Question answering goes one sequence at a time: in a padded batch, transformers' softmax over the tokens runs over the
     padding too, so its loss depends on the company a text is in.
     """
+    if ZOO[model_type].modality == "image":
+        return run_image_oracle(oracle, head, inputs)
     theirs = oracle_inputs(model_type, head, inputs)
     if head == "causal-lm" and inputs.labels is not None:  # its own loss is in fp32 even for a model in fp64
         logits = oracle_logits(head, oracle(**theirs), inputs)
@@ -241,6 +289,19 @@ def run_oracle(oracle: Any, model_type: str, head: str | None, inputs: Inputs) -
         losses.append(out.loss)
         logits.append(torch.stack([out.start_logits[0], out.end_logits[0]], -1))
     return torch.stack(losses).mean(), torch.cat(logits)
+
+
+def run_image_oracle(oracle: Any, head: str | None, inputs: Inputs) -> tuple[Tensor | None, Tensor]:
+    """run_oracle for images; a distilled DeiT of transformers has no loss, so it is taken from its logits."""
+    pixels, labels = inputs.pixel_values, inputs.labels
+    interpolate = tuple(pixels.shape[2:]) != image_size(oracle.config)
+    labelled = {"labels": labels} if head == "image-classification" else {}
+    out = oracle(pixel_values=pixels, interpolate_pos_encoding=interpolate, **labelled)
+    if head is None:
+        return None, out.last_hidden_state.flatten(0, 1)
+    if head == "image-classification" or labels is None:
+        return getattr(out, "loss", None), out.logits
+    return F.cross_entropy(out.logits, labels), out.logits
 
 
 def oracle_logits(head: str | None, out: Any, inputs: Inputs) -> Tensor:

@@ -1,0 +1,236 @@
+"""ViT (Dosovitskiy et al. 2020) and DeiT (Touvron et al. 2021): one encoder of image patches, pre-LayerNorm.
+
+They differ in DeiT's second special token, the distillation token. (A DeiT that was trained without a teacher has no
+such token: the hub calls it a "vit".) Shapes are those of models/layers.py, and: C channels, (Y, X) patches.
+An image is a sequence of its special tokens and Y * X patches, row by row; images of one micro-batch are of one size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.architecture import Architecture, check_divides, init_normal, read_fields, read_rates
+from models.errors import ModelError
+from models.heads import HeadShape
+from models.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, Packing, SelfAttention, drop_path
+from models.weights import Row, Table, linear
+
+
+@dataclass(frozen=True)
+class Config:
+    """The fields of a config.json that change the mathematics; sizes are (height, width) in pixels."""
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    num_channels: int = 3
+    qkv_bias: bool = True
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    image_size: tuple[int, int] = (224, 224)  # that of the learned positions; others interpolate them
+    patch_size: tuple[int, int] = (16, 16)
+    distilled: bool = False  # DeiT: a distillation token after the class token
+    rates: DropoutRates = NO_DROPOUT
+
+    def __post_init__(self) -> None:
+        check_divides("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(Y, X) patches of an image of `image_size`."""
+        return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
+
+
+class Layer(nn.Module):
+    """x + attention(LN(x)), then x + mlp(LN(x)), with dropout on both branches."""
+
+    def __init__(self, config: Config, path: float):
+        super().__init__()
+        size, rates = config.hidden_size, config.rates
+        self.attention_norm = nn.LayerNorm(size, config.layer_norm_eps)
+        self.attention = SelfAttention(size, config.num_attention_heads, rates.attention, bias=config.qkv_bias)
+        self.mlp_norm = nn.LayerNorm(size, config.layer_norm_eps)
+        self.mlp = MLP(size, config.intermediate_size, config.hidden_act)
+        self.dropout = nn.Dropout(rates.hidden)
+        self.path = path
+
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        path = self.path if self.training else 0.0
+        x = x + drop_path(self.dropout(self.attention(self.attention_norm(x), packing)), packing, path)
+        return x + drop_path(self.dropout(self.mlp(self.mlp_norm(x))), packing, path)
+
+
+class Model(nn.Module):
+    """The encoder with its last LayerNorm and without the pooler of the base files, which no published head reads."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        size, depth = config.hidden_size, config.num_hidden_layers
+        self.class_token = nn.Parameter(torch.zeros(1, 1, size))
+        self.distillation_token = nn.Parameter(torch.zeros(1, 1, size)) if config.distilled else None
+        self.patch_embeddings = nn.Conv2d(config.num_channels, size, config.patch_size, stride=config.patch_size)
+        self.position_embeddings = nn.Parameter(torch.zeros(1, self.max_length, size))  # special tokens, then patches
+        self.dropout = nn.Dropout(config.rates.embedding)
+        self.layers = nn.ModuleList(Layer(config, config.rates.path_of(i, depth)) for i in range(depth))
+        self.norm = nn.LayerNorm(size, config.layer_norm_eps)
+
+    @property
+    def num_special(self) -> int:
+        """Tokens before the patches."""
+        return 2 if self.config.distilled else 1
+
+    @property
+    def max_length(self) -> int:
+        """The tokens of an image of the config's size. No limit: a larger image has its positions interpolated."""
+        return self.num_special + self.config.grid[0] * self.config.grid[1]
+
+    def forward(self, batch: Any) -> tuple[Tensor, Packing]:
+        """batch.pixel_values: (B, C, height, width). Returns the last hidden states, (T, D).
+
+        ModelError unless the sizes are multiples of the patch's and the channels are the config's.
+        """
+        self._check(batch.pixel_values)
+        pixels = batch.pixel_values.to(self.patch_embeddings.weight.dtype)  # of a model in bf16, say
+        patches = self.patch_embeddings(pixels)  # (B, D, Y, X)
+        positions = self.positions(*patches.shape[2:])
+        special = [token for token in (self.class_token, self.distillation_token) if token is not None]
+        tokens = [token.expand(len(patches), -1, -1) for token in special]
+        x = torch.cat([*tokens, patches.flatten(2).transpose(1, 2)], 1) + positions  # (B, L, D)
+        count, length = x.shape[:2]
+        starts = torch.arange(count + 1, dtype=torch.int32, device=x.device) * length
+        packing = Packing((length,) * count, starts)
+        x = self.dropout(x.flatten(0, 1))
+        for layer in self.layers:
+            x = layer(x, packing)
+        return self.norm(x), packing
+
+    def positions(self, rows: int, columns: int) -> Tensor:
+        """(1, L, D) position embeddings of a grid of rows x columns patches.
+
+        A grid that is not the config's gets the learned one interpolated, bicubic as published; those of the special
+        tokens are kept.
+        """
+        if (rows, columns) == self.config.grid:
+            return self.position_embeddings
+        special, patches = self.position_embeddings.tensor_split([self.num_special], 1)
+        grid = patches.unflatten(1, self.config.grid).permute(0, 3, 1, 2)  # (1, D, Y, X)
+        grid = F.interpolate(grid, (rows, columns), mode="bicubic", align_corners=False)
+        return torch.cat([special, grid.flatten(2).transpose(1, 2)], 1)
+
+    def _check(self, pixels: Tensor) -> None:
+        channels, height, width = pixels.shape[1:]
+        if channels != self.config.num_channels:
+            raise ModelError(f"the images have {channels} channels, the model takes {self.config.num_channels}")
+        patch = self.config.patch_size
+        if height % patch[0] or width % patch[1] or not height or not width:
+            raise ModelError(
+                f"the images are {height} x {width} pixels, which patches of {patch[0]} x {patch[1]} do not tile: "
+                "resize them to a multiple"
+            )
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator, modules: Iterable[nn.Module] = ()) -> None:
+        """Normal(0, initializer_range) weights, tokens and positions, zero biases, LayerNorms at identity.
+
+        Of the whole encoder, or only of these `modules` of it.
+        """
+        std = self.config.initializer_range
+        for module in modules or [self]:
+            init_normal(module, std, generator)
+        if not modules:
+            for parameter in (self.class_token, self.distillation_token, self.position_embeddings):
+                if parameter is not None:
+                    parameter.normal_(0.0, std, generator=generator)
+
+
+def _read(raw: dict[str, Any], distilled: bool) -> Config:
+    image, patch = _pair(raw, "image_size", 224), _pair(raw, "patch_size", 16)
+    if image[0] % patch[0] or image[1] % patch[1]:
+        raise ModelError(
+            f"config.json: image_size = {raw.get('image_size', 224)!r} is not a multiple of "
+            f"patch_size = {raw.get('patch_size', 16)!r}"
+        )
+    plain = {name: value for name, value in raw.items() if name not in ("image_size", "patch_size", "distilled")}
+    config = read_fields(Config, plain, supported={"hidden_act": tuple(ACTIVATIONS), "head_dim": (None,)})
+    hidden = ("hidden_dropout_prob", 0.0)
+    rates = read_rates(raw, embedding=hidden, attention=("attention_probs_dropout_prob", 0.0), hidden=hidden)
+    return replace(config, image_size=image, patch_size=patch, distilled=distilled, rates=DropoutRates(**rates))
+
+
+def _pair(raw: dict[str, Any], name: str, default: int) -> tuple[int, int]:
+    """A size in config.json, one number or (height, width)."""
+    value = raw.get(name)
+    value = default if value is None else value
+    pair = value if isinstance(value, list) else [value, value]
+    if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in pair):
+        raise ModelError(f"config.json: {name} = {value!r} should be like {default} or [{default}, {default}]")
+    return pair[0], pair[1]
+
+
+def _head_shape(config: Config, head: str, pooling: str) -> HeadShape:
+    if head == "distilled-image-classification" and pooling != "cls":
+        raise ModelError(f"model.pooling = {pooling!r}: a {head} head reads the two special tokens, as with 'cls'")
+    return HeadShape(config.hidden_size)
+
+
+ROWS = (
+    Row("backbone.class_token", "embeddings.cls_token"),
+    *linear("backbone.patch_embeddings", "embeddings.patch_embeddings.projection"),
+    Row("backbone.position_embeddings", "embeddings.position_embeddings"),
+    *linear("backbone.layers.{i}.attention_norm", "encoder.layer.{i}.layernorm_before"),
+    *linear("backbone.layers.{i}.attention.query", "encoder.layer.{i}.attention.attention.query"),
+    *linear("backbone.layers.{i}.attention.key", "encoder.layer.{i}.attention.attention.key"),
+    *linear("backbone.layers.{i}.attention.value", "encoder.layer.{i}.attention.attention.value"),
+    *linear("backbone.layers.{i}.attention.output", "encoder.layer.{i}.attention.output.dense"),
+    *linear("backbone.layers.{i}.mlp_norm", "encoder.layer.{i}.layernorm_after"),
+    *linear("backbone.layers.{i}.mlp.up", "encoder.layer.{i}.intermediate.dense"),
+    *linear("backbone.layers.{i}.mlp.down", "encoder.layer.{i}.output.dense"),
+    *linear("backbone.norm", "layernorm"),
+)
+CLASSIFIER = linear("head.classifier", "classifier", "head")
+# The pooler; and what a checkpoint of masked image modelling has besides its encoder.
+IGNORED = (r"pooler\.dense\.(weight|bias)", r"embeddings\.mask_token", r"decoder\.0\.(weight|bias)")
+
+VIT = Architecture(
+    read_config=lambda raw: _read(raw, distilled=False),
+    build=lambda config, head: Model(config),
+    head_shape=_head_shape,
+    heads={None: "ViTModel", "image-classification": "ViTForImageClassification"},
+    depth=("num_hidden_layers",),
+    weights=Table(
+        model_type="vit", prefix="vit.", rows=ROWS, heads={"image-classification": CLASSIFIER}, ignored=IGNORED
+    ),
+)
+DEIT = Architecture(
+    read_config=lambda raw: _read(raw, distilled=True),
+    build=lambda config, head: Model(config),
+    head_shape=_head_shape,
+    heads={
+        None: "DeiTModel",
+        "image-classification": "DeiTForImageClassification",
+        "distilled-image-classification": "DeiTForImageClassificationWithTeacher",
+    },
+    depth=("num_hidden_layers",),
+    weights=Table(
+        model_type="deit",
+        prefix="deit.",
+        rows=(*ROWS, Row("backbone.distillation_token", "embeddings.distillation_token")),
+        heads={
+            "image-classification": CLASSIFIER,
+            "distilled-image-classification": (
+                *linear("head.classifier", "cls_classifier", "head"),
+                *linear("head.distilled_classifier", "distillation_classifier", "head"),
+            ),
+        },
+        ignored=IGNORED,
+    ),
+)
