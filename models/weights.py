@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from models.errors import ModelError
 from models.lora import merged_parameters
@@ -51,6 +52,7 @@ class Table:
     tied: Mapping[str, str] = field(default_factory=dict)  # a second name of a tensor -> its first; may be absent
     renamed: tuple[tuple[str, str], ...] = ()  # legacy endings -> today's
     ignored: tuple[str, ...] = ()  # patterns of tensors that may be there and are not read
+    prefixed: tuple[str, ...] | None = None  # the heads whose files have the prefix; None: all of them
 
     def current_name(self, name: str) -> str:
         """A name of the file without prefix and in today's spelling."""
@@ -72,7 +74,8 @@ class Table:
     def exported_name(self, ours: str, head: str | None) -> str:
         """The hub's name of a parameter of ours, in the file of a model with this head (None: without prefix)."""
         row = self.row_of(ours, head)
-        return self.prefix + row.theirs if head is not None and row.group != "head" else row.theirs
+        prefixed = head is not None and (self.prefixed is None or head in self.prefixed)
+        return self.prefix + row.theirs if prefixed and row.group != "head" else row.theirs
 
     def knows(self, current_name: str, built: set[str], drop_from: int | None) -> bool:
         """Is a tensor of the file, that this model does not read, accounted for?
@@ -83,7 +86,7 @@ class Table:
         generic = current_name.replace(f".{number[1]}.", ".{i}.", 1) if number else current_name
         deep = number is not None and drop_from is not None and int(number[1]) >= drop_from
         return (
-            any(generic == row.theirs and (deep or row.group not in built) for row in self.rows)
+            any(row.theirs in (generic, current_name) and (deep or row.group not in built) for row in self.rows)
             or any(current_name == row.theirs for rows in self.heads.values() for row in rows)
             or current_name in self.tied
             or any(re.fullmatch(pattern, current_name) for pattern in self.ignored)
@@ -159,6 +162,19 @@ class TensorFiles:
 
     def read(self, key: str) -> Tensor:
         return self.where[key].get_tensor(key)
+
+
+class Uninitialised(TorchFunctionMode):
+    """Modules built inside have their memory, and no values yet: torch.nn.init does nothing.
+
+    Every value comes from a file or from init_weights. (Building on the meta device, and Module.to_empty, would do too,
+    but pull in torch's decompositions and its compiler: two seconds of start-up and 160 MB.)
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def has_head(folder: Path, table: Table, head: str) -> bool:
