@@ -108,8 +108,11 @@ def packed_attention(
             q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=scale, dropout_p=dropout
         )
         outputs.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
-    # Without any sequence all three stay in the graph, so that a rank without examples has gradients: zeros.
-    return torch.cat(outputs) if outputs else (query + key.sum(0) + value.sum(0)).flatten(1)
+    if outputs:
+        return torch.cat(outputs)
+    # Without any sequence all of it stays in the graph, so that a rank without examples has gradients: zeros.
+    nothing = query + key.sum(0) + value.sum(0)
+    return (nothing if bias is None else nothing + bias(1, 1).sum()).flatten(1)
 
 
 def _attention_runs(queries: Packing, keys: Packing) -> list[tuple[slice, slice, int]]:

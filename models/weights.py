@@ -185,7 +185,7 @@ def has_head(folder: Path, table: Table, head: str) -> bool:
 
 
 def is_tied(folder: Path, table: Table, head: str) -> bool:
-    """Is the head's output matrix the embedding? So it is unless the file holds another tensor for it."""
+    """Is the head's output matrix the embedding? So it is unless the file holds both, and they differ."""
     decoder = next((row.theirs for row in table.heads[head] if row.ours == "head.decoder.weight"), None)
     with ExitStack() as stack:
         files = TensorFiles(folder, stack)
@@ -193,7 +193,7 @@ def is_tied(folder: Path, table: Table, head: str) -> bool:
         if decoder not in keys:
             return True
         source = keys.get(table.tied.get(decoder or "", ""))
-        return source is not None and torch.equal(files.read(keys[decoder]), files.read(source))
+        return source is None or torch.equal(files.read(keys[decoder]), files.read(source))
 
 
 @torch.no_grad()
