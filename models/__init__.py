@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models import bert, gpt2, hub, vit, weights
+from models import bert, gpt2, hub, t5, vit, weights
 from models.architecture import Architecture, init_normal
 from models.errors import ModelError
 from models.heads import (
@@ -47,6 +47,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gpt2": gpt2.GPT2,
     "vit": vit.VIT,
     "deit": vit.DEIT,
+    "t5": t5.T5,
+    "mt5": t5.MT5,
 }
 HEADS: dict[str, Any] = {
     "sequence-classification": SequenceClassification,
@@ -199,8 +201,7 @@ def from_pretrained(
             problem=_problem(problem, raw),
             dropout=rates.get("head", shape.dropout),
             label_smoothing=label_smoothing,
-            tied=raw.get("tie_word_embeddings", True)
-            and (not pretrained or not shape.vocab_size or weights.is_tied(folder, architecture.weights, head)),
+            tied=_tied(raw, architecture, head, folder if pretrained else None) if shape.vocab_size else True,
         )
     model = _build(architecture, config, head, shape, Origin(architecture, raw, head, tuple(names)))
     generator = torch.Generator().manual_seed(seed)
@@ -224,13 +225,23 @@ def from_pretrained(
     return model
 
 
+def _tied(raw: dict[str, Any], architecture: Architecture, head: str, folder: Path | None) -> bool:
+    """Is a language model's output matrix the embedding? folder: of its weights, None for a model from scratch.
+
+    An encoder-decoder is always pretrained as a language model, so what its file holds outweighs what config.json says.
+    """
+    tied = bool(raw.get("tie_word_embeddings", True))
+    if folder is None or not (tied or head == "seq2seq-lm"):
+        return tied
+    return weights.is_tied(folder, architecture.weights, head)
+
+
 def _build(
     architecture: Architecture, config: Any, head: str | None, shape: HeadShape | None, origin: Origin
 ) -> TaskModel:
     """The modules on the CPU, their memory allocated once and not yet filled."""
-    with torch.device("meta"):
+    with weights.Uninitialised():
         model = TaskModel(architecture.build(config, head), HEADS[head](shape) if head else None, origin)
-    model.to_empty(device="cpu")
     if shape is not None and shape.vocab_size and shape.tied:
         model.head.decoder.weight = model.backbone.embedding.weight
     return model
@@ -248,7 +259,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(raw, dict) or raw.get("model_type") not in ARCHITECTURES:
         kind = raw.get("model_type") if isinstance(raw, dict) else raw
         raise ModelError(f"{path}: model_type = {kind!r} is not supported; choose from {', '.join(ARCHITECTURES)}")
-    return raw
+    return ARCHITECTURES[raw["model_type"]].complete(raw)
 
 
 def _shallower(raw: dict[str, Any], architecture: Architecture, keep_layers: int) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class Architecture:
     heads: Mapping[str | None, str]  # the heads it takes -> the class of transformers that reads their export
     depth: tuple[str, ...]  # the fields of config.json that say how many layers there are
     pooling: str = "cls"  # unless the checkpoint or the recipe says otherwise
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = dict  # config.json -> with the fields that others imply
 
 
 def read_fields(

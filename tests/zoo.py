@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 import models
@@ -24,6 +25,7 @@ from models import Inputs
 from models.heads import IGNORE
 
 LENGTHS = (9, 1, 5, 5, 14, 2, 9)
+TARGET_LENGTHS = (4, 12, 3, 3, 1, 1, 13)  # of sequence-to-sequence
 PROBLEMS = ("single-label", "multi-label", "regression")
 
 
@@ -79,6 +81,33 @@ VIT_SPACE = {
     "patch_size": (2, 4, 4, [4, 2], [2, 4]),
     "image": (None, (8, 8), (16, 8), (4, 12), (20, 20)),  # of the inputs, where it is not image_size
 }
+T5_FIELDS = {
+    "vocab_size": 31,
+    "d_model": 24,
+    "d_kv": 5,
+    "d_ff": 40,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "num_heads": 3,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 11,  # less than the longest of LENGTHS
+    "initializer_factor": 1.0,
+    "decoder_start_token_id": 0,
+}
+T5_SPACE = {
+    "d_model": (7, 24),
+    "d_kv": (1, 5, 8),
+    "d_ff": (7, 40, 96),
+    "num_layers": (1, 2, 3),
+    "num_decoder_layers": (None, 1, 2, 4),
+    "num_heads": (1, 2, 3, 4),
+    "feed_forward_proj": ("relu", "gelu", "gated-gelu", "gated-silu", "gated-relu"),
+    "relative_attention_num_buckets": (4, 7, 8, 16),
+    "relative_attention_max_distance": (9, 20, 128),
+    "layer_norm_epsilon": (1e-6, 1e-3, 1e-1),
+    "tie_word_embeddings": (True, False),
+    "decoder_start_token_id": (0, 3),
+}
 ZOO = {
     "bert": Kind("BertConfig", BERT_FIELDS, BERT_SPACE),
     "roberta": Kind("RobertaConfig", BERT_FIELDS | {"type_vocab_size": 1}, BERT_SPACE | {"pad_token_id": (0, 1, 5)}),
@@ -130,6 +159,8 @@ ZOO = {
     # Its eager attention has a softmax in fp32 even for a model in fp64.
     "vit": Kind("ViTConfig", VIT_FIELDS, VIT_SPACE, modality="image", attention="sdpa"),
     "deit": Kind("DeiTConfig", VIT_FIELDS, VIT_SPACE, modality="image", attention="sdpa"),
+    "t5": Kind("T5Config", T5_FIELDS, T5_SPACE | {"scale_decoder_outputs": (True, False)}, modality="seq2seq"),
+    "mt5": Kind("MT5Config", T5_FIELDS, T5_SPACE, modality="seq2seq"),
 }
 
 
@@ -156,12 +187,27 @@ def save_oracle(
     config = getattr(transformers, kind.config_class)(**{**kind.fields, **changes}, attn_implementation=kind.attention)
     name = models.ARCHITECTURES[model_type].heads[head]
     oracle = getattr(transformers, name)(config).eval()
+    if kind.modality == "seq2seq":
+        _finish_t5(oracle, untied=changes.get("tie_word_embeddings") is False)
     with torch.no_grad():
         for parameter in oracle.parameters():
             if parameter.ndim == 1 or not parameter.any():
                 parameter.add_(0.2 * torch.randn_like(parameter))
     oracle.to(dtype).save_pretrained(folder)
     return oracle
+
+
+def _finish_t5(oracle: Any, untied: bool) -> None:
+    """What transformers does not do by itself: an output matrix of its own, and norms in fp64 for a model in fp64."""
+    if untied and hasattr(oracle, "lm_head"):
+        oracle.lm_head.weight = nn.Parameter(torch.randn_like(oracle.lm_head.weight))
+    for module in oracle.modules():
+        if hasattr(module, "variance_epsilon"):
+            module.forward = partial(_rms_norm, module)
+
+
+def _rms_norm(module: Any, x: Tensor) -> Tensor:
+    return module.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + module.variance_epsilon))
 
 
 def make_inputs(
@@ -187,10 +233,12 @@ def make_inputs(
     def draw(n: int) -> list[int]:
         return allowed[torch.randint(0, len(allowed), (n,), generator=generator)].tolist()
 
-    types = getattr(config, "type_vocab_size", 1)
+    types = getattr(config, "type_vocab_size", 1) or 1
+    seq2seq = head == "seq2seq-lm"
     inputs = models.pack(
         [draw(n) for n in LENGTHS],
         token_types=[torch.randint(0, types, (n,), generator=generator).sort().values.tolist() for n in LENGTHS],
+        decoder=[[config.decoder_start_token_id, *draw(n - 1)] for n in TARGET_LENGTHS] if seq2seq else None,
     )
     labels = _labels(head, config, inputs, generator, problem)
     return replace(inputs, labels=labels)
@@ -217,6 +265,9 @@ def _labels(head: str | None, config: Any, inputs: Inputs, generator: torch.Gene
         ends = torch.tensor(inputs.lengths)
         return torch.stack([(torch.rand(count, generator=generator) * ends).long() for _ in range(2)], 1)
     elif head == "masked-lm":
+        labels = torch.randint(0, config.vocab_size, (tokens,), generator=generator)
+    elif head == "seq2seq-lm":
+        tokens = sum(inputs.decoder_lengths)
         labels = torch.randint(0, config.vocab_size, (tokens,), generator=generator)
     elif head == "causal-lm":
         labels = torch.cat([inputs.input_ids[1:], inputs.input_ids[:1]])
@@ -251,9 +302,14 @@ def oracle_inputs(model_type: str, head: str | None, inputs: Inputs, pad_id: int
     }
     if model_type in ("bert", "roberta"):
         theirs["token_type_ids"] = pad(inputs.token_type_ids, lengths)
+    if head == "seq2seq-lm":
+        theirs["decoder_input_ids"] = pad(inputs.decoder_input_ids, inputs.decoder_lengths, pad_id)
+        theirs["decoder_attention_mask"] = pad(torch.ones_like(inputs.decoder_input_ids), inputs.decoder_lengths)
     labels = inputs.labels
     if head is None or labels is None:
         return theirs
+    if head == "seq2seq-lm":
+        return theirs | {"labels": pad(labels, inputs.decoder_lengths, IGNORE)}
     if head == "question-answering":
         return theirs | {"start_positions": labels[:, 0], "end_positions": labels[:, 1]}
     if head == "causal-lm":  # transformers shifts by itself
@@ -267,8 +323,8 @@ def oracle_inputs(model_type: str, head: str | None, inputs: Inputs, pad_id: int
 def run_oracle(oracle: Any, model_type: str, head: str | None, inputs: Inputs) -> tuple[Tensor | None, Tensor]:
     """(mean loss, logits in our layout) of transformers' model.
 
-    Question answering goes one sequence at a time: in a padded batch, transformers' softmax over the tokens runs over the
-    padding too, so its loss depends on the company a text is in.
+    Question answering goes one sequence at a time: in a padded batch, transformers' softmax over the tokens runs over
+    the padding too, so its loss depends on the company a text is in.
     """
     if ZOO[model_type].modality == "image":
         return run_image_oracle(oracle, head, inputs)
@@ -310,6 +366,8 @@ def oracle_logits(head: str | None, out: Any, inputs: Inputs) -> Tensor:
         return unpad(out.last_hidden_state, inputs.lengths)
     if head in ("token-classification", "masked-lm", "causal-lm"):
         return unpad(out.logits, inputs.lengths)
+    if head == "seq2seq-lm":
+        return unpad(out.logits, inputs.decoder_lengths)
     return out.logits
 
 

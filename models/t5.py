@@ -1,0 +1,449 @@
+"""T5 (Raffel et al. 2020), T5 v1.1 / Flan-T5 and mT5: an encoder-decoder, pre-norm, without biases.
+
+Both stacks hold their text packed: the encoder the source, T tokens, the decoder the target, U tokens, each with its
+Packing. Without a decoder the model is an encoder like BERT's. Shapes: models/layers.py. What is unlike other models:
+
+- attention scores are not divided by sqrt(K); the initialisation of the query takes its place;
+- positions enter only as a learnt bias on the scores, one per head and distance, shared by all layers of a stack;
+- the norm has neither mean nor bias (RMSNorm, Zhang & Sennrich 2019), its variance in fp32 or wider;
+- v1.0 has the output matrix tied to the embedding and its input scaled by D^-0.5; v1.1 and mT5 have one of their own.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.architecture import Architecture, read_fields, read_rates
+from models.cache import Cache
+from models.errors import ModelError
+from models.heads import IGNORE, HeadShape, padded
+from models.layers import ACTIVATIONS, NO_DROPOUT, DropoutRates, Packing, drop_path, packed_attention
+from models.weights import Row, Table, linear
+
+Source = tuple[Tensor, Packing]  # the hidden states that keys and values are made of, and how they are cut
+Bias = Callable[[int, int], Tensor]  # (query length, key length) -> (H, L, S)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The fields of a config.json that change the mathematics, under the names of ours (NAMES has T5's)."""
+
+    vocab_size: int = 32128
+    hidden_size: int = 512
+    num_hidden_layers: int = 6
+    num_decoder_layers: int = 6
+    num_attention_heads: int = 8
+    head_size: int = 64  # K, not bound to hidden_size / num_attention_heads
+    intermediate_size: int = 2048
+    hidden_act: str = "relu"
+    is_gated_act: bool = False
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_eps: float = 1e-6
+    initializer_factor: float = 1.0
+    scale_decoder_outputs: bool = True
+    pad_token_id: int = 0
+    decoder_start_token_id: int = 0  # the decoder's first input
+    classifier_dropout: float = 0.0
+    rates: DropoutRates = NO_DROPOUT
+
+    def __post_init__(self) -> None:
+        buckets, farthest = self.relative_attention_num_buckets, self.relative_attention_max_distance
+        if buckets < 4 or farthest <= buckets // 2:
+            raise ModelError(
+                f"config.json: relative_attention_num_buckets = {buckets} and relative_attention_max_distance = "
+                f"{farthest}: there must be at least 4 buckets, and more distances than half of them"
+            )
+
+    @property
+    def initializer_range(self) -> float:
+        """Of a new head, the output matrix too, as in T5's own code; transformers draws that one from Normal(0, 1)."""
+        return self.initializer_factor * self.hidden_size**-0.5
+
+
+class RelativeBias(nn.Module):
+    """A learnt bias for each head and each bucket of distances (Raffel et al. 2020, 2.1)."""
+
+    def __init__(self, config: Config, causal: bool):
+        super().__init__()
+        self.causal = causal
+        self.buckets = config.relative_attention_num_buckets if causal else config.relative_attention_num_buckets // 2
+        self.max_distance = config.relative_attention_max_distance
+        self.embedding = nn.Embedding(config.relative_attention_num_buckets, config.num_attention_heads)
+
+    def forward(self, queries: Tensor, num_keys: int) -> Tensor:
+        """queries: (..., L) positions; the keys are at 0 ... num_keys - 1. Returns (..., H, L, S).
+
+        Keys before the query take the first half of the buckets and keys after it the second; in a decoder the former
+        take them all, and the latter are hidden by -inf.
+        """
+        distance = torch.arange(num_keys, device=queries.device) - queries.unsqueeze(-1)  # (..., L, S)
+        table = bucket_of_distance(self.buckets, self.max_distance, queries.device)
+        bucket = table[distance.abs().clamp(max=self.max_distance)]
+        if self.causal:
+            bias = self.embedding(bucket).movedim(-1, -3)
+            return bias.masked_fill((distance > 0).unsqueeze(-3), float("-inf"))
+        return self.embedding(bucket + self.buckets * (distance > 0)).movedim(-1, -3)
+
+
+@functools.lru_cache(maxsize=16)
+def bucket_of_distance(buckets: int, max_distance: int, device: torch.device) -> Tensor:
+    """(max_distance + 1,) int64: half of the buckets for a distance each, the others logarithmically wider.
+
+    The borders are those that fp32 gives, as in the published code, and always the CPU's: the last bit of a logarithm
+    may not decide on one device otherwise than on another.
+    """
+    exact = buckets // 2
+    distance = torch.arange(max_distance + 1, device="cpu")
+    share = torch.log(distance.float() / exact) / math.log(max_distance / exact)
+    far = exact + (share * (buckets - exact)).long()
+    return torch.where(distance < exact, distance, far.clamp(max=buckets - 1)).to(device)
+
+
+class Attention(nn.Module):
+    """Multi-head attention to the same tokens or, in cross-attention, to the encoder's."""
+
+    def __init__(self, config: Config, layer: int, cross: bool = False):
+        super().__init__()
+        width, inner = config.hidden_size, config.num_attention_heads * config.head_size
+        self.layer = layer
+        self.cross = cross
+        self.num_heads = config.num_attention_heads
+        self.dropout = config.rates.attention
+        self.query = nn.Linear(width, inner, bias=False)
+        self.key = nn.Linear(width, inner, bias=False)
+        self.value = nn.Linear(width, inner, bias=False)
+        self.output = nn.Linear(inner, width, bias=False)
+
+    def forward(
+        self, x: Tensor, packing: Packing, source: Source | None, bias: Bias | None, cache: Cache | None
+    ) -> Tensor:
+        """x: (T, D), cut by `packing`. source: for cross-attention, unless the cache has its keys. Returns (T, D)."""
+        hidden, key_packing = source or (x, packing)
+        query = self.query(x).unflatten(-1, (self.num_heads, -1))
+        if cache is None or source is not None or not self.cross:
+            key, value = (proj(hidden).unflatten(-1, (self.num_heads, -1)) for proj in (self.key, self.value))
+            if cache is not None:
+                cache.append(self.layer, key, value)
+        if cache is not None:
+            table = bias(max(packing.lengths), cache.longest) if bias is not None else None
+            return self.output(cache.attend(self.layer, query, packing, bias=table, scale=1.0))
+        dropout = self.dropout if self.training else 0.0
+        return self.output(
+            packed_attention(query, key, value, packing, key_packing=key_packing, bias=bias, scale=1.0, dropout=dropout)
+        )
+
+
+class FeedForward(nn.Module):
+    """down(act(up(x))), or gated: down(act(gate(x)) * linear(x)) (Shazeer 2020)."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        width, inner = config.hidden_size, config.intermediate_size
+        self.gated = config.is_gated_act
+        if self.gated:
+            self.gate = nn.Linear(width, inner, bias=False)
+            self.linear = nn.Linear(width, inner, bias=False)
+        else:
+            self.up = nn.Linear(width, inner, bias=False)
+        self.down = nn.Linear(inner, width, bias=False)
+        self.activation = ACTIVATIONS[config.hidden_act]
+        self.dropout = nn.Dropout(config.rates.hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, D) -> (T, D).
+
+        Published T5s were trained in bf16, and here they leave the range of fp16 (65,504): in the product with the
+        gate, and in the sums of `down`. From the first product on, fp16 autocast goes on in fp32.
+        """
+        inner = self.gate(x) if self.gated else self.up(x)
+        linear = self.linear(x) if self.gated else None
+        if inner.dtype != torch.float16:
+            return self.finish(inner, linear)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.finish(inner.float(), None if linear is None else linear.float())
+
+    def finish(self, inner: Tensor, linear: Tensor | None) -> Tensor:
+        """(T, intermediate_size), twice when gated -> (T, D)"""
+        inner = self.activation(inner)
+        return self.down(self.dropout(inner if linear is None else inner * linear))
+
+
+class Layer(nn.Module):
+    """x + attention(norm(x)), in a decoder x + cross_attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: Config, layer: int, depth: int, decoder: bool):
+        super().__init__()
+        norm = functools.partial(nn.RMSNorm, config.hidden_size, config.layer_norm_eps)
+        self.attention_norm = norm()
+        self.attention = Attention(config, layer)
+        self.cross_attention_norm = norm() if decoder else None
+        self.cross_attention = Attention(config, layer, cross=True) if decoder else None
+        self.mlp_norm = norm()
+        self.mlp = FeedForward(config)
+        self.dropout = nn.Dropout(config.rates.hidden)
+        self.path = config.rates.path_of(layer, depth)
+
+    def forward(self, x: Tensor, packing: Packing, bias: Bias, source: Source | None, cache: Cache | None) -> Tensor:
+        """x: (T, D). source: the encoder's hidden states, in a decoder whose cache does not have them yet."""
+
+        def branch(x: Tensor) -> Tensor:
+            return drop_path(self.dropout(x), packing, self.path if self.training else 0.0)
+
+        x = x + branch(self.attention(self.attention_norm(x), packing, None, bias, cache))
+        if self.cross_attention is not None and self.cross_attention_norm is not None:
+            cross = cache.cross if cache is not None else None
+            x = x + branch(self.cross_attention(self.cross_attention_norm(x), packing, source, None, cross))
+        return x + branch(self.mlp(self.mlp_norm(x)))
+
+
+class Stack(nn.Module):
+    """The layers of the encoder or of the decoder, the bias that they share, and the last norm."""
+
+    def __init__(self, config: Config, depth: int, decoder: bool):
+        super().__init__()
+        self.embedding_dropout = nn.Dropout(config.rates.embedding)
+        self.relative_bias = RelativeBias(config, causal=decoder)
+        self.layers = nn.ModuleList(Layer(config, i, depth, decoder) for i in range(depth))
+        self.norm = nn.RMSNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.rates.hidden)
+
+    def forward(self, x: Tensor, packing: Packing, source: Source | None = None, cache: Cache | None = None) -> Tensor:
+        """x: (T, D) embeddings. Returns (T, D)."""
+        bias = self.cached_bias(packing, cache) if cache is not None else self.bias_of_lengths(x.device)
+        x = self.embedding_dropout(x)
+        for layer in self.layers:
+            x = layer(x, packing, bias, source, cache)
+        return self.dropout(self.norm(x))
+
+    def bias_of_lengths(self, device: torch.device) -> Bias:
+        """The bias of whole sequences, computed once for each length of this forward and not again in each layer."""
+        return functools.cache(lambda length, keys: self.relative_bias(torch.arange(length, device=device), keys))
+
+    def cached_bias(self, packing: Packing, cache: Cache) -> Bias:
+        """That of new tokens to all cached ones, (B, H, L, S): each sequence has come so far."""
+        positions = padded(cache.extend(packing), packing, 0)  # (B, L)
+        bias = self.relative_bias(positions, cache.longest)
+        return lambda length, keys: bias
+
+
+class Model(nn.Module):
+    """Encoder and, for sequence-to-sequence, decoder, on one embedding."""
+
+    def __init__(self, config: Config, decoder: bool):
+        super().__init__()
+        self.config = config
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.encoder = Stack(config, config.num_hidden_layers, decoder=False)
+        self.decoder = Stack(config, config.num_decoder_layers, decoder=True) if decoder else None
+
+    @property
+    def max_length(self) -> int:
+        """No limit: there are no absolute positions."""
+        return sys.maxsize
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The matrix that a language-model head is tied to."""
+        return self.word_embeddings
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Those of the encoder, then those of the decoder."""
+        return [*self.encoder.layers, *(self.decoder.layers if self.decoder is not None else ())]
+
+    def forward(self, batch: Any, cache: Cache | None = None) -> tuple[Tensor, Packing]:
+        """batch.input_ids: (T,); with a decoder batch.decoder_input_ids: (U,), the target shifted right.
+
+        Returns the last hidden states of the encoder, (T, D), or else of the decoder, (U, D), and their packing. With a
+        cache, the encoder runs at the first batch only, and decoder_input_ids are the new tokens (models/cache.py).
+        """
+        if self.decoder is None:
+            return self.encode(batch)
+        source = None
+        if cache is None:
+            source = self.encode(batch)
+        elif cache.cross is None:
+            source = self.encode(batch)
+            cache.cross = Cache(causal=False)
+            cache.cross.extend(source[1])
+        packing = Packing(batch.decoder_lengths, batch.decoder_cu_seqlens)
+        return self.decoder(self.word_embeddings(batch.decoder_input_ids), packing, source, cache), packing
+
+    def encode(self, batch: Any) -> Source:
+        """(T,) ids -> (T, D) hidden states and their packing."""
+        packing = Packing(batch.lengths, batch.cu_seqlens)
+        return self.encoder(self.word_embeddings(batch.input_ids), packing), packing
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator, modules: Iterable[nn.Module] = ()) -> None:
+        """Normal weights, each product's as wide as keeps its output at unit variance, times initializer_factor.
+
+        The query's is smaller by sqrt(K), in the place of the scores' scale. Of the whole model, or only of these
+        `modules` of it.
+        """
+        config = self.config
+        width = config.hidden_size**-0.5
+        inner = (config.num_attention_heads * config.head_size) ** -0.5
+        for module in [child for chosen in modules or [self] for child in chosen.modules()]:
+            stds: dict[str, float] = {}
+            if isinstance(module, Attention):
+                stds = {"query": width * config.head_size**-0.5, "key": width, "value": width, "output": inner}
+            elif isinstance(module, FeedForward):
+                stds = {"gate": width, "linear": width} if module.gated else {"up": width}
+                stds["down"] = config.intermediate_size**-0.5
+            elif isinstance(module, RelativeBias):
+                stds = {"embedding": width}
+            elif isinstance(module, Model):
+                stds = {"word_embeddings": 1.0}
+            elif isinstance(module, nn.RMSNorm):
+                module.weight.fill_(config.initializer_factor)
+            for name, std in stds.items():
+                getattr(module, name).weight.normal_(0.0, config.initializer_factor * std, generator=generator)
+
+
+def shift_right(target: Sequence[int], start_id: int, pad_id: int = 0) -> list[int]:
+    """What the decoder reads while it predicts `target`: start_id, then all but the last; IGNORE becomes the pad id."""
+    return [start_id, *(pad_id if token == IGNORE else token for token in target[:-1])]
+
+
+NAMES = {
+    "hidden_size": "d_model",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "head_size": "d_kv",
+    "intermediate_size": "d_ff",
+    "hidden_act": "dense_act_fn",
+    "layer_norm_eps": "layer_norm_epsilon",
+}
+SUPPORTED = {"dense_act_fn": tuple(ACTIVATIONS), "is_decoder": (False,)}
+
+
+def _complete(raw: dict[str, Any], feed_forward: str, scaled: bool) -> dict[str, Any]:
+    """config.json with the fields that others imply and that newer files spell out.
+
+    feed_forward: feed_forward_proj where it is missing. scaled: may the output be scaled? Then it is, where a file does
+    not say, when it is tied.
+    """
+    kind = raw.get("feed_forward_proj") or feed_forward
+    *gated, activation = str(kind).split("-")
+    if gated not in ([], ["gated"]):
+        raise ModelError(f"config.json: feed_forward_proj = {kind!r} should be like 'relu' or 'gated-gelu'")
+    implied = {
+        "dense_act_fn": "gelu_new" if kind == "gated-gelu" else activation,
+        "is_gated_act": bool(gated),
+        "scale_decoder_outputs": scaled and raw.get("tie_word_embeddings") is not False,
+        "num_decoder_layers": raw.get("num_layers"),
+        "decoder_start_token_id": raw.get("pad_token_id"),
+    }
+    given = {name: value for name, value in raw.items() if value is not None or name not in implied}
+    return implied | given | ({} if scaled else {"scale_decoder_outputs": False})
+
+
+def _read_config(raw: dict[str, Any]) -> Config:
+    config = read_fields(Config, raw, NAMES, supported=SUPPORTED)
+    dropout = ("dropout_rate", 0.1)
+    rates = read_rates(raw, embedding=dropout, attention=dropout, hidden=dropout)
+    head = read_rates(raw, head=("classifier_dropout", 0.0))["head"]
+    return replace(config, rates=DropoutRates(**rates), classifier_dropout=head)
+
+
+def _head_shape(config: Config, head: str, pooling: str) -> HeadShape:
+    if head != "seq2seq-lm":
+        return HeadShape(config.hidden_size, dropout=config.classifier_dropout)
+    scale = config.hidden_size**-0.5 if config.scale_decoder_outputs else 1.0
+    return HeadShape(config.hidden_size, vocab_size=config.vocab_size, bias=False, scale=scale)
+
+
+def _stack_rows(ours: str, theirs: str, group: str, mlp: int) -> tuple[Row, ...]:
+    """The rows of a stack; `mlp` is the number of the feed-forward part within a block of the file."""
+    names = {
+        "attention_norm": "0.layer_norm",
+        "attention.query": "0.SelfAttention.q",
+        "attention.key": "0.SelfAttention.k",
+        "attention.value": "0.SelfAttention.v",
+        "attention.output": "0.SelfAttention.o",
+        "mlp_norm": f"{mlp}.layer_norm",
+        "mlp.up": f"{mlp}.DenseReluDense.wi",
+        "mlp.gate": f"{mlp}.DenseReluDense.wi_0",
+        "mlp.linear": f"{mlp}.DenseReluDense.wi_1",
+        "mlp.down": f"{mlp}.DenseReluDense.wo",
+    }
+    if group == "decoder":
+        names |= {
+            "cross_attention_norm": "1.layer_norm",
+            "cross_attention.query": "1.EncDecAttention.q",
+            "cross_attention.key": "1.EncDecAttention.k",
+            "cross_attention.value": "1.EncDecAttention.v",
+            "cross_attention.output": "1.EncDecAttention.o",
+        }
+    return (
+        *(
+            Row(f"{ours}.layers.{{i}}.{a}.weight", f"{theirs}.block.{{i}}.layer.{b}.weight", group)
+            for a, b in names.items()
+        ),
+        Row(
+            f"{ours}.relative_bias.embedding.weight",
+            f"{theirs}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+            group,
+        ),
+        Row(f"{ours}.norm.weight", f"{theirs}.final_layer_norm.weight", group),
+    )
+
+
+T5 = Architecture(
+    complete=functools.partial(_complete, feed_forward="relu", scaled=True),
+    read_config=_read_config,
+    build=lambda config, head: Model(config, decoder=head == "seq2seq-lm"),
+    head_shape=_head_shape,
+    # Where transformers has a class of that name but one that reads a decoder, ours are read as encoders.
+    heads={
+        None: "T5EncoderModel",
+        "seq2seq-lm": "T5ForConditionalGeneration",
+        "token-classification": "T5ForTokenClassification",
+        "sequence-classification": "T5EncoderModel",
+        "relation-classification": "T5EncoderModel",
+        "question-answering": "T5EncoderModel",
+    },
+    depth=("num_layers", "num_decoder_layers"),
+    pooling="mean",
+    weights=Table(
+        model_type="t5",
+        prefix="transformer.",
+        prefixed=("token-classification",),
+        rows=(
+            Row("backbone.word_embeddings.weight", "shared.weight"),
+            *_stack_rows("backbone.encoder", "encoder", "backbone", mlp=1),
+            *_stack_rows("backbone.decoder", "decoder", "decoder", mlp=2),
+        ),
+        heads={
+            "seq2seq-lm": (Row("head.decoder.weight", "lm_head.weight", "head"),),
+            "token-classification": linear("head.classifier", "classifier", "head"),
+            "sequence-classification": linear("head.classifier", "sequence_classifier", "head"),
+            "relation-classification": linear("head.classifier", "relation_classifier", "head"),
+            "question-answering": linear("head.span", "span_classifier", "head"),
+        },
+        tied={
+            "encoder.embed_tokens.weight": "shared.weight",
+            "decoder.embed_tokens.weight": "shared.weight",
+            "lm_head.weight": "shared.weight",
+        },
+        ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),  # never used
+    ),
+)
+
+# mT5 is T5 v1.1 with another vocabulary; its output is never scaled, tied or not.
+MT5 = replace(
+    T5,
+    complete=functools.partial(_complete, feed_forward="gated-gelu", scaled=False),
+    heads={head: f"M{name}" for head, name in T5.heads.items()},
+    weights=replace(T5.weights, model_type="mt5"),
+)
