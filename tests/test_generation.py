@@ -73,6 +73,7 @@ VARIANTS = {
     "no bigram twice": {"max_new_tokens": 15, "no_repeat_ngram_size": 2, "min_new_tokens": 15},
     "no token twice": {"max_new_tokens": 12, "no_repeat_ngram_size": 1, "min_new_tokens": 12},
 }
+WITH_BEAMS = ("no end", "least new", "repetition", "no bigram twice")
 BEAMS = {
     "two": {"num_beams": 2},
     "five returned": {"num_beams": 5, "num_return_sequences": 5},
@@ -90,7 +91,7 @@ def test_greedy_ids_are_those_of_transformers(gpt2, variant):
 
 
 @pytest.mark.parametrize("beams", BEAMS)
-@pytest.mark.parametrize("variant", ["plain", "no end", "least new", "repetition", "no bigram twice"])
+@pytest.mark.parametrize("variant", ["plain", *(pytest.param(v, marks=pytest.mark.oracle) for v in WITH_BEAMS)])
 def test_beam_ids_and_scores_are_those_of_transformers(gpt2, variant, beams):
     check(gpt2, **VARIANTS[variant], **BEAMS[beams])
 
