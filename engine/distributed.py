@@ -19,8 +19,9 @@ from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
 
-from data import DataError
+from data import Batch, DataError
 from engine.config import ConfigError
+from engine.optim import without_gradient
 from models import ModelError
 
 
@@ -60,11 +61,26 @@ def setup(device: str) -> Ranks:
     return Ranks(int(os.environ.get("RANK", 0)), world_size, chosen)
 
 
-def wrap(model: nn.Module, ranks: Ranks) -> nn.Module:
-    """DDP over several ranks, the model itself on one. Every parameter has a gradient, so nothing is searched for."""
+def wrap(model: nn.Module, ranks: Ranks, nothing: Batch) -> nn.Module:
+    """DDP over several ranks, the model itself on one. Every parameter has a gradient, so nothing is searched for.
+
+    nothing: a batch without examples. DDP orders its buckets anew after the first backward, and from three ranks on the
+    order decides how a sum is rounded; with a backward of nothing before the first step, the first step after a resume
+    has the order of the run that was not interrupted.
+    """
     if ranks.world_size == 1:
         return model
-    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    parallel(nothing.to(ranks.device)).loss_sum.backward()
+    require_gradients(model)
+    model.zero_grad()
+    return parallel
+
+
+def require_gradients(model: nn.Module) -> None:
+    """Raise TrainingError for trained parameters that a backward did not reach, which DDP would wait for forever."""
+    if unused := without_gradient(model):
+        raise TrainingError(f"parameters that no gradient reaches: {', '.join(unused)}")
 
 
 def set_gradient_sync(model: nn.Module, last: bool) -> None:

@@ -21,7 +21,7 @@ from engine.distributed import Ranks, StopRequest
 from engine.evaluate import evaluate
 from engine.log import RunLog
 from engine.model import build_model
-from engine.optim import build_optimizer, learning_rate, set_learning_rate, without_gradient
+from engine.optim import build_optimizer, learning_rate, set_learning_rate
 from engine.precision import Precision
 from engine.regularize import add_penalties_, seed_dropout
 from engine.state import TrainState, mode_of
@@ -66,7 +66,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     optimizer = build_optimizer(model, cfg.optim, cfg.regularize.weight_decay)
     contents = checkpoint.Contents(cfg, model, optimizer, amp, tokenizer_folder, (train_set, validation_set))
     state = checkpoint.restore(resumed, contents, ranks) if resumed else TrainState()
-    parallel = distributed.wrap(model, ranks).train()
+    parallel = distributed.wrap(model, ranks, train_set.batch([])).train()
 
     # 5. Where it is written, and where the data begins.
     folder = Path(cfg.run.folder)
@@ -101,8 +101,8 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
             # DDP averages over the ranks; times world_size it is their sum.
             amp.backward(out.loss_sum * (ranks.world_size / max(targets, 1)))
             losses.append(out.loss_sum.detach())
-        if state.position == 0 and (unused := without_gradient(model)):
-            raise distributed.TrainingError(f"parameters that no gradient reaches: {', '.join(unused)}")
+        if state.position == 0:
+            distributed.require_gradients(model)
         amp.unscale_(optimizer)
         add_penalties_(optimizer, cfg.regularize)
         grad_norm = amp.clip_(model.parameters(), cfg.train.clip_norm).item()

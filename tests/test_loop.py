@@ -272,7 +272,9 @@ def test_p16_a_parameter_that_no_gradient_reaches_is_named(tiny, monkeypatch):
 # Signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)]
+)
 def test_f05_a_signal_leaves_a_checkpoint_and_the_run_goes_on_exactly(tiny, tmp_path, number):
     through = tiny(**{"train.max_steps": 300, "eval.every": 100, "run.folder": str(tmp_path / "through")})
     config = override(through, {"run.folder": str(tmp_path / "run")})
