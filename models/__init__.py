@@ -344,7 +344,7 @@ def _labels(
 @torch.no_grad()
 def _restart(model: TaskModel, count: int, generator: torch.Generator) -> None:
     layers = list(model.backbone.layers)
-    if count > len(layers):
+    if not 0 < count <= len(layers):
         raise ModelError(f"model.reinit_layers = {count}: the model has {len(layers)} layers")
     restarted = layers[-count:]
     model.backbone.init_weights(generator, restarted)
