@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_training
+from conftest import StopAfter, assert_same_run, logged_rows, run_training
 from safetensors.torch import load_file
 
 import models
@@ -22,38 +22,14 @@ CHANGES = {
 }
 
 
-class StopAt:
-    """A stop request that comes true at the n-th time the loop asks."""
-
-    exit_code = 143
-
-    def __init__(self, step):
-        self.left = step
-
-    def __bool__(self):
-        self.left -= 1
-        return self.left < 0
-
-
-def tensors(folder):
-    return {name: load_file(Path(folder) / name) for name in ("model.safetensors", "optimizer.safetensors")}
-
-
 @pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
 def test_p04_such_a_run_resumes_bit_for_bit(tiny, tmp_path, changes):
     whole = tiny(**changes | {"run.folder": str(tmp_path / "whole")})
     run_training(whole)
     cut = {"run.folder": str(tmp_path / "cut")}
-    assert run_training(tiny(**changes | cut), StopAt(7)) is None
+    assert run_training(tiny(**changes | cut), StopAfter(7)) is None
     run_training(tiny(**changes | cut | {"run.resume": "yes"}))
-    expected, found = tensors(tmp_path / "whole" / "last"), tensors(tmp_path / "cut" / "last")
-    for name in expected:
-        assert found[name].keys() == expected[name].keys()
-        for key in expected[name]:
-            assert torch.equal(found[name][key], expected[name][key]), key
-    lines = [(tmp_path / run / "metrics.jsonl").read_text().splitlines() for run in ("whole", "cut")]
-    losses = [[json.loads(line)["loss"] for line in run if '"lr"' in line] for run in lines]
-    assert losses[0] == losses[1]
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
@@ -79,8 +55,7 @@ def test_only_what_is_trained_moves(tiny, checkpoint_folder, changes):
 def test_lora_learns_and_its_checkpoint_has_adapter_and_merged_weights(tiny):
     config = tiny(**{"model.lora.rank": 4, "train.max_steps": 60, "optim.lr": 1e-2, "model.dropout.all": 0.0})
     run_training(config)
-    rows = [json.loads(line) for line in (Path(config.run.folder) / "metrics.jsonl").read_text().splitlines()]
-    losses = [row["loss"] for row in rows if "lr" in row]
+    losses = [row["loss"] for row in logged_rows(config.run.folder) if "lr" in row]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     best = Path(config.run.folder) / "best"
     assert (best / "adapter_model.safetensors").stat().st_size < (best / "model.safetensors").stat().st_size / 2
