@@ -1,0 +1,74 @@
+"""Numbers that were published with the real checkpoints (in the integration tests of the library they appeared in)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import zoo
+
+import models
+
+# name on the hub, ids, is the first token masked out, the first token of the 3 x 3 slice, its first column, the slice
+IDS = [0, 345, 232, 328, 740, 140, 1695, 69, 6078, 1588, 2]
+HIDDEN_STATES = [
+    (
+        "google-bert/bert-base-uncased",
+        IDS,
+        True,
+        (1, 1),
+        [[0.4249, 0.1008, 0.7531], [0.3771, 0.1188, 0.7467], [0.4152, 0.1098, 0.7108]],
+    ),
+    (
+        "distilbert/distilbert-base-uncased",
+        IDS,
+        True,
+        (1, 1),
+        [[-0.1639, 0.3299, 0.1648], [-0.1746, 0.3289, 0.1710], [-0.1884, 0.3357, 0.1810]],
+    ),
+    (
+        "FacebookAI/roberta-base",
+        [0, 31414, 232, 328, 740, 1140, 12695, 69, 46078, 1588, 2],
+        False,
+        (0, 0),
+        [[-0.0231, 0.0782, 0.0074], [-0.1854, 0.0540, -0.0175], [0.0548, 0.0799, 0.1687]],
+    ),
+]
+
+
+@torch.no_grad()
+def hidden_states(model, ids, first_masked=False):
+    """(L, D) of one text. Ours knows no masked tokens: it goes without the first, the others at the places they had."""
+    if not first_masked:
+        return model.eval()(models.pack([ids])).logits
+    positions = model.backbone.position_embeddings.weight
+    positions.copy_(positions.roll(-1, 0))
+    rest = model.eval()(models.pack([ids[1:]])).logits
+    return torch.cat([torch.full_like(rest[:1], torch.nan), rest])
+
+
+def published(name):
+    """The checkpoint of the hub; skips where it cannot be had."""
+    try:
+        return models.hub.resolve(name)
+    except models.ModelError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.network
+@pytest.mark.parametrize(("name", "ids", "masked", "corner", "expected"), HIDDEN_STATES, ids=lambda x: str(x)[:12])
+def test_hidden_states_are_those_published(name, ids, masked, corner, expected):
+    model = models.from_pretrained(published(name))
+    row, column = corner
+    found = hidden_states(model, ids, masked)[row : row + 3, column : column + 3]
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+def test_a_masked_first_token_is_one_that_is_not_there(tmp_path, kind):
+    """What the tests above rely on."""
+    oracle = zoo.save_oracle(tmp_path, kind, None)
+    ids = [0, 5, 7, 3, 2]
+    mask = torch.tensor([[0, 1, 1, 1, 1]])
+    theirs = oracle(input_ids=torch.tensor([ids]), attention_mask=mask).last_hidden_state[0]
+    ours = hidden_states(models.from_pretrained(tmp_path), ids, first_masked=True)
+    torch.testing.assert_close(ours[1:], theirs[1:], rtol=1e-5, atol=1e-5)
