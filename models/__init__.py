@@ -61,14 +61,8 @@ HEADS: dict[str, Any] = {
     "causal-lm": LanguageModel,
     "seq2seq-lm": LanguageModel,
 }
-LABELLED = (
-    "sequence-classification",
-    "token-classification",
-    "relation-classification",
-    "image-classification",
-    "distilled-image-classification",
-)
 POOLED = ("sequence-classification", "image-classification")  # these read one vector of each example
+LABELLED = (*POOLED, "distilled-image-classification", "token-classification", "relation-classification")
 
 STALE = ("_name_or_path", "torch_dtype", "dtype")  # config.json fields that our export, in fp32, would make untrue
 HUB_PROBLEMS = {

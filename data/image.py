@@ -1,0 +1,159 @@
+"""Images as a checkpoint wants them: preprocessor_config.json, and one image -> one tensor.
+
+The numbers are those of the hub's image processors: the image is resized in whole grey levels (with antialiasing),
+cropped, scaled to [0, 1] and normalised. The same image gives the same tensor, as a picture or as a tensor of pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.errors import DataError
+
+FILE = "preprocessor_config.json"
+BILINEAR, BICUBIC = 2, 3  # as Pillow numbers its filters
+HALF, CLIP_MEAN, CLIP_STD = [0.5] * 3, [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+
+# Processors by name, and what each assumes where the file says nothing. `square`: a size of one number is both sides,
+# else it is the shorter one.
+COMMON = {
+    "do_resize": True,
+    "do_center_crop": False,
+    "do_rescale": True,
+    "do_normalize": True,
+    "rescale_factor": 1 / 255,
+}
+VIT = COMMON | {"square": True, "size": 224, "resample": BILINEAR, "image_mean": HALF, "image_std": HALF}
+DEIT = VIT | {"size": 256, "resample": BICUBIC, "do_center_crop": True, "crop_size": 224}
+BIT = DEIT | {"square": False, "size": 224, "image_mean": CLIP_MEAN, "image_std": CLIP_STD}  # DINOv2 uses this one
+PROCESSORS: dict[str, dict[str, Any]] = {"ViT": VIT, "DeiT": DEIT, "Bit": BIT}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to an image, in this order; None: not done. Sizes are (height, width) in pixels."""
+
+    size: tuple[int, int] | int | None  # one number is the shorter side, the other follows
+    resample: int  # BILINEAR or BICUBIC
+    crop: tuple[int, int] | None  # the middle of the image; what lies outside it is black
+    scale: float  # multiplied with the grey levels, 0 to 255
+    mean: tuple[float, ...]  # by channel; one channel means grey images
+    std: tuple[float, ...]
+
+
+def read_preprocessing(folder: Path) -> Preprocessing:
+    """The Preprocessing of a checkpoint folder; DataError for a file that is missing, broken or asks for more."""
+    path = folder / FILE
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{folder}: no {FILE}, which says how its images are prepared") from None
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise DataError(f"{path}: should be an object of settings")
+    name = raw.get("image_processor_type") or raw.get("feature_extractor_type") or "ViTImageProcessor"
+    family = str(name).split("Image")[0].split("Feature")[0]
+    if family not in PROCESSORS:
+        raise DataError(f"{path}: {name!r} is not supported; choose from {', '.join(PROCESSORS)} (ImageProcessor)")
+    settings = PROCESSORS[family] | {key: value for key, value in raw.items() if value is not None}
+    for key in settings:
+        known = key in PROCESSORS[family] or key in ("do_convert_rgb", "do_center_crop")
+        if (key.startswith("do_") or key == "crop_pct") and settings[key] and not known:
+            raise DataError(f"{path}: {key} = {settings[key]!r} is not supported")
+    try:
+        return _preprocessing(settings)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _preprocessing(settings: dict[str, Any]) -> Preprocessing:
+    """From settings in which every field has a value; ValueError names one that cannot be."""
+    size = _size("size", settings["size"], settings["square"]) if settings["do_resize"] else None
+    crop = _size("crop_size", settings.get("crop_size", 224), square=True) if settings["do_center_crop"] else None
+    if isinstance(crop, int):
+        raise ValueError(f"crop_size = {settings['crop_size']!r} should have height and width")
+    if settings["resample"] not in (BILINEAR, BICUBIC):
+        raise ValueError(f"resample = {settings['resample']!r} is not supported; 2 (bilinear) and 3 (bicubic) are")
+    scale = settings["rescale_factor"] if settings["do_rescale"] else 1.0
+    if not isinstance(scale, int | float):
+        raise ValueError(f"rescale_factor = {scale!r} should be a number, like {1 / 255}")
+    if not settings["do_normalize"]:
+        return Preprocessing(size, settings["resample"], crop, scale, (0.0,) * 3, (1.0,) * 3)
+    mean, std = (_channels(name, settings[name]) for name in ("image_mean", "image_std"))
+    if len(mean) != len(std) or 0.0 in std:
+        raise ValueError("image_mean and image_std should have one number a channel, no image_std of 0")
+    return Preprocessing(size, settings["resample"], crop, scale, mean, std)
+
+
+def _size(name: str, value: Any, square: bool) -> tuple[int, int] | int:
+    """224, [224, 224], {"height": 224, "width": 224} or {"shortest_edge": 224}."""
+    if isinstance(value, dict):
+        given = {key: number for key, number in value.items() if number is not None}
+        numbers = [given[key] for key in ("height", "width") if key in given]
+        if given.keys() == {"shortest_edge"}:
+            numbers, square = [given["shortest_edge"]], False
+        elif given.keys() != {"height", "width"}:
+            raise ValueError(f"{name} = {value!r} should have height and width, or shortest_edge")
+    else:
+        numbers = value if isinstance(value, list) else [value]
+    if len(numbers) not in (1, 2) or not all(type(number) is int and number > 0 for number in numbers):
+        raise ValueError(f"{name} = {value!r} should be in whole pixels, like 224")
+    if len(numbers) == 2:
+        return numbers[0], numbers[1]
+    return (numbers[0], numbers[0]) if square else numbers[0]
+
+
+def _channels(name: str, value: Any) -> tuple[float, ...]:
+    numbers = value if isinstance(value, list) and len(value) in (1, 3) else [None]
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise ValueError(f"{name} = {value!r} should be a list of 3 numbers, or of 1 for grey images")
+    return tuple(map(float, numbers))
+
+
+def preprocess(image: Any, how: Preprocessing) -> Tensor:
+    """One image -> (channels, height, width) fp32.
+
+    image: a PIL image, converted to RGB (or to grey, for one channel), or a uint8 tensor (channels, height, width).
+    DataError for a tensor that is neither.
+    """
+    from torchvision.transforms.v2 import InterpolationMode, functional
+
+    channels = len(how.mean)
+    if not isinstance(image, Tensor):
+        image = functional.pil_to_tensor(image.convert("RGB" if channels == 3 else "L"))
+    if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != channels:
+        wanted = f"uint8 ({channels}, height, width)"
+        raise DataError(f"an image of type {image.dtype}, shape {list(image.shape)} should be {wanted}")
+    if how.size is not None:
+        mode = InterpolationMode.BILINEAR if how.resample == BILINEAR else InterpolationMode.BICUBIC
+        image = functional.resize(image, _resized(image.shape[1:], how.size), interpolation=mode, antialias=True)
+    if how.crop is not None:
+        image = _center_crop(image, *how.crop)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (how.mean, how.std))
+    return (image.float() * how.scale - mean) / std
+
+
+def _resized(shape: torch.Size, size: tuple[int, int] | int) -> list[int]:
+    """(height, width) after a resize; of a shorter side alone, with the proportions kept."""
+    if isinstance(size, tuple):
+        return list(size)
+    height, width = shape
+    return [size, int(size * width / height)] if height <= width else [int(size * height / width), size]
+
+
+def _center_crop(image: Tensor, height: int, width: int) -> Tensor:
+    """The middle height x width pixels, half a pixel up and to the left where it cannot be the middle."""
+    for axis, wanted in ((1, height), (2, width)):
+        spare = wanted - image.shape[axis]
+        if spare > 0:
+            padding = [spare // 2, spare - spare // 2]
+            image = torch.nn.functional.pad(image, padding if axis == 2 else [0, 0, *padding])
+        image = image.narrow(axis, (image.shape[axis] - wanted) // 2, wanted)
+    return image
