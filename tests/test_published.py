@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import urllib.request
+
 import pytest
 import torch
 import zoo
+from PIL import Image
 
 import models
+from data.image import preprocess, read_preprocessing
 
 # name on the hub, ids, is the first token masked out, the first token of the 3 x 3 slice, its first column, the slice
 IDS = [0, 345, 232, 328, 740, 140, 1695, 69, 6078, 1588, 2]
@@ -72,3 +77,25 @@ def test_a_masked_first_token_is_one_that_is_not_there(tmp_path, kind):
     theirs = oracle(input_ids=torch.tensor([ids]), attention_mask=mask).last_hidden_state[0]
     ours = hidden_states(models.from_pretrained(tmp_path), ids, first_masked=True)
     torch.testing.assert_close(ours[1:], theirs[1:], rtol=1e-5, atol=1e-5)
+
+
+COCO = "http://images.cocodataset.org/val2017/000000039769.jpg"  # two cats on a sofa
+
+
+@pytest.mark.network
+def test_the_logits_of_vit_are_those_published():
+    folder = published("google/vit-base-patch16-224")
+    try:
+        with urllib.request.urlopen(COCO, timeout=30) as stream:
+            photo = Image.open(io.BytesIO(stream.read())).convert("RGB")
+    except OSError as error:
+        pytest.skip(f"{COCO}: {error}")
+    model = models.from_pretrained(folder, head="image-classification").eval()
+    how = read_preprocessing(folder)
+    by_pillow = photo.resize((224, 224), Image.Resampling.BILINEAR)  # as when the numbers were made
+    pixels = torch.stack([preprocess(image, how) for image in (by_pillow, photo)])
+    with torch.no_grad():
+        published_one, ours = model(models.images(pixels)).logits
+    torch.testing.assert_close(published_one[:3], torch.tensor([-0.2744, 0.8215, -0.0836]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(ours, published_one, rtol=0, atol=5e-2)  # a grey level here and there
+    assert model.labels[int(ours.argmax())] == "Egyptian cat"
