@@ -219,7 +219,7 @@ CHANGES = {
     "rate": {"optim.lr": 2e-3},
     "two": {"train.batch_size": 8, "regularize.weight_decay": 0.0},
     "length": {"data.max_length": 24},
-    "pooling": {"model.pooling": "mean"},
+    "smoothing": {"regularize.label_smoothing": 0.1},
     "more steps": {"train.max_steps": 26},
 }
 
