@@ -28,9 +28,10 @@ def check_fit(config: Config, model: TaskModel, tokenizer: Tokenizer) -> None:
             f"data.max_length = {config.data.max_length} leaves no room beside {special} special tokens: raise it"
         )
     rows = model.backbone.config.vocab_size
-    if tokenizer.get_vocab_size() > rows:
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])  # more than their number, with gaps
+    if largest >= rows:
         raise ConfigError(
-            f"{config.model.name}: the tokenizer has {tokenizer.get_vocab_size()} ids, the embedding {rows} rows"
+            f"{config.model.name}: the tokenizer gives {token!r} the id {largest}, the embedding has {rows} rows"
         )
 
 

@@ -164,6 +164,6 @@ def test_texts_and_ids_fit_the_model(tiny, checkpoint_folder):
     for length, message in ((41, "has 40 positions: lower data.max_length"), (2, "no room beside 2 special tokens")):
         with pytest.raises(ConfigError, match=f"data.max_length = {length}.*{message}"):
             describe.check_fit(tiny(**{"data.max_length": length}), model, tokenizer)
-    larger = SimpleNamespace(get_vocab_size=lambda: 26, num_special_tokens_to_add=lambda pair: 2)
-    with pytest.raises(ConfigError, match="the tokenizer has 26 ids, the embedding 25 rows"):
+    larger = SimpleNamespace(get_vocab=lambda: {"<ent>": 25, "a": 0}, num_special_tokens_to_add=lambda pair: 2)
+    with pytest.raises(ConfigError, match="the tokenizer gives '<ent>' the id 25, the embedding has 25 rows"):
         describe.check_fit(config, model, larger)
