@@ -157,6 +157,7 @@ def test_keeping_the_first_layers(tmp_path, kind, head, keep):
     assert torch.equal(back.eval()(inputs).logits, model.eval()(inputs).logits)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize(("kind", "head"), [(kind, head) for kind, head in KINDS if head in models.LABELLED])
 def test_a_truncated_model_is_that_of_transformers(tmp_path, kind, head):
     transformers = pytest.importorskip("transformers")

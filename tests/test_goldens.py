@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import models
 from models import Inputs
 
-CASES = list(zoo.cases())
+CASES = zoo.cases()
 TOLERANCE = {torch.float32: {"rtol": 1e-5, "atol": 1e-5}, torch.float64: {"rtol": 1e-6, "atol": 1e-6}}  # fp32 is stored
 
 

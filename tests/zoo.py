@@ -7,7 +7,7 @@ compared under the names of the *file*: written into the parameters and saved, b
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -164,11 +164,15 @@ ZOO = {
 }
 
 
-def cases() -> Iterator[tuple[str, str]]:
+def cases() -> list[tuple[str, str]]:
     """Every (model_type, head) that transformers has a class for."""
-    for model_type in ZOO:
-        heads = models.ARCHITECTURES[model_type].heads
-        yield from ((model_type, head) for head, name in heads.items() if head and name != heads[None])
+    classes = {model_type: models.ARCHITECTURES[model_type].heads for model_type in ZOO}
+    return [
+        (model_type, head)
+        for model_type, heads in classes.items()
+        for head, name in heads.items()
+        if head and name != heads[None]
+    ]
 
 
 def odd_fields(model_type: str, seed: int) -> dict[str, Any]:
