@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from data import Batch
-from engine.config import Config
+from engine.config import Train
 from engine.distributed import Ranks, TrainingError, gather
 from engine.precision import Precision
 from engine.regularize import seed_dropout
@@ -18,25 +18,30 @@ from models import TaskModel
 
 
 def left_out(
-    config: Config, state: TrainState, model: TaskModel, group: Sequence[Batch], amp: Precision, ranks: Ranks
+    train: Train,
+    seed: int,
+    state: TrainState,
+    model: TaskModel,
+    group: Sequence[Batch],
+    amp: Precision,
+    ranks: Ranks,
 ) -> str:
     """A sentence on the step just left out, called on all ranks; TrainingError unless steps may be left out.
 
-    In fp16 an overflow is part of finding the loss scale, so there a step is left out under either policy; in all cases
+    seed: the run's, which its dropout came from. In fp16 an overflow is part of finding the loss scale, so there a step is left out under either policy; in all cases
     at most train.max_skipped in a row.
     """
     what = f"step {state.step + 1} (position {state.position - 1}): the gradient is not finite"
-    allowed = config.train.nan_policy == "skip" or amp.name == "fp16"
-    too_many = state.skipped_in_a_row > config.train.max_skipped
+    allowed = train.nan_policy == "skip" or amp.name == "fp16"
+    too_many = state.skipped_in_a_row > train.max_skipped
     if amp.name == "fp16" and not too_many:
         return f"{what}, step left out, loss scale now {amp.scaler.get_scale():g}"
-    what += "; " + _causes(config.run.seed, state.position - 1, model, group, amp, ranks)
+    what += "; " + _causes(seed, state.position - 1, model, group, amp, ranks)
     if not allowed:
         raise TrainingError(f"{what}. train.nan_policy = raise; skip would leave the step out")
     if too_many:
         raise TrainingError(
-            f"{what}. {state.skipped_in_a_row} steps in a row were left out (train.max_skipped = "
-            f"{config.train.max_skipped})"
+            f"{what}. {state.skipped_in_a_row} steps in a row were left out (train.max_skipped = {train.max_skipped})"
         )
     return f"{what}. The step is left out"
 

@@ -109,7 +109,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         stepped = amp.step(optimizer, grad_norm)
         state.advance(stepped, int(samples))
         if not stepped:  # raises, unless the policy is to leave such a step out
-            log.say(diagnose.left_out(cfg, state, model, group, amp, ranks))
+            log.say(diagnose.left_out(cfg.train, cfg.run.seed, state, model, group, amp, ranks))
         optimizer.zero_grad()
 
         log.count(state.step, samples, tokens, waited)

@@ -21,7 +21,7 @@ TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="u
 MAY_IMPORT = {"engine": {"data", "models"}, "data": set(), "models": set()}
 COMMANDS = {"engine/train.py", "engine/evaluate.py", "engine/predict.py"}
 # These take the whole configuration for what they are: written into each checkpoint, printed, or read from a file.
-WRITE_OR_SHOW_IT = {"engine/config.py", "engine/checkpoint.py", "engine/describe.py", "engine/diagnose.py"}
+WRITE_OR_SHOW_IT = {"engine/config.py", "engine/checkpoint.py", "engine/describe.py"}
 # The one file that opens a pickle, when a user asks for that, and with the loader that runs no code.
 CONVERTER = "models/convert.py"
 OPTIONAL_OR_ORACLE = (

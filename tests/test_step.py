@@ -160,11 +160,13 @@ def test_sixteen_examples_are_learnt_by_heart(tiny, tmp_path):
 def test_every_precision_and_schedule_learns(tiny, precision, schedule):
     if schedule != "linear" and precision != "fp32":
         pytest.skip("schedules are covered once, in fp32")
-    run_training(tiny(**{"train.precision": precision, "optim.schedule": schedule, "train.max_steps": 30}))
+    # Seven epochs without dropout: far more than chance could undo.
+    changes = {"train.precision": precision, "optim.schedule": schedule, "train.max_steps": 50, "optim.lr": 3e-3}
+    run_training(tiny(**changes | {"model.dropout.all": 0.0}))
     losses = [line["loss"] for line in logged(tiny().run.folder)]
-    assert len(losses) == 30
+    assert len(losses) == 50
     assert all(math.isfinite(x) for x in losses)
-    assert sum(losses[-5:]) < sum(losses[:5])
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 
 
 @pytest.mark.parametrize("task_name", TASKS)
