@@ -28,8 +28,8 @@ def left_out(
 ) -> str:
     """A sentence on the step just left out, called on all ranks; TrainingError unless steps may be left out.
 
-    seed: the run's, which its dropout came from. In fp16 an overflow is part of finding the loss scale, so there a step is left out under either policy; in all cases
-    at most train.max_skipped in a row.
+    seed: the run's, which its dropout came from. In fp16 an overflow is part of finding the loss scale, so there a step
+    is left out under either policy; in all cases at most train.max_skipped in a row.
     """
     what = f"step {state.step + 1} (position {state.position - 1}): the gradient is not finite"
     allowed = train.nan_policy == "skip" or amp.name == "fp16"
