@@ -156,7 +156,8 @@ def from_pretrained(
         labels, and its labels must be these; `head_init="reset"` starts a new head instead.
     init: "pretrained", or "scratch" for random weights in the same shape, drawn from `seed` (as a new head is).
     pooling: "cls", "mean" or "last"; None takes the checkpoint's, else the architecture's.
-    problem: of a sequence classifier: "single-label", "multi-label" or "regression"; None takes the checkpoint's.
+    problem: of a classifier of texts or images: "single-label", "multi-label" or "regression"; None takes that of the
+        head in the file, and single-label for a new one.
     dropout: one rate for every site, or {"embedding" | "attention" | "hidden" | "path" | "head": rate}; the
         checkpoint's where not given. Language-model heads have no dropout.
     keep_layers: use only the first so many layers of the checkpoint (0: all of them).
@@ -192,7 +193,7 @@ def from_pretrained(
             shape,
             pooling=pooling,
             num_labels=len(names),
-            problem=_problem(problem, raw),
+            problem=_problem(problem, raw, head, head_in_file),
             dropout=rates.get("head", shape.dropout),
             label_smoothing=label_smoothing,
             tied=_tied(raw, architecture, head, folder if pretrained else None) if shape.vocab_size else True,
@@ -278,11 +279,13 @@ def _rates(dropout: float | Mapping[str, float] | None) -> dict[str, float]:
     return rates
 
 
-def _problem(wanted: str | None, raw: dict[str, Any]) -> str:
-    named = {theirs: ours for ours, theirs in HUB_PROBLEMS.items()}
-    problem = wanted or named.get(raw.get("problem_type") or "", "single-label")
-    if problem not in PROBLEMS:
-        raise ModelError(f"problem = {problem!r}: choose from {', '.join(PROBLEMS)}")
+def _problem(wanted: str | None, raw: dict[str, Any], head: str, head_in_file: bool) -> str:
+    """The file's own for the file's own head; a head with a label for every token is always single-label."""
+    choices = PROBLEMS if head in LABELLED and head != "token-classification" else PROBLEMS[:1]
+    named = {theirs: ours for ours, theirs in HUB_PROBLEMS.items() if ours in choices}
+    problem = wanted or (named.get(str(raw.get("problem_type"))) if head_in_file else None) or "single-label"
+    if problem not in choices:
+        raise ModelError(f"problem = {problem!r}: for a {head} head, choose from {', '.join(choices)}")
     return problem
 
 

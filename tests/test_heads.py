@@ -194,6 +194,22 @@ def test_without_labels_there_is_no_loss_and_with_fp16_logits_it_is_in_fp32():
     torch.testing.assert_close(loss, F.cross_entropy(logits[:3].float(), torch.arange(3), reduction="sum"))
 
 
+@pytest.mark.parametrize("head", ["sequence-classification", "token-classification", "masked-lm"])
+def test_the_problem_is_that_of_the_head_in_the_file_and_of_no_other(tmp_path, head):
+    """A regression checkpoint does not make a regression of the head that takes the place of its own."""
+    trained = tiny.scratch(tmp_path / "config", "bert", "sequence-classification", problem="regression", num_labels=2)
+    models.save_pretrained(trained, tmp_path)
+    if head == "sequence-classification":
+        assert models.from_pretrained(tmp_path, head=head).head.shape.problem == "regression"
+    model = models.from_pretrained(tmp_path, head=head, labels=["a", "b"], head_init="reset").double()
+    assert model.head.shape.problem == "single-label"
+    inputs = tiny.inputs_of(model)
+    assert model(inputs).loss_sum > 0
+    if head != "sequence-classification":
+        with pytest.raises(models.ModelError, match=f"for a {head} head, choose from single-label"):
+            models.from_pretrained(tmp_path, head=head, problem="multi-label", head_init="reset")
+
+
 # relation
 
 
