@@ -85,6 +85,8 @@ def _fields(message: bytes) -> Fields:
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
     """(a number stored in 7 bits a byte, the lowest first; where the next field begins)."""
+    if at < len(message) and message[at] < 128:  # most are one byte, and mT5 has two million
+        return message[at], at + 1
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(message):
