@@ -101,3 +101,30 @@ def test_hidden_states_of_the_real_minilm_are_those_of_transformers():
         theirs = oracle(**zoo.oracle_inputs("bert", None, inputs)).last_hidden_state
         ours = model(inputs).logits
     torch.testing.assert_close(ours, zoo.unpad(theirs, inputs.lengths), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "gpt2", "t5", "mt5"])
+def test_hidden_states_are_those_of_transformers_padded_on_the_left(tmp_path, model_type):
+    """Positions there must be given explicitly, but for RoBERTa, which counts tokens that are no padding, and T5."""
+    oracle = zoo.save_oracle(tmp_path, model_type, None, dtype=torch.float64)
+    inputs = zoo.make_inputs(model_type, None, oracle.config)
+    model = models.from_pretrained(tmp_path).double().eval()
+    pad_id, longest = getattr(oracle.config, "pad_token_id", None) or 0, max(inputs.lengths)
+
+    def left_padded(values, fill):
+        parts = values.split(inputs.lengths)
+        return torch.stack([torch.cat([p.new_full((longest - len(p),), fill), p]) for p in parts])
+
+    theirs = {
+        "input_ids": left_padded(inputs.input_ids, pad_id),
+        "attention_mask": left_padded(torch.ones_like(inputs.input_ids), 0),
+    }
+    if model_type in ("bert", "gpt2"):
+        theirs["position_ids"] = (theirs["attention_mask"].cumsum(1) - 1).clamp_min(0)
+    if model_type == "bert":
+        theirs["token_type_ids"] = left_padded(inputs.token_type_ids, 0)
+    with torch.no_grad():
+        hidden = oracle(**theirs).last_hidden_state
+        ours = model(inputs).logits
+    expected = torch.cat([row[longest - n :] for row, n in zip(hidden, inputs.lengths, strict=True)])
+    torch.testing.assert_close(ours, expected, **TOLERANCE[torch.float64])
