@@ -82,6 +82,8 @@ BEAMS = {
     "length left out": {"num_beams": 3, "length_penalty": 0.0, "early_stopping": "never"},
     "early": {"num_beams": 4, "early_stopping": True, "num_return_sequences": 4},
     "never": {"num_beams": 4, "early_stopping": "never", "num_return_sequences": 4},
+    "never and longer": {"num_beams": 2, "early_stopping": "never", "length_penalty": 3.0},
+    "many ends": {"num_beams": 2, "eos_token_id": (7, 10, 13, 0, 30)},
 }
 
 
@@ -93,7 +95,7 @@ def test_greedy_ids_are_those_of_transformers(gpt2, variant):
 @pytest.mark.parametrize("beams", BEAMS)
 @pytest.mark.parametrize("variant", ["plain", *(pytest.param(v, marks=pytest.mark.oracle) for v in WITH_BEAMS)])
 def test_beam_ids_and_scores_are_those_of_transformers(gpt2, variant, beams):
-    check(gpt2, **VARIANTS[variant], **BEAMS[beams])
+    check(gpt2, **(VARIANTS[variant] | BEAMS[beams]))
 
 
 @pytest.mark.oracle
@@ -204,6 +206,8 @@ def test_a_cross_cache_follows_its_texts_and_rests_while_beams_change_places():
     torch.testing.assert_close(cache.cross.attend(0, query, target), wanted)
     cache.reorder([0, 0, 1, 1])
     assert cache.cross.lengths == (3, 3, 2, 2)
+    four = cache.cross.attend(0, query.repeat_interleave(2, 0), models.layers.Packing.of([1] * 4))
+    torch.testing.assert_close(four, wanted.repeat_interleave(2, 0))
     stored = cache.cross._layers[0]
     cache.reorder([1, 0, 3, 2])
     assert cache.cross._layers[0] is stored
@@ -232,6 +236,9 @@ def test_a_token_is_drawn_as_often_as_it_is_probable():
     draws = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000  # every part of [0, 1) once
     tokens = sampled(probabilities.log().expand(10_000, -1), draws)
     assert tokens.bincount(minlength=6).tolist() == [5000, 0, 3000, 1500, 500, 0]
+    edges = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)  # where an impossible token is next
+    impossible_first = torch.tensor([0.0, 0.5, 0.0, 0.5, 0.0]).log().expand(3, -1)
+    assert sampled(impossible_first, edges).tolist() == [1, 3, 3]
 
 
 @pytest.mark.parametrize("top_p", [0.05, 0.4, 0.8, 0.99, 1.0])
@@ -287,6 +294,7 @@ def test_adjusting_leaves_the_scores_it_was_given(gpt2):
     found = adjusted(scores, [_Text([0, 1], begin=1, longest=9, shortest=2)], settings)
     assert found.tolist() == [[0.5, -2.0, 2.0, -math.inf]]
     assert scores.tolist() == [[1.0, -1.0, 2.0, 4.0]]
+    assert adjusted(scores, [_Text([0, 1, 1], begin=1, longest=9, shortest=2)], settings)[0, 3] == 4.0
 
 
 # Settings

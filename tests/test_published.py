@@ -12,6 +12,9 @@ from PIL import Image
 
 import models
 from data.image import preprocess, read_preprocessing
+from data.tokenizer import load_tokenizer
+from models.generation import GenerationSettings, generate
+from models.t5 import shift_right
 
 # name on the hub, ids, is the first token masked out, the first token of the 3 x 3 slice, its first column, the slice
 IDS = [0, 345, 232, 328, 740, 140, 1695, 69, 6078, 1588, 2]
@@ -99,3 +102,36 @@ def test_the_logits_of_vit_are_those_published():
     torch.testing.assert_close(published_one[:3], torch.tensor([-0.2744, 0.8215, -0.0836]), rtol=0, atol=1e-4)
     torch.testing.assert_close(ours, published_one, rtol=0, atol=5e-2)  # a grey level here and there
     assert model.labels[int(ours.argmax())] == "Egyptian cat"
+
+
+@pytest.mark.network
+@pytest.mark.parametrize(("name", "expected"), [("google-t5/t5-small", -19.0845), ("google/t5-v1_1-small", -59.0293)])
+def test_the_log_probability_that_t5_gives_a_target_is_the_one_published(name, expected):
+    folder = published(name)
+    if not list(folder.glob("*.safetensors")):
+        pytest.skip(f"{name} is published as a pickle only")
+    model = models.from_pretrained(folder, head="seq2seq-lm").eval()
+    source, target = (load_tokenizer(folder).encode(text).ids for text in ("Hello there", "Hi I am"))
+    start = model.backbone.config.decoder_start_token_id
+    inputs = models.pack([source], decoder=[shift_right(target, start)], labels=torch.tensor(target))
+    with torch.no_grad():
+        assert model(inputs).loss_sum.item() == pytest.approx(-expected, abs=1e-4)
+
+
+@pytest.mark.network
+def test_t5_small_greets_as_published():
+    folder = published("google-t5/t5-small")
+    model, tokenizer = models.from_pretrained(folder, head="seq2seq-lm"), load_tokenizer(folder)
+    settings = GenerationSettings.read(folder, max_length=8, num_beams=1)
+    (text,) = generate(model, [tokenizer.encode("summarize: Hello there").ids], settings)
+    assert tokenizer.decode(text.ids) == "Hello there!"
+
+
+@pytest.mark.network
+def test_gpt2_writes_what_was_published():
+    folder = published("openai-community/gpt2")
+    settings = GenerationSettings.read(folder, max_length=20)
+    (found,) = generate(models.from_pretrained(folder, head="causal-lm"), [[464, 3290]], settings)
+    # "The dog" was found in a field near the intersection of West and West Streets.\n\nThe dog
+    expected = [373, 1043, 287, 257, 2214, 1474, 262, 16246, 286, 2688, 290, 2688, 27262, 13, 198, 198, 464, 3290]
+    assert found.ids == expected
