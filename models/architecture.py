@@ -22,8 +22,8 @@ class Architecture:
 
     `config` is a frozen dataclass with at least hidden_size, num_hidden_layers, initializer_range and
     `rates: DropoutRates`. A backbone is a module with forward(batch) -> (hidden states (T, D), Packing), config,
-    max_length, `layers` from the input to the output, init_weights(generator, modules), and, where a language model's
-    output may be tied to it, `embedding`.
+    max_length, `layers` from the input to the output, init_weights(generator, modules), where a language model's
+    output may be tied to it `embedding`, and where it writes text forward(batch, cache) (models/cache.py).
     """
 
     read_config: Callable[[dict[str, Any]], Any]  # config.json -> config; ModelError for what it does not support

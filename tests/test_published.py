@@ -132,6 +132,6 @@ def test_gpt2_writes_what_was_published():
     folder = published("openai-community/gpt2")
     settings = GenerationSettings.read(folder, max_length=20)
     (found,) = generate(models.from_pretrained(folder, head="causal-lm"), [[464, 3290]], settings)
-    # "The dog" was found in a field near the intersection of West and West Streets.\n\nThe dog
+    # "The dog" -> " was found in a field near the intersection of West and West Streets.\n\nThe dog"
     expected = [373, 1043, 287, 257, 2214, 1474, 262, 16246, 286, 2688, 290, 2688, 27262, 13, 198, 198, 464, 3290]
     assert found.ids == expected
