@@ -8,8 +8,8 @@ an error: nothing is skipped in silence.
 from __future__ import annotations
 
 import difflib
-import json
 import re
+import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from models.errors import ModelError
+from models.files import TensorFiles, read_json
 from models.lora import merged_parameters
 
 REQUIRED = ("backbone", "decoder")  # groups of rows that are never initialised in silence
@@ -117,51 +117,41 @@ class LoadReport:
         return "\n".join(lines)
 
 
-class TensorFiles:
-    """The tensors of model.safetensors, or of the shards its index lists, memory-mapped and read by name."""
+def tensor_files(folder: Path, stack: ExitStack) -> TensorFiles:
+    """The tensors of model.safetensors, or of the shards that its index lists; ModelError where there are neither."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return TensorFiles([folder / "model.safetensors"], stack)
+    if not index.is_file():
+        pickled = sorted(p.name for p in folder.glob("*.bin"))
+        hint = ""
+        if pickled:
+            way = f"python -m models.convert {folder / pickled[0]}"
+            hint = f" (it has {pickled[0]}, a pickle, which is never loaded: `{way}` makes safetensors of it)"
+        raise ModelError(f"{folder}: no model.safetensors and no model.safetensors.index.json{hint}")
+    shard_of = _read_index(index)
+    files = TensorFiles([folder / name for name in sorted(set(shard_of.values()))], stack)
+    for key, name in shard_of.items():
+        if key not in files.where:
+            raise ModelError(f"{index}: tensor {reprlib.repr(key)} should be in {name}, which does not have it")
+    return files
 
-    def __init__(self, folder: Path, stack: ExitStack):
-        index = folder / "model.safetensors.index.json"
-        if (folder / "model.safetensors").is_file():
-            names = ["model.safetensors"]
-        elif index.is_file():
-            names = self._shards(index)
-        else:
-            pickled = sorted(p.name for p in folder.glob("*.bin"))
-            hint = ""
-            if pickled:
-                way = f"python -m models.convert {folder / pickled[0]}"
-                hint = f" (it has {pickled[0]}, a pickle, which is never loaded: `{way}` makes safetensors of it)"
-            raise ModelError(f"{folder}: no model.safetensors and no model.safetensors.index.json{hint}")
-        self.where: dict[str, Any] = {}
-        for name in names:
-            try:
-                file = stack.enter_context(safe_open(folder / name, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise ModelError(f"{folder / name} is not a complete safetensors file: {error}") from None
-            for key in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                if key in self.where:
-                    raise ModelError(f"{folder}: tensor {key!r} is in more than one shard")
-                self.where[key] = file
 
-    @staticmethod
-    def _shards(index: Path) -> list[str]:
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ModelError(f"{index}: not a safetensors index: {error}") from None
-        for name in names:
-            if not isinstance(name, str) or Path(name).name != name:
-                raise ModelError(f"{index}: shard name {name!r} must be a plain file name")
-            if not (index.parent / name).is_file():
-                raise ModelError(f"{index}: shard {name} is missing")
-        return names
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        return tuple(self.where[key].get_slice(key).get_shape())
-
-    def read(self, key: str) -> Tensor:
-        return self.where[key].get_tensor(key)
+def _read_index(index: Path) -> dict[str, str]:
+    """{tensor: name of its shard}, every shard a file beside the index."""
+    content = read_json(index)
+    shard_of = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shard_of, dict) or not shard_of:
+        raise ModelError(f"{index}: not a safetensors index: no weight_map of tensors to shards")
+    for name in shard_of.values():
+        if not isinstance(name, str):
+            raise ModelError(f"{index}: shard name {reprlib.repr(name)} must be a plain file name")
+    for name in sorted(set(shard_of.values())):
+        if Path(name).name != name or not name.isprintable() or len(name) > 200:
+            raise ModelError(f"{index}: shard name {reprlib.repr(name)} must be a plain file name")
+        if not (index.parent / name).is_file():
+            raise ModelError(f"{index}: shard {name} is missing")
+    return shard_of
 
 
 class Uninitialised(TorchFunctionMode):
@@ -181,35 +171,38 @@ def has_head(folder: Path, table: Table, head: str) -> bool:
     """Does the file hold any tensor of this head? (A pooler alone is none: every pretrained BERT has one.)"""
     theirs = {row.theirs for row in table.heads.get(head, ()) if row.group == "head"}
     with ExitStack() as stack:
-        return any(table.current_name(key) in theirs for key in TensorFiles(folder, stack).where)
+        return any(table.current_name(key) in theirs for key in tensor_files(folder, stack).where)
 
 
 def is_tied(folder: Path, table: Table, head: str) -> bool:
     """Is the head's output matrix the embedding? So it is unless the file holds both, and they differ."""
     decoder = next((row.theirs for row in table.heads[head] if row.ours == "head.decoder.weight"), None)
     with ExitStack() as stack:
-        files = TensorFiles(folder, stack)
+        files = tensor_files(folder, stack)
         keys = {table.current_name(key): key for key in files.where}
         if decoder not in keys:
             return True
         source = keys.get(table.tied.get(decoder or "", ""))
-        return source is None or torch.equal(files.read(keys[decoder]), files.read(source))
+        if source is None:
+            return True
+        matrices = files.read(keys[decoder]), files.read(source)
+        return matrices[0].dtype == matrices[1].dtype and torch.equal(*matrices)
 
 
 @torch.no_grad()
 def load(
     model: nn.Module, table: Table, folder: Path, *, head: str | None, reset: bool = False, drop_from: int | None = None
 ) -> LoadReport:
-    """Copy the file's tensors into `model`, one at a time, raising fp16 and bf16 to the parameter's dtype.
+    """Read the file's tensors into `model`, one at a time, raising fp16 and bf16 to the parameter's dtype.
 
     reset: leave the head as initialised even where the file has it. drop_from: leave out the file's layers from this
     number on (the model is shallower). Raises ModelError for a missing backbone tensor, a half-present head, a shape
-    that differs, a tensor nobody knows, and a file of which nothing fits.
+    that differs, a tensor nobody knows, numbers that are not finite, and a file of which nothing fits.
     """
     report = LoadReport(str(folder))
     parameters = dict(model.named_parameters())  # shared ones once, under their first name
     with ExitStack() as stack:
-        files = TensorFiles(folder, stack)
+        files = tensor_files(folder, stack)
         in_file = _by_current_name(files, table, folder)
         wanted = {ours: table.row_of(ours, head) for ours in parameters}
         absent = _check_names(wanted, in_file, table, folder, reset, drop_from)
@@ -218,11 +211,10 @@ def load(
                 report.initialised.append(ours)
                 continue
             key = in_file.get(row.untied) or in_file[row.theirs]
-            shape = tuple(reversed(files.shape(key))) if row.transpose else files.shape(key)
+            shape = files.where[key].shape[:: -1 if row.transpose else 1]
             if shape != tuple(parameters[ours].shape):
                 raise ModelError(_shape_message(folder, key, shape, tuple(parameters[ours].shape), row.group))
-            tensor = files.read(key)
-            parameters[ours].copy_(tensor.T if row.transpose else tensor)
+            files.read_into(key, parameters[ours].T if row.transpose else parameters[ours])
             report.loaded.append(key)
             report.parameters += parameters[ours].numel()
             if not key.endswith(row.theirs):

@@ -1,0 +1,189 @@
+"""The files of a checkpoint folder, read without trust: JSON, and the tensors of safetensors files.
+
+A safetensors file is eight bytes with the length of its header (little-endian), the header as JSON,
+{name: {"dtype", "shape", "data_offsets"}}, and the bytes of the tensors one after another, without gaps. The library's
+own reader keeps the last of two tensors of one name, names no tensor in its errors, and maps the file into memory,
+where each page counts beside its copy; so the header is checked here, and the bytes are read to where they are wanted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, TypeGuard
+
+import torch
+from torch import Tensor
+
+from models.errors import ModelError
+
+MAX_JSON = 3_000_000  # bytes; as Python objects they are up to thirty times as much
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = FLOATS | {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "C64": torch.complex64,
+}
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; ModelError names it where it cannot be read (FileNotFoundError is the caller's)."""
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(MAX_JSON + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+    if len(content) > MAX_JSON:
+        raise ModelError(f"{path} has more than {MAX_JSON:,} bytes, which is no configuration")
+    return parse_json(content, path)
+
+
+def parse_json(content: bytes, path: Path, place: str = "the file") -> Any:
+    """JSON as its standard has it: in UTF-8, each name once in its object, no NaN. ModelError names `path`."""
+
+    def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            counts = Counter(name for name, _ in pairs)
+            raise ModelError(f"{path}: {reprlib.repr(counts.most_common(1)[0][0])} occurs twice in {place}")
+        return found
+
+    try:
+        return json.loads(content.decode("utf-8"), object_pairs_hook=each_once, parse_constant=_no_number)
+    except ModelError:
+        raise
+    except RecursionError:
+        raise ModelError(f"{path}: not readable as JSON: nested too deeply") from None
+    except ValueError as error:
+        raise ModelError(f"{path}: not readable as JSON: {error}") from None
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+class Stored(NamedTuple):
+    """One tensor of a file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int  # its first byte in the file
+    nbytes: int
+
+
+def read_header(stream: BinaryIO, path: Path) -> dict[str, Stored]:
+    """{name: where its tensor is}; ModelError unless the tensors are all well-formed and fill the file exactly."""
+    size = stream.seek(0, 2)
+    stream.seek(0)
+    length = int.from_bytes(stream.read(8), "little")
+    if length > size - 8:
+        raise ModelError(
+            f"{path} is not a complete safetensors file: {size:,} bytes, of which {length:,} for its header"
+        )
+    if length > MAX_JSON:
+        raise ModelError(f"{path}: a header of {length:,} bytes, more than the {MAX_JSON:,} that are read")
+    header = parse_json(stream.read(length), path, "its header")
+    if not isinstance(header, dict):
+        raise ModelError(f"{path}: its header is no JSON object")
+    header.pop("__metadata__", None)
+    found = {name: _stored(name, value, 8 + length, path) for name, value in header.items()}
+    end, last = 8 + length, "the header"
+    for name, tensor in sorted(found.items(), key=lambda item: (item[1].start, item[1].nbytes)):
+        if tensor.start != end:
+            raise ModelError(f"{path}: tensor {name!r} starts at byte {tensor.start:,}, but {last} ends at {end:,}")
+        end, last = tensor.start + tensor.nbytes, repr(name)
+    if end != size:
+        raise ModelError(f"{path} is not a complete safetensors file: {size:,} bytes, but {last} ends at {end:,}")
+    return found
+
+
+def _stored(name: str, value: Any, begin: int, path: Path) -> Stored:
+    if not (name.isprintable() and 0 < len(name) <= 400):
+        raise ModelError(f"{path}: {reprlib.repr(name)} cannot be a tensor's name")
+    entry = value if isinstance(value, dict) else {}
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ModelError(f"{path}: tensor {name!r} has dtype {reprlib.repr(dtype)}; known are {', '.join(DTYPES)}")
+    if not _are_sizes(shape) or len(shape) > 8:
+        raise ModelError(f"{path}: tensor {name!r} has shape {reprlib.repr(shape)}, which is none")
+    if not _are_sizes(offsets) or len(offsets) != 2:
+        raise ModelError(f"{path}: tensor {name!r} has data_offsets {reprlib.repr(offsets)}, not [begin, end]")
+    nbytes = offsets[1] - offsets[0]
+    if math.prod(shape) * DTYPES[dtype].itemsize != nbytes:
+        raise ModelError(f"{path}: tensor {name!r} has {nbytes:,} bytes, which is not {dtype} x {shape}")
+    return Stored(DTYPES[dtype], tuple(shape), begin + offsets[0], nbytes)
+
+
+def _are_sizes(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
+
+
+class TensorFiles:
+    """The tensors of some safetensors files, open while `stack` is, read by name.
+
+    ModelError for a file that is not well-formed and for a name that two of them have.
+    """
+
+    def __init__(self, paths: list[Path], stack: ExitStack):
+        self.where: dict[str, Stored] = {}
+        self._files: dict[str, tuple[Path, BinaryIO]] = {}
+        for path in paths:
+            try:
+                stream = stack.enter_context(path.open("rb"))
+                header = read_header(stream, path)
+            except OSError as error:
+                raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+            if twice := self.where.keys() & header.keys():
+                raise ModelError(f"{path}: tensor {min(twice)!r} is in more than one shard")
+            self.where |= header
+            self._files |= dict.fromkeys(header, (path, stream))
+
+    def read_into(self, key: str, target: Tensor) -> None:
+        """Copy a tensor to where `target` is, in the target's precision; of equal shape, as the caller has checked.
+
+        ModelError for numbers that are not floating-point ones, or not finite.
+        """
+        if target.is_contiguous() and self.where[key].dtype == target.dtype:
+            self._fill(key, target)
+        else:
+            target.copy_(self.read(key))
+        # A sum is quick, and finite unless a number is not, or all of them are too large together.
+        if not target.sum().isfinite() and not target.isfinite().all():
+            raise ModelError(f"{self._files[key][0]}: {key} holds NaN or infinity")
+
+    def read(self, key: str) -> Tensor:
+        """A tensor of its own, in the precision of the file; ModelError for what is not floating point."""
+        stored = self.where[key]
+        if stored.dtype not in FLOATS.values():
+            known = ", ".join(FLOATS)
+            raise ModelError(f"{self._files[key][0]}: {key} is stored as {stored.dtype}; weights are read from {known}")
+        tensor = torch.empty(stored.shape, dtype=stored.dtype)
+        self._fill(key, tensor)
+        return tensor
+
+    def _fill(self, key: str, tensor: Tensor) -> None:
+        path, stream = self._files[key]
+        memory = tensor.detach().view(-1).view(torch.uint8).numpy()
+        stream.seek(self.where[key].start)
+        try:
+            complete = stream.readinto(memory) == len(memory)  # type: ignore[attr-defined]
+        except OSError as error:
+            raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+        if not complete:
+            raise ModelError(f"{path} is not a complete safetensors file: it has become shorter")
