@@ -23,11 +23,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models import bert, gpt2, hub, t5, vit, weights
+from models import bert, gpt2, hub, request, t5, vit, weights
 from models.architecture import Architecture, init_normal
 from models.errors import ModelError
 from models.heads import (
-    PROBLEMS,
     DistilledClassification,
     HeadShape,
     LanguageModel,
@@ -37,8 +36,8 @@ from models.heads import (
     TokenClassification,
 )
 from models.inputs import Inputs, images, pack
-from models.layers import POOLINGS
 from models.lora import add_lora, load_adapter, save_adapter
+from models.request import HUB_PROBLEMS, LABELLED, POOLED
 
 ARCHITECTURES: dict[str, Architecture] = {
     "bert": bert.BERT,
@@ -61,19 +60,15 @@ HEADS: dict[str, Any] = {
     "causal-lm": LanguageModel,
     "seq2seq-lm": LanguageModel,
 }
-POOLED = ("sequence-classification", "image-classification")  # these read one vector of each example
-LABELLED = (*POOLED, "distilled-image-classification", "token-classification", "relation-classification")
 
 STALE = ("_name_or_path", "torch_dtype", "dtype")  # config.json fields that our export, in fp32, would make untrue
-HUB_PROBLEMS = {
-    "single-label": "single_label_classification",
-    "multi-label": "multi_label_classification",
-    "regression": "regression",
-}
 
 __all__ = [
     "ARCHITECTURES",
     "HEADS",
+    "HUB_PROBLEMS",
+    "LABELLED",
+    "POOLED",
     "Inputs",
     "ModelError",
     "Output",
@@ -172,9 +167,9 @@ def from_pretrained(
     if head not in architecture.heads:
         known = ", ".join(str(name) for name in architecture.heads if name)
         raise ModelError(f"{folder}: a {raw['model_type']} model takes no head {head!r}; choose from {known}")
-    raw = _shallower(raw, architecture, keep_layers)
+    raw = request.shallower(raw, architecture, keep_layers)
     config = architecture.read_config(raw)
-    rates = _rates(dropout)
+    rates = request.dropout_rates(dropout)
     config = replace(config, rates=config.rates._replace(**{k: v for k, v in rates.items() if k != "head"}))
     pretrained = init == "pretrained"
     head_in_file = (
@@ -182,10 +177,10 @@ def from_pretrained(
         and (pretrained, head_init) == (True, "auto")
         and weights.has_head(folder, architecture.weights, head)
     )
-    pooling = _pooling(pooling, raw, architecture)
+    pooling = request.choose_pooling(pooling, raw, architecture)
     if head in LABELLED and head_in_file:
-        _check_head(raw, architecture, head, pooling, folder)
-    names = _labels(labels, raw, head, head_in_file, folder)
+        request.check_head(raw, architecture, head, pooling, folder)
+    names = request.choose_labels(labels, raw, head, head_in_file, folder)
     shape = None
     if head is not None:
         shape = architecture.head_shape(config, head, pooling)
@@ -193,10 +188,10 @@ def from_pretrained(
             shape,
             pooling=pooling,
             num_labels=len(names),
-            problem=_problem(problem, raw, head, head_in_file),
+            problem=request.choose_problem(problem, raw, head, head_in_file),
             dropout=rates.get("head", shape.dropout),
             label_smoothing=label_smoothing,
-            tied=_tied(raw, architecture, head, folder if pretrained else None) if shape.vocab_size else True,
+            tied=request.is_tied(raw, architecture, head, folder if pretrained else None) if shape.vocab_size else True,
         )
     model = _build(architecture, config, head, shape, Origin(architecture, raw, head, tuple(names)))
     generator = torch.Generator().manual_seed(seed)
@@ -218,17 +213,6 @@ def from_pretrained(
     if reinit_layers:
         _restart(model, reinit_layers, generator)
     return model
-
-
-def _tied(raw: dict[str, Any], architecture: Architecture, head: str, folder: Path | None) -> bool:
-    """Is a language model's output matrix the embedding? folder: of its weights, None for a model from scratch.
-
-    An encoder-decoder is always pretrained as a language model, so what its file holds outweighs what config.json says.
-    """
-    tied = bool(raw.get("tie_word_embeddings", True))
-    if folder is None or not (tied or head == "seq2seq-lm"):
-        return tied
-    return weights.is_tied(folder, architecture.weights, head)
 
 
 def _build(
@@ -255,87 +239,6 @@ def read_config(folder: Path) -> dict[str, Any]:
         kind = raw.get("model_type") if isinstance(raw, dict) else raw
         raise ModelError(f"{path}: model_type = {kind!r} is not supported; choose from {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[raw["model_type"]].complete(raw)
-
-
-def _shallower(raw: dict[str, Any], architecture: Architecture, keep_layers: int) -> dict[str, Any]:
-    """The config.json of the model cut to its first `keep_layers` layers (0: as it is)."""
-    if not keep_layers:
-        return raw
-    given = {name: raw[name] for name in architecture.depth if isinstance(raw.get(name), int)}
-    deepest = max(given.values(), default=0)
-    if not 0 < keep_layers <= deepest:
-        raise ModelError(f"model.keep_layers = {keep_layers}: the checkpoint has {deepest} layers")
-    return raw | {name: min(keep_layers, value) for name, value in given.items()}
-
-
-def _rates(dropout: float | Mapping[str, float] | None) -> dict[str, float]:
-    sites = ("embedding", "attention", "hidden", "path", "head")
-    rates = dict.fromkeys(sites, dropout) if isinstance(dropout, float | int) else dict(dropout or {})
-    if isinstance(dropout, float | int):
-        del rates["path"]  # "every site" means those a checkpoint has; drop path is asked for by name
-    for site, rate in rates.items():
-        if site not in sites or not 0 <= rate < 1:
-            raise ModelError(f"dropout {site} = {rate!r}: sites are {', '.join(sites)}, rates from 0 to below 1")
-    return rates
-
-
-def _problem(wanted: str | None, raw: dict[str, Any], head: str, head_in_file: bool) -> str:
-    """The file's own for the file's own head; a head with a label for every token is always single-label."""
-    choices = PROBLEMS if head in LABELLED and head != "token-classification" else PROBLEMS[:1]
-    named = {theirs: ours for ours, theirs in HUB_PROBLEMS.items() if ours in choices}
-    problem = wanted or (named.get(str(raw.get("problem_type"))) if head_in_file else None) or "single-label"
-    if problem not in choices:
-        raise ModelError(f"problem = {problem!r}: for a {head} head, choose from {', '.join(choices)}")
-    return problem
-
-
-def _pooling(wanted: str | None, raw: dict[str, Any], architecture: Architecture) -> str:
-    pooling = wanted or raw.get("pooling") or architecture.pooling
-    if pooling not in tuple(POOLINGS):
-        raise ModelError(f"model.pooling = {pooling!r}: choose from {', '.join(POOLINGS)}")
-    return pooling
-
-
-def _check_head(raw: dict[str, Any], architecture: Architecture, head: str, pooling: str, folder: Path) -> None:
-    """Classifiers of different tasks have tensors of the same names; config.json says whose they are."""
-    named = raw.get("architectures")
-    saved = named[0] if isinstance(named, list) and named else None
-    trained = _pooling(None, raw, architecture)
-    if saved in architecture.heads.values() and saved != _hub_class(architecture, head, trained):
-        kind = f"a {saved}'s, no {head} head"
-    elif head in POOLED and pooling != trained:
-        kind = f"trained with model.pooling = {trained!r}, not {pooling!r}"
-    else:
-        return
-    raise ModelError(f"{folder}: the head in the file is {kind}; --model.head_init reset starts a new head")
-
-
-def _hub_class(architecture: Architecture, head: str | None, pooling: str) -> str:
-    """The class of transformers that reads our export: for a pooling that it does not know, the plain backbone."""
-    known = head not in POOLED or pooling == architecture.pooling
-    return architecture.heads[head if known else None]
-
-
-def _labels(
-    wanted: Sequence[str] | None, raw: dict[str, Any], head: str | None, head_in_file: bool, folder: Path
-) -> list[str]:
-    """The class names in the order of the logits: the file's order when its head is used, else the caller's."""
-    if head not in LABELLED:
-        return []
-    try:
-        in_file = [str(raw["id2label"][key]) for key in sorted(raw.get("id2label", {}), key=int)]
-    except (ValueError, TypeError, AttributeError, KeyError):
-        raise ModelError(f"{folder / 'config.json'}: id2label must map numbers to names") from None
-    if wanted is None:
-        return in_file or [f"LABEL_{i}" for i in range(raw.get("num_labels", 2))]  # the hub's default names
-    if not head_in_file:
-        return list(wanted)
-    if sorted(wanted) != sorted(in_file):
-        known = in_file or "no labels (config.json has no id2label)"
-        raise ModelError(
-            f"{folder}: its head knows {known}, the data has {list(wanted)}; --model.head_init reset starts a new head"
-        )
-    return in_file
 
 
 @torch.no_grad()
@@ -386,7 +289,7 @@ def _exported_config(model: TaskModel) -> dict[str, Any]:
     if model.head is None:
         return config | {"architectures": [origin.architecture.heads[None]]}
     shape: HeadShape = model.head.shape
-    config |= {"architectures": [_hub_class(origin.architecture, origin.head, shape.pooling)]}
+    config |= {"architectures": [request.hub_class(origin.architecture, origin.head, shape.pooling)]}
     if shape.vocab_size:
         return config | {"tie_word_embeddings": shape.tied}
     if origin.head not in LABELLED:
