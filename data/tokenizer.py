@@ -19,6 +19,7 @@ from data.sentencepiece import CONTROL, USER_DEFINED, read_sentencepiece
 VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt", "spiece.model")
 # Copied from a checkpoint to those made from it, as they are.
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", *VOCABULARIES)
+COMPANIONS = ("generation_config.json", "preprocessor_config.json")  # how to write text, how to read images
 
 # The settings that are true or false, where tokenizer_config.json has them; BERT's by their names in the library.
 BERT_FLAGS = {
@@ -60,8 +61,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the files of a tokenizer, byte for byte, from one folder to another; config.json is not one of them."""
-    for name in FILES:
+    """Copy what a checkpoint has beside its weights and config.json, byte for byte, from one folder to another."""
+    for name in (*FILES, *COMPANIONS):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
 

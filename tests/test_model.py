@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,12 @@ def test_lora_learns_and_its_checkpoint_has_adapter_and_merged_weights(tiny):
 def test_what_fits_no_layer_is_named(tiny, changes, message):
     with pytest.raises(ModelError, match=message):
         run_training(tiny(**changes))
+
+
+def test_a_checkpoint_keeps_the_files_that_say_how_to_generate(tiny, checkpoint_folder, tmp_path):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint_folder, folder)
+    (folder / "generation_config.json").write_text('{"num_beams": 4}')
+    run_training(tiny(**{"model.name": str(folder), "train.max_steps": 2, "eval.every": 2}))
+    for name in ("best", "last"):
+        assert (Path(tiny().run.folder) / name / "generation_config.json").read_text() == '{"num_beams": 4}'
