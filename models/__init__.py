@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 from models import bert, gpt2, hub, request, t5, vit, weights
 from models.architecture import Architecture, init_normal
 from models.errors import ModelError
+from models.files import read_json
 from models.heads import (
     DistilledClassification,
     HeadShape,
@@ -193,7 +196,8 @@ def from_pretrained(
             label_smoothing=label_smoothing,
             tied=request.is_tied(raw, architecture, head, folder if pretrained else None) if shape.vocab_size else True,
         )
-    model = _build(architecture, config, head, shape, Origin(architecture, raw, head, tuple(names)))
+    with weights.Uninitialised(folder, weights.most_numbers(folder) if pretrained else math.inf):
+        model = _build(architecture, config, head, shape, Origin(architecture, raw, head, tuple(names)))
     generator = torch.Generator().manual_seed(seed)
     if model.head is not None:  # drawn first: a new head is the same one, whatever the backbone
         init_normal(model.head, config.initializer_range, generator)
@@ -218,9 +222,8 @@ def from_pretrained(
 def _build(
     architecture: Architecture, config: Any, head: str | None, shape: HeadShape | None, origin: Origin
 ) -> TaskModel:
-    """The modules on the CPU, their memory allocated once and not yet filled."""
-    with weights.Uninitialised():
-        model = TaskModel(architecture.build(config, head), HEADS[head](shape) if head else None, origin)
+    """The modules, a language model's output tied to the embedding where it should be."""
+    model = TaskModel(architecture.build(config, head), HEADS[head](shape) if head else None, origin)
     if shape is not None and shape.vocab_size and shape.tied:
         model.head.decoder.weight = model.backbone.embedding.weight
     return model
@@ -230,15 +233,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a checkpoint folder, its model_type checked against ARCHITECTURES."""
     path = folder / "config.json"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path)
     except FileNotFoundError:
         raise ModelError(f"{folder}: no config.json, so this is not a checkpoint folder") from None
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(raw, dict) or raw.get("model_type") not in ARCHITECTURES:
-        kind = raw.get("model_type") if isinstance(raw, dict) else raw
-        raise ModelError(f"{path}: model_type = {kind!r} is not supported; choose from {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[raw["model_type"]].complete(raw)
+    kind = raw.get("model_type") if isinstance(raw, dict) else raw
+    if not isinstance(kind, str) or not isinstance(raw, dict) or kind not in ARCHITECTURES:
+        shown = reprlib.repr(kind)
+        raise ModelError(f"{path}: model_type = {shown} is not supported; choose from {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[kind].complete(raw)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from models.heads import HeadShape
 from models.weights import Table
 
 C = TypeVar("C")
+LARGEST = 2**24  # of any size in config.json; no model comes near it
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ def read_fields(
     for name, values in (supported or {}).items():
         if name in raw and raw[name] not in values:
             choices = ", ".join(map(repr, values))
-            raise ModelError(f"config.json: {name} = {raw[name]!r} is not supported; this architecture takes {choices}")
+            shown = reprlib.repr(raw[name])
+            raise ModelError(f"config.json: {name} = {shown} is not supported; this architecture takes {choices}")
     given = {}
     for declared in fields(cls):  # type: ignore[arg-type]
         name = (names or {}).get(declared.name, declared.name)
@@ -64,9 +67,13 @@ def read_fields(
 def _checked(name: str, value: Any, kind: str, example: Any) -> Any:
     good: Any = {"int": int, "float": int | float, "str": str, "bool": bool}[kind.split(" ")[0]]
     if not isinstance(value, good) or (isinstance(value, bool) and good is not bool):
-        raise ModelError(f"config.json: {name} = {value!r} should be like {example!r}")
-    if good is int and value < 1 and not name.endswith("_id") and name != "type_vocab_size":
-        raise ModelError(f"config.json: {name} = {value!r} should be at least 1")
+        raise ModelError(f"config.json: {name} = {reprlib.repr(value)} should be like {example!r}")
+    if good in (str, bool):
+        return value
+    least = -1 if name.endswith("_id") else 1 if good is int and name != "type_vocab_size" else 0
+    if not least <= value <= LARGEST:
+        bound = f"at least {least}" if value < least else f"at most {LARGEST}"
+        raise ModelError(f"config.json: {name} = {reprlib.repr(value)} should be {bound}")
     return value
 
 
@@ -77,7 +84,7 @@ def read_rates(raw: dict[str, Any], **sites: tuple[str, float]) -> dict[str, flo
         value = raw.get(name)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-            raise ModelError(f"config.json: {name} = {value!r} should be a rate from 0 to below 1")
+            raise ModelError(f"config.json: {name} = {reprlib.repr(value)} should be a rate from 0 to below 1")
         rates[site] = float(value)
     return rates
 

@@ -239,9 +239,9 @@ BERT = Architecture(
 
 
 def _read_roberta(raw: dict[str, Any]) -> Config:
-    pad = raw.get("pad_token_id")
-    pad = 1 if pad is None else pad
-    return _read_bert({"pad_token_id": pad} | raw, first_position=int(pad) + 1)
+    pad = 1 if raw.get("pad_token_id") is None else raw["pad_token_id"]
+    config = _read_bert(raw | {"pad_token_id": pad})
+    return replace(config, first_position=config.pad_token_id + 1)
 
 
 def _roberta_head(config: Config, head: str, pooling: str) -> HeadShape:

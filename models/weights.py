@@ -8,6 +8,7 @@ an error: nothing is skipped in silence.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import reprlib
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ from models.errors import ModelError
 from models.files import TensorFiles, read_json
 from models.lora import merged_parameters
 
+MOST_TENSORS = 20_000  # of a model; a thousand layers have as many
 REQUIRED = ("backbone", "decoder")  # groups of rows that are never initialised in silence
 
 
@@ -159,12 +161,40 @@ class Uninitialised(TorchFunctionMode):
 
     Every value comes from a file or from init_weights. (Building on the meta device, and Module.to_empty, would do too,
     but pull in torch's decompositions and its compiler: two seconds of start-up and 160 MB.)
+    ModelError where `folder`'s config.json asks for more than MOST_TENSORS tensors, more than `most` numbers, or more
+    than the machine has; memory without values costs nothing, so that is in time.
     """
+
+    def __init__(self, folder: Path, most: float = math.inf):
+        super().__init__()
+        self.folder, self.most = folder, most
+        self.tensors = self.numbers = 0
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(function, "__module__", "") == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
+        if function in (torch.empty, torch.zeros, torch.ones):
+            return self._allocate(args, kwargs or {})
         return function(*args, **(kwargs or {}))
+
+    def _allocate(self, args: Any, kwargs: Any) -> Tensor:
+        try:
+            tensor = torch.empty(*args, **kwargs)
+        except (RuntimeError, MemoryError):
+            raise ModelError(f"{self.folder}: config.json describes a model that is larger than the memory") from None
+        self.tensors += 1
+        self.numbers += tensor.numel()
+        if self.tensors > MOST_TENSORS:
+            raise ModelError(f"{self.folder}: config.json describes a model of more than {MOST_TENSORS:,} tensors")
+        if self.numbers > self.most:
+            raise ModelError(f"{self.folder}: config.json describes a model many times as large as its weight files")
+        return tensor
+
+
+def most_numbers(folder: Path) -> int:
+    """What a model for these files may hold: ample for any new head, far too little for a config.json gone mad."""
+    with ExitStack() as stack:
+        return 4 * sum(math.prod(stored.shape) for stored in tensor_files(folder, stack).where.values()) + 2**24
 
 
 def has_head(folder: Path, table: Table, head: str) -> bool:

@@ -514,7 +514,7 @@ def test_a_file_is_no_folder(folder):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param("", marks=pytest.mark.xfail(strict=True, reason="resolves to the current folder")),
+        "",
         "/no/such/folder",
         "./none",
         "~/none",
