@@ -94,11 +94,11 @@ def packed_attention(
     Returns (T, H * K).
     """
     outputs = []
-    for tokens, keys, count in _attention_runs(packing, key_packing or packing):
-        q, k, v = (
-            x[part].unflatten(0, (count, -1)).transpose(1, 2)  # (B, H, L, K)
-            for x, part in ((query, tokens), (key, keys), (value, keys))
-        )
+    runs = _attention_runs(packing, key_packing or packing)
+    tokens, keys = [count * length for count, length, _ in runs], [count * source for count, _, source in runs]
+    # Split once: a slice's backward would write a whole tensor of zeros for each run.
+    for run, *qkv in zip(runs, query.split(tokens), key.split(keys), value.split(keys), strict=True):
+        q, k, v = (x.unflatten(0, (run[0], -1)).transpose(1, 2) for x in qkv)  # (B, H, L, K)
         mask = None
         if bias is not None:
             mask = bias(q.shape[2], k.shape[2])
@@ -115,17 +115,10 @@ def packed_attention(
     return (nothing if bias is None else nothing + bias(1, 1).sum()).flatten(1)
 
 
-def _attention_runs(queries: Packing, keys: Packing) -> list[tuple[slice, slice, int]]:
-    """(query tokens, key tokens, count) for runs of sequences that are alike in both lengths."""
-    if queries is keys:
-        return [(tokens, tokens, count) for tokens, count, _ in queries.runs]
-    runs: list[tuple[slice, slice, int]] = []
-    q = k = 0
-    for (length, source), same in groupby(zip(queries.lengths, keys.lengths, strict=True)):
-        count = len(list(same))
-        runs.append((slice(q, q + count * length), slice(k, k + count * source), count))
-        q, k = q + count * length, k + count * source
-    return runs
+def _attention_runs(queries: Packing, keys: Packing) -> list[tuple[int, int, int]]:
+    """(count, query length, key length) of runs of neighbouring sequences that are alike in both lengths."""
+    pairs = groupby(zip(queries.lengths, keys.lengths, strict=True))
+    return [(len(list(same)), length, source) for (length, source), same in pairs]
 
 
 def drop_path(x: Tensor, packing: Packing, rate: float) -> Tensor:
