@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.heads import IGNORE
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -61,6 +63,11 @@ def pack(
 def images(pixel_values: Tensor, *, labels: Tensor | None = None) -> Inputs:
     """Inputs from preprocessed images of one size, (B, channels, height, width); the model counts their patches."""
     return Inputs(None, (), cumulative((), pixel_values.device), labels=labels, pixel_values=pixel_values)
+
+
+def shift_right(target: Sequence[int], start_id: int, pad_id: int = 0) -> list[int]:
+    """What the decoder reads while it predicts `target`: start_id, then all but the last; IGNORE becomes the pad id."""
+    return [start_id, *(pad_id if token == IGNORE else token for token in target[:-1])]
 
 
 def cumulative(lengths: Sequence[int], device: torch.device | str | None = None) -> Tensor:

@@ -12,9 +12,9 @@ Packing. Without a decoder the model is an encoder like BERT's. Shapes: models/l
 from __future__ import annotations
 
 import functools
-import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from models.architecture import Architecture, read_fields, read_rates
 from models.cache import Cache
 from models.errors import ModelError
-from models.heads import IGNORE, HeadShape, padded
+from models.heads import HeadShape, padded
 from models.layers import ACTIVATIONS, NO_DROPOUT, DropoutRates, Packing, drop_path, packed_attention
+from models.relative_bias import RelativeBias
 from models.weights import Row, Table, linear
 
 Source = tuple[Tensor, Packing]  # the hidden states that keys and values are made of, and how they are cut
@@ -67,45 +68,6 @@ class Config:
     def initializer_range(self) -> float:
         """Of a new head, the output matrix too, as in T5's own code; transformers draws that one from Normal(0, 1)."""
         return self.initializer_factor * self.hidden_size**-0.5
-
-
-class RelativeBias(nn.Module):
-    """A learnt bias for each head and each bucket of distances (Raffel et al. 2020, 2.1)."""
-
-    def __init__(self, config: Config, causal: bool):
-        super().__init__()
-        self.causal = causal
-        self.buckets = config.relative_attention_num_buckets if causal else config.relative_attention_num_buckets // 2
-        self.max_distance = config.relative_attention_max_distance
-        self.embedding = nn.Embedding(config.relative_attention_num_buckets, config.num_attention_heads)
-
-    def forward(self, queries: Tensor, num_keys: int) -> Tensor:
-        """queries: (..., L) positions; the keys are at 0 ... num_keys - 1. Returns (..., H, L, S).
-
-        Keys before the query take the first half of the buckets and keys after it the second; in a decoder the former
-        take them all, and the latter are hidden by -inf.
-        """
-        distance = torch.arange(num_keys, device=queries.device) - queries.unsqueeze(-1)  # (..., L, S)
-        table = bucket_of_distance(self.buckets, self.max_distance, queries.device)
-        bucket = table[distance.abs().clamp(max=self.max_distance)]
-        if self.causal:
-            bias = self.embedding(bucket).movedim(-1, -3)
-            return bias.masked_fill((distance > 0).unsqueeze(-3), float("-inf"))
-        return self.embedding(bucket + self.buckets * (distance > 0)).movedim(-1, -3)
-
-
-@functools.lru_cache(maxsize=16)
-def bucket_of_distance(buckets: int, max_distance: int, device: torch.device) -> Tensor:
-    """(max_distance + 1,) int64: half of the buckets for a distance each, the others logarithmically wider.
-
-    The borders are those that fp32 gives, as in the published code, and always the CPU's: the last bit of a logarithm
-    may not decide on one device otherwise than on another.
-    """
-    exact = buckets // 2
-    distance = torch.arange(max_distance + 1, device="cpu")
-    share = torch.log(distance.float() / exact) / math.log(max_distance / exact)
-    far = exact + (share * (buckets - exact)).long()
-    return torch.where(distance < exact, distance, far.clamp(max=buckets - 1)).to(device)
 
 
 class Attention(nn.Module):
@@ -166,15 +128,10 @@ class FeedForward(nn.Module):
         """
         inner = self.gate(x) if self.gated else self.up(x)
         linear = self.linear(x) if self.gated else None
-        if inner.dtype != torch.float16:
-            return self.finish(inner, linear)
-        with torch.autocast(x.device.type, enabled=False):
-            return self.finish(inner.float(), None if linear is None else linear.float())
-
-    def finish(self, inner: Tensor, linear: Tensor | None) -> Tensor:
-        """(T, intermediate_size), twice when gated -> (T, D)"""
-        inner = self.activation(inner)
-        return self.down(self.dropout(inner if linear is None else inner * linear))
+        overflows = inner.dtype == torch.float16
+        with torch.autocast(x.device.type, enabled=False) if overflows else nullcontext():
+            inner = self.activation(inner.float() if overflows else inner)
+            return self.down(self.dropout(inner if linear is None else inner * linear))
 
 
 class Layer(nn.Module):
@@ -211,7 +168,8 @@ class Stack(nn.Module):
     def __init__(self, config: Config, depth: int, decoder: bool):
         super().__init__()
         self.embedding_dropout = nn.Dropout(config.rates.embedding)
-        self.relative_bias = RelativeBias(config, causal=decoder)
+        buckets, farthest = config.relative_attention_num_buckets, config.relative_attention_max_distance
+        self.relative_bias = RelativeBias(config.num_attention_heads, buckets, farthest, causal=decoder)
         self.layers = nn.ModuleList(Layer(config, i, depth, decoder) for i in range(depth))
         self.norm = nn.RMSNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.rates.hidden)
@@ -268,11 +226,8 @@ class Model(nn.Module):
         """
         if self.decoder is None:
             return self.encode(batch)
-        source = None
-        if cache is None:
-            source = self.encode(batch)
-        elif cache.cross is None:
-            source = self.encode(batch)
+        source = self.encode(batch) if cache is None or cache.cross is None else None
+        if source is not None and cache is not None:
             cache.cross = Cache(causal=False)
             cache.cross.extend(source[1])
         packing = Packing(batch.decoder_lengths, batch.decoder_cu_seqlens)
@@ -308,11 +263,6 @@ class Model(nn.Module):
                 module.weight.fill_(config.initializer_factor)
             for name, std in stds.items():
                 getattr(module, name).weight.normal_(0.0, config.initializer_factor * std, generator=generator)
-
-
-def shift_right(target: Sequence[int], start_id: int, pad_id: int = 0) -> list[int]:
-    """What the decoder reads while it predicts `target`: start_id, then all but the last; IGNORE becomes the pad id."""
-    return [start_id, *(pad_id if token == IGNORE else token for token in target[:-1])]
 
 
 NAMES = {

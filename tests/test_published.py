@@ -14,7 +14,7 @@ import models
 from data.image import preprocess, read_preprocessing
 from data.tokenizer import load_tokenizer
 from models.generation import GenerationSettings, generate
-from models.t5 import shift_right
+from models.inputs import shift_right
 
 # name on the hub, ids, is the first token masked out, the first token of the 3 x 3 slice, its first column, the slice
 IDS = [0, 345, 232, 328, 740, 140, 1695, 69, 6078, 1588, 2]

@@ -18,7 +18,7 @@ import zoo
 from safetensors.torch import load_file, save_file
 
 import models
-from models import t5
+from models import relative_bias, t5
 from models.cache import Cache
 from models.errors import ModelError
 from models.generation import GenerationSettings, generate
@@ -57,7 +57,7 @@ def test_the_published_buckets_have_these_borders():
     """Of 32 buckets and 128 positions: in the encoder half of them on each side, in the decoder all of them."""
     starts = {16: [*range(9), 12, 16, 23, 32, 46, 64, 91], 32: [*range(17), 19, 21, 24, 27, 31, 35, 40, 46, 52, 59]}
     for buckets, expected in starts.items():
-        table = t5.bucket_of_distance(buckets, 128, torch.device("cpu"))
+        table = relative_bias.bucket_of_distance(buckets, 128, torch.device("cpu"))
         assert [int((table == bucket).nonzero()[0]) for bucket in range(buckets)][: len(expected)] == expected
         assert table[-1] == buckets - 1
 
@@ -69,8 +69,7 @@ def test_the_published_buckets_have_these_borders():
 def test_buckets_are_those_of_transformers(buckets, farthest, causal):
     """With 9 buckets on a side and 128 positions, the borders of fp32 are not those of fp64."""
     modeling = pytest.importorskip("transformers.models.t5.modeling_t5")
-    config = t5.Config(relative_attention_num_buckets=buckets, relative_attention_max_distance=farthest)
-    bias = t5.RelativeBias(replace(config, num_attention_heads=1), causal)
+    bias = relative_bias.RelativeBias(1, buckets, farthest, causal)
     with torch.no_grad():
         bias.embedding.weight.copy_(torch.arange(buckets)[:, None])
         found = bias(torch.arange(1200), 1200)[0]
@@ -224,9 +223,9 @@ def test_depth_is_cut_and_begun_anew_in_both_stacks(checkpoint):
 
 
 def test_the_decoder_reads_the_target_shifted_right():
-    assert t5.shift_right([7, 8, 9, 1], 0) == [0, 7, 8, 9]
-    assert t5.shift_right([7, -100, -100], 3, pad_id=2) == [3, 7, 2]
-    assert t5.shift_right([7], 0) == [0]
+    assert models.inputs.shift_right([7, 8, 9, 1], 0) == [0, 7, 8, 9]
+    assert models.inputs.shift_right([7, -100, -100], 3, pad_id=2) == [3, 7, 2]
+    assert models.inputs.shift_right([7], 0) == [0]
 
 
 # Files
@@ -434,7 +433,7 @@ def test_texts_that_end_early_are_among_those_compared(pair):
 
 def test_a_model_can_be_trained_after_it_has_generated(pair):
     """Generation runs in inference mode; what it leaves behind must not stand in the way of a backward."""
-    t5.bucket_of_distance.cache_clear()
+    relative_bias.bucket_of_distance.cache_clear()
     model = copy.deepcopy(pair[0])
     generate(model, SOURCES[:1], GenerationSettings(decoder_start_token_id=0, max_new_tokens=2))
     model(tiny.inputs_of(model)).loss_sum.backward()

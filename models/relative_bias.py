@@ -1,0 +1,48 @@
+"""Relative positions (Raffel et al. 2020, 2.1): a learnt bias on the attention scores for each head and distance."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class RelativeBias(nn.Module):
+    """One row of the embedding a bucket of distances, one column a head; causal: a decoder's, which looks back only."""
+
+    def __init__(self, num_heads: int, num_buckets: int, max_distance: int, causal: bool):
+        super().__init__()
+        self.causal = causal
+        self.buckets = num_buckets if causal else num_buckets // 2  # on each side
+        self.max_distance = max_distance
+        self.embedding = nn.Embedding(num_buckets, num_heads)
+
+    def forward(self, queries: Tensor, num_keys: int) -> Tensor:
+        """queries: (..., L) positions; the keys are at 0 ... num_keys - 1. Returns (..., H, L, S).
+
+        Keys before the query take the first half of the buckets and keys after it the second; in a decoder the former
+        take them all, and the latter are hidden by -inf.
+        """
+        distance = torch.arange(num_keys, device=queries.device) - queries.unsqueeze(-1)  # (..., L, S)
+        table = bucket_of_distance(self.buckets, self.max_distance, queries.device)
+        bucket = table[distance.abs().clamp(max=self.max_distance)]
+        if self.causal:
+            bias = self.embedding(bucket).movedim(-1, -3)
+            return bias.masked_fill((distance > 0).unsqueeze(-3), float("-inf"))
+        return self.embedding(bucket + self.buckets * (distance > 0)).movedim(-1, -3)
+
+
+@functools.lru_cache(maxsize=16)
+def bucket_of_distance(buckets: int, max_distance: int, device: torch.device) -> Tensor:
+    """(max_distance + 1,) int64: half of the buckets for a distance each, the others logarithmically wider.
+
+    The borders are those that fp32 gives, as in the published code, and always the CPU's: the last bit of a logarithm
+    may not decide on one device otherwise than on another.
+    """
+    exact = buckets // 2
+    distance = torch.arange(max_distance + 1, device="cpu")
+    share = torch.log(distance.float() / exact) / math.log(max_distance / exact)
+    far = exact + (share * (buckets - exact)).long()
+    return torch.where(distance < exact, distance, far.clamp(max=buckets - 1)).to(device)
