@@ -196,7 +196,8 @@ def from_pretrained(
             label_smoothing=label_smoothing,
             tied=request.is_tied(raw, architecture, head, folder if pretrained else None) if shape.vocab_size else True,
         )
-    with weights.Uninitialised(folder, weights.most_numbers(folder) if pretrained else math.inf):
+    largest = weights.largest(folder) if pretrained else (weights.MOST_TENSORS, math.inf)
+    with weights.Uninitialised(folder, *largest):
         model = _build(architecture, config, head, shape, Origin(architecture, raw, head, tuple(names)))
     generator = torch.Generator().manual_seed(seed)
     if model.head is not None:  # drawn first: a new head is the same one, whatever the backbone

@@ -103,7 +103,8 @@ def choose_labels(
     if head not in LABELLED:
         return []
     try:
-        in_file = [str(raw["id2label"][key]) for key in sorted(raw.get("id2label", {}), key=int)]
+        by_number = dict(raw.get("id2label") or {})
+        in_file = [str(by_number[key]) for key in sorted(by_number, key=int)]
     except (ValueError, TypeError, AttributeError, KeyError):
         raise ModelError(f"{folder / 'config.json'}: id2label must map numbers to names") from None
     if wanted is None:

@@ -25,7 +25,7 @@ from models.errors import ModelError
 from models.files import TensorFiles, read_json
 from models.lora import merged_parameters
 
-MOST_TENSORS = 20_000  # of a model; a thousand layers have as many
+MOST_TENSORS = 20_000  # of a model from scratch; a thousand layers have as many
 REQUIRED = ("backbone", "decoder")  # groups of rows that are never initialised in silence
 
 
@@ -161,13 +161,13 @@ class Uninitialised(TorchFunctionMode):
 
     Every value comes from a file or from init_weights. (Building on the meta device, and Module.to_empty, would do too,
     but pull in torch's decompositions and its compiler: two seconds of start-up and 160 MB.)
-    ModelError where `folder`'s config.json asks for more than MOST_TENSORS tensors, more than `most` numbers, or more
-    than the machine has; memory without values costs nothing, so that is in time.
+    ModelError where `folder`'s config.json asks for more than so many tensors or numbers, or for more than the machine
+    has; memory without values costs nothing, so that is in time.
     """
 
-    def __init__(self, folder: Path, most: float = math.inf):
+    def __init__(self, folder: Path, most_tensors: float, most_numbers: float):
         super().__init__()
-        self.folder, self.most = folder, most
+        self.folder, self.most_tensors, self.most_numbers = folder, most_tensors, most_numbers
         self.tensors = self.numbers = 0
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -184,17 +184,19 @@ class Uninitialised(TorchFunctionMode):
             raise ModelError(f"{self.folder}: config.json describes a model that is larger than the memory") from None
         self.tensors += 1
         self.numbers += tensor.numel()
-        if self.tensors > MOST_TENSORS:
-            raise ModelError(f"{self.folder}: config.json describes a model of more than {MOST_TENSORS:,} tensors")
-        if self.numbers > self.most:
-            raise ModelError(f"{self.folder}: config.json describes a model many times as large as its weight files")
+        if self.tensors > self.most_tensors or self.numbers > self.most_numbers:
+            raise ModelError(
+                f"{self.folder}: config.json describes a model of {self.tensors:,} tensors and {self.numbers:,} "
+                "numbers or more, which is far too large"
+            )
         return tensor
 
 
-def most_numbers(folder: Path) -> int:
-    """What a model for these files may hold: ample for any new head, far too little for a config.json gone mad."""
+def largest(folder: Path) -> tuple[int, int]:
+    """(tensors, numbers) that a model for these files may hold: ample for any new head, and no more."""
     with ExitStack() as stack:
-        return 4 * sum(math.prod(stored.shape) for stored in tensor_files(folder, stack).where.values()) + 2**24
+        shapes = [stored.shape for stored in tensor_files(folder, stack).where.values()]
+    return 4 * len(shapes) + 100, 4 * sum(map(math.prod, shapes)) + 2**24
 
 
 def has_head(folder: Path, table: Table, head: str) -> bool:

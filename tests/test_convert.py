@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import run_module
@@ -68,12 +70,13 @@ PAYLOADS = [
     (exec, "open('MARK', 'w')"),
     (open, "MARK", "w"),
     (Path.touch, Path("MARK")),
+    (subprocess.call, ["touch", "MARK"]),
 ]
 
 
 @pytest.mark.parametrize("payload", PAYLOADS, ids=lambda p: p[0].__name__)
 @pytest.mark.parametrize("plain", [False, True])
-def test_no_payload_is_executed(tmp_path, monkeypatch, capsys, payload, plain):
+def test_f15_no_payload_is_executed(tmp_path, monkeypatch, capsys, payload, plain):
     monkeypatch.chdir(tmp_path)
     content = {"weight": torch.zeros(2), "bad": Call(*payload)}
     if plain:
@@ -85,6 +88,15 @@ def test_no_payload_is_executed(tmp_path, monkeypatch, capsys, payload, plain):
     assert "pytorch_model.bin" in message
     assert "Traceback" not in message
     assert sorted(p.name for p in tmp_path.iterdir()) == ["pytorch_model.bin"]
+
+
+@pytest.mark.parametrize("payload", PAYLOADS, ids=lambda p: p[0].__name__)
+def test_f15_an_array_file_is_no_checkpoint(tmp_path, monkeypatch, payload):
+    monkeypatch.chdir(tmp_path)
+    np.save("weights.npy", np.array([Call(*payload)], dtype=object), allow_pickle=True)
+    with pytest.raises(ModelError, match=r"weights\.npy"):
+        convert(Path("weights.npy"))
+    assert os.listdir(".") == ["weights.npy"]
 
 
 @pytest.mark.parametrize(
