@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.errors import ModelError
+from models.files import TensorFiles
 
 if TYPE_CHECKING:
     from models import TaskModel
@@ -118,20 +118,16 @@ def load_adapter(model: TaskModel, folder: str | Path) -> None:
     path = Path(folder) / WEIGHTS_FILE
     ours = _adapter_tensors(model)
     with ExitStack() as stack:
-        try:
-            file = stack.enter_context(safe_open(path, framework="pt"))
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{path} is not a complete safetensors file: {error}") from None
-        theirs = set(file.keys())
-        if theirs != ours.keys():
-            odd = ", ".join(sorted(theirs ^ ours.keys())[:4])
+        files = TensorFiles([path], stack)
+        if files.where.keys() != ours.keys():
+            odd = ", ".join(sorted(files.where.keys() ^ ours.keys())[:4])
             raise ModelError(f"{path}: its tensors are not those of this model's adapter (differing: {odd})")
         with torch.no_grad():
             for key, parameter in ours.items():
-                tensor = file.get_tensor(key)
-                if tensor.shape != parameter.shape:
-                    raise ModelError(f"{path}: {key} has shape {list(tensor.shape)}, not {list(parameter.shape)}")
-                parameter.copy_(tensor)
+                shape = files.where[key].shape
+                if shape != parameter.shape:
+                    raise ModelError(f"{path}: {key} has shape {list(shape)}, not {list(parameter.shape)}")
+                files.read_into(key, parameter)
 
 
 def _hub_name(model: TaskModel, ours: str) -> str:
