@@ -27,6 +27,8 @@ WORDS += ["music", "the", "a", "of", "and", "very", "so"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CPU = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
 
+torch.set_num_threads(1)  # on models this small, threads mostly wait for each other: a third of the time
+
 
 @pytest.fixture(scope="session")
 def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
