@@ -54,7 +54,7 @@ def read_preprocessing(folder: Path) -> Preprocessing:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{folder}: no {FILE}, which says how its images are prepared") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise DataError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(raw, dict):
         raise DataError(f"{path}: should be an object of settings")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from models.errors import ModelError
+from models.files import read_json
 
 DEFAULT_NEW_TOKENS = 20  # the hub's
 
@@ -191,11 +191,9 @@ def _supported(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _json(path: Path) -> dict[str, Any]:
     """An object read from JSON; an empty one where there is no file."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path)
     except FileNotFoundError:
         return {}
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(raw, dict):
         raise ModelError(f"{path}: should be an object, is a {type(raw).__name__}")
     return raw
