@@ -154,15 +154,17 @@ class TensorFiles:
             self.where |= header
             self._files |= dict.fromkeys(header, (path, stream))
 
-    def read_into(self, key: str, target: Tensor) -> None:
-        """Copy a tensor to where `target` is, in the target's precision; of equal shape, as the caller has checked.
+    def read_into(self, key: str, target: Tensor, transpose: bool = False) -> None:
+        """Copy a tensor to where `target` is, in the target's precision; the caller has checked the shape.
 
+        transpose: the file has it the other way round.
         ModelError for numbers that are not floating-point ones, or not finite.
         """
-        if target.is_contiguous() and self.where[key].dtype == target.dtype:
+        if not transpose and target.is_contiguous() and self.where[key].dtype == target.dtype:
             self._fill(key, target)
         else:
-            target.copy_(self.read(key))
+            tensor = self.read(key)
+            target.copy_(tensor.T if transpose else tensor)
         # A sum is quick, and finite unless a number is not, or all of them are too large together.
         if not target.sum().isfinite() and not target.isfinite().all():
             raise ModelError(f"{self._files[key][0]}: {key} holds NaN or infinity")

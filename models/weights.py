@@ -246,7 +246,7 @@ def load(
             shape = files.where[key].shape[:: -1 if row.transpose else 1]
             if shape != tuple(parameters[ours].shape):
                 raise ModelError(_shape_message(folder, key, shape, tuple(parameters[ours].shape), row.group))
-            files.read_into(key, parameters[ours].T if row.transpose else parameters[ours])
+            files.read_into(key, parameters[ours], row.transpose)
             report.loaded.append(key)
             report.parameters += parameters[ours].numel()
             if not key.endswith(row.theirs):
