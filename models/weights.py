@@ -251,11 +251,25 @@ def load(
             report.parameters += parameters[ours].numel()
             if not key.endswith(row.theirs):
                 report.renamed.append(f"{key} -> {row.theirs}")
-    used = {row.theirs for row in wanted.values() if row.group not in absent}
-    spare = {name: key for name, key in in_file.items() if key not in report.loaded}
+        used = {row.theirs for row in wanted.values() if row.group not in absent}
+        spare = {name: key for name, key in in_file.items() if key not in report.loaded}
+        _check_second_names(spare, in_file, files, table, folder)
     report.tied = [key for name, key in spare.items() if name in used or table.tied.get(name) in used]
     report.ignored = [key for key in spare.values() if key not in report.tied]
     return report
+
+
+def _check_second_names(
+    spare: dict[str, str], in_file: dict[str, str], files: TensorFiles, table: Table, folder: Path
+) -> None:
+    """ModelError where a second name, one that no head can read as a matrix of its own, has another tensor."""
+    of_heads = {row.theirs for rows in table.heads.values() for row in rows}
+    for name, key in spare.items():
+        first = in_file.get(table.tied.get(name, ""))
+        if first is None or first == key or name in of_heads or table.tied[name] in of_heads:
+            continue
+        if not torch.equal(files.read(key), files.read(first)):
+            raise ModelError(f"{folder}: {key} and {first} should be one tensor, and differ")
 
 
 def _by_current_name(files: TensorFiles, table: Table, folder: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ import pytest
 from conftest import run_module
 
 
+@pytest.mark.oracle
 def test_loading_measures_both_sides():
     pytest.importorskip("transformers")
     done = run_module("benchmarks.loading", "--shapes", "tiny", "--runs", "1")

@@ -438,3 +438,16 @@ def test_a_model_can_be_trained_after_it_has_generated(pair):
     generate(model, SOURCES[:1], GenerationSettings(decoder_start_token_id=0, max_new_tokens=2))
     model(tiny.inputs_of(model)).loss_sum.backward()
     assert model.backbone.decoder.relative_bias.embedding.weight.grad.any()
+
+
+@pytest.mark.parametrize("name", ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"])
+@pytest.mark.parametrize("head", [None, "seq2seq-lm"])
+def test_an_embedding_saved_again_must_be_the_shared_one(tmp_path, name, head):
+    model = tiny.scratch(tmp_path, "t5", "seq2seq-lm")
+    models.save_pretrained(model, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(tensors | {name: tensors["shared.weight"].clone()}, tmp_path / "model.safetensors")
+    assert models.from_pretrained(tmp_path, head=head).report.tied == [name]
+    save_file(tensors | {name: tensors["shared.weight"] + 1}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=rf"{name} and shared\.weight should be one tensor, and differ"):
+        models.from_pretrained(tmp_path, head=head)
