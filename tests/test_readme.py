@@ -70,8 +70,9 @@ def small_checkout(tmp_path_factory: pytest.TempPathFactory, checkpoint_folder: 
     shutil.copytree(checkpoint_folder, stand_in)
     (stand_in.parent / "__init__.py").touch()
     config = (stand_in / "config.json").read_text()
-    positions = re.sub(r'("max_position_embeddings": )\d+', r"\g<1>64", config)
-    (stand_in / "config.json").write_text(positions)
+    for name, value in (("max_position_embeddings", 64), ("num_hidden_layers", 4)):  # what the page asks for
+        config = re.sub(rf'("{name}": )\d+', rf"\g<1>{value}", config)
+    (stand_in / "config.json").write_text(config)
     native.save_pretrained(native.from_pretrained(stand_in, init="scratch"), stand_in)
     recipe = folder / "engine" / "recipes" / "movie_reviews.toml"
     text = re.sub(r"sha256 = .*\n", "", recipe.read_text(encoding="utf-8"))
@@ -144,7 +145,7 @@ def test_every_file_that_is_named_exists():
 def test_every_setting_that_is_named_exists():
     known = set(all_settings(Config()))
     sections = "|".join({key.split(".")[0] for key in known})
-    options = set(re.findall(rf"--((?:{sections})\.\w+)", README))
+    options = set(re.findall(rf"--((?:{sections})(?:\.\w+)+)", README))
     assert {"run.folder", "data.test", "model.init"} <= options <= known
     inline = set(re.findall(rf"`((?:{sections})\.\w+)`", README))
     assert "data.validation" in inline
