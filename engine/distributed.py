@@ -98,6 +98,14 @@ def all_sum(*values: float) -> list[float]:
     return total.tolist()
 
 
+def reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of the tensor summed over the ranks, in fp64 on the CPU, on all of them."""
+    total = tensor.to("cpu", torch.float64, copy=True)
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    return total
+
+
 def gather(value: Any) -> list[Any]:
     """One (small, picklable) value of every rank, in rank order, on all of them."""
     if not dist.is_initialized():

@@ -39,6 +39,7 @@ USAGE = "python -m engine.evaluate RUN --data.test FILE [--output FILE.json] [--
 OPTIONS = {"output": "also write the metrics to this file, as one JSON object"}
 # What a trained model still listens to: how data is read (less what only training reads), and the machine.
 ONLY_TRAINING_READS = ("train", "validation", "validation_fraction", "test", "group", "labels", "workers")
+MOST_CLASSES = 20  # that the table shows
 ALWAYS_USED = ("run.device", "train.precision", "eval.batch_tokens")
 
 
@@ -63,7 +64,7 @@ def evaluate(
     for part in evaluation_batches(examples, cut):
         total += measure(part)
     model.train(was_training)
-    return torch.tensor(distributed.all_sum(*total.tolist()), dtype=torch.float64)
+    return distributed.reduce_sum(total)
 
 
 def open_model(
@@ -156,15 +157,22 @@ def main(argv: Sequence[str]) -> int:
 
 
 def per_class_table(statistics: torch.Tensor, labels: Sequence[str]) -> str:
-    """Precision, recall, F1 and count of each class, and what it was taken for."""
+    """Precision, recall, F1 and count of each of the first classes, and what it was taken for."""
     confusion = confusion_matrix(statistics)
     values = precision_recall_f1(confusion)
-    width = max(map(len, labels))
-    lines = [f"{'':>{width}}  precision  recall      f1  count  predicted as {', '.join(labels)}"]
-    for i, label in enumerate(labels):
+    shown = labels[:MOST_CLASSES]
+    more = len(labels) - len(shown)
+    width = max(map(len, shown))
+    header = f"{', '.join(shown)}{f' and {more:,} more' if more else ''}"
+    lines = [f"{'':>{width}}  precision  recall      f1  count  predicted as {header}"]
+    for i, label in enumerate(shown):
         p, r, f = (values[name][i].item() for name in ("precision", "recall", "f1"))
-        counts = " ".join(f"{int(n)}" for n in confusion[i])
+        counts = " ".join(f"{int(n)}" for n in confusion[i, : len(shown)])
+        if more:
+            counts += f" {int(confusion[i, len(shown) :].sum())}"  # taken for one that is not shown
         lines.append(f"{label:>{width}}  {p:9.4f}  {r:6.4f}  {f:6.4f}  {int(confusion[i].sum()):>5}  {counts}")
+    if more:
+        lines.append(f"and {more:,} more classes")
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import arguments_of, run_module, run_training, write_reviews
 
 from engine import config as configs
@@ -100,6 +101,23 @@ def test_the_test_file_of_the_recipe_is_the_default(trained, tmp_path):
     assert evaluate.main([str(run), "--output", str(output)]) == 0
     final = rows_of(run / "metrics.jsonl")[-1]
     assert json.loads(output.read_text())["accuracy"] == pytest.approx(final["test_accuracy"])
+
+
+@pytest.mark.parametrize("count", [3, 20, 26])
+def test_the_table_of_classes_shows_the_first_ones_and_counts_the_others(count):
+    confusion = torch.zeros(count, count, dtype=torch.float64)
+    confusion[0, 0], confusion[1, -1], confusion[1, -2], confusion[-1, 0] = 7, 2, 3, 5
+    statistics = torch.cat([torch.zeros(1), confusion.flatten()])
+    lines = evaluate.per_class_table(statistics, [f"class{i}" for i in range(count)]).splitlines()
+    if count <= 20:
+        assert len(lines) == count + 1
+        assert lines[0].endswith(f", class{count - 1}")
+        assert lines[2].split()[4:] == ["5", *["0"] * (count - 2), "3", "2"]
+    else:
+        assert len(lines) == 22
+        assert lines[0].endswith(", class19 and 6 more")
+        assert lines[2].split()[4:] == ["5", *["0"] * 20, "5"]
+        assert lines[-1] == "and 6 more classes"
 
 
 def test_two_ranks_evaluate_and_predict_as_one_does(trained, tmp_path):

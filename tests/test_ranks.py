@@ -365,6 +365,10 @@ def test_an_error_that_all_ranks_have_is_printed_once(recipe):
 
 def test_a_process_alone_needs_no_group():
     assert distributed.all_sum(1, 2.5, True) == [1, 2.5, True]
+    values = torch.tensor([1.0, 2.5])
+    total = distributed.reduce_sum(values)
+    assert (total.tolist(), total.dtype) == ([1, 2.5], torch.float64)
+    assert total.add_(1)[0] != values[0]  # a copy
     assert distributed.gather("x") == ["x"]
     assert distributed.on_main(CPU, lambda a: a + 1, 1) == 2
     assert distributed.wrap(model := nn.Linear(1, 1), CPU, None) is model
