@@ -25,14 +25,19 @@ def classification_statistics(loss_sum: Tensor, logits: Tensor, labels: Tensor) 
 
 
 def classification_metrics(statistics: Tensor) -> dict[str, float]:
-    """loss, accuracy, and precision, recall and F1 averaged over the classes (macro), 0 where undefined."""
+    """loss, accuracy, and precision, recall and F1 averaged over the classes (macro), 0 where undefined.
+
+    As in scikit-learn, the average is over the classes that occur, as a label or as a prediction: a file that lacks a
+    class of the model can still be perfect. All ranks sum first, so they agree on which those are.
+    """
     confusion = confusion_matrix(statistics)
+    occurs = confusion.sum(0) + confusion.sum(1) > 0
     per_class = precision_recall_f1(confusion)
     count = confusion.sum()
     return {
         "loss": (statistics[0] / count).item(),
         "accuracy": (confusion.diagonal().sum() / count).item(),
-        **{name: values.mean().item() for name, values in per_class.items()},
+        **{name: values[occurs].mean().item() for name, values in per_class.items()},
     }
 
 

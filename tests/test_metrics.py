@@ -51,16 +51,21 @@ CASES = {
 @pytest.mark.parametrize(("logits", "labels"), CASES.values(), ids=CASES.keys())
 def test_metrics_are_those_of_sklearn(logits, labels):
     sklearn = pytest.importorskip("sklearn.metrics")
-    true, predicted, classes = labels.numpy(), logits.argmax(-1).numpy(), list(range(logits.shape[-1]))
+    true, predicted = labels.numpy(), logits.argmax(-1).numpy()
     found = classification_metrics(statistics(logits, labels))
-    # All classes of the model count, so that the average is over the same ones whatever the file holds.
-    options = {"labels": classes, "zero_division": 0}
-    macro = sklearn.precision_recall_fscore_support(true, predicted, average="macro", **options)
+    macro = sklearn.precision_recall_fscore_support(true, predicted, average="macro", zero_division=0)
     expected = dict(zip(("precision", "recall", "f1"), macro[:3], strict=True))
     expected |= {"accuracy": sklearn.accuracy_score(true, predicted), "loss": F.cross_entropy(logits, labels).item()}
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-6 if name == "loss" else 1e-12, abs=1e-12), name
+
+
+def test_a_perfect_prediction_of_a_file_without_all_classes_is_perfect():
+    found = classification_metrics(statistics(predicting([0, 2, 2, 0], 3), torch.tensor([0, 2, 2, 0])))
+    assert {name: found[name] for name in ("accuracy", "precision", "recall", "f1")} == dict.fromkeys(
+        ("accuracy", "precision", "recall", "f1"), 1.0
+    )
 
 
 @pytest.mark.parametrize(("logits", "labels"), CASES.values(), ids=CASES.keys())
