@@ -34,7 +34,8 @@ class Task:
 def _read_texts(name: str, settings: Data, labelled: bool) -> list[Row]:
     columns = [settings.text, *([settings.text_pair] if settings.text_pair else [])]
     extra = [settings.label] if labelled else []
-    extra += [settings.group] if labelled and settings.group else []
+    if labelled and name == settings.train and not settings.validation:  # the one file that is split
+        extra += [settings.group] if settings.group else []
     rows = read_rows(name, columns + extra, settings.id)
     texts.check_texts(name, rows, columns)
     return rows

@@ -120,6 +120,19 @@ def test_the_table_of_classes_shows_the_first_ones_and_counts_the_others(count):
         assert lines[-1] == "and 6 more classes"
 
 
+def test_only_a_file_that_is_split_needs_the_group_column(trained, tmp_path):
+    config, validation = trained
+    grouped = write_rows(tmp_path / "grouped.jsonl", [row | {"film": row["id"][:2]} for row in rows_of(validation)])
+    run = tmp_path / "run"
+    values = {"run.folder": str(run), "data.group": "film", "train.max_steps": 1, "data.test": str(validation)}
+    split = {"data.train": str(grouped), "data.validation": ""}
+    run_training(configs.override(config, values | split))
+    assert evaluate.main([str(run), "--data.test", str(validation)]) == 0
+    run_training(configs.override(config, values | {"run.folder": str(tmp_path / "given")}))  # nothing is split
+    with pytest.raises(ValueError, match="no column 'film'"):
+        run_training(configs.override(config, values | split | {"data.train": str(validation), "run.folder": "again"}))
+
+
 def test_two_ranks_evaluate_and_predict_as_one_does(trained, tmp_path):
     config, validation = trained
     run = config.run.folder
