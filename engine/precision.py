@@ -33,14 +33,18 @@ class Precision:
     def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
         self.scaler.unscale_(optimizer)
 
-    def clip_(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-        """Scale the gradients down to `max_norm` (0: leave them); returns their norm before, a scalar tensor."""
+    def clip_(self, parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+        """Scale the gradients down to `max_norm` (0: leave them); returns their norm before.
+
+        The loop needs the norm on the host in any case, so gradients below `max_norm` are not written again. A norm
+        that is not finite clips nothing: which gradient it came from can then still be told.
+        """
         parameters = list(parameters)
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
-        # A norm that is not finite clips nothing: which gradient it came from can then still be told.
-        usable = norm.nan_to_num(nan=0.0, posinf=0.0)
-        nn.utils.clip_grads_with_norm_(parameters, max_norm or float("inf"), usable, foreach=True)
-        return norm
+        on_host = norm.item()
+        if 0 < max_norm < on_host < float("inf"):
+            nn.utils.clip_grads_with_norm_(parameters, max_norm, norm, foreach=True)
+        return on_host
 
     def step(self, optimizer: torch.optim.Optimizer, grad_norm: float) -> bool:
         """Step unless the gradient is NaN or infinite; says whether it did. A skipped step lowers fp16's loss scale."""

@@ -105,7 +105,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
             distributed.require_gradients(model)
         amp.unscale_(optimizer)
         add_penalties_(optimizer, cfg.regularize)
-        grad_norm = amp.clip_(model.parameters(), cfg.train.clip_norm).item()
+        grad_norm = amp.clip_(model.parameters(), cfg.train.clip_norm)
         stepped = amp.step(optimizer, grad_norm)
         state.advance(stepped, int(samples))
         if not stepped:  # raises, unless the policy is to leave such a step out

@@ -208,7 +208,7 @@ def test_p15_a_gradient_that_is_not_finite_skips_the_step_and_halves_the_scale(f
     _, precision, optimizer = backward_in("fp16", model, factor)
     norm = precision.clip_(model.parameters(), 1.0)
     assert not math.isfinite(norm)
-    assert precision.step(optimizer, norm.item()) is False
+    assert precision.step(optimizer, norm) is False
     assert all(map(torch.equal, model.parameters(), before))
     assert not optimizer.state
     assert precision.scaler.get_scale() == 2.0**15
@@ -219,7 +219,7 @@ def test_p15_a_gradient_that_is_not_finite_skips_the_step_and_halves_the_scale(f
         logits = model(inputs)
     precision.backward(F.cross_entropy(logits.float(), labels))
     precision.unscale_(optimizer)
-    assert precision.step(optimizer, precision.clip_(model.parameters(), 1.0).item()) is True
+    assert precision.step(optimizer, precision.clip_(model.parameters(), 1.0)) is True
     assert not any(map(torch.equal, model.parameters(), before))
     assert precision.scaler.get_scale() == 2.0**15
 
@@ -246,7 +246,7 @@ def test_p15_fp32_is_the_plain_loop_bit_for_bit():
         optimizer.zero_grad()
         precision.backward(loss)
         precision.unscale_(optimizer)
-        assert precision.step(optimizer, precision.clip_(ours.parameters(), 0).item())
+        assert precision.step(optimizer, precision.clip_(ours.parameters(), 0))
 
         expected = F.cross_entropy(plain(inputs), labels)
         reference.zero_grad()
@@ -277,9 +277,22 @@ def test_clip_returns_the_norm_before(max_norm):
     norm = torch.cat([g.flatten() for g in before]).norm()
     assert norm > 0.1
     found = Precision("fp32", CPU).clip_(model.parameters(), max_norm)
-    torch.testing.assert_close(found, norm, rtol=1e-12, atol=0)
+    assert found == pytest.approx(norm.item(), rel=1e-12)
     if max_norm == 0.01:
         clipped = [g * 0.01 / norm for g in before]
         torch.testing.assert_close(gradients(model), clipped, rtol=1e-4, atol=0)  # torch adds 1e-6 to the norm
     else:
         assert all(map(torch.equal, gradients(model), before))
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 0.3, 5.0])
+def test_gradients_are_written_by_clipping_only_where_it_changes_them_and_then_as_torch_does(max_norm):
+    ours, theirs = mlp(), mlp()
+    inputs, labels = data()
+    for model in (ours, theirs):
+        F.cross_entropy(model(inputs), labels).backward()
+    norm = Precision("fp32", CPU).clip_(ours.parameters(), max_norm)
+    assert norm == nn.utils.clip_grad_norm_(theirs.parameters(), max_norm or math.inf).item()
+    assert 0.3 < norm < 5.0
+    assert all(map(torch.equal, gradients(ours), gradients(theirs)))
+    assert {p.grad._version for p in ours.parameters()} == {1 if max_norm == 0.3 else 0}
