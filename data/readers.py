@@ -37,17 +37,19 @@ def locate(name: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / rest
 
 
-def read_rows(name: str, required: Sequence[str], id_column: str = "id") -> list[Row]:
+def read_rows(name: str, required: Sequence[str], id_column: str = "id", errors: ErrorList | None = None) -> list[Row]:
     """Read a .jsonl, .csv or .tsv file; every row must have the `required` columns.
 
     Ids come from `id_column` where the file has it, and then no two are the same, since predictions are matched by id;
     else they are the number of the row from 1. csv is read with quotes (RFC 4180); tsv without any, since a tab cannot
-    stand inside a field. Values keep their JSON type; in csv and tsv they are strings. Raises DataError with every bad
-    line.
+    stand inside a field. Values keep their JSON type; in csv and tsv they are strings.
+
+    errors: bad lines are added to it, for a caller that finds more; without it DataError is raised with all of them.
+    A file of which nothing can be read is a DataError at once.
     """
     path = locate(name)
     reader = READERS.get(path.suffix.lower())
-    errors = ErrorList()
+    errors, collected = ErrorList() if errors is None else errors, errors is not None
     rows: list[Row] = []
     try:
         if path.is_dir():
@@ -68,8 +70,9 @@ def read_rows(name: str, required: Sequence[str], id_column: str = "id") -> list
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror}") from None
     _give_ids(path, rows, id_column, errors)
-    errors.raise_if_any()
-    if not rows:
+    if not collected:
+        errors.raise_if_any()
+    if not rows and not errors:
         raise DataError(f"{name}: no rows")
     return rows
 
@@ -120,12 +123,14 @@ def _read_jsonl(path: Path, lines: Iterator[tuple[int, str]], errors: ErrorList,
         if not text.strip():
             continue
         try:
-            values = json.loads(text, parse_constant=_refuse_constant)
+            values = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
             if "\\u" in text:  # an escape can name half of a surrogate pair, which no UTF-8 file can hold
                 json.dumps(values, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             half = ord(error.object[error.start])
             errors.add(path, number, f"\\u{half:04x} is half of a surrogate pair, not a character")
+        except DataError as error:
+            errors.add(path, number, str(error))
         except (ValueError, RecursionError) as error:
             errors.add(path, number, f"not JSON: {error}")
         else:
@@ -133,6 +138,15 @@ def _read_jsonl(path: Path, lines: Iterator[tuple[int, str]], errors: ErrorList,
                 yield number, values
             else:
                 errors.add(path, number, f"a JSON object is needed, this is a {type(values).__name__}")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Python would keep the last of two values and say nothing."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise DataError(f"key {next(key for key in keys if keys.count(key) > 1)!r} twice")
+    return values
 
 
 def _refuse_constant(name: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,9 +69,8 @@ class TextExamples:
         )
 
 
-def check_texts(name: str, rows: Sequence[Row], columns: Sequence[str]) -> None:
-    """Every one of `columns` must be a non-empty string in every row; all that are not are reported together."""
-    errors = ErrorList()
+def check_rows(name: str, rows: Sequence[Row], columns: Sequence[str], label: str, errors: ErrorList) -> None:
+    """In every row each of `columns` must be text, and `label`, a column or "", text or a number; none is empty."""
     for row in rows:
         for column in columns:
             value = row.values.get(column)
@@ -80,7 +78,10 @@ def check_texts(name: str, rows: Sequence[Row], columns: Sequence[str]) -> None:
                 errors.add(name, row.line, f"{column!r} should be text, this is {value!r}")
             elif not value.strip():
                 errors.add(name, row.line, f"{column!r} is empty")
-    errors.raise_if_any()
+        if label and isinstance(row.values[label], dict | list):
+            errors.add(name, row.line, f"a label should be text or a number, this is {row.values[label]!r}")
+        elif label and not label_name(row.values[label]):
+            errors.add(name, row.line, f"the label in {label!r} is empty")
 
 
 def label_name(value: object) -> str:
@@ -90,8 +91,9 @@ def label_name(value: object) -> str:
 
 def label_names(name: str, rows: Sequence[Row], column: str, declared: Sequence[str]) -> list[str]:
     """The classes, sorted (as numbers where all are numbers) or as declared; at least two of them must occur."""
-    found = Counter(label_name(row.values[column]) for row in rows)
-    if len(found) < 2:
+    found = dict.fromkeys(label_name(row.values[column]) for row in rows)
+    declared_all = not declared or found.keys() <= set(declared)  # else check_labels says which, and where
+    if len(found) < 2 and declared_all:
         raise DataError(f"{name}: column {column!r} has one class only, {next(iter(found))!r}; two are needed to learn")
     if declared:
         return list(declared)
@@ -100,16 +102,12 @@ def label_names(name: str, rows: Sequence[Row], column: str, declared: Sequence[
 
 
 def check_labels(name: str, rows: Sequence[Row], column: str, labels: Sequence[str]) -> None:
-    """Every label must be a known one; all that are not are reported together."""
+    """Every label must be one of `labels`; all that are not are reported together."""
     errors, known = ErrorList(), set(labels)
     for row in rows:
-        value = row.values[column]
-        if isinstance(value, dict | list):
-            errors.add(name, row.line, f"a label should be text or a number, this is {value!r}")
-        elif not label_name(value):
-            errors.add(name, row.line, f"the label in {column!r} is empty")
-        elif label_name(value) not in known:
-            errors.add(name, row.line, f"unknown label {value!r}; the labels are {', '.join(map(repr, labels))}")
+        if label_name(row.values[column]) not in known:
+            reason = f"unknown label {row.values[column]!r}; the labels are {', '.join(map(repr, labels))}"
+            errors.add(name, row.line, reason)
     errors.raise_if_any()
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from data import Batch, Row, TextExamples, read_rows, split_rows
 from data import text as texts
+from data.errors import DataError, ErrorList
 from engine import metrics
 from engine.config import ConfigError, Data, choose_from
 from models import Output
@@ -22,7 +23,7 @@ from models import Output
 class Task:
     head: str  # a key of models.HEADS
     metrics: tuple[str, ...]  # names; the first is watched unless eval.metric names another
-    read: Callable[[str, Data, bool], list[Row]]  # (file, settings, with labels)
+    read: Callable[[str, Data, bool], list[Row]]  # (file, settings, with labels); all that is bad is one DataError
     find_labels: Callable[[str, list[Row], Data], list[str]]
     check_labels: Callable[[str, list[Row], Data, Sequence[str]], None]
     encode: Callable[[list[Row], Tokenizer, Data, Sequence[str], bool], TextExamples]
@@ -36,8 +37,10 @@ def _read_texts(name: str, settings: Data, labelled: bool) -> list[Row]:
     extra = [settings.label] if labelled else []
     if labelled and name == settings.train and not settings.validation:  # the one file that is split
         extra += [settings.group] if settings.group else []
-    rows = read_rows(name, columns + extra, settings.id)
-    texts.check_texts(name, rows, columns)
+    errors = ErrorList()
+    rows = read_rows(name, columns + extra, settings.id, errors)
+    texts.check_rows(name, rows, columns, settings.label if labelled else "", errors)
+    errors.raise_if_any()
     return rows
 
 
@@ -104,16 +107,31 @@ def find_task(name: str, metric: str = "") -> tuple[Task, str]:
 
 
 def read_training_data(task: Task, settings: Data, seed: int) -> tuple[list[Row], list[Row], list[Row], list[str]]:
-    """(training rows, validation rows, test rows, label names), all read and checked before anything is trained."""
-    rows = task.read(settings.train, settings, True)
-    labels = task.find_labels(settings.train, rows, settings)
-    task.check_labels(settings.train, rows, settings, labels)
-    others = {}
-    for name in {settings.validation, settings.test} - {""}:
-        others[name] = task.read(name, settings, True)
-        task.check_labels(name, others[name], settings, labels)
-    test_rows = others.get(settings.test, [])
+    """(training rows, validation rows, test rows, label names), all read and checked before anything is trained.
+
+    Raises DataError with all that is wrong in all files; which labels are unknown can only be said of files without
+    another error, since the training file says which are known.
+    """
+    names = [name for name in (settings.train, settings.validation, settings.test) if name]
+    rows = _for_each(names, lambda name: task.read(name, settings, True))
+    labels = task.find_labels(settings.train, rows[settings.train], settings)
+    _for_each(names, lambda name: task.check_labels(name, rows[name], settings, labels))
+    test_rows = rows.get(settings.test, [])
     if settings.validation:
-        return rows, others[settings.validation], test_rows, labels
-    train_rows, held_out = split_rows(rows, settings.validation_fraction, seed, settings.group, settings.label)
+        return rows[settings.train], rows[settings.validation], test_rows, labels
+    fraction, group, label = settings.validation_fraction, settings.group, settings.label
+    train_rows, held_out = split_rows(rows[settings.train], fraction, seed, group, label)
     return train_rows, held_out, test_rows, labels
+
+
+def _for_each(names: Sequence[str], function: Callable[[str], Any]) -> dict[str, Any]:
+    """{name: function(name)}, each once and in their order; the DataErrors of all of them are raised as one."""
+    results, errors = {}, []
+    for name in dict.fromkeys(names):
+        try:
+            results[name] = function(name)
+        except DataError as error:
+            errors.append(str(error))
+    if errors:
+        raise DataError("\n".join(errors))
+    return results

@@ -165,6 +165,8 @@ BAD_ROWS = {
         (b"[" * 100_000, "not JSON: maximum recursion depth exceeded"),
         (b'{"id": ' + b"9" * 5_000 + b"}", "not JSON: Exceeds the limit"),
         (b'{"id": 5, "text": "\\ud83d", "label": "a"}', "\\ud83d is half of a surrogate pair"),
+        (b'{"id": 5, "text": "a", "label": "b", "text": "c"}', "key 'text' twice"),
+        (b'{"id": 5, "text": "a", "label": "b", "more": {"x": 1, "x": 1}}', "key 'x' twice"),
         (b'["text", "label"]', "a JSON object is needed, this is a list"),
         (b'"text"', "a JSON object is needed, this is a str"),
         (b"null", "a JSON object is needed, this is a NoneType"),

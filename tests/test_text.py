@@ -14,7 +14,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from data import DataError, Row, copy_tokenizer, load_tokenizer
 from data import text as texts
+from data.errors import ErrorList
 from data.text import encode_texts
+from engine.config import Data
+from engine.tasks import TASKS, read_training_data
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused1]"]
 # Every ASCII character and a few others alone and inside a word, so that hardly anything is unknown and one wrong
@@ -326,28 +329,66 @@ def test_p09_declared_labels_keep_their_order_and_number_the_examples(tmp_path):
 def test_one_class_is_not_enough():
     with pytest.raises(DataError, match="FILE: column 'label' has one class only, 'a'"):
         texts.label_names("FILE", labelled(["a", " a"]), "label", ())
+    with pytest.raises(DataError, match="FILE: column 'label' has one class only, 'a'"):
+        texts.label_names("FILE", labelled(["a", " a"]), "label", ("a", "b"))
+    # One that was not declared is more likely a typing error, which check_labels reports by its line.
+    assert texts.label_names("FILE", labelled(["c", "c"]), "label", ("a", "b")) == ["a", "b"]
+
+
+def found_in(rows: list[Row], label: str = "") -> list[str]:
+    errors = ErrorList()
+    texts.check_rows("FILE", rows, ["a"], label, errors)
+    return [text for _, text in errors.found]
 
 
 def test_f13_bad_labels_and_texts_are_reported_together():
-    rows = labelled(["a", "c", "", "  ", [1], {"a": 1}, "A", "b"])
+    rows = labelled(["a", "c", "A", "b"])
     with pytest.raises(DataError) as caught:
         texts.check_labels("FILE", rows, "label", ["a", "b", ""])
     assert str(caught.value).split("\n") == [
         "FILE:2: unknown label 'c'; the labels are 'a', 'b', ''",
+        "FILE:3: unknown label 'A'; the labels are 'a', 'b', ''",
+    ]
+    assert found_in(labelled(["a", "", "  ", [1], {"a": 1}, 0, False]), "label") == [
+        "FILE:2: the label in 'label' is empty",
         "FILE:3: the label in 'label' is empty",
-        "FILE:4: the label in 'label' is empty",
-        "FILE:5: a label should be text or a number, this is [1]",
-        "FILE:6: a label should be text or a number, this is {'a': 1}",
-        "FILE:7: unknown label 'A'; the labels are 'a', 'b', ''",
+        "FILE:4: a label should be text or a number, this is [1]",
+        "FILE:5: a label should be text or a number, this is {'a': 1}",
     ]
     rows = [Row(str(i), i + 1, {"a": value}) for i, value in enumerate(["x", 3, None, "", " \u3000", ["x"], True])]
-    with pytest.raises(DataError) as caught:
-        texts.check_texts("FILE", rows, ["a"])
-    assert str(caught.value).split("\n") == [
+    assert found_in(rows) == [
         "FILE:2: 'a' should be text, this is 3",
         "FILE:3: 'a' should be text, this is None",
         "FILE:4: 'a' is empty",
         "FILE:5: 'a' is empty",
         "FILE:6: 'a' should be text, this is ['x']",
         "FILE:7: 'a' should be text, this is True",
+    ]
+
+
+def test_f13_all_that_is_wrong_in_all_files_is_reported_together(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"text": "", "label": "a"}\nnot json\n{"text": "x", "label": ""}\n')
+    (tmp_path / "val.jsonl").write_text('{"text": "x", "label": []}\n')
+    names = [str(tmp_path / name) for name in ("train.jsonl", "val.jsonl", "none.jsonl")]
+    settings = Data(train=names[0], validation=names[1], test=names[2])
+    with pytest.raises(DataError) as caught:
+        read_training_data(TASKS["text-classification"], settings, 0)
+    assert [line.removeprefix(f"{tmp_path}/") for line in str(caught.value).split("\n")] == [
+        "train.jsonl:1: 'text' is empty",
+        "train.jsonl:2: not JSON: Expecting value: line 1 column 1 (char 0)",
+        "train.jsonl:3: the label in 'label' is empty",
+        "val.jsonl:1: a label should be text or a number, this is []",
+        "none.jsonl: no such file",
+    ]
+
+
+def test_f13_unknown_labels_of_all_files_are_reported_together_in_the_order_of_the_files(tmp_path):
+    names = [str(tmp_path / name) for name in ("train.jsonl", "val.jsonl", "test.jsonl")]
+    for name, other in zip(names, "bxy", strict=True):
+        Path(name).write_text("".join(f'{{"text": "x", "label": "{label}"}}\n' for label in ("a", other)))
+    with pytest.raises(DataError) as caught:
+        read_training_data(TASKS["text-classification"], Data(*names), 0)
+    assert [line.removeprefix(f"{tmp_path}/") for line in str(caught.value).split("\n")] == [
+        "val.jsonl:2: unknown label 'x'; the labels are 'a', 'b'",
+        "test.jsonl:2: unknown label 'y'; the labels are 'a', 'b'",
     ]
