@@ -68,7 +68,7 @@ def _in_forward(
         hooks = [
             module.register_forward_hook(_note_non_finite(name, bad)) for name, module in model.named_modules() if name
         ]
-        seed_dropout(seed, position, i, ranks.rank)  # the same dropout as when it happened
+        seed_dropout(seed, position, i, ranks.rank, ranks.device)  # the same dropout as when it happened
         with amp.autocast():
             out = model(batch.to(ranks.device))
         for hook in hooks:

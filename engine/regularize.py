@@ -23,7 +23,11 @@ def add_penalties_(optimizer: torch.optim.Optimizer, regularize: Regularize) -> 
     torch._foreach_add_(gradients, torch._foreach_sign(weights), alpha=regularize.l1)
 
 
-def seed_dropout(seed: int, position: int, micro_batch: int, rank: int) -> None:
-    """Make the dropout of one micro-batch a pure function of these four numbers: no state to save, no ranks alike."""
+def seed_dropout(seed: int, position: int, micro_batch: int, rank: int, device: torch.device) -> None:
+    """Make the dropout of one micro-batch a pure function of these four numbers: no state to save, no ranks alike.
+
+    Only the generator of `device` is seeded: torch.manual_seed goes through all devices, much slower than this.
+    """
     entropy = np.random.SeedSequence([seed, position, micro_batch, rank])
-    torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+    generators = torch.cuda.default_generators if device.type == "cuda" else [torch.default_generator]
+    generators[device.index or 0].manual_seed(int(entropy.generate_state(1, np.uint64)[0]))

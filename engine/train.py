@@ -95,7 +95,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         losses = []
         for i, batch in enumerate(group):
             distributed.set_gradient_sync(parallel, last=i == len(group) - 1)
-            seed_dropout(cfg.run.seed, state.position, i, ranks.rank)
+            seed_dropout(cfg.run.seed, state.position, i, ranks.rank, ranks.device)
             with amp.autocast():
                 out = parallel(batch.to(ranks.device))
             # DDP averages over the ranks; times world_size it is their sum.

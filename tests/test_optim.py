@@ -147,7 +147,7 @@ def test_penalties_leave_a_parameter_without_gradient_alone():
 
 def dropout_mask(*numbers):
     with torch.random.fork_rng(devices=[]):
-        seed_dropout(*numbers)
+        seed_dropout(*numbers, CPU)
         return F.dropout(torch.ones(512), 0.5)
 
 
@@ -159,6 +159,21 @@ def test_dropout_is_a_function_of_four_numbers():
     assert 150 < (first == 0).sum() < 362
     for changed in [(4, 1, 4, 1), (3, 2, 4, 1), (3, 1, 5, 1), (3, 1, 4, 2), (1, 3, 4, 1), (3, 4, 1, 1)]:
         assert not torch.equal(dropout_mask(*changed), first), changed
+
+
+def test_only_the_generator_in_use_is_seeded(monkeypatch):
+    class Generator:
+        seeds: list[int] = []
+        manual_seed = seeds.append
+
+    monkeypatch.setattr(torch.cuda, "default_generators", (None, Generator, None))
+    monkeypatch.setattr(torch, "manual_seed", None)
+    before = torch.get_rng_state()
+    seed_dropout(3, 1, 4, 1, torch.device("cuda", 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    with torch.random.fork_rng(devices=[]):
+        seed_dropout(3, 1, 4, 1, CPU)
+        assert [torch.initial_seed()] == Generator.seeds
 
 
 def test_p21_ranks_steps_and_micro_batches_draw_different_masks():
