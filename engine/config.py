@@ -179,8 +179,8 @@ class Optim:
 @dataclass(frozen=True)
 class Regularize:
     weight_decay: float = setting(0.01, "decoupled, as in AdamW; never on biases and norms", within=">= 0")
-    l1: float = setting(0.0, "adds l1 * sum |w| to the loss of a step, on the weights that decay", within=">= 0")
-    l2: float = setting(0.0, "adds l2 / 2 * sum w^2 to the loss of a step, on the weights that decay", within=">= 0")
+    l1: float = setting(0.0, "adds l1 * sum |w| to the loss of a step; never on biases and norms", within=">= 0")
+    l2: float = setting(0.0, "adds l2 / 2 * sum w^2 to the loss of a step; never on biases and norms", within=">= 0")
     label_smoothing: float = setting(0.0, "share of the target spread over all classes", within="in [0, 1)")
 
 

@@ -49,9 +49,10 @@ def steps_of(share_or_steps: float, total: int) -> int:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Of every parameter group, for the next step."""
+    """Of every parameter group, for the next step; a group with an "lr_scale" of its own, as a new head's, at that
+    multiple of it."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def without_gradient(model: nn.Module) -> list[str]:

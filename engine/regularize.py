@@ -12,12 +12,13 @@ from engine.config import Regularize
 def add_penalties_(optimizer: torch.optim.Optimizer, regularize: Regularize) -> None:
     """Add the gradient of l1 * sum |w| + l2 / 2 * sum w^2 to the gradients, once per optimizer step.
 
-    It acts on the weights that decay, after unscaling and after the ranks have summed their gradients, so it counts
-    once however the step was cut.
+    It acts on the matrices and embeddings of every parameter group, not on biases and norms (one dimension); after
+    unscaling and after the ranks have summed their gradients, so it counts once however the step was cut.
     """
     if not (regularize.l1 or regularize.l2):
         return
-    weights = [p for p in optimizer.param_groups[0]["params"] if p.grad is not None]
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    weights = [p for p in trained if p.ndim >= 2 and p.grad is not None]
     gradients = [p.grad for p in weights]
     torch._foreach_add_(gradients, weights, alpha=regularize.l2)
     torch._foreach_add_(gradients, torch._foreach_sign(weights), alpha=regularize.l1)

@@ -100,6 +100,15 @@ def test_set_learning_rate_reaches_every_group():
     assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.125]
 
 
+def test_a_group_may_have_a_rate_of_its_own():
+    body, head = nn.Linear(2, 2), nn.Linear(2, 2)
+    groups = [{"params": body.parameters()}, {"params": head.parameters(), "lr_scale": 10.0}]
+    optimizer = torch.optim.SGD(groups, lr=1.0)
+    for lr in (0.125, 0.25):  # it does not pile up
+        set_learning_rate(optimizer, lr)
+        assert [group["lr"] for group in optimizer.param_groups] == [lr, 10 * lr]
+
+
 def test_without_gradient_names_what_backward_did_not_reach():
     model = nn.ModuleDict({"used": nn.Linear(2, 2), "unused": nn.Linear(2, 2, bias=False), "frozen": nn.Linear(2, 2)})
     model["frozen"].requires_grad_(False)
@@ -135,6 +144,16 @@ def test_penalties_are_the_gradient_of_the_penalised_loss(l1, l2):
     penalty = sum(l1 * w.abs().sum() + l2 / 2 * w.square().sum() for w in matrices)
     (F.cross_entropy(expected(inputs), labels) + penalty).backward()
     torch.testing.assert_close(gradients(found), gradients(expected), rtol=1e-12, atol=1e-12)
+
+
+def test_penalties_reach_the_matrices_of_every_group_and_no_bias():
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    groups = [{"params": [p]} for p in reversed(list(model.parameters()))]
+    add_penalties_(torch.optim.SGD(groups, lr=1.0), Regularize(l2=0.5))
+    for p in model.parameters():
+        assert torch.equal(p.grad, 0.5 * p if p.ndim >= 2 else torch.zeros_like(p))
 
 
 def test_penalties_leave_a_parameter_without_gradient_alone():
