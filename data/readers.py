@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,20 +219,26 @@ def split_rows(
     """(training, held-out) rows: a random `fraction` held out by `seed`, each in the order of the file.
 
     With `group`, a column, rows that share its value stay on one side (all sentences of a review, all of a patient).
-    Otherwise with `label`, a column, each of its values is held out in proportion, to within one row.
+    Otherwise with `label`, a column, each of its values is held out in proportion, to within one row; a value that only
+    one row has is never held out, since nothing else could teach it.
     """
     keys = [str(row.values.get(group)) if group else str(i) for i, row in enumerate(rows)]
     units = sorted(set(keys)) if group else keys
-    held_units = max(1, round(len(units) * fraction))
+    labels = [str(row.values.get(label)) for row in rows] if label and not group else []
+    counts = Counter(labels)
+    may_be_held = [i for i in range(len(units)) if not labels or counts[labels[i]] > 1]
+    if not may_be_held and len(units) > 1:
+        raise DataError(f"no two rows have the same {label!r}, so none can be held out; name a data.validation file")
+    held_units = max(1, round(len(may_be_held) * fraction))
     if held_units >= len(units):
         what = f"values of {group!r}" if group else "rows"
         raise DataError(f"data.validation_fraction = {fraction} leaves nothing to train on: only {len(units)} {what}")
     rng = np.random.default_rng([seed, 0x5EED])
-    order = rng.permutation(len(units)).tolist()
-    if label and not group:
-        order.sort(key=lambda i: str(rows[i].values.get(label)))  # stable: still shuffled within a label
+    order = rng.permutation(may_be_held).tolist()
+    if labels:
+        order.sort(key=lambda i: labels[i])  # stable: still shuffled within a label
     # At equal distances from a random start: each row is as likely as any, each label has its share.
-    start = int(rng.integers(len(units)))
-    held = {units[order[(i * len(units) + start) // held_units]] for i in range(held_units)}
+    start = int(rng.integers(len(order)))
+    held = {units[order[(i * len(order) + start) // held_units]] for i in range(held_units)}
     train = [row for row, key in zip(rows, keys, strict=True) if key not in held]
     return train, [row for row, key in zip(rows, keys, strict=True) if key in held]

@@ -52,6 +52,9 @@ def run(
     for name, examples in {"training": train_set, "validation": validation_set, "test": test_set}.items():
         if len(examples):
             parts.append(summary(name, examples, model.labels))
+    if untaught := labels_without_an_example(train_set, model.labels):
+        more = f" and {len(untaught) - MOST_LABELS:,} more" if len(untaught) > MOST_LABELS else ""
+        parts.append(f"warning: no training example of {', '.join(map(repr, untaught[:MOST_LABELS]))}{more}")
     if full:
         parts.append(first_examples(train_set, tokenizer, model.labels))
     parameters = sum(p.numel() for p in model.parameters())
@@ -79,6 +82,12 @@ def summary(name: str, examples: TextExamples, labels: tuple[str, ...]) -> str:
         more = [f"and {len(labels) - MOST_LABELS:,} more"] if len(labels) > MOST_LABELS else []
         text += "\n  labels: " + ", ".join(shown + more)
     return text
+
+
+def labels_without_an_example(examples: TextExamples, labels: tuple[str, ...]) -> list[str]:
+    """What cannot be learned: declared and not in the file, or all held out with their groups."""
+    present = set() if examples.labels is None else set(examples.labels.tolist())
+    return [label for i, label in enumerate(labels) if i not in present]
 
 
 def first_examples(examples: TextExamples, tokenizer: Tokenizer, labels: tuple[str, ...], count: int = 3) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -127,6 +129,18 @@ def test_a_run_says_what_is_trained_on_what(tiny, reviews):
     assert "schema = 1" not in text, "the recipe is in the run folder; only a dry run prints it"
     assert "first encoded" not in text
     assert "test: " not in described(tiny(), Cut())
+
+
+def test_a_class_that_cannot_be_learned_is_a_warning(tiny, tmp_path):
+    rows = [{"text": "good film", "label": f"class{i % 3}", "film": f"f{i % 3}"} for i in range(30)]
+    (tmp_path / "films.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"data.train": str(tmp_path / "films.jsonl"), "train.batch_size": 4}
+    assert "warning" not in described(tiny(**settings), Cut())
+    text = described(tiny(**settings | {"data.group": "film"}), Cut())  # one film of three is held out, all of a class
+    assert re.search(r"^warning: no training example of 'class\d'$", text, re.MULTILINE)
+    names = tuple(f"class{i}" for i in range(30))
+    text = described(tiny(**settings | {"data.labels": names}), Cut())
+    assert f"warning: no training example of {', '.join(map(repr, names[3:23]))} and 7 more" in text
 
 
 def test_a_dry_run_shows_everything_and_leaves_nothing_behind(tiny, tmp_path):

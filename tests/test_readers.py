@@ -271,7 +271,7 @@ def numbered(count: int, **columns) -> list[Row]:
 
 @pytest.mark.parametrize(("count", "fraction", "held"), [(100, 0.1, 10), (7, 0.5, 4), (2, 0.01, 1), (1000, 0.333, 333)])
 def test_the_split_is_a_pure_function_of_the_seed(count, fraction, held):
-    rows = numbered(count, label=lambda i: i % 3)
+    rows = numbered(count, label=lambda i: i % 3 if count > 2 else 0)
     for label in ("", "label"):
         train, held_out = split_rows(rows, fraction, 3, label=label)
         assert (len(train), len(held_out)) == (count - held, held)
@@ -297,6 +297,16 @@ def test_the_split_keeps_the_proportions_of_the_labels(fraction):
         _, held_out = split_rows(rows, fraction, seed, label="label")
         total, held = (Counter(row.values["label"] for row in part) for part in (rows, held_out))
         assert all(abs(held[name] - total[name] * fraction) < 1 for name in total)
+
+
+def test_the_only_row_of_a_label_is_never_held_out():
+    rows = numbered(20, label=lambda i: "only" if i == 7 else "abc"[i % 2])
+    for seed in range(40):
+        train, held_out = split_rows(rows, 0.25, seed, label="label")
+        assert len(held_out) == 5
+        assert {row.values["label"] for row in train} == {"only", "a", "b"}
+    with pytest.raises(DataError, match=r"no two rows have the same 'label', so none can be held out; name a data\."):
+        split_rows(numbered(5, label=str), 0.2, 0, label="label")
 
 
 def test_a_group_stays_on_one_side():
