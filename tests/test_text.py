@@ -267,6 +267,20 @@ def test_texts_are_encoded_in_chunks_without_a_seam(tmp_path, monkeypatch):
         assert (cut.fingerprint(), cut.ids, cut.truncated) == (whole.fingerprint(), whole.ids, whole.truncated)
 
 
+def test_a_chunk_is_bounded_in_characters_so_that_long_texts_do_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(texts, "CHUNK", 100)
+    inputs = [("x" * a, "y" * b) for a, b in ((30, 30), (40, 0), (1, 0), (500, 2), (0, 0), (99, 1), (0, 1))]
+    assert [len(chunk) for chunk in texts._chunks(inputs)] == [2, 1, 1, 2, 1]
+    assert [pair for chunk in texts._chunks(inputs) for pair in chunk] == inputs
+    assert [len(chunk) for chunk in texts._chunks(["x" * 60] * 3)] == [1, 1, 1]
+    assert list(texts._chunks([])) == []
+
+
+def test_texts_without_labels_need_no_more_than_their_column(tmp_path):
+    examples = encode_texts([Row("1", 1, {"text": "good film"})], load_tokenizer(write_vocab(tmp_path)), max_length=8)
+    assert (len(examples), examples.labels, examples.lengths.tolist()) == (1, None, [4])
+
+
 @pytest.mark.parametrize("pad", ["[PAD]", "[SEP]", "[CLS]", "film"])
 def test_p13_no_id_is_taken_for_padding(tmp_path, pad):
     """Where a text ends is known from its length, so a pad token that is also the end of a text changes nothing."""
