@@ -37,6 +37,7 @@ class Config:
     pad_token_id: int = 0
     first_position: int = 0  # RoBERTa's first token is at pad_token_id + 1
     sinusoidal: bool = False  # DistilBERT's positions, fixed sines where they are not loaded
+    drop_attention_branch: bool = True  # DistilBERT adds what attention says to the residual undropped
     rates: DropoutRates = NO_DROPOUT
     head_rates: Mapping[str, float] = field(default_factory=dict)  # head -> dropout before its output
 
@@ -45,7 +46,7 @@ class Config:
 
 
 class Layer(nn.Module):
-    """x -> LN(x + attention(x)) -> LN(x + mlp(x)), with dropout on both branches."""
+    """x -> LN(x + attention(x)) -> LN(x + mlp(x)), with dropout on both branches (DistilBERT: on the second)."""
 
     def __init__(self, config: Config, path: float):
         super().__init__()
@@ -54,11 +55,14 @@ class Layer(nn.Module):
         self.mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act)
         self.mlp_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.rates.hidden)
+        self.drop_attention_branch = config.drop_attention_branch
         self.path = path
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
         path = self.path if self.training else 0.0
-        x = self.attention_norm(x + drop_path(self.dropout(self.attention(x, packing)), packing, path))
+        mixed = self.attention(x, packing)
+        mixed = self.dropout(mixed) if self.drop_attention_branch else mixed
+        x = self.attention_norm(x + drop_path(mixed, packing, path))
         return self.mlp_norm(x + drop_path(self.dropout(self.mlp(x)), packing, path))
 
 
@@ -305,7 +309,8 @@ def _read_distilbert(raw: dict[str, Any]) -> Config:
         "question-answering": heads["span"],
         "token-classification": heads["token"],
     }
-    return replace(config, type_vocab_size=0, layer_norm_eps=1e-12, rates=DropoutRates(**rates), head_rates=head_rates)
+    config = replace(config, type_vocab_size=0, layer_norm_eps=1e-12, drop_attention_branch=False)
+    return replace(config, rates=DropoutRates(**rates), head_rates=head_rates)
 
 
 def _distilbert_head(config: Config, head: str, pooling: str) -> HeadShape:

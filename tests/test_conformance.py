@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 import zoo
 
 import models
@@ -128,3 +129,70 @@ def test_hidden_states_are_those_of_transformers_padded_on_the_left(tmp_path, mo
         ours = model(inputs).logits
     expected = torch.cat([row[longest - n :] for row, n in zip(hidden, inputs.lengths, strict=True)])
     torch.testing.assert_close(ours, expected, **TOLERANCE[torch.float64])
+
+
+# training
+
+RATES = {  # one for each field of a config.json
+    "bert": {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3, "classifier_dropout": 0.4},
+    "roberta": {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3, "classifier_dropout": 0.4},
+    "distilbert": {"dropout": 0.2, "attention_dropout": 0.3, "seq_classif_dropout": 0.4, "qa_dropout": 0.5},
+    "gpt2": {"embd_pdrop": 0.1, "attn_pdrop": 0.3, "resid_pdrop": 0.2, "classifier_dropout": 0.4},
+    "vit": {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3},
+    "deit": {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3},
+    "t5": {"dropout_rate": 0.2, "classifier_dropout": 0.4},
+    "mt5": {"dropout_rate": 0.2, "classifier_dropout": 0.4},
+}
+
+
+class NumberedDropout:
+    """Dropout whose mask follows from the number of the call: two models that drop at the same sites drop alike."""
+
+    def __init__(self):
+        self.sites = []  # (elements, rate) of each call that drops
+
+    def __call__(self, x, p=0.5, training=True, inplace=False):
+        if not training or not p:
+            return x
+        kept = torch.rand(x.numel(), generator=torch.Generator().manual_seed(len(self.sites))) >= p
+        self.sites.append((x.numel(), p))
+        return x * kept.view(x.shape) / (1 - p)
+
+    def attention(self, q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **_):
+        scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+        if attn_mask is not None:
+            scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+        if is_causal:
+            scores = scores.masked_fill(~torch.ones_like(scores, dtype=torch.bool).tril(), -torch.inf)
+        return self(scores.softmax(-1), dropout_p) @ v
+
+
+@pytest.mark.parametrize(("model_type", "head"), zoo.cases())
+def test_training_drops_where_transformers_drops(tmp_path, monkeypatch, model_type, head):
+    """Evaluation cannot see a site too many or too few: here both sides train, with the same masks."""
+    monkeypatch.setattr(zoo, "LENGTHS", (7, 7, 7))  # equal, so that packed and padded have the same elements
+    monkeypatch.setattr(zoo, "TARGET_LENGTHS", (5, 5, 5))
+    count = 2 if head == "question-answering" else 3
+    oracle = zoo.save_oracle(tmp_path, model_type, head, dtype=torch.float64, num_labels=count, **RATES[model_type])
+    inputs = replace(zoo.make_inputs(model_type, head, oracle.config), labels=None)
+    model = models.from_pretrained(tmp_path, head=head).double()
+
+    def logits(run):
+        dropout = NumberedDropout()
+        monkeypatch.setattr(F, "dropout", dropout)
+        monkeypatch.setattr(F, "scaled_dot_product_attention", dropout.attention)
+        with torch.no_grad():
+            return run(), dropout.sites
+
+    def run_oracle():
+        if head != "question-answering":
+            return zoo.run_oracle(oracle, model_type, head, inputs)[1]
+        out = oracle(**zoo.oracle_inputs(model_type, head, inputs))
+        return torch.stack([out.start_logits, out.end_logits], -1).flatten(0, 1)
+
+    oracle.train()
+    expected, their_sites = logits(run_oracle)
+    found, our_sites = logits(lambda: model.train()(inputs).logits)
+    assert 0.2 in {rate for _, rate in their_sites}
+    assert our_sites == their_sites
+    torch.testing.assert_close(found, expected, **TOLERANCE[torch.float64])
