@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import resource
 import sys
@@ -21,10 +22,11 @@ class RunLog:
     """Written by rank 0; on the other ranks every method returns at once.
 
     metrics.jsonl has one JSON object a line: {"step", "loss", "lr", "grad_norm", ...} while training and
-    {"step", "evaluation": {...}} after an evaluation. Rates count from the line before.
+    {"step", "evaluation": {...}} after an evaluation. Rates and data_wait_seconds are of the steps since the training
+    line before; the time that evaluation and saving took in between is left out.
 
     start: the step the run goes on from; what was logged of later ones is dropped, so that the files read as one run.
-    Raises ConfigError, on every rank, when TensorBoard is asked for and not installed.
+    Raises ConfigError, on every rank, when TensorBoard is asked for and cannot be imported.
     """
 
     def __init__(self, folder: Path, ranks: Ranks, *, start: int, total: int, tensorboard: bool):
@@ -59,22 +61,22 @@ class RunLog:
         self.bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2e}, {rate:.1f} examples/s", refresh=False)
         if not sys.stderr.isatty():
             self.say(f"step {step:>6}  loss {loss:.4f}  lr {lr:.2e}  norm {grad_norm:.2f}  {rate:.1f} examples/s")
-        self.restart_clock()
+        self.since, self.samples, self.tokens, self.waited = time.perf_counter(), 0.0, 0.0, 0.0
 
     def evaluation(self, step: int, metrics: dict[str, float], best: bool, seconds: float) -> None:
         if not self.on:
             return
+        self.paused = time.perf_counter() - seconds
         row = {"step": step, "evaluation": metrics, "best": best}
         self.evaluations.append(_flat(row))
         self._write(row, "validation", step, metrics)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self.say(f"step {step:>6}  validation  {shown}  ({seconds:.1f} s){'  best' if best else ''}")
-        self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Evaluation and saving are not training time."""
+        """It stands still from the start of an evaluation until here: evaluation and saving are no training time."""
         if self.on:
-            self.since, self.samples, self.tokens, self.waited = time.perf_counter(), 0.0, 0.0, 0.0
+            self.since += time.perf_counter() - self.paused
 
     def say(self, text: str) -> None:
         if self.on:
@@ -147,11 +149,20 @@ def _keep_until(path: Path, step: int) -> list[dict[str, Any]]:
     return kept
 
 
+NO_TENSORBOARD = "log.tensorboard = true needs the tensorboard package: pip install tensorboard"
+
+
+def require_tensorboard(wanted: bool) -> None:
+    """ConfigError where it is wanted and not installed. Imports nothing, so that it can be asked first of all."""
+    if wanted and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError(NO_TENSORBOARD)
+
+
 def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ConfigError("log.tensorboard = true needs the tensorboard package: pip install tensorboard") from None
+        raise ConfigError(NO_TENSORBOARD) from None
     return SummaryWriter
 
 

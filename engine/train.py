@@ -19,7 +19,7 @@ from engine import checkpoint, config, describe, diagnose, distributed
 from engine.config import Config
 from engine.distributed import Ranks, StopRequest
 from engine.evaluate import evaluate
-from engine.log import RunLog
+from engine.log import RunLog, require_tensorboard
 from engine.model import build_model
 from engine.optim import build_optimizer, learning_rate, set_learning_rate
 from engine.precision import Precision
@@ -39,6 +39,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     # 1. The task, and data as rows: every mistake in a file is found here, before anything is loaded.
     task, watched = find_task(cfg.run.task, cfg.eval.metric)
     mode = mode_of(cfg.eval, watched)
+    require_tensorboard(cfg.log.tensorboard)
     train_rows, validation_rows, test_rows, labels = read_training_data(task, cfg.data, cfg.run.seed)
 
     # 2. The model. It decides the order of the labels, since a head found in a checkpoint has its own.
