@@ -62,25 +62,21 @@ def setup(device: str) -> Ranks:
 
 
 def wrap(model: nn.Module, ranks: Ranks, nothing: Batch) -> nn.Module:
-    """DDP over several ranks, the model itself on one. Every parameter has a gradient, so nothing is searched for.
+    """DDP over several ranks, the model itself on one; TrainingError for trained parameters that no gradient reaches.
 
-    nothing: a batch without examples. DDP orders its buckets anew after the first backward, and from three ranks on the
-    order decides how a sum is rounded; with a backward of nothing before the first step, the first step after a resume
-    has the order of the run that was not interrupted.
+    nothing: a batch without examples, whose backward reaches what that of any batch does. It finds a parameter that is
+    built but not used, which DDP would wait for forever. And DDP orders its buckets anew after the first backward, and
+    from three ranks on the order decides how a sum is rounded; with one before the first step, the first step after a
+    resume has the order of the run that was not interrupted.
     """
-    if ranks.world_size == 1:
-        return model
-    parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    parallel = model
+    if ranks.world_size > 1:
+        parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
     parallel(nothing.to(ranks.device)).loss_sum.backward()
-    require_gradients(model)
-    model.zero_grad()
-    return parallel
-
-
-def require_gradients(model: nn.Module) -> None:
-    """Raise TrainingError for trained parameters that a backward did not reach, which DDP would wait for forever."""
     if unused := without_gradient(model):
         raise TrainingError(f"parameters that no gradient reaches: {', '.join(unused)}")
+    model.zero_grad()
+    return parallel
 
 
 def set_gradient_sync(model: nn.Module, last: bool) -> None:
@@ -113,6 +109,15 @@ def gather(value: Any) -> list[Any]:
     values = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def gather_on_main(value: Any) -> list[Any]:
+    """One (picklable) value of every rank, in rank order, on rank 0; nothing on the others."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, values)
+    return values or []
 
 
 def on_main(ranks: Ranks, function: Callable[..., Any], *args: Any) -> Any:

@@ -7,7 +7,31 @@ import math
 import torch
 from torch import nn
 
-from engine.config import Optim
+from engine.config import ConfigError, Optim, Train
+
+MOST_STEPS = 2**53  # beyond it a float no longer counts one by one
+
+
+def count_steps(train: Train, epoch_steps: int) -> int:
+    """The optimizer steps of a run: train.max_steps, else those of train.epochs with a begun step counted whole.
+
+    Within rounding a product is the whole number that is meant: 1.1 epochs of 50 steps are 55, though 1.1 * 50 > 55.
+    """
+    setting, value = ("max_steps", train.max_steps) if train.max_steps else ("epochs", train.epochs)
+    steps = train.max_steps or train.epochs * epoch_steps
+    if steps > MOST_STEPS:
+        raise ConfigError(f"train.{setting} = {value} is more than {MOST_STEPS:.0e} steps: lower it")
+    return round(steps) if math.isclose(steps, round(steps), rel_tol=1e-12) else math.ceil(steps)
+
+
+def check_schedule(optim: Optim, total: int) -> None:
+    """ConfigError for a wsd schedule whose decay begins before its warm-up is done, so that the rate would jump."""
+    wanted = sum(value * total if value < 1 else value for value in (optim.warmup, optim.decay))
+    if optim.schedule == "wsd" and wanted > total * (1 + 1e-12):
+        raise ConfigError(
+            f"optim.warmup = {optim.warmup} and optim.decay = {optim.decay} ask for more than the {total:,} steps of "
+            "this run: lower one of them, or train for more steps"
+        )
 
 
 def build_optimizer(model: nn.Module, optim: Optim, weight_decay: float) -> torch.optim.AdamW:
@@ -38,7 +62,7 @@ def learning_rate(step: int, total: int, optim: Optim) -> float:
     elif optim.schedule == "cosine":
         factor = optim.min_lr + (1.0 - optim.min_lr) * (1.0 + math.cos(math.pi * progress)) / 2.0
     else:  # wsd
-        decay = max(1, steps_of(optim.decay, total))
+        decay = max(1, min(steps_of(optim.decay, total), total - warmup))  # both may have been rounded up
         factor = 1.0 - (1.0 - optim.min_lr) * max(0.0, (step - (total - decay)) / decay)
     return optim.lr * factor
 

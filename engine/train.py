@@ -21,7 +21,7 @@ from engine.distributed import Ranks, StopRequest
 from engine.evaluate import evaluate
 from engine.log import RunLog, require_tensorboard
 from engine.model import build_model
-from engine.optim import build_optimizer, learning_rate, set_learning_rate
+from engine.optim import build_optimizer, check_schedule, count_steps, learning_rate, set_learning_rate
 from engine.precision import Precision
 from engine.regularize import add_penalties_, seed_dropout
 from engine.state import TrainState, mode_of
@@ -55,7 +55,8 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     )
     cut = Cut(cfg.train.micro_batch_size, cfg.train.micro_batch_tokens, ranks.rank, ranks.world_size)
     epoch_steps = steps_per_epoch(len(train_set), cfg.train.batch_size)
-    total_steps = cfg.train.max_steps or math.ceil(cfg.train.epochs * epoch_steps)
+    total_steps = count_steps(cfg.train, epoch_steps)
+    check_schedule(cfg.optim, total_steps)
     evaluate_every = cfg.eval.every or epoch_steps
     if ranks.is_main:
         print(describe.run(cfg, model, tokenizer, train_set, validation_set, test_set, total_steps, cut), flush=True)
@@ -102,8 +103,6 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
             # DDP averages over the ranks; times world_size it is their sum.
             amp.backward(out.loss_sum * (ranks.world_size / max(targets, 1)))
             losses.append(out.loss_sum.detach())
-        if state.position == 0:
-            distributed.require_gradients(model)
         amp.unscale_(optimizer)
         add_penalties_(optimizer, cfg.regularize)
         grad_norm = amp.clip_(model.parameters(), cfg.train.clip_norm)

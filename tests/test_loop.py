@@ -100,6 +100,21 @@ def test_how_long_and_how_often(tiny, settings, total, evaluated):
     assert [row["lr"] for row in rows if "loss" in row] == [learning_rate(s, total, config.optim) for s in range(total)]
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train.max_steps": 0, "train.epochs": 1e308}, "train.epochs = 1e.308 is more than"),
+        ({"optim.schedule": "wsd", "optim.warmup": 15, "optim.decay": 8}, "optim.warmup = 15.0 and optim.decay = 8.0"),
+    ],
+    ids=["epochs", "wsd"],
+)
+def test_a_plan_that_cannot_be_is_refused_before_anything_is_written(tiny, settings, message):
+    config = tiny(**settings)
+    with pytest.raises(ConfigError, match=message):
+        run_training(config)
+    assert not folder_of(config).exists()
+
+
 def test_the_last_step_is_logged_too(tiny):
     config = tiny(**{"log.every": 7, "eval.every": 20})
     run_training(config)
@@ -149,7 +164,7 @@ def nan_gradient(model):
 
     def hook(gradient):
         calls.append(1)
-        return gradient * NAN if len(calls) == 4 * 6 + 2 else gradient  # 4 micro-batches a step
+        return gradient * NAN if len(calls) == 1 + 4 * 6 + 2 else gradient  # wrap's, and 4 a step
 
     model.backbone.layers[0].mlp.down.weight.register_hook(hook)
 
@@ -265,6 +280,7 @@ def test_p04_a_run_with_steps_left_out_resumes_exactly(tiny, tmp_path, monkeypat
 
 def test_p16_a_parameter_that_no_gradient_reaches_is_named(tiny, monkeypatch):
     changed_model(monkeypatch, lambda model: model.head.register_parameter("idle", nn.Parameter(torch.zeros(2))))
+    monkeypatch.setattr(train, "training_steps", None)  # before the first step, which may be dear
     with pytest.raises(TrainingError, match=r"^parameters that no gradient reaches: head\.idle$"):
         run_training(tiny())
 

@@ -11,8 +11,16 @@ import torch.nn.functional as F
 from torch import nn
 
 import models
-from engine.config import Optim, Regularize
-from engine.optim import build_optimizer, learning_rate, set_learning_rate, steps_of, without_gradient
+from engine.config import ConfigError, Optim, Regularize, Train
+from engine.optim import (
+    build_optimizer,
+    check_schedule,
+    count_steps,
+    learning_rate,
+    set_learning_rate,
+    steps_of,
+    without_gradient,
+)
 from engine.precision import Precision
 from engine.regularize import add_penalties_, seed_dropout
 
@@ -67,6 +75,45 @@ def test_the_rate_rises_to_the_peak_and_never_again(schedule, warmup):
     assert max(rates) == rates[top] == 1.0
     assert all((a < b) if step < top else (a >= b) for step, (a, b) in enumerate(pairwise(rates)))
     assert min(rates) > 0
+
+
+@pytest.mark.parametrize(
+    ("warmup", "decay", "total"), [(10, 11, 20), (0.5, 0.6, 100), (0.1, 0.91, 1000), (40, 0.0, 20), (5, 0.8, 20)]
+)
+def test_a_warmup_and_a_decay_that_overlap_are_refused(warmup, decay, total):
+    optim = Optim(schedule="wsd", warmup=warmup, decay=decay)
+    with pytest.raises(ConfigError) as error:
+        check_schedule(optim, total)
+    for part in (f"optim.warmup = {warmup}", f"optim.decay = {decay}", f"the {total:,} steps"):
+        assert part in str(error.value)
+    check_schedule(Optim(schedule="linear", warmup=warmup, decay=decay), total)
+
+
+@pytest.mark.parametrize("total", range(1, 60))
+@pytest.mark.parametrize(("warmup", "decay"), [(0.5, 0.5), (0.3, 0.7), (0.1, 0.9), (0.1, 0.2), (0.0, 0.9999)])
+def test_shares_that_fit_never_jump_however_they_are_rounded(warmup, decay, total):
+    optim = Optim(lr=1.0, schedule="wsd", warmup=warmup, decay=decay)
+    check_schedule(optim, total)
+    warm = steps_of(warmup, total)
+    assert warm == total or learning_rate(warm, total, optim) == 1.0
+
+
+EPOCHS = [(1.1, 50, 55), (0.1, 30, 3), (3.0, 7, 21), (1 / 3, 9, 3), (2 / 3, 3, 2), (1.5, 7, 11)]
+EPOCHS += [(1e-9, 7, 1), (2.001, 50, 101), (5e-324, 1, 1), (1e9, 10**6, 10**15), (0.7, 10, 7), (1.0000001, 10, 11)]
+
+
+@pytest.mark.parametrize(("epochs", "epoch_steps", "steps"), EPOCHS)
+def test_a_begun_step_is_whole_and_rounding_begins_none(epochs, epoch_steps, steps):
+    assert count_steps(Train(epochs=epochs), epoch_steps) == steps
+    assert count_steps(Train(epochs=epochs, max_steps=4), epoch_steps) == 4
+
+
+@pytest.mark.parametrize("too_many", [{"epochs": 1e308}, {"epochs": 1e20}, {"max_steps": 10**400}], ids=str)
+def test_more_steps_than_can_be_counted_are_a_sentence(too_many):
+    ((name, value),) = too_many.items()
+    with pytest.raises(ConfigError, match=f"train.{name} = ") as error:
+        count_steps(Train(**too_many), 100)
+    assert str(value) in str(error.value)
 
 
 def test_a_warmup_longer_than_the_run_never_reaches_the_peak():
@@ -181,8 +228,9 @@ def test_dropout_is_a_function_of_four_numbers():
 
 
 def test_only_the_generator_in_use_is_seeded(monkeypatch):
+    seeds: list[int] = []
+
     class Generator:
-        seeds: list[int] = []
         manual_seed = seeds.append
 
     monkeypatch.setattr(torch.cuda, "default_generators", (None, Generator, None))
@@ -192,7 +240,7 @@ def test_only_the_generator_in_use_is_seeded(monkeypatch):
     assert torch.equal(torch.get_rng_state(), before)
     with torch.random.fork_rng(devices=[]):
         seed_dropout(3, 1, 4, 1, CPU)
-        assert [torch.initial_seed()] == Generator.seeds
+        assert [torch.initial_seed()] == seeds
 
 
 def test_p21_ranks_steps_and_micro_batches_draw_different_masks():

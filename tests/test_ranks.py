@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import (
@@ -24,7 +25,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 import models
-from data import DataError
+from data import DataError, TextExamples
 from engine import checkpoint, config, distributed, evaluate, predict, train
 from engine.config import Config, ConfigError, override
 from engine.distributed import Ranks, StopRequest, TrainingError
@@ -363,15 +364,22 @@ def test_an_error_that_all_ranks_have_is_printed_once(recipe):
     assert "nowhere.jsonl" in lines[0]
 
 
+def test_a_model_alone_is_not_wrapped_and_has_no_gradient_left(checkpoint_folder):
+    model = models.from_pretrained(checkpoint_folder, head="sequence-classification", labels=["a", "b"])
+    none = np.empty(0, dtype=np.int64)
+    examples = TextExamples(none, none, np.zeros(1, dtype=np.int64), none, [], 0)
+    assert distributed.wrap(model, CPU, examples.batch([])) is model
+    assert all(p.grad is None for p in model.parameters())
+
+
 def test_a_process_alone_needs_no_group():
     assert distributed.all_sum(1, 2.5, True) == [1, 2.5, True]
     values = torch.tensor([1.0, 2.5])
     total = distributed.reduce_sum(values)
     assert (total.tolist(), total.dtype) == ([1, 2.5], torch.float64)
     assert total.add_(1)[0] != values[0]  # a copy
-    assert distributed.gather("x") == ["x"]
+    assert distributed.gather("x") == ["x"] == distributed.gather_on_main("x")
     assert distributed.on_main(CPU, lambda a: a + 1, 1) == 2
-    assert distributed.wrap(model := nn.Linear(1, 1), CPU, None) is model
 
 
 if __name__ == "__main__":
