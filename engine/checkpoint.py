@@ -199,7 +199,7 @@ def _save(target: Path, contents: Contents, state: TrainState) -> None:
         if contents.config.model.lora.rank:
             models.save_adapter(contents.model, temporary)
         copy_tokenizer(contents.tokenizer_folder, temporary)
-        (temporary / "recipe.toml").write_text(configs.to_toml(contents.config), encoding="utf-8")
+        (temporary / "recipe.toml").write_text(configs.to_toml(configs.recipe_of(contents.config)), encoding="utf-8")
         run = {"schema": SCHEMA, "train": asdict(state), "data": contents.fingerprint}
         run["scaler"] = contents.amp.scaler.state_dict()
         (temporary / "state.json").write_text(json.dumps(run, indent=2), encoding="utf-8")

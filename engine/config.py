@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ __all__ = [
     "override",
     "parse",
     "read_recipe",
+    "recipe_of",
     "split_arguments",
     "to_toml",
 ]
@@ -343,6 +344,13 @@ def differences(ours: Config, theirs: Config) -> list[str]:
         for key, declared in all_settings(ours).items()
         if not declared.metadata["machine"] and get(ours, key) != get(theirs, key)
     ]
+
+
+def recipe_of(config: Config) -> Config:
+    """A configuration as a recipe to run again: without --resume, --dry-run, or changes that were allowed once."""
+    plain = Run()
+    run = replace(config.run, resume=plain.resume, allow_changes=plain.allow_changes, dry_run=plain.dry_run)
+    return replace(config, run=run)
 
 
 def to_toml(config: Config) -> str:

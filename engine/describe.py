@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from data import Cut, TextExamples, steps_per_epoch
 from data.loader import cut as cut_step
-from engine.config import Config, ConfigError, to_toml
+from engine.config import Config, ConfigError, recipe_of, to_toml
 from models import TaskModel
 
 MOST_LABELS = 20  # whose counts are shown
@@ -47,7 +47,7 @@ def run(
 ) -> str:
     """The load report, the data and the plan; for a dry run also the resolved recipe and the first examples."""
     full = config.run.dry_run
-    parts = [to_toml(config)] if full else []
+    parts = [to_toml(recipe_of(config))] if full else []
     parts.append(str(model.report))
     for name, examples in {"training": train_set, "validation": validation_set, "test": test_set}.items():
         if len(examples):

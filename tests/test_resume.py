@@ -20,6 +20,7 @@ from conftest import (
 )
 
 from engine import checkpoint, train
+from engine import config as configs
 from engine.config import ConfigError, override
 
 VARIANTS = {
@@ -248,6 +249,13 @@ def test_f18_another_recipe_is_refused_by_name_unless_allowed(interrupted, capsy
     rows = logged_rows(interrupted.run.folder)
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, steps + 1))
     assert [row["end"] for row in rows if "end" in row] == ["all steps done"]
+
+
+def test_the_recipe_of_a_checkpoint_runs_again(interrupted, tmp_path):
+    run_training(going_on(interrupted, **{"optim.lr": 5e-4, "run.allow_changes": True}))
+    again = configs.parse([f"{interrupted.run.folder}/best/recipe.toml", "--run.folder", str(tmp_path / "other")], "")
+    assert (again.run.resume, again.run.allow_changes, again.optim.lr) == ("no", False, 5e-4)
+    assert run_training(again)
 
 
 def test_f18_other_data_is_refused_unless_allowed(tiny, tmp_path, capsys):
