@@ -4,12 +4,13 @@ models.add_lora(model, rank=8, targets=["*.query", "*.value"])
 ... train: only A, B and a classification head have gradients ...
 models.save_pretrained(model, "merged")      # an ordinary checkpoint, the change added to W
 models.save_adapter(model, "adapter")        # A, B and the head alone: small, and what peft reads
-models.load_adapter(model, "adapter")        # into a model built the same way
+models.load_adapter(model, "adapter")        # ours or peft's, into a model built the same way
 """
 
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from fnmatch import fnmatchcase
@@ -22,13 +23,24 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.errors import ModelError
-from models.files import TensorFiles
+from models.files import TensorFiles, read_json
 
 if TYPE_CHECKING:
     from models import TaskModel
 
 DEFAULT_TARGETS = ("*.query", "*.value", "*.qkv")  # the projections of the paper, fused ones whole
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+
+# An adapter_config.json may say more than we compute. These fields have no part in y, or the tensors tell the same;
+# init_lora_weights has none when the start left W alone; any other is refused by name unless it is off.
+UNREAD = (
+    *("peft_type", "r", "lora_alpha", "init_lora_weights"),  # compared
+    *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
+    *("target_modules", "exclude_modules", "modules_to_save", "lora_dropout", "fan_in_fan_out"),
+    *("megatron_core", "qalora_group_size", "eva_config"),  # of what is off, or of the start
+)
+STARTS: tuple[Any, ...] = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
+OFF: tuple[Any, ...] = (None, False, "none", "", [], {})
 
 
 class LoraLinear(nn.Linear):
@@ -38,6 +50,7 @@ class LoraLinear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
+        self.rank, self.alpha = rank, alpha
         self.scale = alpha / rank
         self.dropout = nn.Dropout(dropout)
         bound = base.in_features**-0.5
@@ -50,8 +63,10 @@ class LoraLinear(nn.Linear):
         return F.linear(x, self.weight, self.bias) + self.scale * change
 
     def merged(self) -> Tensor:
-        """W + (alpha / rank) B A, summed in fp32 or wider."""
-        return self.weight + self.scale * (self.lora_b @ self.lora_a)
+        """W + (alpha / rank) B A, summed in fp32 or wider and rounded once, to the precision of W."""
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        change = self.lora_b.to(wide) @ self.lora_a.to(wide)
+        return (self.weight.to(wide) + self.scale * change).to(self.weight.dtype)
 
 
 def add_lora(
@@ -67,10 +82,16 @@ def add_lora(
 
     targets: shell patterns of module names ("*.query", "backbone.layers.3.*"). alpha: 2 * rank unless given. A new or
     published classification head goes on being trained, whole; a language model's does not. A starts uniform in
-    +-1/sqrt(in) from `seed`, B at zero. Returns the names of the changed layers; ModelError when a pattern fits none.
+    +-1/sqrt(in) from `seed`, B at zero. Returns the names of the changed layers; ModelError when no pattern fits any
+    layer, and for a model that has LoRA layers already.
     """
     if rank < 1:
         raise ModelError(f"model.lora.rank = {rank} must be at least 1")
+    if lora_layers(model):
+        raise ModelError(
+            "this model has LoRA layers already, and a second change would drop what they learnt; "
+            "models.save_pretrained merges them, and from_pretrained of that folder takes new ones"
+        )
     linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and name.startswith("backbone.")}
     chosen = [name for name in linear if any(fnmatchcase(name, pattern) for pattern in targets)]
     if not chosen:
@@ -114,20 +135,62 @@ def save_adapter(model: TaskModel, folder: str | Path) -> None:
 
 
 def load_adapter(model: TaskModel, folder: str | Path) -> None:
-    """Copy an adapter into a model that add_lora has prepared in the same way; ModelError where they differ."""
+    """Copy an adapter, ours or peft's, into a model that add_lora has prepared in the same way.
+
+    A part of the head that the adapter was not trained with stays as it is where it came from the base's file (peft
+    leaves out BERT's pooler). ModelError where adapter and model differ, in config or in tensors.
+    """
     path = Path(folder) / WEIGHTS_FILE
     ours = _adapter_tensors(model)
+    trained = _check_config(Path(folder) / CONFIG_FILE, lora_layers(model))
+    new = {parameter for name, parameter in model.named_parameters() if name in set(model.report.initialised)}
     with ExitStack() as stack:
         files = TensorFiles([path], stack)
-        if files.where.keys() != ours.keys():
-            odd = ", ".join(sorted(files.where.keys() ^ ours.keys())[:4])
-            raise ModelError(f"{path}: its tensors are not those of this model's adapter (differing: {odd})")
+        odd = files.where.keys() - ours.keys()
+        for key in ours.keys() - files.where.keys():
+            if ".lora_" in key or ours[key] in new or any(f".{module}." in key for module in trained):
+                odd.add(key)
+        if odd:
+            raise ModelError(
+                f"{path}: its tensors are not those of this model's adapter (differing: "
+                f"{', '.join(sorted(odd)[:4])}); the targets and the head must be those it was trained with"
+            )
         with torch.no_grad():
-            for key, parameter in ours.items():
-                shape = files.where[key].shape
+            for key in files.where:
+                shape, parameter = files.where[key].shape, ours[key]
                 if shape != parameter.shape:
                     raise ModelError(f"{path}: {key} has shape {list(shape)}, not {list(parameter.shape)}")
                 files.read_into(key, parameter)
+
+
+def _check_config(path: Path, layers: dict[str, LoraLinear]) -> list[str]:
+    """The modules that an adapter's config says were trained whole; ModelError unless its change is that of `layers`.
+
+    Which layers it changes, the names of its tensors say.
+    """
+    try:
+        config = read_json(path)
+    except FileNotFoundError:
+        raise ModelError(f"{path} is missing; without it nobody knows the adapter's alpha") from None
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise ModelError(f"{path}: not the config of a LoRA adapter (peft_type = LORA)")
+    if not layers:
+        raise ModelError("this model has no LoRA layers to load an adapter into; models.add_lora makes them")
+    first = next(iter(layers.values()))
+    for name, setting, value in (("r", "rank", first.rank), ("lora_alpha", "alpha", first.alpha)):
+        if config.get(name) != value:
+            theirs = reprlib.repr(config.get(name))
+            raise ModelError(f"{path}: {name} = {theirs}, but this model has model.lora.{setting} = {value:g}")
+    start = config.get("init_lora_weights")
+    if start not in STARTS:
+        raise ModelError(f"{path}: init_lora_weights = {reprlib.repr(start)} is not supported: it changes the base too")
+    for name, value in config.items():
+        if name not in UNREAD and value not in OFF:
+            raise ModelError(f"{path}: {reprlib.repr(name)} = {reprlib.repr(value)} is not supported in an adapter")
+    trained = config.get("modules_to_save") or []
+    if not isinstance(trained, list):
+        raise ModelError(f"{path}: modules_to_save = {reprlib.repr(trained)} is no list of names")
+    return [str(module) for module in trained]
 
 
 def _hub_name(model: TaskModel, ours: str) -> str:
@@ -152,7 +215,6 @@ def _adapter_config(model: TaskModel, layers: dict[str, LoraLinear]) -> dict[str
     if not layers:
         raise ModelError("this model has no LoRA layers to save; models.save_pretrained writes the whole of it")
     first = next(iter(layers.values()))
-    rank = len(first.lora_a)
     table, head = model.origin.architecture.weights, model.origin.head
     names = [table.exported_name(f"{name}.weight", head).removesuffix(".weight") for name in layers]
     trained = [f"head.{name}" for name, p in (model.head or nn.Module()).named_parameters() if p.requires_grad]
@@ -161,8 +223,8 @@ def _adapter_config(model: TaskModel, layers: dict[str, LoraLinear]) -> dict[str
         "peft_type": "LORA",
         "task_type": None,
         "base_model_name_or_path": model.report.source,
-        "r": rank,
-        "lora_alpha": first.scale * rank,
+        "r": first.rank,
+        "lora_alpha": first.alpha,
         "lora_dropout": first.dropout.p,
         "target_modules": names,
         "modules_to_save": modules or None,

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import zoo
+from safetensors.torch import load_file, save_file
 
 import models
 from models import ModelError
@@ -98,14 +99,116 @@ def test_an_adapter_is_small_and_comes_back_bit_for_bit(tmp_path):
     models.load_adapter(back, tmp_path / "adapter")
     for (name, found), expected in zip(back.named_parameters(), model.parameters(), strict=True):
         assert torch.equal(found, expected), name
-    other, _, _ = base(tmp_path / "base")
-    models.add_lora(other, 3)
-    with pytest.raises(ModelError, match="has shape"):
-        models.load_adapter(other, tmp_path / "adapter")
     narrow, _, _ = base(tmp_path / "base")
     models.add_lora(narrow, 2, targets=["*.query"])
     with pytest.raises(ModelError, match="not those of this model's adapter"):
         models.load_adapter(narrow, tmp_path / "adapter")
+
+
+def edit_config(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft_type": "IA3"}, "not the config of a LoRA adapter"),
+        ({"r": 3}, r"r = 3, but this model has model\.lora\.rank = 2"),
+        ({"lora_alpha": 32}, r"lora_alpha = 32, but this model has model\.lora\.alpha = 1$"),
+        ({"lora_alpha": None}, "lora_alpha = None"),
+        ({"use_rslora": True}, "'use_rslora' = True is not supported"),
+        ({"use_dora": True}, "'use_dora' = True"),
+        ({"bias": "lora_only"}, "'bias' = 'lora_only'"),
+        ({"rank_pattern": {"query": 4}}, "'rank_pattern'"),
+        ({"alpha_pattern": {"query": 4}}, "'alpha_pattern'"),
+        ({"layers_to_transform": [0]}, "'layers_to_transform'"),
+        ({"a_field_of_tomorrow": 1}, "'a_field_of_tomorrow' = 1"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa'"),
+        ({"modules_to_save": "classifier"}, "modules_to_save = 'classifier' is no list"),
+    ],
+)
+def test_an_adapter_of_other_mathematics_is_refused_by_name(tmp_path, changes, message):
+    model, _, _ = base(tmp_path)
+    models.add_lora(model, 2, alpha=1.0)
+    models.save_adapter(model, tmp_path / "adapter")
+    models.load_adapter(model, tmp_path / "adapter")
+    edit_config(tmp_path / "adapter", **changes)
+    with pytest.raises(ModelError, match=message):
+        models.load_adapter(model, tmp_path / "adapter")
+
+
+def test_an_adapter_needs_its_config_its_tensors_and_a_model_prepared_for_it(tmp_path):
+    model, _, _ = base(tmp_path)
+    models.add_lora(model, 2)
+    models.save_adapter(model, tmp_path / "adapter")
+    with pytest.raises(ModelError, match="no LoRA layers to load an adapter into"):
+        models.load_adapter(base(tmp_path)[0], tmp_path / "adapter")
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    pooler = {name: tensor for name, tensor in tensors.items() if "pooler" in name}
+    save_file({n: t for n, t in tensors.items() if n not in pooler}, tmp_path / "adapter" / "adapter_model.safetensors")
+    assert pooler
+    with pytest.raises(ModelError, match=r"differing: .*pooler"):  # modules_to_save says that it was trained
+        models.load_adapter(model, tmp_path / "adapter")
+    edit_config(tmp_path / "adapter", modules_to_save=["classifier"])
+    models.load_adapter(model, tmp_path / "adapter")  # so it is the base's
+    model.report.initialised += [f"head.{name}" for name, _ in model.head.named_parameters()]
+    with pytest.raises(ModelError, match=r"differing: .*pooler"):  # and there is none in the base
+        models.load_adapter(model, tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_config.json").unlink()
+    with pytest.raises(ModelError, match=r"adapter_config\.json is missing"):
+        models.load_adapter(model, tmp_path / "adapter")
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    ("model_type", "head", "task", "targets"),
+    [
+        ("bert", HEAD, "SEQ_CLS", ["query", "value"]),
+        ("bert", HEAD, "SEQ_CLS", r".*\.(query|value)"),
+        ("gpt2", "causal-lm", "CAUSAL_LM", ["c_attn"]),
+    ],
+)
+def test_an_adapter_that_peft_made_loads(tmp_path, model_type, head, task, targets):
+    peft = pytest.importorskip("peft")
+    model, oracle, inputs = base(tmp_path / "base", model_type, head)
+    theirs = peft.get_peft_model(
+        oracle,
+        peft.LoraConfig(task_type=task, r=3, lora_alpha=5, target_modules=targets, fan_in_fan_out=model_type == "gpt2"),
+    ).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    theirs.save_pretrained(tmp_path / "adapter")
+    models.add_lora(model, 3, alpha=5.0)
+    with torch.no_grad():
+        before = model.eval()(replace(inputs, labels=None)).logits
+    models.load_adapter(model, tmp_path / "adapter")
+    with torch.no_grad():
+        _, expected = zoo.run_oracle(theirs, model_type, head, replace(inputs))
+        found = model(replace(inputs, labels=None)).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert (found - before).abs().max() > 1e-2
+
+
+def test_a_model_takes_lora_once(tmp_path):
+    model, _, _ = base(tmp_path)
+    models.add_lora(model, 2)
+    disturb(model)
+    with pytest.raises(ModelError, match="has LoRA layers already"):
+        models.add_lora(model, 2, targets=["*.key"])
+
+
+def test_a_bf16_model_is_merged_in_fp32_and_rounded_once():
+    generator = torch.Generator().manual_seed(0)
+    layer = LoraLinear(torch.nn.Linear(64, 64), 8, 3.0, 0.0, generator).bfloat16()
+    with torch.no_grad():
+        layer.lora_b.normal_(generator=generator)
+        merged = layer.merged()
+    exact = layer.weight.double() + 3 / 8 * layer.lora_b.double() @ layer.lora_a.double()
+    assert merged.dtype == torch.bfloat16
+    torch.testing.assert_close(merged, exact.bfloat16(), rtol=0, atol=0)
 
 
 @pytest.mark.oracle
