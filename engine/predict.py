@@ -9,10 +9,11 @@ RUN is a run folder (its best/ is used) or a checkpoint folder. Each line of the
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import models
 from data import Cut, TextExamples, evaluation_batches, load_tokenizer
@@ -29,28 +30,37 @@ OPTIONS = {
     "input": "the texts, as .jsonl, .csv or .tsv; labels are not needed, and not read",
     "output": "one line of JSON for each of them, in their order",
 }
+ROWS = 1_000  # made at a time
 
 
 @torch.no_grad()
-def predict(
-    model: models.TaskModel, examples: TextExamples, task: Task, amp: Precision, ranks: Ranks, batch_tokens: int
-) -> list[dict[str, Any]]:
-    """One row for each example, exactly once, in the order of the examples, on every rank."""
+def predict(model: models.TaskModel, examples: TextExamples, amp: Precision, ranks: Ranks, batch_tokens: int) -> Tensor:
+    """The logits (N, C) of the examples, each exactly once and in their order, on rank 0; (0, C) on the others."""
     model.eval()
     cut = Cut(tokens=batch_tokens, rank=ranks.rank, world_size=ranks.world_size)
     update = progress(ranks, len(examples) // ranks.world_size, "predicting")
-    mine: dict[int, dict[str, Any]] = {}
+    indices, logits = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, len(model.labels))]
     for part in evaluation_batches(examples, cut):
         batch = examples.batch(part).to(ranks.device)
         with amp.autocast():
             out = model(batch)
-        for index, row in zip(batch.indices, task.predict(out.logits, model.labels), strict=True):
-            mine[index] = {"id": examples.ids[index], **row}
+        indices.append(torch.tensor(batch.indices))
+        logits.append(out.logits.float().cpu())
         update(len(part))
-    everyone: dict[int, dict[str, Any]] = {}
-    for rows in distributed.gather(mine):
-        everyone |= rows
-    return [everyone[i] for i in range(len(examples))]
+    # Two tensors a rank travel; rows are made of them where they are written.
+    gathered = distributed.gather_on_main((torch.cat(indices), torch.cat(logits)))
+    if not gathered:
+        return logits[0]
+    order = torch.cat([places for places, _ in gathered]).argsort()
+    return torch.cat([values for _, values in gathered])[order]
+
+
+def rows_of(ids: Sequence[str], logits: Tensor, task: Task, labels: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """One row an example, made as they are asked for."""
+    for start in range(0, len(ids), ROWS):
+        part = slice(start, start + ROWS)
+        for name, row in zip(ids[part], task.predict(logits[part], labels), strict=True):
+            yield {"id": name, **row}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -67,10 +77,11 @@ def main(argv: Sequence[str]) -> int:
     describe.check_fit(config, model, tokenizer)
     examples = task.encode(rows, tokenizer, config.data, model.labels, False)
     amp = Precision(config.train.precision, ranks.device)
-    predictions = predict(model.to(ranks.device), examples, task, amp, ranks, config.eval.batch_tokens)
+    logits = predict(model.to(ranks.device), examples, amp, ranks, config.eval.batch_tokens)
     if ranks.is_main:
+        predictions = rows_of(examples.ids, logits, task, model.labels)
         write_whole(output, (json.dumps(row, ensure_ascii=False) for row in predictions))
-        print(f"{len(predictions):,} predictions in {output} ({examples.truncated:,} texts cut to max_length)")
+        print(f"{len(examples):,} predictions in {output} ({examples.truncated:,} texts cut to max_length)")
     return 0
 
 

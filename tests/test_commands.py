@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from engine import config as configs
 from engine import evaluate, predict
 from engine.config import Config, ConfigError
 from engine.distributed import TrainingError
+from engine.tasks import find_task
 from models import ModelError
 
 
@@ -241,6 +243,23 @@ def test_a_disk_that_fails_is_one_sentence(trained, tmp_path, monkeypatch):
     with pytest.raises(TrainingError, match="could not be written: No space left on device"):
         evaluate.write_whole(tmp_path / "p.jsonl", ["{}"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_are_made_as_they_are_written(monkeypatch):
+    monkeypatch.setattr(predict, "ROWS", 4)
+    made = []
+
+    def few(logits, labels):
+        made.append(len(logits))
+        return task.predict(logits, labels)
+
+    task = find_task("text-classification")[0]
+    logits, names = torch.randn(10, 3), [f"r{i}" for i in range(10)]
+    rows = predict.rows_of(names, logits, replace(task, predict=few), "abc")
+    assert next(rows)["id"] == "r0"
+    assert made == [4]
+    assert [row["id"] for row in rows] == names[1:]
+    assert made == [4, 4, 2]
 
 
 # ---- mistakes: each is one sentence that names what is wrong, before any work
