@@ -23,6 +23,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -202,9 +203,11 @@ def _save(target: Path, contents: Contents, state: TrainState) -> None:
         (temporary / "recipe.toml").write_text(configs.to_toml(configs.recipe_of(contents.config)), encoding="utf-8")
         run = {"schema": SCHEMA, "train": asdict(state), "data": contents.fingerprint}
         run["scaler"] = contents.amp.scaler.state_dict()
-        (temporary / "state.json").write_text(json.dumps(run, indent=2), encoding="utf-8")
         if target.name == LAST:
-            save_file(_optimizer_tensors(contents), temporary / "optimizer.safetensors")
+            tensors, values = _optimizer_state(contents)
+            run["optimizer"] = {"class": type(contents.optimizer).__name__, "values": values}
+            save_file(tensors, temporary / "optimizer.safetensors")
+        (temporary / "state.json").write_text(json.dumps(run, indent=2), encoding="utf-8")
         _seal(temporary)
         _replace(temporary, target)
     except (OSError, SafetensorError) as error:
@@ -259,36 +262,68 @@ def _size(contents: Contents, target: Path) -> int:
     """Bytes of the tensors of a checkpoint; its other files are small."""
     tensors: list[Tensor] = [*contents.model.parameters()]
     if target.name == LAST:
-        tensors += _optimizer_tensors(contents).values()
+        tensors += _optimizer_state(contents)[0].values()
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _optimizer_tensors(contents: Contents) -> dict[str, Tensor]:
-    """{"exp_avg/backbone.layers.0...": tensor}: the optimizer's state by the name of the parameter."""
-    return {
-        f"{key}/{name}": value.detach().cpu().contiguous()
-        for name, parameter in contents.model.named_parameters()
-        for key, value in contents.optimizer.state.get(parameter, {}).items()
-    }
+def _optimizer_state(contents: Contents) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """{"exp_avg/backbone.layers.0...": tensor}, the optimizer's state by the name of the parameter; and in the same
+    way what is no tensor, as the count of steps is in some optimizers."""
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {}
+    for name, parameter in contents.model.named_parameters():
+        for kind, value in contents.optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{kind}/{name}"] = value.detach().cpu().contiguous()
+            elif value is None or isinstance(value, (bool, int, float)):
+                values[f"{kind}/{name}"] = value
+            else:
+                raise TrainingError(
+                    f"{type(contents.optimizer).__name__} keeps a {type(value).__name__} ({kind} of {name}), which a "
+                    "checkpoint cannot hold: tensors, numbers and None it can"
+                )
+    return tensors, values
 
 
 def restore(folder: Path, contents: Contents, ranks: Ranks) -> TrainState:
     """Put the optimizer and the loss scale back as they were, the model being loaded; returns the state of the run.
 
-    Raises ConfigError, on all ranks, when the data is not that of the checkpoint, unless run.allow_changes.
+    Raises ConfigError, on all ranks, when the data or the optimizer's class is not that of the checkpoint, unless
+    run.allow_changes; an optimizer of another class then starts anew.
     """
     run = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     changes = [] if run["data"] == contents.fingerprint else ["the encoded training or validation data is not the same"]
+    theirs, ours = run["optimizer"]["class"], type(contents.optimizer).__name__
+    if theirs != ours:
+        changes.append(f"the optimizer: {theirs} -> {ours}, which starts anew")
     on_main(ranks, _allow, folder, changes, contents.config)
-    parameters = dict(contents.model.named_parameters())
-    for key, tensor in load_file(folder / "optimizer.safetensors").items():
-        kind, _, name = key.partition("/")
-        if name in parameters:  # all of them, unless changes were allowed
-            # A copy of its own: arithmetic on memory aligned as it was before the stop gives the same bits.
-            contents.optimizer.state[parameters[name]][kind] = tensor.to(parameters[name].device, copy=True)
+    if theirs == ours:
+        # Copies of their own: arithmetic on memory aligned as it was before the stop gives the same bits.
+        tensors = {key: tensor.clone() for key, tensor in load_file(folder / "optimizer.safetensors").items()}
+        _load_optimizer(contents, tensors | run["optimizer"]["values"])
     if contents.amp.scaler.is_enabled() and run["scaler"]:
         contents.amp.scaler.load_state_dict(run["scaler"])
     return TrainState(**run["train"])
+
+
+def _load_optimizer(contents: Contents, saved: dict[str, Any]) -> None:
+    """Through load_state_dict, which knows what belongs on which device; the settings of the groups stay as they are.
+
+    It counts parameters through the groups, while `saved` ({"exp_avg/backbone...": value}) has their names.
+    """
+    state = contents.optimizer.state_dict()
+    places = {
+        parameter: place
+        for group, counted in zip(contents.optimizer.param_groups, state["param_groups"], strict=True)
+        for parameter, place in zip(group["params"], counted["params"], strict=True)
+    }
+    parameters = dict(contents.model.named_parameters())
+    state["state"] = {}
+    for key, value in saved.items():
+        kind, _, name = key.partition("/")
+        if parameters.get(name) in places:  # all of them, unless changes were allowed
+            state["state"].setdefault(places[parameters[name]], {})[kind] = value
+    contents.optimizer.load_state_dict(state)
 
 
 def open_run(path: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -9,6 +10,7 @@ import random
 import resource
 import shutil
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -314,6 +316,95 @@ def test_p18_weights_that_are_not_finite_are_never_written(contents, run_folder)
         weight[3] = kept
     assert {path.name for path in run_folder.iterdir()} == {"best", "last", "previous"}
     assert step_of(run_folder / "last") == 10
+
+
+# The optimizer
+
+
+class Counting(torch.optim.Optimizer):
+    """State that is no tensor: a number of steps, and nothing yet."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 0.1})
+
+    def step(self):
+        for p in self.param_groups[0]["params"]:
+            state = self.state[p]
+            state["step"], state["none"] = state.get("step", 0) + 1, None
+            state["mean"] = p.grad.clone()
+
+
+def with_optimizer(contents, make, steps=0, **changes):
+    """`contents` with another optimizer, `steps` steps old."""
+    optimizer = make(list(contents.model.parameters()))
+    for _ in range(steps):
+        optimizer.step()
+    return replace(contents, optimizer=optimizer, config=override(contents.config, changes))
+
+
+@pytest.fixture
+def copied(contents):
+    """Contents with a copy of the model, which an optimizer may change."""
+    model = copy.deepcopy(contents.model)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    return replace(contents, model=model)
+
+
+MAKERS = {
+    "counting": Counting,
+    "sgd": lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9),
+    "adam": lambda p: torch.optim.Adam([{"params": p[5:]}, {"params": p[:5], "lr_scale": 3.0}], lr=1e-3),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=1e-3),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_p04_the_state_of_any_optimizer_comes_back(copied, tmp_path, name):
+    saved = with_optimizer(copied, MAKERS[name], steps=3)
+    save(tmp_path / "last", saved, TrainState(step=3), CPU)
+    loaded = with_optimizer(copied, MAKERS[name])
+    assert checkpoint.restore(tmp_path / "last", loaded, CPU).step == 3
+    assert len(loaded.optimizer.state) == len(list(copied.model.parameters()))
+    for p, expected in saved.optimizer.state.items():
+        found = loaded.optimizer.state[p]
+        assert found.keys() == expected.keys()
+        for kind, value in expected.items():
+            assert type(found[kind]) is type(value)
+            assert torch.equal(found[kind], value) if isinstance(value, torch.Tensor) else found[kind] == value
+    assert [g.get("lr_scale") for g in loaded.optimizer.param_groups] == [
+        g.get("lr_scale") for g in saved.optimizer.param_groups
+    ]
+
+
+def test_the_count_of_steps_stays_on_the_cpu_where_torch_keeps_it(copied, tmp_path):
+    """The meta device stands for a GPU."""
+    save(tmp_path / "last", with_optimizer(copied, MAKERS["adam"], steps=1), TrainState(step=1), CPU)
+    loaded = with_optimizer(replace(copied, model=copy.deepcopy(copied.model).to("meta")), MAKERS["adam"])
+    checkpoint.restore(tmp_path / "last", loaded, CPU)
+    for state in loaded.optimizer.state.values():
+        assert {kind: value.device.type for kind, value in state.items()} == {
+            "step": "cpu",
+            "exp_avg": "meta",
+            "exp_avg_sq": "meta",
+        }
+
+
+def test_f18_another_optimizer_is_refused_by_name_unless_allowed(copied, tmp_path, capsys):
+    save(tmp_path / "last", with_optimizer(copied, MAKERS["sgd"], steps=1), TrainState(step=1), CPU)
+    with pytest.raises(ConfigError, match="the optimizer: SGD -> Adam"):
+        checkpoint.restore(tmp_path / "last", with_optimizer(copied, MAKERS["adam"]), CPU)
+    allowed = with_optimizer(copied, MAKERS["adam"], **{"run.allow_changes": True})
+    checkpoint.restore(tmp_path / "last", allowed, CPU)
+    assert "the optimizer: SGD -> Adam, which starts anew" in capsys.readouterr().out
+    allowed.optimizer.step()
+
+
+def test_optimizer_state_that_no_checkpoint_can_hold_is_named(copied, tmp_path):
+    contents = with_optimizer(copied, MAKERS["sgd"], steps=1)
+    contents.optimizer.state[next(copied.model.parameters())]["history"] = [1, 2]
+    with pytest.raises(TrainingError, match=r"^SGD keeps a list \(history of "):
+        save(tmp_path / "last", contents, TrainState(step=1), CPU)
 
 
 # The run folder and its lock
