@@ -253,7 +253,7 @@ def test_f18_another_recipe_is_refused_by_name_unless_allowed(interrupted, capsy
 
 def test_the_recipe_of_a_checkpoint_runs_again(interrupted, tmp_path):
     run_training(going_on(interrupted, **{"optim.lr": 5e-4, "run.allow_changes": True}))
-    again = configs.parse([f"{interrupted.run.folder}/best/recipe.toml", "--run.folder", str(tmp_path / "other")], "")
+    again = configs.parse([f"{interrupted.run.folder}/last/recipe.toml", "--run.folder", str(tmp_path / "other")], "")
     assert (again.run.resume, again.run.allow_changes, again.optim.lr) == ("no", False, 5e-4)
     assert run_training(again)
 
