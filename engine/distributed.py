@@ -138,20 +138,33 @@ def on_main(ranks: Ranks, function: Callable[..., Any], *args: Any) -> Any:
 
 
 class StopRequest:
-    """SIGINT, SIGTERM and SIGUSR1 only raise this flag; the loop reads it between two steps. A second SIGINT kills."""
+    """SIGINT, SIGTERM and SIGUSR1 only raise this flag, while listening; the loop reads it between two steps.
+
+    A second SIGINT kills. Where nothing would be saved, before and after the loop, signals do what they always do.
+    """
 
     def __init__(self) -> None:
         self.signal = 0
+        self._announce = False
+        self._before: dict[int, Any] = {}
 
-    def listen(self) -> StopRequest:
+    def listen(self, announce: bool) -> None:
+        """announce: say so when the first signal comes; for the main rank."""
+        self._announce = announce
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._receive)
-        return self
+            self._before[number] = signal.signal(number, self._receive)
+
+    def unlisten(self) -> None:
+        """Put back what was there before listen."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _receive(self, number: int, frame: object) -> None:
         if self.signal and number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
+        if self._announce and not self.signal:  # not by print, which this may have interrupted
+            os.write(2, b"\nstopping after this step; Ctrl-C again ends at once\n")
         self.signal = number
 
     def __bool__(self) -> bool:

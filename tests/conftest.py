@@ -113,10 +113,17 @@ def run_training(config: Config, stop: StopRequest | None = None) -> dict[str, f
     from engine import train  # a test may; no module of the engine does
 
     with claim(config, CPU) as resumed:
-        return train.train(config, CPU, StopRequest() if stop is None else stop, resumed)
+        return train.train(config, CPU, QuietStop() if stop is None else stop, resumed)
 
 
-class StopAfter(StopRequest):
+class QuietStop(StopRequest):
+    """pytest keeps its own handlers."""
+
+    def listen(self, announce: bool) -> None:
+        pass
+
+
+class StopAfter(QuietStop):
     """A signal that arrives while the step after the first `steps` of this process is being fetched."""
 
     def __init__(self, steps: int):

@@ -290,7 +290,6 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 def outcome(arguments: list[str], monkeypatch, capsys) -> tuple[object, str, str]:
     """(exit code, stdout, stderr) of `python -m engine.train`, in this process."""
     monkeypatch.setattr(sys, "argv", ["engine.train", *arguments])
-    monkeypatch.setattr(train, "StopRequest", QuietStop)
     capsys.readouterr()
     code: object = 0
     try:
@@ -298,12 +297,6 @@ def outcome(arguments: list[str], monkeypatch, capsys) -> tuple[object, str, str
     except SystemExit as ended:
         code = ended.code
     return code, *capsys.readouterr()
-
-
-class QuietStop(distributed.StopRequest):
-    def listen(self) -> QuietStop:
-        """pytest keeps its own handlers."""
-        return self
 
 
 @pytest.mark.parametrize(("make", "named"), MISTAKES, ids=[make.__name__ for make, _ in MISTAKES])

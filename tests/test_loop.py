@@ -34,7 +34,7 @@ import models
 from data import load_tokenizer
 from engine import checkpoint, train
 from engine.config import ConfigError, override
-from engine.distributed import StopRequest, TrainingError
+from engine.distributed import StopRequest, TrainingError, run_command
 from engine.evaluate import evaluate
 from engine.log import RunLog
 from engine.optim import learning_rate
@@ -312,11 +312,64 @@ def test_f05_a_signal_leaves_a_checkpoint_and_the_run_goes_on_exactly(tiny, tmp_
         assert_same_run(config.run.folder, through.run.folder)
 
 
+@pytest.fixture
+def handlers():
+    """What signals do is as before after the test."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    yield lambda: [signal.getsignal(number) for number in numbers]
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("where", ["find_task", "build_model", "training_steps"])
+def test_f05_a_signal_before_the_loop_ends_at_once(tiny, tmp_path, monkeypatch, handlers, where):
+    config = tiny()
+
+    def interrupted(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the signal was swallowed")
+
+    monkeypatch.setattr(train, where, interrupted)
+    monkeypatch.setattr(sys, "argv", ["engine.train", *arguments_of(config, tmp_path / "recipe.toml")])
+    before = handlers()
+    with pytest.raises(SystemExit) as ended:
+        run_command(train.main)
+    assert ended.value.code == 130
+    assert handlers() == before
+
+
+def test_f05_nothing_listens_once_the_loop_is_done(tiny, handlers):
+    before, within = handlers(), []
+
+    class Watched(StopRequest):
+        def __bool__(self):
+            within.append(handlers())
+            return super().__bool__()
+
+    run_training(tiny(**{"train.max_steps": 2}), Watched())
+    assert len(within) == 2
+    assert all(now != then for row in within for now, then in zip(row, before, strict=True))
+    assert handlers() == before
+
+
+def test_f05_the_first_signal_is_answered_and_by_the_main_rank_only(handlers, capfd):
+    for announce in (True, False):
+        stop = StopRequest()
+        stop.listen(announce)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.exit_code == 128 + signal.SIGUSR1
+        said = "\nstopping after this step; Ctrl-C again ends at once\n"
+        assert capfd.readouterr().err == (said if announce else "")
+
+
 def test_f05_a_second_sigint_ends_at_once():
     """In a fork, so that pytest's own handling stays as it is: the first one is a flag, the second one is death."""
     child = os.fork()
     if child == 0:
-        stop = StopRequest().listen()
+        stop = StopRequest()
+        stop.listen(announce=False)
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)  # torchrun may pass one on; that is no second Ctrl-C
         if stop and stop.exit_code in (130, 143):
