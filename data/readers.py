@@ -228,7 +228,10 @@ def split_rows(
     counts = Counter(labels)
     may_be_held = [i for i in range(len(units)) if not labels or counts[labels[i]] > 1]
     if not may_be_held and len(units) > 1:
-        raise DataError(f"no two rows have the same {label!r}, so none can be held out; name a data.validation file")
+        raise DataError(
+            f"data.validation_fraction = {fraction} leaves nothing to train on for a label that is held out: "
+            f"no two rows have the same {label!r}; name a data.validation file"
+        )
     held_units = max(1, round(len(may_be_held) * fraction))
     if held_units >= len(units):
         what = f"values of {group!r}" if group else "rows"
