@@ -124,11 +124,16 @@ class FeedForward(nn.Module):
         """(T, D) -> (T, D).
 
         Published T5s were trained in bf16, and here they leave the range of fp16 (65,504): in the product with the
-        gate, and in the sums of `down`. From the first product on, fp16 autocast goes on in fp32.
+        gate, and in the sums of `down`. From the first product on, fp16 autocast goes on in fp32. A model cast to fp16
+        has nothing wider to go on in, not even for x: ModelError.
         """
         inner = self.gate(x) if self.gated else self.up(x)
         linear = self.linear(x) if self.gated else None
         overflows = inner.dtype == torch.float16
+        if overflows and self.down.weight.dtype == torch.float16:
+            raise ModelError(
+                "a T5 model cast to fp16 would overflow; cast it to bf16, or leave it in fp32 under fp16 autocast"
+            )
         with torch.autocast(x.device.type, enabled=False) if overflows else nullcontext():
             inner = self.activation(inner.float() if overflows else inner)
             return self.down(self.dropout(inner if linear is None else inner * linear))

@@ -194,6 +194,16 @@ def test_p14_fp16_stays_finite_where_the_published_models_overflow(tmp_path, ver
     torch.testing.assert_close(out.loss_sum, exact.loss_sum, rtol=0.02, atol=0)
 
 
+@both_versions
+def test_p14_a_model_cast_to_fp16_is_refused_with_what_works(tmp_path, version):
+    tiny.config_folder(tmp_path, "t5", **version)
+    model = models.from_pretrained(tmp_path, head="seq2seq-lm", init="scratch")
+    inputs = tiny.inputs_of(model)
+    assert model.bfloat16()(inputs).loss_sum.isfinite()
+    with pytest.raises(ModelError, match="cast it to bf16, or leave it in fp32 under fp16 autocast"):
+        model.half()(inputs)
+
+
 def test_initialisation_keeps_the_variance(tmp_path):
     """Standard deviations as in T5's code: of the query, sqrt(K) below the key's."""
     tiny.config_folder(tmp_path, "t5", d_model=64, d_kv=16, d_ff=256, num_heads=8, initializer_factor=0.5, **V11)
