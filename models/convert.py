@@ -1,9 +1,11 @@
 """Turn a pickle checkpoint of tensors into safetensors, once and on request; nothing else here reads pickles.
 
     python -m models.convert FOLDER/pytorch_model.bin [...]
+    python -m models.convert ORG/NAME
 
-writes model.safetensors beside the file. Loading is torch's weights_only mode, which builds tensors and plain
-containers and executes nothing; a file that asks for more is refused.
+writes model.safetensors beside the file; pytorch_model.bin of a name of the hub is fetched into its cache first. Loading
+is torch's weights_only mode, which builds tensors and plain containers and executes nothing; a file that asks for more
+is refused.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from models import hub
 from models.errors import ModelError
 
 
@@ -74,13 +77,21 @@ def _plain_tensors(source: Path, content: Any) -> dict[str, Tensor]:
     return tensors
 
 
+def _is_hub_name(argument: str) -> bool:
+    """Not a path: org/name, without the ending of a file that convert takes."""
+    return argument.count("/") == 1 and argument[0].isalnum() and not argument.endswith((".bin", ".pt", ".pth"))
+
+
 def main(arguments: list[str]) -> int:
     if not arguments or "--help" in arguments or "-h" in arguments:
         print(__doc__)
         return 0 if arguments else 2
     for argument in arguments:
         try:
-            print(f"{argument} -> {convert(Path(argument))}")
+            source = Path(argument)
+            if not source.exists() and _is_hub_name(argument):
+                source = hub.fetch_pickle(argument)
+            print(f"{source} -> {convert(source)}")
         except ModelError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

@@ -67,6 +67,28 @@ def _hub_folder(name: str) -> Path:
         ) from None
 
 
+def snapshot_name(folder: Path) -> str | None:
+    """org/name of a folder in the hub's cache, models--org--name/snapshots/REVISION; None of any other."""
+    repository = folder.absolute().parent.parent.name
+    if folder.absolute().parent.name != "snapshots" or not repository.startswith("models--"):
+        return None
+    return repository.removeprefix("models--").replace("--", "/")
+
+
+def fetch_pickle(name: str) -> Path:
+    """pytorch_model.bin of hub checkpoint `name`, as it is: fetched on request only, and not read here."""
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, "pytorch_model.bin", local_files_only=constants.HF_HUB_OFFLINE))
+    except (LocalEntryNotFoundError, OSError, HfHubHTTPError, HFValidationError) as error:
+        raise ModelError(
+            f"{name!r} is no file, and pytorch_model.bin of a hub checkpoint of that name could not be fetched "
+            f"({type(error).__name__}): no such file"
+        ) from None
+
+
 def verify_sha256(folder: Path, expected: str) -> None:
     """Check model.safetensors against a recorded checksum, so that a run says exactly what it started from."""
     file = folder / "model.safetensors"

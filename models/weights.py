@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from models import hub
 from models.errors import ModelError
 from models.files import TensorFiles, read_json
 from models.lora import merged_parameters
@@ -126,8 +127,11 @@ def tensor_files(folder: Path, stack: ExitStack) -> TensorFiles:
         return TensorFiles([folder / "model.safetensors"], stack)
     if not index.is_file():
         pickled = sorted(p.name for p in folder.glob("*.bin"))
+        name = hub.snapshot_name(folder)
         hint = ""
-        if pickled:
+        if name and not pickled:  # it may be published as a pickle, which is not fetched unasked
+            hint = f" (if the hub has its pytorch_model.bin: `python -m models.convert {name}` fetches and converts it)"
+        elif pickled:
             way = f"python -m models.convert {folder / pickled[0]}"
             hint = f" (it has {pickled[0]}, a pickle, which is never loaded: `{way}` makes safetensors of it)"
         raise ModelError(f"{folder}: no model.safetensors and no model.safetensors.index.json{hint}")

@@ -124,6 +124,35 @@ def test_a_damaged_file_is_one_sentence(tmp_path, content):
         convert(tmp_path / "cut.pt")
 
 
+def test_a_checkpoint_published_as_a_pickle_only_says_how_to_fetch_it(tmp_path, monkeypatch, checkpoint_folder, capsys):
+    """A hub whose repository has config.json and pytorch_model.bin."""
+    hub = pytest.importorskip("huggingface_hub")
+    snapshot = tmp_path / "models--some-org--old-model" / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_bytes((checkpoint_folder / "config.json").read_bytes())
+
+    def download(name, file, local_files_only):
+        assert (name, file) == ("some-org/old-model", "pytorch_model.bin")
+        torch.save(load_file(checkpoint_folder / "model.safetensors"), snapshot / file)
+        return str(snapshot / file)
+
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, **options: str(snapshot))
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    assert models.from_pretrained("some-org/old-model", init="scratch")
+    with pytest.raises(ModelError, match=r"`python -m models\.convert some-org/old-model` fetches and converts it"):
+        models.from_pretrained("some-org/old-model")
+    assert main(["some-org/old-model"]) == 0
+    assert str(snapshot / "model.safetensors") in capsys.readouterr().out
+    ours, original = models.from_pretrained("some-org/old-model"), models.from_pretrained(checkpoint_folder)
+    assert all(map(torch.equal, ours.parameters(), original.parameters()))
+
+
+def test_a_hub_name_that_cannot_be_fetched_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(pytest.importorskip("huggingface_hub.constants"), "HF_HUB_OFFLINE", True)
+    assert main(["some-org/no-such-model"]) == 2
+    assert "'some-org/no-such-model' is no file" in capsys.readouterr().err
+
+
 def test_a_missing_file_and_no_argument_say_so(capsys, tmp_path):
     assert main([str(tmp_path / "none.bin")]) == 2
     assert "no such file" in capsys.readouterr().err
