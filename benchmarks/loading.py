@@ -1,10 +1,10 @@
 """From the start of a process to loaded weights, beside transformers' from_pretrained:
 
-    python -m benchmarks.loading [--runs 5] [--shapes bert-base,gpt2]
+    python -m benchmarks.loading [--runs 5] [--shapes bert-base,gpt2-lm]
 
 Both load the same random file of the published shape, in processes of their own that take turns, and then read every
 weight once, so that memory-mapped pages are counted. Printed: seconds and peak memory of the whole process, as the
-median with the least and the most, and the ratio of the medians of pairs. A third process only imports torch.
+median with the least and the most, and the median of the paired ratios. A third process only imports torch.
 Needs the package transformers.
 """
 
@@ -18,14 +18,16 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 import models
 
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "bert-base": {"model_type": "bert"},  # the defaults of each config.json are the published base model
     "gpt2": {"model_type": "gpt2"},
+    "gpt2-lm": {"model_type": "gpt2"},
     "tiny": {
         "model_type": "bert",
         "hidden_size": 24,
@@ -33,20 +35,23 @@ SHAPES = {
         "intermediate_size": 40,
         "num_hidden_layers": 2,
     },
+    "tiny-lm": {"model_type": "gpt2", "vocab_size": 50, "n_embd": 24, "n_head": 3, "n_layer": 2},
 }
-TOUCH = "print(sum(p.double().sum().item() for p in model.parameters()))"
+CAUSAL_LM = ("causal-lm", "AutoModelForCausalLM")
+HEADS = {"gpt2-lm": CAUSAL_LM, "tiny-lm": CAUSAL_LM}  # (ours, theirs); of the others, the backbone
+TOUCH = "print(sum(p.sum().item() for p in model.parameters()))"  # in fp32: it allocates nothing
 PROGRAMS = {
     "torch alone": "import torch",
-    "transformers": f"from transformers import AutoModel; model = AutoModel.from_pretrained({{path!r}}); {TOUCH}",
-    "models": f"import models; model = models.from_pretrained({{path!r}}); {TOUCH}",
+    "transformers": f"from transformers import {{auto}}; model = {{auto}}.from_pretrained({{path!r}}); {TOUCH}",
+    "models": f"import models; model = models.from_pretrained({{path!r}}, head={{head!r}}); {TOUCH}",
 }
 
 
-def make(shape: str, folder: Path) -> None:
+def make(shape: str, folder: Path, head: str | None) -> None:
     """A random checkpoint of this shape."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(SHAPES[shape]))
-    models.save_pretrained(models.from_pretrained(folder, init="scratch"), folder)
+    models.save_pretrained(models.from_pretrained(folder, head=head, init="scratch"), folder)
 
 
 def run(program: str) -> tuple[float, float]:
@@ -68,12 +73,13 @@ def spread(values: list[float]) -> str:
 def measure(shape: str, runs: int) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / shape
-        make(shape, path)
+        head, auto = HEADS.get(shape, (None, "AutoModel"))
+        make(shape, path, head)
         size = (path / "model.safetensors").stat().st_size / 2**20
         taken: dict[str, list[tuple[float, float]]] = {name: [] for name in PROGRAMS}
         for turn in tqdm(range(runs + 1), desc=shape, unit="round", disable=not sys.stderr.isatty()):
             for name, program in PROGRAMS.items():
-                figures = run(program.format(path=str(path)))
+                figures = run(program.format(path=str(path), head=head, auto=auto))
                 if turn:  # the first round fills the page cache
                     taken[name].append(figures)
     print(f"\n{shape}, {size:.0f} MB of weights, {runs} runs each, median (least - most)")
@@ -88,7 +94,7 @@ def measure(shape: str, runs: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--shapes", default="bert-base,gpt2", help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--shapes", default="bert-base,gpt2-lm", help=f"of {', '.join(SHAPES)}")
     arguments = parser.parse_args()
     for shape in arguments.shapes.split(","):
         if shape not in SHAPES:

@@ -9,10 +9,10 @@ from conftest import run_module
 @pytest.mark.oracle
 def test_loading_measures_both_sides():
     pytest.importorskip("transformers")
-    done = run_module("benchmarks.loading", "--shapes", "tiny", "--runs", "1")
+    done = run_module("benchmarks.loading", "--shapes", "tiny,tiny-lm", "--runs", "1")
     assert done.returncode == 0, done.stderr
     for expected in ("torch alone", "transformers / models, seconds", "transformers / models, peak memory"):
-        assert expected in done.stdout
+        assert done.stdout.count(expected) == 2
 
 
 def test_an_unknown_shape_is_named():
