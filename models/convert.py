@@ -3,9 +3,9 @@
     python -m models.convert FOLDER/pytorch_model.bin [...]
     python -m models.convert ORG/NAME
 
-writes model.safetensors beside the file; pytorch_model.bin of a name of the hub is fetched into its cache first. Loading
-is torch's weights_only mode, which builds tensors and plain containers and executes nothing; a file that asks for more
-is refused.
+writes model.safetensors beside the file; of a name of the hub, pytorch_model.bin is first fetched into its cache.
+Loading is torch's weights_only mode, which builds tensors and plain containers and executes nothing; a file that asks
+for more is refused.
 """
 
 from __future__ import annotations
