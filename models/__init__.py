@@ -200,8 +200,9 @@ def from_pretrained(
     with weights.Uninitialised(folder, *largest):
         model = _build(architecture, config, head, shape, Origin(architecture, raw, head, tuple(names)))
     generator = torch.Generator().manual_seed(seed)
-    if model.head is not None:  # drawn first: a new head is the same one, whatever the backbone
-        init_normal(model.head, config.initializer_range, generator)
+    if model.head is not None and not head_in_file:  # drawn first: a new head is the same one, whatever the backbone
+        of_file = [*model.backbone.parameters()] if pretrained else []  # a tied output is the embedding
+        init_normal(model.head, config.initializer_range, generator, skip=of_file)
     if not pretrained:
         model.backbone.init_weights(generator)
         model.report = weights.LoadReport(f"none, scratch from seed {seed}")

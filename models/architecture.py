@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.errors import ModelError
 from models.heads import HeadShape
@@ -96,15 +96,18 @@ def check_divides(raw_name: str, size: int, heads_name: str, heads: int) -> None
 
 
 @torch.no_grad()
-def init_normal(module: nn.Module, std: float, generator: torch.Generator) -> None:
+def init_normal(module: nn.Module, std: float, generator: torch.Generator, skip: Collection[Tensor] = ()) -> None:
     """Every Linear, Embedding and Conv2d below `module` from Normal(0, std), biases 0, LayerNorms at identity.
 
     In the fixed order of module.modules() and from one generator, so that the seed decides every weight. A parameter
-    that a module owns itself (a class token) is the architecture's to initialise.
+    that a module owns itself (a class token) is the architecture's to initialise. skip: weights of another module that
+    are tied to one of these; nothing is drawn for them.
     """
+    tied = set(skip)
     for child in module.modules():
         if isinstance(child, nn.Linear | nn.Embedding | nn.Conv2d):
-            child.weight.normal_(0.0, std, generator=generator)
+            if child.weight not in tied:
+                child.weight.normal_(0.0, std, generator=generator)
             if not isinstance(child, nn.Embedding) and child.bias is not None:
                 child.bias.zero_()
         elif isinstance(child, nn.LayerNorm):

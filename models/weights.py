@@ -241,7 +241,7 @@ def load(
         files = tensor_files(folder, stack)
         in_file = _by_current_name(files, table, folder)
         wanted = {ours: table.row_of(ours, head) for ours in parameters}
-        absent = _check_names(wanted, in_file, table, folder, reset, drop_from)
+        absent = _check_names(wanted, in_file, table, folder, None if reset else head, drop_from)
         for ours, row in wanted.items():
             if row.group in absent:
                 report.initialised.append(ours)
@@ -298,10 +298,14 @@ def _check_names(
     in_file: dict[str, str],
     table: Table,
     folder: Path,
-    reset: bool,
+    head: str | None,
     drop_from: int | None,
 ) -> set[str]:
-    """The groups to initialise, after every name has been accounted for."""
+    """The groups to initialise, after every name has been accounted for. head: None when it starts anew.
+
+    Of a head that has_head finds nothing is initialised: it is there whole, or an error.
+    """
+    reset = head is None
     expected = {row.theirs for row in wanted.values()}
     if not expected & in_file.keys():
         few = ", ".join(list(in_file.values())[:3]) or "the file is empty"
@@ -317,7 +321,8 @@ def _check_names(
     required = [name for group in REQUIRED for name in missing.get(group, [])]
     if strange or required:
         raise ModelError(_names_message(folder, table, required, strange, list(in_file)))
-    there = {row.group for row in wanted.values() if row.theirs in in_file and not (reset and row.group == "head")}
+    rows = (*wanted.values(), *table.heads.get(head or "", ()))
+    there = {row.group for row in rows if row.theirs in in_file and not (reset and row.group == "head")}
     for group, names in missing.items():
         if group in there or "head" in there:  # a head that was trained on a pooler is worth nothing on a new one
             raise ModelError(
