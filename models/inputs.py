@@ -1,14 +1,20 @@
-"""What a model reads of a micro-batch, for use from Python. data.Batch has fields of the same names."""
+"""What a model reads of a micro-batch, for use from Python.
+
+data.Batch has those of the fields that text classification needs, under the same names.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from itertools import zip_longest
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.errors import ModelError
 from models.heads import IGNORE
 
 
@@ -31,6 +37,12 @@ class Inputs:
     decoder_cu_seqlens: Tensor | None = None  # (B + 1,) int32
     pixel_values: Tensor | None = None  # (B, channels, height, width)
 
+    def to(self, device: torch.device | str) -> Inputs:
+        """The same on `device`."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in values.items()}
+        return replace(self, **moved)
+
 
 def pack(
     sequences: Sequence[Sequence[int]],
@@ -44,20 +56,34 @@ def pack(
     """Inputs from lists of token ids, one a sequence; `decoder` has the decoder's ids, one list a sequence.
 
     Put sequences of equal length next to each other where you can: attention then takes them in one call.
+    ModelError for a sequence of no tokens, and where the lists do not match.
     """
-    lengths = tuple(map(len, sequences))
-    types = token_types or [[0] * n for n in lengths]
+    lengths = _lengths("sequence", sequences)
+    types = [[0] * n for n in lengths] if token_types is None else token_types
+    for i, (found, wanted) in enumerate(zip_longest(map(len, types), lengths)):
+        if found != wanted:
+            raise ModelError(f"token_types {i} has {found or 0} entries, its sequence {wanted or 0} tokens")
+    decoder_lengths = () if decoder is None else _lengths("decoder sequence", decoder)
+    if decoder is not None and len(decoder) != len(sequences):
+        raise ModelError(f"there are {len(sequences)} sequences and {len(decoder)} of the decoder's")
     return Inputs(
         input_ids=_flat(sequences, device),
         lengths=lengths,
         cu_seqlens=cumulative(lengths, device),
         token_type_ids=_flat(types, device),
-        labels=labels,
-        markers=markers,
+        labels=None if labels is None else labels.to(device),
+        markers=None if markers is None else markers.to(device),
         decoder_input_ids=None if decoder is None else _flat(decoder, device),
-        decoder_lengths=() if decoder is None else tuple(map(len, decoder)),
-        decoder_cu_seqlens=None if decoder is None else cumulative(tuple(map(len, decoder)), device),
+        decoder_lengths=decoder_lengths,
+        decoder_cu_seqlens=None if decoder is None else cumulative(decoder_lengths, device),
     )
+
+
+def _lengths(what: str, sequences: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    for i, sequence in enumerate(sequences):
+        if not len(sequence):
+            raise ModelError(f"{what} {i} is empty: it needs a token, if only a special one")
+    return tuple(map(len, sequences))
 
 
 def images(pixel_values: Tensor, *, labels: Tensor | None = None) -> Inputs:
