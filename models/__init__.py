@@ -103,7 +103,7 @@ class Origin:
 
 
 class TaskModel(nn.Module):
-    """Backbone -> head -> loss, in one forward, so that DDP and compile see one call."""
+    """Backbone -> head -> loss, in one forward, so that DDP sees one call."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module | None, origin: Origin):
         super().__init__()
@@ -113,7 +113,10 @@ class TaskModel(nn.Module):
         self.report = weights.LoadReport("not loaded")
 
     def forward(self, batch: Any) -> Output:
-        """batch: an Inputs or a data.Batch."""
+        """batch: an Inputs or a data.Batch. ModelError for a sequence longer than max_length."""
+        longest = max(batch.lengths, default=0)
+        if longest > self.max_length:
+            raise ModelError(f"a sequence of {longest} tokens is longer than the model's {self.max_length} positions")
         hidden, packing = self.backbone(batch)
         if self.head is None:
             return Output(hidden.new_zeros(()), hidden)
@@ -150,18 +153,23 @@ def from_pretrained(
     """Build a model on the CPU in fp32 from a local folder, a package resource or a hub name.
 
     head: a key of HEADS, or None for the backbone's hidden states.
-    labels: names of the classes; None takes those of config.json. A head found in the file keeps the order of its own
-        labels, and its labels must be these; `head_init="reset"` starts a new head instead.
+    labels: names of the classes, each once; None takes those of config.json. A head found in the file keeps the order
+        of its own labels, and they must be these; `head_init="reset"` starts a new head instead.
     init: "pretrained", or "scratch" for random weights in the same shape, drawn from `seed` (as a new head is).
-    pooling: "cls", "mean" or "last"; None takes the checkpoint's, else the architecture's.
+    pooling: "cls", "mean" or "last" (not of images); None takes the checkpoint's, else the architecture's.
     problem: of a classifier of texts or images: "single-label", "multi-label" or "regression"; None takes that of the
-        head in the file, and single-label for a new one.
+        head in the file (one label and no problem_type: regression), and single-label for a new one.
     dropout: one rate for every site, or {"embedding" | "attention" | "hidden" | "path" | "head": rate}; the
         checkpoint's where not given. Language-model heads have no dropout.
-    keep_layers: use only the first so many layers of the checkpoint (0: all of them).
-    reinit_layers: start the last so many layers anew, from `seed`.
-    Raises ModelError when the files and the request do not fit. `model.report` says what became of each tensor.
+    keep_layers: use only the first so many layers of the checkpoint (0: all of them), of an encoder-decoder the first
+        so many of each stack.
+    reinit_layers: start the last so many layers anew, from `seed`; of an encoder-decoder those nearest its output,
+        so the decoder's, and the encoder's only when there are more than the decoder has.
+    Raises ModelError when the files and the request do not fit, and for an option without effect on this head.
+    `model.report` says what became of each tensor.
     """
+    request.check_options(init, head_init, label_smoothing, reinit_layers)
+    rates = request.dropout_rates(dropout)
     folder = hub.resolve(str(name_or_path))
     if sha256 and init == "pretrained":
         hub.verify_sha256(folder, sha256)
@@ -172,7 +180,6 @@ def from_pretrained(
         raise ModelError(f"{folder}: a {raw['model_type']} model takes no head {head!r}; choose from {known}")
     raw = request.shallower(raw, architecture, keep_layers)
     config = architecture.read_config(raw)
-    rates = request.dropout_rates(dropout)
     config = replace(config, rates=config.rates._replace(**{k: v for k, v in rates.items() if k != "head"}))
     pretrained = init == "pretrained"
     head_in_file = (
@@ -180,45 +187,57 @@ def from_pretrained(
         and (pretrained, head_init) == (True, "auto")
         and weights.has_head(folder, architecture.weights, head)
     )
-    pooling = request.choose_pooling(pooling, raw, architecture)
+    pooled = request.choose_pooling(pooling, raw, architecture)
     if head in LABELLED and head_in_file:
-        request.check_head(raw, architecture, head, pooling, folder)
+        request.check_head(raw, architecture, head, pooled, folder)
     names = request.choose_labels(labels, raw, head, head_in_file, folder)
-    shape = None
-    if head is not None:
-        shape = architecture.head_shape(config, head, pooling)
-        shape = replace(
-            shape,
+    with torch.device("cpu"):  # whatever the caller's default, meta too
+        shape = None
+        if head is not None:
+            shape = architecture.head_shape(config, head, pooled)
+            problem = request.choose_problem(problem, raw, head, head_in_file, names)
+            shape = replace(
+                shape,
+                pooling=pooled,
+                num_labels=len(names),
+                problem=problem,
+                dropout=rates.get("head", shape.dropout),
+                label_smoothing=label_smoothing,
+                tied=request.is_tied(raw, architecture, head, folder if pretrained else None)
+                if shape.vocab_size
+                else True,
+            )
+        request.check_used(
+            head,
+            problem,
+            labels=labels,
             pooling=pooling,
-            num_labels=len(names),
-            problem=request.choose_problem(problem, raw, head, head_in_file),
-            dropout=rates.get("head", shape.dropout),
             label_smoothing=label_smoothing,
-            tied=request.is_tied(raw, architecture, head, folder if pretrained else None) if shape.vocab_size else True,
+            rates=dropout if isinstance(dropout, Mapping) else {},
         )
-    largest = weights.largest(folder) if pretrained else (weights.MOST_TENSORS, math.inf)
-    with weights.Uninitialised(folder, *largest):
-        model = _build(architecture, config, head, shape, Origin(architecture, raw, head, tuple(names)))
-    generator = torch.Generator().manual_seed(seed)
-    if model.head is not None and not head_in_file:  # drawn first: a new head is the same one, whatever the backbone
-        of_file = [*model.backbone.parameters()] if pretrained else []  # a tied output is the embedding
-        init_normal(model.head, config.initializer_range, generator, skip=of_file)
-    if not pretrained:
-        model.backbone.init_weights(generator)
-        model.report = weights.LoadReport(f"none, scratch from seed {seed}")
-        model.report.initialised = [name for name, _ in model.named_parameters()]
+        largest = weights.largest(folder) if pretrained else (weights.MOST_TENSORS, math.inf)
+        with weights.Uninitialised(folder, *largest):
+            model = _build(architecture, config, head, shape, Origin(architecture, raw, head, tuple(names)))
+        generator = torch.Generator().manual_seed(seed)
+        if model.head is not None and not head_in_file:  # drawn first: a new head is the same one, whatever the backbone
+            of_file = [*model.backbone.parameters()] if pretrained else []  # a tied output is the embedding
+            init_normal(model.head, config.initializer_range, generator, skip=of_file)
+        if not pretrained:
+            model.backbone.init_weights(generator)
+            model.report = weights.LoadReport(f"none, scratch from seed {seed}")
+            model.report.initialised = [name for name, _ in model.named_parameters()]
+            return model
+        model.report = weights.load(
+            model,
+            architecture.weights,
+            folder,
+            head=head,
+            reset=head is not None and not head_in_file,
+            drop_from=keep_layers or None,
+        )
+        if reinit_layers:
+            _restart(model, reinit_layers, generator)
         return model
-    model.report = weights.load(
-        model,
-        architecture.weights,
-        folder,
-        head=head,
-        reset=head is not None and not head_in_file,
-        drop_from=keep_layers or None,
-    )
-    if reinit_layers:
-        _restart(model, reinit_layers, generator)
-    return model
 
 
 def _build(
@@ -239,6 +258,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ModelError(f"{folder}: no config.json, so this is not a checkpoint folder") from None
     kind = raw.get("model_type") if isinstance(raw, dict) else raw
+    if isinstance(raw, dict) and kind is None:
+        raise ModelError(
+            f'{path} has no model_type, as in files of old; add the one that it is, for a BERT "model_type": "bert" '
+            f"(supported: {', '.join(ARCHITECTURES)})"
+        )
     if not isinstance(kind, str) or not isinstance(raw, dict) or kind not in ARCHITECTURES:
         shown = reprlib.repr(kind)
         raise ModelError(f"{path}: model_type = {shown} is not supported; choose from {', '.join(ARCHITECTURES)}")
@@ -253,27 +277,42 @@ def _restart(model: TaskModel, count: int, generator: torch.Generator) -> None:
     restarted = layers[-count:]
     model.backbone.init_weights(generator, restarted)
     chosen = {p for layer in restarted for p in layer.parameters()}
-    model.report.initialised += [name for name, p in model.named_parameters() if p in chosen]
+    fresh = {name: p for name, p in model.named_parameters() if p in chosen}
+    table, report = model.origin.architecture.weights, model.report
+    of_file = {table.row_of(name, model.origin.head).theirs for name in fresh}
+    unread = [key for key in report.loaded if table.current_name(key) in of_file]
+    report.loaded = [key for key in report.loaded if key not in unread]
+    report.renamed = [line for line in report.renamed if line.partition(" -> ")[0] not in unread]
+    report.ignored += unread
+    report.parameters -= sum(p.numel() for p in fresh.values())
+    report.initialised += fresh
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Stop training the parameters whose names match a shell pattern ("backbone.layers.0.*"); returns their names.
 
     Their part of the backward is skipped as far as nothing below them is trained. Raises ModelError for a pattern that
-    matches nothing, and when nothing is left to train.
+    matches nothing or a tied parameter under its second name only, and when nothing is left to train.
     """
     parameters = dict(model.named_parameters())
-    frozen = []
-    for pattern in patterns:
-        matched = [name for name in parameters if fnmatchcase(name, pattern)]
-        if not matched:
+    first_name = {p: name for name, p in parameters.items()}
+    names = {name: first_name[p] for name, p in model.named_parameters(remove_duplicate=False)}
+    matched = {pattern: [name for name in names if fnmatchcase(name, pattern)] for pattern in patterns}
+    frozen = [name for name in parameters if any(name in of_pattern for of_pattern in matched.values())]
+    for pattern, of_pattern in matched.items():
+        if not of_pattern:
             nearest = (difflib.get_close_matches(pattern, parameters, n=1, cutoff=0.3) or [*parameters])[0]
             raise ModelError(f"model.freeze = {pattern!r} matches no parameter; one is called {nearest!r}")
-        for name in matched:
-            parameters[name].requires_grad_(False)
-        frozen += matched
-    if frozen and not any(p.requires_grad for p in parameters.values()):
+        for name in of_pattern:
+            if names[name] not in frozen:
+                raise ModelError(
+                    f"model.freeze = {pattern!r}: {name} is tied to {names[name]!r}, which would go on training; "
+                    f"name that too, or leave {name} out"
+                )
+    if frozen and not any(p.requires_grad for name, p in parameters.items() if name not in frozen):
         raise ModelError(f"model.freeze = {', '.join(patterns)!r} leaves nothing to train")
+    for name in frozen:
+        parameters[name].requires_grad_(False)
     return frozen
 
 

@@ -1,7 +1,8 @@
 """Task heads: features of a packed micro-batch -> logits and the *sum* of the losses of its targets.
 
 A head never averages. The loop divides by the number of targets of the whole optimizer step, over all micro-batches and
-ranks, so that the way a step is cut cannot change the loss. A label of IGNORE is no target, in every head.
+ranks, so that the way a step is cut cannot change the loss. A label that is no target: IGNORE among integers, NaN among
+floats. (Among the floats of several labels IGNORE is none either; in a regression it is a number like any other.)
 
 Legend of shapes as in models/layers.py, and: C classes, V vocabulary.
 """
@@ -15,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import ACTIVATIONS, POOLINGS, Packing
+from models.errors import ModelError
+from models.layers import ACTIVATIONS, POOLINGS, Packing, mean_pool
 
 IGNORE = -100  # a label without a target; torch's own default
 PROBLEMS = ("single-label", "multi-label", "regression")
@@ -29,6 +31,7 @@ class HeadShape:
     dropout: float = 0.0
     num_labels: int = 2
     pooling: str = "cls"  # a key of layers.POOLINGS
+    num_special: int = 0  # tokens before an image's patches, which the mean leaves out
     dense: str = ""  # activation of a dense layer before the output; empty: there is none
     dropout_before_dense: bool = False
     bias: bool = True
@@ -60,7 +63,10 @@ class SequenceClassification(nn.Module):
 
         Returns logits (B, C) and the sum of the losses, a scalar in fp32 or wider.
         """
-        x = POOLINGS[self.shape.pooling](hidden, packing)
+        if self.shape.pooling == "mean":
+            x = mean_pool(hidden, packing, self.shape.num_special)
+        else:
+            x = POOLINGS[self.shape.pooling](hidden, packing)
         if self.dense is not None:
             x = self.dropout(x) if self.shape.dropout_before_dense else x
             x = ACTIVATIONS[self.shape.dense](self.dense(x))
@@ -185,6 +191,7 @@ def classification_loss(logits: Tensor, labels: Tensor | None, shape: HeadShape,
     """The sum of the losses of all targets, 0 without labels; in fp32, or fp64 for fp64 logits.
 
     Label smoothing (Szegedy et al. 2016) is part of the training objective only; evaluation is without it.
+    ModelError for numbers that are not one for each output, and for the integers where a regression takes floats.
     """
     wide = widened(logits)
     if labels is None:
@@ -192,7 +199,17 @@ def classification_loss(logits: Tensor, labels: Tensor | None, shape: HeadShape,
     if shape.problem == "single-label":
         smoothing = shape.label_smoothing if training else 0.0
         return F.cross_entropy(wide, labels, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing)
-    target = labels != IGNORE
+    if labels.shape != logits.shape:
+        raise ModelError(
+            f"{shape.problem} labels of shape {[*labels.shape]} should be {[*logits.shape]}, as the logits"
+        )
+    target = ~labels.isnan()
+    if shape.problem == "multi-label":
+        target &= labels != IGNORE
+    elif not labels.is_floating_point():
+        raise ModelError(
+            "regression labels should be floats, NaN where there is no target: an integer -100 is a number"
+        )
     wide, labels = wide[target], labels[target].to(wide.dtype)
     if shape.problem == "multi-label":
         return F.binary_cross_entropy_with_logits(wide, labels, reduction="sum")

@@ -145,9 +145,9 @@ class DropoutRates(NamedTuple):
 NO_DROPOUT = DropoutRates()
 
 
-def mean_pool(hidden: Tensor, packing: Packing) -> Tensor:
-    """(T, D) -> (B, D): the mean of each sequence's token vectors."""
-    means = [hidden[tokens].unflatten(0, (count, length)).mean(1) for tokens, count, length in packing.runs]
+def mean_pool(hidden: Tensor, packing: Packing, skip: int = 0) -> Tensor:
+    """(T, D) -> (B, D): the mean of each sequence's token vectors but the first `skip`."""
+    means = [hidden[tokens].unflatten(0, (count, length))[:, skip:].mean(1) for tokens, count, length in packing.runs]
     return torch.cat(means) if means else hidden[:0]
 
 

@@ -181,7 +181,9 @@ def _pair(raw: dict[str, Any], name: str, default: int) -> tuple[int, int]:
 def _head_shape(config: Config, head: str, pooling: str) -> HeadShape:
     if head == "distilled-image-classification" and pooling != "cls":
         raise ModelError(f"model.pooling = {pooling!r}: a {head} head reads the two special tokens, as with 'cls'")
-    return HeadShape(config.hidden_size)
+    if pooling == "last":
+        raise ModelError("model.pooling = 'last': the last token of an image is one patch; choose from cls, mean")
+    return HeadShape(config.hidden_size, num_special=2 if config.distilled else 1)
 
 
 ROWS = (

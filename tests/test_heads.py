@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -12,10 +13,9 @@ import zoo
 
 import models
 from models.heads import IGNORE
-from models.layers import POOLINGS
 
 PAIRS = [(kind, head) for kind in zoo.ZOO for head in models.ARCHITECTURES[kind].heads if head]
-POOLED = [(kind, head, pooling) for kind, head in PAIRS if head in models.POOLED for pooling in POOLINGS]
+POOLED = [(kind, head, pooling) for kind, head in PAIRS if head in models.POOLED for pooling in zoo.poolings(kind)]
 CASES = [(kind, head, None) for kind, head in PAIRS if head not in models.POOLED] + POOLED
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 each_head = pytest.mark.parametrize(("kind", "head"), PAIRS)
@@ -44,7 +44,8 @@ def gradients(model, batches, targets=1):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @each_head
 def test_p01_the_cut_changes_neither_loss_nor_gradient(tmp_path, kind, head, dtype):
-    model, inputs = build(tmp_path, kind, head, dtype=dtype, label_smoothing=0.1)
+    smoothing = 0.0 if head == "question-answering" else 0.1
+    model, inputs = build(tmp_path, kind, head, dtype=dtype, label_smoothing=smoothing)
     empty = tiny.select(inputs, head, [2]).labels  # the third example has no target
     empty[...] = IGNORE
     assert not model(replace(tiny.select(inputs, head, [2]), labels=empty)).loss_sum
@@ -67,13 +68,36 @@ def test_p01_the_cut_changes_neither_loss_nor_gradient(tmp_path, kind, head, dty
 @pytest.mark.parametrize(("kind", "head", "pooling"), POOLED)
 def test_p01_several_numbers_an_example_too(tmp_path, kind, head, pooling, problem):
     model, inputs = build(tmp_path, kind, head, pooling, problem=problem)
-    inputs.labels[1, 0] = inputs.labels[0] = IGNORE
+    inputs.labels[1, 0] = inputs.labels[0] = torch.nan
+    assert not model(tiny.select(inputs, head, [0])).loss_sum
     whole_loss, whole = gradients(model, [inputs])
     loss, found = gradients(model, [tiny.select(inputs, head, [i]) for i in range(tiny.count_examples(inputs))])
     assert loss == pytest.approx(whole_loss, rel=1e-12)
     scale = max(gradient.abs().max().item() for gradient in whole.values())
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, whole[name], rtol=0, atol=3e-12 * scale)
+
+
+@pytest.mark.parametrize("head", ["multi-label", "regression"])
+def test_p13_among_floats_nan_is_no_target(tmp_path, head):
+    """-100 is a temperature like any other; between 0 and 1 it can only mean that there is no target."""
+    model, inputs = build(tmp_path, "bert", "sequence-classification", problem=head)
+    inputs.labels[1] = torch.nan
+    rest = model(inputs)
+    assert rest.loss_sum.isfinite()
+    assert not torch.autograd.grad(rest.loss_sum, rest.logits)[0][1].any()
+    inputs.labels[1] = IGNORE
+    loss = model(inputs).loss_sum
+    error = (rest.logits[1] - IGNORE).square().sum() if head == "regression" else 0.0
+    torch.testing.assert_close(loss, rest.loss_sum + error)
+
+
+def test_labels_of_another_shape_or_kind_are_refused(tmp_path):
+    model, inputs = build(tmp_path, "bert", "sequence-classification", problem="regression", num_labels=1)
+    with pytest.raises(models.ModelError, match=r"regression labels of shape \[7\] should be \[7, 1\]"):
+        model(replace(inputs, labels=inputs.labels[:, 0]))
+    with pytest.raises(models.ModelError, match="regression labels should be floats, NaN where there is no target"):
+        model(replace(inputs, labels=inputs.labels.long()))
 
 
 @each_case
@@ -166,10 +190,9 @@ def test_multi_label_counts_the_classes_that_have_a_label(tmp_path):
 def test_regression_is_the_squared_error_of_each_output(tmp_path, outputs):
     model, inputs = build(tmp_path, "bert", "sequence-classification", problem="regression", num_labels=outputs)
     assert inputs.labels.shape == (len(inputs.lengths), outputs)
-    inputs.labels[2] = IGNORE
+    inputs.labels[2] = torch.nan
     out = model(inputs)
-    error = (out.logits - inputs.labels).square()
-    torch.testing.assert_close(out.loss_sum, error.sum() - error[2].sum())
+    torch.testing.assert_close(out.loss_sum, (out.logits - inputs.labels).square().nansum())
 
 
 SINGLE = [(kind, head) for kind, head in PAIRS if head != "question-answering"]
@@ -201,13 +224,115 @@ def test_the_problem_is_that_of_the_head_in_the_file_and_of_no_other(tmp_path, h
     models.save_pretrained(trained, tmp_path)
     if head == "sequence-classification":
         assert models.from_pretrained(tmp_path, head=head).head.shape.problem == "regression"
-    model = models.from_pretrained(tmp_path, head=head, labels=["a", "b"], head_init="reset").double()
+    labels = ["a", "b"] if head in models.LABELLED else None
+    model = models.from_pretrained(tmp_path, head=head, labels=labels, head_init="reset").double()
     assert model.head.shape.problem == "single-label"
     inputs = tiny.inputs_of(model)
     assert model(inputs).loss_sum > 0
     if head != "sequence-classification":
         with pytest.raises(models.ModelError, match=f"for a {head} head, choose from single-label"):
             models.from_pretrained(tmp_path, head=head, problem="multi-label", head_init="reset")
+
+
+@pytest.mark.parametrize("head", ["sequence-classification", "token-classification"])
+def test_one_label_is_a_regression_where_the_file_does_not_say_and_never_a_choice(tmp_path, head):
+    labels = {"id2label": {"0": "score"}, "label2id": {"score": 0}}
+    if head == "sequence-classification":
+        trained = tiny.scratch(tmp_path / "config", "bert", head, problem="regression", num_labels=1)
+        models.save_pretrained(trained, tmp_path)
+    else:
+        tiny.config_folder(tmp_path, "bert", **labels)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in raw.items() if k != "problem_type"}))
+    if head == "sequence-classification":
+        assert models.from_pretrained(tmp_path, head=head).head.shape.problem == "regression"
+    with pytest.raises(models.ModelError, match="a single-label head chooses between two labels or more"):
+        models.from_pretrained(tmp_path, head=head, init="scratch")
+    with pytest.raises(models.ModelError, match="a single-label head chooses between two labels or more"):
+        models.from_pretrained(tmp_path, head=head, labels=["a"], init="scratch")
+
+
+# options
+
+
+@pytest.mark.parametrize(
+    ("head", "options", "message"),
+    [
+        ("question-answering", {"label_smoothing": 0.1}, "label_smoothing has no effect on a question-answering head"),
+        ("sequence-classification", {"label_smoothing": 0.1, "problem": "regression"}, "label_smoothing has no effect"),
+        (
+            "sequence-classification",
+            {"label_smoothing": 0.1, "problem": "multi-label"},
+            "label_smoothing has no effect",
+        ),
+        ("sequence-classification", {"label_smoothing": 1.0}, "label_smoothing = 1.0 should be from 0 to below 1"),
+        ("sequence-classification", {"label_smoothing": -0.1}, "label_smoothing = -0.1 should be from 0 to below 1"),
+        ("token-classification", {"pooling": "mean"}, "model.pooling has no effect on a token-classification head"),
+        ("masked-lm", {"labels": ["a", "b"]}, "labels has no effect on a masked-lm head"),
+        ("masked-lm", {"dropout": {"head": 0.1}}, "dropout head has no effect on a masked-lm head"),
+        (None, {"labels": ["a", "b"]}, "labels has no effect on a model without a head"),
+        (None, {"problem": "regression"}, "problem has no effect on a model without a head"),
+        ("sequence-classification", {"dropout": "0.1"}, "dropout embedding = '0.1': sites are"),
+        ("sequence-classification", {"dropout": {"hidden": None}}, "dropout hidden = None: sites are"),
+        ("sequence-classification", {"dropout": [0.1]}, r"dropout embedding = \[0.1\]: sites are"),
+        ("sequence-classification", {"labels": []}, r"labels = \[\]: name the classes"),
+        ("sequence-classification", {"labels": ["a", "b", "a"]}, r"labels: \['a'\] more than once"),
+        ("sequence-classification", {"reinit_layers": 1}, "model.init = scratch starts every layer anew"),
+    ],
+)
+def test_an_option_without_effect_is_refused(tmp_path, head, options, message):
+    with pytest.raises(models.ModelError, match=message):
+        tiny.scratch(tmp_path, "bert", head, **options)
+
+
+@pytest.mark.parametrize(("option", "value"), [("init", "pretraind"), ("head_init", "resett")])
+def test_a_misspelt_choice_is_refused_before_anything_is_read(option, value):
+    with pytest.raises(models.ModelError, match=f"model.{option} = '{value}': choose from"):
+        models.from_pretrained("no/such/folder", **{option: value})
+
+
+@each_head
+def test_an_option_that_is_off_is_fine_with_every_head(tmp_path, kind, head):
+    model = tiny.scratch(tmp_path, kind, head, pooling=None, label_smoothing=0.0, dropout=0.1, problem=None)
+    assert model.origin.head == head
+
+
+# inputs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([[1], []],), "sequence 1 is empty"),
+        (([[1]], [[0, 0]]), "token_types 0 has 2 entries, its sequence 1 tokens"),
+        (([[1], [2]], [[0]]), "token_types 1 has 0 entries, its sequence 1 tokens"),
+        (([[1], [2]], None, [[1], []]), "decoder sequence 1 is empty"),
+        (([[1], [2]], None, [[1]]), "2 sequences and 1 of the decoder's"),
+    ],
+)
+def test_lists_that_make_no_batch_are_refused(arguments, message):
+    sequences, types, decoder = (*arguments, None, None)[:3]
+    with pytest.raises(models.ModelError, match=message):
+        models.pack(sequences, token_types=types, decoder=decoder)
+
+
+def test_everything_goes_to_the_device():
+    moved = [
+        models.pack([[1, 2]], labels=torch.tensor([1]), markers=torch.tensor([[0, 1]]), decoder=[[1]], device="meta"),
+        models.pack([[1, 2]], labels=torch.tensor([1]), markers=torch.tensor([[0, 1]]), decoder=[[1]]).to("meta"),
+    ]
+    for inputs in moved:
+        tensors = [value for value in vars(inputs).values() if isinstance(value, torch.Tensor)]
+        assert len(tensors) == 7
+        assert {tensor.device.type for tensor in tensors} == {"meta"}
+        assert inputs.lengths == (2,)
+
+
+def test_a_text_longer_than_the_model_is_refused(tmp_path):
+    model = tiny.scratch(tmp_path, "bert", "sequence-classification")
+    assert model(models.pack([[3] * 20])).logits.shape == (1, 3)
+    with pytest.raises(models.ModelError, match="a sequence of 21 tokens is longer than the model's 20 positions"):
+        model(models.pack([[3], [3] * 21]))
 
 
 # relation

@@ -17,13 +17,12 @@ from safetensors.torch import load_file, save_file
 
 import models
 from models import ModelError
-from models.layers import POOLINGS
 
 CASES = zoo.cases()
 PAIRS = [(kind, head) for kind in zoo.ZOO for head in models.ARCHITECTURES[kind].heads if head]
 UNTIED = [(kind, head) for kind, head in CASES if head.endswith("-lm")]
 OWN = [(kind, head, None) for kind, head in PAIRS if (kind, head) not in CASES and head not in models.POOLED]
-OWN += [(kind, head, pooling) for kind, head in PAIRS if head in models.POOLED for pooling in POOLINGS]
+OWN += [(kind, head, pooling) for kind, head in PAIRS if head in models.POOLED for pooling in zoo.poolings(kind)]
 BERTS = ("bert", "roberta", "distilbert")
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import models
 from models import ModelError
-from models.layers import POOLINGS, DropoutRates, Packing
+from models.layers import DropoutRates, Packing
 
 HEADS = [("vit", "image-classification"), ("deit", "image-classification"), ("deit", "distilled-image-classification")]
 LABELS = ["cat", "dog", "owl"]
@@ -96,17 +96,22 @@ def test_an_image_does_not_depend_on_its_company(tmp_path, kind, head):
     torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
-def test_every_pooling_reads_the_patches(tmp_path, pooling):
-    model = scratch(tmp_path, "vit", "image-classification", pooling=pooling).eval()
+@pytest.mark.parametrize("kind", ["vit", "deit"])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_the_class_token_or_the_mean_of_the_patches_is_read(tmp_path, kind, pooling):
+    model = scratch(tmp_path, kind, "image-classification", pooling=pooling).eval()
+    special = 2 if kind == "deit" else 1
+    length = special + 4
     batch = models.images(pixels(3, 3, 8, 8))
     with torch.no_grad():
         hidden, packing = model.backbone(batch)
-        assert packing.lengths == (5, 5, 5)
-        assert packing.cu_seqlens.tolist() == [0, 5, 10, 15]
-        pooled = {"cls": lambda x: x[:, 0], "mean": lambda x: x.mean(1), "last": lambda x: x[:, -1]}[pooling]
-        expected = model.head.classifier(pooled(hidden.unflatten(0, (3, 5))))
+        assert packing.lengths == (length,) * 3
+        assert packing.cu_seqlens.tolist() == [0, length, 2 * length, 3 * length]
+        pooled = {"cls": lambda x: x[:, 0], "mean": lambda x: x[:, special:].mean(1)}[pooling]
+        expected = model.head.classifier(pooled(hidden.unflatten(0, (3, length))))
         torch.testing.assert_close(model(batch).logits, expected)
+    with pytest.raises(ModelError, match=r"model.pooling = 'last': the last token of an image is one patch"):
+        scratch(tmp_path, kind, "image-classification", pooling="last")
 
 
 def test_drop_path_drops_whole_images_more_often_the_deeper(tmp_path):

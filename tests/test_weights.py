@@ -325,7 +325,16 @@ def test_p08_config_must_be_json(folder, content):
     assert "config.json: not readable as JSON" in refusal(folder)
 
 
-@pytest.mark.parametrize("content", [{"model_type": "llama"}, {}, {"model_type": None}, [], "bert", 3])
+@pytest.mark.parametrize("content", [{}, {"model_type": None}, {"hidden_size": 32}])
+def test_p08_an_old_file_without_model_type_is_told_what_to_add(folder, content):
+    (folder / "config.json").write_text(json.dumps(content))
+    assert (
+        'config.json has no model_type, as in files of old; add the one that it is, for a BERT "model_type": "bert"'
+        in (refusal(folder))
+    )
+
+
+@pytest.mark.parametrize("content", [{"model_type": "llama"}, [], "bert", 3])
 def test_p08_an_unknown_model_type_is_named_with_the_known(folder, content):
     (folder / "config.json").write_text(json.dumps(content))
     message = refusal(folder)
@@ -447,12 +456,42 @@ def test_p09_more_than_ten_labels_are_ordered_as_numbers(checkpoint_folder, tmp_
     assert models.from_pretrained(tmp_path, head=HEAD).labels == tuple(names)
 
 
-@pytest.mark.parametrize("labels", [["no", "yes"], ["no", "yes", "perhaps"], [*LABELS, "never"], ["no", "no", "yes"]])
-def test_p09_another_set_of_labels_is_refused_with_the_way_out(folder, labels):
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["no", "yes"], "its head knows ['maybe'], which the data lacks;"),
+        (
+            ["no", "yes", "perhaps"],
+            "knows ['maybe'], which the data lacks; the data has ['perhaps'], which it does not",
+        ),
+        ([*LABELS, "never"], "its head knows fewer labels than the data; the data has ['never'], which it does not"),
+    ],
+)
+def test_p09_another_set_of_labels_is_refused_with_the_way_out(folder, labels, said):
     message = refusal(folder, labels=labels)
-    assert str(LABELS) in message
-    assert str(labels) in message
-    assert "--model.head_init reset" in message
+    assert said in message
+    assert message.endswith("--model.head_init reset starts a new head")
+
+
+def test_p09_of_many_labels_a_few_are_shown(checkpoint_folder, tmp_path):
+    names = [f"class {i}" for i in range(1000)]
+    models.save_pretrained(models.from_pretrained(checkpoint_folder, head=HEAD, labels=names), tmp_path)
+    message = refusal(tmp_path, labels=["x" * 1000, "y"])
+    assert "'class 0', 'class 1'" in message
+    assert "'y'" in message
+    assert len(message) - len(str(tmp_path)) < 400
+
+
+@pytest.mark.parametrize("task", ["MultipleChoice", "NextSentencePrediction", "TokenClassification", "PreTraining", ""])
+def test_p08_the_head_of_another_task_is_refused_by_its_class(folder, task):
+    """BertForMultipleChoice has a classifier.weight too, and it is no classifier of texts."""
+    saved = f"BertFor{task}" if task else "BertLMHeadModel"
+    change_config(folder, architectures=[saved])
+    if task in ("PreTraining", ""):  # without a classifier of their own
+        assert models.from_pretrained(folder, head=HEAD).report.initialised == []
+        return
+    assert f"a {saved}'s, no {HEAD} head; --model.head_init reset starts a new head" in refusal(folder)
+    assert models.from_pretrained(folder, head=HEAD, head_init="reset").head is not None
 
 
 @pytest.mark.parametrize("options", [{"head_init": "reset"}, {"init": "scratch"}])

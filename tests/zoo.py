@@ -175,6 +175,11 @@ def cases() -> list[tuple[str, str]]:
     ]
 
 
+def poolings(model_type: str) -> tuple[str, ...]:
+    """Those its classifiers take: the last token of an image is nothing special."""
+    return ("cls", "mean") if ZOO[model_type].modality == "image" else ("cls", "mean", "last")
+
+
 def odd_fields(model_type: str, seed: int) -> dict[str, Any]:
     """A configuration drawn from the kind's space."""
     rng = random.Random(seed)
