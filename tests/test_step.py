@@ -17,7 +17,7 @@ from engine.config import override
 from engine.evaluate import evaluate
 from engine.optim import learning_rate
 from engine.precision import Precision
-from engine.predict import predict
+from engine.predict import predict, rows_of
 from engine.tasks import TASKS, find_task, read_training_data
 
 
@@ -194,7 +194,8 @@ def test_p03_every_id_is_predicted_once_in_the_order_of_the_file(tiny):
     alone = {}
     for count in range(1, 34):
         examples = task.encode(rows[:count], tokenizer, config.data, model.labels, False)
-        predictions = predict(model, examples, task, Precision("fp32", CPU.device), CPU, 64)
+        logits = predict(model, examples, Precision("fp32", CPU.device), CPU, 64)
+        predictions = list(rows_of(examples.ids, logits, task, model.labels))
         assert [p["id"] for p in predictions] == [row.id for row in rows[:count]]
         for p in predictions:
             assert sum(p["probabilities"].values()) == pytest.approx(1.0)
