@@ -6,11 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import StopAfter, arguments_of, assert_same_run, logged_rows, run_module, run_training, tiny_config
+from conftest import (
+    QuietStop,
+    StopAfter,
+    arguments_of,
+    assert_same_run,
+    logged_rows,
+    run_module,
+    run_training,
+    tiny_config,
+)
 
 from engine import train
 from engine.checkpoint import claim
-from engine.distributed import Ranks, StopRequest
+from engine.distributed import Ranks
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 GPU = Ranks(rank=0, world_size=1, device=torch.device("cuda", 0))
@@ -24,7 +33,7 @@ def on_gpu(checkpoint_folder, reviews, tmp_path):
         folder = tmp_path / name
         config = tiny_config(checkpoint_folder, reviews, folder, {"run.device": "cuda"} | changes)
         with claim(config, GPU) as resumed:
-            train.train(config, GPU, stop or StopRequest(), resumed)
+            train.train(config, GPU, stop or QuietStop(), resumed)
         return [row for row in logged_rows(folder) if "lr" in row]
 
     return run
