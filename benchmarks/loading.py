@@ -40,6 +40,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 CAUSAL_LM = ("causal-lm", "AutoModelForCausalLM")
 HEADS = {"gpt2-lm": CAUSAL_LM, "tiny-lm": CAUSAL_LM}  # (ours, theirs); of the others, the backbone
 TOUCH = "print(sum(p.sum().item() for p in model.parameters()))"  # in fp32: it allocates nothing
+# In a process of its own too: on Linux, the peak of a process starts at that of the one that started it.
+MAKE = "import pathlib; from benchmarks.loading import make; make({shape!r}, pathlib.Path({path!r}), {head!r})"
 PROGRAMS = {
     "torch alone": "import torch",
     "transformers": f"from transformers import {{auto}}; model = {{auto}}.from_pretrained({{path!r}}); {TOUCH}",
@@ -74,7 +76,7 @@ def measure(shape: str, runs: int) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / shape
         head, auto = HEADS.get(shape, (None, "AutoModel"))
-        make(shape, path, head)
+        run(MAKE.format(shape=shape, path=str(path), head=head))
         size = (path / "model.safetensors").stat().st_size / 2**20
         taken: dict[str, list[tuple[float, float]]] = {name: [] for name in PROGRAMS}
         for turn in tqdm(range(runs + 1), desc=shape, unit="round", disable=not sys.stderr.isatty()):
