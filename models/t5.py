@@ -1,12 +1,11 @@
 """T5 (Raffel et al. 2020), T5 v1.1 / Flan-T5 and mT5: an encoder-decoder, pre-norm, without biases.
 
 Both stacks hold their text packed: the encoder the source, T tokens, the decoder the target, U tokens, each with its
-Packing. Without a decoder the model is an encoder like BERT's. Shapes: models/layers.py. What is unlike other models:
-
+Packing. Without a decoder the model is an encoder like BERT's. Shapes: models/layers.py. Unlike in other models,
 - attention scores are not divided by sqrt(K); the initialisation of the query takes its place;
 - positions enter only as a learnt bias on the scores, one per head and distance, shared by all layers of a stack;
 - the norm has neither mean nor bias (RMSNorm, Zhang & Sennrich 2019), its variance in fp32 or wider;
-- v1.0 has the output matrix tied to the embedding and its input scaled by D^-0.5; v1.1 and mT5 have one of their own.
+- v1.0 ties the output matrix to the embedding and scales its input by D^-0.5; v1.1 and mT5 have one of their own.
 """
 
 from __future__ import annotations
@@ -124,16 +123,13 @@ class FeedForward(nn.Module):
         """(T, D) -> (T, D).
 
         Published T5s were trained in bf16, and here they leave the range of fp16 (65,504): in the product with the
-        gate, and in the sums of `down`. From the first product on, fp16 autocast goes on in fp32. A model cast to fp16
-        has nothing wider to go on in, not even for x: ModelError.
+        gate, and in the sums of `down`. So fp16 autocast goes on in fp32, and a model cast to fp16 is a ModelError.
         """
         inner = self.gate(x) if self.gated else self.up(x)
         linear = self.linear(x) if self.gated else None
         overflows = inner.dtype == torch.float16
-        if overflows and self.down.weight.dtype == torch.float16:
-            raise ModelError(
-                "a T5 model cast to fp16 would overflow; cast it to bf16, or leave it in fp32 under fp16 autocast"
-            )
+        if overflows and self.down.weight.dtype == inner.dtype:
+            raise ModelError("a T5 model cast to fp16 would overflow; cast it to bf16, or use fp16 autocast on fp32")
         with torch.autocast(x.device.type, enabled=False) if overflows else nullcontext():
             inner = self.activation(inner.float() if overflows else inner)
             return self.down(self.dropout(inner if linear is None else inner * linear))
