@@ -219,7 +219,7 @@ def from_pretrained(
         with weights.Uninitialised(folder, *largest):
             model = _build(architecture, config, head, shape, Origin(architecture, raw, head, tuple(names)))
         generator = torch.Generator().manual_seed(seed)
-        if model.head is not None and not head_in_file:  # drawn first: a new head is the same one, whatever the backbone
+        if model.head is not None and not head_in_file:  # drawn first: a new head is the same, whatever the backbone
             of_file = [*model.backbone.parameters()] if pretrained else []  # a tied output is the embedding
             init_normal(model.head, config.initializer_range, generator, skip=of_file)
         if not pretrained:

@@ -64,7 +64,8 @@ def pack(
         if found != wanted:
             raise ModelError(f"token_types {i} has {found or 0} entries, its sequence {wanted or 0} tokens")
     decoder_lengths = () if decoder is None else _lengths("decoder sequence", decoder)
-    if decoder is not None and len(decoder) != len(sequences):
+    # No sequences at all: the encoder has read them, and a cache keeps what cross-attention needs (models/cache.py).
+    if decoder is not None and sequences and len(decoder) != len(sequences):
         raise ModelError(f"there are {len(sequences)} sequences and {len(decoder)} of the decoder's")
     return Inputs(
         input_ids=_flat(sequences, device),

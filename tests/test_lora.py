@@ -212,7 +212,14 @@ def test_a_bf16_model_is_merged_in_fp32_and_rounded_once():
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize(("model_type", "head"), zoo.cases())
+def by_file_names():
+    """peft finds modules by their live names, and transformers 5 gives ViT's others than their files have."""
+    for model_type, head in zoo.cases():
+        image = zoo.ZOO[model_type].modality == "image"
+        yield pytest.param(model_type, head, marks=[pytest.mark.xfail(strict=True)] if image else [])
+
+
+@pytest.mark.parametrize(("model_type", "head"), by_file_names())
 def test_peft_reads_the_adapter(tmp_path, model_type, head):
     peft = pytest.importorskip("peft")
     model, oracle, inputs = base(tmp_path / "base", model_type, head)

@@ -200,7 +200,7 @@ def test_p14_a_model_cast_to_fp16_is_refused_with_what_works(tmp_path, version):
     model = models.from_pretrained(tmp_path, head="seq2seq-lm", init="scratch")
     inputs = tiny.inputs_of(model)
     assert model.bfloat16()(inputs).loss_sum.isfinite()
-    with pytest.raises(ModelError, match="cast it to bf16, or leave it in fp32 under fp16 autocast"):
+    with pytest.raises(ModelError, match="cast it to bf16, or use fp16 autocast on fp32"):
         model.half()(inputs)
 
 
