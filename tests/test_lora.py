@@ -211,7 +211,6 @@ def test_a_bf16_model_is_merged_in_fp32_and_rounded_once():
     torch.testing.assert_close(merged, exact.bfloat16(), rtol=0, atol=0)
 
 
-@pytest.mark.oracle
 def by_file_names():
     """peft finds modules by their live names, and transformers 5 gives ViT's others than their files have."""
     for model_type, head in zoo.cases():
@@ -219,6 +218,7 @@ def by_file_names():
         yield pytest.param(model_type, head, marks=[pytest.mark.xfail(strict=True)] if image else [])
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize(("model_type", "head"), by_file_names())
 def test_peft_reads_the_adapter(tmp_path, model_type, head):
     peft = pytest.importorskip("peft")
