@@ -11,7 +11,6 @@ for more is refused.
 from __future__ import annotations
 
 import os
-import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,13 +49,11 @@ def _load(source: Path) -> Any:
         raise ModelError(f"{source}: no such file")
     try:
         return torch.load(source, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ModelError(
-            f"{source} holds more than tensors (or is damaged); it is refused, and nothing in it was executed"
-        ) from None
     except Exception as error:  # torch's unpickler answers damage with whatever it stumbles over
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{source} is not a checkpoint that torch can read: {reason}") from None
+        raise ModelError(
+            f"{source} holds more than tensors, or is damaged; it is refused, and nothing in it was executed ({reason})"
+        ) from None
 
 
 def _plain_tensors(source: Path, content: Any) -> dict[str, Tensor]:
