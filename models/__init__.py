@@ -203,9 +203,7 @@ def from_pretrained(
                 problem=problem,
                 dropout=rates.get("head", shape.dropout),
                 label_smoothing=label_smoothing,
-                tied=request.is_tied(raw, architecture, head, folder if pretrained else None)
-                if shape.vocab_size
-                else True,
+                tied=not shape.vocab_size or request.is_tied(raw, architecture, head, folder if pretrained else None),
             )
         request.check_used(
             head,
