@@ -2,15 +2,16 @@
 
 from data.batch import Batch
 from data.errors import DataError
-from data.loader import Cut, evaluation_batches, steps_per_epoch, training_steps
+from data.examples import TextExamples
+from data.loader import Cut, Examples, evaluation_batches, steps_per_epoch, training_steps
 from data.readers import Row, read_rows, split_rows
-from data.text import TextExamples
 from data.tokenizer import copy_tokenizer, load_tokenizer
 
 __all__ = [
     "Batch",
     "Cut",
     "DataError",
+    "Examples",
     "Row",
     "TextExamples",
     "copy_tokenizer",

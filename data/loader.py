@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,12 +22,24 @@ from data.batch import Batch
 
 
 class Examples(Protocol):
-    """What the loader needs of an encoded data set (data.text.TextExamples is one)."""
+    """An encoded data set: of texts (data/examples.py), of images (data/images.py), or augmented (data/augment.py).
 
-    def __len__(self) -> int: ...
+    epoch: of training; a data set that is augmented gives other examples in each. None: the examples as they are.
+    """
+
+    @property
+    def ids(self) -> list[str]: ...
+    @property
+    def truncated(self) -> int: ...
     @property
     def lengths(self) -> np.ndarray: ...
-    def batch(self, indices: Sequence[int] | np.ndarray) -> Batch: ...
+    @property
+    def extra(self) -> dict[str, Any]: ...
+    def __len__(self) -> int: ...
+    def batch(self, indices: Sequence[int] | np.ndarray, epoch: int | None = None) -> Batch: ...
+    def fingerprint(self) -> str: ...
+    def label_counts(self, num_labels: int) -> np.ndarray | None: ...
+    def show(self, index: int, processor: Any, labels: Sequence[str]) -> list[str]: ...
 
 
 @dataclass(frozen=True)
@@ -93,7 +105,7 @@ class _Steps(Dataset[list[Batch]]):
         if epoch != self.epoch:
             self.epoch, self.order = epoch, epoch_order(self.seed, epoch, len(self.examples))
         chosen = self.order[place * self.batch_size : (place + 1) * self.batch_size]
-        return [self.examples.batch(part) for part in cut(chosen, self.lengths, self.how)]
+        return [self.examples.batch(part, epoch) for part in cut(chosen, self.lengths, self.how)]
 
 
 def training_steps(

@@ -38,8 +38,16 @@ def locate(name: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / rest
 
 
-def read_rows(name: str, required: Sequence[str], id_column: str = "id", errors: ErrorList | None = None) -> list[Row]:
+def read_rows(
+    name: str,
+    required: Sequence[str],
+    id_column: str = "id",
+    errors: ErrorList | None = None,
+    format: str = "auto",
+) -> list[Row]:
     """Read a .jsonl, .csv or .tsv file; every row must have the `required` columns.
+
+    format: jsonl, csv or tsv; auto: as the name ends.
 
     Ids come from `id_column` where the file has it, and then no two are the same, since predictions are matched by id;
     else they are the number of the row from 1. csv is read with quotes (RFC 4180); tsv without any, since a tab cannot
@@ -49,12 +57,14 @@ def read_rows(name: str, required: Sequence[str], id_column: str = "id", errors:
     A file of which nothing can be read is a DataError at once.
     """
     path = locate(name)
-    reader = READERS.get(path.suffix.lower())
+    reader = READERS.get(path.suffix.lower() if format == "auto" else f".{format}")
     errors, collected = ErrorList() if errors is None else errors, errors is not None
     rows: list[Row] = []
     try:
         if path.is_dir():
             raise DataError(f"{name}: this is a folder; name a file, one of {', '.join(READERS)}")
+        if reader is None and format != "auto":
+            raise DataError(f"{name}: data.format = {format!r} is not of rows; use one of {', '.join(READERS)}")
         if reader is None:
             raise DataError(f"{name}: unknown kind of file {path.suffix!r}; use one of {', '.join(READERS)}")
         for line, values in reader(path, _lines(path, errors), errors, required):

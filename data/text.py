@@ -1,77 +1,23 @@
-"""Rows of text -> examples, encoded once into compact arrays and cut into packed micro-batches without a copy more."""
+"""Rows of text -> examples, encoded once into compact arrays."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from data.batch import Batch
 from data.errors import DataError, ErrorList
+from data.examples import TextExamples
 from data.readers import Row
 
-IGNORE = -100
 # Characters of the texts encoded at a time. An encoding also holds strings, and all that lies beyond max_length, some
 # 20 bytes a character: it is given back before the next ones are made.
 CHUNK = 4_000_000
-
-
-@dataclass(frozen=True)
-class TextExamples:
-    """N encoded texts: token ids end to end, and where each begins. 4 + 1 bytes a token."""
-
-    input_ids: np.ndarray  # (total,) int32
-    token_type_ids: np.ndarray  # (total,) uint8
-    offsets: np.ndarray  # (N + 1,) int64
-    labels: np.ndarray | None  # (N,) int64
-    ids: list[str]
-    truncated: int  # texts that lost tokens to max_length
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.diff(self.offsets)
-
-    @property
-    def num_targets(self) -> int:
-        return 0 if self.labels is None else int((self.labels != IGNORE).sum())
-
-    def fingerprint(self) -> str:
-        """Changes when any token, label or the order of the examples does."""
-        digest = hashlib.sha256()
-        for array in (self.input_ids, self.token_type_ids, self.offsets, self.labels):
-            if array is not None:
-                digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()[:16]
-
-    def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        """The micro-batch of these examples, in this order; an empty one for no indices."""
-        chosen = np.asarray(indices, dtype=np.int64)
-        lengths = self.offsets[chosen + 1] - self.offsets[chosen]
-        cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
-        # Position of every token of the micro-batch in the flat arrays: one gather instead of a loop over examples.
-        tokens = np.arange(cu_seqlens[-1]) + np.repeat(self.offsets[chosen] - cu_seqlens[:-1], lengths)
-        labels = None if self.labels is None else torch.from_numpy(self.labels[chosen])
-        return Batch(
-            input_ids=torch.from_numpy(self.input_ids[tokens].astype(np.int64)),
-            token_type_ids=torch.from_numpy(self.token_type_ids[tokens].astype(np.int64)),
-            cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
-            lengths=tuple(lengths.tolist()),
-            labels=labels,
-            num_targets=0 if labels is None else int((labels != IGNORE).sum()),
-            indices=tuple(chosen.tolist()),
-            ids=tuple(self.ids[i] for i in chosen),
-        )
 
 
 def check_rows(name: str, rows: Sequence[Row], columns: Sequence[str], label: str, errors: ErrorList) -> None:

@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import models
-from data import TextExamples, copy_tokenizer
+from data import Examples, copy_tokenizer
 from engine import config as configs
 from engine.config import Config, ConfigError
 from engine.distributed import Ranks, TrainingError, on_main
@@ -52,7 +52,7 @@ class Contents:
     optimizer: torch.optim.Optimizer
     amp: Precision
     tokenizer_folder: Path
-    data: tuple[TextExamples, ...]
+    data: tuple[Examples, ...]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -48,6 +48,8 @@ SCHEMA = 1  # of recipes; raised when an old one would be read wrongly
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "movie_reviews"
 MACHINE = True
+FORMATS = ("auto", "jsonl", "csv", "tsv", "parquet", "conll", "word/tag", "squad", "text", "parallel", "idx", "folder")
+SCHEMES = ("auto", "IOB1", "IOB2", "IOBES", "none")
 
 
 @dataclass(frozen=True)
@@ -125,23 +127,83 @@ class Model:
 @dataclass(frozen=True)
 class Data:
     train: str = setting(
-        "",
-        "file to learn from (.jsonl, .csv, .tsv), or package:NAME/FILE",
-        needed="name a .jsonl, .csv or .tsv file",
+        "", "file (or folder of images) to learn from, or package:NAME/FILE", needed="name the file to learn from"
     )
     validation: str = setting("", "file that decides early stopping and best; empty: held out from data.train")
     test: str = setting("", "file evaluated once at the end, with the best weights; empty: none")
     validation_fraction: float = setting(0.1, "share of data.train held out when there is no data.validation")
-    group: str = setting("", "column whose equal values stay on one side of the held-out split; empty: none")
+    format: str = setting("auto", "of the files; auto: as their names end", FORMATS)
+    group: str = setting("", "column whose equal values stay on one side of the held-out split; empty: the task's")
     id: str = setting("id", "column with the ids; without it, ids are row numbers")
-    text: str = setting("text", "column with the text", needed="name the column with the text")
-    text_pair: str = setting("", "column with a second text; empty: none")
-    label: str = setting("label", "column with the label", needed="name the column with the label")
+    text: str = setting("", "column with the text (tokens, question, source); empty: the task's usual one")
+    text_pair: str = setting("", "column with a second text (context); empty: the task's usual one, or none")
+    label: str = setting("", "column with the label (tags, answers, target); empty: the task's usual one")
     labels: tuple[str, ...] = setting((), "the label names in order, comma-separated; empty: those found, sorted")
     max_length: int = setting(128, "longer texts are cut to this many tokens", within="> 0")
+    max_target_length: int = setting(128, "longer texts to be written are cut to this many tokens", within="> 0")
+    prefix: str = setting("", "put before every source text, as 'summarize: '")
+    join: bool = setting(False, "causal-lm: texts joined and cut into blocks of max_length; false: each on its own")
+    scheme: str = setting("auto", "of entity tags; none: each tag is a class of its own", SCHEMES)
+    negative: str = setting("no_relation", "relation-extraction: the label that is no relation; not counted in F1")
+    doc_stride: int = setting(64, "question-answering: tokens that two windows of a long context share", within=">= 0")
+    max_answer_length: int = setting(30, "question-answering: tokens of an answer, at most", within="> 0")
+    no_answer_threshold: float = setting(
+        0.0, "question-answering: no answer where its score is above the best answer's by more than this"
+    )
+    bad_images: str = setting("raise", "skip: leave out images that cannot be read, and say which", ("raise", "skip"))
     workers: int = setting(
         0, "processes that prepare batches; 0: in memory, in this one", within=">= 0", machine=MACHINE
     )
+
+
+@dataclass(frozen=True)
+class TextAugment:
+    """Rates by word; in texts without spaces, by character."""
+
+    crop: float = setting(0.0, "largest share of a text that is cut off at its ends", within="in [0, 1)")
+    delete: float = setting(0.0, "share of the words left out", within="in [0, 1)")
+    swap: float = setting(0.0, "share of the words that change places with their neighbour", within="in [0, 1)")
+    mask: float = setting(0.0, "share of the words that become the tokenizer's mask", within="in [0, 1)")
+    fill: float = setting(0.0, "words of other texts put in between, as a share of a text's own", within="in [0, 1)")
+    synonyms: str = setting("", "file of synonyms, .tsv or .jsonl; empty: none")
+    synonym: float = setting(0.1, "share of the words with synonyms that become one of them", within="in [0, 1]")
+    back_translation: str = setting("", "file of other wordings by id, .jsonl: a text or one of them is taken")
+
+
+@dataclass(frozen=True)
+class ImageAugment:
+    """In the order in which they are applied; mixup and cutmix then mix two images and their labels."""
+
+    crop: float = setting(0.0, "smallest share of the area that a random crop leaves; 0: no crop", within="in [0, 1)")
+    flip: float = setting(0.0, "probability of left and right changing sides", within="in [0, 1]")
+    rotate: float = setting(0.0, "largest rotation, in degrees", within="in [0, 180]")
+    jitter: float = setting(0.0, "strength of changes of brightness, contrast and saturation", within="in [0, 1]")
+    policy: str = setting("none", "of torchvision", ("none", "randaugment", "trivialaugment"))
+    erase: float = setting(0.0, "probability of a rectangle being erased", within="in [0, 1]")
+    mixup: float = setting(0.0, "alpha of its Beta distribution; 0: none", within=">= 0")
+    cutmix: float = setting(0.0, "alpha of its Beta distribution; 0: none", within=">= 0")
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Of the training examples, anew in each epoch: a function of the seed, the epoch and the example's id."""
+
+    text: TextAugment = TextAugment()
+    image: ImageAugment = ImageAugment()
+
+
+@dataclass(frozen=True)
+class Generate:
+    """How texts are written, in evaluation and prediction; a checkpoint's own generation settings have no say."""
+
+    max_new_tokens: int = setting(64, "tokens of a text, at most", within="> 0")
+    num_beams: int = setting(1, "of beam search; 1: greedy, or sampled", within="> 0")
+    do_sample: bool = setting(False, "draw each token, from run.seed; false: take the likeliest")
+    temperature: float = setting(1.0, "sampling: below 1 keeps to what is likely, above 1 strays", within="> 0")
+    top_k: int = setting(50, "sampling: from so many of the likeliest tokens; 0: all", within=">= 0")
+    top_p: float = setting(1.0, "sampling: from the likeliest tokens of this probability together", within="in (0, 1]")
+    no_repeat_ngram_size: int = setting(0, "no run of so many tokens comes twice; 0: any may", within=">= 0")
+    length_penalty: float = setting(1.0, "beam search: a score is divided by length to this power")
 
 
 @dataclass(frozen=True)
@@ -193,6 +255,7 @@ class Eval:
     mode: str = setting("auto", "auto: a loss is better lower, all others higher", ("auto", "max", "min"))
     patience: int = setting(0, "evaluations without a new best before stopping; 0: never stop early", within=">= 0")
     min_delta: float = setting(0.0, "a new best must be better by more than this", within=">= 0")
+    samples: int = setting(3, "generated texts shown with each evaluation", within=">= 0", machine=MACHINE)
 
 
 @dataclass(frozen=True)
@@ -206,10 +269,12 @@ class Config:
     run: Run = Run()
     model: Model = Model()
     data: Data = Data()
+    augment: Augment = Augment()
     train: Train = Train()
     optim: Optim = Optim()
     regularize: Regularize = Regularize()
     eval: Eval = Eval()
+    generate: Generate = Generate()
     log: Log = Log()
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from data import Cut, TextExamples, steps_per_epoch
+from data import Cut, Examples, steps_per_epoch
 from data.loader import cut as cut_step
 from engine.config import Config, ConfigError, recipe_of, to_toml
 from models import TaskModel
@@ -15,8 +16,14 @@ from models import TaskModel
 MOST_LABELS = 20  # whose counts are shown
 
 
-def check_fit(config: Config, model: TaskModel, tokenizer: Tokenizer) -> None:
-    """ConfigError when texts or ids can exceed what the model has embeddings for."""
+def check_fit(config: Config, model: TaskModel, processor: Any) -> None:
+    """ConfigError when the inputs as `processor` prepares them do not fit what the model reads."""
+    if isinstance(processor, Tokenizer):
+        _check_tokens(config, model, processor)
+
+
+def _check_tokens(config: Config, model: TaskModel, tokenizer: Tokenizer) -> None:
+    """Texts or ids that exceed what the model has embeddings for."""
     if config.data.max_length > model.max_length:
         raise ConfigError(
             f"data.max_length = {config.data.max_length}, but {config.model.name} has {model.max_length} positions: "
@@ -38,10 +45,10 @@ def check_fit(config: Config, model: TaskModel, tokenizer: Tokenizer) -> None:
 def run(
     config: Config,
     model: TaskModel,
-    tokenizer: Tokenizer,
-    train_set: TextExamples,
-    validation_set: TextExamples,
-    test_set: TextExamples,
+    processor: Any,
+    train_set: Examples,
+    validation_set: Examples,
+    test_set: Examples,
     total_steps: int,
     cut: Cut,
 ) -> str:
@@ -56,7 +63,7 @@ def run(
         more = f" and {len(untaught) - MOST_LABELS:,} more" if len(untaught) > MOST_LABELS else ""
         parts.append(f"warning: no training example of {', '.join(map(repr, untaught[:MOST_LABELS]))}{more}")
     if full:
-        parts.append(first_examples(train_set, tokenizer, model.labels))
+        parts.append(first_examples(train_set, processor, model.labels))
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     epochs = total_steps / steps_per_epoch(len(train_set), config.train.batch_size)
@@ -68,7 +75,7 @@ def run(
     return "\n\n".join(parts) + "\n"
 
 
-def summary(name: str, examples: TextExamples, labels: tuple[str, ...]) -> str:
+def summary(name: str, examples: Examples, labels: tuple[str, ...]) -> str:
     """Counts, lengths in tokens, truncation and labels of a data set."""
     lengths = examples.lengths
     spread = ", ".join(f"{q}% {int(np.percentile(lengths, q))}" for q in (50, 95, 100))
@@ -76,35 +83,30 @@ def summary(name: str, examples: TextExamples, labels: tuple[str, ...]) -> str:
     text += f" (mean {lengths.mean():.1f}, {spread})"
     if examples.truncated:
         text += f"; {plural(examples.truncated, 'text')} cut to data.max_length"
-    if examples.labels is not None:
-        counts = np.bincount(examples.labels, minlength=len(labels))
+    counts = examples.label_counts(len(labels))
+    if counts is not None:
         shown = [f"{label} {n:,}" for label, n in zip(labels[:MOST_LABELS], counts, strict=False)]
         more = [f"and {len(labels) - MOST_LABELS:,} more"] if len(labels) > MOST_LABELS else []
         text += "\n  labels: " + ", ".join(shown + more)
     return text
 
 
-def labels_without_an_example(examples: TextExamples, labels: tuple[str, ...]) -> list[str]:
+def labels_without_an_example(examples: Examples, labels: tuple[str, ...]) -> list[str]:
     """What cannot be learned: declared and not in the file, or all held out with their groups."""
-    present = set() if examples.labels is None else set(examples.labels.tolist())
-    return [label for i, label in enumerate(labels) if i not in present]
+    counts = examples.label_counts(len(labels))
+    return [] if counts is None else [label for label, count in zip(labels, counts, strict=True) if not count]
 
 
-def first_examples(examples: TextExamples, tokenizer: Tokenizer, labels: tuple[str, ...], count: int = 3) -> str:
-    """The first `count` examples as tokens and as ids, with their labels."""
+def first_examples(examples: Examples, processor: Any, labels: tuple[str, ...], count: int = 3) -> str:
+    """The first `count` examples as the model reads them, with their labels."""
     lines = ["first encoded examples:"]
     for i in range(min(count, len(examples))):
-        ids = examples.input_ids[examples.offsets[i] : examples.offsets[i + 1]].tolist()
-        label = "" if examples.labels is None else f"  {labels[examples.labels[i]]}"
-        lines += [
-            f"  id {examples.ids[i]}{label}",
-            f"    {' '.join(str(tokenizer.id_to_token(k)) for k in ids)}",
-            f"    {ids}",
-        ]
+        first, *more = examples.show(i, processor, labels)
+        lines += [f"  {first}", *(f"    {line}" for line in more)]
     return "\n".join(lines)
 
 
-def how_it_is_cut(batch_size: int, examples: TextExamples, cut: Cut) -> str:
+def how_it_is_cut(batch_size: int, examples: Examples, cut: Cut) -> str:
     """batch_size = ranks x accumulation x micro-batch, with the real numbers where they do not divide.
 
     Under a limit in tokens the number of micro-batches varies with the lengths: that of one step is shown, as "about".

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 import models
-from data import Cut, TextExamples, evaluation_batches, load_tokenizer
+from data import Cut, Examples, evaluation_batches
 from engine import checkpoint, describe, distributed
 from engine.config import (
     Config,
     ConfigError,
+    Generate,
     all_settings,
     check,
     did_you_mean,
@@ -31,7 +32,6 @@ from engine.config import (
 )
 from engine.distributed import Ranks
 from engine.log import progress
-from engine.metrics import confusion_matrix, precision_recall_f1
 from engine.precision import Precision
 from engine.tasks import Task, find_task
 
@@ -39,13 +39,18 @@ USAGE = "python -m engine.evaluate RUN --data.test FILE [--output FILE.json] [--
 OPTIONS = {"output": "also write the metrics to this file, as one JSON object"}
 # What a trained model still listens to: how data is read (less what only training reads), and the machine.
 ONLY_TRAINING_READS = ("train", "validation", "validation_fraction", "test", "group", "labels", "workers")
-MOST_CLASSES = 20  # that the table shows
 ALWAYS_USED = ("run.device", "train.precision", "eval.batch_tokens")
 
 
 @torch.no_grad()
 def evaluate(
-    model: torch.nn.Module, examples: TextExamples, task: Task, amp: Precision, ranks: Ranks, batch_tokens: int
+    model: models.TaskModel,
+    examples: Examples,
+    task: Task,
+    amp: Precision,
+    ranks: Ranks,
+    batch_tokens: int,
+    generate: Generate,
 ) -> torch.Tensor:
     """The task's statistics summed over every example once, on all ranks. Leaves the model in its mode."""
     was_training = model.training
@@ -56,9 +61,9 @@ def evaluate(
     def measure(part: np.ndarray) -> torch.Tensor:
         batch = examples.batch(part).to(ranks.device)
         with amp.autocast():
-            out = model(batch)
+            statistics = task.measure(model, batch, examples, generate)
         update(len(part))
-        return task.statistics(out, batch)
+        return statistics.to(ranks.device)
 
     total = measure(np.empty(0, dtype=np.int64))  # zeros, also on a rank that has no example
     for part in evaluation_batches(examples, cut):
@@ -100,7 +105,9 @@ def open_model(
 
 def _is_used(key: str, more: Sequence[str]) -> bool:
     section, _, name = key.partition(".")
-    return key in ALWAYS_USED or key in more or (section == "data" and name not in ONLY_TRAINING_READS)
+    if section == "data":
+        return key in more or name not in ONLY_TRAINING_READS
+    return key in ALWAYS_USED or section == "generate"
 
 
 def check_output(name: str, source: str) -> Path:
@@ -137,43 +144,26 @@ def main(argv: Sequence[str]) -> int:
     output = check_output(own["output"], config.data.test) if "output" in own else None
     ranks = distributed.setup(config.run.device)
     task, _ = find_task(config.run.task)
-    rows = task.read(config.data.test, config.data, True)
+    data = task.columns.fill(config.data)
+    rows = task.read(data.test, data, True)
     model = models.from_pretrained(folder, head=task.head)
-    task.check_labels(config.data.test, rows, config.data, model.labels)
-    tokenizer = load_tokenizer(folder)
-    describe.check_fit(config, model, tokenizer)
-    examples = task.encode(rows, tokenizer, config.data, model.labels, True)
+    task.check_labels(data.test, rows, data, model.labels)
+    processor = task.load(folder)
+    describe.check_fit(config, model, processor)
+    examples = task.encode(rows, processor, data, model.labels, True)
     amp = Precision(config.train.precision, ranks.device)
-    statistics = evaluate(model.to(ranks.device), examples, task, amp, ranks, config.eval.batch_tokens)
+    model.to(ranks.device)
+    statistics = evaluate(model, examples, task, amp, ranks, config.eval.batch_tokens, config.generate)
     if ranks.is_main:
-        metrics = task.summarize(statistics)
+        metrics = task.summarize(statistics, model.labels)
         print(f"{folder}: {len(examples):,} examples of {config.data.test} ({examples.truncated:,} cut to max_length)")
         print("\n".join(f"{name:>10}  {value:.4f}" for name, value in metrics.items()))
-        print(per_class_table(statistics, model.labels))
+        if table := task.table(statistics, model.labels):
+            print(table)
         if output is not None:
             result = {"checkpoint": str(folder), "data": config.data.test, "examples": len(examples), **metrics}
             write_whole(output, [json.dumps(result)])
     return 0
-
-
-def per_class_table(statistics: torch.Tensor, labels: Sequence[str]) -> str:
-    """Precision, recall, F1 and count of each of the first classes, and what it was taken for."""
-    confusion = confusion_matrix(statistics)
-    values = precision_recall_f1(confusion)
-    shown = labels[:MOST_CLASSES]
-    more = len(labels) - len(shown)
-    width = max(map(len, shown))
-    header = f"{', '.join(shown)}{f' and {more:,} more' if more else ''}"
-    lines = [f"{'':>{width}}  precision  recall      f1  count  predicted as {header}"]
-    for i, label in enumerate(shown):
-        p, r, f = (values[name][i].item() for name in ("precision", "recall", "f1"))
-        counts = " ".join(f"{int(n)}" for n in confusion[i, : len(shown)])
-        if more:
-            counts += f" {int(confusion[i, len(shown) :].sum())}"  # taken for one that is not shown
-        lines.append(f"{label:>{width}}  {p:9.4f}  {r:6.4f}  {f:6.4f}  {int(confusion[i].sum()):>5}  {counts}")
-    if more:
-        lines.append(f"and {more:,} more classes")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import models
 from engine.config import Model
+from engine.tasks import Task
 from models import TaskModel
 
 
 def build_model(
-    settings: Model, head: str, labels: Sequence[str], label_smoothing: float, seed: int, resumed: Path | None
+    settings: Model, task: Task, labels: Sequence[str], label_smoothing: float, seed: int, resumed: Path | None
 ) -> tuple[TaskModel, Path]:
     """(the model on the CPU, the folder that has its tokenizer).
 
@@ -31,14 +32,18 @@ def build_model(
             keep_layers=0,
             reinit_layers=0,
         )
+    rates = start.dropout.rates()
+    if start.dropout.head is None and task.head.endswith("-lm"):
+        rates.pop("head", None)  # which has no dropout, so that `all` does not mean it
     model = models.from_pretrained(
         start.name,
-        head=head,
-        labels=labels,
+        head=task.head,
+        labels=labels or None,
+        problem=task.problem,
         init=start.init,
         head_init=start.head_init,
         pooling=start.pooling or None,
-        dropout=start.dropout.rates(),
+        dropout=rates,
         label_smoothing=label_smoothing,
         keep_layers=start.keep_layers,
         reinit_layers=start.reinit_layers,

@@ -28,6 +28,8 @@ RANGES = {
     ">= 0": lambda x: x >= 0,
     "in [0, 1)": lambda x: 0 <= x < 1,
     "in [0, 1]": lambda x: 0 <= x <= 1,
+    "in (0, 1]": lambda x: 0 < x <= 1,
+    "in [0, 180]": lambda x: 0 <= x <= 180,
 }
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import models
-from data import Cut, load_tokenizer, steps_per_epoch, training_steps
+from data import Cut, steps_per_epoch, training_steps
 from engine import checkpoint, config, describe, diagnose, distributed
 from engine.config import Config
 from engine.distributed import Ranks, StopRequest
@@ -42,33 +42,35 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     task, watched = find_task(cfg.run.task, cfg.eval.metric)
     mode = mode_of(cfg.eval, watched)
     require_tensorboard(cfg.log.tensorboard)
-    train_rows, validation_rows, test_rows, labels = read_training_data(task, cfg.data, cfg.run.seed)
+    data = task.columns.fill(cfg.data)
+    train_rows, validation_rows, test_rows, labels = read_training_data(task, data, cfg.run.seed)
 
     # 2. The model. It decides the order of the labels, since a head found in a checkpoint has its own.
     smoothing = cfg.regularize.label_smoothing
-    model, tokenizer_folder = build_model(cfg.model, task.head, labels, smoothing, cfg.run.seed, resumed)
+    model, folder_in = build_model(cfg.model, task, labels, smoothing, cfg.run.seed, resumed)
     model.to(ranks.device)
 
-    # 3. Data as examples, encoded once. How a step is cut for this machine is no part of the recipe.
-    tokenizer = load_tokenizer(tokenizer_folder)
-    describe.check_fit(cfg, model, tokenizer)
-    train_set, validation_set, test_set = (
-        task.encode(rows, tokenizer, cfg.data, model.labels, True) for rows in (train_rows, validation_rows, test_rows)
-    )
+    # 3. Data as examples, encoded once; the training ones may be augmented, anew in each epoch. How a step is cut for
+    # this machine is no part of the recipe.
+    processor = task.load(folder_in)
+    describe.check_fit(cfg, model, processor)
+    encode = task.encoder(processor, data, model.labels)
+    train_set, validation_set, test_set = encode(train_rows), encode(validation_rows), encode(test_rows)
+    train_set = task.augment(train_set, train_rows, encode, cfg.augment, cfg.run.seed)
     cut = Cut(cfg.train.micro_batch_size, cfg.train.micro_batch_tokens, ranks.rank, ranks.world_size)
     epoch_steps = steps_per_epoch(len(train_set), cfg.train.batch_size)
     total_steps = count_steps(cfg.train, epoch_steps)
     check_schedule(cfg.optim, total_steps)
     evaluate_every = cfg.eval.every or epoch_steps
     if ranks.is_main:
-        print(describe.run(cfg, model, tokenizer, train_set, validation_set, test_set, total_steps, cut), flush=True)
+        print(describe.run(cfg, model, processor, train_set, validation_set, test_set, total_steps, cut), flush=True)
     if cfg.run.dry_run:
         return {}
 
     # 4. What steps: precision, optimizer, the state of the run, and the model as all ranks share it.
     amp = Precision(cfg.train.precision, ranks.device)
     optimizer = build_optimizer(model, cfg.optim, cfg.regularize.weight_decay)
-    contents = checkpoint.Contents(cfg, model, optimizer, amp, tokenizer_folder, (train_set, validation_set))
+    contents = checkpoint.Contents(cfg, model, optimizer, amp, folder_in, (train_set, validation_set))
     state = checkpoint.restore(resumed, contents, ranks) if resumed else TrainState()
     parallel = distributed.wrap(model, ranks, train_set.batch([])).train()
 
@@ -122,10 +124,12 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
             log.train(state.step, loss / max(targets, 1), lr, grad_norm)
         if stepped and (state.step % evaluate_every == 0 or state.step == total_steps):
             clock = time.perf_counter()
-            statistics = evaluate(model, validation_set, task, amp, ranks, cfg.eval.batch_tokens)
-            metrics = task.summarize(statistics)
+            statistics = evaluate(model, validation_set, task, amp, ranks, cfg.eval.batch_tokens, cfg.generate)
+            metrics = task.summarize(statistics, model.labels)
             is_best = state.record(metrics[watched], mode, cfg.eval.min_delta)
             log.evaluation(state.step, metrics, is_best, time.perf_counter() - clock)
+            if ranks.is_main and (texts := task.samples(model, validation_set, cfg.generate, cfg.eval.samples)):
+                log.say(texts)
             if is_best:
                 checkpoint.save(folder / checkpoint.BEST, contents, state, ranks)
             checkpoint.save(folder / checkpoint.LAST, contents, state, ranks)
@@ -142,7 +146,8 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     if test_rows and state.best is not None:
         best_folder = checkpoint.open_run(str(folder / checkpoint.BEST))
         best = models.from_pretrained(best_folder, head=task.head).to(ranks.device)
-        metrics = task.summarize(evaluate(best, test_set, task, amp, ranks, cfg.eval.batch_tokens))
+        statistics = evaluate(best, test_set, task, amp, ranks, cfg.eval.batch_tokens, cfg.generate)
+        metrics = task.summarize(statistics, best.labels)
         result |= {f"test_{name}": value for name, value in metrics.items()}
     log.final(state.step, result, "all steps done" if state.step >= total_steps else "out of patience")
     return result

@@ -340,9 +340,9 @@ def test_every_setting_is_declared_in_full():
         assert override(Config(), {key: declared.default}) == Config(), key
 
 
-def test_there_are_at_most_90_settings():
+def test_there_are_at_most_105_settings():
     """A budget: what a setting would switch is often better a line of the loop."""
-    assert len(ALL) <= 90
+    assert len(ALL) <= 105
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])

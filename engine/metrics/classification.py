@@ -1,14 +1,14 @@
-"""Metrics from sums: each micro-batch adds to one vector, vectors add over ranks, and only then a metric is computed.
-
-So a metric is the same for every evaluation batch size and every number of ranks.
-"""
+"""Of classes: accuracy, precision, recall, F1, from a confusion matrix."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 IGNORE = -100
+MOST_CLASSES = 20  # that the table shows
 
 
 def classification_statistics(loss_sum: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
@@ -56,3 +56,23 @@ def precision_recall_f1(confusion: Tensor) -> dict[str, Tensor]:
         "recall": hits / actual.clamp_min(1),
         "f1": 2 * hits / (predicted + actual).clamp_min(1),
     }
+
+
+def per_class_table(statistics: Tensor, labels: Sequence[str]) -> str:
+    """Precision, recall, F1 and count of each of the first classes, and what it was taken for."""
+    confusion = confusion_matrix(statistics)
+    values = precision_recall_f1(confusion)
+    shown = labels[:MOST_CLASSES]
+    more = len(labels) - len(shown)
+    width = max(map(len, shown))
+    header = f"{', '.join(shown)}{f' and {more:,} more' if more else ''}"
+    lines = [f"{'':>{width}}  precision  recall      f1  count  predicted as {header}"]
+    for i, label in enumerate(shown):
+        p, r, f = (values[name][i].item() for name in ("precision", "recall", "f1"))
+        counts = " ".join(f"{int(n)}" for n in confusion[i, : len(shown)])
+        if more:
+            counts += f" {int(confusion[i, len(shown) :].sum())}"  # taken for one that is not shown
+        lines.append(f"{label:>{width}}  {p:9.4f}  {r:6.4f}  {f:6.4f}  {int(confusion[i].sum()):>5}  {counts}")
+    if more:
+        lines.append(f"and {more:,} more classes")
+    return "\n".join(lines)

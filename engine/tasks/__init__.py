@@ -1,0 +1,59 @@
+"""The table of the tasks, and how one is found and its files are read: one line a task, one file for those alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from data import Row, split_rows
+from data.errors import DataError
+from engine.config import ConfigError, Data, choose_from
+from engine.tasks import classification
+from engine.tasks.task import Columns, Task
+
+TASKS: dict[str, Task] = {
+    "text-classification": classification.TEXT_CLASSIFICATION,
+}
+
+__all__ = ["TASKS", "Columns", "Task", "find_task", "read_training_data"]
+
+
+def find_task(name: str, metric: str = "") -> tuple[Task, str]:
+    """The task and the metric to watch; ConfigError where a name is unknown."""
+    if name not in TASKS:
+        raise ConfigError(f"run.task = {name!r}: {choose_from(name, TASKS)}")
+    task = TASKS[name]
+    if metric and metric not in task.metrics:
+        raise ConfigError(f"eval.metric = {metric!r} is no metric of {name}: {choose_from(metric, task.metrics)}")
+    return task, metric or task.metrics[0]
+
+
+def read_training_data(task: Task, settings: Data, seed: int) -> tuple[list[Row], list[Row], list[Row], list[str]]:
+    """(training rows, validation rows, test rows, label names), all read and checked before anything is trained.
+
+    Raises DataError with all that is wrong in all files; which labels are unknown can only be said of files without
+    another error, since the training file says which are known.
+    """
+    names = [name for name in (settings.train, settings.validation, settings.test) if name]
+    rows = _for_each(names, lambda name: task.read(name, settings, True))
+    labels = task.find_labels(settings.train, rows[settings.train], settings)
+    _for_each(names, lambda name: task.check_labels(name, rows[name], settings, labels))
+    test_rows = rows.get(settings.test, [])
+    if settings.validation:
+        return rows[settings.train], rows[settings.validation], test_rows, labels
+    label = settings.label if task.stratify else ""
+    train_rows, held_out = split_rows(rows[settings.train], settings.validation_fraction, seed, settings.group, label)
+    return train_rows, held_out, test_rows, labels
+
+
+def _for_each(names: Sequence[str], function: Callable[[str], Any]) -> dict[str, Any]:
+    """{name: function(name)}, each once and in their order; the DataErrors of all of them are raised as one."""
+    results, errors = {}, []
+    for name in dict.fromkeys(names):
+        try:
+            results[name] = function(name)
+        except DataError as error:
+            errors.append(str(error))
+    if errors:
+        raise DataError("\n".join(errors))
+    return results

@@ -1,0 +1,85 @@
+"""What a task is: how its rows are read and encoded, which head learns it, how it is measured and predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from data import Batch, Examples, Row, load_tokenizer
+from engine.config import Augment, Data, Generate
+from models import TaskModel
+
+Encode = Callable[[list[Row]], Examples]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of the columns where the recipe leaves them open; "": there is none."""
+
+    text: str = "text"
+    text_pair: str = ""
+    label: str = "label"
+    group: str = ""
+
+    def fill(self, settings: Data) -> Data:
+        """The settings with a name for each column that the task has."""
+        return replace(
+            settings,
+            text=settings.text or self.text,
+            text_pair=settings.text_pair or self.text_pair,
+            label=settings.label or self.label,
+            group=settings.group or ("" if settings.validation else self.group),
+        )
+
+
+def no_labels(name: str, rows: list[Row], settings: Data) -> list[str]:
+    """Of a task that has no classes."""
+    return []
+
+
+def any_labels(name: str, rows: list[Row], settings: Data, labels: Sequence[str]) -> None:
+    """Of a task whose targets were checked when they were read."""
+
+
+def not_augmented(examples: Examples, rows: list[Row], encode: Encode, settings: Augment, seed: int) -> Examples:
+    """Of a task that has no augmentation: a setting of it would have no effect, so it is refused elsewhere."""
+    return examples
+
+
+def no_text(*_: Any) -> str:
+    """Of a task that has nothing more to show."""
+    return ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One value a task; engine/tasks/__init__.py has the table. Rows that are bad raise one DataError with all of them.
+
+    measure: runs the model on a batch and returns a fp64 vector that adds over batches and ranks, zeros for an empty
+    batch. predict: one output row for each example of a batch, in its order; the engine adds the ids.
+    """
+
+    head: str  # a key of models.HEADS
+    metrics: tuple[str, ...]  # names; the first is watched unless eval.metric names another
+    read: Callable[[str, Data, bool], list[Row]]  # (file, settings, with labels)
+    encode: Callable[[list[Row], Any, Data, Sequence[str], bool], Examples]  # (rows, processor, settings, labels, with)
+    measure: Callable[[TaskModel, Batch, Any, Generate], Tensor]
+    summarize: Callable[[Tensor, Sequence[str]], dict[str, float]]
+    predict: Callable[[TaskModel, Batch, Any, Generate], list[dict[str, Any]]]
+    find_labels: Callable[[str, list[Row], Data], list[str]] = no_labels
+    check_labels: Callable[[str, list[Row], Data, Sequence[str]], None] = any_labels
+    columns: Columns = Columns()
+    problem: str | None = None  # of a classifier: single-label, multi-label, regression
+    stratify: bool = False  # is each label held out in proportion?
+    load: Callable[[Path], Any] = load_tokenizer  # what a checkpoint folder prepares its inputs with
+    augment: Callable[[Any, list[Row], Encode, Augment, int], Examples] = not_augmented
+    samples: Callable[[TaskModel, Any, Generate, int], str] = no_text  # (.., count): shown after an evaluation
+    table: Callable[[Tensor, Sequence[str]], str] = no_text  # what `engine.evaluate` prints beside the metrics
+
+    def encoder(self, processor: Any, settings: Data, labels: Sequence[str]) -> Encode:
+        """How labelled rows become examples."""
+        return lambda rows: self.encode(rows, processor, settings, labels, True)
