@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import DataError, ErrorList
+from data.parquet import read_parquet
 
 MAX_LINE = 1_000_000  # characters; a longer line is a broken file, not a text
 
@@ -45,9 +46,9 @@ def read_rows(
     errors: ErrorList | None = None,
     format: str = "auto",
 ) -> list[Row]:
-    """Read a .jsonl, .csv or .tsv file; every row must have the `required` columns.
+    """Read a .jsonl, .csv, .tsv or .parquet file; every row must have the `required` columns.
 
-    format: jsonl, csv or tsv; auto: as the name ends.
+    format: jsonl, csv, tsv or parquet; auto: as the name ends.
 
     Ids come from `id_column` where the file has it, and then no two are the same, since predictions are matched by id;
     else they are the number of the row from 1. csv is read with quotes (RFC 4180); tsv without any, since a tab cannot
@@ -220,7 +221,7 @@ def _name_columns(
                 errors.add(path, line, f"{len(fields)} fields, the header has {len(header)}")
 
 
-READERS = {".jsonl": _read_jsonl, ".csv": _read_csv, ".tsv": _read_tsv}
+READERS = {".jsonl": _read_jsonl, ".csv": _read_csv, ".tsv": _read_tsv, ".parquet": read_parquet}
 
 
 def split_rows(
