@@ -1,35 +1,61 @@
-"""What a recipe's [augment] means to each kind of task: which operations keep its labels true, and on which columns."""
+"""What [augment] means to each kind of task: which changes keep its labels true, and of which columns.
+
+Each function has the signature of Task.augment: (encoded examples, their rows, how rows are encoded, [augment], seed)
+-> the examples that training sees. A change that would make a label wrong is refused by its setting's name, and so is
+one that would have no effect.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
-from data import Row
-from data.loader import Examples
-from engine.config import Augment, Data
+from data import Examples, Row
+from data import augment as texts
+from data.schemes import mark_entities
+from engine.config import Augment, ConfigError, Data, ImageAugment, TextAugment
+
+EVERY = ("crop", "delete", "swap", "mask", "fill", "synonyms", "back_translation")
+IN_PLACE = ("mask", "synonyms")  # after which every other word is where it was
 
 
 @dataclass(frozen=True)
 class Encode:
-    """rows -> examples as this run encodes its training data, and what it does it with."""
+    """rows -> examples as a run encodes its training data, and what it does so with."""
 
-    function: Callable[..., Any]  # Task.encode
+    function: Callable[[list[Row], Any, Data, Sequence[str], bool], Examples]  # Task.encode
     processor: Any  # the tokenizer, or the preprocessing of images
     settings: Data
     labels: tuple[str, ...]
+    read: Callable[[str, Data, bool], list[Row]]  # Task.read
 
-    def __call__(self, rows: list[Row]) -> Any:
+    def __call__(self, rows: list[Row]) -> Examples:
         return self.function(rows, self.processor, self.settings, self.labels, True)
 
 
 def augment_texts(examples: Examples, rows: list[Row], encode: Encode, settings: Augment, seed: int) -> Examples:
-    return examples
+    """Of a label of the whole text, or pair of texts: any change, of both."""
+    columns = [column for column in (encode.settings.text, encode.settings.text_pair) if column]
+    return _augment_columns(examples, rows, encode, settings, seed, columns)
+
+
+def augment_sources(examples: Examples, rows: list[Row], encode: Encode, settings: Augment, seed: int) -> Examples:
+    """Of a text that is written from another: any change of the source; the target never changes."""
+    return _augment_columns(examples, rows, encode, settings, seed, [encode.settings.text])
 
 
 def augment_tagged(examples: Examples, rows: list[Row], encode: Encode, settings: Augment, seed: int) -> Examples:
-    return examples
+    """Of a tag for each word: words are masked, replaced one by one, or left out together with their tags."""
+    if not _wanted(settings, ("delete", *IN_PLACE), "each word has a label"):
+        return examples
+    data, changes = encode.settings, _changes(settings.text, encode, rows, [])
+    entities = data.scheme != "none" and mark_entities(encode.labels)
+
+    def change(row: Row, rng: Any) -> Row:
+        return texts.change_tagged(row, rng, changes, data.text, data.label, entities)
+
+    return _augmented(examples, rows, encode, change, changes, seed)
 
 
 def augment_questions(examples: Examples, rows: list[Row], encode: Encode, settings: Augment, seed: int) -> Examples:
@@ -40,9 +66,79 @@ def augment_relations(examples: Examples, rows: list[Row], encode: Encode, setti
     return examples
 
 
-def augment_sources(examples: Examples, rows: list[Row], encode: Encode, settings: Augment, seed: int) -> Examples:
-    return examples
-
-
 def refuse_augmentation(examples: Examples, rows: list[Row], encode: Encode, settings: Augment, seed: int) -> Examples:
+    """Of a text that is itself what is learned, as by a language model, which would learn the changes."""
+    _wanted(settings, (), "what is learned is the text itself")
     return examples
+
+
+def _augment_columns(
+    examples: Examples, rows: list[Row], encode: Encode, settings: Augment, seed: int, columns: list[str]
+) -> Examples:
+    if not _wanted(settings, EVERY, ""):
+        return examples
+    changes = _changes(settings.text, encode, rows, columns)
+
+    def change(row: Row, rng: Any) -> Row:
+        return texts.change_text(row, rng, changes, columns)
+
+    return _augmented(examples, rows, encode, change, changes, seed)
+
+
+def _augmented(
+    examples: Examples, rows: list[Row], encode: Encode, change: texts.Change, changes: texts.TextChanges, seed: int
+) -> Examples:
+    files = texts.digest(changes.synonyms, changes.wordings)
+    return texts.Augmented(examples, rows, encode, change, seed, files)
+
+
+def _wanted(settings: Augment, allowed: Sequence[str], why: str) -> bool:
+    """Whether any change is asked for. ConfigError for all that this task refuses, or that would have no effect."""
+    default, errors = TextAugment(), []
+    set_here = [f.name for f in fields(TextAugment) if getattr(settings.text, f.name) != getattr(default, f.name)]
+    what = f"choose from {', '.join(f'augment.text.{name}' for name in allowed)}" if allowed else "leave it out"
+    for name in set_here:
+        if name in EVERY and name not in allowed:
+            errors.append(
+                f"augment.text.{name} = {getattr(settings.text, name)!r} would be wrong here, as {why}: {what}"
+            )
+    if "synonym" in set_here and not settings.text.synonyms:
+        errors.append(
+            f"augment.text.synonym = {settings.text.synonym} has no effect: augment.text.synonyms names no file"
+        )
+    if settings.text.synonyms and not settings.text.synonym:
+        errors.append("augment.text.synonym = 0 leaves augment.text.synonyms without effect: drop one of them")
+    for field in fields(ImageAugment):
+        if (value := getattr(settings.image, field.name)) != getattr(ImageAugment(), field.name):
+            errors.append(f"augment.image.{field.name} = {value!r} has no effect on text: leave it out")
+    if errors:
+        raise ConfigError("\n".join(errors))
+    return bool(set_here)
+
+
+def _changes(settings: TextAugment, encode: Encode, rows: Sequence[Row], columns: Sequence[str]) -> texts.TextChanges:
+    """The settings with what they need: the mask, the words, the files. columns: whose words `fill` draws from."""
+    mask = texts.mask_token(encode.processor) if settings.mask else ""
+    if settings.mask and not mask:
+        raise ConfigError(
+            f"augment.text.mask = {settings.mask} needs a tokenizer with a mask token, {' or '.join(texts.MASKS)}, and "
+            "this checkpoint's has none: use augment.text.delete"
+        )
+    wordings: dict[str, list[str]] = {}
+    if settings.back_translation:
+        data = encode.settings
+        # The file may have other wordings of rows that are held out, which stay as they are.
+        known = rows if data.validation else encode.read(data.train, data, True)
+        wordings = texts.read_wordings(settings.back_translation, [row.id for row in known])
+    return texts.TextChanges(
+        crop=settings.crop,
+        delete=settings.delete,
+        swap=settings.swap,
+        mask=settings.mask,
+        fill=settings.fill,
+        synonym=settings.synonym,
+        mask_token=mask,
+        words=texts.distinct_words(row.values[c] for row in rows for c in columns) if settings.fill else (),
+        synonyms=texts.read_synonyms(settings.synonyms) if settings.synonyms else {},
+        wordings=wordings,
+    )

@@ -10,10 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from data import Batch, Examples, Row, load_tokenizer
-from engine.config import Augment, Data, Generate
+from engine.config import Augment, ConfigError, Data, Generate
+from engine.tasks.augmenting import Encode, refuse_augmentation
 from models import TaskModel
-
-Encode = Callable[[list[Row]], Examples]
 
 
 @dataclass(frozen=True)
@@ -26,14 +25,12 @@ class Columns:
     group: str = ""
 
     def fill(self, settings: Data) -> Data:
-        """The settings with a name for each column that the task has."""
-        return replace(
-            settings,
-            text=settings.text or self.text,
-            text_pair=settings.text_pair or self.text_pair,
-            label=settings.label or self.label,
-            group=settings.group or ("" if settings.validation else self.group),
-        )
+        """The settings with a name for each column that the task has; ConfigError where two have the same."""
+        names = {name: getattr(settings, name) or getattr(self, name) for name in ("text", "text_pair", "label")}
+        used = [name for name in names.values() if name]
+        if twice := [f"data.{key} = {name!r}" for key, name in names.items() if name and used.count(name) > 1]:
+            raise ConfigError(f"{', '.join(twice)} must differ")
+        return replace(settings, **names, group=settings.group or ("" if settings.validation else self.group))
 
 
 def no_labels(name: str, rows: list[Row], settings: Data) -> list[str]:
@@ -43,11 +40,6 @@ def no_labels(name: str, rows: list[Row], settings: Data) -> list[str]:
 
 def any_labels(name: str, rows: list[Row], settings: Data, labels: Sequence[str]) -> None:
     """Of a task whose targets were checked when they were read."""
-
-
-def not_augmented(examples: Examples, rows: list[Row], encode: Encode, settings: Augment, seed: int) -> Examples:
-    """Of a task that has no augmentation: a setting of it would have no effect, so it is refused elsewhere."""
-    return examples
 
 
 def no_text(*_: Any) -> str:
@@ -76,10 +68,10 @@ class Task:
     problem: str | None = None  # of a classifier: single-label, multi-label, regression
     stratify: bool = False  # is each label held out in proportion?
     load: Callable[[Path], Any] = load_tokenizer  # what a checkpoint folder prepares its inputs with
-    augment: Callable[[Any, list[Row], Encode, Augment, int], Examples] = not_augmented
+    augment: Callable[[Any, list[Row], Encode, Augment, int], Examples] = refuse_augmentation
     samples: Callable[[TaskModel, Any, Generate, int], str] = no_text  # (.., count): shown after an evaluation
     table: Callable[[Tensor, Sequence[str]], str] = no_text  # what `engine.evaluate` prints beside the metrics
 
     def encoder(self, processor: Any, settings: Data, labels: Sequence[str]) -> Encode:
         """How labelled rows become examples."""
-        return lambda rows: self.encode(rows, processor, settings, labels, True)
+        return Encode(self.encode, processor, settings, tuple(labels), self.read)
