@@ -1,0 +1,123 @@
+"""Tags of words: IOB1, IOB2 and IOBES for entities, told apart and checked; all other tags are classes as they are.
+
+IOB1 (Ramshaw & Marcus 1995): every word of an entity is I-TYPE, but the first one is B-TYPE where the entity before it
+has the same type and ends right there. IOB2 (Tjong Kim Sang & Veenstra 1999): the first word always is B-TYPE. IOBES:
+also, the last word is E-TYPE, and an entity of one word S-TYPE. In all three a word outside of entities is O.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+OUTSIDE = "O"
+PREFIXES = {"IOB1": "BI", "IOB2": "BI", "IOBES": "BIES"}
+ENTITY_TAG = re.compile(r"([BIES])-(.+)", re.DOTALL)
+
+
+def split_tag(tag: str) -> tuple[str, str]:
+    """(prefix, type): ("B", "PER") of B-PER, ("O", "") of O, and ("", tag) of what is no tag of an entity."""
+    if tag == OUTSIDE:
+        return OUTSIDE, ""
+    match = ENTITY_TAG.fullmatch(tag)
+    return (match[1], match[2]) if match else ("", tag)
+
+
+def mark_entities(tags: Iterable[str]) -> bool:
+    """Do these tags mark entities? So they do where all but O have a prefix; where there is an O, one prefix is enough,
+    so that a slip among the tags of entities is an error in them and does not turn them into something else.
+    """
+    names = set(tags)
+    prefixes = {split_tag(tag)[0] for tag in names}
+    return bool(prefixes & set("BIES")) and ("" not in prefixes or OUTSIDE in names)
+
+
+def find_scheme(sentences: Sequence[Sequence[str]], setting: str = "auto") -> str:
+    """IOB1, IOB2, IOBES, or none; `setting` unless that is auto.
+
+    IOB1 and IOB2 have the same tags: it is the one that fewer tags break, IOB2 if none or as many do.
+    """
+    if setting != "auto":
+        return setting
+    names = {tag for tags in sentences for tag in tags}
+    if not mark_entities(names):
+        return "none"
+    if any(split_tag(tag)[0] in ("E", "S") for tag in names):
+        return "IOBES"
+    broken = {scheme: sum(len(breaches(tags, scheme)) for tags in sentences) for scheme in ("IOB2", "IOB1")}
+    return min(broken, key=lambda scheme: broken[scheme])  # the first of equals
+
+
+def breaches(tags: Sequence[str], scheme: str) -> list[tuple[int, str]]:
+    """(place, reason) of each tag that `scheme` does not allow there, or at all."""
+    found = []
+    before, open_type = OUTSIDE, ""  # open_type: of the entity that the tag before belongs to, and may go on
+    for i, tag in enumerate(tags):
+        prefix, kind = split_tag(tag)
+        if prefix not in (OUTSIDE, *PREFIXES[scheme]):
+            allowed = ", ".join(f"{letter}-TYPE" for letter in PREFIXES[scheme])
+            found.append((i, f"{tag!r} is no tag of {scheme}, whose tags are O, {allowed}; data.scheme names another"))
+            before, open_type = OUTSIDE, ""
+            continue
+        goes_on = bool(open_type) and kind == open_type
+        if scheme == "IOB2" and prefix == "I" and not goes_on:
+            found.append((i, f"{tag!r} after {before!r}: in IOB2 an entity begins with 'B-{kind}'"))
+        elif scheme == "IOB1" and prefix == "B" and not goes_on:
+            found.append((i, f"{tag!r} after {before!r}: in IOB1 it only parts two entities of one type"))
+        elif scheme == "IOBES" and prefix in ("I", "E") and not goes_on:
+            found.append((i, f"{tag!r} after {before!r}: in IOBES an entity begins with 'B-{kind}' or is 'S-{kind}'"))
+        elif scheme == "IOBES" and open_type and prefix not in ("I", "E"):
+            found.append((i, f"{tag!r} after {before!r}: in IOBES an entity ends with 'E-{open_type}'"))
+        before, open_type = tag, kind if prefix in ("B", "I") else ""
+    if scheme == "IOBES" and open_type:
+        found.append((len(tags) - 1, f"{before!r} is the last tag: in IOBES an entity ends with 'E-{open_type}'"))
+    return found
+
+
+def complete(tags: Iterable[str], scheme: str) -> list[str]:
+    """The classes to be learned, sorted: the tags, O, and all of each type, since some may be in other files only.
+
+    IOB1's B-TYPE is too rare to be expected, so nothing is added there but O.
+    """
+    names = set(tags)
+    if scheme != "none":
+        names.add(OUTSIDE)
+    if scheme in ("IOB2", "IOBES"):
+        types = {kind for prefix, kind in map(split_tag, names) if prefix in PREFIXES[scheme]}
+        names |= {f"{prefix}-{kind}" for prefix in PREFIXES[scheme] for kind in types}
+    return sorted(names)
+
+
+def tag_entities(entities: Sequence[tuple[int, int, str]], count: int, scheme: str = "IOB2") -> list[str]:
+    """The tags of `count` words; entities: (first word, one after the last, type), in order and without overlap."""
+    tags = [OUTSIDE] * count
+    for start, end, kind in entities:
+        tags[start:end] = [f"I-{kind}"] * (end - start)
+        if scheme == "IOB1":
+            adjacent = start and split_tag(tags[start - 1])[1] == kind
+            tags[start] = f"B-{kind}" if adjacent else f"I-{kind}"
+        elif scheme == "IOBES" and end - start == 1:
+            tags[start] = f"S-{kind}"
+        else:
+            tags[start] = f"B-{kind}"
+            if scheme == "IOBES":
+                tags[end - 1] = f"E-{kind}"
+    return tags
+
+
+def find_entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
+    """(first word, one after the last, type) of each entity, by the rules of CoNLL's conlleval for all three schemes.
+
+    A word goes on with the entity of the word before it if it is I or E, that one B or I, and both have one type; every
+    other word that is not O begins an entity. So tags that break the scheme, as a model may predict, mark entities too.
+    """
+    found: list[tuple[int, int, str]] = []
+    open_type = ""
+    for i, tag in enumerate(tags):
+        prefix, kind = split_tag(tag)
+        if prefix in ("I", "E") and open_type and kind == open_type:
+            found[-1] = (found[-1][0], i + 1, kind)
+        elif prefix and prefix != OUTSIDE:
+            found.append((i, i + 1, kind))
+        open_type = kind if prefix in ("B", "I") else ""
+    return found
