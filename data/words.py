@@ -75,7 +75,12 @@ class Words:
     cut: int  # words that lost their tokens to max_length
     unreadable: int  # words the tokenizer makes nothing of, as of a lone control character
     rows: Sequence[Row]
+    column: str  # of the words, in the rows
     entities: bool  # do the tags mark entities?
+
+    def part(self, index: int) -> slice:
+        """Where the words of example `index` are."""
+        return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
 
 
 def encode_tagged(
@@ -124,6 +129,7 @@ def encode_tagged(
         cut=cut,
         unreadable=unreadable,
         rows=rows,
+        column=text,
         entities=entities,
     )
     return TextExamples(
