@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from engine.config import Eval
 
+LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")
+
 
 @dataclass
 class TrainState:
@@ -41,4 +43,4 @@ def mode_of(settings: Eval, metric: str) -> str:
     """Is the watched metric better when "max" or "min"?"""
     if settings.mode != "auto":
         return settings.mode
-    return "min" if metric == "loss" else "max"
+    return "min" if metric in LOWER_IS_BETTER else "max"

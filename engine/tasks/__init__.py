@@ -8,12 +8,14 @@ from typing import Any
 from data import Row, split_rows
 from data.errors import DataError
 from engine.config import ConfigError, Data, choose_from
-from engine.tasks import classification, tagging
+from engine.tasks import classification, language, tagging
 from engine.tasks.task import Columns, Task
 
 TASKS: dict[str, Task] = {
     "text-classification": classification.TEXT_CLASSIFICATION,
     "token-classification": tagging.TOKEN_CLASSIFICATION,
+    "causal-lm": language.CAUSAL_LM,
+    "dialogue": language.DIALOGUE,
 }
 
 __all__ = ["TASKS", "Columns", "Task", "find_task", "read_training_data"]

@@ -1,0 +1,39 @@
+"""How well a language model predicts: sums of losses, hits, tokens and bytes, and what is computed from them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from data.batch import IGNORE
+
+
+def language_statistics(loss_sum: Tensor, logits: Tensor, labels: Tensor, num_bytes: int) -> Tensor:
+    """[sum of losses, tokens predicted rightly, tokens, bytes of their text] in fp64.
+
+    logits: (targets, V), of the tokens with a target only; labels: (T,), IGNORE where there is none.
+    """
+    targets = labels[labels != IGNORE]
+    hits = (logits.argmax(-1) == targets).sum()
+    sums = torch.tensor([0.0, 0.0, len(targets), num_bytes], dtype=torch.float64, device=logits.device)
+    sums[0], sums[1] = loss_sum, hits
+    return sums
+
+
+def language_metrics(statistics: Tensor) -> dict[str, float]:
+    """perplexity, bits_per_byte, loss (nats a token) and token_accuracy.
+
+    Perplexity is exp(loss), infinite where that overflows; it depends on the tokenizer, whose tokens it is a mean over.
+    Bits per byte, the sum of the losses / ln 2 / UTF-8 bytes of the text, does not; the ends of texts, which have no
+    bytes, are in its sum too.
+    """
+    loss_sum, hits, tokens, num_bytes = statistics.cpu()
+    loss = loss_sum / tokens
+    return {
+        "perplexity": loss.exp().item(),
+        "bits_per_byte": (loss_sum / math.log(2) / num_bytes).item(),
+        "loss": loss.item(),
+        "token_accuracy": (hits / tokens).item(),
+    }
