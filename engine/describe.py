@@ -9,6 +9,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from data import Cut, Examples, steps_per_epoch
+from data.image import Preprocessing
 from data.loader import cut as cut_step
 from engine.config import Config, ConfigError, recipe_of, to_toml
 from models import TaskModel
@@ -18,7 +19,7 @@ MOST_LABELS = 20  # whose counts are shown
 
 def check_fit(config: Config, model: TaskModel, processor: Any) -> None:
     """ConfigError when the inputs as `processor` prepares them do not fit what the model reads."""
-    if isinstance(processor, Tokenizer):
+    if not isinstance(processor, Preprocessing):  # of images, which a ViT scales its positions to
         _check_tokens(config, model, processor)
 
 

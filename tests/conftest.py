@@ -88,6 +88,8 @@ def tiny_config(checkpoint_folder: Path, reviews: Path, folder: Path, overrides:
         "data.train": str(reviews),
         "data.max_length": 32,
         "train.batch_size": 16,
+        "data.text": "text",
+        "data.label": "label",
         "train.max_steps": 20,
         "optim.lr": 1e-3,
         "eval.every": 5,
@@ -138,7 +140,9 @@ class StopAfter(QuietStop):
 def scripted(monkeypatch: pytest.MonkeyPatch, values: list[float], metric: str = "accuracy") -> None:
     """One metric takes these values, one an evaluation."""
     script, task = iter(values), TASKS["text-classification"]
-    patched = replace(task, summarize=lambda statistics: task.summarize(statistics) | {metric: next(script)})
+    patched = replace(
+        task, summarize=lambda statistics, labels: task.summarize(statistics, labels) | {metric: next(script)}
+    )
     monkeypatch.setitem(TASKS, "text-classification", patched)
 
 

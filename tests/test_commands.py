@@ -6,7 +6,6 @@ import csv
 import json
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from engine import config as configs
 from engine import evaluate, predict
 from engine.config import Config, ConfigError
 from engine.distributed import TrainingError
-from engine.tasks import find_task
+from engine.metrics.classification import per_class_table
 from models import ModelError
 
 
@@ -110,7 +109,7 @@ def test_the_table_of_classes_shows_the_first_ones_and_counts_the_others(count):
     confusion = torch.zeros(count, count, dtype=torch.float64)
     confusion[0, 0], confusion[1, -1], confusion[1, -2], confusion[-1, 0] = 7, 2, 3, 5
     statistics = torch.cat([torch.zeros(1), confusion.flatten()])
-    lines = evaluate.per_class_table(statistics, [f"class{i}" for i in range(count)]).splitlines()
+    lines = per_class_table(statistics, [f"class{i}" for i in range(count)]).splitlines()
     if count <= 20:
         assert len(lines) == count + 1
         assert lines[0].endswith(f", class{count - 1}")
@@ -245,23 +244,6 @@ def test_a_disk_that_fails_is_one_sentence(trained, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_rows_are_made_as_they_are_written(monkeypatch):
-    monkeypatch.setattr(predict, "ROWS", 4)
-    made = []
-
-    def few(logits, labels):
-        made.append(len(logits))
-        return task.predict(logits, labels)
-
-    task = find_task("text-classification")[0]
-    logits, names = torch.randn(10, 3), [f"r{i}" for i in range(10)]
-    rows = predict.rows_of(names, logits, replace(task, predict=few), "abc")
-    assert next(rows)["id"] == "r0"
-    assert made == [4]
-    assert [row["id"] for row in rows] == names[1:]
-    assert made == [4, 4, 2]
-
-
 # ---- mistakes: each is one sentence that names what is wrong, before any work
 
 MISTAKES = {
@@ -277,7 +259,7 @@ MISTAKES = {
     "other command": (["RUN", "--data.test=x"], "--data.test has no effect"),
     "bad value": (["RUN", "--input=texts.tsv", "--output=p.jsonl", "--run.device=gpu"], "run.device = 'gpu': choose"),
     "no such input": (["RUN", "--input=no.tsv", "--output=p.jsonl"], "no.tsv: no such file"),
-    "unknown format": (["RUN", "--input=texts.parquet", "--output=p.jsonl"], "unknown kind of file '.parquet'"),
+    "unknown format": (["RUN", "--input=texts.xls", "--output=p.jsonl"], "unknown kind of file '.xls'"),
     "no folder": (["RUN", "--input=texts.tsv", "--output=no/p.jsonl"], "there is no folder 'no'"),
     "a folder": (["RUN", "--input=texts.tsv", "--output=."], "'.' is a folder; name a file"),
     "same file": (["RUN", "--input=texts.tsv", "--output=./texts.tsv"], "is the file that is read"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
 from engine import config as configs
 from engine import settings
 from engine.config import Config, ConfigError, Dropout, check, override, parse, read_recipe, split_arguments, to_toml
+from engine.tasks import Columns
 
 USAGE = "usage"
 ALL = settings.all_settings(Config())
@@ -178,8 +179,9 @@ def test_every_unknown_or_wrong_setting_is_reported_at_once(tmp_path):
 def test_every_range_is_enforced_and_its_default_lies_within(key):
     within = ALL[key].metadata["within"]
     check(RUNNABLE)
-    outside = {"> 0": (0, -1), ">= 0": (-1,), "in [0, 1)": (-0.1, 1), "in [0, 1]": (-0.1, 1.1)}[within]
-    for value in outside:
+    outside = {"> 0": (0, -1), ">= 0": (-1,), "in [0, 1)": (-0.1, 1), "in [0, 1]": (-0.1, 1.1)}
+    outside |= {"in (0, 1]": (0, 1.1), "in [0, 180]": (-1, 181)}
+    for value in outside[within]:
         error = error_of(check, override(RUNNABLE, {key: value}))
         assert f"{key} = {settings.get(override(Config(), {key: value}), key)} must be {within}" in error
 
@@ -187,13 +189,10 @@ def test_every_range_is_enforced_and_its_default_lies_within(key):
 CONTRADICTIONS = [
     ({"model.name": ""}, ["model.name"]),
     ({"data.train": ""}, ["data.train"]),
-    ({"data.text": ""}, ["data.text"]),
     ({"model.sha256": "abc"}, ["model.sha256 = 'abc'"]),
     ({"data.validation_fraction": 0}, ["data.validation_fraction = 0.0", "data.validation"]),
     ({"data.validation_fraction": 1}, ["data.validation_fraction = 1.0", "data.validation"]),
     ({"data.group": "g", "data.validation": "v.tsv"}, ["data.group", "data.validation"]),
-    ({"data.text_pair": "text"}, ["data.text = 'text'", "data.text_pair = 'text'"]),
-    ({"data.label": "text"}, ["data.text = 'text'", "data.label = 'text'"]),
     ({"data.labels": ("a", "a")}, ["data.labels = ['a', 'a']"]),
     ({"data.labels": ("a",)}, ["data.labels = ['a']"]),
     ({"train.micro_batch_size": 1, "train.micro_batch_tokens": 1}, ["micro_batch_size", "micro_batch_tokens"]),
@@ -399,3 +398,21 @@ def test_a_nested_section_is_a_field_like_any_other():
     assert changed.model.dropout == Dropout(all=0.5)
     assert changed.model.name == RUNNABLE.model.name
     assert RUNNABLE.model.dropout == Dropout()
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"text_pair": "text"}, "data.text = 'text', data.text_pair = 'text'"),
+        ({"text": "label"}, "data.text = 'label', data.label = 'label'"),
+    ],
+)
+def test_two_columns_of_one_name_are_refused_also_where_the_task_names_one(given, named):
+    with pytest.raises(ConfigError, match=f"{named} must differ"):
+        Columns().fill(replace(Config().data, **given))
+
+
+def test_a_column_that_the_recipe_leaves_open_is_the_tasks():
+    data = Columns("question", "context", "answers", "context").fill(replace(Config().data, text="ask"))
+    assert (data.text, data.text_pair, data.label, data.group) == ("ask", "context", "answers", "context")
+    assert Columns(group="context").fill(replace(data, group="", validation="v.json")).group == ""

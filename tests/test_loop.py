@@ -33,7 +33,7 @@ from torch import nn
 import models
 from data import load_tokenizer
 from engine import checkpoint, train
-from engine.config import ConfigError, override
+from engine.config import ConfigError, Generate, override
 from engine.distributed import StopRequest, TrainingError, run_command
 from engine.evaluate import evaluate
 from engine.log import RunLog
@@ -135,7 +135,8 @@ def test_the_test_data_is_measured_once_with_the_best_weights(tiny, tmp_path, mo
         model = models.from_pretrained(folder, head=task.head)
         rows = task.read(str(test), config.data, True)
         examples = task.encode(rows, load_tokenizer(folder), config.data, model.labels, True)
-        losses[name] = task.summarize(evaluate(model, examples, task, Precision("fp32", CPU.device), CPU, 4096))["loss"]
+        statistics = evaluate(model, examples, task, Precision("fp32", CPU.device), CPU, 4096, Generate())
+        losses[name] = task.summarize(statistics, model.labels)["loss"]
     assert result["test_loss"] == losses["best"] != losses["last"]
     assert logged_rows(config.run.folder)[-1]["test_loss"] == losses["best"]
 

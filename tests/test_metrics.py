@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.config import Eval
-from engine.metrics import (
+from engine.metrics.classification import (
     IGNORE,
     classification_metrics,
     classification_statistics,

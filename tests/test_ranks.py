@@ -6,6 +6,7 @@ This file is also what torchrun runs: each scenario is a function called on ever
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from data import DataError, TextExamples
 from engine import checkpoint, config, distributed, evaluate, predict, train
 from engine.config import Config, ConfigError, override
 from engine.distributed import Ranks, StopRequest, TrainingError
+from engine.tasks import TASKS
 from models import ModelError
 
 WITHOUT_DROPOUT = {"model.dropout.all": 0.0, "optim.lr": 1e-4, "train.max_steps": 8, "eval.every": 4}
@@ -40,6 +42,9 @@ SETTINGS = {
     "from one rank": WITHOUT_DROPOUT | {"train.micro_batch_size": 3},
 }
 COUNTS = [1, 2, 5, 33]
+PRINTS_STATISTICS = replace(
+    TASKS["text-classification"], table=lambda statistics, labels: json.dumps(statistics.tolist())
+)
 
 
 class Watch:
@@ -112,7 +117,7 @@ def measured(base: Config, ranks: Ranks, folder: Path):
         for count in COUNTS:
             file, out = folder / f"{count}.jsonl", folder / f"{count}.out.jsonl"
             predict.main([str(folder / "model"), "--input", str(file), "--output", str(out)])
-        patch.setattr(evaluate, "per_class_table", lambda statistics, labels: json.dumps(statistics.tolist()))
+        patch.setitem(TASKS, "text-classification", PRINTS_STATISTICS)
         evaluate.main([str(folder / "model"), "--data.test", str(folder / "33.jsonl")])
 
 
@@ -308,7 +313,7 @@ def test_p02_p03_measured_and_predicted_as_by_one_rank(launched, tmp_path, monke
         for a, b in zip(ours, theirs, strict=True):
             assert a["label"] == b["label"]
             assert a["probabilities"] == pytest.approx(b["probabilities"], rel=1e-6)
-    monkeypatch.setattr(evaluate, "per_class_table", lambda statistics, labels: json.dumps(statistics.tolist()))
+    monkeypatch.setitem(TASKS, "text-classification", PRINTS_STATISTICS)
     capsys.readouterr()
     evaluate.main([str(folder / "model"), "--data.test", str(folder / "33.jsonl")])
     alone = capsys.readouterr().out.strip().splitlines()
