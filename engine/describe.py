@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from data import Cut, Examples, steps_per_epoch
 from data.image import Preprocessing
 from data.loader import cut as cut_step
 from engine.config import Config, ConfigError, recipe_of, to_toml
+from engine.tasks import TASKS
 from models import TaskModel
 
 MOST_LABELS = 20  # whose counts are shown
@@ -65,6 +67,8 @@ def run(
         parts.append(f"warning: no training example of {', '.join(map(repr, untaught[:MOST_LABELS]))}{more}")
     if full:
         parts.append(first_examples(train_set, processor, model.labels))
+        sheet = TASKS[config.run.task].sheet(train_set, Path(f"{config.run.folder}-augmented.png"))
+        parts += [sheet] if sheet else []
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     epochs = total_steps / steps_per_epoch(len(train_set), config.train.batch_size)
@@ -84,6 +88,8 @@ def summary(name: str, examples: Examples, labels: tuple[str, ...]) -> str:
     text += f" (mean {lengths.mean():.1f}, {spread})"
     if examples.truncated:
         text += f"; {plural(examples.truncated, 'text')} cut to data.max_length"
+    if targets := examples.extra.get("truncated_targets"):
+        text += f"; {plural(targets, 'text')} to be written cut to data.max_target_length"
     counts = examples.label_counts(len(labels))
     if counts is not None:
         shown = [f"{label} {n:,}" for label, n in zip(labels[:MOST_LABELS], counts, strict=False)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from data import Batch, Examples, Row, load_tokenizer
+from data import Batch, Examples, Row, augment, load_tokenizer
 from engine.config import Augment, ConfigError, Data, Generate
 from engine.tasks.augmenting import Encode, refuse_augmentation
 from models import TaskModel
@@ -42,6 +42,11 @@ def any_labels(name: str, rows: list[Row], settings: Data, labels: Sequence[str]
     """Of a task whose targets were checked when they were read."""
 
 
+def sheet_of_texts(examples: Examples, path: Path) -> str:
+    """The first rows beside what augmentation makes of them; "" where there is none."""
+    return augment.sheet(examples)
+
+
 def no_text(*_: Any) -> str:
     """Of a task that has nothing more to show."""
     return ""
@@ -69,6 +74,7 @@ class Task:
     stratify: bool = False  # is each label held out in proportion?
     load: Callable[[Path], Any] = load_tokenizer  # what a checkpoint folder prepares its inputs with
     augment: Callable[[Any, list[Row], Encode, Augment, int], Examples] = refuse_augmentation
+    sheet: Callable[[Any, Path], str] = sheet_of_texts  # augmented samples, for a dry run; pictures go to the path
     samples: Callable[[TaskModel, Any, Generate, int], str] = no_text  # (.., count): shown after an evaluation
     table: Callable[[Tensor, Sequence[str]], str] = no_text  # what `engine.evaluate` prints beside the metrics
 
