@@ -14,6 +14,7 @@ from data import text as texts
 from data.errors import ErrorList
 from engine.config import Data, Generate
 from engine.metrics import classification as metrics
+from engine.tasks.augmenting import augment_texts
 from engine.tasks.task import Task
 from models import TaskModel
 
@@ -76,6 +77,7 @@ def summarize_classes(statistics: Tensor, labels: Sequence[str]) -> dict[str, fl
 
 TEXT_CLASSIFICATION = Task(
     head="sequence-classification",
+    reads=("data.text_pair", "data.labels"),
     metrics=("accuracy", "precision", "recall", "f1", "loss"),
     problem="single-label",
     stratify=True,
@@ -87,4 +89,5 @@ TEXT_CLASSIFICATION = Task(
     summarize=summarize_classes,
     predict=predict_classes,
     table=metrics.per_class_table,
+    augment=augment_texts,
 )
