@@ -15,7 +15,6 @@ from data.dialogue import encode_dialogues, read_dialogues
 from data.language import encode_language, encode_prompts, read_texts
 from engine.config import Data, Generate
 from engine.metrics import language as metrics
-from engine.tasks.augmenting import refuse_augmentation
 from engine.tasks.generating import continue_prompts, continue_tokens
 from engine.tasks.task import Columns, Task
 from models import TaskModel
@@ -114,23 +113,23 @@ CAUSAL_LM = Task(
     head="causal-lm",
     metrics=METRICS,
     columns=Columns(text="text", label=""),
+    reads=("data.join", "generate"),
     read=_read_texts,
     encode=_encode_texts,
     measure=_measure,
     summarize=_summarize,
     predict=continue_prompts,
     samples=_sample_texts,
-    augment=refuse_augmentation,
 )
 DIALOGUE = Task(
     head="causal-lm",
     metrics=METRICS,
     columns=Columns(text="messages", label=""),
+    reads=("generate",),
     read=_read_dialogues,
     encode=_encode_dialogues,
     measure=_measure,
     summarize=_summarize,
     predict=continue_prompts,
     samples=_sample_replies,
-    augment=refuse_augmentation,
 )
