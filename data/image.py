@@ -46,6 +46,11 @@ class Preprocessing:
     mean: tuple[float, ...]  # by channel; one channel means grey images
     std: tuple[float, ...]
 
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """(height, width) of what comes out; None where it depends on the image, so that images make no batch."""
+        return self.crop or (self.size if isinstance(self.size, tuple) else None)
+
 
 def read_preprocessing(folder: Path) -> Preprocessing:
     """The Preprocessing of a checkpoint folder; DataError for a file that is missing, broken or asks for more."""
@@ -123,21 +128,36 @@ def preprocess(image: Any, how: Preprocessing) -> Tensor:
     image: a PIL image, converted to RGB (or to grey, for one channel), or a uint8 tensor (channels, height, width).
     DataError for a tensor that is neither.
     """
-    from torchvision.transforms.v2 import InterpolationMode, functional
+    return normalize(fit(to_pixels(image, how), how), how)
 
+
+def to_pixels(image: Any, how: Preprocessing) -> Tensor:
+    """A PIL image, or a tensor that is one already, -> (channels, height, width) uint8, of any size."""
     channels = len(how.mean)
     if not isinstance(image, Tensor):
+        from torchvision.transforms.v2 import functional
+
         image = functional.pil_to_tensor(image.convert("RGB" if channels == 3 else "L"))
     if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != channels:
         wanted = f"uint8 ({channels}, height, width)"
         raise DataError(f"an image of type {image.dtype}, shape {list(image.shape)} should be {wanted}")
+    return image
+
+
+def fit(pixels: Tensor, how: Preprocessing) -> Tensor:
+    """uint8 pixels resized and cropped to the size that the model reads."""
     if how.size is not None:
+        from torchvision.transforms.v2 import InterpolationMode, functional
+
         mode = InterpolationMode.BILINEAR if how.resample == BILINEAR else InterpolationMode.BICUBIC
-        image = functional.resize(image, _resized(image.shape[1:], how.size), interpolation=mode, antialias=True)
-    if how.crop is not None:
-        image = _center_crop(image, *how.crop)
+        pixels = functional.resize(pixels, _resized(pixels.shape[1:], how.size), interpolation=mode, antialias=True)
+    return pixels if how.crop is None else _center_crop(pixels, *how.crop)
+
+
+def normalize(pixels: Tensor, how: Preprocessing) -> Tensor:
+    """uint8 pixels -> fp32, scaled and with each channel's mean and deviation taken out."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (how.mean, how.std))
-    return (image.float() * how.scale - mean) / std
+    return (pixels.float() * how.scale - mean) / std
 
 
 def _resized(shape: torch.Size, size: tuple[int, int] | int) -> list[int]:

@@ -190,19 +190,25 @@ class LanguageModel(nn.Module):
 def classification_loss(logits: Tensor, labels: Tensor | None, shape: HeadShape, training: bool) -> Tensor:
     """The sum of the losses of all targets, 0 without labels; in fp32, or fp64 for fp64 logits.
 
+    Single labels are classes, or (B, C) floats: the share of each class in the target, as mixup and cutmix make them.
     Label smoothing (Szegedy et al. 2016) is part of the training objective only; evaluation is without it.
     ModelError for numbers that are not one for each output, and for the integers where a regression takes floats.
     """
     wide = widened(logits)
     if labels is None:
         return wide.new_zeros(())
-    if shape.problem == "single-label":
-        smoothing = shape.label_smoothing if training else 0.0
-        return F.cross_entropy(wide, labels, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing)
-    if labels.shape != logits.shape:
+    shared = shape.problem == "single-label" and labels.is_floating_point()
+    if labels.shape != logits.shape and (shared or shape.problem != "single-label"):
         raise ModelError(
             f"{shape.problem} labels of shape {[*labels.shape]} should be {[*logits.shape]}, as the logits"
         )
+    if shape.problem == "single-label":
+        smoothing = shape.label_smoothing if training else 0.0
+        if not shared:
+            return F.cross_entropy(wide, labels, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing)
+        shares = labels.nan_to_num().to(wide.dtype)
+        losses = F.cross_entropy(wide, shares, reduction="none", label_smoothing=smoothing)
+        return losses.where(~labels.isnan().any(-1), 0.0).sum()
     target = ~labels.isnan()
     if shape.problem == "multi-label":
         target &= labels != IGNORE
