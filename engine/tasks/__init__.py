@@ -8,7 +8,7 @@ from typing import Any
 from data import Row, split_rows
 from data.errors import DataError
 from engine.config import ConfigError, Data, choose_from
-from engine.tasks import classification, language, tagging
+from engine.tasks import classification, language, seq2seq, tagging
 from engine.tasks.task import Columns, Task
 
 TASKS: dict[str, Task] = {
@@ -16,6 +16,8 @@ TASKS: dict[str, Task] = {
     "token-classification": tagging.TOKEN_CLASSIFICATION,
     "causal-lm": language.CAUSAL_LM,
     "dialogue": language.DIALOGUE,
+    "summarization": seq2seq.SUMMARIZATION,
+    "translation": seq2seq.TRANSLATION,
 }
 
 __all__ = ["TASKS", "Columns", "Task", "find_task", "read_training_data"]

@@ -1,0 +1,189 @@
+"""Texts that are written for other texts: summarisation and machine translation, with an encoder-decoder (T5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import models
+from data import Batch, DataError, Row, TextExamples, load_tokenizer
+from data.seq2seq import PairTokenizer, encode_pairs, read_pairs
+from engine.config import Data, Generate
+from engine.metrics import rouge, translation
+from engine.tasks.augmenting import augment_sources
+from engine.tasks.generating import generation_settings
+from engine.tasks.task import Columns, Task
+from models import TaskModel
+from models.generation import Generated, generate
+
+SHOWN = 300  # characters of a text among the samples
+
+
+def _load(folder: Path) -> PairTokenizer:
+    """DataError where the model could not begin or end a text: its config.json and the tokenizer must say how."""
+    config, tokenizer = models.read_config(folder), load_tokenizer(folder)
+    start, end = config.get("decoder_start_token_id"), config.get("eos_token_id")
+    if not isinstance(start, int):
+        raise DataError(f"{folder / 'config.json'}: decoder_start_token_id = {start!r} should be the id of a token")
+    if tokenizer.encode("a").ids[-1] not in (end if isinstance(end, list) else [end]):
+        raise DataError(
+            f"{folder}: its tokenizer does not end a text with eos_token_id = {end!r} of config.json, "
+            "so a model could not learn to stop"
+        )
+    return PairTokenizer(tokenizer, start)
+
+
+def _read(name: str, settings: Data, labelled: bool) -> list[Row]:
+    is_split = labelled and name == settings.train and not settings.validation
+    return read_pairs(
+        name,
+        settings.text,
+        settings.label if labelled else "",
+        id_column=settings.id,
+        format=settings.format,
+        more=[settings.group] if settings.group and is_split else [],
+    )
+
+
+def _read_translations(name: str, settings: Data, labelled: bool) -> list[Row]:
+    if labelled:  # they will be measured: what is missing is said now, not after the training
+        translation.require_sacrebleu()
+    return _read(name, settings, labelled)
+
+
+def _encode(
+    rows: list[Row], processor: PairTokenizer, settings: Data, labels: Sequence[str], labelled: bool
+) -> TextExamples:
+    examples = encode_pairs(
+        rows,
+        processor,
+        source=settings.text,
+        target=settings.label if labelled else "",
+        prefix=settings.prefix,
+        max_length=settings.max_length,
+        max_target_length=settings.max_target_length,
+    )
+    extra = {"tokenizer": processor.tokenizer, "sources": [row.values[settings.text] for row in rows]}
+    if labelled:
+        extra["references"] = [row.values[settings.label] for row in rows]
+    return replace(examples, extra=examples.extra | extra)
+
+
+def _encode_translations(
+    rows: list[Row], processor: PairTokenizer, settings: Data, labels: Sequence[str], labelled: bool
+) -> TextExamples:
+    """Of all the references, so that every batch is measured alike."""
+    examples = _encode(rows, processor, settings, labels, labelled)
+    if labelled:
+        examples.extra["bleu_tokenizer"] = translation.choose_tokenizer(examples.extra["references"])
+    return examples
+
+
+def write(
+    model: TaskModel, indices: Sequence[int], examples: TextExamples, settings: Generate
+) -> list[tuple[str, Generated]]:
+    """What the model writes for these examples, as text and as tokens; measured, predicted and shown alike."""
+    written = generate(
+        model,
+        [examples.sequence(i) for i in indices],
+        generation_settings(model, settings),
+        examples=indices,
+    )
+    tokenizer = examples.extra["tokenizer"]
+    return [(tokenizer.decode(one.ids, skip_special_tokens=True).strip(), one) for one in written]
+
+
+def _texts(
+    model: TaskModel, batch: Batch, examples: TextExamples, settings: Generate
+) -> tuple[list[float], list[str], list[str]]:
+    """([sum of the losses of teacher forcing, number of targets], written texts, references) of a batch."""
+    loss = model(batch).loss_sum.item() if batch.indices else 0.0
+    references = [examples.extra["references"][i] for i in batch.indices]
+    return [loss, batch.num_targets], [text for text, _ in write(model, batch.indices, examples, settings)], references
+
+
+def _measure_summaries(model: TaskModel, batch: Batch, examples: TextExamples, settings: Generate) -> Tensor:
+    """[loss, targets, texts, sum of each ROUGE, tokens written, tokens of the references]."""
+    loss, written, references = _texts(model, batch, examples, settings)
+    scores = [rouge.rouge(ours, theirs) for ours, theirs in zip(written, references, strict=True)]
+    sums = [sum(score[name] for score in scores) for name in rouge.NAMES]
+    lengths = [sum(len(rouge.tokenize(text)) for text in texts) for texts in (written, references)]
+    return torch.tensor([*loss, len(written), *sums, *lengths], dtype=torch.float64)
+
+
+def _summarize_summaries(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
+    """The mean of each ROUGE over the texts; loss: of a token; length_ratio: all written over all references."""
+    loss, targets, texts, *sums, written, references = statistics.tolist()
+    means = {name: value / texts for name, value in zip(rouge.NAMES, sums, strict=True)}
+    return {"loss": loss / targets, **means, "length_ratio": written / references if references else 0.0}
+
+
+def _measure_translations(model: TaskModel, batch: Batch, examples: TextExamples, settings: Generate) -> Tensor:
+    """[loss, targets, texts for each of the tokenizers of BLEU, the counts of BLEU and chrF]."""
+    loss, written, references = _texts(model, batch, examples, settings)
+    tokenizer = examples.extra["bleu_tokenizer"]
+    texts = [len(written) if name == tokenizer else 0 for name in translation.TOKENIZERS]
+    counts = translation.translation_counts(written, references, tokenizer)
+    return torch.tensor([*loss, *texts, *counts], dtype=torch.float64)
+
+
+def _summarize_translations(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
+    loss, targets, *rest = statistics.tolist()
+    return {"loss": loss / targets, **translation.translation_scores(rest[len(translation.TOKENIZERS) :])}
+
+
+def _bleu_signature(statistics: Tensor, labels: Sequence[str]) -> str:
+    """How BLEU and chrF were computed, as sacrebleu says it."""
+    counts = statistics[2 : 2 + len(translation.TOKENIZERS)]
+    return "\n".join(translation.signatures(translation.TOKENIZERS[int(counts.argmax())]))
+
+
+def _predict(model: TaskModel, batch: Batch, examples: TextExamples, settings: Generate) -> list[dict[str, Any]]:
+    """The text, its score (log-probability over length ** length_penalty), and whether it ended by itself."""
+    ends = generation_settings(model, settings).eos_token_id
+    return [
+        {"text": text, "score": one.score, "finished": one.ids[-1] in ends}
+        for text, one in write(model, batch.indices, examples, settings)
+    ]
+
+
+def _samples(model: TaskModel, examples: TextExamples, settings: Generate, count: int) -> str:
+    """The first `count` examples: the source, what should be written, and what is."""
+    indices = range(min(count, len(examples)))
+    lines = []
+    for i, (text, _) in zip(indices, write(model, indices, examples, settings), strict=True):
+        own = {"source": examples.extra["sources"][i], "reference": examples.extra["references"][i], "written": text}
+        lines.append(f"id {examples.ids[i]}")
+        lines += [f"  {name:>9}: {' '.join(value.split())[:SHOWN]}" for name, value in own.items()]
+    return "\n".join(lines)
+
+
+SUMMARIZATION = Task(
+    head="seq2seq-lm",
+    reads=("data.prefix", "data.max_target_length", "generate"),
+    metrics=("rougeL", "rouge1", "rouge2", "rougeLsum", "length_ratio", "loss"),
+    columns=Columns(text="text", label="summary"),
+    load=_load,
+    read=_read,
+    encode=_encode,
+    augment=augment_sources,
+    measure=_measure_summaries,
+    summarize=_summarize_summaries,
+    predict=_predict,
+    samples=_samples,
+)
+TRANSLATION = replace(
+    SUMMARIZATION,
+    reads=("data.prefix", "data.max_target_length", "generate"),
+    columns=Columns(text="source", label="target"),
+    read=_read_translations,
+    encode=_encode_translations,
+    measure=_measure_translations,
+    summarize=_summarize_translations,
+    table=_bleu_signature,
+)
