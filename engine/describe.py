@@ -12,17 +12,32 @@ from tokenizers import Tokenizer
 from data import Cut, Examples, steps_per_epoch
 from data.image import Preprocessing
 from data.loader import cut as cut_step
-from engine.config import Config, ConfigError, recipe_of, to_toml
+from engine.config import Config, ConfigError, get, recipe_of, to_toml
+from engine.settings import all_settings
 from engine.tasks import TASKS
+from engine.tasks.task import OF_SOME_TASKS
 from models import TaskModel
 
 MOST_LABELS = 20  # whose counts are shown
 
 
 def check_fit(config: Config, model: TaskModel, processor: Any) -> None:
-    """ConfigError when the inputs as `processor` prepares them do not fit what the model reads."""
+    """ConfigError when the inputs as `processor` prepares them do not fit what the model reads.
+
+    Also for a setting that this task does not read: what has no effect was meant to have one.
+    """
+    _check_used(config)
     if not isinstance(processor, Preprocessing):  # of images, which a ViT scales its positions to
-        _check_tokens(config, model, processor)
+        _check_tokens(config, model, getattr(processor, "tokenizer", processor))  # a PairTokenizer holds one
+
+
+def _check_used(config: Config) -> None:
+    task, default = TASKS[config.run.task], Config()
+    unread = [name for name in OF_SOME_TASKS if name not in task.reads]
+    for key in all_settings(default):
+        of_others = key in unread or key.partition(".")[0] in unread
+        if of_others and get(config, key) != get(default, key):
+            raise ConfigError(f"{key} = {get(config, key)!r} has no effect on {config.run.task}: leave it out")
 
 
 def _check_tokens(config: Config, model: TaskModel, tokenizer: Tokenizer) -> None:

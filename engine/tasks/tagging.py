@@ -115,6 +115,7 @@ def _row(words: Words, index: int, tags: list[str], probabilities: list[float]) 
 
 TOKEN_CLASSIFICATION = Task(
     head="token-classification",
+    reads=("data.labels", "data.scheme"),
     metrics=("f1", "precision", "recall", "accuracy", "loss"),
     columns=Columns(text="tokens", label="tags"),
     read=_read,

@@ -52,6 +52,14 @@ def no_text(*_: Any) -> str:
     return ""
 
 
+# Settings, or sections, that only some tasks read. Another task refuses them, as they would have no effect.
+OF_SOME_TASKS = (
+    *("data.text_pair", "data.labels", "data.max_target_length", "data.prefix", "data.join", "data.scheme"),
+    *("data.negative", "data.doc_stride", "data.max_answer_length", "data.no_answer_threshold", "data.bad_images"),
+    "generate",
+)
+
+
 @dataclass(frozen=True)
 class Task:
     """One value a task; engine/tasks/__init__.py has the table. Rows that are bad raise one DataError with all of them.
@@ -70,6 +78,7 @@ class Task:
     find_labels: Callable[[str, list[Row], Data], list[str]] = no_labels
     check_labels: Callable[[str, list[Row], Data, Sequence[str]], None] = any_labels
     columns: Columns = Columns()
+    reads: tuple[str, ...] = ()  # of OF_SOME_TASKS
     problem: str | None = None  # of a classifier: single-label, multi-label, regression
     stratify: bool = False  # is each label held out in proportion?
     load: Callable[[Path], Any] = load_tokenizer  # what a checkpoint folder prepares its inputs with
