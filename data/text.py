@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -46,10 +46,14 @@ def label_names(name: str, rows: Sequence[Row], column: str, declared: Sequence[
     declared_all = not declared or found.keys() <= set(declared)  # else check_labels says which, and where
     if len(found) < 2 and declared_all:
         raise DataError(f"{name}: column {column!r} has one class only, {next(iter(found))!r}; two are needed to learn")
-    if declared:
-        return list(declared)
-    numeric = all(re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", label) for label in found)
-    return sorted(found, key=lambda label: (float(label), label)) if numeric else sorted(found)
+    return list(declared) or sort_labels(found)
+
+
+def sort_labels(found: Iterable[str]) -> list[str]:
+    """In the order of their characters; as numbers where all are numbers."""
+    names = sorted(found)
+    numeric = all(re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", name) for name in names)
+    return sorted(names, key=float) if numeric else names
 
 
 def check_labels(name: str, rows: Sequence[Row], column: str, labels: Sequence[str]) -> None:

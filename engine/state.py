@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from engine.config import Eval
 
-LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")
+LOWER_IS_BETTER = ("loss", "mse", "mae", "perplexity", "bits_per_byte")
 
 
 @dataclass

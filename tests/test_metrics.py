@@ -56,6 +56,9 @@ def test_metrics_are_those_of_sklearn(logits, labels):
     macro = sklearn.precision_recall_fscore_support(true, predicted, average="macro", zero_division=0)
     expected = dict(zip(("precision", "recall", "f1"), macro[:3], strict=True))
     expected |= {"accuracy": sklearn.accuracy_score(true, predicted), "loss": F.cross_entropy(logits, labels).item()}
+    for average in ("micro", "weighted"):
+        expected[f"f1_{average}"] = sklearn.f1_score(true, predicted, average=average, zero_division=0)
+    expected["mcc"] = sklearn.matthews_corrcoef(true, predicted)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-6 if name == "loss" else 1e-12, abs=1e-12), name

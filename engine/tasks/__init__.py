@@ -13,6 +13,8 @@ from engine.tasks.task import Columns, Task
 
 TASKS: dict[str, Task] = {
     "text-classification": classification.TEXT_CLASSIFICATION,
+    "multi-label-classification": classification.MULTI_LABEL_CLASSIFICATION,
+    "text-regression": classification.TEXT_REGRESSION,
     "token-classification": tagging.TOKEN_CLASSIFICATION,
     "causal-lm": language.CAUSAL_LM,
     "dialogue": language.DIALOGUE,

@@ -85,7 +85,6 @@ def summarize_classes(statistics: Tensor, labels: Sequence[str]) -> dict[str, fl
 
 TEXT_CLASSIFICATION = Task(
     head="sequence-classification",
-    reads=("data.text_pair", "data.labels"),
     metrics=("accuracy", "precision", "recall", "f1", "f1_micro", "f1_weighted", "mcc", "loss"),
     reads=("data.text_pair", "data.labels"),
     problem="single-label",
