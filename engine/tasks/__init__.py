@@ -8,7 +8,7 @@ from typing import Any
 from data import Row, split_rows
 from data.errors import DataError
 from engine.config import ConfigError, Data, choose_from
-from engine.tasks import classification, language, seq2seq, tagging
+from engine.tasks import answering, classification, images, language, relations, seq2seq, tagging
 from engine.tasks.task import Columns, Task
 
 TASKS: dict[str, Task] = {
@@ -20,6 +20,9 @@ TASKS: dict[str, Task] = {
     "dialogue": language.DIALOGUE,
     "summarization": seq2seq.SUMMARIZATION,
     "translation": seq2seq.TRANSLATION,
+    "question-answering": answering.QUESTION_ANSWERING,
+    "relation-extraction": relations.RELATION_EXTRACTION,
+    "image-classification": images.IMAGE_CLASSIFICATION,
 }
 
 __all__ = ["TASKS", "Columns", "Task", "find_task", "read_training_data"]
