@@ -157,7 +157,8 @@ def main(argv: Sequence[str]) -> int:
     if ranks.is_main:
         metrics = task.summarize(statistics, model.labels)
         print(f"{folder}: {len(examples):,} examples of {config.data.test} ({examples.truncated:,} cut to max_length)")
-        print("\n".join(f"{name:>10}  {value:.4f}" for name, value in metrics.items()))
+        width = max(10, *map(len, metrics))
+        print("\n".join(f"{name:>{width}}  {value:.4f}" for name, value in metrics.items()))
         if table := task.table(statistics, model.labels):
             print(table)
         if output is not None:

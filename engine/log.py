@@ -89,9 +89,10 @@ class RunLog:
             return "no evaluation"
         names = [name for name in self.evaluations[0] if name not in ("step", "best")]
         last_best = max((i for i, row in enumerate(self.evaluations) if row["best"]), default=-1)
-        lines = ["  step  " + "  ".join(f"{name:>9}" for name in names)]
+        widths = {name: max(9, len(name)) for name in names}
+        lines = ["  step  " + "  ".join(f"{name:>{widths[name]}}" for name in names)]
         for i, row in enumerate(self.evaluations):
-            values = "  ".join(f"{row[name]:>9.4f}" for name in names)
+            values = "  ".join(f"{row[name]:>{widths[name]}.4f}" for name in names)
             lines.append(f"{row['step']:>6}  {values}{'  <- best' if i == last_best else ''}")
         return "\n".join(lines)
 
