@@ -1,4 +1,4 @@
-"""Augmentation of texts: what each change does, that labels stay true, and that nothing but (seed, epoch, id) decides."""
+"""Augmentation of texts: what each change does, that labels stay true, and that only (seed, epoch, id) decide."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from data.augment import Augmented, TextChanges, change_around, change_tagged, c
 from data.errors import DataError
 from data.loader import Cut, training_steps
 from data.readers import Row
+from data.relations import Entity
 from data.schemes import breaches, find_entities, tag_entities
+from data.squad import Answer
 from data.text import encode_texts
 from engine.config import Augment, ConfigError, Data, ImageAugment, TextAugment
 from engine.tasks import augmenting
 
-WORDS = "the a film story was very quite good great bad dull and so long short".split()
+WORDS = ["the", "a", "film", "story", "was", "very", "quite", "good", "great", "bad", "dull", "and", "so", "long"]
 FILLS = ["cat", "dog"]
 EVERYTHING = TextChanges(
     crop=0.3,
@@ -79,7 +81,7 @@ TEXT = "The film, (truly)  good: was long."
 def test_each_change_does_what_its_name_says(seed):
     words = TEXT.split()
     deleted = change(TEXT, seed, delete=0.5).split()
-    assert 1 <= len(deleted)
+    assert len(deleted) >= 1
     assert [w for w in words if w in deleted] == deleted
     cropped = change(TEXT, seed, crop=0.6).split()
     assert len(cropped) >= len(words) - int(0.6 * len(words))
@@ -158,7 +160,7 @@ def test_both_texts_of_a_pair_change_and_other_wordings_are_of_the_first():
     new = [change_text(row, np.random.default_rng(s), changes, ["text", "other"]).values for s in range(50)]
     assert {v["label"] for v in new} == {"x"}
     assert len({v["text"] for v in new}) > 5
-    assert {word for v in new for word in v["other"].split()} == set("five six seven eight".split())
+    assert {word for v in new for word in v["other"].split()} == {"five", "six", "seven", "eight"}
     assert row.values["text"] == "one two three four"
 
 
@@ -190,11 +192,11 @@ def test_tagged_words_keep_their_tags_and_entities_stay_whole(scheme):
 
 def test_tags_that_are_no_entities_go_with_any_word_but_one_always_stays():
     row = Row("a", 1, {"words": list("abcd"), "tags": ["N", "V", "N", "V"]})
-    seen = set()
+    seen, tag_of = set(), {"a": "N", "b": "V", "c": "N", "d": "V"}
     for seed in range(200):
         new = change_tagged(row, np.random.default_rng(seed), TextChanges(delete=0.9), "words", "tags", False).values
         assert new["words"]
-        assert new["tags"] == [dict(a="N", b="V", c="N", d="V")[word] for word in new["words"]]
+        assert new["tags"] == [tag_of[word] for word in new["words"]]
         seen.add("".join(new["words"]))
     assert len(seen) > 4
 
@@ -218,6 +220,30 @@ def test_spans_are_where_their_text_is_and_it_never_changes():
         assert [new[a:b] for a, b in moved] == [text[a:b] for a, b in spans]
         different += new != text
     assert different > 400
+
+
+def test_answers_and_entities_are_found_where_they_have_moved_to(tmp_path):
+    table = tmp_path / "synonyms.tsv"
+    table.write_text("word\tsynonyms\nfilm\tmotion picture\nUlm\tSomewhere\nwas\tis,had been\n")
+    wanted = {"synonyms": str(table), "synonym": 0.7, "mask": 0.2}
+    text = "A film, the film was made in Ulm; it was very good."
+    row = Row("a", 1, {"question": "Where was the film made?", "context": text, "answers": [Answer("Ulm", 29)]})
+    columns = {"text": "question", "text_pair": "context", "label": "answers"}
+    ours = ask("augment_questions", wanted, rows=[row], **columns)
+    changed = [ours.changed(0, epoch).values for epoch in range(40)]
+    assert len({values["context"] for values in changed}) > 10
+    assert len({values["question"] for values in changed}) > 5
+    for values in changed:
+        (answer,) = values["answers"]
+        assert values["context"][answer.start : answer.start + 3] == answer.text == "Ulm"
+
+    entities = {"subject": Entity(12, 16, "WORK"), "object": Entity(29, 32, "PLACE")}
+    ours = ask("augment_relations", wanted, rows=[Row("a", 1, {"text": text, "label": "made in", **entities})])
+    changed = [ours.changed(0, epoch).values for epoch in range(40)]
+    assert len({values["text"] for values in changed}) > 10
+    for values in changed:
+        assert (values["subject"].of(values["text"]), values["object"].of(values["text"])) == ("film", "Ulm")
+        assert (values["subject"].type, values["object"].type, values["label"]) == ("WORK", "PLACE", "made in")
 
 
 # (seed, epoch, id) decide, and nothing else
@@ -326,7 +352,7 @@ def test_the_sheet_shows_rows_as_they_are_and_in_two_epochs():
 # What is asked for
 
 
-def ask(function: str, text: dict, tokenizer: Tokenizer | None = None, rows=None, image: dict | None = None, **data):
+def ask(function: str, wanted: dict, tokenizer: Tokenizer | None = None, rows=None, image: dict | None = None, **data):
     """The examples that a function of engine/tasks/augmenting.py gives for [augment.text]."""
     rows = rows_of(6) if rows is None else rows
     settings = Data(**{"train": "t", "validation": "v", "text": "text", "label": "label"} | data)
@@ -337,14 +363,16 @@ def ask(function: str, text: dict, tokenizer: Tokenizer | None = None, rows=None
         ("0", "1"),
         lambda *_: rows,
     )
-    wanted = Augment(TextAugment(**text), ImageAugment(**(image or {})))
-    return getattr(augmenting, function)(encode(rows), rows, encode, wanted, 0)
+    chosen = Augment(TextAugment(**wanted), ImageAugment(**(image or {})))
+    return getattr(augmenting, function)(encode(rows), rows, encode, chosen, 0)
 
 
 KINDS = {
     "augment_texts": ("crop", "delete", "swap", "mask", "fill"),
     "augment_sources": ("crop", "delete", "swap", "mask", "fill"),
     "augment_tagged": ("delete", "mask"),
+    "augment_questions": ("mask",),
+    "augment_relations": ("mask",),
     "refuse_augmentation": (),
 }
 
@@ -430,5 +458,5 @@ def test_wordings_may_be_of_rows_that_are_held_out(tmp_path):
     held = rows.pop()
     ours = ask("augment_texts", {"back_translation": str(file)}, rows=[*rows, held], validation="")
     assert {ours.changed(1, epoch).values["text"] for epoch in range(20)} == {rows[1].values["text"], "x"}
-    with pytest.raises(DataError, match="w.jsonl:2: the training data has no id 'r5'"):
+    with pytest.raises(DataError, match=r"w.jsonl:2: the training data has no id 'r5'"):
         ask("augment_texts", {"back_translation": str(file)}, rows=rows)

@@ -8,12 +8,17 @@ one that would have no effect.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
+
+import numpy as np
 
 from data import Examples, Row
 from data import augment as texts
+from data.relations import ROLES, Entity
 from data.schemes import mark_entities
+from data.seq2seq import PairTokenizer
+from data.squad import Answer
 from engine.config import Augment, ConfigError, Data, ImageAugment, TextAugment
 
 EVERY = ("crop", "delete", "swap", "mask", "fill", "synonyms", "back_translation")
@@ -52,18 +57,44 @@ def augment_tagged(examples: Examples, rows: list[Row], encode: Encode, settings
     data, changes = encode.settings, _changes(settings.text, encode, rows, [])
     entities = data.scheme != "none" and mark_entities(encode.labels)
 
-    def change(row: Row, rng: Any) -> Row:
+    def change(row: Row, rng: np.random.Generator) -> Row:
         return texts.change_tagged(row, rng, changes, data.text, data.label, entities)
 
     return _augmented(examples, rows, encode, change, changes, seed)
 
 
 def augment_questions(examples: Examples, rows: list[Row], encode: Encode, settings: Augment, seed: int) -> Examples:
-    return examples
+    """Of answers that stand in a context: words of the question, and of the context but for the answers, in place."""
+    if not _wanted(settings, IN_PLACE, "an answer is a place in the text"):
+        return examples
+    data, changes = encode.settings, _changes(settings.text, encode, rows, [])
+
+    def change(row: Row, rng: np.random.Generator) -> Row:
+        question, _ = texts.change_around(row, rng, changes, data.text, [])
+        answers: list[Answer] = row.values[data.label]
+        spans = [(answer.start, answer.start + len(answer.text)) for answer in answers]
+        context, moved = texts.change_around(row, rng, changes, data.text_pair, spans)
+        placed = [Answer(answer.text, start) for answer, (start, _) in zip(answers, moved, strict=True)]
+        new = {data.text: question, data.text_pair: context, data.label: placed}
+        return replace(row, values=row.values | new)
+
+    return _augmented(examples, rows, encode, change, changes, seed)
 
 
 def augment_relations(examples: Examples, rows: list[Row], encode: Encode, settings: Augment, seed: int) -> Examples:
-    return examples
+    """Of two entities in a text: words outside them, in place."""
+    if not _wanted(settings, IN_PLACE, "the entities are places in the text"):
+        return examples
+    column, changes = encode.settings.text, _changes(settings.text, encode, rows, [])
+
+    def change(row: Row, rng: np.random.Generator) -> Row:
+        entities: list[Entity] = [row.values[role] for role in ROLES]
+        spans = [(entity.start, entity.end) for entity in entities]
+        text, moved = texts.change_around(row, rng, changes, column, spans)
+        placed = [replace(entity, start=a, end=b) for entity, (a, b) in zip(entities, moved, strict=True)]
+        return replace(row, values=row.values | {column: text, **dict(zip(ROLES, placed, strict=True))})
+
+    return _augmented(examples, rows, encode, change, changes, seed)
 
 
 def refuse_augmentation(examples: Examples, rows: list[Row], encode: Encode, settings: Augment, seed: int) -> Examples:
@@ -79,7 +110,7 @@ def _augment_columns(
         return examples
     changes = _changes(settings.text, encode, rows, columns)
 
-    def change(row: Row, rng: Any) -> Row:
+    def change(row: Row, rng: np.random.Generator) -> Row:
         return texts.change_text(row, rng, changes, columns)
 
     return _augmented(examples, rows, encode, change, changes, seed)
@@ -118,7 +149,8 @@ def _wanted(settings: Augment, allowed: Sequence[str], why: str) -> bool:
 
 def _changes(settings: TextAugment, encode: Encode, rows: Sequence[Row], columns: Sequence[str]) -> texts.TextChanges:
     """The settings with what they need: the mask, the words, the files. columns: whose words `fill` draws from."""
-    mask = texts.mask_token(encode.processor) if settings.mask else ""
+    tokenizer = encode.processor.tokenizer if isinstance(encode.processor, PairTokenizer) else encode.processor
+    mask = texts.mask_token(tokenizer) if settings.mask else ""
     if settings.mask and not mask:
         raise ConfigError(
             f"augment.text.mask = {settings.mask} needs a tokenizer with a mask token, {' or '.join(texts.MASKS)}, and "
