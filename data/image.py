@@ -45,6 +45,7 @@ class Preprocessing:
     scale: float  # multiplied with the grey levels, 0 to 255
     mean: tuple[float, ...]  # by channel; one channel means grey images
     std: tuple[float, ...]
+    tokens: int = 0  # that such an image is to the model, which preprocessor_config.json does not know
 
     @property
     def shape(self) -> tuple[int, int] | None:

@@ -29,7 +29,7 @@ from data.text import check_rows, label_name
 
 # Kinds of files, by Pillow's names: what is read is decided by the content, so a PNG called .jpg is one image like any
 # other. Those left out run other programs (EPS) or are hardly photos.
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 LEFT_BY_SYSTEMS = {"thumbs.db", "desktop.ini"}
 MAX_PIXELS = 89_478_485  # a quarter of a GiB as RGB; more is a decompression bomb to Pillow too
@@ -39,7 +39,15 @@ SHOWN = 20  # bad images that are named
 
 
 def read_images(
-    name: str, *, image: str, label: str, id_column: str, labels: Sequence[str] = (), bad_images: str = "raise"
+    name: str,
+    *,
+    image: str = "path",
+    label: str = "label",
+    group: str = "",
+    id_column: str = "id",
+    labels: Sequence[str] = (),
+    bad_images: str = "raise",
+    format: str = "auto",
 ) -> list[Row]:
     """Rows with the image in column `image`, a Path, or (height, width) uint8 of an IDX file, and its `label`.
 
@@ -47,20 +55,29 @@ def read_images(
     column `image`, relative to the file; or an IDX file of images, as train-images-idx3-ubyte[.gz], with that of its
     labels beside it. In IDX a label is a number, the place of its name in `labels` where they are given. Ids are
     the paths below the folder, those of the list (`id_column`, else row numbers), or the numbers from 1.
-    Rows from files also have their "digest", a checksum.
+    Rows from files also have their "digest", a checksum. group: a column that the list must have.
+    format: folder, idx, or one of read_rows; auto: as the name says.
 
     bad_images: "raise" a DataError that names all bad images and why, or "skip" them and say so.
     """
     path = locate(name)
-    if idx.is_images(path):
+    if format == "auto":
+        format = "folder" if path.is_dir() else "idx" if idx.is_images(path) else "auto"
+    if group and format in ("folder", "idx"):
+        raise DataError(
+            f"{name}: data.group = {group!r} is a column, and there are none; list the images in a .csv file"
+        )
+    if format == "idx":
         return _idx_rows(name, path, image, label, labels)
     bad: list[str] = []
-    if path.is_dir():
+    if format == "folder":
+        if not path.is_dir():
+            raise DataError(f"{name}: no such folder")
         rows = _folder_rows(path, image, label, bad)
         where = {id(row): f"{path / row.id}" for row in rows}
     else:
         errors = ErrorList()
-        rows = read_rows(name, [image, *([label] if label else [])], id_column, errors)
+        rows = read_rows(name, [image, *filter(None, (label, group))], id_column, errors, format)
         check_rows(name, rows, [image], label, errors)
         errors.raise_if_any()
         where = {id(row): f"{name}:{row.line}: {row.values[image]}" for row in rows}
@@ -98,7 +115,8 @@ def _folder_rows(root: Path, image: str, label: str, bad: list[str]) -> list[Row
         elif label and len(place.parts) == 1:
             bad.append(f"{path}: in no folder of a class; {root} should have one for each class")
         else:
-            rows.append(Row(place.as_posix(), len(rows) + 1, {image: path, label: place.parts[0]}))
+            values = {image: path, **({label: place.parts[0]} if label else {})}
+            rows.append(Row(place.as_posix(), len(rows) + 1, values))
     return rows
 
 
@@ -194,8 +212,7 @@ class ImageExamples:
     digests: list[str]  # of the files
     labels: np.ndarray | None  # (N,) int64
     ids: list[str]
-    preprocessing: Preprocessing
-    tokens: int  # that one image is to the model: its patches and special tokens
+    preprocessing: Preprocessing  # of one size for all images
     num_labels: int = 0
     augmentation: ImageAugmentation | None = None  # in training only
     truncated: int = 0
@@ -207,7 +224,7 @@ class ImageExamples:
     @property
     def lengths(self) -> np.ndarray:
         """(N,) tokens: what each image costs."""
-        return np.full(len(self), self.tokens, dtype=np.int64)
+        return np.full(len(self), self.preprocessing.tokens, dtype=np.int64)
 
     def label_counts(self, num_labels: int) -> np.ndarray | None:
         """(num_labels,) images of each class."""
@@ -260,7 +277,11 @@ class ImageExamples:
         if epoch is not None and labels is not None and self.augmentation is not None and self.augmentation.mixes:
             labels = torch.nn.functional.one_hot(labels, self.num_labels).float()
             self._mix(chosen, epoch, self.augmentation, made, labels)
-        pixels = torch.stack(made) if made else torch.empty(0, len(self.preprocessing.mean), *self._shape())
+        pixels = (
+            torch.stack(made)
+            if made
+            else torch.empty(0, len(self.preprocessing.mean), *(self.preprocessing.shape or (0, 0)))
+        )
         return Batch(
             lengths=(),
             cu_seqlens=torch.zeros(1, dtype=torch.int32),
@@ -269,15 +290,8 @@ class ImageExamples:
             indices=tuple(chosen.tolist()),
             ids=tuple(self.ids[i] for i in chosen),
             pixel_values=pixels,
-            image_tokens=self.tokens * len(chosen),
+            image_tokens=self.preprocessing.tokens * len(chosen),
         )
-
-    def _shape(self) -> tuple[int, int]:
-        """(height, width) of every tensor; without one in the settings, of the first image."""
-        if self.preprocessing.shape is not None:
-            return self.preprocessing.shape
-        height, width = self.tensor(0, None).shape[1:]
-        return height, width
 
     def _mix(
         self, chosen: np.ndarray, epoch: int, how: ImageAugmentation, images: list[Tensor], labels: Tensor
@@ -292,12 +306,9 @@ class ImageExamples:
 
 
 def encode_images(
-    rows: Sequence[Row], how: Preprocessing, tokens: int, *, image: str, label: str, labels: Sequence[str]
+    rows: Sequence[Row], how: Preprocessing, *, image: str = "path", label: str = "label", labels: Sequence[str]
 ) -> ImageExamples:
-    """Examples of rows that read_images made and whose labels are known; `label` "" for unlabelled ones.
-
-    tokens: that an image is to the model.
-    """
+    """Examples of rows that read_images made and whose labels are known; `label` "" for unlabelled ones."""
     images = [row.values[image] for row in rows]
     number = {name: i for i, name in enumerate(labels)}
     return ImageExamples(
@@ -306,6 +317,5 @@ def encode_images(
         labels=np.array([number[label_name(r.values[label])] for r in rows], dtype=np.int64) if label else None,
         ids=[row.id for row in rows],
         preprocessing=how,
-        tokens=tokens,
         num_labels=len(labels),
     )

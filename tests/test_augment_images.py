@@ -18,7 +18,7 @@ from data.images import ImageExamples
 from models import ModelError
 from models.heads import HeadShape, classification_loss
 
-HOW = Preprocessing((16, 16), 2, None, 1 / 255, (0.5,) * 3, (0.5,) * 3)
+HOW = Preprocessing((16, 16), 2, None, 1 / 255, (0.5,) * 3, (0.5,) * 3, tokens=5)
 ALL = {"crop": 0.3, "flip": 0.5, "rotate": 20.0, "jitter": 0.4, "policy": "randaugment", "erase": 0.5}
 MIXED = ALL | {"mixup": 0.8, "cutmix": 1.0}
 
@@ -31,7 +31,6 @@ def examples(count=12, size=20, num_labels=3, **augmentation) -> ImageExamples:
         labels=rng.integers(0, num_labels, count),
         ids=[f"img-{7 * i}" for i in range(count)],
         preprocessing=HOW,
-        tokens=5,
         num_labels=num_labels,
         augmentation=ImageAugmentation(seed=3, **augmentation) if augmentation else None,
     )
