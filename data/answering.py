@@ -95,7 +95,7 @@ def encode_questions(
 ) -> TextExamples:
     """The windows of all questions: question first, then as much of the context as max_length leaves room for.
 
-    Neighbours share doc_stride tokens of the context, so an answer of up to doc_stride + 1 tokens lies whole in a window.
+    Neighbours share doc_stride tokens of the context, so an answer of up to doc_stride + 1 is whole in one of them.
     Labels, (S, 2): the first of the row's answers where it lies whole in the window, else (0, 0), the first token; both
     IGNORE where the tokenizer leaves nothing of the answer. answers: "" without labels.
 

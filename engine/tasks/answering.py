@@ -14,6 +14,7 @@ from data.answering import Candidate, Windows, encode_questions
 from data.squad import read_questions
 from engine.config import Data, Generate
 from engine.metrics import squad
+from engine.tasks.augmenting import augment_questions
 from engine.tasks.task import Columns, Task
 from models import Output, TaskModel
 
@@ -117,4 +118,5 @@ QUESTION_ANSWERING = Task(
     measure=measure_answers,
     summarize=summarize_answers,
     predict=predict_answers,
+    augment=augment_questions,
 )
