@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+import re
+from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
 
 from engine.config import ConfigError, Optim, Train
 
+LAYER = re.compile(r"(.*?layers)\.(\d+)\.")
 MOST_STEPS = 2**53  # beyond it a float no longer counts one by one
 
 
@@ -35,13 +40,57 @@ def check_schedule(optim: Optim, total: int) -> None:
 
 
 def build_optimizer(model: nn.Module, optim: Optim, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019); matrices and embeddings decay, biases and norms (one dimension) do not."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
+    """AdamW (Loshchilov & Hutter 2019); matrices and embeddings decay, biases and norms (one dimension) do not.
+
+    Parameters that learn at another multiple of the learning rate are groups of their own.
+    """
+    scales = lr_scales(model, optim)
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            decays = p.ndim >= 2
+            new = {"params": [], "weight_decay": weight_decay if decays else 0.0, "lr_scale": scales[name]}
+            groups.setdefault((scales[name], decays), new)["params"].append(p)
+    in_order = [group for _, group in sorted(groups.items(), key=lambda item: item[0], reverse=True)]
+    return torch.optim.AdamW(in_order, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
+
+
+def lr_scales(model: nn.Module, optim: Optim) -> dict[str, float]:
+    """{name: the multiple of the learning rate that this parameter learns at}.
+
+    With layer_decay d and L layers: d ** (L + 1 - i) for layer i from 1, d ** (L + 1) for the embeddings, 1 for the
+    last norm and the head (Clark et al. 2020, "ELECTRA"; in this form Bao et al. 2022, "BEiT"); each stack of an
+    encoder-decoder counts its own layers. A head_lr and then the patterns of optim.lr_scales, the last that matches,
+    come before that. ConfigError for a pattern that matches nothing or a factor that is no number from 0.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    stacks: dict[str, int] = {}
+    for name in names:
+        if found := LAYER.match(name):
+            stacks[found[1]] = max(stacks.get(found[1], 0), int(found[2]) + 1)
+    scales = {name: optim.layer_decay ** _depth_below_top(name, stacks) for name in names}
+    if optim.head_lr is not None:
+        if not optim.lr:
+            raise ConfigError(f"optim.head_lr = {optim.head_lr} is a multiple of optim.lr = 0: give that a rate too")
+        scales |= {name: optim.head_lr / optim.lr for name in names if name.startswith("head.")}
+    for text in optim.lr_scales:
+        pattern, _, factor = text.rpartition("=")
+        matched = [name for name in names if fnmatchcase(name, pattern)]
+        if re.fullmatch(r"[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?", factor) is None:
+            raise ConfigError(f"optim.lr_scales = {text!r} should be PATTERN=FACTOR, as backbone.layers.0.*=0.5")
+        if not matched:
+            close = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
+            raise ConfigError(f"optim.lr_scales = {text!r} matches no parameter; one is called {close[0]!r}")
+        scales |= dict.fromkeys(matched, float(factor))
+    return scales
+
+
+def _depth_below_top(name: str, stacks: dict[str, int]) -> int:
+    """0 for the head and the norm after the last layer, 1 for the last layer, up to the embeddings, below them all."""
+    if found := LAYER.match(name):
+        return stacks[found[1]] - int(found[2])
+    is_top = name.startswith("head.") or re.search(r"(^|\.)norm\.[a-z]+$", name) is not None
+    return 0 if is_top else max(stacks.values(), default=0) + 1
 
 
 def learning_rate(step: int, total: int, optim: Optim) -> float:
@@ -49,7 +98,8 @@ def learning_rate(step: int, total: int, optim: Optim) -> float:
 
     Linear warm-up to optim.lr, then, with p in [0, 1) the share of the remaining steps done and m = optim.min_lr:
     constant: 1; linear: 1 - (1 - m) p; cosine: m + (1 - m) (1 + cos(pi p)) / 2 (Loshchilov & Hutter 2017);
-    wsd (Hu et al. 2024): 1 until the last `optim.decay` steps, which fall linearly to m.
+    wsd (Hu et al. 2024): 1 until the last `optim.decay` steps, which fall linearly to m;
+    inverse_sqrt (Vaswani et al. 2017): sqrt(warm-up steps / steps so far), not below m.
     """
     warmup = steps_of(optim.warmup, total)
     if step < warmup:
@@ -61,6 +111,8 @@ def learning_rate(step: int, total: int, optim: Optim) -> float:
         factor = 1.0 - (1.0 - optim.min_lr) * progress
     elif optim.schedule == "cosine":
         factor = optim.min_lr + (1.0 - optim.min_lr) * (1.0 + math.cos(math.pi * progress)) / 2.0
+    elif optim.schedule == "inverse_sqrt":
+        factor = max(optim.min_lr, math.sqrt(max(1, warmup) / (step + 1)))
     else:  # wsd
         decay = max(1, min(steps_of(optim.decay, total), total - warmup))  # both may have been rounded up
         factor = 1.0 - (1.0 - optim.min_lr) * max(0.0, (step - (total - decay)) / decay)
@@ -73,8 +125,7 @@ def steps_of(share_or_steps: float, total: int) -> int:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Of every parameter group, for the next step; a group with an "lr_scale" of its own, as a new head's, at that
-    multiple of it."""
+    """Of every parameter group, for the next step; one with an "lr_scale" at that multiple of it."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 

@@ -161,7 +161,8 @@ class Generate:
 
     max_new_tokens: int = setting(64, "tokens of a text, at most", within="> 0")
     num_beams: int = setting(1, "of beam search; 1: greedy, or sampled", within="> 0")
-    do_sample: bool = setting(False, "draw each token, from run.seed; false: take the likeliest")
+    do_sample: bool = setting(False, "draw each token; false: take the likeliest")
+    seed: int = setting(0, "sampling: of what is drawn", within=">= 0")
     temperature: float = setting(1.0, "sampling: below 1 keeps to what is likely, above 1 strays", within="> 0")
     top_k: int = setting(50, "sampling: from so many of the likeliest tokens; 0: all", within=">= 0")
     top_p: float = setting(1.0, "sampling: from the likeliest tokens of this probability together", within="in (0, 1]")
@@ -189,7 +190,7 @@ class Train:
 @dataclass(frozen=True)
 class Optim:
     lr: float = setting(5e-5, "peak learning rate of AdamW", within=">= 0")
-    schedule: str = setting("linear", "after the warm-up", ("constant", "linear", "cosine", "wsd"))
+    schedule: str = setting("linear", "after the warm-up", ("constant", "linear", "cosine", "wsd", "inverse_sqrt"))
     warmup: float = setting(
         0.1, "rise from 0 to optim.lr: a share of all steps below 1, else a number of steps", within=">= 0"
     )
@@ -197,6 +198,15 @@ class Optim:
         0.2, "wsd only: the last share (below 1) or number of steps, falling linearly", within=">= 0"
     )
     min_lr: float = setting(0.0, "where the schedule ends, as a fraction of optim.lr", within="in [0, 1]")
+    layer_decay: float = setting(
+        1.0,
+        "each layer learns at this multiple of the rate of the layer above it; the head at optim.lr",
+        within="in (0, 1]",
+    )
+    head_lr: float | None = setting(None, "peak learning rate of the head; none: optim.lr", within=">= 0")
+    lr_scales: tuple[str, ...] = setting(
+        (), "PATTERN=FACTOR: parameters of these names learn at a multiple of optim.lr"
+    )
     beta1: float = setting(0.9, "AdamW's decay of the first moment", within="in [0, 1)")
     beta2: float = setting(0.999, "AdamW's decay of the second moment", within="in [0, 1)")
     eps: float = setting(1e-8, "AdamW's epsilon", within="> 0")

@@ -8,6 +8,7 @@ from itertools import pairwise, product
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import scratch
 from torch import nn
 
 import models
@@ -17,6 +18,7 @@ from engine.optim import (
     check_schedule,
     count_steps,
     learning_rate,
+    lr_scales,
     set_learning_rate,
     steps_of,
     without_gradient,
@@ -25,12 +27,12 @@ from engine.precision import Precision
 from engine.regularize import add_penalties_, seed_dropout
 
 CPU = torch.device("cpu")
-SCHEDULES = ["constant", "linear", "cosine", "wsd"]
+SCHEDULES = ["constant", "linear", "cosine", "wsd", "inverse_sqrt"]
 
 # (schedule, step of 100, factor of the peak) with 10 steps of warm-up, min_lr 0.1 and a wsd decay of 20 steps
 POINTS = [
     *((schedule, step, (step + 1) / 10) for schedule in SCHEDULES for step in (0, 4, 9)),
-    *((schedule, 10, 1.0) for schedule in SCHEDULES),
+    *((schedule, 10, 1.0) for schedule in SCHEDULES[:-1]),
     *(("constant", step, 1.0) for step in (55, 99)),
     ("linear", 55, 0.55),
     ("linear", 99, 1 - 0.9 * 89 / 90),
@@ -38,6 +40,8 @@ POINTS = [
     ("cosine", 55, 0.55),
     ("cosine", 70, 0.1 + 0.9 * 0.25),
     ("cosine", 99, 0.1 + 0.9 * math.sin(math.pi / 180) ** 2),
+    ("inverse_sqrt", 39, 0.5),
+    ("inverse_sqrt", 89, 1 / 3),
     ("wsd", 55, 1.0),
     ("wsd", 80, 1.0),
     ("wsd", 81, 0.955),
@@ -155,6 +159,66 @@ def test_a_group_may_have_a_rate_of_its_own():
     for lr in (0.125, 0.25):  # it does not pile up
         set_learning_rate(optimizer, lr)
         assert [group["lr"] for group in optimizer.param_groups] == [lr, 10 * lr]
+
+
+@pytest.mark.parametrize("model_type", models.ARCHITECTURES)
+def test_layer_decay_falls_from_the_head_to_the_embeddings(tmp_path, model_type):
+    """Every parameter, against the depth that its name says; the embeddings lie below the deepest stack."""
+    head = next(name for name in models.ARCHITECTURES[model_type].heads if name)
+    model = scratch(tmp_path, model_type, head)
+    scales = lr_scales(model, Optim(layer_decay=0.5))
+    depths = {}
+    for name in scales:
+        stack, found, rest = name.partition(".layers.")
+        if found:
+            depths.setdefault(stack, set()).add(int(rest.split(".")[0]))
+    for name, scale in scales.items():
+        stack, found, rest = name.partition(".layers.")
+        if found:
+            assert scale == 0.5 ** (len(depths[stack]) - int(rest.split(".")[0])), name
+        elif name.startswith("head.") or name.split(".")[-2] == "norm":
+            assert scale == 1.0, name
+        else:
+            assert scale == 0.5 ** (max(map(len, depths.values())) + 1), name
+    assert {0.5, 1.0} < set(scales.values()) | {1.0}
+    assert set(lr_scales(model, Optim()).values()) == {1.0}
+
+
+def test_a_head_and_named_parameters_have_rates_of_their_own(tmp_path):
+    model = scratch(tmp_path, "bert", "sequence-classification")
+    optim = Optim(lr=1e-4, head_lr=1e-3, layer_decay=0.5, lr_scales=("*embeddings*=0", "head.dense.*=2"))
+    optimizer = build_optimizer(model, optim, 0.1)
+    set_learning_rate(optimizer, 1e-4)
+    rates = {p: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    found = {name: rates[p] for name, p in model.named_parameters()}
+    assert found["head.classifier.weight"] == (pytest.approx(1e-3), 0.1)
+    assert found["head.dense.weight"] == (pytest.approx(2e-4), 0.1)
+    assert found["head.dense.bias"] == (pytest.approx(2e-4), 0.0)
+    assert found["backbone.word_embeddings.weight"] == (0.0, 0.1)
+    assert found["backbone.layers.1.mlp.up.weight"] == (pytest.approx(5e-5), 0.1)
+    assert found["backbone.layers.0.mlp.up.bias"] == (pytest.approx(2.5e-5), 0.0)
+    assert found["backbone.embedding_norm.bias"] == (pytest.approx(1.25e-5), 0.0)
+
+
+def test_without_rates_of_their_own_there_are_the_two_groups_there_were(tmp_path):
+    model = scratch(tmp_path, "bert", "sequence-classification")
+    decaying, others = build_optimizer(model, Optim(), 0.1).param_groups
+    assert all(map(torch.equal, decaying["params"], [p for p in model.parameters() if p.ndim >= 2]))
+    assert all(map(torch.equal, others["params"], [p for p in model.parameters() if p.ndim < 2]))
+
+
+@pytest.mark.parametrize(
+    ("optim", "message"),
+    [
+        (Optim(lr_scales=("backbone.layer.*=0.5",)), r"'backbone.layer.\*=0.5' matches no parameter; one is called"),
+        (Optim(lr_scales=("head.*",)), r"'head.\*' should be PATTERN=FACTOR"),
+        (Optim(lr_scales=("head.*=-1",)), r"should be PATTERN=FACTOR"),
+        (Optim(lr=0.0, head_lr=1e-3), r"optim.head_lr = 0.001 is a multiple of optim.lr = 0"),
+    ],
+)
+def test_a_rate_that_cannot_be_is_one_sentence(tmp_path, optim, message):
+    with pytest.raises(ConfigError, match=message):
+        build_optimizer(scratch(tmp_path, "bert", "sequence-classification"), optim, 0.1)
 
 
 def test_without_gradient_names_what_backward_did_not_reach():
