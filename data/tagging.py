@@ -31,9 +31,19 @@ LINES = "<lines>"  # where each word of a row stands; no name that a column woul
 
 
 def read_tagged(
-    name: str, text: str, label: str, *, id_column: str = "id", format: str = "auto", scheme: str = "auto"
+    name: str,
+    text: str,
+    label: str = "",
+    *,
+    group: str = "",
+    id_column: str = "id",
+    format: str = "auto",
+    scheme: str = "auto",
 ) -> list[Row]:
-    """The rows of a file; label: the column of the tags, or "" for words alone. All that is wrong is one DataError."""
+    """The rows of a file; label: the column of the tags, or "" for words alone. All that is wrong is one DataError.
+
+    group: a column that every row of jsonl must have, or "". Other files have no columns but words and tags.
+    """
     kind = SUFFIXES.get(readers.locate(name).suffix.lower(), "") if format == "auto" else format
     if kind not in FORMATS:
         what = f"data.format = {format!r}" if format != "auto" else "the name does not tell its format"
@@ -41,8 +51,10 @@ def read_tagged(
         raise DataError(f"{name}: {what}; tagged words are in {known}, or data.format is one of {', '.join(FORMATS)}")
     errors = ErrorList()
     if kind == "jsonl":
-        rows = readers.read_rows(name, [text, label] if label else [text], id_column, errors, "jsonl")
+        rows = readers.read_rows(name, [c for c in (text, label, group) if c], id_column, errors, "jsonl")
         rows = [row for row in rows if _check_row(name, row, text, label, scheme, errors)]
+    elif group:
+        raise DataError(f"{name}: data.group = {group!r} needs columns, so a .jsonl file")
     elif kind == "text" and label:
         raise DataError(f"{name}: data.format = 'text' has no tags; it is for predictions")
     else:

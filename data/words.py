@@ -110,13 +110,11 @@ def encode_tagged(
             types.append(np.asarray(encoding.type_ids, dtype=np.uint8))
             lengths.append(len(encoding.ids))
             places.append(_first_tokens(encoding.word_ids, len(words)))
+            beyond = {word for part in encoding.overflowing for word in part.word_ids}
             lost = set(np.flatnonzero(places[-1] < 0).tolist())
-            if encoding.overflowing:
-                truncated += 1
-                beyond = {word for part in encoding.overflowing for word in part.word_ids}
-                cut += len(lost & beyond)
-                lost -= beyond
-            unreadable += len(lost)
+            truncated += bool(beyond)
+            cut += len(lost & beyond)
+            unreadable += len(lost - beyond)
     tokenizer.no_truncation()
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     counts = [len(row.values[text]) for row in rows]
@@ -140,7 +138,7 @@ def encode_tagged(
         ids=[row.id for row in rows],
         truncated=truncated,
         token_labels=None if tags is None else _at_tokens(words_of, tags, counts, offsets),
-        extra={"words": words_of},
+        extra={"words": words_of, "lost_words": cut + unreadable},
     )
 
 

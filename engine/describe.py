@@ -105,6 +105,8 @@ def summary(name: str, examples: Examples, labels: tuple[str, ...]) -> str:
         text += f"; {plural(examples.truncated, 'text')} cut to data.max_length"
     if targets := examples.extra.get("truncated_targets"):
         text += f"; {plural(targets, 'text')} to be written cut to data.max_target_length"
+    if words := examples.extra.get("lost_words"):
+        text += f"; {plural(words, 'word')} without a token"
     counts = examples.label_counts(len(labels))
     if counts is not None:
         shown = [f"{label} {n:,}" for label, n in zip(labels[:MOST_LABELS], counts, strict=False)]

@@ -82,9 +82,8 @@ def type_table(statistics: Tensor, labels: Sequence[str]) -> str:
         lines.append(f"and {len(units) - len(shown):,} more")
     words, _, lost = statistics[2:5].tolist()
     if lost:
-        lines.append(
-            f"{int(lost):,} of {int(words):,} words were not seen (cut off, or nothing to the tokenizer), and count as wrong"
-        )
+        what = "the model did not see (cut off, or nothing to the tokenizer)"
+        lines.append(f"{int(lost):,} of {int(words):,} words count as wrong, which {what}")
     return "\n".join(lines)
 
 

@@ -22,9 +22,15 @@ from models import Output, TaskModel
 
 
 def _read(name: str, settings: Data, labelled: bool) -> list[Row]:
-    label = settings.label if labelled else ""
+    is_split = labelled and name == settings.train and not settings.validation
     return tagging.read_tagged(
-        name, settings.text, label, id_column=settings.id, format=settings.format, scheme=settings.scheme
+        name,
+        settings.text,
+        settings.label if labelled else "",
+        group=settings.group if is_split else "",
+        id_column=settings.id,
+        format=settings.format,
+        scheme=settings.scheme,
     )
 
 
