@@ -179,7 +179,7 @@ SUMMARIZATION = Task(
 )
 TRANSLATION = replace(
     SUMMARIZATION,
-    reads=("data.prefix", "data.max_target_length", "generate"),
+    metrics=("bleu", "chrf", "length_ratio", "loss"),
     columns=Columns(text="source", label="target"),
     read=_read_translations,
     encode=_encode_translations,
