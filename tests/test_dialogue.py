@@ -40,9 +40,7 @@ def conversation(*contents: str, first: str = "user") -> list[Turn]:
     return [Turn(role, content) for role, content in zip(roles, contents, strict=False)]
 
 
-def encoded(
-    tokenizer: Tokenizer, *conversations: list[Turn], max_length: int = 24, labelled: bool = True
-) -> TextExamples:
+def encoded(tokenizer: Tokenizer, *talks: list[Turn], max_length: int = 24, labelled: bool = True) -> TextExamples:
     rows = [Row(str(i), i, {"messages": turns}) for i, turns in enumerate(talks, 1)]
     return encode_dialogues(rows, tokenizer, max_length=max_length, labelled=labelled)
 
