@@ -14,7 +14,9 @@ from collections.abc import Sequence
 
 NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 # Kana, Chinese characters and their extensions, Korean syllables.
-ALONE = "\u3041-\u3096\u30a1-\u30fa\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7a3\U00020000-\U000323af"
+ALONE = (
+    "\u3005\u3007\u3041-\u3096\u30a1-\u30fa\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7a3\U00020000-\U000323af"
+)
 TOKEN = re.compile(f"[a-z0-9]+|[{ALONE}]")
 
 
