@@ -93,4 +93,4 @@ def _score(value: Any) -> float:
         number = float(value)
     except (ValueError, OverflowError):
         return math.nan
-    return number if abs(number) <= np.finfo(np.float32).max else math.nan
+    return number if abs(number) <= float(np.finfo(np.float32).max) else math.nan
