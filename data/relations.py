@@ -218,11 +218,14 @@ def _nearest(encoding: Encoding, places: Sequence[tuple[int, int]], max_length: 
     count = len(encoding.ids)
     token = np.arange(count)
     order = np.full(count, count)
+    offsets = np.array(encoding.offsets)  # (count, 2), in characters; of special tokens they are empty
     begins = []
     for start, end in places:
-        first, last = encoding.char_to_token(start), encoding.char_to_token(end - 1)
-        if first is None or last is None:
+        # The last of the tokens that hold a marker's character: SentencePiece may give the space before it to another.
+        holding = [np.flatnonzero((offsets[:, 0] <= i) & (i < offsets[:, 1])) for i in (start, end - 1)]
+        if not all(map(len, holding)):
             raise DataError("this tokenizer has no token for the markers '@' and '#' of entities")
+        first, last = (int(tokens[-1]) for tokens in holding)
         distance = np.maximum(first - token, token - last)
         order = np.minimum(order, np.where(distance <= 0, token - first - count, distance))
         begins.append(first)
