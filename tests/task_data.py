@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+from PIL import Image
 from tiny import config_folder
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from torchvision.io import write_png
 
 from engine.tasks import TASKS
 
@@ -148,10 +148,10 @@ def write_images(folder: Path, count: int, rng: random.Random) -> Path:
     for i in range(count):
         name = COLOURS[i % 3]
         noise = [rng.randrange(100) for _ in range(3 * SIDE * SIDE)]
-        image = torch.tensor(noise, dtype=torch.uint8).view(3, SIDE, SIDE)
-        image[COLOURS.index(name)] += 100
+        image = np.array(noise, dtype=np.uint8).reshape(SIDE, SIDE, 3)
+        image[..., COLOURS.index(name)] += 100
         (folder / name).mkdir(parents=True, exist_ok=True)
-        write_png(image, str(folder / name / f"{i}.png"))
+        Image.fromarray(image).save(folder / name / f"{i}.png")
     return folder
 
 
