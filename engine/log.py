@@ -49,12 +49,12 @@ class RunLog:
             self.bar.update(step - self.bar.n)  # a step left out moves nothing
             self.samples, self.tokens, self.waited = self.samples + samples, self.tokens + tokens, self.waited + waited
 
-    def train(self, step: int, loss: float, lr: float, grad_norm: float) -> None:
+    def train(self, step: int, loss: float, lr: float, grad_norm: float, more: dict[str, float]) -> None:
         if not self.on:
             return
         seconds = time.perf_counter() - self.since
         rate = self.samples / seconds
-        row = {"step": step, "loss": loss, "lr": lr, "grad_norm": grad_norm}
+        row = {"step": step, "loss": loss, "lr": lr, "grad_norm": grad_norm, **more}
         row |= {"samples_per_second": round(rate, 2), "tokens_per_second": round(self.tokens / seconds, 1)}
         row |= {"data_wait_seconds": round(self.waited, 4), "peak_memory_mb": peak_memory_mb(self.device)}
         self._write(row, "train", step, row)

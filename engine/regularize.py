@@ -2,26 +2,79 @@
 
 from __future__ import annotations
 
+import difflib
+from fnmatch import fnmatchcase
+
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from engine.config import Regularize
+from engine.config import ConfigError, Regularize
+from models import TaskModel
 
 
-@torch.no_grad()
-def add_penalties_(optimizer: torch.optim.Optimizer, regularize: Regularize) -> None:
-    """Add the gradient of l1 * sum |w| + l2 / 2 * sum w^2 to the gradients, once per optimizer step.
+class Penalties:
+    """l1 * sum |w| + l2 / 2 * sum w^2 + l2_sp / 2 * sum (w - w0)^2, a part of the loss of every optimizer step.
 
-    It acts on the matrices and embeddings of every parameter group, not on biases and norms (one dimension); after
-    unscaling and after the ranks have summed their gradients, so it counts once however the step was cut.
+    w: the trained matrices and embeddings whose names match regularize.penalize (all for no pattern); never biases and
+    norms (one dimension), and no parameter that no gradient reaches. w0: what a weight was in the checkpoint the recipe
+    names (L2-SP: Li et al. 2018, "Explicit inductive bias for transfer learning"); a new head has none, so l2_sp does
+    not hold it. ConfigError for a pattern that matches nothing, and for l2_sp where nothing is pretrained.
+
+    pretrained: the model as the recipe's checkpoint has it, before any training; needed for l2_sp only.
     """
-    if not (regularize.l1 or regularize.l2):
-        return
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    weights = [p for p in trained if p.ndim >= 2 and p.grad is not None]
-    gradients = [p.grad for p in weights]
-    torch._foreach_add_(gradients, weights, alpha=regularize.l2)
-    torch._foreach_add_(gradients, torch._foreach_sign(weights), alpha=regularize.l1)
+
+    def __init__(self, model: nn.Module, settings: Regularize, pretrained: TaskModel | None = None):
+        self.settings = settings
+        self.value: Tensor | float = 0.0  # of the last step, a tensor once there was one: read it where it is logged
+        names = {name: p for name, p in model.named_parameters() if p.requires_grad and p.ndim >= 2}
+        for pattern in settings.penalize:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
+                raise ConfigError(
+                    f"regularize.penalize = {pattern!r} matches no trained matrix or embedding; one is {near[0]!r}"
+                )
+        patterns = settings.penalize or ("*",)
+        self.weights = {n: p for n, p in names.items() if any(fnmatchcase(n, pattern) for pattern in patterns)}
+        self.start: dict[str, Tensor] = {}
+        if settings.l2_sp and pretrained is not None:
+            theirs, new = dict(pretrained.named_parameters()), set(pretrained.report.initialised)
+            known = [name for name in self.weights if name in theirs and name not in new]
+            self.start = {name: theirs[name].detach().to(self.weights[name].device) for name in known}
+        if settings.l2_sp and not self.start:
+            raise ConfigError(
+                f"regularize.l2_sp = {settings.l2_sp} has no effect: no weight that is trained and penalised is "
+                "pretrained (model.init, model.lora.rank, regularize.penalize)"
+            )
+
+    @torch.no_grad()
+    def add_gradients_(self) -> None:
+        """Once per optimizer step, after unscaling and after the ranks have summed their gradients, so that it counts
+        once however the step was cut."""
+        l1, l2, l2_sp = self.settings.l1, self.settings.l2, self.settings.l2_sp
+        if not (l1 or l2 or l2_sp):
+            return
+        reached = {name: p for name, p in self.weights.items() if p.grad is not None}
+        weights: list[Tensor] = [*reached.values()]
+        gradients = {name: p.grad for name, p in reached.items() if p.grad is not None}
+        parts: list[Tensor] = []
+        if l1:
+            torch._foreach_add_([*gradients.values()], torch._foreach_sign(weights), alpha=l1)
+            parts += [l1 * norm for norm in torch._foreach_norm(weights, 1)]
+        if l2:
+            torch._foreach_add_([*gradients.values()], weights, alpha=l2)
+            parts += [l2 / 2 * norm.square() for norm in torch._foreach_norm(weights, 2)]
+        if l2_sp:
+            held = [name for name in reached if name in self.start]
+            moved = torch._foreach_sub([reached[name] for name in held], [self.start[name] for name in held])
+            torch._foreach_add_([gradients[name] for name in held], moved, alpha=l2_sp)
+            parts += [l2_sp / 2 * norm.square() for norm in torch._foreach_norm(moved, 2)]
+        self.value = torch.stack(parts).sum() if parts else 0.0
+
+    def log(self) -> dict[str, float]:
+        """{"penalty": its value in the last step}, for metrics.jsonl; nothing where there is none."""
+        on = self.settings.l1 or self.settings.l2 or self.settings.l2_sp
+        return {"penalty": float(self.value)} if on else {}
 
 
 def seed_dropout(seed: int, position: int, micro_batch: int, rank: int, device: torch.device) -> None:

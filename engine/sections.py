@@ -217,6 +217,12 @@ class Regularize:
     weight_decay: float = setting(0.01, "decoupled, as in AdamW; never on biases and norms", within=">= 0")
     l1: float = setting(0.0, "adds l1 * sum |w| to the loss of a step; never on biases and norms", within=">= 0")
     l2: float = setting(0.0, "adds l2 / 2 * sum w^2 to the loss of a step; never on biases and norms", within=">= 0")
+    l2_sp: float = setting(
+        0.0,
+        "adds l2_sp / 2 * sum (w - w0)^2, w0 the pretrained weights; never on biases, norms, a new head",
+        within=">= 0",
+    )
+    penalize: tuple[str, ...] = setting((), "patterns of the parameter names that l1, l2 and l2_sp hold; empty: all")
     label_smoothing: float = setting(0.0, "share of the target spread over all classes", within="in [0, 1)")
 
 

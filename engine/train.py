@@ -25,7 +25,7 @@ from engine.log import RunLog, require_tensorboard
 from engine.model import build_model
 from engine.optim import build_optimizer, check_schedule, count_steps, learning_rate, set_learning_rate
 from engine.precision import Precision
-from engine.regularize import add_penalties_, seed_dropout
+from engine.regularize import Penalties, seed_dropout
 from engine.state import TrainState, mode_of
 from engine.tasks import find_task, read_training_data
 
@@ -70,6 +70,8 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     # 4. What steps: precision, optimizer, the state of the run, and the model as all ranks share it.
     amp = Precision(cfg.train.precision, ranks.device)
     optimizer = build_optimizer(model, cfg.optim, cfg.regularize.weight_decay)
+    start = build_model(cfg.model, task, labels, smoothing, cfg.run.seed, None)[0] if cfg.regularize.l2_sp else None
+    penalties = Penalties(model, cfg.regularize, start)
     contents = checkpoint.Contents(cfg, model, optimizer, amp, folder_in, (train_set, validation_set))
     state = checkpoint.restore(resumed, contents, ranks) if resumed else TrainState()
     parallel = distributed.wrap(model, ranks, train_set.batch([])).train()
@@ -110,7 +112,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
             amp.backward(out.loss_sum * (ranks.world_size / max(targets, 1)))
             losses.append(out.loss_sum.detach())
         amp.unscale_(optimizer)
-        add_penalties_(optimizer, cfg.regularize)
+        penalties.add_gradients_()
         grad_norm = amp.clip_(model.parameters(), cfg.train.clip_norm)
         stepped = amp.step(optimizer, grad_norm)
         state.advance(stepped, int(samples))
@@ -121,7 +123,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         log.count(state.step, samples, tokens, waited)
         if stepped and (state.step % cfg.log.every == 0 or state.step == total_steps):
             (loss,) = distributed.all_sum(sum(loss.item() for loss in losses))
-            log.train(state.step, loss / max(targets, 1), lr, grad_norm)
+            log.train(state.step, loss / max(targets, 1), lr, grad_norm, penalties.log())
         if stepped and (state.step % evaluate_every == 0 or state.step == total_steps):
             clock = time.perf_counter()
             statistics = evaluate(model, validation_set, task, amp, ranks, cfg.eval.batch_tokens, cfg.generate)

@@ -34,12 +34,12 @@ def test_the_time_of_an_evaluation_and_a_checkpoint_is_left_out_and_nothing_else
     steps([3])
     evaluation(3)
     steps([4])
-    log.train(4, 0.5, 1e-3, 1.0)
+    log.train(4, 0.5, 1e-3, 1.0, {})
     evaluation(4)  # right after a line
     steps([5, 6])
-    log.train(6, 0.5, 1e-3, 1.0)
+    log.train(6, 0.5, 1e-3, 1.0, {})
     steps([7, 8])
-    log.train(8, 0.5, 1e-3, 1.0)
+    log.train(8, 0.5, 1e-3, 1.0, {})
     log.close()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "loss" in row]

@@ -415,7 +415,7 @@ def test_every_line_of_the_log_has_its_numbers(tiny):
         assert 5 < row["tokens_per_second"] / row["samples_per_second"] < 32
     evaluations = [line for line in lines if "evaluation" in line]
     assert [set(line) for line in evaluations] == [{"step", "evaluation", "best"}] * 2
-    assert set(evaluations[0]["evaluation"]) == {"loss", "accuracy", "precision", "recall", "f1"}
+    assert {"loss", "accuracy", "precision", "recall", "f1"} <= set(evaluations[0]["evaluation"])
     assert set(lines[-1]) == {"step", "end", "best_accuracy", "best_step"}
 
 
@@ -482,4 +482,4 @@ def test_f04_a_log_that_cannot_be_written_is_a_sentence(tmp_path):
     log = RunLog(tmp_path, CPU, start=0, total=1, tensorboard=False)
     log.file = open("/dev/full", "w")  # noqa: SIM115
     with pytest.raises(TrainingError, match=r"metrics\.jsonl cannot be written: No space left on device"):
-        log.train(1, 0.5, 1e-3, 1.0)
+        log.train(1, 0.5, 1e-3, 1.0, {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fnmatch import fnmatchcase
 from itertools import pairwise, product
 
 import pytest
@@ -24,7 +25,7 @@ from engine.optim import (
     without_gradient,
 )
 from engine.precision import Precision
-from engine.regularize import add_penalties_, seed_dropout
+from engine.regularize import Penalties, seed_dropout
 
 CPU = torch.device("cpu")
 SCHEDULES = ["constant", "linear", "cosine", "wsd", "inverse_sqrt"]
@@ -242,38 +243,58 @@ def gradients(model):
     return [p.grad.clone() for p in model.parameters()]
 
 
-@pytest.mark.parametrize(("l1", "l2"), [(0.0, 0.0), (0.03, 0.0), (0.0, 0.2), (0.03, 0.2)])
-def test_penalties_are_the_gradient_of_the_penalised_loss(l1, l2):
-    inputs, labels = data(torch.float64)
-    found, expected = mlp(dtype=torch.float64), mlp(dtype=torch.float64)
+PENALTIES = [(0.0, 0.0, 0.0), (0.03, 0.0, 0.0), (0.0, 0.2, 0.0), (0.0, 0.0, 0.5), (0.03, 0.2, 0.5)]
+
+
+@pytest.mark.parametrize(("l1", "l2", "l2_sp"), PENALTIES)
+@pytest.mark.parametrize("patterns", [(), ("backbone.*",), ("*attention.query.weight", "head.*")])
+def test_penalties_are_the_gradient_of_the_penalised_loss(checkpoint_folder, l1, l2, l2_sp, patterns):
+    """Against autograd, in fp64, with a head that is new and so is not held by l2_sp."""
+
+    def build():
+        labels = ["a", "b"]
+        model = models.from_pretrained(checkpoint_folder, head="sequence-classification", labels=labels, dropout=0.0)
+        return model.double()
+
+    start, found, expected = build(), build(), build()
     for model in (found, expected):
-        model[0].weight.data[0, :5] = 0.0  # |w| at 0 has gradient 0
-    optimizer = build_optimizer(found, Optim(), 0.0)
-    F.cross_entropy(found(inputs), labels).backward()
-    add_penalties_(optimizer, Regularize(l1=l1, l2=l2))
+        generator = torch.Generator().manual_seed(0)
+        for p in model.parameters():
+            p.data += 0.1 * torch.randn(p.shape, generator=generator, dtype=torch.float64)
+        model.backbone.layers[0].mlp.up.weight.data[0] = 0.0  # |w| at 0 has gradient 0
+    batch = models.pack([[2, 7, 8, 3], [2, 9, 3]], labels=torch.tensor([0, 1]))
+    found(batch).loss_sum.backward()
+    penalties = Penalties(found, Regularize(l1=l1, l2=l2, l2_sp=l2_sp, penalize=patterns), start)
+    penalties.add_gradients_()
 
-    matrices = [expected[0].weight, expected[3].weight]
-    penalty = sum(l1 * w.abs().sum() + l2 / 2 * w.square().sum() for w in matrices)
-    (F.cross_entropy(expected(inputs), labels) + penalty).backward()
+    before, penalty = dict(start.named_parameters()), torch.zeros((), dtype=torch.float64)
+    for name, w in expected.named_parameters():
+        if w.ndim < 2 or (patterns and not any(fnmatchcase(name, pattern) for pattern in patterns)):
+            continue
+        penalty = penalty + l1 * w.abs().sum() + l2 / 2 * w.square().sum()
+        if not name.startswith("head."):
+            penalty = penalty + l2_sp / 2 * (w - before[name].detach()).square().sum()
+    (expected(batch).loss_sum + penalty).backward()
     torch.testing.assert_close(gradients(found), gradients(expected), rtol=1e-12, atol=1e-12)
-
-
-def test_penalties_reach_the_matrices_of_every_group_and_no_bias():
-    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
-    for p in model.parameters():
-        p.grad = torch.zeros_like(p)
-    groups = [{"params": [p]} for p in reversed(list(model.parameters()))]
-    add_penalties_(torch.optim.SGD(groups, lr=1.0), Regularize(l2=0.5))
-    for p in model.parameters():
-        assert torch.equal(p.grad, 0.5 * p if p.ndim >= 2 else torch.zeros_like(p))
+    assert penalties.log() == ({"penalty": pytest.approx(penalty.item(), rel=1e-12)} if l1 or l2 or l2_sp else {})
 
 
 def test_penalties_leave_a_parameter_without_gradient_alone():
     model = nn.ModuleList([nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)])
     model[0](torch.ones(1, 2)).sum().backward()
-    add_penalties_(build_optimizer(model, Optim(), 0.0), Regularize(l1=0.5, l2=0.5))
+    Penalties(model, Regularize(l1=0.5, l2=0.5)).add_gradients_()
     assert model[1].weight.grad is None
     assert not torch.equal(model[0].weight.grad, torch.ones(2, 2))
+
+
+def test_a_penalty_on_nothing_is_refused(checkpoint_folder):
+    model = models.from_pretrained(checkpoint_folder, head="sequence-classification", labels=["a", "b"])
+    with pytest.raises(ConfigError, match=r"'backbone.layer.\*' matches no trained matrix or embedding; one is"):
+        Penalties(model, Regularize(penalize=("backbone.layer.*",)))
+    scratch = models.from_pretrained(checkpoint_folder, "sequence-classification", ["a", "b"], init="scratch")
+    for start, patterns in ((scratch, ()), (model, ("head.*",))):
+        with pytest.raises(ConfigError, match=r"regularize.l2_sp = 0.1 has no effect: no weight"):
+            Penalties(model, Regularize(l2_sp=0.1, penalize=patterns), start)
 
 
 def dropout_mask(*numbers):

@@ -106,7 +106,7 @@ def test_p04_a_crash_between_two_checkpoints(tiny, uninterrupted, monkeypatch):
             raise CrashError
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "add_penalties_", crashing)
+        patch.setattr(train.Penalties, "add_gradients_", crashing)
         with pytest.raises(CrashError):
             run_training(config)
     log = Path(config.run.folder) / "metrics.jsonl"
