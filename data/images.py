@@ -110,7 +110,9 @@ def _folder_rows(root: Path, image: str, label: str, bad: list[str]) -> list[Row
     rows: list[Row] = []
     for path in sorted(_files_below(root), key=lambda path: path.relative_to(root).parts):
         place = path.relative_to(root)
-        if path.suffix.lower() not in SUFFIXES:
+        if not _is_utf8(str(place)):  # it becomes an id, and those are written
+            bad.append(f"{path!a}: its name is not UTF-8")
+        elif path.suffix.lower() not in SUFFIXES:
             bad.append(f"{path}: not an image by its name; those end in {', '.join(sorted(SUFFIXES))}")
         elif label and len(place.parts) == 1:
             bad.append(f"{path}: in no folder of a class; {root} should have one for each class")
@@ -120,15 +122,22 @@ def _folder_rows(root: Path, image: str, label: str, bad: list[str]) -> list[Row
     return rows
 
 
+def _is_utf8(name: str) -> bool:
+    """Whether a file's name is text; bytes that are none are halves of surrogate pairs to Python."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
 def _files_below(root: Path) -> Iterator[Path]:
     """Every file but hidden ones and what systems leave in a folder of pictures; links are followed, but no circles."""
-    seen = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
-        if real not in seen:
-            yield from (Path(folder, f) for f in files if not f.startswith(".") and f.lower() not in LEFT_BY_SYSTEMS)
-        seen.add(real)
+
+    def stop(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}")
+
+    for name, folders, files in os.walk(root, onerror=stop, followlinks=True):
+        folder = Path(name)
+        around = {path.resolve() for path in (folder, *folder.parents)}
+        folders[:] = [f for f in folders if not f.startswith(".") and (folder / f).resolve() not in around]
+        yield from (folder / f for f in files if not f.startswith(".") and f.lower() not in LEFT_BY_SYSTEMS)
 
 
 def _idx_rows(name: str, path: Path, image: str, label: str, labels: Sequence[str]) -> list[Row]:
@@ -154,6 +163,8 @@ def _check_all(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
 
     def check(path: Path) -> tuple[str, str]:
         try:
+            if path.exists() and not path.is_file():  # a pipe would wait for a writer
+                return "", "not a regular file"
             with path.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
             decode(path)

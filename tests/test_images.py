@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import struct
 import sys
 import tracemalloc
@@ -332,7 +333,7 @@ def bad_images(root: Path) -> dict[str, str]:
         whole = encoded(kind)
         for share in (0.001, 0.02, *np.linspace(0.1, 0.9, 24)):
             add(f"a/cut-{kind}-{share:.3f}.{ending}", whole[: max(1, int(len(whole) * share))], "")
-    for i in range(15):
+    for i in range(21):
         add(f"b/empty-{i}.png", b"", "an empty file")
         add(f"b/text-{i}.jpg", b"hello, world " * i + b"!", "not an image of a kind")
         add(f"b/named-{i}.txt", b"x", "not an image by its name")
@@ -363,7 +364,7 @@ def bad_folder(tmp_path_factory):
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_f12_every_bad_image_is_named_with_its_reason(bad_folder, monkeypatch):
     root, found = bad_folder
-    assert len(found) >= 180
+    assert len(found) >= 200
     monkeypatch.setattr(image_data, "SHOWN", 1000)
     with pytest.raises(DataError) as error:
         read_images(str(root))
@@ -371,6 +372,38 @@ def test_f12_every_bad_image_is_named_with_its_reason(bad_folder, monkeypatch):
     assert len(lines) == len(found)
     for name, reason in found.items():
         (line,) = [line for line in lines if line.startswith(f"{root / name}: ")]
+        assert reason in line
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of what it finds odd
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM"])
+def test_f12_a_damaged_image_is_an_image_or_an_error_of_ours(tmp_path, kind):
+    buffer = io.BytesIO()
+    picture(size=(30, 20)).save(buffer, kind)
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(60):
+        content = np.frombuffer(buffer.getvalue(), np.uint8).copy()
+        for place in rng.integers(0, min(len(content), 200), 3):
+            content[place] = rng.integers(256)
+        (tmp_path / "x").write_bytes(content.tobytes())
+        try:
+            outcomes.add(type(image_data.to_pixels(decode(tmp_path / "x"), HOW)))
+        except DataError:
+            outcomes.add(DataError)
+    assert DataError in outcomes
+
+
+def test_files_that_no_image_can_be_read_from(tmp_path):
+    write(tmp_path / "a/x.png", picture())
+    os.mkfifo(tmp_path / "a/pipe.png")
+    (tmp_path / "a/away.png").symlink_to(tmp_path / "nothing")
+    with open(os.fsencode(tmp_path / "a") + b"/\xff.png", "wb") as stream:
+        stream.write(b"?")
+    with pytest.raises(DataError) as error:
+        read_images(str(tmp_path))
+    reasons = ["its name is not UTF-8", "away.png: cannot be read: No such file", "pipe.png: not a regular file"]
+    for reason, line in zip(reasons, str(error.value).splitlines(), strict=False):
         assert reason in line
 
 
