@@ -143,13 +143,17 @@ def encode_tagged(
 
 
 def _inputs(row: Row, text: str, tokenizer: Tokenizer) -> list[str]:
-    """The words as the tokenizer should see them: those of a text as they stand there, others with a space before them.
+    """The words as the tokenizer should see them: with one space before them, but for those of a text that have none.
 
-    To a byte-level tokenizer, as RoBERTa's, a word after a space is another one; WordPiece's sees no difference. One
-    that does not split texts would take the space for a part of the word.
+    To a byte-level tokenizer, as RoBERTa's, a word after a space is another one, and a second space would be a token of
+    its own. WordPiece's sees no difference. One that does not split texts would take the space for a part of the word.
     """
     words: list[str] = row.values[text]
-    return words if TEXT in row.values or tokenizer.pre_tokenizer is None else [" " + word for word in words]
+    if tokenizer.pre_tokenizer is None:
+        return [word.lstrip() for word in words]
+    if TEXT in row.values:
+        return [" " + word.lstrip() if word[0].isspace() else word for word in words]
+    return [" " + word for word in words]
 
 
 def _first_tokens(word_ids: Sequence[int | None], count: int) -> np.ndarray:
