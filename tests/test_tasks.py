@@ -18,7 +18,7 @@ import models
 from data import Cut, Examples, evaluation_batches
 from engine import config as configs
 from engine import evaluate, predict
-from engine.config import Config
+from engine.config import Config, ConfigError
 from engine.tasks import TASKS
 from engine.tasks.task import Task
 
@@ -258,6 +258,37 @@ def test_p04_resume_is_exact(task, tmp_path):
     assert run_training(config_of(parted, settings), StopAfter(3)) is None
     assert run_training(config_of(parted, settings, **{"run.resume": "yes", "data.workers": 0}))
     assert_same_run(whole, parted)
+
+
+NOT_CHANGED = {"causal-lm", "dialogue", "image-classification"}  # their texts are the targets, or there are none
+
+
+def test_p04_training_texts_change_and_resume_is_exact_or_it_is_refused_by_name(task, tmp_path, capsys):
+    synonyms = tmp_path / "synonyms.tsv"
+    synonyms.write_text("word\tsynonyms\nthe\ta very\ncat\tdog,house\n")
+    settings = write(task, tmp_path) | {"augment.text.synonyms": str(synonyms), "augment.text.synonym": 0.5}
+    settings |= {"augment.text.mask": 0.2, "train.max_steps": 3}
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    if task in NOT_CHANGED:
+        with pytest.raises(ConfigError, match=r"augment\.text\.mask"):
+            run_training(config_of(whole, settings))
+        return
+    assert run_training(config_of(whole, settings, **{"run.dry_run": True})) == {}
+    said = capsys.readouterr().out
+    assert "augmented samples" in said
+    assert "[MASK]" in said
+    assert run_training(config_of(whole, settings))
+    assert run_training(config_of(parted, settings), StopAfter(2)) is None
+    assert run_training(config_of(parted, settings, **{"run.resume": "yes"}))
+    assert_same_run(whole, parted)
+    plain = {key: value for key, value in settings.items() if not key.startswith("augment")}
+    assert run_training(config_of(tmp_path / "plain", plain))
+    assert losses(tmp_path / "plain") != losses(whole)
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
 
 
 def test_p01_the_loss_does_not_depend_on_the_micro_batches(task, tmp_path):
