@@ -64,8 +64,8 @@ class Windows:
             begin, number, length = place.tolist()
             inside = window[begin : begin + length].astype(np.float64)
             inside[empty[number : number + length]] = -np.inf
-            lasts = np.concatenate([inside[:, 1], np.full(longest - 1, -np.inf)])
-            of_window = inside[:, :1] + np.lib.stride_tricks.sliding_window_view(lasts, longest)
+            lasts = np.concatenate([inside[:, 1], np.full(longest, -np.inf)])
+            of_window = inside[:, :1] + np.lib.stride_tricks.sliding_window_view(lasts, longest)[:length]
             np.maximum(scores[number : number + length], of_window, out=scores[number : number + length])
             no_answer = min(no_answer, float(window[NO_ANSWER].astype(np.float64).sum()))
         flat = scores.reshape(-1)

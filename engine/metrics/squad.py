@@ -90,7 +90,7 @@ def answer_metrics(rows: Tensor) -> dict[str, float]:
     final = {name: torch.where(answered, column[name], 1 - column["has_answer"]) for name in names}
     metrics = {name: values.mean().item() for name, values in final.items()}
     if 0 < has_answer.sum() < len(rows):
-        metrics |= {f"has_answer_{name}": final[name][has_answer].mean().item() for name in names}
+        metrics |= {f"has_answer_{name}": final[name][has_answer].mean().item() for name in names[:2]}
         metrics["no_answer_accuracy"] = final["exact_match"][~has_answer].mean().item()
     for name in ("exact_match", "f1"):
         best, threshold = best_threshold(column[name], has_answer, column["spoken"].bool(), column["margin"])
