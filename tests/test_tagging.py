@@ -381,13 +381,13 @@ def learned(tmp_path_factory, checkpoint_folder) -> tuple[Config, Path]:
         "run.folder": str(folder / "run"),
         "run.device": "cpu",
         "model.name": str(checkpoint_folder),
-        "data.train": write(folder / "train.jsonl", problem(600, 1)),
+        "data.train": write(folder / "train.jsonl", problem(3_000, 1)),
         "data.max_length": 32,
         "model.dropout.all": 0.0,
         "train.batch_size": 32,
-        "train.max_steps": 240,
+        "train.max_steps": 160,
         "optim.lr": 5e-3,
-        "eval.every": 120,
+        "eval.every": 80,
     }
     config = configs.override(Config(), values)
     configs.check(config)
