@@ -82,6 +82,15 @@ def test_triples_find_their_strings_in_the_sentence(tmp_path, kind, column):
     assert {(a.type, b.type) for a, b in entities_of(read)} == {("", "thing")}
 
 
+def test_a_column_with_the_text_comes_before_one_with_the_sentence(tmp_path):
+    path = str(write(tmp_path / "x.jsonl", [GOOD | {"sentence": "another"}]))
+    assert read_relations(path)[0].values["text"] == GOOD["text"]
+    (row,) = read_relations(
+        str(write(tmp_path / "y.jsonl", [GOOD | {"body": "Eve lives in Rom.", "text": 7}])), text="body"
+    )
+    assert (row.values["subject"].of(row.values["body"]), row.values["object"].of(row.values["body"])) == ("Eve", "Rom")
+
+
 BAD = [  # what is other than in GOOD, and the reason
     ({"subject": {"start": 0, "end": 40}}, "the subject, 0 to 40, is no part of the text, which has 17 characters"),
     ({"subject": {"start": -3, "end": 3}}, "the subject, -3 to 3, is no part of the text"),
@@ -91,6 +100,8 @@ BAD = [  # what is other than in GOOD, and the reason
     ({"subject": {"start": 3, "end": 4}}, "the subject, 3 to 4, is empty"),
     ({"subject": {"start": 0, "end": 14}}, "the subject, 0 to 14, and the object, 13 to 16, overlap"),
     ({"subject": {"start": 13, "end": 16}}, "the subject, 13 to 16, and the object, 13 to 16, overlap"),
+    ({"subject": {"start": 15, "end": 17}}, "the subject, 15 to 17, and the object, 13 to 16, overlap"),
+    ({"subject": {"start": 12, "end": 14}}, "the subject, 12 to 14, and the object, 13 to 16, overlap"),
     (
         {"subject": {"start": 0}},
         "the subject should have a 'start' and an 'end', both whole numbers, this is {'start': 0}",
@@ -133,8 +144,8 @@ def test_f13_a_bad_row_is_named_by_line_and_reason(tmp_path, change, reason):
 
 def test_f13_all_bad_rows_are_reported_together_in_the_order_of_the_file(tmp_path):
     path = tmp_path / "bad.jsonl"
-    errors = errors_of(path, [GOOD, *(GOOD | change for change, _ in BAD[:15])])
-    assert [error.partition(": ")[0] for error in errors] == [f"{path}:{line}" for line in range(2, 17)]
+    errors = errors_of(path, [GOOD, *(GOOD | change for change, _ in BAD[:17])])
+    assert [error.partition(": ")[0] for error in errors] == [f"{path}:{line}" for line in range(2, 19)]
 
 
 @pytest.mark.parametrize("missing", ["text", "subject", "object", "relation"])
