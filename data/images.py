@@ -195,9 +195,8 @@ def decode(path: Path) -> Any:
                 raise DataError(f"{width:,} x {height:,} pixels; at most {MAX_PIXELS:,} are decoded")
             if max(width, height) > MAX_RATIO * min(width, height):
                 raise DataError(f"{width:,} x {height:,} pixels: one side is over {MAX_RATIO} times the other")
-            frames = getattr(image, "n_frames", 1)
-            if frames > 1 and image.format != "MPO":  # a phone's second picture is a preview of the first
-                raise DataError(f"{frames} pictures in one file; a label belongs to one")
+            if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's preview beside its photo
+                raise DataError("several pictures in one file; a label belongs to one")
             image.load()
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I;16"):

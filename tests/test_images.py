@@ -341,7 +341,7 @@ def bad_images(root: Path) -> dict[str, str]:
     for kind, ending in (("GIF", "gif"), ("PNG", "png"), ("WEBP", "webp"), ("TIFF", "tif")):
         buffer = io.BytesIO()
         frames[0].save(buffer, kind, save_all=True, append_images=frames[1:])
-        add(f"b/animated.{ending}", buffer.getvalue(), "3 pictures in one file")
+        add(f"b/animated.{ending}", buffer.getvalue(), "several pictures in one file")
     add("b/bomb.png", small_png(50_000, 50_000), "decompression bomb")
     add("b/large.png", small_png(10_000, 9_999), "10,000 x 9,999 pixels; at most")
     add("b/long.png", small_png(20_000, 10), "20,000 x 10 pixels: one side is over 100 times the other")
