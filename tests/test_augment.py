@@ -274,6 +274,8 @@ def test_an_example_changes_with_seed_and_epoch_and_keeps_id_label_and_place():
     first, again = ours.batch(range(30), epoch=0), ours.batch(range(30), epoch=0)
     assert torch.equal(first.input_ids, again.input_ids)
     assert sorted(first.indices) == list(range(30))
+    some = ours.batch([7, 3, 20], epoch=0)
+    assert sorted(zip(some.indices, some.ids, strict=True)) == [(3, "r3"), (7, "r7"), (20, "r20")]
     assert first.ids == tuple(ours.ids[i] for i in first.indices)
     assert first.labels.tolist() == [i % 2 for i in first.indices]
     assert list(first.lengths) == sorted(first.lengths)
