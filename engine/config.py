@@ -58,6 +58,7 @@ __all__ = [
     "Run",
     "TextAugment",
     "Train",
+    "all_settings",
     "check",
     "choose_from",
     "did_you_mean",
