@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -75,6 +76,34 @@ class Penalties:
         """{"penalty": its value in the last step}, for metrics.jsonl; nothing where there is none."""
         on = self.settings.l1 or self.settings.l2 or self.settings.l2_sp
         return {"penalty": float(self.value)} if on else {}
+
+
+def weigh_classes_(model: TaskModel, settings: Regularize, counts: np.ndarray | None) -> None:
+    """Give the head regularize.class_weights. counts: the training targets of each class, None where there are none.
+
+    balanced: N / (C * counts), so that every class has the same weight in all and the mean over the targets is 1 (King
+    & Zeng 2001; scikit-learn's formula); a class without a target has 0. ConfigError where the weights are not one number
+    above 0 for each class, or there are no classes.
+    """
+    given = settings.class_weights
+    if not given:
+        return
+    if counts is None or model.head.shape.problem != "single-label":
+        raise ConfigError(f"regularize.class_weights = {list(given)} has no effect where no single class is learned")
+    if given == ("balanced",):
+        present = np.count_nonzero(counts)
+        weights = [float(counts.sum() / (present * count)) if count else 0.0 for count in counts]
+    else:
+        try:
+            weights = [float(text) for text in given]
+        except ValueError:
+            weights = []
+        if len(weights) != len(model.labels) or not all(0 < weight < float("inf") for weight in weights):
+            raise ConfigError(
+                f"regularize.class_weights = {list(given)} should be balanced, or {len(model.labels)} numbers above 0, "
+                f"for {', '.join(map(repr, model.labels))}"
+            )
+    model.head.shape = replace(model.head.shape, class_weights=tuple(weights))
 
 
 def seed_dropout(seed: int, position: int, micro_batch: int, rank: int, device: torch.device) -> None:

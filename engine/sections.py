@@ -223,6 +223,9 @@ class Regularize:
         within=">= 0",
     )
     penalize: tuple[str, ...] = setting((), "patterns of the parameter names that l1, l2 and l2_sp hold; empty: all")
+    class_weights: tuple[str, ...] = setting(
+        (), "of the training loss: a number for each class in their order, or balanced: rarer ones count for more"
+    )
     label_smoothing: float = setting(0.0, "share of the target spread over all classes", within="in [0, 1)")
 
 

@@ -25,7 +25,7 @@ from engine.log import RunLog, require_tensorboard
 from engine.model import build_model
 from engine.optim import build_optimizer, check_schedule, count_steps, learning_rate, set_learning_rate
 from engine.precision import Precision
-from engine.regularize import Penalties, seed_dropout
+from engine.regularize import Penalties, seed_dropout, weigh_classes_
 from engine.state import TrainState, mode_of
 from engine.tasks import find_task, read_training_data
 
@@ -56,6 +56,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     describe.check_fit(cfg, model, processor)
     encode = task.encoder(processor, data, model.labels)
     train_set, validation_set, test_set = encode(train_rows), encode(validation_rows), encode(test_rows)
+    weigh_classes_(model, cfg.regularize, train_set.label_counts(len(model.labels)))
     train_set = task.augment(train_set, train_rows, encode, cfg.augment, cfg.run.seed)
     cut = Cut(cfg.train.micro_batch_size, cfg.train.micro_batch_tokens, ranks.rank, ranks.world_size)
     epoch_steps = steps_per_epoch(len(train_set), cfg.train.batch_size)

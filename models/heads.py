@@ -37,6 +37,7 @@ class HeadShape:
     bias: bool = True
     problem: str = "single-label"
     label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] = ()  # of the loss in training, one a class; empty: all 1
     vocab_size: int = 0
     tied: bool = True  # a language model's output matrix is its embedding
     layer_norm_eps: float = 1e-12
@@ -191,7 +192,9 @@ def classification_loss(logits: Tensor, labels: Tensor | None, shape: HeadShape,
     """The sum of the losses of all targets, 0 without labels; in fp32, or fp64 for fp64 logits.
 
     Single labels are classes, or (B, C) floats: the share of each class in the target, as mixup and cutmix make them.
-    Label smoothing (Szegedy et al. 2016) is part of the training objective only; evaluation is without it.
+    Label smoothing (Szegedy et al. 2016) and class weights are part of the training objective only; evaluation is
+    without them. A weight multiplies the loss of its class, and the sum is still divided by the number of targets, not
+    by their weights as torch's mean is: so a step's loss does not depend on how it is cut.
     ModelError for numbers that are not one for each output, and for the integers where a regression takes floats.
     """
     wide = widened(logits)
@@ -204,10 +207,13 @@ def classification_loss(logits: Tensor, labels: Tensor | None, shape: HeadShape,
         )
     if shape.problem == "single-label":
         smoothing = shape.label_smoothing if training else 0.0
+        weight = wide.new_tensor(shape.class_weights) if training and shape.class_weights else None
         if not shared:
-            return F.cross_entropy(wide, labels, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing)
+            return F.cross_entropy(
+                wide, labels, weight, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing
+            )
         shares = labels.nan_to_num().to(wide.dtype)
-        losses = F.cross_entropy(wide, shares, reduction="none", label_smoothing=smoothing)
+        losses = F.cross_entropy(wide, shares, weight, reduction="none", label_smoothing=smoothing)
         return losses.where(~labels.isnan().any(-1), 0.0).sum()
     target = ~labels.isnan()
     if shape.problem == "multi-label":

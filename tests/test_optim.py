@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from fnmatch import fnmatchcase
 from itertools import pairwise, product
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.utils.class_weight import compute_class_weight
 from tiny import scratch
 from torch import nn
 
@@ -25,7 +28,8 @@ from engine.optim import (
     without_gradient,
 )
 from engine.precision import Precision
-from engine.regularize import Penalties, seed_dropout
+from engine.regularize import Penalties, seed_dropout, weigh_classes_
+from models.heads import IGNORE, HeadShape, classification_loss
 
 CPU = torch.device("cpu")
 SCHEDULES = ["constant", "linear", "cosine", "wsd", "inverse_sqrt"]
@@ -295,6 +299,43 @@ def test_a_penalty_on_nothing_is_refused(checkpoint_folder):
     for start, patterns in ((scratch, ()), (model, ("head.*",))):
         with pytest.raises(ConfigError, match=r"regularize.l2_sp = 0.1 has no effect: no weight"):
             Penalties(model, Regularize(l2_sp=0.1, penalize=patterns), start)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("shares", [False, True])
+def test_class_weights_are_those_of_torch_without_its_mean(smoothing, shares):
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(9, 4, generator=generator), torch.tensor([0, 1, 1, 2, 1, 0, 2, 1, IGNORE])
+    counts = np.array([2, 4, 2, 0])
+    head = SimpleNamespace(shape=HeadShape(hidden_size=2, num_labels=4, label_smoothing=smoothing))
+    model = SimpleNamespace(head=head, labels=("a", "b", "c", "d"))
+    weigh_classes_(model, Regularize(class_weights=("balanced",)), counts)
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels[:-1].numpy())
+    assert head.shape.class_weights == pytest.approx([*expected, 0.0])
+    weigh_classes_(model, Regularize(class_weights=("1", "2", "0.5", "3")), counts)
+    weight = torch.tensor([1.0, 2.0, 0.5, 3.0])
+    if shares:
+        logits, labels = logits[:-1], F.one_hot(labels[:-1], 4) * 0.7 + 0.3 / 4
+    found = classification_loss(logits, labels, head.shape, training=True)
+    expected = F.cross_entropy(logits, labels, weight, reduction="sum", label_smoothing=smoothing)
+    torch.testing.assert_close(found, expected)
+    plain = F.cross_entropy(logits, labels, reduction="sum")
+    torch.testing.assert_close(classification_loss(logits, labels, head.shape, training=False), plain)
+
+
+@pytest.mark.parametrize(
+    ("given", "counts", "message"),
+    [
+        (("1", "2"), [1, 1, 1], r"= \['1', '2'\] should be balanced, or 3 numbers above 0, for 'a', 'b', 'c'"),
+        (("1", "0", "1"), [1, 1, 1], "3 numbers above 0"),
+        (("even",), [1, 1, 1], "3 numbers above 0"),
+        (("balanced",), None, "has no effect where no single class is learned"),
+    ],
+)
+def test_class_weights_that_cannot_be_are_one_sentence(given, counts, message):
+    model = SimpleNamespace(head=SimpleNamespace(shape=HeadShape(hidden_size=2)), labels=("a", "b", "c"))
+    with pytest.raises(ConfigError, match=message):
+        weigh_classes_(model, Regularize(class_weights=given), None if counts is None else np.array(counts))
 
 
 def dropout_mask(*numbers):
