@@ -82,8 +82,8 @@ def weigh_classes_(model: TaskModel, settings: Regularize, counts: np.ndarray | 
     """Give the head regularize.class_weights. counts: the training targets of each class, None where there are none.
 
     balanced: N / (C * counts), so that every class has the same weight in all and the mean over the targets is 1 (King
-    & Zeng 2001; scikit-learn's formula); a class without a target has 0. ConfigError where the weights are not one number
-    above 0 for each class, or there are no classes.
+    & Zeng 2001; scikit-learn's formula); a class without a target has 0. ConfigError where the weights are not one
+    number above 0 for each class, or there are no classes.
     """
     given = settings.class_weights
     if not given:
