@@ -29,10 +29,10 @@ VALIDATION = 0.1
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CONFIG = {
     "model_type": "bert",
-    "hidden_size": 192,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "intermediate_size": 768,
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 512,
     "max_position_embeddings": 256,
     "hidden_dropout_prob": 0.1,
     "attention_probs_dropout_prob": 0.1,
