@@ -47,6 +47,7 @@ def f1(hits: int, written: int, reference: int) -> float:
 
 
 def ngram_f1(written: Sequence[str], reference: Sequence[str], n: int) -> float:
+    """F1 of the runs of n tokens that both texts have, each as often as it is in both (ROUGE-n)."""
     ours, theirs = (Counter(zip(*(tokens[i:] for i in range(n)), strict=False)) for tokens in (written, reference))
     return f1((ours & theirs).total(), ours.total(), theirs.total())
 
