@@ -223,6 +223,9 @@ class Regularize:
         within=">= 0",
     )
     penalize: tuple[str, ...] = setting((), "patterns of the parameter names that l1, l2 and l2_sp hold; empty: all")
+    ema_decay: float = setting(
+        0.0, "of an average of the weights, evaluated and saved as best in their place; 0: none", within="in [0, 1)"
+    )
     class_weights: tuple[str, ...] = setting(
         (), "of the training loss: a number for each class in their order, or balanced: rarer ones count for more"
     )

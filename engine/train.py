@@ -20,6 +20,7 @@ from data import Cut, steps_per_epoch, training_steps
 from engine import checkpoint, config, describe, diagnose, distributed
 from engine.config import Config
 from engine.distributed import Ranks, StopRequest
+from engine.ema import Ema
 from engine.evaluate import evaluate
 from engine.log import RunLog, require_tensorboard
 from engine.model import build_model
@@ -72,6 +73,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     amp = Precision(cfg.train.precision, ranks.device)
     optimizer = build_optimizer(model, cfg.optim, cfg.regularize.weight_decay)
     start = build_model(cfg.model, task, labels, smoothing, cfg.run.seed, None)[0] if cfg.regularize.l2_sp else None
+    ema = Ema(optimizer, cfg.regularize.ema_decay)
     penalties = Penalties(model, cfg.regularize, start)
     contents = checkpoint.Contents(cfg, model, optimizer, amp, folder_in, (train_set, validation_set))
     state = checkpoint.restore(resumed, contents, ranks) if resumed else TrainState()
@@ -117,7 +119,9 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         grad_norm = amp.clip_(model.parameters(), cfg.train.clip_norm)
         stepped = amp.step(optimizer, grad_norm)
         state.advance(stepped, int(samples))
-        if not stepped:  # raises, unless the policy is to leave such a step out
+        if stepped:
+            ema.update_(state.step)
+        else:  # raises, unless the policy is to leave such a step out
             log.say(diagnose.left_out(cfg.train, cfg.run.seed, state, model, group, amp, ranks))
         optimizer.zero_grad()
 
@@ -127,14 +131,15 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
             log.train(state.step, loss / max(targets, 1), lr, grad_norm, penalties.log())
         if stepped and (state.step % evaluate_every == 0 or state.step == total_steps):
             clock = time.perf_counter()
-            statistics = evaluate(model, validation_set, task, amp, ranks, cfg.eval.batch_tokens, cfg.generate)
-            metrics = task.summarize(statistics, model.labels)
-            is_best = state.record(metrics[watched], mode, cfg.eval.min_delta)
-            log.evaluation(state.step, metrics, is_best, time.perf_counter() - clock)
-            if ranks.is_main and (texts := task.samples(model, validation_set, cfg.generate, cfg.eval.samples)):
-                log.say(texts)
-            if is_best:
-                checkpoint.save(folder / checkpoint.BEST, contents, state, ranks)
+            with ema.in_place_of_weights():
+                statistics = evaluate(model, validation_set, task, amp, ranks, cfg.eval.batch_tokens, cfg.generate)
+                metrics = task.summarize(statistics, model.labels)
+                is_best = state.record(metrics[watched], mode, cfg.eval.min_delta)
+                log.evaluation(state.step, metrics, is_best, time.perf_counter() - clock)
+                if ranks.is_main and (texts := task.samples(model, validation_set, cfg.generate, cfg.eval.samples)):
+                    log.say(texts)
+                if is_best:
+                    checkpoint.save(folder / checkpoint.BEST, contents, state, ranks)
             checkpoint.save(folder / checkpoint.LAST, contents, state, ranks)
             log.restart_clock()
 
