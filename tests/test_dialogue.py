@@ -280,9 +280,9 @@ def test_replies_are_learned(tmp_path):
         "data.train": train,
         "data.validation": "",
         "train.batch_size": 64,
-        "train.max_steps": 300,
+        "train.max_steps": 200,
         "optim.lr": 1e-2,
-        "eval.every": 300,
+        "eval.every": 200,
         "log.every": 100,
     }
     run_training(configs.override(Config(), values))

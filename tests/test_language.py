@@ -371,7 +371,7 @@ def test_a_text_is_copied_after_training(tmp_path):
     rng = random.Random(0)
     folder = write_model("causal-lm", tmp_path / "model")
     words = [word for word in VOCABULARY if word.isalpha()][:8]
-    halves = [rng.choices(words, k=rng.randint(1, 4)) for _ in range(1600)]
+    halves = [rng.choices(words, k=rng.randint(1, 3)) for _ in range(1600)]
     (tmp_path / "train.txt").write_text("\n".join(" ".join([*half, ".", *half]) for half in halves))
     values = write("causal-lm", tmp_path / "unused", 2) | {
         "run.folder": str(tmp_path / "run"),
@@ -380,9 +380,9 @@ def test_a_text_is_copied_after_training(tmp_path):
         "data.train": str(tmp_path / "train.txt"),
         "data.validation": "",
         "train.batch_size": 64,
-        "train.max_steps": 300,
+        "train.max_steps": 200,
         "optim.lr": 1e-2,
-        "eval.every": 300,
+        "eval.every": 200,
         "eval.samples": 0,
         "log.every": 100,
     }
