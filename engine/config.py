@@ -178,7 +178,7 @@ def check(config: Config) -> None:
         c.train.max_steps > 0 or c.train.epochs > 0,
         f"train.epochs = {c.train.epochs} and train.max_steps = {c.train.max_steps}: one must be above 0",
     )
-    for key in ("optim.warmup", "optim.decay"):
+    for key in ("optim.warmup", "optim.decay", "model.dropout.switch"):
         value = get(c, key)
         need(value < 1 or value == int(value), f"{key} = {value} must be a share below 1 or a whole number of steps")
     need(

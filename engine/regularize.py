@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engine.config import ConfigError, Regularize
+from engine.config import ConfigError, Dropout, Regularize
+from engine.optim import steps_of
 from models import TaskModel
 
 
@@ -104,6 +106,41 @@ def weigh_classes_(model: TaskModel, settings: Regularize, counts: np.ndarray | 
                 f"for {', '.join(map(repr, model.labels))}"
             )
     model.head.shape = replace(model.head.shape, class_weights=tuple(weights))
+
+
+class DropoutSchedule:
+    """Every dropout of the model, drop path too, times a factor that is a pure function of the step.
+
+    With p the share of the run that is done and s that of model.dropout.switch: constant: 1; linear: p (after Morerio
+    et al. 2017, "Curriculum dropout"); early: max(0, 1 - p / s), against underfitting; late: 0 until s, then 1, against
+    overfitting (both Liu et al. 2023, "Dropout reduces underfitting").
+    """
+
+    def __init__(self, model: nn.Module, settings: Dropout, total: int):
+        self.settings, self.total = settings, total
+        self.rates: list[tuple[Any, str, float]] = [
+            (module, name, float(getattr(module, name)))
+            for module in model.modules()
+            for name in (("p",) if isinstance(module, nn.Dropout) else ("dropout", "path"))
+            if isinstance(getattr(module, name, None), float)
+        ]
+
+    def set_(self, step: int) -> None:
+        """The rates of optimizer step `step`, from 0."""
+        if self.settings.schedule == "constant":
+            return
+        factor = self.factor(step)
+        for module, name, rate in self.rates:
+            setattr(module, name, rate * factor)
+
+    def factor(self, step: int) -> float:
+        """By what the rates are multiplied in optimizer step `step`, from 0."""
+        switch = steps_of(self.settings.switch, self.total)
+        if self.settings.schedule == "linear":
+            return step / max(1, self.total - 1)
+        if self.settings.schedule == "early":
+            return max(0.0, 1.0 - step / switch) if switch else 0.0
+        return 1.0 if self.settings.schedule == "constant" or step >= switch else 0.0
 
 
 def seed_dropout(seed: int, position: int, micro_batch: int, rank: int, device: torch.device) -> None:

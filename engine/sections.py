@@ -6,7 +6,7 @@ mathematics of a run is the recipe's; one marked MACHINE only changes its speed,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from engine.settings import setting
 
@@ -47,10 +47,18 @@ class Dropout:
     )
     head: float | None = setting(None, "before the head's last layer", within="in [0, 1)")
     path: float | None = setting(None, "of whole blocks, by example (stochastic depth)", within="in [0, 1)")
+    schedule: str = setting(
+        "constant",
+        "all rates over the run; linear: from 0 up; early: down to 0, then none; late: none, then as set",
+        ("constant", "linear", "early", "late"),
+    )
+    switch: float = setting(
+        0.5, "where early is down to 0 and late begins: a share of all steps below 1, else a number", within=">= 0"
+    )
 
     def rates(self) -> dict[str, float]:
         """{site: rate} of the sites that are set, by their own rate or by `all`; the others keep the checkpoint's."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "all"}
+        own = {name: getattr(self, name) for name in ("embedding", "attention", "hidden", "head", "path")}
         rates = {site: self.all if rate is None and site != "path" else rate for site, rate in own.items()}
         return {site: rate for site, rate in rates.items() if rate is not None}
 

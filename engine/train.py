@@ -26,7 +26,7 @@ from engine.log import RunLog, require_tensorboard
 from engine.model import build_model
 from engine.optim import build_optimizer, check_schedule, count_steps, learning_rate, set_learning_rate
 from engine.precision import Precision
-from engine.regularize import Penalties, seed_dropout, weigh_classes_
+from engine.regularize import DropoutSchedule, Penalties, seed_dropout, weigh_classes_
 from engine.state import TrainState, mode_of
 from engine.tasks import find_task, read_training_data
 
@@ -73,6 +73,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     amp = Precision(cfg.train.precision, ranks.device)
     optimizer = build_optimizer(model, cfg.optim, cfg.regularize.weight_decay)
     start = build_model(cfg.model, task, labels, smoothing, cfg.run.seed, None)[0] if cfg.regularize.l2_sp else None
+    dropout = DropoutSchedule(model, cfg.model.dropout, total_steps)
     ema = Ema(optimizer, cfg.regularize.ema_decay)
     penalties = Penalties(model, cfg.regularize, start)
     contents = checkpoint.Contents(cfg, model, optimizer, amp, folder_in, (train_set, validation_set))
@@ -105,6 +106,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
 
         lr = learning_rate(state.step, total_steps, cfg.optim)
         set_learning_rate(optimizer, lr)
+        dropout.set_(state.step)
         losses = []
         for i, batch in enumerate(group):
             distributed.set_gradient_sync(parallel, last=i == len(group) - 1)

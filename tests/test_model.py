@@ -21,6 +21,7 @@ CHANGES = {
     "shallow": {"model.keep_layers": 1},
     "restarted": {"model.reinit_layers": 1},
     "held": {"regularize.l2_sp": 0.1, "regularize.l1": 1e-5, "regularize.penalize": ("*.weight",)},
+    "dropout early": {"model.dropout.all": 0.3, "model.dropout.schedule": "early", "model.dropout.switch": 10},
     "averaged": {"regularize.ema_decay": 0.9},
     "weighted": {"regularize.class_weights": ("balanced",)},
     "layer-wise": {"optim.layer_decay": 0.5, "optim.head_lr": 1e-2},

@@ -12,11 +12,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
-from tiny import scratch
+from tiny import inputs_of, scratch
 from torch import nn
 
 import models
-from engine.config import ConfigError, Optim, Regularize, Train
+from engine.config import ConfigError, Dropout, Optim, Regularize, Train
 from engine.optim import (
     build_optimizer,
     check_schedule,
@@ -28,7 +28,7 @@ from engine.optim import (
     without_gradient,
 )
 from engine.precision import Precision
-from engine.regularize import Penalties, seed_dropout, weigh_classes_
+from engine.regularize import DropoutSchedule, Penalties, seed_dropout, weigh_classes_
 from models.heads import IGNORE, HeadShape, classification_loss
 
 CPU = torch.device("cpu")
@@ -336,6 +336,43 @@ def test_class_weights_that_cannot_be_are_one_sentence(given, counts, message):
     model = SimpleNamespace(head=SimpleNamespace(shape=HeadShape(hidden_size=2)), labels=("a", "b", "c"))
     with pytest.raises(ConfigError, match=message):
         weigh_classes_(model, Regularize(class_weights=given), None if counts is None else np.array(counts))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "switch", "factors"),
+    [
+        ("constant", 0.5, [1, 1, 1, 1, 1]),
+        ("linear", 0.5, [0, 0.25, 0.5, 0.75, 1]),
+        ("early", 4, [1, 0.75, 0.5, 0.25, 0]),
+        ("early", 0.4, [1, 0.5, 0, 0, 0]),
+        ("early", 0, [0, 0, 0, 0, 0]),
+        ("late", 0.4, [0, 0, 1, 1, 1]),
+        ("late", 0, [1, 1, 1, 1, 1]),
+    ],
+)
+def test_dropout_over_the_steps(schedule, switch, factors):
+    layer = nn.Sequential(nn.Dropout(0.2))
+    dropout = DropoutSchedule(layer, Dropout(schedule=schedule, switch=switch), 5)
+    assert [dropout.factor(step) for step in range(5)] == pytest.approx(factors)
+    for step in (4, 0, 2):  # in any order, as after a resume
+        dropout.set_(step)
+        assert layer[0].p == pytest.approx(0.2 * factors[step])
+
+
+@pytest.mark.parametrize("model_type", models.ARCHITECTURES)
+def test_a_schedule_reaches_every_dropout_of_a_model(tmp_path, model_type):
+    """At factor 0 training mode computes what evaluation does; at 1 it does not."""
+    head = next(name for name in models.ARCHITECTURES[model_type].heads if name and not name.endswith("-lm"))
+    rates = dict.fromkeys(("embedding", "attention", "hidden", "head", "path"), 0.3)
+    model = scratch(tmp_path, model_type, head, dropout=rates)
+    inputs = inputs_of(model)
+    expected = model.eval()(inputs).logits
+    model.train()
+    schedule = DropoutSchedule(model, Dropout(schedule="late", switch=1), 2)
+    schedule.set_(0)
+    torch.testing.assert_close(model(inputs).logits, expected)
+    schedule.set_(1)
+    assert not torch.allclose(model(inputs).logits, expected)
 
 
 def dropout_mask(*numbers):
