@@ -84,9 +84,7 @@ def summarize_answers(statistics: Tensor, labels: Sequence[str]) -> dict[str, fl
     return {"loss": (statistics[0] / statistics[1]).item(), **squad.answer_metrics(rows)}
 
 
-def predict_answers(
-    model: TaskModel, batch: Batch, examples: TextExamples, generate: Generate
-) -> list[dict[str, Any]]:
+def predict_answers(model: TaskModel, batch: Batch, examples: TextExamples, generate: Generate) -> list[dict[str, Any]]:
     """The answer, "" for none, with its characters, its probability and the best spans whether or not there is one.
 
     no_answer_margin: the score of no answer less that of the best span, which data.no_answer_threshold is compared
