@@ -145,12 +145,16 @@ class _Encoded(NamedTuple):
 
 
 def _encode_turns(conversations: Sequence[list[Turn]], tokenizer: Tokenizer, end: int) -> list[list[_Encoded]]:
+    """All turns as tokens. What someone writes is text even if it looks like the end of text: no turn ends itself."""
     contents = [turn.content for turns in conversations for turn in turns]
-    encoded = (
-        (encoding.ids, bytes_of_tokens(content, encoding)) for content, encoding in encodings(contents, tokenizer)
-    )
+    as_text, tokenizer.encode_special_tokens = tokenizer.encode_special_tokens, True
+    try:
+        encoded = [(part.ids, bytes_of_tokens(content, part)) for content, part in encodings(contents, tokenizer)]
+    finally:
+        tokenizer.encode_special_tokens = as_text
+    in_order = iter(encoded)
     return [
-        [_Encoded(turn.role, [*ids, end], sizes) for turn, (ids, sizes) in zip(turns, encoded, strict=False)]
+        [_Encoded(turn.role, [*ids, end], sizes) for turn, (ids, sizes) in zip(turns, in_order, strict=False)]
         for turns in conversations
     ]
 

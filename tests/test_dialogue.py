@@ -75,6 +75,13 @@ def test_the_assistant_may_begin_and_the_system_before(by_words):
     )
 
 
+def test_no_turn_ends_itself(by_words):
+    examples = encoded(by_words, conversation("the <|endoftext|> cat", "dog"))
+    assert (examples.token_labels == END).sum() == 1
+    assert (examples.input_ids == END).sum() == 1
+    assert by_words.encode("<|endoftext|>").ids == [END]
+
+
 def test_p13_the_end_of_a_reply_is_a_target_and_the_end_of_a_question_is_not(by_words):
     examples = encoded(by_words, *[conversation("the cat", "dog", "red", "green")] * 3)
     ends = examples.token_labels[examples.token_labels == END]
