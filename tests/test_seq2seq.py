@@ -14,11 +14,14 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import T5ForConditionalGeneration
 
 import models as native
+from benchmarks.prepare_django_messages import chosen, read_catalogue
 from data import DataError, Row, TextExamples
+from data.readers import locate
 from data.seq2seq import PairTokenizer, encode_pairs, read_pairs
 from engine import config as configs
 from engine import evaluate, predict
 from engine.config import Config, Data, Generate
+from engine.metrics.translation import choose_tokenizer
 from engine.tasks import TASKS
 
 WORDS = list("abcdefgh")
@@ -307,3 +310,48 @@ def test_sampled_texts_do_not_depend_on_their_company(tmp_path):
     together = [text for text, _ in write(model, range(9), examples, generate)]
     assert [text for i in range(9) for text, _ in write(model, [i], examples, generate)] == together
     assert len(set(together)) > 5
+
+
+# What is shipped
+
+
+def test_the_shipped_messages_are_pairs_that_the_shipped_tokenizer_knows():
+    folder = "package:data/samples/django_messages"
+    rows = read_pairs(f"{folder}/messages.jsonl", "source", "target")
+    assert len(rows) == len({row.values["source"].lower() for row in rows}) == 783
+    processor = TASKS["translation"].load(locate(f"{folder}/model"))
+    unknown = processor.token_to_id("<unk>")
+    examples = encode_pairs(rows, processor, target="target", max_length=200, max_target_length=200)
+    assert unknown not in [*examples.input_ids, *examples.target_ids]
+    assert choose_tokenizer([row.values["target"] for row in rows]) == "zh"
+    tokenizer = processor.tokenizer
+    for i in range(0, 783, 10):  # what is learned can be written
+        assert tokenizer.decode(examples.target(i)) == rows[i].values["target"]
+
+
+def test_a_catalogue_is_read_message_by_message():
+    text = r"""
+msgid ""
+msgstr "Project-Id-Version: a header\n"
+
+#, fuzzy
+msgid "unsure"
+msgstr "不确定"
+
+#, python-format
+msgid "Please correct the error "
+"below."
+msgstr "请修正"
+"以下错误。"
+
+msgid "%(n)d week"
+msgid_plural "%(n)d weeks"
+msgstr[0] "%(n)d 周"
+
+msgid "untranslated"
+msgstr ""
+"""
+    pairs = [*read_catalogue(text)]
+    assert pairs == [("Please correct the error below.", "请修正以下错误。"), ("%(n)d weeks", "%(n)d 周")]
+    same = chosen(iter([*pairs, ("URL", "URL"), ("%s", "%s 个"), ("%(n)d Weeks", "%(n)d 星期")]))
+    assert [row["id"] for row in same] == ["1", "2"]

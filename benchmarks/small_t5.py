@@ -1,0 +1,47 @@
+"""The shape of a small T5 and a tokenizer learned from texts, for training from scratch.
+
+A pretrained T5 is in no package. Used by the data sets in benchmarks/prepare_*.py, and by data/samples/django_messages.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+SPECIAL = ["<pad>", "</s>", "<unk>"]  # with the ids that published T5s have for them
+CONFIG = {
+    "model_type": "t5",
+    "d_model": 128,
+    "d_kv": 32,
+    "d_ff": 256,
+    "num_heads": 4,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "feed_forward_proj": "gated-gelu",
+    "dropout_rate": 0.1,
+    "tie_word_embeddings": False,  # learns much faster from scratch than a tied output, whose matrix begins large
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 0,
+}
+
+
+def write_small_t5(folder: Path, texts: Iterable[str], *, vocab_size: int, **changes: Any) -> None:
+    """config.json and tokenizer.json, of pairs of bytes or characters merged by how often they meet, in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = CONFIG | {"vocab_size": tokenizer.get_vocab_size()} | changes
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
