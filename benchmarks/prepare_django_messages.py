@@ -3,8 +3,9 @@
     python -m benchmarks.prepare django_messages
 
 The catalogues (locale/zh_Hans) are in the source distribution of Django 5.2, BSD licence, so what is written here is
-also committed, as data/samples/django_messages: messages.jsonl, {"id", "source", "target"}, and model/, a small T5 with a tokenizer learned from them, to be learned from scratch. Left out are messages that are the same in both
-languages or have no letters beside their placeholders, and all but the first of those that differ in case only.
+also committed, as data/samples/django_messages: messages.jsonl, {"id", "source", "target"}, and model/, a small T5 with
+a tokenizer learned from them, to be learned from scratch. Left out are messages that are the same in both languages or
+have no letters beside their placeholders, and all but the first of those that differ in case only.
 """
 
 from __future__ import annotations
