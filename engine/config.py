@@ -190,6 +190,10 @@ def check(config: Config) -> None:
         "model.init = scratch starts every layer anew: drop model.reinit_layers",
     )
     need(
+        not (c.generate.do_sample and c.generate.num_beams > 1),
+        f"generate.do_sample with generate.num_beams = {c.generate.num_beams} is not supported: choose one of them",
+    )
+    need(
         not (c.model.lora.rank and c.model.freeze),
         "model.lora.rank trains the adapters and the head only, all else is frozen: drop model.freeze",
     )

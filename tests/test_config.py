@@ -196,6 +196,7 @@ CONTRADICTIONS = [
     ({"data.labels": ("a", "a")}, ["data.labels = ['a', 'a']"]),
     ({"data.labels": ("a",)}, ["data.labels = ['a']"]),
     ({"train.micro_batch_size": 1, "train.micro_batch_tokens": 1}, ["micro_batch_size", "micro_batch_tokens"]),
+    ({"generate.do_sample": True, "generate.num_beams": 4}, ["generate.do_sample", "generate.num_beams = 4"]),
     ({"train.epochs": 0}, ["train.epochs = 0.0", "train.max_steps = 0"]),
     ({"optim.warmup": 1.5}, ["optim.warmup = 1.5"]),
     ({"optim.decay": 2.5}, ["optim.decay = 2.5"]),
