@@ -58,7 +58,7 @@ def _read_lines(name: str, column: str, errors: ErrorList) -> list[Row]:
     path = readers.locate(name)
     rows: list[Row] = []
     try:
-        for line, content in readers._lines(path, errors):
+        for line, content in readers.clean_lines(path, errors):
             if content.strip():
                 rows.append(Row(str(len(rows) + 1), line, {column: content}))
     except FileNotFoundError:
@@ -145,7 +145,7 @@ def pack_prompts(
 
 def encodings(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[tuple[str, Encoding]]:
     """Each text with its tokens, without special ones around it; a chunk of them in memory at a time."""
-    for chunk in text._chunks(texts):
+    for chunk in text.in_chunks(texts):
         yield from zip(chunk, tokenizer.encode_batch(chunk, add_special_tokens=False), strict=True)
 
 

@@ -68,7 +68,7 @@ def read_rows(
             raise DataError(f"{name}: data.format = {format!r} is not of rows; use one of {', '.join(READERS)}")
         if reader is None:
             raise DataError(f"{name}: unknown kind of file {path.suffix!r}; use one of {', '.join(READERS)}")
-        for line, values in reader(path, _lines(path, errors), errors, required):
+        for line, values in reader(path, clean_lines(path, errors), errors, required):
             missing = [column for column in required if values.get(column) is None]
             if not missing:
                 rows.append(Row(str(len(rows) + 1), line, values))
@@ -108,7 +108,7 @@ def _give_ids(path: Path, rows: list[Row], column: str, errors: ErrorList) -> No
             lines[row.id] = row.line
 
 
-def _lines(path: Path, errors: ErrorList) -> Iterator[tuple[int, str]]:
+def clean_lines(path: Path, errors: ErrorList) -> Iterator[tuple[int, str]]:
     """(number from 1, text without its line end) of each line that is clean UTF-8; a BOM is dropped."""
     with path.open("rb") as stream:
         for number, raw in enumerate(stream, start=1):
@@ -135,7 +135,7 @@ def _read_jsonl(path: Path, lines: Iterator[tuple[int, str]], errors: ErrorList,
         if not text.strip():
             continue
         try:
-            values = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+            values = parse_json(text)
             if "\\u" in text:  # an escape can name half of a surrogate pair, which no UTF-8 file can hold
                 json.dumps(values, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -150,6 +150,11 @@ def _read_jsonl(path: Path, lines: Iterator[tuple[int, str]], errors: ErrorList,
                 yield number, values
             else:
                 errors.add(path, number, f"a JSON object is needed, this is a {type(values).__name__}")
+
+
+def parse_json(text: str) -> Any:
+    """A JSON value; DataError for a key twice in an object, ValueError for what is not JSON, as NaN and Infinity."""
+    return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def _read_parallel(name: str, suffixes: Sequence[str]) -> list[Row]:
     for suffix in suffixes:
         path = Path(f"{locate(name)}.{suffix}")
         try:
-            texts[suffix] = [text for _, text in readers._lines(path, errors)]
+            texts[suffix] = [text for _, text in readers.clean_lines(path, errors)]
         except FileNotFoundError:
             read = " and ".join(f"{name}.{suffix}" for suffix in suffixes)
             raise DataError(f"{path}: no such file; data.format = 'parallel' reads {read}") from None

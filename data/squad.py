@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.errors import DataError, ErrorList
-from data.readers import Row, _refuse_constant, _unique_keys, locate, read_rows
+from data.readers import Row, locate, parse_json, read_rows
 
 # The columns of a row that a SQuAD file has.
 COLUMNS = ("id", "title", "context", "question", "answers", "is_impossible")
@@ -159,7 +159,7 @@ def _load(name: str) -> Any:
     path = locate(name)
     try:
         raw = path.read_bytes()
-        values = json.loads(raw.decode("utf-8-sig"), parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+        values = parse_json(raw.decode("utf-8-sig"))
         if b"\\u" in raw:  # an escape can name half of a surrogate pair, which no UTF-8 file can hold
             json.dumps(values, ensure_ascii=False).encode()
     except FileNotFoundError:

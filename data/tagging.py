@@ -97,7 +97,7 @@ def _conll(path: Path, labelled: bool, errors: ErrorList) -> Sentences:
     words: list[str] = []
     tags: list[str] = []
     lines: list[int] = []
-    for number, line in itertools.chain(readers._lines(path, errors), [(0, "")]):  # the last sentence ends too
+    for number, line in itertools.chain(readers.clean_lines(path, errors), [(0, "")]):  # the last sentence ends too
         if not line.strip() or line.startswith("-DOCSTART-"):
             if words:
                 yield lines[0], words, tags, {LINES: lines}
@@ -125,7 +125,7 @@ def _word_tag(path: Path, labelled: bool, errors: ErrorList) -> Sentences:
 
     Without labels, a line in which every word has a tag is read without them, any other as words alone.
     """
-    for number, line in readers._lines(path, errors):
+    for number, line in readers.clean_lines(path, errors):
         parts = line.split()
         pairs = [part.rpartition("/") for part in parts]
         bad = [part for part, (word, _, tag) in zip(parts, pairs, strict=True) if not (word and tag)]
@@ -138,7 +138,7 @@ def _word_tag(path: Path, labelled: bool, errors: ErrorList) -> Sentences:
 
 def _texts(path: Path, labelled: bool, errors: ErrorList) -> Sentences:
     """A text a line, without tags."""
-    for number, line in readers._lines(path, errors):
+    for number, line in readers.clean_lines(path, errors):
         if line.strip():
             yield number, split_words(line), [], {TEXT: line}
 

@@ -88,7 +88,7 @@ def encode_texts(
     inputs = [(r.values[text], r.values[text_pair]) if text_pair else r.values[text] for r in rows]
     off = not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0"  # every rank encodes, one shows it
     with tqdm(total=len(rows), desc="encoding", unit="text", leave=False, delay=1, disable=off) as bar:
-        for chunk in _chunks(inputs):
+        for chunk in in_chunks(inputs):
             encodings = tokenizer.encode_batch_fast(chunk)
             ids += [np.asarray(e.ids, dtype=np.int32) for e in encodings]
             types += [np.asarray(e.type_ids, dtype=np.uint8) for e in encodings]
@@ -108,7 +108,7 @@ def encode_texts(
     )
 
 
-def _chunks(inputs: Sequence[str | tuple[str, str]]) -> Iterator[Sequence[str | tuple[str, str]]]:
+def in_chunks(inputs: Sequence[str | tuple[str, str]]) -> Iterator[Sequence[str | tuple[str, str]]]:
     """Runs of texts or pairs of about CHUNK characters together; a longer one stands alone."""
     start, characters = 0, 0
     for i, texts in enumerate(inputs):

@@ -270,10 +270,10 @@ def test_texts_are_encoded_in_chunks_without_a_seam(tmp_path, monkeypatch):
 def test_a_chunk_is_bounded_in_characters_so_that_long_texts_do_not_fill_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(texts, "CHUNK", 100)
     inputs = [("x" * a, "y" * b) for a, b in ((30, 30), (40, 0), (1, 0), (500, 2), (0, 0), (99, 1), (0, 1))]
-    assert [len(chunk) for chunk in texts._chunks(inputs)] == [2, 1, 1, 2, 1]
-    assert [pair for chunk in texts._chunks(inputs) for pair in chunk] == inputs
-    assert [len(chunk) for chunk in texts._chunks(["x" * 60] * 3)] == [1, 1, 1]
-    assert list(texts._chunks([])) == []
+    assert [len(chunk) for chunk in texts.in_chunks(inputs)] == [2, 1, 1, 2, 1]
+    assert [pair for chunk in texts.in_chunks(inputs) for pair in chunk] == inputs
+    assert [len(chunk) for chunk in texts.in_chunks(["x" * 60] * 3)] == [1, 1, 1]
+    assert list(texts.in_chunks([])) == []
 
 
 def test_texts_without_labels_need_no_more_than_their_column(tmp_path):
