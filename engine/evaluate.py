@@ -156,7 +156,8 @@ def main(argv: Sequence[str]) -> int:
     statistics = evaluate(model, examples, task, amp, ranks, config.eval.batch_tokens, config.generate)
     if ranks.is_main:
         metrics = task.summarize(statistics, model.labels)
-        print(f"{folder}: {len(examples):,} examples of {config.data.test} ({examples.truncated:,} cut to max_length)")
+        cut = f" ({examples.truncated:,} cut to data.max_length)" if examples.truncated else ""
+        print(f"{folder}: {len(examples):,} examples of {config.data.test}{cut}")
         width = max(10, *map(len, metrics))
         print("\n".join(f"{name:>{width}}  {value:.4f}" for name, value in metrics.items()))
         if table := task.table(statistics, model.labels):

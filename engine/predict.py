@@ -75,7 +75,8 @@ def main(argv: Sequence[str]) -> int:
     lines = predict(model, examples, task, amp, ranks, config.eval.batch_tokens, config.generate)
     if ranks.is_main:
         write_whole(output, lines)
-        print(f"{len(examples):,} predictions in {output} ({examples.truncated:,} texts cut to max_length)")
+        cut = f" ({examples.truncated:,} texts cut to data.max_length)" if examples.truncated else ""
+        print(f"{len(examples):,} predictions in {output}{cut}")
     return 0
 
 

@@ -148,7 +148,11 @@ class ImageAugment:
     crop: float = setting(0.0, "smallest share of the area that a random crop leaves; 0: no crop", within="in [0, 1)")
     flip: float = setting(0.0, "probability of left and right changing sides", within="in [0, 1]")
     rotate: float = setting(0.0, "largest rotation, in degrees", within="in [0, 180]")
-    jitter: float = setting(0.0, "strength of changes of brightness, contrast and saturation", within="in [0, 1]")
+    jitter: float = setting(
+        0.0,
+        "strength of changes of brightness, contrast and saturation, and of the hue by a quarter of it",
+        within="in [0, 1]",
+    )
     policy: str = setting("none", "of torchvision", ("none", "randaugment", "trivialaugment"))
     erase: float = setting(0.0, "probability of a rectangle being erased", within="in [0, 1]")
     mixup: float = setting(0.0, "alpha of its Beta distribution; 0: none", within=">= 0")
