@@ -26,7 +26,7 @@ WRITE_OR_SHOW_IT = {"engine/config.py", "engine/checkpoint.py", "engine/describe
 CONVERTER = "models/convert.py"
 OPTIONAL_OR_ORACLE = (
     *("transformers", "datasets", "accelerate", "huggingface_hub", "tensorboard", "pandas", "sklearn", "scipy"),
-    *("matplotlib", "torchvision", "PIL"),
+    *("matplotlib", "torchvision", "PIL", "pyarrow", "sacrebleu"),
 )
 
 

@@ -257,7 +257,7 @@ def test_any_tokenizer_json_is_taken_as_it_is(tmp_path):
         (gpt2, {"add_prefix_space": True}),
         (roberta, {"add_prefix_space": True}),
     ],
-    ids=str,
+    ids=["bert", "bert-accents", "gpt2", "roberta"],
 )
 def test_tokenizer_config_overrules_tokenizer_json_as_in_transformers(tmp_path, make, settings):
     folder = make(tmp_path / "first")
