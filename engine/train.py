@@ -64,23 +64,23 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     total_steps = count_steps(cfg.train, epoch_steps)
     check_schedule(cfg.optim, total_steps)
     evaluate_every = cfg.eval.every or epoch_steps
+
+    # 4. What steps: precision, optimizer, and what regularises. After this every mistake in the recipe is known.
+    amp = Precision(cfg.train.precision, ranks.device)
+    optimizer = build_optimizer(model, cfg.optim, cfg.regularize.weight_decay)
+    start = build_model(cfg.model, task, labels, smoothing, cfg.run.seed, None)[0] if cfg.regularize.l2_sp else None
+    penalties = Penalties(model, cfg.regularize, start)
+    dropout = DropoutSchedule(model, cfg.model.dropout, total_steps)
+    ema = Ema(optimizer, cfg.regularize.ema_decay)
     if ranks.is_main:
         print(describe.run(cfg, model, processor, train_set, validation_set, test_set, total_steps, cut), flush=True)
     if cfg.run.dry_run:
         return {}
 
-    # 4. What steps: precision, optimizer, the state of the run, and the model as all ranks share it.
-    amp = Precision(cfg.train.precision, ranks.device)
-    optimizer = build_optimizer(model, cfg.optim, cfg.regularize.weight_decay)
-    start = build_model(cfg.model, task, labels, smoothing, cfg.run.seed, None)[0] if cfg.regularize.l2_sp else None
-    dropout = DropoutSchedule(model, cfg.model.dropout, total_steps)
-    ema = Ema(optimizer, cfg.regularize.ema_decay)
-    penalties = Penalties(model, cfg.regularize, start)
+    # 5. The state of the run, the model as all ranks share it, where it is written, and where the data begins.
     contents = checkpoint.Contents(cfg, model, optimizer, amp, folder_in, (train_set, validation_set))
     state = checkpoint.restore(resumed, contents, ranks) if resumed else TrainState()
     parallel = distributed.wrap(model, ranks, train_set.batch([])).train()
-
-    # 5. Where it is written, and where the data begins.
     folder = Path(cfg.run.folder)
     log = RunLog(folder, ranks, start=state.step, total=total_steps, tensorboard=cfg.log.tensorboard)
     pin = ranks.device.type == "cuda"
