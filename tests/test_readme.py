@@ -109,7 +109,8 @@ def test_there_are_blocks_to_run():
 
 def slow_if_long(block: Block) -> object:
     """A long block (one that stands on the first one alone) is for CI: every command imports torch anew."""
-    return pytest.param(block, id=block.title, marks=[pytest.mark.slow] * (block.text.count("engine.train") > 3))
+    is_long = block.text.count("engine.train") > 3 or "engine.study" in block.text
+    return pytest.param(block, id=block.title, marks=[pytest.mark.slow] * is_long)
 
 
 @pytest.mark.parametrize("block", [slow_if_long(block) for block in BLOCKS])
