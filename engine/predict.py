@@ -3,7 +3,8 @@
     python -m engine.predict RUN --input FILE --output FILE.jsonl [--section.key=value ...]
 
 RUN is a run folder (its best/ is used) or a checkpoint folder. Each line of the output is {"id": ...} and what the
-task predicts: {"label": ..., "probabilities": {label: probability}} for classes, a text for what generates one.
+task predicts: {"label": ..., "probabilities": {label: probability}, "logits": {label: number}} for classes, from whose
+logits another model can learn (data.teacher); a text for what generates one.
 """
 
 from __future__ import annotations

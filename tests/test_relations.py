@@ -511,7 +511,7 @@ def test_what_is_predicted_is_what_was_evaluated(learned, tmp_path, capsys):
     rows = predicted(config, test, tmp_path / "p.jsonl")
     confusion = torch.zeros(3, 3, dtype=torch.float64)
     for row, true in zip(rows, truth, strict=True):
-        assert [*row] == ["id", "subject", "relation", "object", "probabilities"]
+        assert [*row] == ["id", "subject", "relation", "object", "probabilities", "logits"]
         assert row["id"] == true["id"]
         for role in ROLES:
             assert row[role] == true["text"][true[role]["start"] : true[role]["end"]]

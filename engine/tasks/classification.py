@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -70,11 +69,23 @@ def count_classes(model: TaskModel, batch: Batch, examples: Any, generate: Gener
 
 
 def predict_classes(model: TaskModel, batch: Batch, examples: Any, generate: Generate) -> list[dict[str, Any]]:
-    """The likeliest label, and the probability of each; for images too."""
-    probabilities = torch.softmax(model(batch).logits.double(), -1).cpu()
+    """The likeliest label, and the probability and the logit of each; for images too."""
+    logits = model(batch).logits.double().cpu()
+    probabilities = logits.softmax(-1)
+    chosen = [model.labels[k] for k in probabilities.argmax(-1).tolist()]
     return [
-        {"label": model.labels[k], "probabilities": dict(zip(model.labels, p, strict=True))}
-        for k, p in zip(probabilities.argmax(-1).tolist(), probabilities.tolist(), strict=True)
+        {"label": label, **of_one} for label, of_one in zip(chosen, _named(model, probabilities, logits), strict=True)
+    ]
+
+
+def _named(model: TaskModel, probabilities: Tensor, logits: Tensor) -> list[dict[str, Any]]:
+    """(B, C) each -> {"probabilities": {label: value}, "logits": {label: value}} of each example.
+
+    The logits are what a student learns from (data/teacher.py).
+    """
+    return [
+        {"probabilities": dict(zip(model.labels, p, strict=True)), "logits": dict(zip(model.labels, z, strict=True))}
+        for p, z in zip(probabilities.tolist(), logits.tolist(), strict=True)
     ]
 
 
@@ -131,14 +142,14 @@ def _count_labels(model: TaskModel, batch: Batch, examples: Any, generate: Gener
 
 
 def _predict_labels(model: TaskModel, batch: Batch, examples: Any, generate: Generate) -> list[dict[str, Any]]:
-    """The labels above one half, most likely first, and the probability of each."""
+    """The labels above one half, most likely first, and the probability and the logit of each."""
     logits = model(batch).logits
+    wide = logits.double()
     rows = []
-    for chosen, p in zip(metrics.predicted_labels(logits).tolist(), logits.double().sigmoid().tolist(), strict=True):
-        probabilities = dict(zip(model.labels, p, strict=True))
+    for chosen, row in zip(metrics.predicted_labels(logits).tolist(), _named(model, wide.sigmoid(), wide), strict=True):
         names = [name for name, above in zip(model.labels, chosen, strict=True) if above]
-        names.sort(key=lambda name: -probabilities[name])
-        rows.append({"labels": names, "probabilities": probabilities})
+        names.sort(key=lambda name: -row["probabilities"][name])
+        rows.append({"labels": names, **row})
     return rows
 
 

@@ -70,7 +70,7 @@ def _summarize(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
 
 
 def _predict(model: TaskModel, batch: Batch, examples: Any, generate: Generate) -> list[dict[str, Any]]:
-    """The two entities and the likeliest relation of them, and the probability of each."""
+    """The two entities and the likeliest relation of them, and the probability and the logit of each."""
     rows = []
     for i, row in zip(batch.indices, predict_classes(model, batch, examples, generate), strict=True):
         subject, obj = examples.extra["entities"][i]
