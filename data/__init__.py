@@ -1,10 +1,10 @@
 """Files -> rows -> examples -> the micro-batches of each optimizer step. See data/loader.py for the order."""
 
-from data.batch import Batch
+from data.batch import Batch, totals
 from data.errors import DataError
 from data.examples import TextExamples
 from data.loader import Cut, Examples, evaluation_batches, steps_per_epoch, training_steps
-from data.readers import Row, read_rows, split_rows
+from data.readers import Row, read_rows, sample_rows, split_rows
 from data.tokenizer import copy_tokenizer, load_tokenizer
 
 __all__ = [
@@ -18,7 +18,9 @@ __all__ = [
     "evaluation_batches",
     "load_tokenizer",
     "read_rows",
+    "sample_rows",
     "split_rows",
     "steps_per_epoch",
+    "totals",
     "training_steps",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -57,3 +57,8 @@ class Batch:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         moved: dict[str, Any] = {name: function(x) for name, x in values.items() if isinstance(x, Tensor)}
         return replace(self, **moved)
+
+
+def totals(group: Sequence[Batch]) -> tuple[int, int, int]:
+    """(targets, examples, tokens that the model reads) of the micro-batches of a step."""
+    return sum(b.num_targets for b in group), sum(len(b.ids) for b in group), sum(b.num_tokens for b in group)

@@ -229,6 +229,17 @@ def _name_columns(
 READERS = {".jsonl": _read_jsonl, ".csv": _read_csv, ".tsv": _read_tsv, ".parquet": read_parquet}
 
 
+def sample_rows(rows: list[Row], count: int, seed: int) -> list[Row]:
+    """`count` of the rows drawn by `seed`, in the order of the file; all of them where there are no more, or for 0.
+
+    A larger count has those of a smaller one and others, so that a curve over counts adds to what it began with.
+    """
+    if not 0 < count < len(rows):
+        return rows
+    chosen = np.random.default_rng([seed, 0x11317]).permutation(len(rows))[:count]
+    return [rows[i] for i in sorted(chosen.tolist())]
+
+
 def split_rows(
     rows: list[Row], fraction: float, seed: int, group: str = "", label: str = ""
 ) -> tuple[list[Row], list[Row]]:

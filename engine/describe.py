@@ -39,6 +39,12 @@ def _check_used(config: Config) -> None:
         if of_others and get(config, key) != get(default, key):
             raise ConfigError(f"{key} = {get(config, key)!r} has no effect on {config.run.task}: leave it out")
 
+    for name in ("mixup", "cutmix"):
+        if config.data.teacher and get(config, f"augment.image.{name}"):
+            raise ConfigError(
+                f"augment.image.{name} mixes two examples, of which data.teacher judges one: leave one out"
+            )
+
 
 def _check_tokens(config: Config, model: TaskModel, tokenizer: Tokenizer) -> None:
     """Texts or ids that exceed what the model has embeddings for."""

@@ -61,14 +61,17 @@ def setup(device: str) -> Ranks:
     return Ranks(int(os.environ.get("RANK", 0)), world_size, chosen)
 
 
-def wrap(model: nn.Module, ranks: Ranks, nothing: Batch) -> nn.Module:
+def wrap(model: nn.Module, ranks: Ranks, nothing: Batch, instead_of: nn.Module | None = None) -> nn.Module:
     """DDP over several ranks, the model itself on one; TrainingError for trained parameters that no gradient reaches.
 
     nothing: a batch without examples, whose backward reaches what that of any batch does. It finds a parameter that is
     built but not used, which DDP would wait for forever. And DDP orders its buckets anew after the first backward, and
     from three ranks on the order decides how a sum is rounded; with one before the first step, the first step after a
     resume has the order of the run that was not interrupted.
+    instead_of: the wrapper from before other parameters were trained, of no use from now on.
     """
+    if isinstance(instead_of, DistributedDataParallel):
+        instead_of.reducer._remove_autograd_hooks()  # at once, not when the garbage is collected
     parallel = model
     if ranks.world_size > 1:
         parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)

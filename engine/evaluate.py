@@ -38,7 +38,9 @@ from engine.tasks import Task, find_task
 USAGE = "python -m engine.evaluate RUN --data.test FILE [--output FILE.json] [--section.key=value ...]"
 OPTIONS = {"output": "also write the metrics to this file, as one JSON object"}
 # What a trained model still listens to: how data is read (less what only training reads), and the machine.
-ONLY_TRAINING_READS = ("train", "validation", "validation_fraction", "test", "group", "labels", "workers")
+ONLY_TRAINING_READS = (
+    *("train", "validation", "validation_fraction", "limit", "test", "group", "labels", "teacher", "workers"),
+)
 ALWAYS_USED = ("run.device", "train.precision", "eval.batch_tokens")
 
 
@@ -58,18 +60,34 @@ def evaluate(
     cut = Cut(tokens=batch_tokens, rank=ranks.rank, world_size=ranks.world_size)
     update = progress(ranks, len(examples) // ranks.world_size, "evaluating")
 
-    def measure(part: np.ndarray) -> torch.Tensor:
+    def count(part: np.ndarray) -> torch.Tensor:
         batch = examples.batch(part).to(ranks.device)
         with amp.autocast():
             statistics = task.measure(model, batch, examples, generate)
         update(len(part))
         return statistics.to(ranks.device)
 
-    total = measure(np.empty(0, dtype=np.int64))  # zeros, also on a rank that has no example
+    total = count(np.empty(0, dtype=np.int64))  # zeros, also on a rank that has no example
     for part in evaluation_batches(examples, cut):
-        total += measure(part)
+        total += count(part)
     model.train(was_training)
     return distributed.reduce_sum(total)
+
+
+def measure(
+    model: models.TaskModel,
+    examples: Examples,
+    task: Task,
+    amp: Precision,
+    ranks: Ranks,
+    batch_tokens: int,
+    generate: Generate,
+) -> dict[str, float]:
+    """The metrics of one pass; none of no examples."""
+    if not len(examples):
+        return {}
+    statistics = evaluate(model, examples, task, amp, ranks, batch_tokens, generate)
+    return task.summarize(statistics, model.labels)
 
 
 def open_model(

@@ -22,8 +22,9 @@ class RunLog:
     """Written by rank 0; on the other ranks every method returns at once.
 
     metrics.jsonl has one JSON object a line: {"step", "loss", "lr", "grad_norm", ...} while training and
-    {"step", "evaluation": {...}} after an evaluation. Rates and data_wait_seconds are of the steps since the training
-    line before; the time that evaluation and saving took in between is left out.
+    {"step", "evaluation": {...}} after an evaluation, with "training": {...} where training examples were evaluated
+    too. Rates and data_wait_seconds are of the steps since the training line before; the time that evaluation and
+    saving took in between is left out.
 
     start: the step the run goes on from; what was logged of later ones is dropped, so that the files read as one run.
     Raises ConfigError, on every rank, when TensorBoard is asked for and cannot be imported.
@@ -63,15 +64,21 @@ class RunLog:
             self.say(f"step {step:>6}  loss {loss:.4f}  lr {lr:.2e}  norm {grad_norm:.2f}  {rate:.1f} examples/s")
         self.since, self.samples, self.tokens, self.waited = time.perf_counter(), 0.0, 0.0, 0.0
 
-    def evaluation(self, step: int, metrics: dict[str, float], best: bool, seconds: float) -> None:
+    def evaluation(
+        self, step: int, metrics: dict[str, float], on_training: dict[str, float], best: bool, seconds: float
+    ) -> None:
         if not self.on:
             return
         self.paused = time.perf_counter() - seconds
-        row = {"step": step, "evaluation": metrics, "best": best}
+        row: dict[str, Any] = {"step": step, "evaluation": metrics, "best": best}
+        row |= {"training": on_training} if on_training else {}
         self.evaluations.append(_flat(row))
         self._write(row, "validation", step, metrics)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        self.say(f"step {step:>6}  validation  {shown}  ({seconds:.1f} s){'  best' if best else ''}")
+        for name, value in on_training.items():
+            self._scalar("training", name, value, step)
+        self.say(f"step {step:>6}  validation  {_shown(metrics)}  ({seconds:.1f} s){'  best' if best else ''}")
+        if on_training:
+            self.say(f"{'':>11}  training    {_shown(on_training)}")
 
     def restart_clock(self) -> None:
         """It stands still from the start of an evaluation until here: evaluation and saving are no training time."""
@@ -122,10 +129,17 @@ class RunLog:
             self.file.flush()
         except OSError as error:
             raise TrainingError(f"{self.path} cannot be written: {error.strerror}") from error
+        for name, value in scalars.items():
+            if name != "step":
+                self._scalar(family, name, value, step)
+
+    def _scalar(self, family: str, name: str, value: float, step: int) -> None:
         if self.tensorboard is not None:
-            for name, value in scalars.items():
-                if name != "step":
-                    self.tensorboard.add_scalar(f"{family}/{name}", value, step)
+            self.tensorboard.add_scalar(f"{family}/{name}", value, step)
+
+
+def _shown(metrics: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -64,11 +65,7 @@ def lr_scales(model: nn.Module, optim: Optim) -> dict[str, float]:
     come before that. ConfigError for a pattern that matches nothing or a factor that is no number from 0.
     """
     names = [name for name, _ in model.named_parameters()]
-    stacks: dict[str, int] = {}
-    for name in names:
-        if found := LAYER.match(name):
-            stacks[found[1]] = max(stacks.get(found[1], 0), int(found[2]) + 1)
-    scales = {name: optim.layer_decay ** _depth_below_top(name, stacks) for name in names}
+    scales = {name: optim.layer_decay**depth for name, depth in depths(names).items()}
     if optim.head_lr is not None:
         if not optim.lr:
             raise ConfigError(f"optim.head_lr = {optim.head_lr} is a multiple of optim.lr = 0: give that a rate too")
@@ -85,12 +82,20 @@ def lr_scales(model: nn.Module, optim: Optim) -> dict[str, float]:
     return scales
 
 
-def _depth_below_top(name: str, stacks: dict[str, int]) -> int:
-    """0 for the head and the norm after the last layer, 1 for the last layer, up to the embeddings, below them all."""
-    if found := LAYER.match(name):
-        return stacks[found[1]] - int(found[2])
-    is_top = name.startswith("head.") or re.search(r"(^|\.)norm\.[a-z]+$", name) is not None
-    return 0 if is_top else max(stacks.values(), default=0) + 1
+def depths(names: Iterable[str]) -> dict[str, int]:
+    """{parameter: how far below the top}: 0 for the head and the norm after the last layer, 1 for the last layer, up to
+    the embeddings, below them all. Each stack of an encoder-decoder counts its own layers."""
+    places = {name: LAYER.match(name) for name in names}
+    stacks: dict[str, int] = {}
+    for found in places.values():
+        if found:
+            stacks[found[1]] = max(stacks.get(found[1], 0), int(found[2]) + 1)
+    bottom = max(stacks.values(), default=0) + 1
+    is_top = re.compile(r"head\.|(.*\.)?norm\.[a-z]+$")
+    return {
+        name: stacks[found[1]] - int(found[2]) if found else 0 if is_top.match(name) else bottom
+        for name, found in places.items()
+    }
 
 
 def learning_rate(step: int, total: int, optim: Optim) -> float:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.config import ConfigError, Dropout, Regularize
-from engine.optim import steps_of
+from engine.optim import depths, steps_of
 from models import TaskModel
 
 
@@ -141,6 +141,39 @@ class DropoutSchedule:
         if self.settings.schedule == "early":
             return max(0.0, 1.0 - step / switch) if switch else 0.0
         return 1.0 if self.settings.schedule == "constant" or step >= switch else 0.0
+
+
+class Unfreezing:
+    """Gradual unfreezing (Howard & Ruder 2018, "ULMFiT"): the head is trained first, then one layer more at a time.
+
+    Every `model.unfreeze` steps the next layer joins, from the last down; the embeddings come at the end. What
+    model.freeze or LoRA leaves untrained stays so, and where nothing of a layer is trained, its turn falls out. A pure
+    function of the step. ConfigError where the run ends before the last of them is trained.
+    """
+
+    def __init__(self, model: nn.Module, every: float, total: int):
+        self.every = max(1, steps_of(every, total)) if every else 0
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        depth = depths(name for name, _ in model.named_parameters())
+        turns = sorted({depth[name] for name in trained})
+        self.turns = [(p, turns.index(depth[name])) for name, p in trained.items()]
+        if self.every and self.every * (len(turns) - 1) >= total > 0:
+            raise ConfigError(
+                f"model.unfreeze = {every:g}: {len(turns)} parts of this model, one every {self.every} steps, are more "
+                f"than {total:,} steps reach; lower it below {total / (len(turns) - 1):.4g} steps, or name what stays "
+                "frozen in model.freeze"
+            )
+
+    def set_(self, step: int) -> bool:
+        """What is trained in optimizer step `step`, from 0; True where that is not what was before."""
+        if not self.every:
+            return False
+        joined = step // self.every
+        changed = False
+        for p, turn in self.turns:
+            changed |= p.requires_grad != (turn <= joined)
+            p.requires_grad_(turn <= joined)
+        return changed
 
 
 def seed_dropout(seed: int, position: int, micro_batch: int, rank: int, device: torch.device) -> None:

@@ -91,6 +91,12 @@ class Model:
     keep_layers: int = setting(0, "only the first so many layers of the checkpoint; 0: all", within=">= 0")
     reinit_layers: int = setting(0, "the last so many layers start anew, at random", within=">= 0")
     freeze: tuple[str, ...] = setting((), "patterns of parameter names that are not trained, as backbone.layers.0.*")
+    unfreeze: float = setting(
+        0.0,
+        "gradual unfreezing: the head alone, then one layer more, from the last to the embeddings, every so many steps "
+        "(below 1: a share of all steps); 0: all from the start",
+        within=">= 0",
+    )
     dropout: Dropout = Dropout()
     lora: Lora = Lora()
 
@@ -102,6 +108,7 @@ class Data:
     )
     validation: str = setting("", "file that decides early stopping and best; empty: held out from data.train")
     test: str = setting("", "file evaluated once at the end, with the best weights; empty: none")
+    limit: int = setting(0, "at most so many training examples, drawn from run.seed; 0: all", within=">= 0")
     validation_fraction: float = setting(0.1, "share of data.train held out when there is no data.validation")
     format: str = setting("auto", "of the files; auto: as their names end", FORMATS)
     group: str = setting("", "column whose equal values stay on one side of the held-out split; empty: the task's")
@@ -121,6 +128,7 @@ class Data:
     no_answer_threshold: float = setting(
         0.0, "question-answering: no answer where its score is above the best answer's by more than this"
     )
+    teacher: str = setting("", "file of a teacher's logits for data.train by id, .jsonl as engine.predict writes it")
     bad_images: str = setting("raise", "skip: leave out images that cannot be read, and say which", ("raise", "skip"))
     workers: int = setting(
         0, "processes that prepare batches; 0: in memory, in this one", within=">= 0", machine=MACHINE
@@ -242,6 +250,16 @@ class Regularize:
         (), "of the training loss: a number for each class in their order, or balanced: rarer ones count for more"
     )
     label_smoothing: float = setting(0.0, "share of the target spread over all classes", within="in [0, 1)")
+    r_drop: float = setting(0.0, "weight of the divergence between two passes that drop otherwise", within=">= 0")
+    fgm: float = setting(
+        0.0,
+        "size of a step that makes the loss worse, by which each text's embeddings are moved in a second pass",
+        within=">= 0",
+    )
+    distill: float = setting(
+        0.0, "share of the loss that is agreement with data.teacher, not with the labels", within="in [0, 1]"
+    )
+    distill_temperature: float = setting(1.0, "what both sides' logits are divided by in it", within="> 0")
 
 
 @dataclass(frozen=True)
@@ -252,6 +270,12 @@ class Eval:
     mode: str = setting("auto", "auto: a loss is better lower, all others higher", ("auto", "max", "min"))
     patience: int = setting(0, "evaluations without a new best before stopping; 0: never stop early", within=">= 0")
     min_delta: float = setting(0.0, "a new best must be better by more than this", within=">= 0")
+    divergence: float | None = setting(None, "stop where the metric is worse than this, or not a number; none: go on")
+    train_examples: int = setting(
+        0,
+        "evaluate so many training examples too, as they are, to show overfitting; 0: none",
+        within=">= 0",
+    )
     samples: int = setting(3, "generated texts shown with each evaluation", within=">= 0", machine=MACHINE)
 
 

@@ -19,6 +19,7 @@ class TrainState:
     best: float | None = None  # best value of the watched metric
     best_step: int = 0
     bad_evaluations: int = 0  # evaluations since the best: the patience used
+    watched: float | None = None  # value of the watched metric in the last evaluation
 
     def advance(self, stepped: bool, samples: int) -> None:
         self.step += stepped
@@ -28,6 +29,7 @@ class TrainState:
 
     def record(self, value: float, mode: str, min_delta: float) -> bool:
         """Take note of an evaluation; True if it is the best so far. NaN never is."""
+        self.watched = value
         gain = math.inf if self.best is None else value - self.best if mode == "max" else self.best - value
         if not math.isnan(value) and gain > min_delta:
             self.best, self.best_step, self.bad_evaluations = value, self.step, 0
@@ -35,8 +37,16 @@ class TrainState:
         self.bad_evaluations += 1
         return False
 
-    def out_of_patience(self, patience: int) -> bool:
-        return 0 < patience <= self.bad_evaluations
+    def reason_to_stop(self, total_steps: int, settings: Eval, mode: str) -> str:
+        """Why the run is done, in words; "" while it is not. A run that is resumed comes to the same answer."""
+        worst, value = settings.divergence, self.watched
+        if worst is not None and value is not None:
+            beyond = value < worst if mode == "max" else value > worst
+            if beyond or math.isnan(value):
+                return f"diverged: {value:.4g} in the last evaluation, eval.divergence = {worst:g}"
+        if self.step >= total_steps:
+            return "all steps done"
+        return "out of patience" if 0 < settings.patience <= self.bad_evaluations else ""
 
 
 def mode_of(settings: Eval, metric: str) -> str:

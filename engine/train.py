@@ -16,17 +16,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import models
-from data import Cut, steps_per_epoch, training_steps
+from data import Cut, sample_rows, steps_per_epoch, totals, training_steps
+from data.teacher import read_teacher
 from engine import checkpoint, config, describe, diagnose, distributed
 from engine.config import Config
 from engine.distributed import Ranks, StopRequest
 from engine.ema import Ema
-from engine.evaluate import evaluate
+from engine.evaluate import measure
 from engine.log import RunLog, require_tensorboard
 from engine.model import build_model
+from engine.objective import training_objective
 from engine.optim import build_optimizer, check_schedule, count_steps, learning_rate, set_learning_rate
 from engine.precision import Precision
-from engine.regularize import DropoutSchedule, Penalties, seed_dropout, weigh_classes_
+from engine.regularize import DropoutSchedule, Penalties, Unfreezing, seed_dropout, weigh_classes_
 from engine.state import TrainState, mode_of
 from engine.tasks import find_task, read_training_data
 
@@ -58,6 +60,8 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     encode = task.encoder(processor, data, model.labels)
     train_set, validation_set, test_set = encode(train_rows), encode(validation_rows), encode(test_rows)
     weigh_classes_(model, cfg.regularize, train_set.label_counts(len(model.labels)))
+    teacher = read_teacher(data.teacher, train_set.ids, model.labels) if data.teacher else None
+    seen_set = encode(sample_rows(train_rows, cfg.eval.train_examples, cfg.run.seed)[: cfg.eval.train_examples])
     train_set = task.augment(train_set, train_rows, encode, cfg.augment, cfg.run.seed)
     cut = Cut(cfg.train.micro_batch_size, cfg.train.micro_batch_tokens, ranks.rank, ranks.world_size)
     epoch_steps = steps_per_epoch(len(train_set), cfg.train.batch_size)
@@ -67,9 +71,11 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
 
     # 4. What steps: precision, optimizer, and what regularises. After this every mistake in the recipe is known.
     amp = Precision(cfg.train.precision, ranks.device)
+    objective = training_objective(model, cfg.regularize, teacher)
     optimizer = build_optimizer(model, cfg.optim, cfg.regularize.weight_decay)
     start = build_model(cfg.model, task, labels, smoothing, cfg.run.seed, None)[0] if cfg.regularize.l2_sp else None
     penalties = Penalties(model, cfg.regularize, start)
+    unfreezing = Unfreezing(model, cfg.model.unfreeze, total_steps)
     dropout = DropoutSchedule(model, cfg.model.dropout, total_steps)
     ema = Ema(optimizer, cfg.regularize.ema_decay)
     if ranks.is_main:
@@ -80,7 +86,8 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     # 5. The state of the run, the model as all ranks share it, where it is written, and where the data begins.
     contents = checkpoint.Contents(cfg, model, optimizer, amp, folder_in, (train_set, validation_set))
     state = checkpoint.restore(resumed, contents, ranks) if resumed else TrainState()
-    parallel = distributed.wrap(model, ranks, train_set.batch([])).train()
+    unfreezing.set_(state.step)
+    parallel = distributed.wrap(objective, ranks, nothing := train_set.batch([])).train()
     folder = Path(cfg.run.folder)
     log = RunLog(folder, ranks, start=state.step, total=total_steps, tensorboard=cfg.log.tensorboard)
     pin = ranks.device.type == "cuda"
@@ -91,22 +98,19 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     # 6. The loop. `state.position` counts steps of data, `state.step` those the optimizer took. From here on a signal
     # leaves a checkpoint; before there is nothing to save, and it ends the run at once.
     stop.listen(announce=ranks.is_main)
-    while not (done := state.step >= total_steps or state.out_of_patience(cfg.eval.patience)):
+    while not (done := state.reason_to_stop(total_steps, cfg.eval, mode)):
         clock = time.perf_counter()
         group = next(steps)
         waited = time.perf_counter() - clock
-        targets, samples, tokens, stopping = distributed.all_sum(
-            sum(batch.num_targets for batch in group),
-            sum(len(batch.ids) for batch in group),
-            sum(batch.num_tokens for batch in group),
-            bool(stop),
-        )
+        targets, samples, tokens, stopping = distributed.all_sum(*totals(group), bool(stop))
         if stopping:
             break
 
         lr = learning_rate(state.step, total_steps, cfg.optim)
         set_learning_rate(optimizer, lr)
         dropout.set_(state.step)
+        if unfreezing.set_(state.step):  # DDP is told anew what it reduces
+            parallel = distributed.wrap(objective, ranks, nothing, instead_of=parallel)
         losses = []
         for i, batch in enumerate(group):
             distributed.set_gradient_sync(parallel, last=i == len(group) - 1)
@@ -134,10 +138,10 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         if stepped and (state.step % evaluate_every == 0 or state.step == total_steps):
             clock = time.perf_counter()
             with ema.in_place_of_weights():
-                statistics = evaluate(model, validation_set, task, amp, ranks, cfg.eval.batch_tokens, cfg.generate)
-                metrics = task.summarize(statistics, model.labels)
+                metrics = measure(model, validation_set, task, amp, ranks, cfg.eval.batch_tokens, cfg.generate)
                 is_best = state.record(metrics[watched], mode, cfg.eval.min_delta)
-                log.evaluation(state.step, metrics, is_best, time.perf_counter() - clock)
+                seen = measure(model, seen_set, task, amp, ranks, cfg.eval.batch_tokens, cfg.generate)
+                log.evaluation(state.step, metrics, seen, is_best, time.perf_counter() - clock)
                 if ranks.is_main and (texts := task.samples(model, validation_set, cfg.generate, cfg.eval.samples)):
                     log.say(texts)
                 if is_best:
@@ -156,10 +160,9 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     if test_rows and state.best is not None:
         best_folder = checkpoint.open_run(str(folder / checkpoint.BEST))
         best = models.from_pretrained(best_folder, head=task.head).to(ranks.device)
-        statistics = evaluate(best, test_set, task, amp, ranks, cfg.eval.batch_tokens, cfg.generate)
-        metrics = task.summarize(statistics, best.labels)
+        metrics = measure(best, test_set, task, amp, ranks, cfg.eval.batch_tokens, cfg.generate)
         result |= {f"test_{name}": value for name, value in metrics.items()}
-    log.final(state.step, result, "all steps done" if state.step >= total_steps else "out of patience")
+    log.final(state.step, result, done)
     return result
 
 

@@ -7,7 +7,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from conftest import CPU, run_training
+from conftest import CPU, logged_rows, run_training
 
 from engine import log as logs
 from engine.config import ConfigError
@@ -25,7 +25,7 @@ def test_the_time_of_an_evaluation_and_a_checkpoint_is_left_out_and_nothing_else
 
     def evaluation(step):
         now.seconds += 30
-        log.evaluation(step, {"accuracy": 1.0}, True, seconds=30)
+        log.evaluation(step, {"accuracy": 1.0}, {}, True, seconds=30)
         now.seconds += 50  # to save
         log.restart_clock()
 
@@ -57,3 +57,20 @@ def test_tensorboard_that_is_missing_is_found_before_any_file_is_read(tiny, monk
     config = tiny(**{"log.tensorboard": True, "data.train": "nowhere.jsonl", "run.dry_run": dry})
     with pytest.raises(ConfigError, match=r"log\.tensorboard = true needs the tensorboard package: pip install"):
         run_training(config)
+
+
+def test_training_examples_are_evaluated_beside_the_others_where_that_is_asked_for(tiny, capsys):
+    config = tiny(**{"eval.train_examples": 30, "data.limit": 60})
+    run_training(config)
+    rows = [row for row in logged_rows(config.run.folder) if "evaluation" in row]
+    assert len(rows) == 4
+    assert all(row["training"].keys() == row["evaluation"].keys() for row in rows)
+    assert all(row["training"] != row["evaluation"] for row in rows)
+    shown = capsys.readouterr().out
+    assert "training: 60 examples" in shown
+    assert shown.count("  training    loss ") == 4
+    plain = tiny(**{"data.limit": 60, "run.folder": f"{config.run.folder}-plain"})
+    run_training(plain)
+    assert [{k: v for k, v in row.items() if k != "training"} for row in logged_rows(config.run.folder)] == logged_rows(
+        plain.run.folder
+    )  # which changes nothing else

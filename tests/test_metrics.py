@@ -156,7 +156,22 @@ def test_p05_nan_is_never_best(mode):
 
 @pytest.mark.parametrize(("patience", "bad", "out"), [(0, 50, False), (3, 2, False), (3, 3, True), (3, 4, True)])
 def test_out_of_patience(patience, bad, out):
-    assert TrainState(bad_evaluations=bad).out_of_patience(patience) is out
+    reason = TrainState(step=7, bad_evaluations=bad).reason_to_stop(8, Eval(patience=patience), "max")
+    assert reason == ("out of patience" if out else "")
+    assert TrainState(step=8, bad_evaluations=bad).reason_to_stop(8, Eval(patience=patience), "max") == "all steps done"
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "stops"),
+    [("min", 2.5, True), ("min", 1.5, False), ("max", 1.5, True), ("max", 2.5, False), ("max", math.nan, True)],
+)
+def test_divergence_is_a_value_worse_than_the_limit_or_none_at_all(mode, value, stops):
+    state = TrainState(step=3)
+    assert state.reason_to_stop(8, Eval(divergence=2.0), mode) == ""  # before any evaluation
+    state.record(value, mode, 0.0)
+    reason = state.reason_to_stop(8, Eval(divergence=2.0), mode)
+    assert (reason == f"diverged: {value:.4g} in the last evaluation, eval.divergence = 2") is stops
+    assert state.reason_to_stop(8, Eval(), mode) == ""
 
 
 def test_advance_counts_steps_taken_apart_from_data_seen():

@@ -24,6 +24,7 @@ CHANGES = {
     "dropout early": {"model.dropout.all": 0.3, "model.dropout.schedule": "early", "model.dropout.switch": 10},
     "averaged": {"regularize.ema_decay": 0.9},
     "weighted": {"regularize.class_weights": ("balanced",)},
+    "unfrozen gradually": {"model.unfreeze": 5},
     "layer-wise": {"optim.layer_decay": 0.5, "optim.head_lr": 1e-2},
 }
 
@@ -43,7 +44,7 @@ def test_only_what_is_trained_moves(tiny, checkpoint_folder, changes):
     config = tiny(**changes)
     run_training(config)
     before = models.from_pretrained(checkpoint_folder, keep_layers=config.model.keep_layers).backbone.state_dict()
-    trained = models.from_pretrained(Path(config.run.folder) / "best", head="sequence-classification")
+    trained = models.from_pretrained(Path(config.run.folder) / "last", head="sequence-classification")
     moved = {n for n, p in trained.backbone.named_parameters() if not torch.equal(p, before[n])}
     everything = {n for n, _ in trained.backbone.named_parameters()}
     if config.model.lora.rank:

@@ -40,6 +40,7 @@ SETTINGS = {
     "token budget": WITHOUT_DROPOUT | {"train.batch_size": 15, "train.micro_batch_tokens": 60},
     "to one rank": WITHOUT_DROPOUT | {"train.micro_batch_size": 3},
     "from one rank": WITHOUT_DROPOUT | {"train.micro_batch_size": 3},
+    "unfreezing": WITHOUT_DROPOUT | {"train.micro_batch_size": 3, "model.unfreeze": 2},
 }
 COUNTS = [1, 2, 5, 33]
 PRINTS_STATISTICS = replace(
@@ -57,9 +58,9 @@ class Watch:
         patch.setattr(train, "seed_dropout", self.watched_seed)
         patch.setattr(train, "training_steps", self.watched_steps)
 
-    def watched_wrap(self, model, ranks, nothing):
+    def watched_wrap(self, model, ranks, nothing, **instead):
         self.seen["initial"] = sum(p.double().sum().item() for p in model.parameters())
-        parallel = self.wrap(model, ranks, nothing)
+        parallel = self.wrap(model, ranks, nothing, **instead)
         self.seen["unused searched"] = parallel.find_unused_parameters
 
         def counted(group, bucket):
@@ -179,6 +180,7 @@ SCENARIOS = {
     "token budget": trained("token budget"),
     "to one rank": trained("to one rank", StopAfter(3)),
     "from one rank": trained("from one rank", **{"run.resume": "yes"}),
+    "unfreezing": trained("unfreezing"),
     "measured": measured,
     "fails alike": fails_alike,
     "unused": with_an_unused_parameter,
@@ -271,7 +273,7 @@ def test_gradients_are_reduced_once_a_step_and_no_parameter_is_searched_for(laun
         assert rank["unused searched"] is False
 
 
-@pytest.mark.parametrize("name", ["single example", "token budget"])
+@pytest.mark.parametrize("name", ["single example", "token budget", "unfreezing"])
 def test_p17_ranks_take_the_same_steps_whatever_their_shares(launched, one_rank, name):
     """One example a step leaves all ranks but one without any; a token budget cuts the ranks differently."""
     _, folder, results, _ = launched

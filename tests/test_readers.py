@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data import DataError, Row, read_rows, split_rows
+from data import DataError, Row, read_rows, sample_rows, split_rows
 from data.errors import ErrorList
 from data.readers import MAX_LINE
 
@@ -332,3 +332,14 @@ def test_a_split_that_leaves_nothing_to_train_on(count, fraction, what):
         split_rows(numbered(count, label=str), fraction, 0)
     with pytest.raises(DataError, match="only 1 values of 'patient'"):
         split_rows(numbered(10, patient=lambda i: 5), 0.1, 0, "patient")
+
+
+def test_a_sample_of_rows_is_drawn_by_the_seed_and_grows_with_its_count():
+    rows = [Row(id=str(i), line=i, values={}) for i in range(50)]
+    drawn = {n: [row.id for row in sample_rows(rows, n, 3)] for n in (5, 20, 49)}
+    assert [len(ids) for ids in drawn.values()] == [5, 20, 49]
+    assert all(ids == sorted(ids, key=int) for ids in drawn.values())
+    assert set(drawn[5]) < set(drawn[20]) < set(drawn[49])
+    assert drawn[5] != [row.id for row in sample_rows(rows, 5, 4)]
+    assert drawn[5] != [str(i) for i in range(5)]
+    assert sample_rows(rows, 0, 3) == sample_rows(rows, 50, 3) == sample_rows(rows, 99, 3) == rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from data import Row, split_rows
+from data import Row, sample_rows, split_rows
 from data.errors import DataError
 from engine.config import ConfigError, Data, choose_from
 from engine.tasks import answering, classification, images, language, relations, seq2seq, tagging
@@ -41,6 +41,7 @@ def find_task(name: str, metric: str = "") -> tuple[Task, str]:
 def read_training_data(task: Task, settings: Data, seed: int) -> tuple[list[Row], list[Row], list[Row], list[str]]:
     """(training rows, validation rows, test rows, label names), all read and checked before anything is trained.
 
+    data.limit is of what is left to train on once the validation rows are held out, which are the same at any limit.
     Raises DataError with all that is wrong in all files; which labels are unknown can only be said of files without
     another error, since the training file says which are known.
     """
@@ -50,10 +51,11 @@ def read_training_data(task: Task, settings: Data, seed: int) -> tuple[list[Row]
     _for_each(names, lambda name: task.check_labels(name, rows[name], settings, labels))
     test_rows = rows.get(settings.test, [])
     if settings.validation:
-        return rows[settings.train], rows[settings.validation], test_rows, labels
-    label = settings.label if task.stratify else ""
-    train_rows, held_out = split_rows(rows[settings.train], settings.validation_fraction, seed, settings.group, label)
-    return train_rows, held_out, test_rows, labels
+        train_rows, held_out = rows[settings.train], rows[settings.validation]
+    else:
+        fraction, label = settings.validation_fraction, settings.label if task.stratify else ""
+        train_rows, held_out = split_rows(rows[settings.train], fraction, seed, settings.group, label)
+    return sample_rows(train_rows, settings.limit, seed), held_out, test_rows, labels
 
 
 def _for_each(names: Sequence[str], function: Callable[[str], Any]) -> dict[str, Any]:
