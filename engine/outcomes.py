@@ -17,6 +17,10 @@ import numpy as np
 
 EVALUATIONS = {"best": "At the best evaluation, whose weights `best/` keeps", "last": "At the last evaluation"}
 COLOURS = {"best": "#1f6fb4", "last": "#d9541e"}
+NOTE = (
+    "Mean ± standard deviation over the seeds. A gap is how much better the model is on what it was trained on; "
+    "a gain is on validation, over the recipe as it is with the same seed."
+)
 GREY = "#555555"
 
 
@@ -25,7 +29,7 @@ class Line:
     """A variant of the recipe, and what was measured in each of its runs that have ended."""
 
     labels: dict[str, str]  # {column: what it says of the variant}
-    runs: list[dict[str, float]]  # of each seed, as `measure` gives it
+    runs: dict[int, dict[str, float]]  # by seed, as `measure` gives it
 
     def title(self) -> str:
         """The name of a change, or `key=value` of what varies, without the sections."""
@@ -41,7 +45,7 @@ class Line:
         return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
     def _values(self, name: str) -> list[float]:
-        return [one.get(name, math.nan) for one in self.runs]
+        return [one.get(name, math.nan) for one in self.runs.values()]
 
 
 def read_run(folder: Path) -> list[dict[str, Any]] | None:
@@ -82,10 +86,24 @@ def measure(rows: Sequence[dict[str, Any]], metric: str, mode: str) -> dict[str,
     return found
 
 
+def add_gains(lines: Sequence[Line], metric: str, mode: str) -> None:
+    """Add to each run how much better `metric` is on validation than in the first line's run of the same seed.
+
+    A seed draws the examples, so most of the spread over seeds is common to all lines; that of a gain is without it.
+    """
+    for line in lines[1:]:
+        for seed, found in line.runs.items():
+            for at, name in (("best", f"best {metric}"), *((at, f"{at} validation {metric}") for at in EVALUATIONS)):
+                gain = found.get(name, math.nan) - lines[0].runs.get(seed, {}).get(name, math.nan)
+                if not math.isnan(gain):
+                    found[f"{at} {metric} gain"] = gain if mode == "max" else -gain
+
+
 def columns(lines: Sequence[Line]) -> list[str]:
     """The names of what was measured in any run."""
-    names = dict.fromkeys(name for line in lines for one in line.runs for name in one)
-    return [name for name in names if any(not math.isnan(one.get(name, math.nan)) for x in lines for one in x.runs)]
+    runs = [one for line in lines for one in line.runs.values()]
+    names = dict.fromkeys(name for one in runs for name in one)
+    return [name for name in names if any(not math.isnan(one.get(name, math.nan)) for one in runs)]
 
 
 def table(lines: Sequence[Line]) -> str:
@@ -99,6 +117,7 @@ def table(lines: Sequence[Line]) -> str:
     for at, title in EVALUATIONS.items():
         own = {name: name.removeprefix(f"{at} ") for name in names if name.startswith(f"{at} ")}
         parts.append(f"{title}:\n\n{_markdown(lines, own)}")
+    parts.append(NOTE)
     return "\n\n".join(parts)
 
 

@@ -31,8 +31,8 @@ import torch
 from tqdm import tqdm
 
 from engine import config, distributed
-from engine.config import Config, ConfigError, did_you_mean
-from engine.outcomes import Line, measure, read_run, table, write
+from engine.config import ConfigError, did_you_mean
+from engine.outcomes import Line, add_gains, measure, read_run, table, write
 from engine.state import mode_of
 from engine.tasks import find_task
 
@@ -53,6 +53,7 @@ OPTIONS = {
     "keep_weights": "true: keep best/ and last/ of runs that have ended (default: only their metrics and recipe)",
 }
 DEFAULTS = {"seeds": "1", "sample": "0", "parallel": "1"}
+AS_IT_IS = {"change": "as it is"}
 GRID = "regularize.l2=0,1e-4"  # as examples in messages
 CHANGE = "'stop early: eval.patience=2 eval.metric=loss'"
 
@@ -107,7 +108,7 @@ def parse(argv: Sequence[str]) -> Study:
     numbers = {name: _whole(name, own.get(name, default)) for name, default in DEFAULTS.items()}
     if repeated["change"] and (repeated["vary"] or numbers["sample"]):
         raise ConfigError("--change runs each change alone, --vary (and --sample) a grid: give one of them")
-    variants = _changes(repeated["change"], base) if repeated["change"] else _grid(repeated["vary"])
+    variants = _changes(repeated["change"]) if repeated["change"] else _grid(repeated["vary"])
     if numbers["sample"] and numbers["sample"] < len(variants):
         rng = np.random.default_rng([base.run.seed, 0x57D1])
         chosen = sorted(rng.choice(len(variants), numbers["sample"], replace=False).tolist())
@@ -116,7 +117,10 @@ def parse(argv: Sequence[str]) -> Study:
         if any(key in one.settings for one in variants) or (key != "run.seed" and key in given):
             raise ConfigError(f"{key} is the study's to set; --folder and --seeds are its options")
     for one in variants:  # before any of them is run
-        config.check(config.override(base, one.settings))
+        changed = config.override(base, one.settings)
+        config.check(changed)
+        if repeated["change"] and one.settings and changed == base:
+            raise ConfigError(f"--change {one.labels['change']!r} changes nothing: the recipe has this already")
     seeds = [base.run.seed + i for i in range(numbers["seeds"])]
     folder = Path(own.get("folder", f"studies/{Path(recipe).stem}"))
     keep = own.get("keep_weights", "false").lower() == "true"
@@ -167,9 +171,9 @@ def _grid(texts: Iterable[str]) -> list[Variant]:
     return [Variant(one, one, _as_folder(name or "as it is")) for one, name in zip(combinations, names, strict=True)]
 
 
-def _changes(texts: Iterable[str], base: Config) -> list[Variant]:
+def _changes(texts: Iterable[str]) -> list[Variant]:
     """The recipe as it is, and then each "NAME: KEY=VALUE KEY=VALUE ..." alone."""
-    variants = [Variant({"change": "as it is"}, {}, _as_folder("as it is"))]
+    variants = [Variant(AS_IT_IS, {}, _as_folder("as it is"))]
     for text in texts:
         name, _, rest = (part.strip() for part in text.partition(":"))
         try:
@@ -182,12 +186,6 @@ def _changes(texts: Iterable[str], base: Config) -> list[Variant]:
         one = Variant({"change": name}, settings, _as_folder(name))
         if one.folder in (other.folder for other in variants):
             raise ConfigError(f"--change {text!r}: another change has this name, or one too like it for a folder")
-        try:
-            changed = config.override(base, settings)
-        except ConfigError as error:
-            raise ConfigError(f"--change {text!r}: {error}") from None
-        if changed == base:
-            raise ConfigError(f"--change {text!r} changes nothing: the recipe has this already")
         variants.append(one)
     return variants
 
@@ -275,9 +273,12 @@ def summarize(study: Study) -> list[Line]:
     """A Line for every variant of which a run has ended."""
     lines = []
     for variant in study.variants:
-        ended = [rows for seed in study.seeds if (rows := read_run(study.place(variant, seed))) is not None]
-        if ended:
-            lines.append(Line(variant.labels, [measure(rows, study.metric, study.mode) for rows in ended]))
+        found = {seed: read_run(study.place(variant, seed)) for seed in study.seeds}
+        runs = {seed: measure(rows, study.metric, study.mode) for seed, rows in found.items() if rows is not None}
+        if runs:
+            lines.append(Line(variant.labels, runs))
+    if lines and lines[0].labels == AS_IT_IS:
+        add_gains(lines, study.metric, study.mode)
     return lines
 
 

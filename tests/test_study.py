@@ -103,6 +103,7 @@ def test_each_change_is_run_alone_and_all_are_compared_by_the_recipes_metric(rec
     with (folder / "table.csv").open() as stream:
         lines = {line["change"]: line for line in csv.DictReader(stream)}
     assert list(lines) == list(names)
+    as_it_is = {}
     for name, place in names.items():
         runs = [folder / place / f"seed{seed}" for seed in (0, 1)]
         settings = [configs.read_recipe(str(run / "recipe.toml")) for run in runs]
@@ -117,6 +118,11 @@ def test_each_change_is_run_alone_and_all_are_compared_by_the_recipes_metric(rec
             assert float(lines[name][f"{at}_train_accuracy_mean"]) == pytest.approx(fmean(train))
             assert float(lines[name][f"{at}_validation_accuracy_sd"]) == pytest.approx(stdev(validation))
             assert float(lines[name][f"{at}_accuracy_gap_mean"]) == pytest.approx(fmean(gaps))
+            base = as_it_is.setdefault(at, validation)
+            gains = [a - b for a, b in zip(validation, base, strict=True)]
+            assert (lines[name][f"{at}_accuracy_gain_mean"] == "nan") == (name == "as it is")
+            if name != "as it is":  # of the same seed, so not of the means
+                assert float(lines[name][f"{at}_accuracy_gain_sd"]) == pytest.approx(stdev(gains))
     printed = capsys.readouterr().out
     assert "6 runs: 3 variants x 2 seeds" in printed
     head = "| change | runs | step | train accuracy | validation accuracy | accuracy gap | train loss |"
@@ -141,6 +147,18 @@ def test_a_gap_is_how_much_better_the_training_examples_fare(metric, mode, gap):
     assert (found["best step"], found["last step"]) == (1, 2)
 
 
+@pytest.mark.parametrize(("mode", "gain"), [("max", 0.2), ("min", -0.2)])
+def test_a_gain_is_over_the_recipe_as_it_is_with_the_same_seed(mode, gain):
+    runs = [
+        {seed: outcomes.measure(ended(1, {"evaluation": {"f1": f1}}), "f1", mode) for seed, f1 in by_seed.items()}
+        for by_seed in ({0: 0.1, 1: 0.5}, {1: 0.7, 2: 0.9})
+    ]
+    lines = [outcomes.Line({"change": str(i)}, by_seed) for i, by_seed in enumerate(runs)]
+    outcomes.add_gains(lines, "f1", mode)
+    assert [found.get("best f1 gain") for found in lines[1].runs.values()] == [pytest.approx(gain), None]
+    assert "best f1 gain" not in lines[0].runs[1]
+
+
 def test_without_training_examples_the_training_loss_is_that_of_the_last_steps():
     rows = ended(1, {"evaluation": {"f1": 0.7, "loss": 12.0}})
     rows[18]["loss"] = 7.0  # the last tenth of 20 is two
@@ -155,7 +173,7 @@ def test_without_training_examples_the_training_loss_is_that_of_the_last_steps()
 def test_what_no_run_has_has_no_column():
     """A task without a loss, and a run whose metric was never a number, which has no best evaluation."""
     row = {"training": {"f1": 0.5}, "evaluation": {"f1": math.nan}}
-    lines = [outcomes.Line({"change": "as it is"}, [outcomes.measure(ended(0, row), "f1", "max")])]
+    lines = [outcomes.Line({"change": "as it is"}, {0: outcomes.measure(ended(0, row), "f1", "max")})]
     assert outcomes.columns(lines) == ["last step", "last train f1"]
     assert "| as it is | 1 | 1 | 0.500 |" in outcomes.table(lines)
 
@@ -221,7 +239,7 @@ def test_a_sample_of_a_grid_is_of_the_grid_and_always_the_same(recipe):
         (["--change=x: data.prefix='a"], "should be a name and settings"),
         (
             ["--change=x: regularize.l3=1"],
-            "--change 'x: regularize.l3=1': unknown setting 'regularize.l3'; regularize has",
+            "unknown setting 'regularize.l3'; regularize has",
         ),
         (["--change=x: regularize.l2=0"], "changes nothing: the recipe has this already"),
         (["--change=x: eval.patience=-1"], "eval.patience = -1 must be >= 0"),
@@ -268,7 +286,9 @@ def test_a_plot_is_drawn(tmp_path, training):
     for i in range(3):
         found = [{"f1": 0.5 + i / 9, "loss": 1.0 + i + later} for later in (0, 1)]
         rows = ended(1, *({"evaluation": x} | ({"training": x} if training else {}) for x in found))
-        lines.append(outcomes.Line({"change": f"change {i}"}, [outcomes.measure(rows, "f1", "max")] * (i + 1)))
+        lines.append(
+            outcomes.Line({"change": f"change {i}"}, {k: outcomes.measure(rows, "f1", "max") for k in range(i + 1)})
+        )
     assert tmp_path / "plot.png" in outcomes.write(tmp_path, lines, "f1")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
