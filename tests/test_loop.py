@@ -80,6 +80,18 @@ def test_early_stopping(tiny, monkeypatch, capsys, values, settings, end, best):
     assert state_of(config, "best")["step"] == best[1]
 
 
+def test_a_run_that_diverges_stops_at_once_with_its_best_kept(tiny, monkeypatch, capsys):
+    """Also when it is resumed: the checkpoint knows it."""
+    scripted(monkeypatch, [0.5, 0.7, 0.2])
+    config = tiny(**{"eval.divergence": 0.3, "train.max_steps": 30})
+    result = run_training(config)
+    assert result == {"best_accuracy": 0.7, "best_step": 10} == run_training(override(config, {"run.resume": "yes"}))
+    reason = "diverged: 0.2 in the last evaluation, eval.divergence = 0.3"
+    assert capsys.readouterr().out.count(f"\n{reason}\n") == 2
+    assert logged_rows(config.run.folder)[-1] == {"step": 15, "end": reason, **result}
+    assert state_of(config, "best")["step"] == 10
+
+
 @pytest.mark.parametrize(
     ("settings", "total", "evaluated"),
     [

@@ -25,6 +25,8 @@ CHANGES = {
     "averaged": {"regularize.ema_decay": 0.9},
     "weighted": {"regularize.class_weights": ("balanced",)},
     "unfrozen gradually": {"model.unfreeze": 5},
+    "two passes": {"regularize.r_drop": 1.0, "model.dropout.all": 0.2},
+    "adversarial": {"regularize.fgm": 0.1},
     "layer-wise": {"optim.layer_decay": 0.5, "optim.head_lr": 1e-2},
 }
 
