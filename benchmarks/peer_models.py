@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def timm_vit(folder: Path) -> Any:
         num_heads=config["num_attention_heads"],
         mlp_ratio=config["intermediate_size"] / width,
         num_classes=len(config["id2label"]),
-        norm_layer=lambda size: nn.LayerNorm(size, eps=config.get("layer_norm_eps", 1e-12)),
+        norm_layer=partial(nn.LayerNorm, eps=config.get("layer_norm_eps", 1e-12)),
     )
     state: dict[str, Tensor] = {}
     for name, tensor in load_file(folder / "model.safetensors").items():

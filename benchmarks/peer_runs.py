@@ -163,8 +163,8 @@ def hf(job: Job, strategy: str = "random") -> None:
         max_grad_norm=job["clip_norm"],
         train_sampling_strategy=strategy,
         seed=job["seed"],
-        use_cpu=job["device"] == "cpu",
-        dataloader_pin_memory=job["device"] != "cpu",
+        use_cpu=True,
+        dataloader_pin_memory=False,
         logging_steps=1 if job["check"] else 500,
         save_strategy="no",
         report_to="none",
@@ -236,7 +236,7 @@ def accelerate(job: Job) -> None:
     features, tokenizer = load_features(job)
     watch = Stopwatch(job, pool_tokens(features, job["task"]))
     model = load_model(job)
-    accelerator = Accelerator(cpu=job["device"] == "cpu")
+    accelerator = Accelerator(cpu=True)
     loader = data_loader(job, features, watch.counted(collator(job, tokenizer, model)))
     optimizer = torch.optim.AdamW(decay_groups(model, job["weight_decay"]), lr=job["lr"])
     schedule = linear_schedule(optimizer, job)
@@ -283,7 +283,7 @@ def lightning(job: Job) -> None:
 
     module = Module()
     trainer = pl.Trainer(
-        accelerator="cpu" if job["device"] == "cpu" else "auto",
+        accelerator="cpu",
         devices=1,
         max_steps=job["steps"],
         max_epochs=-1,
@@ -299,14 +299,14 @@ def lightning(job: Job) -> None:
 def plain_loop(
     job: Job, watch: Stopwatch, loader: Iterable[Any], loss_of: Callable[[Any], Any], optimizer: Any
 ) -> None:
-    """A loop as one writes it by hand. loss_of: the mean loss of a batch on the device."""
+    """A loop as one writes it by hand. loss_of: the mean loss of a batch."""
     import torch
 
     schedule = linear_schedule(optimizer, job)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     while True:
         for batch in loader:
-            loss = loss_of({name: tensor.to(job["device"]) for name, tensor in batch.items()})
+            loss = loss_of(batch)
             loss.backward()
             grad_norm = torch.nn.utils.clip_grad_norm_(parameters, job["clip_norm"])
             optimizer.step()
@@ -321,7 +321,7 @@ def plain(job: Job) -> None:
 
     features, tokenizer = load_features(job)
     watch = Stopwatch(job, pool_tokens(features, job["task"]))
-    model = load_model(job).to(job["device"]).train()
+    model = load_model(job).train()
     loader = data_loader(job, features, watch.counted(collator(job, tokenizer, model)))
     optimizer = torch.optim.AdamW(decay_groups(model, job["weight_decay"]), lr=job["lr"], fused=True)
     plain_loop(job, watch, loader, lambda batch: model(**batch).loss, optimizer)
@@ -335,10 +335,10 @@ def nanogpt(job: Job) -> None:
 
     features, _ = load_features(job)
     watch = Stopwatch(job, pool_tokens(features, job["task"]))
-    model = NanoGPT.from_pretrained(Path(job["model"]), dropout=not job["check"]).to(job["device"]).train()
+    model = NanoGPT.from_pretrained(Path(job["model"]), dropout=not job["check"]).train()
     loader = data_loader(job, features, watch.counted(pad_shifted(shift=job["task"] == "dialogue")))
     groups = decay_groups(model, job["weight_decay"])
-    optimizer = torch.optim.AdamW(groups, lr=job["lr"], fused=job["device"] != "cpu")
+    optimizer = torch.optim.AdamW(groups, lr=job["lr"])  # fused on GPUs only
     plain_loop(job, watch, loader, lambda batch: model(batch["ids"], batch["targets"]), optimizer)
 
 
@@ -350,7 +350,7 @@ def timm(job: Job) -> None:
 
     from benchmarks.peer_models import timm_vit
 
-    model = timm_vit(Path(job["model"])).to(job["device"]).train()
+    model = timm_vit(Path(job["model"])).train()
     side, half = model.patch_embed.img_size, (0.5, 0.5, 0.5)
     transform = create_transform((3, *side), interpolation="bilinear", mean=half, std=half, crop_pct=1.0)
     features, _ = load_features(job, transform)

@@ -3,9 +3,9 @@
     python -m benchmarks.peers [WORK ...] [--peers hf,hf-grouped,...] [--runs 5] [--steps N] [--check] [--shrink]
 
 The same files, initial weights, batch size, number of optimizer steps, AdamW, clipping, linear schedule, and dropout as
-the checkpoint says, in fp32. Each run is a process of its own, and the sides take turns. Before anything is timed each
-side takes one step on the same examples without dropout, and its loss and gradient norm must be ours (--check stops
-there). Afterwards the order of the examples is each side's own; a run has the seed of its round.
+the checkpoint says, in fp32 on the CPU. Each run is a process of its own, and the sides take turns. Before anything is
+timed each side takes one step on the same examples without dropout, and its loss and gradient norm must be ours;
+--check stops there. Afterwards the order of the examples is each side's own, with the seed of the round.
 
 Printed for each work, as the median with the least and the most:
 - samples/s of the training loop, its first fifth of steps left out. Sides draw examples of other lengths, so this is
@@ -24,21 +24,17 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import math
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks import record
 from benchmarks.loading import run, spread
 from benchmarks.works import WORKS
 from engine.config import read_recipe
@@ -78,15 +74,19 @@ def suits(peer: str, work: str) -> bool:
     return peer != "nanogpt" or of_blocks or WORKS[work].task == "dialogue"
 
 
+FIGURES = ("samples_per_second", "peak_memory_mb", "first_step_seconds")
+
+
 @dataclass
 class Side:
-    """What was measured of one side, a number for each round."""
+    """What one step of the check gave, and what was measured in each round: a number for each of FIGURES."""
 
-    samples_per_second: list[float] = field(default_factory=list)
-    peak_mb: list[float] = field(default_factory=list)
-    first_step_seconds: list[float] = field(default_factory=list)
-    loss: float = math.nan  # of the one step of the check
-    grad_norm: float = math.nan
+    loss: float
+    grad_norm: float
+    runs: list[dict[str, float]] = field(default_factory=list)
+
+    def all(self, figure: str) -> list[float]:
+        return [run[figure] for run in self.runs]
 
 
 class Bench:
@@ -104,7 +104,7 @@ class Bench:
         """(what a run of this side wrote, its peak MB, its seconds to the first step); SystemExit where it fails."""
         self.runs += 1
         place = self.scratch / f"{self.work}-{self.runs}-{side}"
-        job = self._job(place, **changes)
+        job = self.job(place, **changes)
         place.with_suffix(".job").write_text(json.dumps(job))
         program = f"from benchmarks.peer_runs import main; main({side!r}, {str(place.with_suffix('.job'))!r})"
         output = place.with_suffix(".txt")
@@ -117,7 +117,7 @@ class Bench:
             raise SystemExit(f"{said}\n\n{self.work}: a run of {side} failed, as it says above") from None
         return figures, peak, figures["ends"][0] - began
 
-    def _job(self, place: Path, **changes: Any) -> dict[str, Any]:
+    def job(self, place: Path, **changes: Any) -> dict[str, Any]:
         """What benchmarks/peer_runs.py reads. changes: of steps, seed, check and examples."""
         recipe = self.recipe
         data = TASKS[recipe.run.task].columns.fill(recipe.data)
@@ -130,7 +130,6 @@ class Bench:
             "arguments": arguments,
             "task": recipe.run.task,
             "model": recipe.model.name,
-            "device": "cpu",
             "train": data.train,
             "text": data.text,
             "label": data.label,
@@ -147,18 +146,25 @@ class Bench:
     def check(self, peers: list[str]) -> None:
         """One step of each side on the same examples without dropout; a peer that learns something else is left out."""
         ours, _, _ = self.run(OURS, steps=1, check=True)
-        self.sides = {OURS: Side(loss=ours["loss"], grad_norm=ours["grad_norm"])}
-        print(f"  the first step of {OURS:<12} loss {ours['loss']:.6f}  gradient norm {ours['grad_norm']:.6f}")
+        self.sides = {OURS: Side(ours["loss"], ours["grad_norm"])}
+        print(
+            f"  the first step of {OURS:<12} loss {ours['loss']:.6f}  gradient norm {ours['grad_norm']:.6f}", flush=True
+        )
         for peer in peers:
-            figures, _, _ = self.run(peer, steps=1, check=True, examples=ours["examples"])
-            side = Side(loss=figures["loss"], grad_norm=figures["grad_norm"])
+            try:
+                figures, _, _ = self.run(peer, steps=1, check=True, examples=ours["examples"])
+            except SystemExit as failed:
+                print(f"{failed}; it is left out", flush=True)
+                continue
+            side = Side(figures["loss"], figures["grad_norm"])
             loss, norm = (abs(a / b - 1) for a, b in ((side.loss, ours["loss"]), (side.grad_norm, ours["grad_norm"])))
             same = loss <= SAME_LOSS and norm <= SAME_NORM
             if same:
                 self.sides[peer] = side
             print(
                 f"  the first step of {peer:<12} differs by {loss:.1e}, its gradient norm by {norm:.1e}"
-                f"{'' if same else ': NOT THE SAME WORK, left out'}"
+                f"{'' if same else ': NOT THE SAME WORK, left out'}",
+                flush=True,
             )
 
     def round(self, number: int) -> None:
@@ -167,29 +173,40 @@ class Bench:
         for name in list(self.sides)[:: -1 if number % 2 else 1]:
             figures, peak, first = self.run(name, seed=number)
             seconds = figures["ends"][-1] - figures["ends"][self.warmup - 1]
-            measured[name] = sum(figures["tokens"][self.warmup :]) / figures["pool"] / seconds, peak, first
-        for name, (rate, peak, first) in measured.items():  # of whole rounds only, so that they stay pairs
-            self.sides[name].samples_per_second.append(rate)
-            self.sides[name].peak_mb.append(peak)
-            self.sides[name].first_step_seconds.append(first)
+            rate = sum(figures["tokens"][self.warmup :]) / figures["pool"] / seconds
+            measured[name] = dict(zip(FIGURES, (rate, peak, first), strict=True))
+        for name, figures in measured.items():  # of whole rounds only, so that they stay pairs
+            self.sides[name].runs.append(figures)
+
+    def measure(self, runs: int, rows: list[dict[str, Any]]) -> None:
+        """Print the table of so many rounds and add what it says to `rows`; also of the whole ones if it is stopped."""
+        try:
+            for number in tqdm(range(runs), desc=self.work, unit="round", disable=not sys.stderr.isatty()):
+                self.round(number)
+        finally:
+            if self.sides[OURS].runs:
+                print(self.table(), flush=True)
+                of_work = {"work": self.work, "steps": self.steps, "warmup": self.warmup}
+                rows += [of_work | {"variant": name, **asdict(side)} for name, side in self.sides.items()]
 
     def table(self) -> str:
         """The figures of every side, and the ratios to each peer."""
         ours = self.sides[OURS]
         lines = [
             f"\n{self.work}: {self.steps} steps of {self.recipe.train.batch_size} examples, the clock starts after "
-            f"{self.warmup}; {len(ours.peak_mb)} rounds, median (least - most)",
+            f"{self.warmup}; {len(ours.runs)} rounds, median (least - most)",
             f"  {'':<18}{'samples/s':<28}{'peak MB':<28}{'seconds to the first step'}",
         ]
         for name, side in self.sides.items():
-            figures = (side.samples_per_second, side.peak_mb, side.first_step_seconds)
-            lines.append(f"  {name:<18}" + "".join(f"{spread(values):<28}" for values in figures))
+            lines.append(f"  {name:<18}" + "".join(f"{spread(side.all(figure)):<28}" for figure in FIGURES))
         for name, side in self.sides.items():
             if name != OURS:
+                of_ours, of_theirs = ({figure: one.all(figure) for figure in FIGURES} for one in (ours, side))
+                speed, memory, start = FIGURES
                 rows = (
-                    ("times as fast", ratios(ours.samples_per_second, side.samples_per_second)),
-                    ("of its memory", ratios(ours.peak_mb, side.peak_mb)),
-                    ("times as soon", ratios(side.first_step_seconds, ours.first_step_seconds)),
+                    ("times as fast", ratios(of_ours[speed], of_theirs[speed])),
+                    ("of its memory", ratios(of_ours[memory], of_theirs[memory])),
+                    ("times as soon", ratios(of_theirs[start], of_ours[start])),
                 )
                 lines += [f"  ours, {what} as {name:<12}{verdict(values)}" for what, values in rows]
         return "\n".join(lines)
@@ -226,67 +243,6 @@ def chosen_peers(names: list[str], work: str) -> list[str]:
     return [name for name in chosen if name not in missing]
 
 
-def measure(works: list[str], peers: list[str], arguments: argparse.Namespace, temporary: Path) -> dict[str, Any]:
-    """{work: what was measured}, printed as it comes; Ctrl-C ends it and keeps the whole rounds."""
-    results: dict[str, Any] = {}
-    try:
-        for work in works:
-            print(f"\n{work}", flush=True)
-            bench = Bench(work, arguments.files or temporary, temporary, arguments.steps, arguments.shrink)
-            bench.check(chosen_peers(peers, work))
-            if arguments.check:
-                continue
-            try:
-                for number in tqdm(range(arguments.runs), desc=work, unit="round", disable=not sys.stderr.isatty()):
-                    bench.round(number)
-            finally:
-                if bench.sides[OURS].peak_mb:
-                    print(bench.table(), flush=True)
-                    sides = {name: asdict(side) for name, side in bench.sides.items()}
-                    results[work] = {"steps": bench.steps, "warmup": bench.warmup, "sides": sides}
-    except KeyboardInterrupt:
-        print("\nstopped; the whole rounds are kept")
-    return results
-
-
-def circumstances() -> dict[str, Any]:
-    """The commit, with a + where files differ from it, the machine, and the versions of what took part."""
-
-    def said(*command: str) -> str:
-        try:
-            return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-        except OSError:
-            return ""
-
-    changed = said("git", "status", "--porcelain", "--untracked-files=no")
-    models = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    machine = {"cpu": models[0].partition(": ")[2] if models else platform.processor(), "cores": os.cpu_count()}
-    packages = sorted({"torch", "transformers", "tokenizers", "numpy", *PACKAGES.values()})
-    versions = {name: version(name) for name in packages if importlib.util.find_spec(name)}
-    return {
-        "commit": said("git", "rev-parse", "HEAD") + ("+" if changed else ""),
-        "machine": machine | {"threads": os.environ.get("OMP_NUM_THREADS", "")},
-        "versions": {"python": platform.python_version(), **versions},
-    }
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
-
-
-def write_history(folder: Path, works: dict[str, Any]) -> None:
-    """A dated JSON file with what was measured, of which commit, on what."""
-    folder.mkdir(parents=True, exist_ok=True)
-    now = datetime.now(UTC)
-    told = {"benchmark": "peers", "date": now.isoformat(timespec="seconds"), **circumstances(), "works": works}
-    path = folder / f"{now:%Y-%m-%dT%H%M%SZ}-peers.json"
-    path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    print(f"\nwritten to {path}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("works", nargs="*", metavar="WORK", help=f"of {', '.join(WORKS)}; those of two cores if none")
@@ -296,7 +252,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="only see whether all sides do the same")
     parser.add_argument("--shrink", action="store_true", help="tiny works, which show that all of it runs")
     parser.add_argument("--files", type=Path, help="folder where the files of the works are kept; else a temporary one")
-    parser.add_argument("--history", type=Path, default=Path("benchmarks/history"), help="folder for the JSON file")
+    parser.add_argument("--history", type=Path, default=record.HISTORY, help="folder for the JSON file")
     arguments = parser.parse_args()
     works, peers = arguments.works or list(STEPS), arguments.peers.split(",")
     for what, names, known in (("WORK", works, WORKS), ("--peers", peers, PACKAGES)):
@@ -304,10 +260,21 @@ def main() -> None:
             parser.error(f"{what}: {unknown[0]!r} is not one of {', '.join(known)}")
     if arguments.runs < 1 or arguments.steps < 0 or arguments.steps == 1:
         parser.error("--runs is at least 1, --steps at least 2: the first of them is not timed")
-    with tempfile.TemporaryDirectory() as temporary:
-        results = measure(works, peers, arguments, Path(temporary))
-    if results and not arguments.check:
-        write_history(arguments.history, results)
+    rows: list[dict[str, Any]] = []
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            for work in works:
+                print(f"\n{work}", flush=True)
+                files = arguments.files or Path(temporary)
+                bench = Bench(work, files, Path(temporary), arguments.steps, arguments.shrink)
+                bench.check(chosen_peers(peers, work))
+                if not arguments.check:
+                    bench.measure(arguments.runs, rows)
+    except KeyboardInterrupt:
+        print("\nstopped; the whole rounds are kept")
+    finally:
+        if rows:
+            print(f"\nwritten to {record.write(arguments.history, 'peers', rows)}")
 
 
 if __name__ == "__main__":
