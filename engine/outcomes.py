@@ -15,7 +15,10 @@ from typing import Any
 
 import numpy as np
 
-EVALUATIONS = {"best": "At the best evaluation, whose weights `best/` keeps", "last": "At the last evaluation"}
+EVALUATIONS = {
+    "best": "At the best evaluation, by what the run itself watches",
+    "last": "At the last evaluation",
+}
 COLOURS = {"best": "#1f6fb4", "last": "#d9541e"}
 NOTE = (
     "Mean ± standard deviation over the seeds. A gap is how much better the model is on what it was trained on; "
