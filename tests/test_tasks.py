@@ -125,6 +125,22 @@ def test_p03_each_example_is_predicted_once_and_alike_in_any_company(trained):
             assert_alike(found[index], row)
 
 
+JUDGED_WHOLE = {"text-classification", "multi-label-classification", "relation-extraction", "image-classification"}
+
+
+@torch.no_grad()
+def test_what_is_predicted_of_a_whole_example_has_the_logits_a_student_learns_from(trained):
+    batch = trained.unlabelled.batch(range(len(trained.unlabelled)))
+    rows = trained.task.predict(trained.model, batch, trained.unlabelled, trained.config.generate)
+    if trained.config.run.task not in JUDGED_WHOLE:
+        assert not any("logits" in row for row in rows)
+        return
+    for row, logits in zip(rows, trained.model(batch).logits.double(), strict=True):
+        assert row["logits"] == dict(zip(trained.model.labels, logits.tolist(), strict=True))
+        p = logits.sigmoid() if trained.task.problem == "multi-label" else logits.softmax(-1)
+        assert row["probabilities"] == pytest.approx(dict(zip(trained.model.labels, p.tolist(), strict=True)))
+
+
 def assert_alike(ours: Any, theirs: Any) -> None:
     """Equal but for the rounding of floats, at any depth."""
     if isinstance(theirs, dict):

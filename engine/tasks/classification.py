@@ -97,7 +97,7 @@ def summarize_classes(statistics: Tensor, labels: Sequence[str]) -> dict[str, fl
 TEXT_CLASSIFICATION = Task(
     head="sequence-classification",
     metrics=("accuracy", "precision", "recall", "f1", "f1_micro", "f1_weighted", "mcc", "loss"),
-    reads=("data.text_pair", "data.labels"),
+    reads=("data.text_pair", "data.labels", "data.teacher"),
     problem="single-label",
     stratify=True,
     read=_read_texts,
@@ -164,7 +164,7 @@ MULTI_LABEL_CLASSIFICATION = Task(
         *("subset_accuracy", "loss"),
     ),
     columns=Columns(label="labels"),
-    reads=("data.text_pair", "data.labels"),
+    reads=("data.text_pair", "data.labels", "data.teacher"),
     problem="multi-label",
     read=_read_label_sets,
     find_labels=_find_label_sets,

@@ -112,7 +112,7 @@ def _measure(model: TaskModel, batch: Batch, examples: Any, generate: Generate) 
 
 IMAGE_CLASSIFICATION = Task(
     head="image-classification",
-    reads=("data.labels", "data.bad_images"),
+    reads=("data.labels", "data.bad_images", "data.teacher"),
     metrics=("accuracy", "top5_accuracy", "f1", "precision", "recall", "loss"),
     columns=Columns(text="path"),
     problem="single-label",

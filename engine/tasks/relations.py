@@ -84,7 +84,7 @@ RELATION_EXTRACTION = Task(
     columns=Columns(label="relation"),
     problem="single-label",
     stratify=True,
-    reads=("data.labels", "data.negative"),
+    reads=("data.labels", "data.negative", "data.teacher"),
     read=_read,
     find_labels=_find_labels,
     check_labels=_check_labels,

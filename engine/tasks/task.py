@@ -56,7 +56,7 @@ def no_text(*_: Any) -> str:
 OF_SOME_TASKS = (
     *("data.text_pair", "data.labels", "data.max_target_length", "data.prefix", "data.join", "data.scheme"),
     *("data.negative", "data.doc_stride", "data.max_answer_length", "data.no_answer_threshold", "data.bad_images"),
-    "generate",
+    *("data.teacher", "generate"),
 )
 
 
