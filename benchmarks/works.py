@@ -42,8 +42,9 @@ VIT_BASE = VIT | {"hidden_size": 768, "num_attention_heads": 12, "intermediate_s
 VIT_TINY = VIT | {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
 SHRUNK: dict[str, dict[str, Any]] = {
     "bert": {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40},
-    "gpt2": {"n_layer": 2, "n_embd": 24, "n_head": 3},
-    "t5": {"d_model": 24, "d_kv": 8, "d_ff": 40, "num_heads": 3, "num_layers": 2, "num_decoder_layers": 2},
+    "gpt2": {"n_layer": 2, "n_embd": 24, "n_head": 3, "vocab_size": 4096},
+    "t5": {"d_model": 24, "d_kv": 8, "d_ff": 40, "num_heads": 3, "num_layers": 2, "num_decoder_layers": 2}
+    | {"vocab_size": 8192},
     "vit": {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40},
 }
 
@@ -233,7 +234,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--shrink", action="store_true")
     arguments = parser.parse_args()
-    print(*prepare(arguments.name, arguments.folder, arguments.shrink))
+    print(*prepare(arguments.name, arguments.folder, arguments.shrink), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,130 @@
+"""What became faster or slower between two records of benchmarks.throughput, or over all of a folder:
+
+    python -m benchmarks.compare A.json B.json
+    python -m benchmarks.compare benchmarks/history --plot history.png
+
+Rates are divided by that of the matrix product which was timed in the same run, so that what is compared is the engine
+and not the machine's mood. A difference is called one only where the runs of A and of B do not overlap and the medians
+differ by more than NOISE; everything else is within noise. Nothing here fails on a slower result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import record
+
+NOISE = 0.03  # smaller differences of medians are none, even between runs that do not overlap
+Rates = dict[tuple[str, str], list[float]]  # {(work, variant): one number a run}
+
+
+def normalised(content: dict[str, Any]) -> Rates:
+    """Examples for each TFLOP that the reference product would have done in the time."""
+    return {
+        (row["work"], row["variant"]): [
+            run["samples_per_second"] / run["gemm_flops_per_second"] * 1e12 for run in row["runs"]
+        ]
+        for row in content["results"]
+    }
+
+
+def memory(content: dict[str, Any]) -> Rates:
+    """Peak memory in MB."""
+    return {
+        (row["work"], row["variant"]): [float(run["peak_memory_mb"]) for run in row["runs"]]
+        for row in content["results"]
+    }
+
+
+def verdict(a: Sequence[float], b: Sequence[float], words: tuple[str, str]) -> str:
+    """ "B / A", and words[0] where b is below a, words[1] where above, or that it is within noise."""
+    ratio = statistics.median(b) / statistics.median(a)
+    apart = max(a) < min(b) or max(b) < min(a)
+    said = words[ratio > 1] if apart and abs(ratio - 1) > NOISE else "within noise"
+    return f"{ratio:.2f} {said}"
+
+
+def compare(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """A line for each case that both records have, and one for each that only one has."""
+    rates, others = normalised(a), normalised(b)
+    sizes, other_sizes = memory(a), memory(b)
+    if not rates.keys() & others.keys():
+        return ["the two records have no case in common"]
+    lines = []
+    for key in rates | others:
+        name = " ".join(key)
+        if key not in rates or key not in others:
+            lines.append(f"{name}: only in {'A' if key in rates else 'B'}")
+            continue
+        speed = verdict(rates[key], others[key], ("slower", "faster"))
+        memory_ = verdict(sizes[key], other_sizes[key], ("less memory", "more memory"))
+        counts = f"{len(rates[key])} and {len(others[key])} runs"
+        lines.append(f"{name}: rate {speed}, peak memory {memory_} ({counts})")
+    return lines
+
+
+def describe(path: Path, content: dict[str, Any]) -> str:
+    machine = content["machine"]
+    where = ", ".join(machine["gpus"]) or f"{machine['cpu']}, {machine['cores']} cores"
+    changed = " with changes" if content["changed"] else ""
+    return f"{path.name}: commit {content['commit'][:7]}{changed}, {where}, torch {content['versions']['torch']}"
+
+
+def plot(records: Sequence[dict[str, Any]], path: Path) -> None:
+    """One line for each case that has several records, relative to its first, over commits in the order of their dates.
+
+    Records of different machines are different lines. SystemExit without matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise SystemExit("--plot needs matplotlib: pip install matplotlib") from None
+    series: dict[str, list[tuple[int, list[float]]]] = {}
+    for place, content in enumerate(records):
+        machine = content["machine"]
+        where = ", ".join(machine["gpus"]) or machine["cpu"]
+        for key, rates in normalised(content).items():
+            series.setdefault(f"{' '.join(key)} ({where})", []).append((place, rates))
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, points in series.items():
+        first = statistics.median(points[0][1])
+        medians = [statistics.median(rates) / first for _, rates in points]
+        below = [m - min(rates) / first for m, (_, rates) in zip(medians, points, strict=True)]
+        above = [max(rates) / first - m for m, (_, rates) in zip(medians, points, strict=True)]
+        axes.errorbar([place for place, _ in points], medians, (below, above), marker="o", capsize=3, label=name)
+    axes.set_xticks(range(len(records)), [f"{r['commit'][:7]}\n{r['date'][:10]}" for r in records])
+    axes.set_ylabel("rate over the reference product, first record = 1")
+    axes.legend(fontsize="small")
+    figure.savefig(path)
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("records", nargs="+", type=Path, metavar="RECORD", help="two files, or one folder for --plot")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw all of the records, as .png or .svg")
+    arguments = parser.parse_args(argv)
+    paths = [file for path in arguments.records for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
+    named = [(path, record.read(path)) for path in paths]
+    named = [(path, content) for path, content in named if content["benchmark"] == "throughput"]
+    if arguments.plot and named:
+        plot([content for _, content in named], arguments.plot)
+        print(f"{len(named)} records drawn in {arguments.plot}")
+        return 0
+    if len(named) != 2:
+        parser.error(f"{len(named)} records of benchmarks.throughput: two are compared, any number is drawn (--plot)")
+    (path_a, a), (path_b, b) = named
+    print(f"A  {describe(path_a, a)}\nB  {describe(path_b, b)}\nB / A:")
+    print("\n".join(compare(a, b)))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,98 @@
+"""A dated file for each run of a benchmark: what was measured, on which commit, machine and versions.
+
+benchmarks/history/2026-11-24T20-15-00-0c2d110-throughput.json; `python -m benchmarks.compare A B` reads two of them.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SCHEMA = 1
+HISTORY = Path(__file__).parent / "history"
+PACKAGES = ("torch", "numpy", "tokenizers", "transformers", "accelerate", "lightning", "timm")
+
+
+def write(folder: Path, benchmark: str, results: list[dict[str, Any]], argv: list[str] | None = None) -> Path:
+    """Write `results` to a new file in `folder` and return its path.
+
+    results: one row for each thing measured, {"work": ..., "variant": ..., "runs": [{number by name}, ...]}.
+    """
+    now = datetime.now(UTC)
+    commit = _git("rev-parse", "HEAD")
+    content = {
+        "schema": SCHEMA,
+        "benchmark": benchmark,
+        "date": now.isoformat(timespec="seconds"),
+        "commit": commit,
+        "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "arguments": sys.argv[1:] if argv is None else argv,
+        "machine": machine(),
+        "versions": versions(),
+        "results": results,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{now:%Y-%m-%dT%H-%M-%S}-{commit[:7] or 'nocommit'}-{benchmark}.json"
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A file that write made; SystemExit with one sentence for any other."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA or "results" not in content:
+        raise SystemExit(f"{path}: not the record of a benchmark with schema {SCHEMA}")
+    return content
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory and GPUs."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpus": gpus,
+        "load": round(os.getloadavg()[0], 2),  # of the last minute, in processes, these runs among them
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python, and of those packages that are installed."""
+    found = {"python": platform.python_version(), "cuda": torch.version.cuda or ""}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _git(*arguments: str) -> str:
+    """What git says of this checkout; empty where there is none."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=HISTORY.parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
