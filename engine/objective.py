@@ -150,6 +150,8 @@ def log_probabilities(model: TaskModel, logits: Tensor, batch: Batch) -> Tensor:
         raise TypeError("only labelled examples can be trained on")
     head = model.origin.head or ""
     if head.endswith("-lm"):
+        if len(wide) != batch.num_targets:
+            raise TypeError("a language model that has not kept its logits cannot be compared")
         return wide.log_softmax(-1)
     if head == "question-answering":
         packing = Packing(batch.lengths, batch.cu_seqlens)
