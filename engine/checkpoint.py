@@ -53,10 +53,14 @@ class Contents:
     amp: Precision
     tokenizer_folder: Path
     data: tuple[Examples, ...]
+    teacher: Tensor | None = None  # (N, C) logits that the first of `data` is taught with
 
     @cached_property
     def fingerprint(self) -> str:
-        return "-".join(examples.fingerprint() for examples in self.data)
+        parts = [examples.fingerprint() for examples in self.data]
+        if self.teacher is not None:
+            parts.append(hashlib.sha256(self.teacher.numpy().tobytes()).hexdigest()[:16])
+        return "-".join(parts)
 
 
 @contextmanager

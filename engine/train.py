@@ -84,7 +84,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         return {}
 
     # 5. The state of the run, the model as all ranks share it, where it is written, and where the data begins.
-    contents = checkpoint.Contents(cfg, model, optimizer, amp, folder_in, (train_set, validation_set))
+    contents = checkpoint.Contents(cfg, model, optimizer, amp, folder_in, (train_set, validation_set), teacher)
     state = checkpoint.restore(resumed, contents, ranks) if resumed else TrainState()
     unfreezing.set_(state.step)
     parallel = distributed.wrap(objective, ranks, nothing := train_set.batch([])).train()

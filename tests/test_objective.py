@@ -578,7 +578,13 @@ def test_p04_resume_is_exact_with_all_of_them(tiny, reviews, tmp_path):
     whole, parted = str(tmp_path / "whole"), str(tmp_path / "parted")
     run_training(tiny(**changes, **{"run.folder": whole}))
     assert run_training(tiny(**changes, **{"run.folder": parted}), StopAfter(3)) is None
-    run_training(tiny(**changes, **{"run.folder": parted, "run.resume": "yes"}))
+    resumed = tiny(**changes, **{"run.folder": parted, "run.resume": "yes"})
+    taught = teacher.read_text()
+    teacher.write_text(taught.replace('"logits": [2,', '"logits": [3,'))
+    with pytest.raises(ConfigError, match="data is not the same"):  # another teacher than before
+        run_training(resumed)
+    teacher.write_text(taught)
+    run_training(resumed)
     assert_same_run(whole, parted)
 
 
