@@ -28,10 +28,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, L, D)
         shape, p = x.shape, self.dropout if self.training else 0.0
-        heads = [
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.c_attn(self.ln_1(x)).chunk(3, -1)
-        ]
-        mixed = F.scaled_dot_product_attention(*heads, dropout_p=p, is_causal=True)
+        parts = self.c_attn(self.ln_1(x)).chunk(3, -1)
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)  # (B, H, L, D / H)
+        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=p, is_causal=True)
         x = x + F.dropout(self.c_proj(mixed.transpose(1, 2).reshape(shape)), p)
         hidden = F.gelu(self.c_fc(self.ln_2(x)), approximate="tanh")
         return x + F.dropout(self.mlp_proj(hidden), p)

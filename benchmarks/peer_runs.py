@@ -69,6 +69,7 @@ class Stopwatch:
 def ours(job: Job) -> None:
     """`python -m engine.train`, watched at the line that its log counts a step by."""
     import runpy
+    from unittest.mock import patch
 
     import data
     from engine.log import RunLog
@@ -92,10 +93,10 @@ def ours(job: Job) -> None:
     def logged(log: RunLog, step: int, loss: float, lr: float, grad_norm: float, *rest: Any) -> None:
         watch.step(loss, grad_norm, examples=first)
 
-    data.training_steps = training_steps
-    RunLog.count = counted  # type: ignore[method-assign]
+    patch.object(data, "training_steps", training_steps).start()  # for good: the process ends with the run
+    patch.object(RunLog, "count", counted).start()
     if job["check"]:
-        RunLog.train = logged  # type: ignore[method-assign]
+        patch.object(RunLog, "train", logged).start()
     sys.argv[1:] = job["arguments"]
     runpy.run_module("engine.train", run_name="__main__")
 
@@ -143,13 +144,13 @@ def hf(job: Job, strategy: str = "random") -> None:
             if not job["check"]:
                 watch.step()
 
-        def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
+        def on_log(self, *_: Any, **told: Any) -> None:
             if job["check"]:
-                watch.step(logs["loss"], logs["grad_norm"])
+                watch.step(told["logs"]["loss"], told["logs"]["grad_norm"])
 
     class SpreadTrainer(Trainer):
         def _get_train_sampler(self, *rest: Any) -> Any:
-            sampler = super()._get_train_sampler(*rest)
+            sampler: Any = super()._get_train_sampler(*rest)
             return spread(sampler, job) if strategy == "group_by_length" else sampler
 
     arguments = TrainingArguments(

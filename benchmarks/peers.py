@@ -229,7 +229,7 @@ def prepared(work: str, files: Path, shrink: bool) -> list[str]:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"{work}: its files could not be written")
-    return done.stdout.split()
+    return done.stdout.splitlines()
 
 
 def chosen_peers(names: list[str], work: str) -> list[str]:
