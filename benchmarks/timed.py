@@ -29,6 +29,7 @@ from engine import checkpoint, config, distributed, train
 from engine.config import Config
 from engine.distributed import Ranks, StopRequest
 from engine.ema import Ema
+from engine.log import RunLog
 from engine.precision import DTYPES, Precision
 from engine.regularize import Penalties
 
@@ -49,7 +50,8 @@ class Run:
     def __init__(self, device: torch.device, steps: int, split: bool):
         self.timed = range(WARM_UP, WARM_UP + steps)
         self.split = range(self.timed.stop, self.timed.stop + WARM_UP * split)
-        self.groups: list[list[Sizes]] = []  # the micro-batches of each step
+        self.groups: list[list[Sizes]] = []  # the micro-batches of each step, also of those that fp16 leaves out
+        self.taken: list[int] = []  # the optimizer's steps after each of them
         self.model: Any = None
         self.now = flops.clock(device)
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -57,13 +59,25 @@ class Run:
 
     @property
     def end(self) -> int:
+        """The steps of all."""
         return max(self.timed.stop, self.split.stop)
+
+    @property
+    def step(self) -> int:
+        """The optimizer's steps so far."""
+        return self.taken[-1] if self.taken else 0
+
+    def groups_until(self, step: int) -> list[list[Sizes]]:
+        """What was read since the line of metrics.jsonl before that of `step`."""
+        first, last = (self.taken.index(s) + 1 for s in (step - WARM_UP, step))
+        return self.groups[first:last]
 
     def installed(self) -> ExitStack:
         """Stand around everything, until the stack is closed."""
         stack = ExitStack()
         for owner, name, part in PARTS:
             stack.enter_context(patch.object(owner, name, self._timed(part, getattr(owner, name))))
+        stack.enter_context(patch.object(RunLog, "count", self._count(RunLog.count)))
         stack.enter_context(patch.object(train, "training_steps", self._steps(train.training_steps)))
         stack.enter_context(patch.object(train, "build_model", self._build(train.build_model)))
         stack.enter_context(patch.object(distributed, "wrap", self._wrap(distributed.wrap)))
@@ -90,9 +104,9 @@ class Run:
             fetch = self._timed("data", lambda: next(groups))
             begun = 0.0
             while True:
-                if len(self.groups) == self.split.start and self.split:
+                if self.split and self.step == self.split.start and not self.splitting:
                     self.splitting, begun = True, self.now()
-                elif len(self.groups) == self.split.stop and self.splitting:
+                elif self.step == self.split.stop and self.splitting:
                     self.splitting = False
                     self.seconds["whole"] = self.now() - begun
                 group = fetch()
@@ -100,6 +114,13 @@ class Run:
                 yield group
 
         return steps
+
+    def _count(self, function: Callable[..., None]) -> Callable[..., None]:
+        def count(log: RunLog, step: int, *args: Any) -> None:
+            self.taken.append(step)
+            function(log, step, *args)
+
+        return count
 
     def _build(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def build(*args: Any, **kwargs: Any) -> Any:
@@ -117,9 +138,12 @@ class Run:
             parallel = function(*args, **kwargs)
             if self.split and id(parallel) not in known:  # unfreezing wraps the same model again
                 known.add(id(parallel))
-                begun: list[float] = []  # by hooks that are there only where parts are timed
-                parallel.register_forward_pre_hook(lambda *_: begun.append(self.now()) if self.splitting else None)
-                parallel.register_forward_hook(lambda *_: self._forward(begun))
+                if compiled := getattr(parallel, "_compiled_call_impl", None):  # hooks would be compiled too
+                    parallel._compiled_call_impl = self._timed("forward", compiled)
+                else:
+                    begun: list[float] = []
+                    parallel.register_forward_pre_hook(lambda *_: begun.append(self.now()) if self.splitting else None)
+                    parallel.register_forward_hook(lambda *_: self._forward(begun))
             return parallel
 
         return wrap
@@ -137,44 +161,46 @@ class Run:
         return shares | {"other": 1 - sum(shares.values())}
 
 
-class StopAfter(StopRequest):
-    """Ends the loop before it takes step `steps`, or at a signal as ever."""
+class StopAtEnd(StopRequest):
+    """Ends the loop when all that is timed is done, or at a signal as ever."""
 
-    def __init__(self, steps: int):
+    def __init__(self, run: Run):
         super().__init__()
-        self.left = steps
+        self.run = run
 
     def __bool__(self) -> bool:
-        self.left -= 1
-        return self.left < 0 or super().__bool__()
+        return self.run.step >= self.run.end or super().__bool__()
 
 
 def measure(cfg: Config, ranks: Ranks, steps: int, split: bool = False, tf32: bool = False) -> dict[str, Any] | None:
     """Train for as many steps and say what it took; None on other ranks, and after a signal.
 
-    steps: a multiple of WARM_UP. Raises as engine.train does.
+    steps: of the optimizer, a multiple of WARM_UP. tf32: on a GPU, fp32 products from rounded factors. Raises as
+    engine.train does.
     """
     run = Run(ranks.device, steps, split)
     settings = {"train.max_steps": run.end + 1, "log.every": WARM_UP, "eval.every": run.end + 2}
     cfg = config.override(cfg, settings)
-    stop = StopAfter(run.end)
-    precision = "tf32" if tf32 else cfg.train.precision
+    stop = StopAtEnd(run)
     if tf32:
         torch.set_float32_matmul_precision("high")
     with run.installed(), checkpoint.claim(cfg, ranks) as resumed:
         train.train(cfg, ranks, stop, resumed)
     stop.unlisten()
-    if stop.signal:
-        return None
-    groups = [run.groups[step] for step in run.timed]
+    return None if stop.signal else summarize(run, cfg, ranks, "tf32" if tf32 else cfg.train.precision)
+
+
+def summarize(run: Run, cfg: Config, ranks: Ranks, precision: str) -> dict[str, Any] | None:
+    """What a run that has ended took, of its timed steps, over all ranks; None on other ranks than the main one."""
+    lines = [run.groups_until(step + WARM_UP) for step in run.timed[::WARM_UP]]
+    groups = [group for line in lines for group in line]
     needed = [sum(flops.model_flops(run.model, sizes) for sizes in group) for group in groups]
-    typical = groups[sorted(range(steps), key=needed.__getitem__)[steps // 2]]
-    dtype = DTYPES[cfg.train.precision]
-    peak = flops.gemm_peak(run.model, typical[0], dtype, ranks.device) * ranks.world_size
-    stated = flops.datasheet(ranks.device, precision)
-    lines = range(0, steps, WARM_UP)
-    tokens = distributed.all_sum(*(sum(s.tokens for g in groups[i : i + WARM_UP] for s in g) for i in lines))
+    tokens = distributed.all_sum(*(sum(sizes.tokens for group in line for sizes in group) for line in lines))
     total, examples = distributed.all_sum(sum(needed), sum(sizes.examples for group in groups for sizes in group))
+    typical = groups[sorted(range(len(groups)), key=needed.__getitem__)[len(groups) // 2]]
+    largest = max(typical, key=lambda sizes: sizes.tokens)
+    peak = flops.gemm_peak(run.model, largest, DTYPES[cfg.train.precision], ranks.device) * ranks.world_size
+    stated = flops.datasheet(ranks.device, precision)
     if not ranks.is_main:
         return None
     rows = [json.loads(line) for line in (Path(cfg.run.folder) / "metrics.jsonl").read_text().splitlines()]

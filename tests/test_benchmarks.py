@@ -21,6 +21,7 @@ from engine import train
 from engine.config import Config
 from engine.distributed import Ranks
 from engine.model import build_model
+from engine.precision import Precision
 from engine.tasks import find_task, read_training_data
 from models import TaskModel
 
@@ -56,15 +57,15 @@ def recipe_of(name: str, works: Path, **settings: object) -> Config:
     return configs.override(configs.read_recipe(recipe), {"run.device": "cpu", **settings})
 
 
-def load(cfg: Config) -> tuple[TaskModel, list[Batch]]:
-    """The model of a recipe and the micro-batches of its first ten steps, as the loop has them."""
+def load(cfg: Config, steps: int = 10) -> tuple[TaskModel, list[Batch]]:
+    """The model of a recipe and the micro-batches of its first steps, as the loop has them."""
     task, _ = find_task(cfg.run.task)
     data = task.columns.fill(cfg.data)
     rows, _, _, labels = read_training_data(task, data, cfg.run.seed)
     model, folder = build_model(cfg.model, task, labels, 0.0, cfg.run.seed, None)
     examples = task.encoder(task.load(folder), data, model.labels)(rows)
-    steps = training_steps(examples, cfg.train.batch_size, cfg.run.seed, Cut())
-    return model, [batch for _ in range(10) for batch in next(steps)]
+    groups = training_steps(examples, cfg.train.batch_size, cfg.run.seed, Cut())
+    return model, [batch for _ in range(steps) for batch in next(groups)]
 
 
 @pytest.mark.parametrize("name", [name for name in WORKS if name not in throughput.ON_GPU])
@@ -90,6 +91,38 @@ def test_each_work_is_timed_in_the_engines_own_loop(name, works, tmp_path):
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [5, 10, 15]  # warm-up, timed, split
     assert {path.name for path in (tmp_path / "run").iterdir()} <= {"metrics.jsonl", ".lock"}  # nothing is saved
+
+
+def test_steps_that_fp16_leaves_out_are_counted_where_their_time_is(works, tmp_path, monkeypatch):
+    """The optimizer's steps and those of the data are then not the same."""
+    cfg = recipe_of("vit-tiny", works, **{"run.folder": str(tmp_path), "train.nan_policy": "skip"})
+    step, calls = Precision.step, iter(range(100))
+    left_out = {1, 7, 8}
+    monkeypatch.setattr(Precision, "step", lambda *args: next(calls) not in left_out and step(*args))
+    result = timed.measure(cfg, CPU, steps=5)
+    model, batches = load(cfg, steps=13)
+    seen = batches[6:13]  # the sixth was the fifth step; then five more and two that were left out
+    needed = sum(flops.model_flops(model, Sizes.of(batch)) for batch in seen)
+    examples = sum(len(batch.ids) for batch in seen)
+    assert result["flops_per_second"] / result["samples_per_second"] == pytest.approx(needed / examples)
+    logged = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])
+    assert result["tokens_per_second"] == pytest.approx(logged["tokens_per_second"])
+    assert result["samples_per_second"] == pytest.approx(logged["samples_per_second"], rel=1e-3)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_forward_is_timed_around_compiled_code(compiled):
+    run = timed.Run(CPU.device, steps=5, split=True)
+    model = torch.nn.Linear(2, 2)
+    if compiled:
+        model.compile(backend="eager", fullgraph=True)  # in which a clock would be an error
+    wrap = run._wrap(lambda model: model)
+    parallel = wrap(wrap(model))
+    parallel(torch.ones(1, 2))
+    assert run.seconds == {}
+    run.splitting = True
+    parallel(torch.ones(1, 2))
+    assert [*run.seconds] == ["forward"]
 
 
 @pytest.mark.parametrize("name", ["gpt2-dialogue", "t5-small", "vit-tiny"])
