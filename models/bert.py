@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.architecture import Architecture, check_divides, init_normal, read_fields, read_rates
+from models.dropout import Dropout
 from models.heads import HeadShape
 from models.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, Packing, SelfAttention, drop_path
 from models.weights import Row, Table, linear
@@ -54,7 +55,7 @@ class Layer(nn.Module):
         self.attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act)
         self.mlp_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.rates.hidden)
+        self.dropout = Dropout(config.rates.hidden)
         self.drop_attention_branch = config.drop_attention_branch
         self.path = path
 
@@ -79,7 +80,7 @@ class Model(nn.Module):
             nn.Embedding(config.type_vocab_size, config.hidden_size) if config.type_vocab_size else None
         )
         self.embedding_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.rates.embedding)
+        self.dropout = Dropout(config.rates.embedding)
         self.layers = nn.ModuleList(Layer(config, config.rates.path_of(i, depth)) for i in range(depth))
 
     @property

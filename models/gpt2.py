@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from models.architecture import Architecture, check_divides, init_normal, read_fields, read_rates
 from models.cache import Cache
+from models.dropout import Dropout
 from models.heads import HeadShape, widened
 from models.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, Packing, drop_path, packed_attention
 from models.weights import Row, Table, linear
@@ -86,7 +87,7 @@ class Layer(nn.Module):
         self.attention = Attention(config, layer)
         self.mlp_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = MLP(config.hidden_size, config.intermediate_size or 4 * config.hidden_size, config.hidden_act)
-        self.dropout = nn.Dropout(config.rates.hidden)
+        self.dropout = Dropout(config.rates.hidden)
         self.path = config.rates.path_of(layer, config.num_hidden_layers)
 
     def forward(self, x: Tensor, packing: Packing, cache: Cache | None) -> Tensor:
@@ -103,7 +104,7 @@ class Model(nn.Module):
         self.config = config
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.dropout = nn.Dropout(config.rates.embedding)
+        self.dropout = Dropout(config.rates.embedding)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 

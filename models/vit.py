@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.architecture import LARGEST, Architecture, check_divides, init_normal, read_fields, read_rates
+from models.dropout import Dropout
 from models.errors import ModelError
 from models.heads import HeadShape
 from models.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, Packing, SelfAttention, drop_path
@@ -60,7 +61,7 @@ class Layer(nn.Module):
         self.attention = SelfAttention(size, config.num_attention_heads, rates.attention, bias=config.qkv_bias)
         self.mlp_norm = nn.LayerNorm(size, config.layer_norm_eps)
         self.mlp = MLP(size, config.intermediate_size, config.hidden_act)
-        self.dropout = nn.Dropout(rates.hidden)
+        self.dropout = Dropout(rates.hidden)
         self.path = path
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
@@ -80,7 +81,7 @@ class Model(nn.Module):
         self.distillation_token = nn.Parameter(torch.zeros(1, 1, size)) if config.distilled else None
         self.patch_embeddings = nn.Conv2d(config.num_channels, size, config.patch_size, stride=config.patch_size)
         self.position_embeddings = nn.Parameter(torch.zeros(1, self.max_length, size))  # special tokens, then patches
-        self.dropout = nn.Dropout(config.rates.embedding)
+        self.dropout = Dropout(config.rates.embedding)
         self.layers = nn.ModuleList(Layer(config, config.rates.path_of(i, depth)) for i in range(depth))
         self.norm = nn.LayerNorm(size, config.layer_norm_eps)
 
