@@ -39,6 +39,7 @@ from models.heads import (
     TokenClassification,
 )
 from models.inputs import Inputs, images, pack
+from models.layers import checkpoint_activations
 from models.lora import add_lora, load_adapter, save_adapter
 from models.request import HUB_PROBLEMS, LABELLED, POOLED
 
@@ -77,6 +78,7 @@ __all__ = [
     "Output",
     "TaskModel",
     "add_lora",
+    "checkpoint_activations",
     "freeze",
     "from_pretrained",
     "images",

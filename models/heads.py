@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.dropout import Dropout
 from models.errors import ModelError
 from models.layers import ACTIVATIONS, POOLINGS, Packing, mean_pool
+from models.linear_cross_entropy import linear_cross_entropy
 
 IGNORE = -100  # a label without a target; torch's own default
 PROBLEMS = ("single-label", "multi-label", "regression")
@@ -56,7 +58,7 @@ class SequenceClassification(nn.Module):
         super().__init__()
         self.shape = shape
         self.dense = nn.Linear(shape.hidden_size, shape.hidden_size) if shape.dense else None
-        self.dropout = nn.Dropout(shape.dropout)
+        self.dropout = Dropout(shape.dropout)
         self.classifier = nn.Linear(shape.hidden_size, shape.num_labels, bias=shape.bias)
 
     def forward(self, hidden: Tensor, packing: Packing, batch: Any) -> tuple[Tensor, Tensor]:
@@ -85,7 +87,7 @@ class DistilledClassification(nn.Module):
     def __init__(self, shape: HeadShape):
         super().__init__()
         self.shape = shape
-        self.dropout = nn.Dropout(shape.dropout)
+        self.dropout = Dropout(shape.dropout)
         self.classifier = nn.Linear(shape.hidden_size, shape.num_labels, bias=shape.bias)
         self.distilled_classifier = nn.Linear(shape.hidden_size, shape.num_labels, bias=shape.bias)
 
@@ -103,7 +105,7 @@ class TokenClassification(nn.Module):
     def __init__(self, shape: HeadShape):
         super().__init__()
         self.shape = shape
-        self.dropout = nn.Dropout(shape.dropout)
+        self.dropout = Dropout(shape.dropout)
         self.classifier = nn.Linear(shape.hidden_size, shape.num_labels, bias=shape.bias)
 
     def forward(self, hidden: Tensor, packing: Packing, batch: Any) -> tuple[Tensor, Tensor]:
@@ -118,7 +120,7 @@ class QuestionAnswering(nn.Module):
     def __init__(self, shape: HeadShape):
         super().__init__()
         self.shape = shape
-        self.dropout = nn.Dropout(shape.dropout)
+        self.dropout = Dropout(shape.dropout)
         self.span = nn.Linear(shape.hidden_size, 2, bias=shape.bias)
 
     def forward(self, hidden: Tensor, packing: Packing, batch: Any) -> tuple[Tensor, Tensor]:
@@ -144,7 +146,7 @@ class RelationClassification(nn.Module):
     def __init__(self, shape: HeadShape):
         super().__init__()
         self.shape = shape
-        self.dropout = nn.Dropout(shape.dropout)
+        self.dropout = Dropout(shape.dropout)
         self.classifier = nn.Linear(2 * shape.hidden_size, shape.num_labels, bias=shape.bias)
 
     def forward(self, hidden: Tensor, packing: Packing, batch: Any) -> tuple[Tensor, Tensor]:
@@ -164,7 +166,12 @@ class LanguageModel(nn.Module):
     batch.labels says what to predict *at* each token (whoever encodes a causal text has shifted it by one), so that the
     three differ in their data only. With labels, the matrix is applied at supervised tokens alone: on masked text and
     on dialogue that spares most of the work.
+
+    keep_logits: whoever reads no logits in training sets it False, and then only the loss is computed there, in a
+    fraction of the memory (models/linear_cross_entropy.py). In evaluation the logits are always there.
     """
+
+    keep_logits = True
 
     def __init__(self, shape: HeadShape):
         super().__init__()
@@ -176,16 +183,40 @@ class LanguageModel(nn.Module):
     def forward(self, hidden: Tensor, packing: Packing, batch: Any) -> tuple[Tensor, Tensor]:
         """hidden: (T, D); batch.labels: (T,) or None.
 
-        Returns logits, of all tokens (T, V) without labels, else of the supervised ones, and the sum of the losses.
+        Returns logits, of all tokens (T, V) without labels, else of the supervised ones, or where they are not kept of
+        none (0, V), and the sum of the losses.
         """
         labels = batch.labels
-        if labels is not None:
-            supervised = labels != IGNORE
-            hidden, labels = hidden[supervised], labels[supervised]
+        if labels is not None and (places := supervised_places(batch)) is not None:
+            hidden, labels = hidden.index_select(0, places), labels.index_select(0, places)
         if self.dense is not None and self.norm is not None:
             hidden = self.norm(ACTIVATIONS[self.shape.dense](self.dense(hidden)))
-        logits = self.decoder(hidden * self.shape.scale if self.shape.scale != 1.0 else hidden)
+        hidden = hidden * self.shape.scale if self.shape.scale != 1.0 else hidden
+        if labels is not None and self._needs_no_logits(hidden):
+            weight, bias = self.decoder.weight, self.decoder.bias
+            loss_sum = linear_cross_entropy(hidden, weight, bias, labels, self.shape.label_smoothing)
+            return hidden.new_empty(0, self.shape.vocab_size), loss_sum
+        logits = self.decoder(hidden)
         return logits, classification_loss(logits, labels, self.shape, self.training)
+
+    def _needs_no_logits(self, hidden: Tensor) -> bool:
+        """A training forward whose loss alone is wanted, in a precision that linear_cross_entropy can do."""
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        training = self.training and torch.is_grad_enabled() and not self.shape.class_weights
+        return training and not self.keep_logits and dtype != torch.float16
+
+
+def supervised_places(batch: Any) -> Tensor | None:
+    """The tokens of a packed micro-batch that are a target, ascending; None: all are.
+
+    A data.Batch says how many they are, so that the host need not wait for the device to count them.
+    """
+    targets = batch.labels != IGNORE
+    count = getattr(batch, "num_targets", None)
+    if count is None:
+        return targets.nonzero().squeeze(1)
+    return None if count == len(targets) else torch.nonzero_static(targets, size=count).squeeze(1)
 
 
 def classification_loss(logits: Tensor, labels: Tensor | None, shape: HeadShape, training: bool) -> Tensor:

@@ -17,11 +17,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from models.dropout import dropout as drop
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -104,15 +107,31 @@ def packed_attention(
             mask = bias(q.shape[2], k.shape[2])
             if causal:
                 mask = mask.masked_fill(~torch.ones_like(mask, dtype=torch.bool).tril(), float("-inf"))
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=scale, dropout_p=dropout
-        )
+        out = _attention(q, k, v, mask, causal and mask is None, scale, dropout)
         outputs.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
     if outputs:
         return torch.cat(outputs)
     # Without any sequence all of it stays in the graph, so that a rank without examples has gradients: zeros.
     nothing = query + key.sum(0) + value.sum(0)
     return (nothing if bias is None else nothing + bias(1, 1).sum()).flatten(1)
+
+
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None, dropout: float
+) -> Tensor:
+    """F.scaled_dot_product_attention of (B, H, L, K); mask: added to the scores.
+
+    On a CPU it has no kernel with dropout. What it composes instead draws a number for every weight, and guards against
+    rows that are masked whole, of which there are none here.
+    """
+    if not dropout or q.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, dropout_p=dropout)
+    scores = q * (q.shape[-1] ** -0.5 if scale is None else scale) @ k.transpose(-2, -1)
+    if causal:
+        mask = torch.full(scores.shape[-2:], float("-inf"), dtype=scores.dtype).triu(1)
+    if mask is not None:
+        scores = scores + mask
+    return drop(torch.softmax(scores, -1), dropout) @ v
 
 
 def _attention_runs(queries: Packing, keys: Packing) -> list[tuple[int, int, int]]:
@@ -127,6 +146,16 @@ def drop_path(x: Tensor, packing: Packing, rate: float) -> Tensor:
         return x
     kept = torch.empty(len(packing.lengths), device=x.device, dtype=x.dtype).bernoulli_(1 - rate) / (1 - rate)
     return x * torch.repeat_interleave(kept, packing.cu_seqlens.diff(), output_size=len(x)).unsqueeze(1)
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Keep of each layer of a TaskModel only its input, and run it again in the backward (Chen et al. 2016).
+
+    For about a third more work the memory of a step no longer grows with what is inside the layers. The second run
+    draws the same dropout, so the gradients are the same. Names of parameters and checkpoints stay as they are.
+    """
+    for layer in model.backbone.layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 class DropoutRates(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,16 @@ class RelativeBias(nn.Module):
             bias = self.embedding(bucket).movedim(-1, -3)
             return bias.masked_fill((distance > 0).unsqueeze(-3), float("-inf"))
         return self.embedding(bucket + self.buckets * (distance > 0)).movedim(-1, -3)
+
+    def of_lengths(self, lengths: Sequence[int]) -> Callable[[int, int], Tensor]:
+        """The bias of whole sequences, by their length: (L, L) -> (H, L, L), computed once for all layers.
+
+        And before the first of them: what a layer computes may be computed again in the backward
+        (layers.checkpoint_activations). Without a sequence the bias is still a part of the graph.
+        """
+        device = self.embedding.weight.device
+        biases = {n: self(torch.arange(n, device=device), n) for n in {*lengths} or {1}}
+        return lambda length, keys: biases[length]
 
 
 @functools.lru_cache(maxsize=16)

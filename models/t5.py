@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from models.architecture import Architecture, read_fields, read_rates
 from models.cache import Cache
+from models.dropout import Dropout
 from models.errors import ModelError
 from models.heads import HeadShape, padded
 from models.layers import ACTIVATIONS, NO_DROPOUT, DropoutRates, Packing, drop_path, packed_attention
@@ -117,7 +118,7 @@ class FeedForward(nn.Module):
             self.up = nn.Linear(width, inner, bias=False)
         self.down = nn.Linear(inner, width, bias=False)
         self.activation = ACTIVATIONS[config.hidden_act]
-        self.dropout = nn.Dropout(config.rates.hidden)
+        self.dropout = Dropout(config.rates.hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, D) -> (T, D).
@@ -147,7 +148,7 @@ class Layer(nn.Module):
         self.cross_attention = Attention(config, layer, cross=True) if decoder else None
         self.mlp_norm = norm()
         self.mlp = FeedForward(config)
-        self.dropout = nn.Dropout(config.rates.hidden)
+        self.dropout = Dropout(config.rates.hidden)
         self.path = config.rates.path_of(layer, depth)
 
     def forward(self, x: Tensor, packing: Packing, bias: Bias, source: Source | None, cache: Cache | None) -> Tensor:
@@ -168,24 +169,20 @@ class Stack(nn.Module):
 
     def __init__(self, config: Config, depth: int, decoder: bool):
         super().__init__()
-        self.embedding_dropout = nn.Dropout(config.rates.embedding)
+        self.embedding_dropout = Dropout(config.rates.embedding)
         buckets, farthest = config.relative_attention_num_buckets, config.relative_attention_max_distance
         self.relative_bias = RelativeBias(config.num_attention_heads, buckets, farthest, causal=decoder)
         self.layers = nn.ModuleList(Layer(config, i, depth, decoder) for i in range(depth))
         self.norm = nn.RMSNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.rates.hidden)
+        self.dropout = Dropout(config.rates.hidden)
 
     def forward(self, x: Tensor, packing: Packing, source: Source | None = None, cache: Cache | None = None) -> Tensor:
         """x: (T, D) embeddings. Returns (T, D)."""
-        bias = self.cached_bias(packing, cache) if cache is not None else self.bias_of_lengths(x.device)
+        bias = self.cached_bias(packing, cache) if cache is not None else self.relative_bias.of_lengths(packing.lengths)
         x = self.embedding_dropout(x)
         for layer in self.layers:
             x = layer(x, packing, bias, source, cache)
         return self.dropout(self.norm(x))
-
-    def bias_of_lengths(self, device: torch.device) -> Bias:
-        """The bias of whole sequences, computed once for each length of this forward and not again in each layer."""
-        return functools.cache(lambda length, keys: self.relative_bias(torch.arange(length, device=device), keys))
 
     def cached_bias(self, packing: Packing, cache: Cache) -> Bias:
         """That of new tokens to all cached ones, (B, H, L, S): each sequence has come so far."""

@@ -1,0 +1,90 @@
+"""The cross entropy of a language model's output without the logits of all tokens, in training.
+
+(T, V) logits in fp32, with their gradient, are most of the memory of a step with a vocabulary of 50,000. Here they live
+for a chunk of tokens at a time: the gradient with respect to what they were made of is found at once, in the forward,
+and only scaled in the backward, so that no product is computed twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK_BYTES = 2**25  # of fp32 logits: small beside the activations of a step, large enough for its products
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
+    """The sum of F.cross_entropy(F.linear(hidden, weight, bias), labels), a scalar in fp32 or wider.
+
+    hidden: (T, D), weight: (V, D), bias: (V,), labels: (T,) classes, each of them a target. Under autocast the products
+    are in its precision, what they are summed in is fp32. Not for fp16: its gradients need the loss scale before they
+    are rounded, and here they come before it is known.
+    """
+    dtype = hidden.dtype
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+    return _LinearCrossEntropy.apply(hidden, weight, bias, labels, label_smoothing, dtype)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """d loss / d logits = softmax - target, and by it the gradients of hidden, weight and bias, chunk after chunk."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        smoothing: float,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
+        wide = torch.promote_types(dtype, torch.float32)
+        d_hidden = torch.empty_like(hidden) if of_hidden else None
+        d_weight = torch.zeros_like(weight, dtype=wide) if of_weight else None
+        d_bias = torch.zeros_like(weight[:, 0], dtype=wide) if of_bias else None
+        loss = hidden.new_zeros((), dtype=wide)
+        with torch.autocast(hidden.device.type, enabled=False):
+            w, b = weight.to(dtype), None if bias is None else bias.to(dtype)
+            size = max(1, CHUNK_BYTES // (4 * len(weight)))
+            for start in range(0, len(hidden), size):
+                rows = slice(start, start + size)
+                h, label = hidden[rows].to(dtype), labels[rows, None]
+                log_p = F.log_softmax(F.linear(h, w, b).to(wide), -1)
+                loss -= (1 - smoothing) * log_p.gather(1, label).sum()
+                if smoothing:
+                    loss -= smoothing * log_p.mean(-1).sum()
+                grad = log_p.exp_()
+                if smoothing:
+                    grad -= smoothing / len(weight)
+                grad.scatter_add_(1, label, grad.new_full((), smoothing - 1).expand(label.shape))
+                if d_bias is not None:
+                    d_bias += grad.sum(0)
+                grad = grad.to(dtype)
+                if d_hidden is not None:
+                    d_hidden[rows] = grad @ w
+                if d_weight is not None:
+                    _add_product(d_weight, grad.T, h)
+        ctx.save_for_backward(*(None if d is None else d for d in (d_hidden, d_weight, d_bias)))
+        ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = (None if d is None else d.mul(grad).to(t) for d, t in zip(ctx.saved_tensors, ctx.dtypes, strict=True))
+        return *scaled, None, None, None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, in the precision of the total where that is another."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
