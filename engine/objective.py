@@ -32,6 +32,8 @@ def training_objective(model: TaskModel, settings: Regularize, teacher: Tensor |
     ConfigError for a setting that this model cannot follow, or that would have no effect on it.
     """
     _check(model, settings, teacher)
+    if (model.origin.head or "").endswith("-lm"):
+        model.head.keep_logits = bool(settings.r_drop)  # nothing else reads them in training
     if settings.r_drop or settings.fgm or settings.distill:
         return Objective(model, settings, teacher)
     return model
