@@ -212,7 +212,7 @@ def test_features_are_our_examples_token_by_token(work, files, tmp_path):
             assert learned == (ours.target(i) if work == "t5-small" else ours.token_labels[span].tolist())
 
 
-@pytest.mark.oracle
+@pytest.mark.long
 @pytest.mark.parametrize("work", PEERS_OF)
 def test_every_side_does_the_same_step(work, files, tmp_path):
     """The losses and the gradient norms of a first step on the same examples, without dropout."""
@@ -227,7 +227,7 @@ def test_every_side_does_the_same_step(work, files, tmp_path):
         assert side.grad_norm == pytest.approx(ours.grad_norm, rel=1e-4)
 
 
-@pytest.mark.oracle
+@pytest.mark.long
 @pytest.mark.parametrize(("work", "peer"), [("gpt2-dialogue", "hf-grouped"), ("vit-tiny", "plain")])
 def test_both_sides_take_as_many_steps_on_as_many_examples(work, peer, files, tmp_path):
     pytest.importorskip("accelerate")
@@ -241,7 +241,7 @@ def test_both_sides_take_as_many_steps_on_as_many_examples(work, peer, files, tm
     assert runs["ours"][0]["pool"] == pytest.approx(runs[peer][0]["pool"])
 
 
-@pytest.mark.oracle
+@pytest.mark.long
 def test_a_comparison_ends_in_a_table_and_a_record(files, tmp_path):
     pytest.importorskip("accelerate")
     options = ["--peers", "nanogpt", "--runs", "2", "--steps", "3", "--shrink", "--files", files]
@@ -255,7 +255,7 @@ def test_a_comparison_ends_in_a_table_and_a_record(files, tmp_path):
     assert all(len(row["runs"]) == 2 for row in rows)
 
 
-@pytest.mark.oracle
+@pytest.mark.long
 @pytest.mark.parametrize("work", GENERATORS)
 def test_generation_writes_the_same_texts(work, tmp_path):
     pytest.importorskip("transformers")

