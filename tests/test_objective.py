@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import models
 from data import Batch
 from data.examples import count_targets
-from engine import distributed, objective
+from engine import distributed, objective, optim
 from engine.config import ConfigError, Regularize
 from engine.objective import training_objective
 from models.heads import IGNORE, PROBLEMS
@@ -626,3 +626,13 @@ def test_what_has_no_effect_is_refused_in_one_sentence(tmp_path, kind, head, opt
 
 if __name__ == "__main__":
     on_one_of_two_ranks(Path(sys.argv[1]))
+
+
+@pytest.mark.parametrize(("r_drop", "kept"), [(0.0, False), (1.0, True)])
+def test_a_language_model_keeps_its_logits_in_training_only_for_r_drop(tmp_path, r_drop, kept):
+    model, batch = build(tmp_path, "gpt2", "causal-lm", dropout=0.1)
+    out = training_objective(model, Regularize(r_drop=r_drop), None)(batch)
+    assert (len(out.logits) > 0) is kept
+    out.loss_sum.backward()
+    assert optim.without_gradient(model) == []
+    assert len(model.eval()(batch).logits) > 0
