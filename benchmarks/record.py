@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 
 SCHEMA = 1
 HISTORY = Path(__file__).parent / "history"
+FOLDERS = ("--files", "--folder", "--history")
 PACKAGES = ("torch", "numpy", "tokenizers", "transformers", "accelerate", "lightning", "timm")
 
 
@@ -35,7 +37,7 @@ def write(folder: Path, benchmark: str, results: list[dict[str, Any]], argv: lis
         "date": now.isoformat(timespec="seconds"),
         "commit": commit,
         "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "arguments": sys.argv[1:] if argv is None else argv,
+        "arguments": without_folders(sys.argv[1:] if argv is None else argv),
         "machine": machine(),
         "versions": versions(),
         "results": results,
@@ -44,6 +46,19 @@ def write(folder: Path, benchmark: str, results: list[dict[str, Any]], argv: lis
     path = folder / f"{now:%Y-%m-%dT%H-%M-%S}-{commit[:7] or 'nocommit'}-{benchmark}.json"
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def without_folders(argv: Sequence[str]) -> list[str]:
+    """The arguments that decide what is measured: not those that say where this machine keeps its files."""
+    kept: list[str] = []
+    rest = iter(argv)
+    for argument in rest:
+        name, has_value, _ = argument.partition("=")
+        if name not in FOLDERS:
+            kept.append(argument)
+        elif not has_value:
+            next(rest, None)
+    return kept
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -379,3 +379,8 @@ def test_compare_reads_files_and_draws_a_folder(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     compare.main([str(tmp_path / "0.json"), "--plot", str(tmp_path / "history.png")])
     assert (tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_record_does_not_say_where_a_machine_keeps_its_files():
+    argv = ["vit-tiny", "--files", "here", "--steps", "5", "--history=there", "--run.folder=x", "--folder", "y"]
+    assert record.without_folders(argv) == ["vit-tiny", "--steps", "5", "--run.folder=x"]
