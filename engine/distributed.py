@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data import Batch, DataError
 from engine.config import ConfigError
+from engine.machine import keep_freed_memory
 from engine.optim import without_gradient
 from models import ModelError
 
@@ -56,6 +57,7 @@ def setup(device: str) -> Ranks:
     chosen = torch.device(device, local_rank) if device == "cuda" else torch.device(device)
     if device == "cuda":
         torch.cuda.set_device(chosen)
+    keep_freed_memory(chosen)
     if world_size > 1:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
     return Ranks(int(os.environ.get("RANK", 0)), world_size, chosen)

@@ -61,13 +61,14 @@ class _Dropped(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, places: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(places)
         ctx.scale = scale
-        return _scaled_but_zero_at(x, places, scale)
+        return scaled_but_zero_at(x, places, scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (places,) = ctx.saved_tensors
-        return _scaled_but_zero_at(grad, places, ctx.scale), None, None
+        return scaled_but_zero_at(grad, places, ctx.scale), None, None
 
 
-def _scaled_but_zero_at(x: Tensor, places: Tensor, scale: float) -> Tensor:
+def scaled_but_zero_at(x: Tensor, places: Tensor, scale: float) -> Tensor:
+    """x * scale, with 0 at `places` of the flat x."""
     return x.contiguous().view(-1).mul(scale).index_fill_(0, places, 0.0).view(x.shape)

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.dropout import dropout as drop
+from models.dropped_attention import Runs, dropped_attention
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -96,8 +96,17 @@ def packed_attention(
     relative positions). scale: 1 / sqrt(K) unless given. `dropout` applies to the attention weights.
     Returns (T, H * K).
     """
-    outputs = []
     runs = _attention_runs(packing, key_packing or packing)
+    if not runs:
+        # All of it stays in the graph, so that a rank without examples has gradients: zeros.
+        nothing = query + key.sum(0) + value.sum(0)
+        return (nothing if bias is None else nothing + bias(1, 1).sum()).flatten(1)
+    in_full = query.device.type == "cpu" and query.dtype in (torch.float32, torch.float64)
+    if dropout and in_full and not torch.compiler.is_compiling():
+        biases = [] if bias is None else [bias(length, source) for _, length, source in runs]
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        return dropped_attention(query, key, value, runs, biases, causal, scale, dropout).flatten(1)
+    outputs = []
     tokens, keys = [count * length for count, length, _ in runs], [count * source for count, _, source in runs]
     # Split once: a slice's backward would write a whole tensor of zeros for each run.
     for run, *qkv in zip(runs, query.split(tokens), key.split(keys), value.split(keys), strict=True):
@@ -107,37 +116,16 @@ def packed_attention(
             mask = bias(q.shape[2], k.shape[2])
             if causal:
                 mask = mask.masked_fill(~torch.ones_like(mask, dtype=torch.bool).tril(), float("-inf"))
-        out = _attention(q, k, v, mask, causal and mask is None, scale, dropout)
+        hides = causal and mask is None
+        out = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=hides, scale=scale)
         outputs.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
-    if outputs:
-        return torch.cat(outputs)
-    # Without any sequence all of it stays in the graph, so that a rank without examples has gradients: zeros.
-    nothing = query + key.sum(0) + value.sum(0)
-    return (nothing if bias is None else nothing + bias(1, 1).sum()).flatten(1)
+    return torch.cat(outputs)
 
 
-def _attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None, dropout: float
-) -> Tensor:
-    """F.scaled_dot_product_attention of (B, H, L, K); mask: added to the scores.
-
-    On a CPU it has no kernel with dropout. What it composes instead draws a number for every weight, and guards against
-    rows that are masked whole, of which there are none here.
-    """
-    if not dropout or q.device.type != "cpu" or torch.compiler.is_compiling():
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, dropout_p=dropout)
-    scores = q * (q.shape[-1] ** -0.5 if scale is None else scale) @ k.transpose(-2, -1)
-    if causal:
-        mask = torch.full(scores.shape[-2:], float("-inf"), dtype=scores.dtype).triu(1)
-    if mask is not None:
-        scores = scores + mask
-    return drop(torch.softmax(scores, -1), dropout) @ v
-
-
-def _attention_runs(queries: Packing, keys: Packing) -> list[tuple[int, int, int]]:
+def _attention_runs(queries: Packing, keys: Packing) -> Runs:
     """(count, query length, key length) of runs of neighbouring sequences that are alike in both lengths."""
     pairs = groupby(zip(queries.lengths, keys.lengths, strict=True))
-    return [(len(list(same)), length, source) for (length, source), same in pairs]
+    return tuple((len(list(same)), length, source) for (length, source), same in pairs)
 
 
 def drop_path(x: Tensor, packing: Packing, rate: float) -> Tensor:

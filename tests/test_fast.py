@@ -278,18 +278,30 @@ def test_attention_with_dropout_and_without_is_the_formula(causal, cross, scale,
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-def test_gradcheck_of_attention_with_dropout(monkeypatch):
-    monkeypatch.setattr("models.dropout.FEWEST", 1)
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("causal", "cross"), [(False, False), (True, False), (False, True)])
+def test_gradcheck_of_attention_with_dropout(causal, cross, biased):
     packing = Packing.of([3, 3, 4])
-    tensors = [torch.randn(10, 2, 3, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    keys = Packing.of([2, 2, 5]) if cross else packing
+    lengths = [10, sum(keys.lengths), sum(keys.lengths)]
+    tensors = [torch.randn(n, 2, 3, dtype=torch.float64, requires_grad=True) for n in lengths]
+    table = torch.randn(2, 5, 5, dtype=torch.float64, requires_grad=biased)
 
-    def seeded(q, k, v):
+    def seeded(q, k, v, table, dropout=0.4):
+        bias = (lambda length, source: table[:, :length, :source]) if biased else None
         torch.manual_seed(0)
-        return packed_attention(q, k, v, packing, causal=True, dropout=0.4)
+        return packed_attention(q, k, v, packing, key_packing=keys, causal=causal, bias=bias, dropout=dropout)
 
-    torch.manual_seed(0)
-    assert not torch.allclose(seeded(*tensors), packed_attention(*tensors, packing, causal=True))
-    assert torch.autograd.gradcheck(seeded, tensors)
+    assert not torch.allclose(seeded(*tensors, table), seeded(*tensors, table, dropout=0.0))
+    assert torch.autograd.gradcheck(seeded, (*tensors, table))
+
+
+def test_attention_with_dropout_can_be_differentiated_twice_over_the_same_graph():
+    packing = Packing.of([3, 3, 4])
+    q, k, v = (torch.randn(10, 2, 3, requires_grad=True) for _ in range(3))
+    out = packed_attention(q, k, v, packing, dropout=0.4)
+    first, second = (torch.autograd.grad(out, (q, k, v), torch.ones_like(out), retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_the_mean_of_attention_with_dropout_is_that_without():
