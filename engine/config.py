@@ -175,6 +175,10 @@ def check(config: Config) -> None:
         "train.micro_batch_size and train.micro_batch_tokens both limit a micro-batch: give one of them",
     )
     need(
+        not (c.train.micro_batch and (c.train.micro_batch_size or c.train.micro_batch_tokens)),
+        "train.micro_batch = auto finds the limit itself: drop train.micro_batch_size and train.micro_batch_tokens",
+    )
+    need(
         c.train.max_steps > 0 or c.train.epochs > 0,
         f"train.epochs = {c.train.epochs} and train.max_steps = {c.train.max_steps}: one must be above 0",
     )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import models
-from engine.config import Model
+from engine.config import Model, Train
 from engine.tasks import Task
 from models import TaskModel
 
@@ -58,3 +58,9 @@ def build_model(
         if resumed is not None:
             models.load_adapter(model, resumed)
     return model, models.hub.resolve(start.name)
+
+
+def spare_memory_or_time(model: TaskModel, settings: Train) -> None:
+    """Have the layers of the model computed as the machine wants it: none of this changes what they compute."""
+    if settings.checkpoint_activations:
+        models.checkpoint_activations(model)

@@ -18,8 +18,8 @@ from data import Batch
 from engine.config import ConfigError, Dropout, Regularize
 from engine.regularize import DropoutSchedule
 from models import Output, TaskModel
-from models.heads import IGNORE, padded, widened
-from models.layers import Packing
+from models.heads import IGNORE, widened
+from models.layers import Packing, padded
 
 WITHOUT_CLASSES = ("token-classification", "question-answering")  # of an example, which is what a teacher judges
 SCALE = 1024.0  # of the loss whose gradient is the direction of FGM: fp16 would lose small ones

@@ -193,6 +193,12 @@ class Generate:
 @dataclass(frozen=True)
 class Train:
     batch_size: int = setting(32, "examples of one optimizer step, over all ranks and micro-batches", within="> 0")
+    micro_batch: str = setting(
+        "",
+        "auto: as much of a step at a time as memory holds, found when the run starts",
+        ("", "auto"),
+        machine=MACHINE,
+    )
     micro_batch_size: int = setting(
         0, "at most so many examples at a time on one rank; 0: no limit", within=">= 0", machine=MACHINE
     )
@@ -202,6 +208,9 @@ class Train:
     epochs: float = setting(3.0, "passes over the training data, when train.max_steps is 0", within=">= 0")
     max_steps: int = setting(0, "optimizer steps; 0: as train.epochs says", within=">= 0")
     precision: str = setting("fp32", "of the matrix products (weights stay fp32)", ("fp32", "bf16", "fp16"))
+    checkpoint_activations: bool = setting(
+        False, "compute each layer again in the backward, for less memory", machine=MACHINE
+    )
     clip_norm: float = setting(1.0, "largest gradient norm; 0: no clipping", within=">= 0")
     nan_policy: str = setting("raise", "on a NaN or infinite gradient: stop, or leave the step out", ("raise", "skip"))
     max_skipped: int = setting(10, "steps in a row that may be left out before the run stops", within="> 0")

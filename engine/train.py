@@ -13,6 +13,7 @@ deterministic kernels, it is so but for the order in which they add.
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import models
@@ -23,8 +24,9 @@ from engine.config import Config
 from engine.distributed import Ranks, StopRequest
 from engine.ema import Ema
 from engine.evaluate import measure
+from engine.fit import largest_cut, smaller_cut
 from engine.log import RunLog, require_tensorboard
-from engine.model import build_model
+from engine.model import build_model, spare_memory_or_time
 from engine.objective import training_objective
 from engine.optim import build_optimizer, check_schedule, count_steps, learning_rate, set_learning_rate
 from engine.precision import Precision
@@ -78,6 +80,9 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     unfreezing = Unfreezing(model, cfg.model.unfreeze, total_steps)
     dropout = DropoutSchedule(model, cfg.model.dropout, total_steps)
     ema = Ema(optimizer, cfg.regularize.ema_decay)
+    spare_memory_or_time(model, cfg.train)
+    if cfg.train.micro_batch == "auto":
+        cut = largest_cut(cut, objective, train_set, cfg.train.batch_size, amp, ranks)
     if ranks.is_main:
         print(describe.run(cfg, model, processor, train_set, validation_set, test_set, total_steps, cut), flush=True)
     if cfg.run.dry_run:
@@ -91,9 +96,8 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     folder = Path(cfg.run.folder)
     log = RunLog(folder, ranks, start=state.step, total=total_steps, tensorboard=cfg.log.tensorboard)
     pin = ranks.device.type == "cuda"
-    steps = training_steps(
-        train_set, cfg.train.batch_size, cfg.run.seed, cut, start=state.position, workers=cfg.data.workers, pin=pin
-    )
+    draw = partial(training_steps, train_set, cfg.train.batch_size, cfg.run.seed, workers=cfg.data.workers, pin=pin)
+    steps = draw(cut, start=state.position)
 
     # 6. The loop. `state.position` counts steps of data, `state.step` those the optimizer took. From here on a signal
     # leaves a checkpoint; before there is nothing to save, and it ends the run at once.
@@ -112,14 +116,21 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         if unfreezing.set_(state.step):  # DDP is told anew what it reduces
             parallel = distributed.wrap(objective, ranks, nothing, instead_of=parallel)
         losses = []
-        for i, batch in enumerate(group):
-            distributed.set_gradient_sync(parallel, last=i == len(group) - 1)
-            seed_dropout(cfg.run.seed, state.position, i, ranks.rank, ranks.device)
-            with amp.autocast():
-                out = parallel(batch.to(ranks.device))
-            # DDP averages over the ranks; times world_size it is their sum.
-            amp.backward(out.loss_sum * (ranks.world_size / max(targets, 1)))
-            losses.append(out.loss_sum.detach())
+        try:
+            for i, batch in enumerate(group):
+                distributed.set_gradient_sync(parallel, last=i == len(group) - 1)
+                seed_dropout(cfg.run.seed, state.position, i, ranks.rank, ranks.device)
+                with amp.autocast():
+                    out = parallel(batch.to(ranks.device))
+                # DDP averages over the ranks; times world_size it is their sum.
+                amp.backward(out.loss_sum * (ranks.world_size / max(targets, 1)))
+                losses.append(out.loss_sum.detach())
+        except RuntimeError as error:  # of memory: the same step again, in smaller parts
+            out, cut = None, smaller_cut(cut, group, error, state.step, ranks)
+            optimizer.zero_grad()
+            log.say(f"step {state.step + 1}: out of memory; from here on {cut.tokens:,} tokens at a time")
+            steps = draw(cut, start=state.position)
+            continue
         amp.unscale_(optimizer)
         penalties.add_gradients_()
         grad_norm = amp.clip_(model.parameters(), cfg.train.clip_norm)
@@ -158,8 +169,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     stop.unlisten()
     result = {f"best_{watched}": math.nan if state.best is None else state.best, "best_step": float(state.best_step)}
     if test_rows and state.best is not None:
-        best_folder = checkpoint.open_run(str(folder / checkpoint.BEST))
-        best = models.from_pretrained(best_folder, head=task.head).to(ranks.device)
+        best = models.from_pretrained(checkpoint.open_run(str(folder)), head=task.head).to(ranks.device)
         metrics = measure(best, test_set, task, amp, ranks, cfg.eval.batch_tokens, cfg.generate)
         result |= {f"test_{name}": value for name, value in metrics.items()}
     log.final(state.step, result, done)

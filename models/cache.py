@@ -24,8 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.heads import padded
-from models.layers import Packing
+from models.layers import Packing, padded
 
 ROOM = 64  # slots to begin with; doubled whenever they are full
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from models.dropout import Dropout
 from models.errors import ModelError
-from models.layers import ACTIVATIONS, POOLINGS, Packing, mean_pool
+from models.layers import ACTIVATIONS, POOLINGS, Packing, mean_pool, padded
 from models.linear_cross_entropy import linear_cross_entropy
 
 IGNORE = -100  # a label without a target; torch's own default
@@ -262,11 +262,3 @@ def classification_loss(logits: Tensor, labels: Tensor | None, shape: HeadShape,
 def widened(x: Tensor) -> Tensor:
     """fp16 and bf16 raised to fp32, in which losses are computed; fp64 stays."""
     return x if x.dtype == torch.float64 else x.float()
-
-
-def padded(x: Tensor, packing: Packing, fill: float) -> Tensor:
-    """(T, ...) -> (B, L, ...), L the longest sequence, with `fill` behind each sequence's end."""
-    lengths = packing.cu_seqlens.diff().long()
-    rows = torch.repeat_interleave(torch.arange(len(packing.lengths), device=x.device), lengths, output_size=len(x))
-    out = x.new_full((len(packing.lengths), max(packing.lengths, default=0), *x.shape[1:]), fill)
-    return out.index_put((rows, packing.positions), x)

@@ -54,6 +54,12 @@ class Packing:
         return cls(tuple(lengths), cu_seqlens.to(device))
 
     @cached_property
+    def rows(self) -> Tensor:
+        """(T,) the sequence that each token is in, counted from 0."""
+        sequences = torch.arange(len(self.lengths), device=self.cu_seqlens.device)
+        return torch.repeat_interleave(sequences, self.cu_seqlens.diff().long(), output_size=sum(self.lengths))
+
+    @cached_property
     def positions(self) -> Tensor:
         """(T,) the place of each token within its own sequence, counted from 0."""
         total = sum(self.lengths)
@@ -106,6 +112,8 @@ def packed_attention(
         biases = [] if bias is None else [bias(length, source) for _, length, source in runs]
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         return dropped_attention(query, key, value, runs, biases, causal, scale, dropout).flatten(1)
+    if len(runs) > 1 and query.device.type != "cpu":
+        return padded_attention(query, key, value, packing, key_packing or packing, causal, bias, scale, dropout)
     outputs = []
     tokens, keys = [count * length for count, length, _ in runs], [count * source for count, _, source in runs]
     # Split once: a slice's backward would write a whole tensor of zeros for each run.
@@ -120,6 +128,42 @@ def packed_attention(
         out = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=hides, scale=scale)
         outputs.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
     return torch.cat(outputs)
+
+
+def padded_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    key_packing: Packing,
+    causal: bool,
+    bias: Callable[[int, int], Tensor] | None,
+    scale: float | None,
+    dropout: float,
+) -> Tensor:
+    """packed_attention in one call, all sequences padded to the longest: for a GPU, where many calls cost more.
+
+    Only this is padded. What is behind the end of a sequence comes after all of its tokens, so a causal mask hides it.
+    """
+    q, k, v = (
+        padded(x, cut, 0.0).transpose(1, 2) for x, cut in ((query, packing), (key, key_packing), (value, key_packing))
+    )
+    mask = None if bias is None else bias(q.shape[2], k.shape[2])  # (H, L, S)
+    if causal and mask is not None:
+        mask = mask.masked_fill(~torch.ones_like(mask, dtype=torch.bool).tril(), float("-inf"))
+    elif not causal:
+        ends = key_packing.cu_seqlens.diff()[:, None, None, None]
+        there = torch.arange(k.shape[2], device=k.device) < ends  # (B, 1, 1, S)
+        mask = there if mask is None else mask.masked_fill(~there, float("-inf"))
+    hides = causal and mask is None
+    out = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=hides, scale=scale)
+    return out.transpose(1, 2)[packing.rows, packing.positions].flatten(1)
+
+
+def padded(x: Tensor, packing: Packing, fill: float) -> Tensor:
+    """(T, ...) -> (B, L, ...), L the longest sequence, with `fill` behind each sequence's end."""
+    out = x.new_full((len(packing.lengths), max(packing.lengths, default=0), *x.shape[1:]), fill)
+    return out.index_put((packing.rows, packing.positions), x)
 
 
 def _attention_runs(queries: Packing, keys: Packing) -> Runs:

@@ -35,13 +35,14 @@ class RelativeBias(nn.Module):
         return self.embedding(bucket + self.buckets * (distance > 0)).movedim(-1, -3)
 
     def of_lengths(self, lengths: Sequence[int]) -> Callable[[int, int], Tensor]:
-        """The bias of whole sequences, by their length: (L, L) -> (H, L, L), computed once for all layers.
+        """The bias of whole sequences, by their length: (L, L) -> (H, L, L); computed once, of the longest one.
 
         And before the first of them: what a layer computes may be computed again in the backward
         (layers.checkpoint_activations). Without a sequence the bias is still a part of the graph.
         """
-        device = self.embedding.weight.device
-        biases = {n: self(torch.arange(n, device=device), n) for n in {*lengths} or {1}}
+        longest = max(lengths, default=1)
+        bias = self(torch.arange(longest, device=self.embedding.weight.device), longest)
+        biases = {n: bias[:, :n, :n] for n in {*lengths} or {1}}
         return lambda length, keys: biases[length]
 
 

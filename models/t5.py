@@ -24,8 +24,8 @@ from models.architecture import Architecture, read_fields, read_rates
 from models.cache import Cache
 from models.dropout import Dropout
 from models.errors import ModelError
-from models.heads import HeadShape, padded
-from models.layers import ACTIVATIONS, NO_DROPOUT, DropoutRates, Packing, drop_path, packed_attention
+from models.heads import HeadShape
+from models.layers import ACTIVATIONS, NO_DROPOUT, DropoutRates, Packing, drop_path, packed_attention, padded
 from models.relative_bias import RelativeBias
 from models.weights import Row, Table, linear
 

@@ -196,6 +196,8 @@ CONTRADICTIONS = [
     ({"data.labels": ("a", "a")}, ["data.labels = ['a', 'a']"]),
     ({"data.labels": ("a",)}, ["data.labels = ['a']"]),
     ({"train.micro_batch_size": 1, "train.micro_batch_tokens": 1}, ["micro_batch_size", "micro_batch_tokens"]),
+    ({"train.micro_batch": "auto", "train.micro_batch_size": 1}, ["train.micro_batch = auto", "micro_batch_size"]),
+    ({"train.micro_batch": "auto", "train.micro_batch_tokens": 9}, ["train.micro_batch = auto", "micro_batch_tokens"]),
     ({"generate.do_sample": True, "generate.num_beams": 4}, ["generate.do_sample", "generate.num_beams = 4"]),
     ({"train.epochs": 0}, ["train.epochs = 0.0", "train.max_steps = 0"]),
     ({"optim.warmup": 1.5}, ["optim.warmup = 1.5"]),
@@ -340,9 +342,9 @@ def test_every_setting_is_declared_in_full():
         assert override(Config(), {key: declared.default}) == Config(), key
 
 
-def test_there_are_at_most_120_settings():
-    """A budget: what a setting would switch is often better a line of the loop."""
-    assert len(ALL) <= 120
+def test_there_are_at_most_123_settings():
+    """A budget, of which three are the machine's: what a setting would switch is often better a line of the loop."""
+    assert len(ALL) <= 123
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])

@@ -15,7 +15,7 @@ from torch import nn
 import models
 from models.dropout import FEWEST, MOST_DROPPED, Dropout, dropout, dropped_places
 from models.heads import IGNORE, supervised_places
-from models.layers import Packing, packed_attention
+from models.layers import Packing, packed_attention, padded_attention
 from models.linear_cross_entropy import linear_cross_entropy
 
 LANGUAGE = [(kind, head) for kind in zoo.ZOO for head in models.ARCHITECTURES[kind].heads if head and "-lm" in head]
@@ -271,6 +271,25 @@ def test_attention_with_dropout_and_without_is_the_formula(causal, cross, scale,
     bias = (lambda length, source: table[:, :length, :source]) if biased else None
     wanted = (q, k, v, table) if biased else (q, k, v)
     found = packed_attention(q, k, v, packing, key_packing=keys, causal=causal, bias=bias, scale=scale, dropout=dropout)
+    expected = by_formula(q, k, v, packing, keys, causal, bias, scale)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    g = torch.randn_like(found)
+    for a, b in zip(*(torch.autograd.grad(out, wanted, g) for out in (found, expected)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("causal", "cross", "scale"), [(False, False, None), (True, False, 0.3), (False, True, 1.0)])
+def test_attention_padded_for_a_gpu_is_the_formula_too(causal, cross, scale, biased):
+    torch.manual_seed(0)
+    packing = Packing.of([2, 5, 5, 1, 7])
+    keys = Packing.of([3, 4, 4, 6, 1]) if cross else packing
+    q = torch.randn(20, 2, 4, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(sum(keys.lengths), 2, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    table = torch.randn(2, 7, 7, dtype=torch.float64, requires_grad=True)
+    bias = (lambda length, source: table[:, :length, :source]) if biased else None
+    wanted = (q, k, v, table) if biased else (q, k, v)
+    found = padded_attention(q, k, v, packing, keys, causal, bias, scale, 0.0)
     expected = by_formula(q, k, v, packing, keys, causal, bias, scale)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     g = torch.randn_like(found)

@@ -60,7 +60,7 @@ def test_p01_the_cut_changes_neither_loss_nor_gradient(tmp_path, kind, head, dty
         assert abs(loss - whole_loss) <= TOLERANCE[dtype] * abs(whole_loss), cut
         for name, gradient in found.items():
             torch.testing.assert_close(
-                gradient, whole[name], rtol=0, atol=3 * TOLERANCE[dtype] * scale, msg=lambda m, n=name: f"{n}: {m}"
+                gradient, whole[name], rtol=0, atol=5 * TOLERANCE[dtype] * scale, msg=lambda m, n=name: f"{n}: {m}"
             )
 
 

