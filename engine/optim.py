@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 import re
 from collections.abc import Iterable
@@ -40,7 +41,20 @@ def check_schedule(optim: Optim, total: int) -> None:
         )
 
 
-def build_optimizer(model: nn.Module, optim: Optim, weight_decay: float) -> torch.optim.AdamW:
+class AdamW(torch.optim.AdamW):
+    """torch's, which keeps these methods out of torch.compile; to do so their first call imports all of the compiler.
+
+    That is a second of the start of a run, and nothing here compiles an optimizer: so they are taken as they are.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+def build_optimizer(model: nn.Module, optim: Optim, weight_decay: float) -> AdamW:
     """AdamW (Loshchilov & Hutter 2019); matrices and embeddings decay, biases and norms (one dimension) do not.
 
     Parameters that learn at another multiple of the learning rate are groups of their own.
@@ -53,7 +67,7 @@ def build_optimizer(model: nn.Module, optim: Optim, weight_decay: float) -> torc
             new = {"params": [], "weight_decay": weight_decay if decays else 0.0, "lr_scale": scales[name]}
             groups.setdefault((scales[name], decays), new)["params"].append(p)
     in_order = [group for _, group in sorted(groups.items(), key=lambda item: item[0], reverse=True)]
-    return torch.optim.AdamW(in_order, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
+    return AdamW(in_order, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
 
 
 def lr_scales(model: nn.Module, optim: Optim) -> dict[str, float]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from fnmatch import fnmatchcase
 from itertools import pairwise, product
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import arguments_of
 from sklearn.utils.class_weight import compute_class_weight
 from tiny import inputs_of, scratch
 from torch import nn
@@ -18,6 +22,7 @@ from torch import nn
 import models
 from engine.config import ConfigError, Dropout, Optim, Regularize, Train
 from engine.optim import (
+    AdamW,
     build_optimizer,
     check_schedule,
     count_steps,
@@ -32,6 +37,7 @@ from engine.regularize import DropoutSchedule, Penalties, seed_dropout, weigh_cl
 from models.heads import IGNORE, HeadShape, classification_loss
 
 CPU = torch.device("cpu")
+ROOT = Path(models.__file__).parent.parent
 SCHEDULES = ["constant", "linear", "cosine", "wsd", "inverse_sqrt"]
 
 # (schedule, step of 100, factor of the peak) with 10 steps of warm-up, min_lr 0.1 and a wsd decay of 20 steps
@@ -542,3 +548,29 @@ def test_gradients_are_written_by_clipping_only_where_it_changes_them_and_then_a
     assert 0.3 < norm < 5.0
     assert all(map(torch.equal, gradients(ours), gradients(theirs)))
     assert {p.grad._version for p in ours.parameters()} == {1 if max_norm == 0.3 else 0}
+
+
+# What an optimizer of torch's does beside its step
+
+
+def test_the_optimizer_is_torchs_bit_for_bit():
+    theirs, ours = (nn.Linear(5, 3, dtype=torch.float64) for _ in range(2))
+    ours.load_state_dict(theirs.state_dict())
+    settings = {"lr": 0.1, "weight_decay": 0.2, "betas": (0.8, 0.9), "eps": 1e-6, "fused": True}
+    pairs = [(theirs, torch.optim.AdamW(theirs.parameters(), **settings)), (ours, AdamW(ours.parameters(), **settings))]
+    for step in range(4):
+        for model, optimizer in pairs:
+            model(torch.full((2, 5), float(step), dtype=torch.float64)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            assert all(p.grad is None for p in model.parameters())
+            optimizer.load_state_dict(optimizer.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(theirs.parameters(), ours.parameters(), strict=True))
+    assert str(pairs[0][1].state_dict()) == str(pairs[1][1].state_dict())
+
+
+def test_a_run_does_not_import_the_compiler(tiny, tmp_path):
+    arguments = arguments_of(tiny(**{"train.max_steps": 3, "eval.every": 2}), tmp_path / "recipe.toml")
+    code = "import sys; from engine.train import main; main(sys.argv[1:]); sys.exit('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
