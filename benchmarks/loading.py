@@ -4,7 +4,8 @@
 
 Both load the same random file of the published shape, in processes of their own that take turns, and then read every
 weight once, so that memory-mapped pages are counted. Printed: seconds and peak memory of the whole process, as the
-median with the least and the most, and the median of the paired ratios. A third process only imports torch.
+median with the least and the most, and the median of the paired ratios. A third process only imports torch. Written as
+a dated file to benchmarks/history.
 Needs the package transformers.
 """
 
@@ -23,6 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 import models
+from benchmarks import record
 
 SHAPES: dict[str, dict[str, Any]] = {
     "bert-base": {"model_type": "bert"},  # the defaults of each config.json are the published base model
@@ -73,7 +75,8 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):8.2f} ({min(values):.2f} - {max(values):.2f})"
 
 
-def measure(shape: str, runs: int) -> None:
+def measure(shape: str, runs: int) -> list[dict[str, Any]]:
+    """Print a table; returns its rows for benchmarks/record.py."""
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / shape
         head, auto = HEADS.get(shape, (None, "AutoModel"))
@@ -92,17 +95,27 @@ def measure(shape: str, runs: int) -> None:
     pairs = list(zip(taken["transformers"], taken["models"], strict=True))
     for what, i in (("seconds", 0), ("peak memory", 1)):
         print(f"  transformers / models, {what:<12}{spread([a[i] / b[i] for a, b in pairs])}")
+    return [
+        {
+            "work": shape,
+            "variant": name,
+            "runs": [dict(zip(("seconds", "peak_memory_mb"), figures, strict=True)) for figures in all_of],
+        }
+        for name, all_of in taken.items()
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--shapes", default="bert-base,gpt2-lm", help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--history", type=Path, default=record.HISTORY, help="folder for the JSON file")
     arguments = parser.parse_args()
-    for shape in arguments.shapes.split(","):
-        if shape not in SHAPES:
-            parser.error(f"--shapes: {shape!r} is not one of {', '.join(SHAPES)}")
-        measure(shape, arguments.runs)
+    shapes = arguments.shapes.split(",")
+    if unknown := [shape for shape in shapes if shape not in SHAPES]:
+        parser.error(f"--shapes: {unknown[0]!r} is not one of {', '.join(SHAPES)}")
+    rows = [row for shape in shapes for row in measure(shape, arguments.runs)]
+    print(f"written to {record.write(arguments.history, 'loading', rows)}")
 
 
 if __name__ == "__main__":

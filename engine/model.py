@@ -62,5 +62,7 @@ def build_model(
 
 def spare_memory_or_time(model: TaskModel, settings: Train) -> None:
     """Have the layers of the model computed as the machine wants it: none of this changes what they compute."""
+    if settings.compile:
+        models.compile_layers(model)
     if settings.checkpoint_activations:
         models.checkpoint_activations(model)

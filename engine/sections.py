@@ -208,6 +208,7 @@ class Train:
     epochs: float = setting(3.0, "passes over the training data, when train.max_steps is 0", within=">= 0")
     max_steps: int = setting(0, "optimizer steps; 0: as train.epochs says", within=">= 0")
     precision: str = setting("fp32", "of the matrix products (weights stay fp32)", ("fp32", "bf16", "fp16"))
+    compile: bool = setting(False, "torch.compile what lies between the attentions of the layers", machine=MACHINE)
     checkpoint_activations: bool = setting(
         False, "compute each layer again in the backward, for less memory", machine=MACHINE
     )

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from models import bert, gpt2, hub, request, t5, vit, weights
 from models.architecture import Architecture, init_normal
+from models.compiled import compile_layers
 from models.errors import ModelError
 from models.files import read_json
 from models.heads import (
@@ -79,6 +80,7 @@ __all__ = [
     "TaskModel",
     "add_lora",
     "checkpoint_activations",
+    "compile_layers",
     "freeze",
     "from_pretrained",
     "images",

@@ -27,12 +27,16 @@ from models import TaskModel
 
 
 @pytest.mark.oracle
-def test_loading_measures_both_sides():
+def test_loading_measures_both_sides(tmp_path):
     pytest.importorskip("transformers")
-    done = run_module("benchmarks.loading", "--shapes", "tiny,tiny-lm", "--runs", "1")
+    done = run_module("benchmarks.loading", "--shapes", "tiny,tiny-lm", "--runs", "1", "--history", tmp_path)
     assert done.returncode == 0, done.stderr
     for expected in ("torch alone", "transformers / models, seconds", "transformers / models, peak memory"):
         assert done.stdout.count(expected) == 2
+    (path,) = tmp_path.glob("*-loading.json")
+    rows = record.read(path)["results"]
+    assert {row["work"] for row in rows} == {"tiny", "tiny-lm"}
+    assert all(run["seconds"] > 0 and run["peak_memory_mb"] > 0 for row in rows for run in row["runs"])
 
 
 def test_an_unknown_shape_is_named():
