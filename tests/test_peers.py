@@ -265,3 +265,34 @@ def test_generation_writes_the_same_texts(work, tmp_path):
     assert done.stdout.count("8 of 8 texts are the same") == len(WAYS)
     (written,) = tmp_path.glob("*-generation.json")
     assert len(json.loads(written.read_text())["results"]) == 2 * len(WAYS)
+
+
+# One table over several records
+
+
+def written(folder, commit, date, rates, theirs):
+    """A record of one work: our samples/s and HF's, one a round; memory and start are those of FIGURES."""
+    sides = {"ours": rates, "hf": theirs}
+    rows = [
+        {"work": "minilm-short", "variant": name, "runs": [FIGURES | {"samples_per_second": x} for x in values]}
+        for name, values in sides.items()
+    ]
+    content = {"schema": 1, "benchmark": "peers", "date": date, "commit": commit, "results": rows}
+    (folder / f"{date}-{commit}-peers.json").write_text(json.dumps(content))
+
+
+def test_a_table_has_the_rounds_of_all_records_of_one_commit(tmp_path):
+    written(tmp_path, "aaaaaaaaa", "2026-01-01", [9.0], [1.0])
+    written(tmp_path, "bbbbbbbbb", "2026-01-02", [3.0, 4.0], [2.0, 2.0])
+    written(tmp_path, "bbbbbbbbb", "2026-01-03", [5.0], [2.0])
+    done = run_module("benchmarks.peer_table", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "commit bbbbbbb, 2 records of 2026-01-02" in done.stdout
+    assert (
+        "| `minilm-short` | hf | 3 | 4.0, 2.0 | 2.00 (1.50 - 2.50) | 1.00 (1.00 - 1.00), not resolved |" in done.stdout
+    )
+    done = run_module("benchmarks.peer_table", tmp_path, "--commit", "aa")
+    assert "| 1 | 9.0, 1.0 | 9.00 (9.00 - 9.00), not resolved |" in done.stdout
+    done = run_module("benchmarks.peer_table", tmp_path, "--commit", "cc")
+    assert done.returncode == 1
+    assert "no record of benchmarks.peers of commit cc in" in done.stderr
