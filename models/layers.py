@@ -108,7 +108,7 @@ def packed_attention(
         nothing = query + key.sum(0) + value.sum(0)
         return (nothing if bias is None else nothing + bias(1, 1).sum()).flatten(1)
     in_full = query.device.type == "cpu" and query.dtype in (torch.float32, torch.float64)
-    if dropout and in_full and not torch.compiler.is_compiling():
+    if 0 < dropout < 1 and in_full and not torch.compiler.is_compiling():
         biases = [] if bias is None else [bias(length, source) for _, length, source in runs]
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         return dropped_attention(query, key, value, runs, biases, causal, scale, dropout).flatten(1)
@@ -125,7 +125,7 @@ def packed_attention(
             if causal:
                 mask = mask.masked_fill(~torch.ones_like(mask, dtype=torch.bool).tril(), float("-inf"))
         hides = causal and mask is None
-        out = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=hides, scale=scale)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=hides, scale=scale)
         outputs.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
     return torch.cat(outputs)
 
@@ -156,7 +156,7 @@ def padded_attention(
         there = torch.arange(k.shape[2], device=k.device) < ends  # (B, 1, 1, S)
         mask = there if mask is None else mask.masked_fill(~there, float("-inf"))
     hides = causal and mask is None
-    out = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=hides, scale=scale)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=hides, scale=scale)
     return out.transpose(1, 2)[packing.rows, packing.positions].flatten(1)
 
 

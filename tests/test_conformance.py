@@ -154,9 +154,16 @@ class NumberedDropout:
     def __call__(self, x, p=0.5, training=True, inplace=False):
         if not training or not p:
             return x
-        kept = torch.rand(x.numel(), generator=torch.Generator().manual_seed(len(self.sites))) >= p
-        self.sites.append((x.numel(), p))
-        return x * kept.view(x.shape) / (1 - p)
+        return x * self.kept(x.numel(), p).view(x.shape) / (1 - p)
+
+    def kept(self, n, p):
+        kept = torch.rand(n, generator=torch.Generator().manual_seed(len(self.sites))) >= p
+        self.sites.append((n, p))
+        return kept
+
+    def places(self, n, p):
+        """As models.dropped_attention asks for them."""
+        return (~self.kept(n, p)).nonzero().flatten()
 
     def attention(self, q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **_):
         scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
@@ -181,6 +188,7 @@ def test_training_drops_where_transformers_drops(tmp_path, monkeypatch, model_ty
         dropout = NumberedDropout()
         monkeypatch.setattr(F, "dropout", dropout)
         monkeypatch.setattr(F, "scaled_dot_product_attention", dropout.attention)
+        monkeypatch.setattr("models.dropped_attention.dropped_places", dropout.places)
         with torch.no_grad():
             return run(), dropout.sites
 

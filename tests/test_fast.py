@@ -13,6 +13,7 @@ import zoo
 from torch import nn
 
 import models
+from models import dropped_attention
 from models.dropout import FEWEST, MOST_DROPPED, Dropout, dropout, dropped_places
 from models.heads import IGNORE, supervised_places
 from models.layers import Packing, packed_attention, padded_attention
@@ -258,9 +259,21 @@ def by_formula(query, key, value, packing, key_packing, causal, bias, scale):
     return torch.cat(parts)
 
 
+@pytest.fixture(params=[dropped_attention.BLOCK, 60, 1], ids=["one block", "blocks", "a block a sequence"])
+def blocks(request, monkeypatch):
+    """Weights that are worked on together."""
+    monkeypatch.setattr(dropped_attention, "BLOCK", request.param)
+    for remembered in (dropped_attention._parts, dropped_attention._blocks):
+        remembered.cache_clear()
+    yield
+    for remembered in (dropped_attention._parts, dropped_attention._blocks):
+        remembered.cache_clear()
+
+
 @pytest.mark.parametrize("dropout", [0.0, 1e-300])  # the second takes the way of dropout and drops nothing
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(("causal", "cross", "scale"), [(False, False, None), (True, False, 0.3), (False, True, 1.0)])
+@pytest.mark.usefixtures("blocks")
 def test_attention_with_dropout_and_without_is_the_formula(causal, cross, scale, biased, dropout):
     torch.manual_seed(0)
     packing = Packing.of([2, 5, 5, 1, 7])
@@ -299,6 +312,7 @@ def test_attention_padded_for_a_gpu_is_the_formula_too(causal, cross, scale, bia
 
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(("causal", "cross"), [(False, False), (True, False), (False, True)])
+@pytest.mark.usefixtures("blocks")
 def test_gradcheck_of_attention_with_dropout(causal, cross, biased):
     packing = Packing.of([3, 3, 4])
     keys = Packing.of([2, 2, 5]) if cross else packing
@@ -313,6 +327,23 @@ def test_gradcheck_of_attention_with_dropout(causal, cross, biased):
 
     assert not torch.allclose(seeded(*tensors, table), seeded(*tensors, table, dropout=0.0))
     assert torch.autograd.gradcheck(seeded, (*tensors, table))
+
+
+def test_how_many_sequences_are_worked_on_together_changes_no_draw(monkeypatch):
+    packing, found = Packing.of([30, 30, 30, 41, 50, 50]), []
+    tensors = [torch.randn(231, 2, 3, dtype=torch.float64) for _ in range(3)]
+    for block in (2**20, 5_000, 1):
+        monkeypatch.setattr(dropped_attention, "BLOCK", block)
+        dropped_attention._parts.cache_clear()
+        dropped_attention._blocks.cache_clear()
+        torch.manual_seed(0)
+        found.append(packed_attention(*tensors, packing, dropout=0.4))
+        blocks = dropped_attention._blocks(((3, 30, 30), (1, 41, 41), (2, 50, 50)), 2)
+        assert len(blocks) == {2**20: 1, 5_000: 5, 1: 6}[block]
+    dropped_attention._parts.cache_clear()
+    dropped_attention._blocks.cache_clear()
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-12, atol=1e-12)
 
 
 def test_attention_with_dropout_can_be_differentiated_twice_over_the_same_graph():
