@@ -132,6 +132,8 @@ def test_the_loss_of_30_steps_is_that_of_a_plain_loop_around_transformers(task, 
     ours = [line["loss"] for line in lines if "loss" in line]
     theirs = plain_loop(task, examples, oracle)
     assert len(ours) == len(theirs) == STEPS
-    # Of the loss where that is large: 30 steps of AdamW carry what the processor's products round.
-    assert max(abs(a - b) / max(1, b) for a, b in zip(ours, theirs, strict=True)) < 1e-4
+    # AdamW divides by the size of a gradient, so what the processor rounds otherwise grows from step to step.
+    apart = [abs(a / b - 1) for a, b in zip(ours, theirs, strict=True)]
+    assert max(apart[:10]) < 1e-5
+    assert max(apart) < 5e-4
     assert ours[-1] < 0.9 * ours[0]  # something was learned, so the curves could have parted
