@@ -19,7 +19,6 @@ from benchmarks import record
 from benchmarks.peers import FIGURES, OURS, ratios
 
 SPEED, MEMORY, START = FIGURES
-Runs = dict[str, dict[str, list[dict[str, float]]]]  # work -> side -> one dictionary a round
 
 
 def records(places: Sequence[Path], commit: str) -> tuple[str, list[dict[str, Any]]]:
@@ -64,9 +63,9 @@ def cell(values: Sequence[float]) -> str:
 def table(contents: Sequence[dict[str, Any]]) -> str:
     """In Markdown, a line for each work and peer."""
     lines = [
-        "| work | beside | rounds | samples/s: ours, theirs | times as fast | of its memory | starts times as soon |"
+        "| work | beside | rounds | samples/s: ours, theirs | times as fast | of its memory | starts times as soon |",
+        "|---|---|---|---|---|---|---|",
     ]
-    lines.append("|---|---|---|---|---|---|---|")
     for work, peer, (ours, theirs), found in sorted(rounds(contents), key=lambda row: row[:2]):
         soon = [1 / value for value in found[START]]
         lines.append(

@@ -58,7 +58,8 @@ def smaller_cut(cut: Cut, group: Sequence[Batch], error: RuntimeError, step: int
     if ranks.world_size > 1:
         raise TrainingError(
             f"step {step + 1}: a micro-batch of {batch.num_tokens:,} tokens does not fit into the memory of rank "
-            f"{ranks.rank}; go on from the last checkpoint with --resume --train.micro_batch_tokens={half}"
+            f"{ranks.rank}; go on from the last checkpoint with --resume --train.micro_batch_tokens={half}, "
+            "in the place of any other limit of a micro-batch"
         ) from None
     return replace(cut, examples=0, tokens=half)
 

@@ -259,6 +259,24 @@ def by_formula(query, key, value, packing, key_packing, causal, bias, scale):
     return torch.cat(parts)
 
 
+def assert_the_formula(attention, causal, cross, scale, biased):
+    """In value and in every gradient."""
+    torch.manual_seed(0)
+    packing = Packing.of([2, 5, 5, 1, 7])
+    keys = Packing.of([3, 4, 4, 6, 1]) if cross else packing
+    q = torch.randn(20, 2, 4, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(sum(keys.lengths), 2, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    table = torch.randn(2, 7, 7, dtype=torch.float64, requires_grad=True)
+    bias = (lambda length, source: table[:, :length, :source]) if biased else None
+    wanted = (q, k, v, table) if biased else (q, k, v)
+    found = attention(q, k, v, packing, keys, bias)
+    expected = by_formula(q, k, v, packing, keys, causal, bias, scale)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    g = torch.randn_like(found)
+    for a, b in zip(*(torch.autograd.grad(out, wanted, g) for out in (found, expected)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
 @pytest.fixture(params=[dropped_attention.BLOCK, 60, 1], ids=["one block", "blocks", "a block a sequence"])
 def blocks(request, monkeypatch):
     """Weights that are worked on together."""
@@ -275,39 +293,20 @@ def blocks(request, monkeypatch):
 @pytest.mark.parametrize(("causal", "cross", "scale"), [(False, False, None), (True, False, 0.3), (False, True, 1.0)])
 @pytest.mark.usefixtures("blocks")
 def test_attention_with_dropout_and_without_is_the_formula(causal, cross, scale, biased, dropout):
-    torch.manual_seed(0)
-    packing = Packing.of([2, 5, 5, 1, 7])
-    keys = Packing.of([3, 4, 4, 6, 1]) if cross else packing
-    q = torch.randn(20, 2, 4, dtype=torch.float64, requires_grad=True)
-    k, v = (torch.randn(sum(keys.lengths), 2, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    table = torch.randn(2, 7, 7, dtype=torch.float64, requires_grad=True)
-    bias = (lambda length, source: table[:, :length, :source]) if biased else None
-    wanted = (q, k, v, table) if biased else (q, k, v)
-    found = packed_attention(q, k, v, packing, key_packing=keys, causal=causal, bias=bias, scale=scale, dropout=dropout)
-    expected = by_formula(q, k, v, packing, keys, causal, bias, scale)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    g = torch.randn_like(found)
-    for a, b in zip(*(torch.autograd.grad(out, wanted, g) for out in (found, expected)), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    def attention(q, k, v, packing, keys, bias):
+        options = {"causal": causal, "scale": scale, "dropout": dropout}
+        return packed_attention(q, k, v, packing, key_packing=keys, bias=bias, **options)
+
+    assert_the_formula(attention, causal, cross, scale, biased)
 
 
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(("causal", "cross", "scale"), [(False, False, None), (True, False, 0.3), (False, True, 1.0)])
 def test_attention_padded_for_a_gpu_is_the_formula_too(causal, cross, scale, biased):
-    torch.manual_seed(0)
-    packing = Packing.of([2, 5, 5, 1, 7])
-    keys = Packing.of([3, 4, 4, 6, 1]) if cross else packing
-    q = torch.randn(20, 2, 4, dtype=torch.float64, requires_grad=True)
-    k, v = (torch.randn(sum(keys.lengths), 2, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    table = torch.randn(2, 7, 7, dtype=torch.float64, requires_grad=True)
-    bias = (lambda length, source: table[:, :length, :source]) if biased else None
-    wanted = (q, k, v, table) if biased else (q, k, v)
-    found = padded_attention(q, k, v, packing, keys, causal, bias, scale, 0.0)
-    expected = by_formula(q, k, v, packing, keys, causal, bias, scale)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    g = torch.randn_like(found)
-    for a, b in zip(*(torch.autograd.grad(out, wanted, g) for out in (found, expected)), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    def attention(q, k, v, packing, keys, bias):
+        return padded_attention(q, k, v, packing, keys, causal, bias, scale, 0.0)
+
+    assert_the_formula(attention, causal, cross, scale, biased)
 
 
 @pytest.mark.parametrize("biased", [False, True])
