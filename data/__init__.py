@@ -3,9 +3,9 @@
 from data.batch import Batch, totals
 from data.errors import DataError
 from data.examples import TextExamples
-from data.loader import Cut, Examples, evaluation_batches, steps_per_epoch, training_steps
-from data.readers import Row, read_rows, sample_rows, split_rows
-from data.tokenizer import copy_tokenizer, load_tokenizer
+from data.formats.rows import Row, read_rows, sample_rows, split_rows
+from data.loader import Examples, MicroBatching, evaluation_batches, steps_per_epoch, training_steps
+from data.tokenizers.load import copy_tokenizer, load_tokenizer
 
 __all__ = [
     "Batch",

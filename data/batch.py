@@ -14,7 +14,7 @@ IGNORE = -100  # a label that is no target
 
 @dataclass(frozen=True)
 class Batch:
-    """A packed micro-batch of B sequences, T tokens in all (the legend of shapes is in models/layers.py).
+    """A packed micro-batch of B sequences, T tokens in all (the legend of shapes is in models/ops/layers.py).
 
     A sequence is an example, but where `sequences` says how many each example has (the windows of a long text).
     Sequences are sorted by length. It may be empty (B = T = 0): a rank whose share of a step has run out still takes

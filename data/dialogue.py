@@ -14,10 +14,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from data.batch import IGNORE
+from data.causal_lm import bytes_of_tokens, encodings, end_token, pack_prompts
 from data.errors import DataError, ErrorList
 from data.examples import TextExamples
-from data.language import bytes_of_tokens, encodings, end_token, pack_prompts
-from data.readers import Row, read_rows
+from data.formats.rows import Row, read_rows
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 
@@ -95,7 +95,7 @@ def encode_dialogues(
 
     extra: "end", the id of the end-of-text token; "bytes", (N,) int64, of the replies in UTF-8; "shortened" and "cut",
     how many lost context, and part of their last reply; "tokenizer". Without labels "end", "tokenizer" and "dropped",
-    as encode_prompts of data/language.py has it.
+    as encode_prompts of data/causal_lm.py has it.
     """
     end = end_token(tokenizer)
     conversations = _encode_turns([row.values[column] for row in rows], tokenizer, end)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from data.errors import DataError, ErrorList
-from data.readers import Row
-from data.text import label_name, sort_labels
+from data.formats.rows import Row
+from data.text_classification import label_name, sort_labels
 
 SEPARATORS = re.compile("[,;]")  # of labels in one field of text; names that contain one need a JSON list
 

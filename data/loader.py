@@ -22,7 +22,7 @@ from data.batch import Batch
 
 
 class Examples(Protocol):
-    """An encoded data set: of texts (data/examples.py), of images (data/images.py), or augmented (data/augment.py).
+    """An encoded data set: of texts (data/examples.py), of images (data/image_classification.py), or augmented (data/augmentation/text.py).
 
     epoch: of training; a data set that is augmented gives other examples in each. None: the examples as they are.
     """
@@ -43,7 +43,7 @@ class Examples(Protocol):
 
 
 @dataclass(frozen=True)
-class Cut:
+class MicroBatching:
     """How the machine cuts a step. Give the limit of one micro-batch as a number of examples or as tokens (0: none)."""
 
     examples: int = 0
@@ -62,7 +62,7 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     return math.ceil(n / batch_size)
 
 
-def cut(indices: np.ndarray, lengths: np.ndarray, how: Cut) -> list[np.ndarray]:
+def cut(indices: np.ndarray, lengths: np.ndarray, how: MicroBatching) -> list[np.ndarray]:
     """This rank's micro-batches of a step, the same number on every rank (some may be empty).
 
     Examples are sorted by length and dealt like cards, so that ranks have equal work; neighbours in length then share a
@@ -95,7 +95,7 @@ def _cut_by_tokens(share: np.ndarray, lengths: np.ndarray, budget: int) -> list[
 class _Steps(Dataset[list[Batch]]):
     """Item s: this rank's micro-batches of step s. Any worker can make any step, since nothing is remembered."""
 
-    def __init__(self, examples: Examples, batch_size: int, seed: int, how: Cut):
+    def __init__(self, examples: Examples, batch_size: int, seed: int, how: MicroBatching):
         self.examples, self.batch_size, self.seed, self.how = examples, batch_size, seed, how
         self.lengths = examples.lengths
         self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
@@ -109,7 +109,14 @@ class _Steps(Dataset[list[Batch]]):
 
 
 def training_steps(
-    examples: Examples, batch_size: int, seed: int, how: Cut, *, start: int = 0, workers: int = 0, pin: bool = False
+    examples: Examples,
+    batch_size: int,
+    seed: int,
+    how: MicroBatching,
+    *,
+    start: int = 0,
+    workers: int = 0,
+    pin: bool = False,
 ) -> Iterator[list[Batch]]:
     """Steps `start`, `start + 1`, ... without end, each as this rank's list of micro-batches.
 
@@ -123,7 +130,7 @@ def training_steps(
     )
 
 
-def evaluation_batches(examples: Examples, how: Cut) -> list[np.ndarray]:
+def evaluation_batches(examples: Examples, how: MicroBatching) -> list[np.ndarray]:
     """This rank's micro-batches of a pass over everything: each example on exactly one rank, once.
 
     Sorted by length and dealt to the ranks; no collective happens inside the pass, so counts may differ.

@@ -9,11 +9,11 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from data import readers
 from data.errors import DataError, ErrorList
 from data.examples import TextExamples
-from data.readers import Row, locate, read_rows
-from data.text import check_rows, encode_texts
+from data.formats import rows as readers
+from data.formats.rows import Row, locate, read_rows
+from data.text_classification import check_rows, encode_texts
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from data.errors import DataError, ErrorList
-from data.readers import read_rows
+from data.formats.rows import read_rows
 
 LARGEST = torch.finfo(torch.float32).max
 

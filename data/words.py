@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from data.batch import IGNORE
 from data.examples import TextExamples
-from data.readers import Row
+from data.formats.rows import Row
 
 TEXT = "<text>"  # what else a row has that was a text; no name that a column would have
 CHUNK = 20_000  # rows encoded at a time; an encoding holds far more than its ids

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from data import Batch
-from engine.config import Train
+from engine.config import TrainSettings
 from engine.distributed import Ranks, TrainingError, gather
 from engine.precision import Precision
 from engine.regularize import seed_dropout
@@ -18,7 +18,7 @@ from models import TaskModel
 
 
 def left_out(
-    train: Train,
+    train: TrainSettings,
     seed: int,
     state: TrainState,
     model: TaskModel,

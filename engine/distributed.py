@@ -20,8 +20,8 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
 
 from data import Batch, DataError
+from engine.allocator import keep_freed_memory
 from engine.config import ConfigError
-from engine.machine import keep_freed_memory
 from engine.optim import without_gradient
 from models import ModelError
 

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 
 import models
-from data import Cut, Examples, evaluation_batches
-from engine import checkpoint, describe, distributed
+from data import Examples, MicroBatching, evaluation_batches
+from engine import checkpoint, distributed
+from engine import summary as describe
 from engine.config import (
     Config,
     ConfigError,
-    Generate,
+    GenerateSettings,
     all_settings,
     check,
     did_you_mean,
@@ -52,12 +53,12 @@ def evaluate(
     amp: Precision,
     ranks: Ranks,
     batch_tokens: int,
-    generate: Generate,
+    generate: GenerateSettings,
 ) -> torch.Tensor:
     """The task's statistics summed over every example once, on all ranks. Leaves the model in its mode."""
     was_training = model.training
     model.eval()
-    cut = Cut(tokens=batch_tokens, rank=ranks.rank, world_size=ranks.world_size)
+    cut = MicroBatching(tokens=batch_tokens, rank=ranks.rank, world_size=ranks.world_size)
     update = progress(ranks, len(examples) // ranks.world_size, "evaluating")
 
     def count(part: np.ndarray) -> torch.Tensor:
@@ -81,7 +82,7 @@ def measure(
     amp: Precision,
     ranks: Ranks,
     batch_tokens: int,
-    generate: Generate,
+    generate: GenerateSettings,
 ) -> dict[str, float]:
     """The metrics of one pass; none of no examples."""
     if not len(examples):

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import models
-from engine.config import Model, Train
+from engine.config import ModelSettings, TrainSettings
 from engine.tasks import Task
 from models import TaskModel
 
 
 def build_model(
-    settings: Model, task: Task, labels: Sequence[str], label_smoothing: float, seed: int, resumed: Path | None
+    settings: ModelSettings, task: Task, labels: Sequence[str], label_smoothing: float, seed: int, resumed: Path | None
 ) -> tuple[TaskModel, Path]:
     """(the model on the CPU, the folder that has its tokenizer).
 
@@ -57,10 +57,10 @@ def build_model(
         models.add_lora(model, lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=targets, seed=seed)
         if resumed is not None:
             models.load_adapter(model, resumed)
-    return model, models.hub.resolve(start.name)
+    return model, models.checkpoints.hub.resolve(start.name)
 
 
-def spare_memory_or_time(model: TaskModel, settings: Train) -> None:
+def spare_memory_or_time(model: TaskModel, settings: TrainSettings) -> None:
     """Have the layers of the model computed as the machine wants it: none of this changes what they compute."""
     if settings.compile:
         models.compile_layers(model)

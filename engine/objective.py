@@ -15,17 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data import Batch
-from engine.config import ConfigError, Dropout, Regularize
+from engine.config import ConfigError, DropoutSettings, RegularizeSettings
 from engine.regularize import DropoutSchedule
 from models import Output, TaskModel
 from models.heads import IGNORE, widened
-from models.layers import Packing, padded
+from models.ops.layers import Packing, padded
 
 WITHOUT_CLASSES = ("token-classification", "question-answering")  # of an example, which is what a teacher judges
 SCALE = 1024.0  # of the loss whose gradient is the direction of FGM: fp16 would lose small ones
 
 
-def training_objective(model: TaskModel, settings: Regularize, teacher: Tensor | None) -> nn.Module:
+def training_objective(model: TaskModel, settings: RegularizeSettings, teacher: Tensor | None) -> nn.Module:
     """What the loop calls in the place of the model: the model itself where none of this is on, else an Objective.
 
     teacher: (N, C) fp32 logits of the training examples, by their place in the training set (data/teacher.py).
@@ -39,7 +39,7 @@ def training_objective(model: TaskModel, settings: Regularize, teacher: Tensor |
     return model
 
 
-def _check(model: TaskModel, settings: Regularize, teacher: Tensor | None) -> None:
+def _check(model: TaskModel, settings: RegularizeSettings, teacher: Tensor | None) -> None:
     head, problem = model.origin.head or "", model.head.shape.problem
     kind = "a regression" if problem == "regression" else f"the head {head}"
     if settings.r_drop and problem == "regression":
@@ -47,7 +47,7 @@ def _check(model: TaskModel, settings: Regularize, teacher: Tensor | None) -> No
             f"regularize.r_drop = {settings.r_drop:g} compares probabilities, which a regression has none of; "
             "leave it out"
         )
-    if settings.r_drop and not any(rate for *_, rate in DropoutSchedule(model, Dropout(), 0).rates):
+    if settings.r_drop and not any(rate for *_, rate in DropoutSchedule(model, DropoutSettings(), 0).rates):
         raise ConfigError(
             f"regularize.r_drop = {settings.r_drop:g} compares two passes, which are the same without dropout; "
             "set model.dropout.all, or leave it out"
@@ -95,7 +95,7 @@ class Objective(nn.Module):
     fgm: so four passes.
     """
 
-    def __init__(self, model: TaskModel, settings: Regularize, teacher: Tensor | None):
+    def __init__(self, model: TaskModel, settings: RegularizeSettings, teacher: Tensor | None):
         super().__init__()
         self.model = model
         self.settings = settings

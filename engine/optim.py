@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.config import ConfigError, Optim, Train
+from engine.config import ConfigError, OptimSettings, TrainSettings
 
 LAYER = re.compile(r"(.*?layers)\.(\d+)\.")
 MOST_STEPS = 2**53  # beyond it a float no longer counts one by one
 
 
-def count_steps(train: Train, epoch_steps: int) -> int:
+def count_steps(train: TrainSettings, epoch_steps: int) -> int:
     """The optimizer steps of a run: train.max_steps, else those of train.epochs with a begun step counted whole.
 
     Within rounding a product is the whole number that is meant: 1.1 epochs of 50 steps are 55, though 1.1 * 50 > 55.
@@ -31,7 +31,7 @@ def count_steps(train: Train, epoch_steps: int) -> int:
     return round(steps) if math.isclose(steps, round(steps), rel_tol=1e-12) else math.ceil(steps)
 
 
-def check_schedule(optim: Optim, total: int) -> None:
+def check_schedule(optim: OptimSettings, total: int) -> None:
     """ConfigError for a wsd schedule whose decay begins before its warm-up is done, so that the rate would jump."""
     wanted = sum(value * total if value < 1 else value for value in (optim.warmup, optim.decay))
     if optim.schedule == "wsd" and wanted > total * (1 + 1e-12):
@@ -54,7 +54,7 @@ class AdamW(torch.optim.AdamW):
     step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
-def build_optimizer(model: nn.Module, optim: Optim, weight_decay: float) -> AdamW:
+def build_optimizer(model: nn.Module, optim: OptimSettings, weight_decay: float) -> AdamW:
     """AdamW (Loshchilov & Hutter 2019); matrices and embeddings decay, biases and norms (one dimension) do not.
 
     Parameters that learn at another multiple of the learning rate are groups of their own.
@@ -70,7 +70,7 @@ def build_optimizer(model: nn.Module, optim: Optim, weight_decay: float) -> Adam
     return AdamW(in_order, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
 
 
-def lr_scales(model: nn.Module, optim: Optim) -> dict[str, float]:
+def lr_scales(model: nn.Module, optim: OptimSettings) -> dict[str, float]:
     """{name: the multiple of the learning rate that this parameter learns at}.
 
     With layer_decay d and L layers: d ** (L + 1 - i) for layer i from 1, d ** (L + 1) for the embeddings, 1 for the
@@ -112,7 +112,7 @@ def depths(names: Iterable[str]) -> dict[str, int]:
     }
 
 
-def learning_rate(step: int, total: int, optim: Optim) -> float:
+def learning_rate(step: int, total: int, optim: OptimSettings) -> float:
     """The rate of optimizer step `step` (from 0) of `total`.
 
     Linear warm-up to optim.lr, then, with p in [0, 1) the share of the remaining steps done and m = optim.min_lr:

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 import torch
 
 import models
-from data import Cut, Examples, evaluation_batches
-from engine import describe, distributed
-from engine.config import ConfigError, Generate
+from data import Examples, MicroBatching, evaluation_batches
+from engine import distributed
+from engine import summary as describe
+from engine.config import ConfigError, GenerateSettings
 from engine.distributed import Ranks
 from engine.evaluate import check_output, open_model, write_whole
 from engine.log import progress
@@ -39,11 +40,11 @@ def predict(
     amp: Precision,
     ranks: Ranks,
     batch_tokens: int,
-    generate: Generate,
+    generate: GenerateSettings,
 ) -> list[str]:
     """One line of JSON for each example, in their order, on rank 0; none on the others."""
     model.eval()
-    cut = Cut(tokens=batch_tokens, rank=ranks.rank, world_size=ranks.world_size)
+    cut = MicroBatching(tokens=batch_tokens, rank=ranks.rank, world_size=ranks.world_size)
     update = progress(ranks, len(examples) // ranks.world_size, "predicting")
     lines: list[tuple[int, str]] = []
     for part in evaluation_batches(examples, cut):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engine.config import ConfigError, Dropout, Regularize
+from engine.config import ConfigError, DropoutSettings, RegularizeSettings
 from engine.optim import depths, steps_of
 from models import TaskModel
 
@@ -27,7 +27,7 @@ class Penalties:
     pretrained: the model as the recipe's checkpoint has it, before any training; needed for l2_sp only.
     """
 
-    def __init__(self, model: nn.Module, settings: Regularize, pretrained: TaskModel | None = None):
+    def __init__(self, model: nn.Module, settings: RegularizeSettings, pretrained: TaskModel | None = None):
         self.settings = settings
         self.value: Tensor | float = 0.0  # of the last step, a tensor once there was one: read it where it is logged
         names = {name: p for name, p in model.named_parameters() if p.requires_grad and p.ndim >= 2}
@@ -80,7 +80,7 @@ class Penalties:
         return {"penalty": float(self.value)} if on else {}
 
 
-def weigh_classes_(model: TaskModel, settings: Regularize, counts: np.ndarray | None) -> None:
+def weigh_classes_(model: TaskModel, settings: RegularizeSettings, counts: np.ndarray | None) -> None:
     """Give the head regularize.class_weights. counts: the training targets of each class, None where there are none.
 
     balanced: N / (C * counts), so that every class has the same weight in all and the mean over the targets is 1 (King
@@ -116,7 +116,7 @@ class DropoutSchedule:
     overfitting (both Liu et al. 2023, "Dropout reduces underfitting").
     """
 
-    def __init__(self, model: nn.Module, settings: Dropout, total: int):
+    def __init__(self, model: nn.Module, settings: DropoutSettings, total: int):
         self.settings, self.total = settings, total
         self.rates: list[tuple[Any, str, float]] = [
             (module, name, float(getattr(module, name)))

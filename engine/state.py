@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from engine.config import Eval
+from engine.config import EvalSettings
 
 LOWER_IS_BETTER = ("loss", "mse", "mae", "perplexity", "bits_per_byte")
 
@@ -37,7 +37,7 @@ class TrainState:
         self.bad_evaluations += 1
         return False
 
-    def reason_to_stop(self, total_steps: int, settings: Eval, mode: str) -> str:
+    def reason_to_stop(self, total_steps: int, settings: EvalSettings, mode: str) -> str:
         """Why the run is done, in words; "" while it is not. A run that is resumed comes to the same answer."""
         worst, value = settings.divergence, self.watched
         if worst is not None and value is not None:
@@ -49,7 +49,7 @@ class TrainState:
         return "out of patience" if 0 < settings.patience <= self.bad_evaluations else ""
 
 
-def mode_of(settings: Eval, metric: str) -> str:
+def mode_of(settings: EvalSettings, metric: str) -> str:
     """Is the watched metric better when "max" or "min"?"""
     if settings.mode != "auto":
         return settings.mode

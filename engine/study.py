@@ -32,8 +32,8 @@ from tqdm import tqdm
 
 from engine import config, distributed
 from engine.config import ConfigError, did_you_mean
-from engine.outcomes import Line, add_gains, measure, read_run, table, write
 from engine.state import mode_of
+from engine.study_report import Line, add_gains, measure, read_run, table, write
 from engine.tasks import find_task
 
 USAGE = (

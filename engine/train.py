@@ -17,15 +17,16 @@ from functools import partial
 from pathlib import Path
 
 import models
-from data import Cut, sample_rows, steps_per_epoch, totals, training_steps
+from data import MicroBatching, sample_rows, steps_per_epoch, totals, training_steps
 from data.teacher import read_teacher
-from engine import checkpoint, config, describe, diagnose, distributed
+from engine import checkpoint, config, diagnose, distributed
+from engine import summary as describe
 from engine.config import Config
 from engine.distributed import Ranks, StopRequest
 from engine.ema import Ema
 from engine.evaluate import measure
-from engine.fit import largest_cut, smaller_cut
 from engine.log import RunLog, require_tensorboard
+from engine.memory import halve_micro_batches, largest_micro_batching
 from engine.model import build_model, spare_memory_or_time
 from engine.objective import training_objective
 from engine.optim import build_optimizer, check_schedule, count_steps, learning_rate, set_learning_rate
@@ -65,7 +66,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     teacher = read_teacher(data.teacher, train_set.ids, model.labels) if data.teacher else None
     seen_set = encode(sample_rows(train_rows, cfg.eval.train_examples, cfg.run.seed)[: cfg.eval.train_examples])
     train_set = task.augment(train_set, train_rows, encode, cfg.augment, cfg.run.seed)
-    cut = Cut(cfg.train.micro_batch_size, cfg.train.micro_batch_tokens, ranks.rank, ranks.world_size)
+    cut = MicroBatching(cfg.train.micro_batch_size, cfg.train.micro_batch_tokens, ranks.rank, ranks.world_size)
     epoch_steps = steps_per_epoch(len(train_set), cfg.train.batch_size)
     total_steps = count_steps(cfg.train, epoch_steps)
     check_schedule(cfg.optim, total_steps)
@@ -82,7 +83,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     ema = Ema(optimizer, cfg.regularize.ema_decay)
     spare_memory_or_time(model, cfg.train)
     if cfg.train.micro_batch == "auto":
-        cut = largest_cut(cut, objective, train_set, cfg.train.batch_size, amp, ranks)
+        cut = largest_micro_batching(cut, objective, train_set, cfg.train.batch_size, amp, ranks)
     if ranks.is_main:
         print(describe.run(cfg, model, processor, train_set, validation_set, test_set, total_steps, cut), flush=True)
     if cfg.run.dry_run:
@@ -126,7 +127,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
                 amp.backward(out.loss_sum * (ranks.world_size / max(targets, 1)))
                 losses.append(out.loss_sum.detach())
         except RuntimeError as error:  # of memory: the same step again, in smaller parts
-            out, cut = None, smaller_cut(cut, group, error, state.step, ranks)
+            out, cut = None, halve_micro_batches(cut, group, error, state.step, ranks)
             optimizer.zero_grad()
             log.say(f"step {state.step + 1}: out of memory; from here on {cut.tokens:,} tokens at a time")
             steps = draw(cut, start=state.position)

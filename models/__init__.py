@@ -25,11 +25,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models import bert, gpt2, hub, request, t5, vit, weights
+from models import bert, gpt2, t5, vit
+from models import model_options as request
 from models.architecture import Architecture, init_normal
-from models.compiled import compile_layers
+from models.checkpoints import hub, weights
+from models.checkpoints.tensor_files import read_json
 from models.errors import ModelError
-from models.files import read_json
 from models.heads import (
     DistilledClassification,
     HeadShape,
@@ -40,9 +41,10 @@ from models.heads import (
     TokenClassification,
 )
 from models.inputs import Inputs, images, pack
-from models.layers import checkpoint_activations
 from models.lora import add_lora, load_adapter, save_adapter
-from models.request import HUB_PROBLEMS, LABELLED, POOLED
+from models.model_options import HUB_PROBLEMS, LABELLED, POOLED
+from models.ops.compile import compile_layers
+from models.ops.layers import checkpoint_activations
 
 ARCHITECTURES: dict[str, Architecture] = {
     "bert": bert.BERT,

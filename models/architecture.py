@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from models.checkpoints.weights import WeightTable
 from models.errors import ModelError
 from models.heads import HeadShape
-from models.weights import Table
 
 C = TypeVar("C")
 LARGEST = 2**24  # of any size in config.json; no model comes near it
@@ -25,13 +25,13 @@ class Architecture:
     `config` is a frozen dataclass with at least hidden_size, num_hidden_layers, initializer_range and
     `rates: DropoutRates`. A backbone is a module with forward(batch) -> (hidden states (T, D), Packing), config,
     max_length, `layers` from the input to the output, init_weights(generator, modules), where a language model's
-    output may be tied to it `embedding`, and where it writes text forward(batch, cache) (models/cache.py).
+    output may be tied to it `embedding`, and where it writes text forward(batch, cache) (models/generation/cache.py).
     """
 
     read_config: Callable[[dict[str, Any]], Any]  # config.json -> config; ModelError for what it does not support
     build: Callable[[Any, str | None], nn.Module]  # (config, head) -> backbone
     head_shape: Callable[[Any, str, str], HeadShape]  # (config, head, pooling); labels and losses are filled in later
-    weights: Table
+    weights: WeightTable
     heads: Mapping[str | None, str]  # the heads it takes -> the class of transformers that reads their export
     depth: tuple[str, ...]  # the fields of config.json that say how many layers there are
     pooling: str = "cls"  # unless the checkpoint or the recipe says otherwise

@@ -1,7 +1,7 @@
 """BERT (Devlin et al. 2018), RoBERTa (Liu et al. 2019) and DistilBERT (Sanh et al. 2019): one encoder, post-LayerNorm.
 
 They differ in where positions start, in token types, in what stands before a classifier's output, and in the names of
-their files: a Config and a WEIGHTS table each. Shapes are those of models/layers.py; the text is packed, so a batch is
+their files: a Config and a WEIGHTS table each. Shapes are those of models/ops/layers.py; the text is packed, so a batch is
 (T, D) from the embeddings to the last layer.
 """
 
@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from models.architecture import Architecture, check_divides, init_normal, read_fields, read_rates
-from models.dropout import Dropout
+from models.checkpoints.weights import WeightRow, WeightTable, linear
 from models.heads import HeadShape
-from models.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, Packing, SelfAttention, drop_path
-from models.weights import Row, Table, linear
+from models.ops.dropout import Dropout
+from models.ops.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, Packing, SelfAttention, drop_path
 
 
 @dataclass(frozen=True)
-class Config:
+class BertConfig:
     """The fields of a config.json that change the mathematics, under BERT's names."""
 
     vocab_size: int = 30522
@@ -46,10 +46,10 @@ class Config:
         check_divides("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
 
 
-class Layer(nn.Module):
+class BertLayer(nn.Module):
     """x -> LN(x + attention(x)) -> LN(x + mlp(x)), with dropout on both branches (DistilBERT: on the second)."""
 
-    def __init__(self, config: Config, path: float):
+    def __init__(self, config: BertConfig, path: float):
         super().__init__()
         self.attention = SelfAttention(config.hidden_size, config.num_attention_heads, config.rates.attention)
         self.attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
@@ -67,10 +67,10 @@ class Layer(nn.Module):
         return self.mlp_norm(x + drop_path(self.dropout(self.mlp(x)), packing, path))
 
 
-class Model(nn.Module):
+class BertModel(nn.Module):
     """The encoder without its pooler, which belongs to the head that reads it."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: BertConfig):
         super().__init__()
         self.config = config
         depth = config.num_hidden_layers
@@ -81,7 +81,7 @@ class Model(nn.Module):
         )
         self.embedding_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = Dropout(config.rates.embedding)
-        self.layers = nn.ModuleList(Layer(config, config.rates.path_of(i, depth)) for i in range(depth))
+        self.layers = nn.ModuleList(BertLayer(config, config.rates.path_of(i, depth)) for i in range(depth))
 
     @property
     def max_length(self) -> int:
@@ -147,14 +147,14 @@ SUPPORTED = {
 }
 LEGACY = ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias"))
 EMBEDDINGS = (
-    Row("backbone.word_embeddings.weight", "embeddings.word_embeddings.weight"),
-    Row("backbone.position_embeddings.weight", "embeddings.position_embeddings.weight"),
+    WeightRow("backbone.word_embeddings.weight", "embeddings.word_embeddings.weight"),
+    WeightRow("backbone.position_embeddings.weight", "embeddings.position_embeddings.weight"),
     *linear("backbone.embedding_norm", "embeddings.LayerNorm"),
 )
 # BERT's and RoBERTa's
 EMBEDDINGS_AND_LAYERS = (
     *EMBEDDINGS,
-    Row("backbone.token_type_embeddings.weight", "embeddings.token_type_embeddings.weight"),
+    WeightRow("backbone.token_type_embeddings.weight", "embeddings.token_type_embeddings.weight"),
     *linear("backbone.layers.{i}.attention.query", "encoder.layer.{i}.attention.self.query"),
     *linear("backbone.layers.{i}.attention.key", "encoder.layer.{i}.attention.self.key"),
     *linear("backbone.layers.{i}.attention.value", "encoder.layer.{i}.attention.self.value"),
@@ -184,7 +184,7 @@ def _exported_as(name: str) -> dict[str | None, str]:
     }
 
 
-def _head_shape(config: Config, head: str, dense: str, before_dense: bool, lm_activation: str) -> HeadShape:
+def _head_shape(config: BertConfig, head: str, dense: str, before_dense: bool, lm_activation: str) -> HeadShape:
     shape = HeadShape(config.hidden_size, dropout=config.head_rates.get(head, 0.0))
     if head == "masked-lm":
         eps = config.layer_norm_eps
@@ -197,8 +197,8 @@ def _head_shape(config: Config, head: str, dense: str, before_dense: bool, lm_ac
 # BERT
 
 
-def _read_bert(raw: dict[str, Any], **changes: Any) -> Config:
-    config = read_fields(Config, raw, supported=SUPPORTED)
+def _read_bert(raw: dict[str, Any], **changes: Any) -> BertConfig:
+    config = read_fields(BertConfig, raw, supported=SUPPORTED)
     hidden = ("hidden_dropout_prob", 0.1)
     rates = read_rates(raw, embedding=hidden, attention=("attention_probs_dropout_prob", 0.1), hidden=hidden)
     head = read_rates(raw, head=("classifier_dropout", rates["hidden"]))["head"]
@@ -206,17 +206,17 @@ def _read_bert(raw: dict[str, Any], **changes: Any) -> Config:
     return replace(config, rates=DropoutRates(**rates), head_rates=dict.fromkeys(heads, head), **changes)
 
 
-def _bert_head(config: Config, head: str, pooling: str) -> HeadShape:
+def _bert_head(config: BertConfig, head: str, pooling: str) -> HeadShape:
     return _head_shape(config, head, "tanh" if pooling == "cls" else "", False, config.hidden_act)
 
 
 BERT = Architecture(
     read_config=_read_bert,
-    build=lambda config, head: Model(config),
+    build=lambda config, head: BertModel(config),
     head_shape=_bert_head,
     heads=_exported_as("Bert"),
     depth=("num_hidden_layers",),
-    weights=Table(
+    weights=WeightTable(
         model_type="bert",
         prefix="bert.",
         rows=EMBEDDINGS_AND_LAYERS,
@@ -226,8 +226,8 @@ BERT = Architecture(
             "masked-lm": (
                 *linear("head.dense", "cls.predictions.transform.dense", "head"),
                 *linear("head.norm", "cls.predictions.transform.LayerNorm", "head"),
-                Row("head.decoder.weight", "cls.predictions.decoder.weight", "head"),
-                Row("head.decoder.bias", "cls.predictions.bias", "head", untied="cls.predictions.decoder.bias"),
+                WeightRow("head.decoder.weight", "cls.predictions.decoder.weight", "head"),
+                WeightRow("head.decoder.bias", "cls.predictions.bias", "head", untied="cls.predictions.decoder.bias"),
             ),
         },
         tied={
@@ -243,23 +243,23 @@ BERT = Architecture(
 # RoBERTa
 
 
-def _read_roberta(raw: dict[str, Any]) -> Config:
+def _read_roberta(raw: dict[str, Any]) -> BertConfig:
     pad = 1 if raw.get("pad_token_id") is None else raw["pad_token_id"]
     config = _read_bert(raw | {"pad_token_id": pad})
     return replace(config, first_position=config.pad_token_id + 1)
 
 
-def _roberta_head(config: Config, head: str, pooling: str) -> HeadShape:
+def _roberta_head(config: BertConfig, head: str, pooling: str) -> HeadShape:
     return _head_shape(config, head, "tanh" if pooling == "cls" else "", True, "gelu")
 
 
 ROBERTA = Architecture(
     read_config=_read_roberta,
-    build=lambda config, head: Model(config),
+    build=lambda config, head: BertModel(config),
     head_shape=_roberta_head,
     heads=_exported_as("Roberta"),
     depth=("num_hidden_layers",),
-    weights=Table(
+    weights=WeightTable(
         model_type="roberta",
         prefix="roberta.",
         rows=EMBEDDINGS_AND_LAYERS,
@@ -272,8 +272,8 @@ ROBERTA = Architecture(
             "masked-lm": (
                 *linear("head.dense", "lm_head.dense", "head"),
                 *linear("head.norm", "lm_head.layer_norm", "head"),
-                Row("head.decoder.weight", "lm_head.decoder.weight", "head"),
-                Row("head.decoder.bias", "lm_head.bias", "head", untied="lm_head.decoder.bias"),
+                WeightRow("head.decoder.weight", "lm_head.decoder.weight", "head"),
+                WeightRow("head.decoder.bias", "lm_head.bias", "head", untied="lm_head.decoder.bias"),
             ),
         },
         tied={
@@ -299,8 +299,8 @@ DISTILBERT_NAMES = {
 }
 
 
-def _read_distilbert(raw: dict[str, Any]) -> Config:
-    config = read_fields(Config, raw, DISTILBERT_NAMES, supported={"activation": tuple(ACTIVATIONS)})
+def _read_distilbert(raw: dict[str, Any]) -> BertConfig:
+    config = read_fields(BertConfig, raw, DISTILBERT_NAMES, supported={"activation": tuple(ACTIVATIONS)})
     dropout = ("dropout", 0.1)
     rates = read_rates(raw, embedding=dropout, attention=("attention_dropout", 0.1), hidden=dropout)
     heads = read_rates(raw, sequence=("seq_classif_dropout", 0.2), span=("qa_dropout", 0.1), token=dropout)
@@ -314,17 +314,17 @@ def _read_distilbert(raw: dict[str, Any]) -> Config:
     return replace(config, rates=DropoutRates(**rates), head_rates=head_rates)
 
 
-def _distilbert_head(config: Config, head: str, pooling: str) -> HeadShape:
+def _distilbert_head(config: BertConfig, head: str, pooling: str) -> HeadShape:
     return _head_shape(config, head, "relu" if pooling == "cls" else "", False, config.hidden_act)
 
 
 DISTILBERT = Architecture(
     read_config=_read_distilbert,
-    build=lambda config, head: Model(config),
+    build=lambda config, head: BertModel(config),
     head_shape=_distilbert_head,
     heads=_exported_as("DistilBert"),
     depth=("n_layers",),
-    weights=Table(
+    weights=WeightTable(
         model_type="distilbert",
         prefix="distilbert.",
         rows=(
@@ -344,8 +344,8 @@ DISTILBERT = Architecture(
             "masked-lm": (
                 *linear("head.dense", "vocab_transform", "head"),
                 *linear("head.norm", "vocab_layer_norm", "head"),
-                Row("head.decoder.weight", "vocab_projector.weight", "head"),
-                Row("head.decoder.bias", "vocab_projector.bias", "head"),
+                WeightRow("head.decoder.weight", "vocab_projector.weight", "head"),
+                WeightRow("head.decoder.bias", "vocab_projector.bias", "head"),
             ),
         },
         tied={"vocab_projector.weight": "embeddings.word_embeddings.weight"},

@@ -1,7 +1,7 @@
 """GPT-2 (Radford et al. 2019): a decoder-only transformer, pre-LayerNorm.
 
-The text is packed, so a batch is (T, D) from the embeddings to the last layer; shapes are those of models/layers.py.
-With a models.cache.Cache it goes on from tokens that were already read.
+The text is packed, so a batch is (T, D) from the embeddings to the last layer; shapes are those of models/ops/layers.py.
+With a models.generation.cache.Cache it goes on from tokens that were already read.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from models.architecture import Architecture, check_divides, init_normal, read_fields, read_rates
-from models.cache import Cache
-from models.dropout import Dropout
+from models.checkpoints.weights import WeightRow, WeightTable, linear
+from models.generation.cache import Cache
 from models.heads import HeadShape, widened
-from models.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, Packing, drop_path, packed_attention
-from models.weights import Row, Table, linear
+from models.ops.dropout import Dropout
+from models.ops.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, Packing, drop_path, packed_attention
 
 
 @dataclass(frozen=True)
-class Config:
+class GPT2Config:
     """The fields of a config.json that change the mathematics, under the names of ours (NAMES has GPT-2's)."""
 
     vocab_size: int = 50257
@@ -48,7 +48,7 @@ class Config:
 class Attention(nn.Module):
     """Causal self-attention, its query, key and value one product (as in the file: `c_attn`)."""
 
-    def __init__(self, config: Config, layer: int):
+    def __init__(self, config: GPT2Config, layer: int):
         super().__init__()
         width = config.hidden_size
         self.num_heads = config.num_attention_heads
@@ -78,10 +78,10 @@ class Attention(nn.Module):
         return cache.attend(self.layer, q, packing, scale=self.scale)
 
 
-class Layer(nn.Module):
+class GPT2Layer(nn.Module):
     """x + attention(LN(x)), then x + mlp(LN(x)), with dropout on both branches."""
 
-    def __init__(self, config: Config, layer: int):
+    def __init__(self, config: GPT2Config, layer: int):
         super().__init__()
         self.attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.attention = Attention(config, layer)
@@ -96,16 +96,16 @@ class Layer(nn.Module):
         return x + drop_path(self.dropout(self.mlp(self.mlp_norm(x))), packing, path)
 
 
-class Model(nn.Module):
+class GPT2Model(nn.Module):
     """Embeddings, layers and the last LayerNorm."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: GPT2Config):
         super().__init__()
         self.config = config
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.dropout = Dropout(config.rates.embedding)
-        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(GPT2Layer(config, i) for i in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     @property
@@ -138,7 +138,7 @@ class Model(nn.Module):
         for module in modules or [self]:
             init_normal(module, std, generator)
             for layer in module.modules():
-                if isinstance(layer, Layer):
+                if isinstance(layer, GPT2Layer):
                     for last in (layer.attention.output, layer.mlp.down):
                         last.weight.normal_(0.0, std / math.sqrt(2 * depth), generator=generator)
 
@@ -159,8 +159,8 @@ SUPPORTED = {
 }
 
 
-def _read_config(raw: dict[str, Any]) -> Config:
-    config = read_fields(Config, raw, NAMES, supported=SUPPORTED)
+def _read_config(raw: dict[str, Any]) -> GPT2Config:
+    config = read_fields(GPT2Config, raw, NAMES, supported=SUPPORTED)
     rates = read_rates(raw, embedding=("embd_pdrop", 0.1), attention=("attn_pdrop", 0.1), hidden=("resid_pdrop", 0.1))
     token = read_rates(
         raw, token=("hidden_dropout", 0.1) if raw.get("classifier_dropout") is None else ("classifier_dropout", 0.1)
@@ -169,7 +169,7 @@ def _read_config(raw: dict[str, Any]) -> Config:
     return replace(config, rates=DropoutRates(**rates), head_rates={"token-classification": token["token"]})
 
 
-def _head_shape(config: Config, head: str, pooling: str) -> HeadShape:
+def _head_shape(config: GPT2Config, head: str, pooling: str) -> HeadShape:
     shape = HeadShape(config.hidden_size, dropout=config.head_rates.get(head, 0.0))
     if head == "causal-lm":
         return replace(shape, vocab_size=config.vocab_size, bias=False)
@@ -178,7 +178,7 @@ def _head_shape(config: Config, head: str, pooling: str) -> HeadShape:
 
 GPT2 = Architecture(
     read_config=_read_config,
-    build=lambda config, head: Model(config),
+    build=lambda config, head: GPT2Model(config),
     head_shape=_head_shape,
     heads={
         None: "GPT2Model",
@@ -189,12 +189,12 @@ GPT2 = Architecture(
     },
     depth=("n_layer",),
     pooling="last",
-    weights=Table(
+    weights=WeightTable(
         model_type="gpt2",
         prefix="transformer.",
         rows=(
-            Row("backbone.word_embeddings.weight", "wte.weight"),
-            Row("backbone.position_embeddings.weight", "wpe.weight"),
+            WeightRow("backbone.word_embeddings.weight", "wte.weight"),
+            WeightRow("backbone.position_embeddings.weight", "wpe.weight"),
             *linear("backbone.layers.{i}.attention_norm", "h.{i}.ln_1"),
             *linear("backbone.layers.{i}.attention.qkv", "h.{i}.attn.c_attn", transpose=True),
             *linear("backbone.layers.{i}.attention.output", "h.{i}.attn.c_proj", transpose=True),
@@ -204,8 +204,8 @@ GPT2 = Architecture(
             *linear("backbone.norm", "ln_f"),
         ),
         heads={
-            "causal-lm": (Row("head.decoder.weight", "lm_head.weight", "head"),),
-            "sequence-classification": (Row("head.classifier.weight", "score.weight", "head"),),
+            "causal-lm": (WeightRow("head.decoder.weight", "lm_head.weight", "head"),),
+            "sequence-classification": (WeightRow("head.classifier.weight", "score.weight", "head"),),
             "token-classification": linear("head.classifier", "classifier", "head"),
             "question-answering": linear("head.span", "qa_outputs", "head"),
         },

@@ -4,7 +4,7 @@ A head never averages. The loop divides by the number of targets of the whole op
 ranks, so that the way a step is cut cannot change the loss. A label that is no target: IGNORE among integers, NaN among
 floats. (Among the floats of several labels IGNORE is none either; in a regression it is a number like any other.)
 
-Legend of shapes as in models/layers.py, and: C classes, V vocabulary.
+Legend of shapes as in models/ops/layers.py, and: C classes, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.dropout import Dropout
 from models.errors import ModelError
-from models.layers import ACTIVATIONS, POOLINGS, Packing, mean_pool, padded
-from models.linear_cross_entropy import linear_cross_entropy
+from models.ops.dropout import Dropout
+from models.ops.layers import ACTIVATIONS, POOLINGS, Packing, mean_pool, padded
+from models.ops.linear_cross_entropy import linear_cross_entropy
 
 IGNORE = -100  # a label without a target; torch's own default
 PROBLEMS = ("single-label", "multi-label", "regression")
@@ -168,7 +168,7 @@ class LanguageModel(nn.Module):
     on dialogue that spares most of the work.
 
     keep_logits: whoever reads no logits in training sets it False, and then only the loss is computed there, in a
-    fraction of the memory (models/linear_cross_entropy.py). In evaluation the logits are always there.
+    fraction of the memory (models/ops/linear_cross_entropy.py). In evaluation the logits are always there.
     """
 
     keep_logits = True

@@ -20,7 +20,7 @@ from models.heads import IGNORE
 
 @dataclass(frozen=True)
 class Inputs:
-    """A packed micro-batch of B sequences, T tokens in all (legend of shapes: models/layers.py).
+    """A packed micro-batch of B sequences, T tokens in all (legend of shapes: models/ops/layers.py).
 
     Every architecture reads the fields it needs and no others: token_type_ids only where there are token types, the
     decoder's only in sequence-to-sequence models (U target tokens in all), pixel_values in the place of ids for images.
@@ -64,7 +64,7 @@ def pack(
         if found != wanted:
             raise ModelError(f"token_types {i} has {found or 0} entries, its sequence {wanted or 0} tokens")
     decoder_lengths = () if decoder is None else _lengths("decoder sequence", decoder)
-    # No sequences at all: the encoder has read them, and a cache keeps what cross-attention needs (models/cache.py).
+    # No sequences at all: the encoder has read them, and a cache keeps what cross-attention needs (models/generation/cache.py).
     if decoder is not None and sequences and len(decoder) != len(sequences):
         raise ModelError(f"there are {len(sequences)} sequences and {len(decoder)} of the decoder's")
     return Inputs(

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from models.checkpoints.tensor_files import TensorFiles, read_json
 from models.errors import ModelError
-from models.files import TensorFiles, read_json
 
 if TYPE_CHECKING:
     from models import TaskModel

@@ -1,7 +1,7 @@
 """T5 (Raffel et al. 2020), T5 v1.1 / Flan-T5 and mT5: an encoder-decoder, pre-norm, without biases.
 
 Both stacks hold their text packed: the encoder the source, T tokens, the decoder the target, U tokens, each with its
-Packing. Without a decoder the model is an encoder like BERT's. Shapes: models/layers.py. Unlike in other models,
+Packing. Without a decoder the model is an encoder like BERT's. Shapes: models/ops/layers.py. Unlike in other models,
 - attention scores are not divided by sqrt(K); the initialisation of the query takes its place;
 - positions enter only as a learnt bias on the scores, one per head and distance, shared by all layers of a stack;
 - the norm has neither mean nor bias (RMSNorm, Zhang & Sennrich 2019), its variance in fp32 or wider;
@@ -21,20 +21,20 @@ import torch
 from torch import Tensor, nn
 
 from models.architecture import Architecture, read_fields, read_rates
-from models.cache import Cache
-from models.dropout import Dropout
+from models.checkpoints.weights import WeightRow, WeightTable, linear
 from models.errors import ModelError
+from models.generation.cache import Cache
 from models.heads import HeadShape
-from models.layers import ACTIVATIONS, NO_DROPOUT, DropoutRates, Packing, drop_path, packed_attention, padded
-from models.relative_bias import RelativeBias
-from models.weights import Row, Table, linear
+from models.ops.dropout import Dropout
+from models.ops.layers import ACTIVATIONS, NO_DROPOUT, DropoutRates, Packing, drop_path, packed_attention, padded
+from models.ops.relative_bias import RelativeBias
 
 Source = tuple[Tensor, Packing]  # the hidden states that keys and values are made of, and how they are cut
 Bias = Callable[[int, int], Tensor]  # (query length, key length) -> (H, L, S)
 
 
 @dataclass(frozen=True)
-class Config:
+class T5Config:
     """The fields of a config.json that change the mathematics, under the names of ours (NAMES has T5's)."""
 
     vocab_size: int = 32128
@@ -73,7 +73,7 @@ class Config:
 class Attention(nn.Module):
     """Multi-head attention to the same tokens or, in cross-attention, to the encoder's."""
 
-    def __init__(self, config: Config, layer: int, cross: bool = False):
+    def __init__(self, config: T5Config, layer: int, cross: bool = False):
         super().__init__()
         width, inner = config.hidden_size, config.num_attention_heads * config.head_size
         self.layer = layer
@@ -107,7 +107,7 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """down(act(up(x))), or gated: down(act(gate(x)) * linear(x)) (Shazeer 2020)."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: T5Config):
         super().__init__()
         width, inner = config.hidden_size, config.intermediate_size
         self.gated = config.is_gated_act
@@ -136,10 +136,10 @@ class FeedForward(nn.Module):
             return self.down(self.dropout(inner if linear is None else inner * linear))
 
 
-class Layer(nn.Module):
+class T5Layer(nn.Module):
     """x + attention(norm(x)), in a decoder x + cross_attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: Config, layer: int, depth: int, decoder: bool):
+    def __init__(self, config: T5Config, layer: int, depth: int, decoder: bool):
         super().__init__()
         norm = functools.partial(nn.RMSNorm, config.hidden_size, config.layer_norm_eps)
         self.attention_norm = norm()
@@ -167,12 +167,12 @@ class Layer(nn.Module):
 class Stack(nn.Module):
     """The layers of the encoder or of the decoder, the bias that they share, and the last norm."""
 
-    def __init__(self, config: Config, depth: int, decoder: bool):
+    def __init__(self, config: T5Config, depth: int, decoder: bool):
         super().__init__()
         self.embedding_dropout = Dropout(config.rates.embedding)
         buckets, farthest = config.relative_attention_num_buckets, config.relative_attention_max_distance
         self.relative_bias = RelativeBias(config.num_attention_heads, buckets, farthest, causal=decoder)
-        self.layers = nn.ModuleList(Layer(config, i, depth, decoder) for i in range(depth))
+        self.layers = nn.ModuleList(T5Layer(config, i, depth, decoder) for i in range(depth))
         self.norm = nn.RMSNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = Dropout(config.rates.hidden)
 
@@ -191,10 +191,10 @@ class Stack(nn.Module):
         return lambda length, keys: bias
 
 
-class Model(nn.Module):
+class T5Model(nn.Module):
     """Encoder and, for sequence-to-sequence, decoder, on one embedding."""
 
-    def __init__(self, config: Config, decoder: bool):
+    def __init__(self, config: T5Config, decoder: bool):
         super().__init__()
         self.config = config
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -220,7 +220,7 @@ class Model(nn.Module):
         """batch.input_ids: (T,); with a decoder batch.decoder_input_ids: (U,), the target shifted right.
 
         Returns the last hidden states of the encoder, (T, D), or else of the decoder, (U, D), and their packing. With a
-        cache, the encoder runs at the first batch only, and decoder_input_ids are the new tokens (models/cache.py).
+        cache, the encoder runs at the first batch only, and decoder_input_ids are the new tokens (models/generation/cache.py).
         """
         if self.decoder is None:
             return self.encode(batch)
@@ -255,7 +255,7 @@ class Model(nn.Module):
                 stds["down"] = config.intermediate_size**-0.5
             elif isinstance(module, RelativeBias):
                 stds = {"embedding": width}
-            elif isinstance(module, Model):
+            elif isinstance(module, T5Model):
                 stds = {"word_embeddings": 1.0}
             elif isinstance(module, nn.RMSNorm):
                 module.weight.fill_(config.initializer_factor)
@@ -296,22 +296,22 @@ def _complete(raw: dict[str, Any], feed_forward: str, scaled: bool) -> dict[str,
     return implied | given | ({} if scaled else {"scale_decoder_outputs": False})
 
 
-def _read_config(raw: dict[str, Any]) -> Config:
-    config = read_fields(Config, raw, NAMES, supported=SUPPORTED)
+def _read_config(raw: dict[str, Any]) -> T5Config:
+    config = read_fields(T5Config, raw, NAMES, supported=SUPPORTED)
     dropout = ("dropout_rate", 0.1)
     rates = read_rates(raw, embedding=dropout, attention=dropout, hidden=dropout)
     head = read_rates(raw, head=("classifier_dropout", 0.0))["head"]
     return replace(config, rates=DropoutRates(**rates), classifier_dropout=head)
 
 
-def _head_shape(config: Config, head: str, pooling: str) -> HeadShape:
+def _head_shape(config: T5Config, head: str, pooling: str) -> HeadShape:
     if head != "seq2seq-lm":
         return HeadShape(config.hidden_size, dropout=config.classifier_dropout)
     scale = config.hidden_size**-0.5 if config.scale_decoder_outputs else 1.0
     return HeadShape(config.hidden_size, vocab_size=config.vocab_size, bias=False, scale=scale)
 
 
-def _stack_rows(ours: str, theirs: str, group: str, mlp: int) -> tuple[Row, ...]:
+def _stack_rows(ours: str, theirs: str, group: str, mlp: int) -> tuple[WeightRow, ...]:
     """The rows of a stack; `mlp` is the number of the feed-forward part within a block of the file."""
     names = {
         "attention_norm": "0.layer_norm",
@@ -335,22 +335,22 @@ def _stack_rows(ours: str, theirs: str, group: str, mlp: int) -> tuple[Row, ...]
         }
     return (
         *(
-            Row(f"{ours}.layers.{{i}}.{a}.weight", f"{theirs}.block.{{i}}.layer.{b}.weight", group)
+            WeightRow(f"{ours}.layers.{{i}}.{a}.weight", f"{theirs}.block.{{i}}.layer.{b}.weight", group)
             for a, b in names.items()
         ),
-        Row(
+        WeightRow(
             f"{ours}.relative_bias.embedding.weight",
             f"{theirs}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
             group,
         ),
-        Row(f"{ours}.norm.weight", f"{theirs}.final_layer_norm.weight", group),
+        WeightRow(f"{ours}.norm.weight", f"{theirs}.final_layer_norm.weight", group),
     )
 
 
 T5 = Architecture(
     complete=functools.partial(_complete, feed_forward="relu", scaled=True),
     read_config=_read_config,
-    build=lambda config, head: Model(config, decoder=head == "seq2seq-lm"),
+    build=lambda config, head: T5Model(config, decoder=head == "seq2seq-lm"),
     head_shape=_head_shape,
     # Where transformers has a class of that name but one that reads a decoder, ours are read as encoders.
     heads={
@@ -363,17 +363,17 @@ T5 = Architecture(
     },
     depth=("num_layers", "num_decoder_layers"),
     pooling="mean",
-    weights=Table(
+    weights=WeightTable(
         model_type="t5",
         prefix="transformer.",
         prefixed=("token-classification",),
         rows=(
-            Row("backbone.word_embeddings.weight", "shared.weight"),
+            WeightRow("backbone.word_embeddings.weight", "shared.weight"),
             *_stack_rows("backbone.encoder", "encoder", "backbone", mlp=1),
             *_stack_rows("backbone.decoder", "decoder", "decoder", mlp=2),
         ),
         heads={
-            "seq2seq-lm": (Row("head.decoder.weight", "lm_head.weight", "head"),),
+            "seq2seq-lm": (WeightRow("head.decoder.weight", "lm_head.weight", "head"),),
             "token-classification": linear("head.classifier", "classifier", "head"),
             "sequence-classification": linear("head.classifier", "sequence_classifier", "head"),
             "relation-classification": linear("head.classifier", "relation_classifier", "head"),

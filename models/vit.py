@@ -1,7 +1,7 @@
 """ViT (Dosovitskiy et al. 2020) and DeiT (Touvron et al. 2021): one encoder of image patches, pre-LayerNorm.
 
 They differ in DeiT's second special token, the distillation token. (A DeiT that was trained without a teacher has no
-such token: the hub calls it a "vit".) Shapes are those of models/layers.py, and: C channels, (Y, X) patches.
+such token: the hub calls it a "vit".) Shapes are those of models/ops/layers.py, and: C channels, (Y, X) patches.
 An image is a sequence of its special tokens and Y * X patches, row by row; images of one micro-batch are of one size.
 """
 
@@ -17,15 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.architecture import LARGEST, Architecture, check_divides, init_normal, read_fields, read_rates
-from models.dropout import Dropout
+from models.checkpoints.weights import WeightRow, WeightTable, linear
 from models.errors import ModelError
 from models.heads import HeadShape
-from models.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, Packing, SelfAttention, drop_path
-from models.weights import Row, Table, linear
+from models.ops.dropout import Dropout
+from models.ops.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, Packing, SelfAttention, drop_path
 
 
 @dataclass(frozen=True)
-class Config:
+class ViTConfig:
     """The fields of a config.json that change the mathematics; sizes are (height, width) in pixels."""
 
     hidden_size: int = 768
@@ -51,10 +51,10 @@ class Config:
         return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
 
 
-class Layer(nn.Module):
+class ViTLayer(nn.Module):
     """x + attention(LN(x)), then x + mlp(LN(x)), with dropout on both branches."""
 
-    def __init__(self, config: Config, path: float):
+    def __init__(self, config: ViTConfig, path: float):
         super().__init__()
         size, rates = config.hidden_size, config.rates
         self.attention_norm = nn.LayerNorm(size, config.layer_norm_eps)
@@ -70,10 +70,10 @@ class Layer(nn.Module):
         return x + drop_path(self.dropout(self.mlp(self.mlp_norm(x))), packing, path)
 
 
-class Model(nn.Module):
+class ViTModel(nn.Module):
     """The encoder with its last LayerNorm and without the pooler of the base files, which no published head reads."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: ViTConfig):
         super().__init__()
         self.config = config
         size, depth = config.hidden_size, config.num_hidden_layers
@@ -82,7 +82,7 @@ class Model(nn.Module):
         self.patch_embeddings = nn.Conv2d(config.num_channels, size, config.patch_size, stride=config.patch_size)
         self.position_embeddings = nn.Parameter(torch.zeros(1, self.max_length, size))  # special tokens, then patches
         self.dropout = Dropout(config.rates.embedding)
-        self.layers = nn.ModuleList(Layer(config, config.rates.path_of(i, depth)) for i in range(depth))
+        self.layers = nn.ModuleList(ViTLayer(config, config.rates.path_of(i, depth)) for i in range(depth))
         self.norm = nn.LayerNorm(size, config.layer_norm_eps)
 
     @property
@@ -154,7 +154,7 @@ class Model(nn.Module):
                     parameter.normal_(0.0, std, generator=generator)
 
 
-def _read(raw: dict[str, Any], distilled: bool) -> Config:
+def _read(raw: dict[str, Any], distilled: bool) -> ViTConfig:
     image, patch = _pair(raw, "image_size", 224), _pair(raw, "patch_size", 16)
     if image[0] % patch[0] or image[1] % patch[1]:
         raise ModelError(
@@ -162,7 +162,7 @@ def _read(raw: dict[str, Any], distilled: bool) -> Config:
             f"patch_size = {raw.get('patch_size', 16)!r}"
         )
     plain = {name: value for name, value in raw.items() if name not in ("image_size", "patch_size", "distilled")}
-    config = read_fields(Config, plain, supported={"hidden_act": tuple(ACTIVATIONS), "head_dim": (None,)})
+    config = read_fields(ViTConfig, plain, supported={"hidden_act": tuple(ACTIVATIONS), "head_dim": (None,)})
     hidden = ("hidden_dropout_prob", 0.0)
     rates = read_rates(raw, embedding=hidden, attention=("attention_probs_dropout_prob", 0.0), hidden=hidden)
     return replace(config, image_size=image, patch_size=patch, distilled=distilled, rates=DropoutRates(**rates))
@@ -179,7 +179,7 @@ def _pair(raw: dict[str, Any], name: str, default: int) -> tuple[int, int]:
     return pair[0], pair[1]
 
 
-def _head_shape(config: Config, head: str, pooling: str) -> HeadShape:
+def _head_shape(config: ViTConfig, head: str, pooling: str) -> HeadShape:
     if head == "distilled-image-classification" and pooling != "cls":
         raise ModelError(f"model.pooling = {pooling!r}: a {head} head reads the two special tokens, as with 'cls'")
     if pooling == "last":
@@ -188,9 +188,9 @@ def _head_shape(config: Config, head: str, pooling: str) -> HeadShape:
 
 
 ROWS = (
-    Row("backbone.class_token", "embeddings.cls_token"),
+    WeightRow("backbone.class_token", "embeddings.cls_token"),
     *linear("backbone.patch_embeddings", "embeddings.patch_embeddings.projection"),
-    Row("backbone.position_embeddings", "embeddings.position_embeddings"),
+    WeightRow("backbone.position_embeddings", "embeddings.position_embeddings"),
     *linear("backbone.layers.{i}.attention_norm", "encoder.layer.{i}.layernorm_before"),
     *linear("backbone.layers.{i}.attention.query", "encoder.layer.{i}.attention.attention.query"),
     *linear("backbone.layers.{i}.attention.key", "encoder.layer.{i}.attention.attention.key"),
@@ -207,17 +207,17 @@ IGNORED = (r"pooler\.dense\.(weight|bias)", r"embeddings\.mask_token", r"decoder
 
 VIT = Architecture(
     read_config=lambda raw: _read(raw, distilled=False),
-    build=lambda config, head: Model(config),
+    build=lambda config, head: ViTModel(config),
     head_shape=_head_shape,
     heads={None: "ViTModel", "image-classification": "ViTForImageClassification"},
     depth=("num_hidden_layers",),
-    weights=Table(
+    weights=WeightTable(
         model_type="vit", prefix="vit.", rows=ROWS, heads={"image-classification": CLASSIFIER}, ignored=IGNORED
     ),
 )
 DEIT = Architecture(
     read_config=lambda raw: _read(raw, distilled=True),
-    build=lambda config, head: Model(config),
+    build=lambda config, head: ViTModel(config),
     head_shape=_head_shape,
     heads={
         None: "DeiTModel",
@@ -225,10 +225,10 @@ DEIT = Architecture(
         "distilled-image-classification": "DeiTForImageClassificationWithTeacher",
     },
     depth=("num_hidden_layers",),
-    weights=Table(
+    weights=WeightTable(
         model_type="deit",
         prefix="deit.",
-        rows=(*ROWS, Row("backbone.distillation_token", "embeddings.distillation_token")),
+        rows=(*ROWS, WeightRow("backbone.distillation_token", "embeddings.distillation_token")),
         heads={
             "image-classification": CLASSIFIER,
             "distilled-image-classification": (

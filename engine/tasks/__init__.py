@@ -7,8 +7,14 @@ from typing import Any
 
 from data import Row, sample_rows, split_rows
 from data.errors import DataError
-from engine.config import ConfigError, Data, choose_from
-from engine.tasks import answering, classification, images, language, relations, seq2seq, tagging
+from engine.config import ConfigError, DataSettings, choose_from
+from engine.tasks import causal_lm as language
+from engine.tasks import image_classification as images
+from engine.tasks import question_answering as answering
+from engine.tasks import relation_extraction as relations
+from engine.tasks import seq2seq
+from engine.tasks import text_classification as classification
+from engine.tasks import token_classification as tagging
 from engine.tasks.task import Columns, Task
 
 TASKS: dict[str, Task] = {
@@ -38,7 +44,9 @@ def find_task(name: str, metric: str = "") -> tuple[Task, str]:
     return task, metric or task.metrics[0]
 
 
-def read_training_data(task: Task, settings: Data, seed: int) -> tuple[list[Row], list[Row], list[Row], list[str]]:
+def read_training_data(
+    task: Task, settings: DataSettings, seed: int
+) -> tuple[list[Row], list[Row], list[Row], list[str]]:
     """(training rows, validation rows, test rows, label names), all read and checked before anything is trained.
 
     data.limit is of what is left to train on once the validation rows are held out, which are the same at any limit.

@@ -13,13 +13,14 @@ from torch import Tensor
 import models
 from data import Batch, DataError, Row, TextExamples, load_tokenizer
 from data.seq2seq import PairTokenizer, encode_pairs, read_pairs
-from engine.config import Data, Generate
-from engine.metrics import rouge, translation
-from engine.tasks.augmenting import augment_sources
-from engine.tasks.generating import generation_settings
+from engine.config import DataSettings, GenerateSettings
+from engine.metrics import summarization as rouge
+from engine.metrics import translation
+from engine.tasks.augmentation import augment_sources
+from engine.tasks.generation import generation_settings
 from engine.tasks.task import Columns, Task
 from models import TaskModel
-from models.generation import Generated, generate
+from models.generation.generate import Generated, generate
 
 SHOWN = 300  # characters of a text among the samples
 
@@ -38,7 +39,7 @@ def _load(folder: Path) -> PairTokenizer:
     return PairTokenizer(tokenizer, start)
 
 
-def _read(name: str, settings: Data, labelled: bool) -> list[Row]:
+def _read(name: str, settings: DataSettings, labelled: bool) -> list[Row]:
     is_split = labelled and name == settings.train and not settings.validation
     return read_pairs(
         name,
@@ -50,14 +51,14 @@ def _read(name: str, settings: Data, labelled: bool) -> list[Row]:
     )
 
 
-def _read_translations(name: str, settings: Data, labelled: bool) -> list[Row]:
+def _read_translations(name: str, settings: DataSettings, labelled: bool) -> list[Row]:
     if labelled:  # they will be measured: what is missing is said now, not after the training
         translation.require_sacrebleu()
     return _read(name, settings, labelled)
 
 
 def _encode(
-    rows: list[Row], processor: PairTokenizer, settings: Data, labels: Sequence[str], labelled: bool
+    rows: list[Row], processor: PairTokenizer, settings: DataSettings, labels: Sequence[str], labelled: bool
 ) -> TextExamples:
     examples = encode_pairs(
         rows,
@@ -75,7 +76,7 @@ def _encode(
 
 
 def _encode_translations(
-    rows: list[Row], processor: PairTokenizer, settings: Data, labels: Sequence[str], labelled: bool
+    rows: list[Row], processor: PairTokenizer, settings: DataSettings, labels: Sequence[str], labelled: bool
 ) -> TextExamples:
     """Of all the references, so that every batch is measured alike."""
     examples = _encode(rows, processor, settings, labels, labelled)
@@ -85,7 +86,7 @@ def _encode_translations(
 
 
 def write(
-    model: TaskModel, indices: Sequence[int], examples: TextExamples, settings: Generate
+    model: TaskModel, indices: Sequence[int], examples: TextExamples, settings: GenerateSettings
 ) -> list[tuple[str, Generated]]:
     """What the model writes for these examples, as text and as tokens; measured, predicted and shown alike."""
     written = generate(
@@ -99,7 +100,7 @@ def write(
 
 
 def _texts(
-    model: TaskModel, batch: Batch, examples: TextExamples, settings: Generate
+    model: TaskModel, batch: Batch, examples: TextExamples, settings: GenerateSettings
 ) -> tuple[list[float], list[str], list[str]]:
     """([sum of the losses of teacher forcing, number of targets], written texts, references) of a batch."""
     loss = model(batch).loss_sum.item() if batch.indices else 0.0
@@ -107,7 +108,7 @@ def _texts(
     return [loss, batch.num_targets], [text for text, _ in write(model, batch.indices, examples, settings)], references
 
 
-def _measure_summaries(model: TaskModel, batch: Batch, examples: TextExamples, settings: Generate) -> Tensor:
+def _measure_summaries(model: TaskModel, batch: Batch, examples: TextExamples, settings: GenerateSettings) -> Tensor:
     """[loss, targets, texts, sum of each ROUGE, tokens written, tokens of the references]."""
     loss, written, references = _texts(model, batch, examples, settings)
     scores = [rouge.rouge(ours, theirs) for ours, theirs in zip(written, references, strict=True)]
@@ -123,7 +124,7 @@ def _summarize_summaries(statistics: Tensor, labels: Sequence[str]) -> dict[str,
     return {"loss": loss / targets, **means, "length_ratio": written / references if references else 0.0}
 
 
-def _measure_translations(model: TaskModel, batch: Batch, examples: TextExamples, settings: Generate) -> Tensor:
+def _measure_translations(model: TaskModel, batch: Batch, examples: TextExamples, settings: GenerateSettings) -> Tensor:
     """[loss, targets, texts for each of the tokenizers of BLEU, the counts of BLEU and chrF]."""
     loss, written, references = _texts(model, batch, examples, settings)
     tokenizer = examples.extra["bleu_tokenizer"]
@@ -143,7 +144,9 @@ def _bleu_signature(statistics: Tensor, labels: Sequence[str]) -> str:
     return "\n".join(translation.signatures(translation.TOKENIZERS[int(counts.argmax())]))
 
 
-def _predict(model: TaskModel, batch: Batch, examples: TextExamples, settings: Generate) -> list[dict[str, Any]]:
+def _predict(
+    model: TaskModel, batch: Batch, examples: TextExamples, settings: GenerateSettings
+) -> list[dict[str, Any]]:
     """The text, its score (log-probability over length ** length_penalty), and whether it ended by itself."""
     ends = generation_settings(model, settings).eos_token_id
     return [
@@ -152,7 +155,7 @@ def _predict(model: TaskModel, batch: Batch, examples: TextExamples, settings: G
     ]
 
 
-def _samples(model: TaskModel, examples: TextExamples, settings: Generate, count: int) -> str:
+def _samples(model: TaskModel, examples: TextExamples, settings: GenerateSettings, count: int) -> str:
     """The first `count` examples: the source, what should be written, and what is."""
     indices = range(min(count, len(examples)))
     lines = []

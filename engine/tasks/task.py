@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from data import Batch, Examples, Row, augment, load_tokenizer
-from engine.config import Augment, ConfigError, Data, Generate
-from engine.tasks.augmenting import Encode, refuse_augmentation
+from data import Batch, Examples, Row, load_tokenizer
+from data.augmentation import text as augment
+from engine.config import AugmentSettings, ConfigError, DataSettings, GenerateSettings
+from engine.tasks.augmentation import Encode, refuse_augmentation
 from models import TaskModel
 
 
@@ -24,7 +25,7 @@ class Columns:
     label: str = "label"
     group: str = ""
 
-    def fill(self, settings: Data) -> Data:
+    def fill(self, settings: DataSettings) -> DataSettings:
         """The settings with a name for each column that the task has; ConfigError where two have the same."""
         names = {name: getattr(settings, name) or getattr(self, name) for name in ("text", "text_pair", "label")}
         used = [name for name in names.values() if name]
@@ -33,12 +34,12 @@ class Columns:
         return replace(settings, **names, group=settings.group or ("" if settings.validation else self.group))
 
 
-def no_labels(name: str, rows: list[Row], settings: Data) -> list[str]:
+def no_labels(name: str, rows: list[Row], settings: DataSettings) -> list[str]:
     """Of a task that has no classes."""
     return []
 
 
-def any_labels(name: str, rows: list[Row], settings: Data, labels: Sequence[str]) -> None:
+def any_labels(name: str, rows: list[Row], settings: DataSettings, labels: Sequence[str]) -> None:
     """Of a task whose targets were checked when they were read."""
 
 
@@ -70,23 +71,25 @@ class Task:
 
     head: str  # a key of models.HEADS
     metrics: tuple[str, ...]  # names; the first is watched unless eval.metric names another
-    read: Callable[[str, Data, bool], list[Row]]  # (file, settings, with labels)
-    encode: Callable[[list[Row], Any, Data, Sequence[str], bool], Examples]  # (rows, processor, settings, labels, with)
-    measure: Callable[[TaskModel, Batch, Any, Generate], Tensor]
+    read: Callable[[str, DataSettings, bool], list[Row]]  # (file, settings, with labels)
+    encode: Callable[
+        [list[Row], Any, DataSettings, Sequence[str], bool], Examples
+    ]  # (rows, processor, settings, labels, with)
+    measure: Callable[[TaskModel, Batch, Any, GenerateSettings], Tensor]
     summarize: Callable[[Tensor, Sequence[str]], dict[str, float]]
-    predict: Callable[[TaskModel, Batch, Any, Generate], list[dict[str, Any]]]
-    find_labels: Callable[[str, list[Row], Data], list[str]] = no_labels
-    check_labels: Callable[[str, list[Row], Data, Sequence[str]], None] = any_labels
+    predict: Callable[[TaskModel, Batch, Any, GenerateSettings], list[dict[str, Any]]]
+    find_labels: Callable[[str, list[Row], DataSettings], list[str]] = no_labels
+    check_labels: Callable[[str, list[Row], DataSettings, Sequence[str]], None] = any_labels
     columns: Columns = Columns()
     reads: tuple[str, ...] = ()  # of OF_SOME_TASKS
     problem: str | None = None  # of a classifier: single-label, multi-label, regression
     stratify: bool = False  # is each label held out in proportion?
     load: Callable[[Path], Any] = load_tokenizer  # what a checkpoint folder prepares its inputs with
-    augment: Callable[[Any, list[Row], Encode, Augment, int], Examples] = refuse_augmentation
+    augment: Callable[[Any, list[Row], Encode, AugmentSettings, int], Examples] = refuse_augmentation
     sheet: Callable[[Any, Path], str] = sheet_of_texts  # augmented samples, for a dry run; pictures go to the path
-    samples: Callable[[TaskModel, Any, Generate, int], str] = no_text  # (.., count): shown after an evaluation
+    samples: Callable[[TaskModel, Any, GenerateSettings, int], str] = no_text  # (.., count): shown after an evaluation
     table: Callable[[Tensor, Sequence[str]], str] = no_text  # what `engine.evaluate` prints beside the metrics
 
-    def encoder(self, processor: Any, settings: Data, labels: Sequence[str]) -> Encode:
+    def encoder(self, processor: Any, settings: DataSettings, labels: Sequence[str]) -> Encode:
         """How labelled rows become examples."""
         return Encode(self.encode, processor, settings, tuple(labels), self.read)

@@ -1,0 +1,1 @@
+"""Augmentation: functions of the seed, the epoch and the id of an example."""

@@ -1,0 +1,206 @@
+"""Questions about paragraphs: SQuAD's json files (versions 1 and 2) and rows of jsonl -> rows with checked answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data.errors import DataError, ErrorList
+from data.formats.rows import Row, locate, parse_json, read_rows
+
+# The columns of a row that a SQuAD file has.
+COLUMNS = ("id", "title", "context", "question", "answers", "is_impossible")
+
+
+class Answer(NamedTuple):
+    """A span of a context: context[start : start + len(text)] == text, counted in characters (code points)."""
+
+    text: str
+    start: int
+
+
+def read_questions(
+    name: str,
+    *,
+    question: str = "question",
+    context: str = "context",
+    answers: str = "answers",
+    others: Sequence[str] = (),
+    id_column: str = "id",
+    format: str = "auto",
+) -> list[Row]:
+    """One row for each question, whose `answers` are a list of Answer, none where it has no answer.
+
+    A file of format "squad" (auto: one that ends in .json) is SQuAD's, version 1 or 2; any other is read by read_rows,
+    with answers as {"text": [..], "answer_start": [..]} or [{"text": .., "answer_start": ..}, ..].
+    answers: "" for a file without, or whose answers are not to be read. others: further columns that are needed.
+
+    Raises DataError with all that is wrong: `file:line: reason` in rows, `file: question ID: reason` in SQuAD's files,
+    where a line has thousands of questions.
+    """
+    errors = ErrorList()
+    if format == "squad" or (format == "auto" and locate(name).suffix.lower() == ".json"):
+        wanted = [column for column in (question, context, answers, *others, id_column) if column]
+        if unknown := [column for column in wanted if column not in COLUMNS and column != id_column]:
+            raise DataError(f"{name}: a SQuAD file has no column {unknown[0]!r}; it has {', '.join(COLUMNS)}")
+        rows = _read_squad(name, bool(answers), errors)
+        named = id_column == "id"
+    else:
+        columns = [column for column in (question, context, answers, *others) if column]
+        rows = read_rows(name, columns, id_column, errors, format)
+        for row in rows:
+            for reason in _problems(row.values, question, context, answers):
+                errors.add(locate(name), row.line, reason)
+        named = True
+    errors.raise_if_any()
+    for number, row in enumerate(rows, 1):
+        row.id = row.id if named else str(number)
+        if answers:
+            row.values[answers] = _answers(row.values[answers])
+    return rows
+
+
+def _problems(values: dict[str, Any], question: str, context: str, answers: str) -> list[str]:
+    """What is wrong with a row that has these columns."""
+    reasons = []
+    for column in (question, context):
+        value = values[column]
+        if not isinstance(value, str):
+            reasons.append(f"{column!r} should be text, this is {value!r}")
+        elif not value.strip():
+            reasons.append(f"{column!r} is empty")
+    if not answers or reasons:
+        return reasons
+    try:
+        found = _answers(values[answers])
+    except DataError as error:
+        return [f"{answers!r} {error}"]
+    impossible = values.get("is_impossible")
+    if impossible is True and found:
+        reasons.append(f"is_impossible is true, yet there is the answer {found[0].text!r}")
+    if impossible is False and not found:
+        reasons.append("is_impossible is false, yet there is no answer")
+    return reasons + [reason for answer in found if (reason := _misplaced(answer, values[context]))]
+
+
+def _answers(value: Any) -> list[Answer]:
+    """Of either form; DataError says how it should look."""
+    wanted = 'should be {"text": [..], "answer_start": [..]} or a list of {"text": .., "answer_start": ..}'
+    if isinstance(value, dict):
+        texts, starts = value.get("text"), value.get("answer_start")
+        if not isinstance(texts, list) or not isinstance(starts, list):
+            raise DataError(f"{wanted}, this is {_short(value)}")
+        if len(texts) != len(starts):
+            raise DataError(f"has {len(texts)} texts and {len(starts)} starts")
+        pairs = list(zip(texts, starts, strict=True))
+    elif isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        pairs = [(item.get("text"), item.get("answer_start")) for item in value]
+    else:
+        raise DataError(f"{wanted}, this is {_short(value)}")
+    for text, start in pairs:
+        if not isinstance(text, str) or type(start) is not int:
+            raise DataError(f"{wanted}, with text and whole numbers; this is {text!r} at {start!r}")
+    return [Answer(text, start) for text, start in pairs]
+
+
+def _misplaced(answer: Answer, context: str) -> str:
+    """Why the answer is not a span of its context; "" where it is one."""
+    text, start = answer
+    if not text.strip():
+        return "an answer is empty; a question that has none has an empty list of answers"
+    if start >= 0 and context[start : start + len(text)] == text:
+        return ""
+    if not 0 <= start < len(context):
+        what = f"answer_start {start} is outside the context, which has {len(context):,} characters"
+    else:
+        what = f"the context has {context[start : start + len(text)]!r} at {start}, not the answer {text!r}"
+    place = context.find(text)
+    return f"{what}; {'it is nowhere in it' if place < 0 else f'it is at {place}, counted in characters from 0'}"
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 80 else shown[:77] + "..."
+
+
+# SQuAD's json: {"data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers"}]}]}]}
+
+
+def _read_squad(name: str, labelled: bool, errors: ErrorList) -> list[Row]:
+    """Rows with the columns of COLUMNS. A file that is no JSON, or not of this form, is a DataError at once."""
+    rows: list[Row] = []
+    places: dict[str, str] = {}
+    for place, title, context, entry in _questions(name, _load(name)):
+        number = len(rows) + 1
+        values = {"title": title, "context": context, "question": None, "answers": None, **entry}
+        key = values.get("id")
+        if isinstance(key, bool) or not isinstance(key, str | int) or key == "":
+            reasons = [f"an id should be text or a number, this is {key!r}"]
+        else:
+            row = Row(str(key), number, values)
+            other = places.setdefault(row.id, place)
+            reasons = [f"{other} has this id too"] if other != place else []
+            place = f"question {row.id}"
+        missing = [column for column in ("question", "answers")[: 1 + labelled] if values[column] is None]
+        reasons += [f"no {column!r}" for column in missing]
+        if not missing:
+            reasons += _problems(values, "question", "context", "answers" if labelled else "")
+        # Appended whole: what names the place is a question here, not a line.
+        errors.found += [(number, f"{locate(name)}: {place}: {reason}") for reason in reasons]
+        rows.append(Row(str(key), number, values))
+    if not rows:
+        raise DataError(f"{name}: no questions")
+    return rows
+
+
+def _load(name: str) -> Any:
+    path = locate(name)
+    try:
+        raw = path.read_bytes()
+        values = parse_json(raw.decode("utf-8-sig"))
+        if b"\\u" in raw:  # an escape can name half of a surrogate pair, which no UTF-8 file can hold
+            json.dumps(values, ensure_ascii=False).encode()
+    except FileNotFoundError:
+        raise DataError(f"{name}: no such file") from None
+    except IsADirectoryError:
+        raise DataError(f"{name}: this is a folder; name a file") from None
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = _line(path, raw, error.start)
+        raise DataError(f"{line}: not UTF-8 ({raw[error.start]:#04x} at byte {error.start} of the file)") from None
+    except UnicodeEncodeError as error:
+        half = ord(error.object[error.start])
+        raise DataError(f"{path}: \\u{half:04x} is half of a surrogate pair, not a character") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    except (DataError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON: {error}") from None
+    return values
+
+
+def _line(path: Path, raw: bytes, byte: int) -> str:
+    return f"{path}:{raw.count(bytes([10]), 0, byte) + 1}"
+
+
+def _questions(name: str, values: Any) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """(place in the file, title, context, the question's object) of each; DataError where it has another form."""
+
+    def part(value: Any, key: str, kind: type, place: str) -> Any:
+        found = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(found, kind):
+            have = f"an object with {_short(list(value))}" if isinstance(value, dict) else f"a {type(value).__name__}"
+            wanted = "a list" if kind is list else "text"
+            raise DataError(f"{name}: {place} should have {key!r}, {wanted}, as a SQuAD file does; this is {have}")
+        return found
+
+    for i, article in enumerate(part(values, "data", list, "the file")):
+        title = article.get("title", "") if isinstance(article, dict) else ""
+        for j, paragraph in enumerate(part(article, "paragraphs", list, f"data[{i}]")):
+            place = f"data[{i}].paragraphs[{j}]"
+            context = part(paragraph, "context", str, place)
+            for k, entry in enumerate(part(paragraph, "qas", list, place)):
+                part(entry, "question", str, f"{place}.qas[{k}]")
+                yield f"{place}.qas[{k}]", title, context, entry

@@ -1,0 +1,210 @@
+"""Questions and their contexts -> windows of tokens, and scores of tokens -> answers, which are spans of characters.
+
+An example is a question. A context that is too long for one sequence is read in several windows, and the answer is the
+best span of all of them. Evaluation and prediction both take it from Windows.answers().
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+from data.batch import IGNORE
+from data.errors import DataError
+from data.examples import TextExamples
+from data.formats.rows import Row
+
+CHUNK = 1_000  # questions encoded at a time; an encoding holds far more than its ids
+NO_ANSWER = 0  # where a window without an answer points: its first token, [CLS] or <s>
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A span of the context, and its probability among all spans and no answer at all."""
+
+    text: str
+    start: int  # context[start:end] == text, in characters
+    end: int
+    score: float  # first token's plus last token's
+    probability: float
+
+
+@dataclass(frozen=True)
+class Windows:
+    """What leads from tokens back to characters: the windows of N questions, S in all."""
+
+    contexts: list[str]  # (N,)
+    golds: list[list[str]]  # (N,) the accepted answers; empty lists without labels
+    spans: list[np.ndarray]  # (N,) of (tokens of the context, 2) int32: characters of each token
+    places: np.ndarray  # (S, 3) int64: first token of the context within the sequence, its number, how many there are
+    sequences: np.ndarray  # (N + 1,) int64: where the windows of each question begin
+    max_answer_length: int  # tokens
+    no_answer_threshold: float
+
+    def answers(self, index: int, logits: Sequence[np.ndarray], count: int) -> tuple[list[Candidate], float, float]:
+        """(the best `count` spans, the score of no answer, its probability) for question `index`.
+
+        logits: of each of its windows, (tokens, 2), scores to be the first and the last token. A span's score is the
+        sum of the two, that of the window that likes it best; of no answer it is the first token's, in the window that
+        likes it least (Devlin et al. 2019; their code for SQuAD 2). Probabilities are a softmax over no answer and all
+        spans of at most max_answer_length tokens. A context of which no token is left has no span.
+        """
+        spans = self.spans[index]
+        empty = spans[:, 0] >= spans[:, 1]  # a token without a character, as a space of its own, ends no answer
+        longest = min(self.max_answer_length, max(1, len(spans)))
+        scores = np.full((len(spans), longest), -np.inf)  # [i, k]: from token i of the context to token i + k
+        no_answer = math.inf
+        for place, window in zip(self.places[self.sequences[index] :], logits, strict=False):
+            begin, number, length = place.tolist()
+            inside = window[begin : begin + length].astype(np.float64)
+            inside[empty[number : number + length]] = -np.inf
+            lasts = np.concatenate([inside[:, 1], np.full(longest, -np.inf)])
+            of_window = inside[:, :1] + np.lib.stride_tricks.sliding_window_view(lasts, longest)[:length]
+            np.maximum(scores[number : number + length], of_window, out=scores[number : number + length])
+            no_answer = min(no_answer, float(window[NO_ANSWER].astype(np.float64).sum()))
+        flat = scores.reshape(-1)
+        top = max(no_answer, flat.max(initial=-np.inf))
+        weights = np.exp(flat - top)
+        total = math.exp(no_answer - top) + float(weights.sum())
+        found = []
+        for i in np.argsort(-flat, kind="stable")[:count].tolist():
+            if flat[i] > -np.inf:
+                start, end = int(spans[i // longest, 0]), int(spans[i // longest + i % longest, 1])
+                text = self.contexts[index][start:end]
+                found.append(Candidate(text, start, end, float(flat[i]), float(weights[i]) / total))
+        return found, no_answer, math.exp(no_answer - top) / total
+
+
+def encode_questions(
+    rows: Sequence[Row],
+    tokenizer: Tokenizer,
+    *,
+    question: str = "question",
+    context: str = "context",
+    answers: str = "answers",
+    max_length: int,
+    doc_stride: int,
+    max_answer_length: int,
+    no_answer_threshold: float = 0.0,
+) -> TextExamples:
+    """The windows of all questions: question first, then as much of the context as max_length leaves room for.
+
+    Neighbours share doc_stride tokens of the context, so an answer of up to doc_stride + 1 is whole in one of them.
+    Labels, (S, 2): the first of the row's answers where it lies whole in the window, else (0, 0), the first token; both
+    IGNORE where the tokenizer leaves nothing of the answer. answers: "" without labels.
+
+    Nothing of a context is lost. A question so long that a window could not move on loses its last tokens, counted in
+    `truncated`. Rows have been checked before (data.formats.squad). DataError where not even a question of no tokens fits.
+    """
+    ids, types = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.uint8)]
+    labels = [np.empty((0, 2), dtype=np.int64)]
+    places = [np.empty((0, 3), dtype=np.int64)]
+    spans: list[np.ndarray] = []
+    truncated = 0
+    for begin in range(0, len(rows), CHUNK):
+        chunk = rows[begin : begin + CHUNK]
+        encodings = tokenizer.encode_batch([(row.values[question], row.values[context]) for row in chunk])
+        for row, encoding in zip(chunk, encodings, strict=True):
+            spans.append(token_spans(encoding, row.values[context]))
+            cut, shorter = _cut(encoding, len(spans[-1]), max_length, doc_stride)
+            truncated += shorter
+            for sequence_ids, sequence_types, _ in cut:
+                ids.append(sequence_ids)
+                types.append(sequence_types)
+            places.append(np.array([place for _, _, place in cut], dtype=np.int64))
+            if answers:
+                labels.append(_labels(row.values[answers], spans[-1], places[-1]))
+    windows = Windows(
+        contexts=[row.values[context] for row in rows],
+        golds=[[answer.text for answer in row.values[answers]] if answers else [] for row in rows],
+        spans=spans,
+        places=np.concatenate(places),
+        sequences=np.cumsum([len(part) for part in places], dtype=np.int64),
+        max_answer_length=max_answer_length,
+        no_answer_threshold=no_answer_threshold,
+    )
+    return TextExamples(
+        input_ids=np.concatenate(ids),
+        token_type_ids=np.concatenate(types),
+        offsets=np.cumsum([len(part) for part in ids], dtype=np.int64),
+        labels=np.concatenate(labels) if answers else None,
+        ids=[row.id for row in rows],
+        truncated=truncated,
+        sequences=windows.sequences,
+        extra={"windows": windows},
+    )
+
+
+def token_spans(encoding: Encoding, context: str) -> np.ndarray:
+    """(tokens of the context, 2) int32: the characters of each, so that a span of tokens is text as it stands there.
+
+    A token is without the spaces around it, and with the marks behind it that the tokenizer left out: BERT's lower-case
+    models drop the accent of an e + U+0301, which is no reason to cut it off an answer.
+    """
+    pairs = zip(encoding.offsets, encoding.sequence_ids, strict=True)
+    spans = [list(offsets) for offsets, sequence in pairs if sequence == 1]
+    ascii_only = context.isascii()
+    for i, span in enumerate(spans):
+        while span[0] < span[1] and context[span[0]].isspace():
+            span[0] += 1
+        while span[0] < span[1] and context[span[1] - 1].isspace():
+            span[1] -= 1
+        limit = spans[i + 1][0] if i + 1 < len(spans) else len(context)
+        while not ascii_only and span[0] < span[1] < limit and _is_mark(context[span[1]]):
+            span[1] += 1
+    return np.array(spans, dtype=np.int32).reshape(-1, 2)
+
+
+def _is_mark(character: str) -> bool:
+    """Does it belong to the character before: a combining mark, a joiner, a variation selector?"""
+    return unicodedata.category(character) in ("Mn", "Mc", "Me", "Cf")
+
+
+def _cut(
+    encoding: Encoding, tokens: int, max_length: int, doc_stride: int
+) -> tuple[list[tuple[np.ndarray, np.ndarray, tuple[int, int, int]]], bool]:
+    """([(ids, type ids, place as in Windows.places) of each window], did the question lose tokens?)."""
+    ids, types = np.array(encoding.ids, dtype=np.int32), np.array(encoding.type_ids, dtype=np.uint8)
+    sequence = np.array([-1 if number is None else number for number in encoding.sequence_ids])
+    # Where the context stands; one without a token would stand before the last special one.
+    begin = int(np.argmax(sequence == 1)) if tokens else len(ids) - 1
+    of_question = np.flatnonzero(sequence == 0)
+    # A window that moves on by less would come to hundreds of them.
+    advance = max(1, max_length // 16)
+    room = max_length - (len(ids) - tokens)
+    missing = min(tokens, doc_stride + advance) - room
+    if missing > len(of_question):
+        fits = max_length - (len(ids) - tokens - len(of_question)) - advance
+        hint = f"lower it to {fits} or less, or raise data.max_length" if fits >= 0 else "raise data.max_length"
+        raise DataError(f"data.max_length = {max_length} is too short for data.doc_stride = {doc_stride}: {hint}")
+    before = np.arange(begin)
+    if missing > 0:
+        before = np.setdiff1d(before, of_question[len(of_question) - missing :])
+        room += missing
+    windows = []
+    for number in range(0, max(1, tokens - doc_stride), room - doc_stride) if tokens > room else [0]:
+        length = min(room, tokens - number)
+        part = np.concatenate([before, np.arange(begin + number, begin + number + length)])
+        part = np.concatenate([part, np.arange(begin + tokens, len(ids))])
+        windows.append((ids[part], types[part], (len(before), number, length)))
+    return windows, missing > 0
+
+
+def _labels(answers: Sequence[Any], spans: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """(windows, 2): the tokens of the first answer in each window, (0, 0) where it is not whole or there is none."""
+    if not answers:
+        return np.full((len(places), 2), NO_ANSWER, dtype=np.int64)
+    text, start = answers[0]
+    touched = (spans[:, 0] < start + len(text)) & (spans[:, 1] > start) & (spans[:, 0] < spans[:, 1])
+    if not touched.any():
+        return np.full((len(places), 2), IGNORE, dtype=np.int64)
+    tokens = np.flatnonzero(touched)[[0, -1]]
+    begin, number, length = places[:, :1], places[:, 1:2], places[:, 2:]
+    whole = (tokens[0] >= number) & (tokens[-1] < number + length)
+    return np.where(whole, begin + tokens - number, NO_ANSWER)

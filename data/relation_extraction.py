@@ -1,0 +1,234 @@
+"""Sentences with two entities and the relation between them: files -> rows -> examples with typed entity markers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+from data.errors import DataError, ErrorList
+from data.examples import TextExamples
+from data.formats.rows import Row, locate, read_rows
+from data.text_classification import check_rows, label_name
+from data.words import UNSPACED
+
+ROLES = ("subject", "object")
+SENTENCE = "sentence"  # a second name of the column with the text, as files of triples have it
+CHUNK = 10_000  # rows encoded at a time; an encoding holds far more than its ids
+
+
+@dataclass(frozen=True)
+class Entity:
+    """Where an entity stands in its text, in characters, and what it is."""
+
+    start: int
+    end: int  # the character after its last
+    type: str = ""  # "": the file does not say
+
+    def of(self, text: str) -> str:
+        return text[self.start : self.end]
+
+
+# Files -> rows
+
+
+def read_relations(
+    name: str,
+    *,
+    text: str = "text",
+    label: str = "",
+    group: str = "",
+    id_column: str = "id",
+    format: str = "auto",
+) -> list[Row]:
+    """Rows whose values "subject" and "object" are an Entity each, from .jsonl, .csv, .tsv or .parquet.
+
+    In the file an entity is {"start", "end", "type"} in characters of the text, or a string that the text holds once;
+    its type may then be in the column "subject_type" or "object_type". A type may be left out. With "text" in an
+    entity, that is compared with what stands at its place. `label`: the column of the relation, "" where none is read.
+
+    Raises DataError with all that is wrong in the file, as `file:line: reason`.
+    """
+    errors = ErrorList()
+    required = [*ROLES, *(column for column in (label, group) if column)]
+    rows = read_rows(name, required, id_column, errors, format)
+    for row in rows:
+        if text not in row.values and SENTENCE in row.values:
+            row.values[text] = row.values[SENTENCE]
+    check_rows(name, rows, [text], label, errors)
+    for row in rows:
+        if not isinstance(row.values.get(text), str):
+            continue  # which check_rows has said
+        try:
+            row.values |= dict(zip(ROLES, _find_entities(row.values, row.values[text]), strict=True))
+        except DataError as error:
+            errors.add(locate(name), row.line, str(error))
+    errors.raise_if_any()
+    return rows
+
+
+def _find_entities(values: dict[str, Any], text: str) -> tuple[Entity, Entity]:
+    """The subject and the object; DataError with the reason why they are none."""
+    found: dict[str, Entity] = {}
+    # What has a place first, then strings, the longest first: in "University of Ulm, Ulm" the object is the second Ulm.
+    for role in sorted(ROLES, key=lambda role: (isinstance(values[role], str), -len(str(values[role])))):
+        value, kind = values[role], values.get(f"{role}_type") or ""
+        if isinstance(value, dict):
+            found[role] = _read_span(role, value, text)
+        elif isinstance(value, str) and isinstance(kind, str):
+            found[role] = _find_string(role, value, kind, text, list(found.values()))
+        elif isinstance(value, str):
+            raise DataError(f"'{role}_type' should be text, this is {kind!r}")
+        else:
+            raise DataError(f"{role!r} should be {{'start', 'end', 'type'}} or a string of the text, this is {value!r}")
+    subject, obj = found["subject"], found["object"]
+    if subject.start < obj.end and obj.start < subject.end:
+        raise DataError(
+            f"the subject, {subject.start} to {subject.end}, and the object, {obj.start} to {obj.end}, overlap"
+        )
+    return subject, obj
+
+
+def _read_span(role: str, value: dict[str, Any], text: str) -> Entity:
+    start, end, kind = value.get("start"), value.get("end"), value.get("type", "")
+    if type(start) is not int or type(end) is not int:
+        raise DataError(f"the {role} should have a 'start' and an 'end', both whole numbers, this is {value!r}")
+    if not isinstance(kind, str | None):
+        raise DataError(f"the type of the {role} should be text, this is {kind!r}")
+    place = f"the {role}, {start} to {end},"
+    if not 0 <= start <= end <= len(text):
+        raise DataError(f"{place} is no part of the text, which has {len(text):,} characters")
+    if not text[start:end].strip():
+        raise DataError(f"{place} is empty")
+    if "text" in value and value["text"] != text[start:end]:
+        raise DataError(
+            f"{place} is {text[start:end]!r}, not {value['text']!r}: places count characters, "
+            "and 'end' is the one after the last"
+        )
+    return Entity(start, end, kind or "")
+
+
+def _find_string(role: str, string: str, kind: str, text: str, taken: Sequence[Entity]) -> Entity:
+    """The one place of a string that is no part of a longer word or of an entity found before."""
+    if not string.strip():
+        raise DataError(f"the {role} is empty")
+    starts = [match.start() for match in re.finditer(f"(?={re.escape(string)})", text)]
+    whole = [i for i in starts if not _joined(text, i) and not _joined(text, i + len(string))]
+    free = [i for i in whole if all(i >= other.end or i + len(string) <= other.start for other in taken)]
+    if len(free) == 1:
+        return Entity(free[0], free[0] + len(string), kind)
+    if free:
+        places = " and ".join(f"{i:,}" for i in free[:3])
+        raise DataError(
+            f"the {role} {string!r} is in the text {len(free)} times, at {places}: "
+            "say which by {'start', 'end'} in a .jsonl file"
+        )
+    where = "only as a part of a longer word" if starts else "not"
+    where = "only within the other entity" if whole else where
+    raise DataError(f"the {role} {string!r} is {where} in the text")
+
+
+def _joined(text: str, place: int) -> bool:
+    """Do the characters before and at `place` belong to one word? Between Chinese ones nobody can tell."""
+    around = text[max(0, place - 1) : place + 1]
+    return len(around) == 2 and place > 0 and around.isalnum() and not UNSPACED.search(around)
+
+
+# Rows -> examples
+
+
+def mark(text: str, subject: Entity, obj: Entity) -> tuple[str, list[tuple[int, int]]]:
+    """(the text with its entities marked; where the two marked entities begin and end in it, the subject's first).
+
+    "@ * person * Bill @ was born in # ^ city ^ Seattle #.": the typed entity markers (punct) of Zhou & Chen 2021, An
+    Improved Baseline for Sentence-level Relation Extraction. Every vocabulary has their characters, so no embedding is
+    added. An entity without a type is "@ Bill @". A space stands around each of them, in Chinese too.
+    """
+    out, done, places = "", 0, [(0, 0), (0, 0)]
+    by_place = sorted([(subject, 0, "@", "*"), (obj, 1, "#", "^")], key=lambda item: item[0].start)
+    for entity, role, outer, inner in by_place:
+        out += text[done : entity.start]
+        out += " " if out and not out[-1].isspace() else ""
+        kind = " ".join(entity.type.lower().replace("_", " ").split())
+        marked = " ".join([outer, *([inner, kind, inner] if kind else []), entity.of(text).strip(), outer])
+        places[role] = (len(out), len(out) + len(marked))
+        out += marked
+        done = entity.end
+        out += " " if done < len(text) and not text[done].isspace() else ""
+    return out + text[done:], places
+
+
+def encode_relations(
+    rows: Sequence[Row],
+    tokenizer: Tokenizer,
+    *,
+    text: str = "text",
+    label: str = "",
+    labels: Sequence[str] = (),
+    max_length: int,
+) -> TextExamples:
+    """Mark and encode all rows, as read_relations has them; `label` is a column, or "" for unlabelled rows.
+
+    A text of more than `max_length` tokens keeps those nearest to its entities, so both markers always, and is counted.
+    `markers` are the places of the two start markers. extra["entities"]: the subject and the object of each, as text.
+    DataError where `max_length` has no room for both markers.
+    """
+    special = tokenizer.num_special_tokens_to_add(False)
+    if max_length < special + 2:
+        raise DataError(
+            f"data.max_length = {max_length} has no room for two entities beside {special} special tokens: raise it"
+        )
+    ids, types = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.uint8)]
+    lengths: list[int] = []
+    markers: list[list[int]] = []
+    truncated = 0
+    marked = [mark(row.values[text], row.values["subject"], row.values["object"]) for row in rows]
+    for start in range(0, len(marked), CHUNK):
+        chunk = marked[start : start + CHUNK]
+        for encoding, (_, places) in zip(tokenizer.encode_batch([m for m, _ in chunk]), chunk, strict=True):
+            kept, begins = _nearest(encoding, places, max_length)
+            ids.append(np.asarray(encoding.ids, dtype=np.int32)[kept])
+            types.append(np.asarray(encoding.type_ids, dtype=np.uint8)[kept])
+            lengths.append(len(kept))
+            markers.append(begins)
+            truncated += len(kept) < len(encoding.ids)
+    number = {name: i for i, name in enumerate(labels)}
+    return TextExamples(
+        input_ids=np.concatenate(ids),
+        token_type_ids=np.concatenate(types),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        labels=np.array([number[label_name(r.values[label])] for r in rows], dtype=np.int64) if label else None,
+        ids=[row.id for row in rows],
+        truncated=truncated,
+        markers=np.array(markers, dtype=np.int64).reshape(-1, 2),
+        extra={"entities": [tuple(row.values[role].of(row.values[text]) for role in ROLES) for row in rows]},
+    )
+
+
+def _nearest(encoding: Encoding, places: Sequence[tuple[int, int]], max_length: int) -> tuple[np.ndarray, list[int]]:
+    """(the tokens that are kept, in their order; where the two start markers are among them).
+
+    Special tokens and start markers come first, then the marked entities from their beginnings, then what is nearest to
+    one of them. So it is a window around the entities, or two if they are far apart.
+    """
+    count = len(encoding.ids)
+    token = np.arange(count)
+    order = np.full(count, count)
+    offsets = np.array(encoding.offsets)  # (count, 2), in characters; of special tokens they are empty
+    begins = []
+    for start, end in places:
+        # The last of the tokens that hold a marker's character: SentencePiece may give the space before it to another.
+        holding = [np.flatnonzero((offsets[:, 0] <= i) & (i < offsets[:, 1])) for i in (start, end - 1)]
+        if not all(map(len, holding)):
+            raise DataError("this tokenizer has no token for the markers '@' and '#' of entities")
+        first, last = (int(tokens[-1]) for tokens in holding)
+        distance = np.maximum(first - token, token - last)
+        order = np.minimum(order, np.where(distance <= 0, token - first - count, distance))
+        begins.append(first)
+    order[np.asarray(encoding.special_tokens_mask, dtype=bool)] = -count
+    kept = np.sort(np.argsort(order, kind="stable")[:max_length])
+    return kept, np.searchsorted(kept, begins).tolist()

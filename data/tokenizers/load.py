@@ -1,0 +1,345 @@
+"""A checkpoint's tokenizer, from the files beside its weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE, Unigram, WordPiece
+
+from data.errors import DataError, ErrorList
+from data.tokenizers.sentencepiece import CONTROL, USER_DEFINED, read_sentencepiece
+
+VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt", "spiece.model")
+# Copied from a checkpoint to those made from it, as they are.
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", *VOCABULARIES)
+COMPANIONS = ("generation_config.json", "preprocessor_config.json")  # how to write text, how to read images
+
+# The settings that are true or false, where tokenizer_config.json has them; BERT's by their names in the library.
+BERT_FLAGS = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
+FLAGS = (*BERT_FLAGS, "add_prefix_space", "add_bos_token", "add_eos_token", "split_special_tokens")
+ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+Settings = dict[str, Any]  # of tokenizer_config.json
+Special = dict[str, AddedToken]  # by role
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """tokenizer.json where there is one, else a vocabulary with the settings of tokenizer_config.json.
+
+    The file's own padding and truncation are switched off: the length is the recipe's to decide, and nothing is padded.
+    DataError where there is none, where nothing says which it is, or where a file is damaged.
+    """
+    # Said once and explicitly, so that worker processes forked after the encoding do not warn about it.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        settings = _read_settings(folder)
+        if (folder / "tokenizer.json").is_file():
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        else:
+            tokenizer = _from_vocabulary(folder, settings)
+        _set_flags(tokenizer, settings)
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        for first_texts in (("a \N{SNOWMAN}",), ("a text", "its pair")):
+            tokenizer.encode(*first_texts)  # some broken files can be read, and fail here
+    except (DataError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # the tokenizers library raises bare Exceptions, and panics that are not even that
+        raise DataError(f"{folder}: the tokenizer cannot be used: {error}") from None
+    return tokenizer
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy what a checkpoint has beside its weights and config.json, byte for byte, from one folder to another."""
+    for name in (*FILES, *COMPANIONS):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def _read_settings(folder: Path) -> Settings:
+    settings = _read_object(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in settings:  # an older folder
+        settings |= _read_object(folder / "special_tokens_map.json")
+    for name in FLAGS:
+        if not isinstance(settings.get(name), bool | None):
+            path = folder / "tokenizer_config.json"
+            raise DataError(f"{path}: {name} = {settings[name]!r} should be true or false")
+    return settings
+
+
+def _set_flags(tokenizer: Tokenizer, settings: Settings) -> None:
+    """What tokenizer_config.json says; it overrules a tokenizer.json, as it does in transformers."""
+    if isinstance(tokenizer.normalizer, normalizers.BertNormalizer):
+        for name, attribute in BERT_FLAGS.items():
+            if settings.get(name) is not None:
+                setattr(tokenizer.normalizer, attribute, settings[name])
+    if settings.get("add_prefix_space") is not None:
+        for part in (tokenizer.pre_tokenizer, tokenizer.post_processor):
+            if isinstance(part, pre_tokenizers.ByteLevel | processors.RobertaProcessing):
+                part.add_prefix_space = settings["add_prefix_space"]
+    tokenizer.encode_special_tokens = bool(settings.get("split_special_tokens"))
+
+
+# From a vocabulary
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A tokenizer that its vocabulary and a few settings say all about."""
+
+    files: tuple[str, ...]
+    special: dict[str, Any]  # role -> token, unless the settings name another
+    # (folder, settings, special tokens) -> the tokenizer, and further tokens that are found whole in a text
+    build: Callable[[Path, Settings, Special], tuple[Tokenizer, list[AddedToken]]]
+
+
+def _from_vocabulary(folder: Path, settings: Settings) -> Tokenizer:
+    name, kind = _find_kind(folder, settings)
+    if missing := [file for file in kind.files if not (folder / file).is_file()]:
+        needed = " and ".join(kind.files)
+        raise DataError(f"{folder}: a {name} needs a tokenizer.json, or {needed}: no {' and no '.join(missing)} here")
+    named = {role: settings[f"{role}_token"] for role in ROLES if settings.get(f"{role}_token")}
+    special = {role: _special_token(token) for role, token in (kind.special | named).items()}
+    tokenizer, tokens = kind.build(folder, settings, special)
+    more = settings.get("additional_special_tokens") or settings.get("extra_special_tokens") or []
+    if not isinstance(more, list):
+        raise DataError(
+            f"{folder}: the special tokens should be a list, this is {more!r}; save it with a tokenizer.json"
+        )
+    more = [_special_token(token) for token in more]
+    listed = _listed_tokens(folder, settings, {token.content for token in [*special.values(), *more]})
+    # Of the usual ones only those that the embedding knows; those that are named come to the end where it does not.
+    known = tokenizer.get_vocab()
+    usual = [token for role, token in special.items() if role in named or token.content in known]
+    whole: dict[str, AddedToken] = {}
+    for token in [*listed.values(), *usual, *more, *tokens]:
+        whole.setdefault(token.content, token)  # the first says whether the spaces around it belong to it
+    tokenizer.add_tokens(list(whole.values()))
+    for i, token in listed.items():
+        if (have := tokenizer.token_to_id(token.content)) != i:
+            raise DataError(f"{folder}: the added token {token.content!r} should have the id {i}, it comes to {have}")
+    return tokenizer
+
+
+def _find_kind(folder: Path, settings: Settings) -> tuple[str, Kind]:
+    """By the name of transformers' class: in tokenizer_config.json, in config.json, or as its model_type has it.
+
+    A vocab.txt beside which nothing is said is BERT's: the early checkpoints say nothing.
+    """
+    found = [name for name in VOCABULARIES if (folder / name).is_file()]
+    if not found:
+        raise DataError(f"{folder}: no tokenizer.json and no vocab.txt, vocab.json with merges.txt, or spiece.model")
+    config = _read_object(folder / "config.json")
+    model_type = str(config.get("model_type") or "")
+    name = settings.get("tokenizer_class") or config.get("tokenizer_class") or MODEL_TYPES.get(model_type)
+    if not name and found == ["vocab.txt"] and not model_type:
+        name = "BertTokenizer"
+    if not name:
+        unsaid = f"nothing says which tokenizer this {' and '.join(found)} belongs to"
+        unknown = f"no tokenizer is known here for model_type {model_type!r}"
+        raise DataError(
+            f"{folder}: {unknown if model_type else unsaid}; save it with a tokenizer.json, or say a tokenizer_class "
+            f"in tokenizer_config.json: one of {', '.join(KINDS)}"
+        )
+    name = str(name).removesuffix("Fast")
+    if name not in KINDS:  # a Japanese one, say, also needs a splitter of words
+        raise DataError(f"{folder}: a {name} is more than its {' and '.join(found)}; save it with a tokenizer.json")
+    return name, KINDS[name]
+
+
+def _listed_tokens(folder: Path, settings: Settings, special: set[str]) -> dict[int, AddedToken]:
+    """The tokens that were added after pretraining, by the ids that the embedding has for them."""
+    listed = {int(i): AddedToken(**token) for i, token in (settings.get("added_tokens_decoder") or {}).items()}
+    if not listed:  # the older form: {token: id}
+        older = _read_object(folder / "added_tokens.json")
+        listed = {i: AddedToken(token, special=token in special) for token, i in older.items()}
+    for token in listed.values():
+        token.special = token.special or token.content in special
+    return dict(sorted(listed.items()))
+
+
+def _special_token(token: str | dict[str, Any]) -> AddedToken:
+    """Found whole in a text, before it is normalized unless the token says otherwise; left out of decoded text."""
+    flags = {"content": token} if isinstance(token, str) else {k: v for k, v in token.items() if k != "__type"}
+    return AddedToken(**flags | {"special": True})
+
+
+def _word_piece(folder: Path, settings: Settings, special: Special) -> tuple[Tokenizer, list[AddedToken]]:
+    """BERT's: clean, split Chinese, lower-case, strip accents, WordPiece; [CLS] text [SEP] (pair [SEP])."""
+    path = folder / "vocab.txt"
+    vocab = {token: i for i, token in enumerate(_read_lines(path))}
+    unk, sep, cls = _required(path, vocab, special, "unk", "sep", "cls")
+    tokenizer = Tokenizer(WordPiece(vocab, unk_token=unk[0]))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(sep, cls)
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer, []
+
+
+def _gpt2(folder: Path, settings: Settings, special: Special) -> tuple[Tokenizer, list[AddedToken]]:
+    """Byte-level BPE; the text alone, unless add_bos_token or add_eos_token say otherwise."""
+    tokenizer, vocab = _byte_level_bpe(folder)
+    ends = [role for role in ("bos", "eos") if settings.get(f"add_{role}_token")]
+    tokens = _required(folder / "vocab.json", vocab, special, *ends)
+    before = special["bos"].content if "bos" in ends else ""
+    after = special["eos"].content if "eos" in ends else ""
+    template = [[f"{token}:{i}" for token in (before, f"${text}", after) if token] for i, text in enumerate("AB")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=template[0], pair=template[0] + template[1], special_tokens=list(dict.fromkeys(tokens))
+    )
+    return tokenizer, []
+
+
+def _roberta(folder: Path, settings: Settings, special: Special) -> tuple[Tokenizer, list[AddedToken]]:
+    """GPT-2's byte-level BPE; <s> text </s>, or <s> text </s></s> pair </s>, all of token type 0."""
+    tokenizer, vocab = _byte_level_bpe(folder)
+    sep, cls = _required(folder / "vocab.json", vocab, special, "sep", "cls")
+    tokenizer.post_processor = processors.RobertaProcessing(sep, cls, add_prefix_space=False)
+    return tokenizer, []
+
+
+def _byte_level_bpe(folder: Path) -> tuple[Tokenizer, dict[str, int]]:
+    """(GPT-2's tokenizer: words with the space before them, as bytes, which are merged; its vocabulary)."""
+    vocab = _read_vocab(folder / "vocab.json")
+    tokenizer = Tokenizer(BPE(vocab, _read_merges(folder / "merges.txt", vocab)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer, vocab
+
+
+def _t5(folder: Path, settings: Settings, special: Special) -> tuple[Tokenizer, list[AddedToken]]:
+    """SentencePiece's unigrams; text </s> (pair </s>), all of token type 0.
+
+    <extra_id_99> to <extra_id_0> come after the pieces, in this order. As in transformers, a model with byte_fallback
+    (mT5's) gives <unk> for characters that it does not know.
+    """
+    path = folder / "spiece.model"
+    model = read_sentencepiece(path)
+    if model.model_type != "unigram":
+        raise DataError(f"{path}: a {model.model_type} model, T5's is unigram; save it with a tokenizer.json")
+    if model.odd_spaces:
+        raise DataError(f"{path}: {model.odd_spaces} differs from T5's; save it with a tokenizer.json")
+    extra_ids = settings.get("extra_ids", 100)
+    if type(extra_ids) is not int or not 0 <= extra_ids <= 10_000:
+        raise DataError(f"{folder / 'tokenizer_config.json'}: extra_ids = {extra_ids!r} should be 0 to 10,000")
+    extra = [f"<extra_id_{i}>" for i in reversed(range(extra_ids))]
+    vocab = {piece: i for i, (piece, _) in enumerate(model.pieces)}
+    if both := vocab.keys() & set(extra):
+        raise DataError(f"{path}: {max(both)!r} is a piece; say extra_ids = 0 in tokenizer_config.json")
+    (eos,) = _required(path, vocab, special, "eos")
+
+    tokenizer = Tokenizer(Unigram([*model.pieces, *((token, 0.0) for token in extra)], model.unk_id))
+    if model.charsmap:
+        tokenizer.normalizer = normalizers.Precompiled(model.charsmap)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    tokenizer.decoder = decoders.Metaspace()
+    end = f"{eos[0]}:0"
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=["$A:0", end], pair=["$A:0", end, "$B:0", end], special_tokens=[eos]
+    )
+    typed = zip(model.pieces, model.types, strict=True)
+    whole = {piece: kind == CONTROL for (piece, _), kind in typed if kind in (CONTROL, USER_DEFINED)}
+    whole |= dict.fromkeys(extra, True)
+    return tokenizer, [AddedToken(piece, special=is_special, normalized=False) for piece, is_special in whole.items()]
+
+
+BERT = {role: f"[{role.upper()}]" for role in ("unk", "sep", "pad", "cls", "mask")}
+GPT2 = dict.fromkeys(("bos", "eos", "unk"), "<|endoftext|>")
+ROBERTA: dict[str, Any] = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "sep": "</s>", "pad": "<pad>", "cls": "<s>"}
+# A mask stands for a word and the space before it: so in the published tokenizer.json, and in transformers before 5.
+ROBERTA |= {"mask": {"content": "<mask>", "lstrip": True}}
+T5 = {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
+KINDS = {
+    **dict.fromkeys(
+        ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer"),
+        Kind(("vocab.txt",), BERT, _word_piece),
+    ),
+    "GPT2Tokenizer": Kind(("vocab.json", "merges.txt"), GPT2, _gpt2),
+    "RobertaTokenizer": Kind(("vocab.json", "merges.txt"), ROBERTA, _roberta),
+    "T5Tokenizer": Kind(("spiece.model",), T5, _t5),
+}
+MODEL_TYPES = {
+    "bert": "BertTokenizer",
+    "distilbert": "DistilBertTokenizer",
+    "electra": "ElectraTokenizer",
+    "mobilebert": "MobileBertTokenizer",
+    "gpt2": "GPT2Tokenizer",
+    "roberta": "RobertaTokenizer",
+    "t5": "T5Tokenizer",
+    "mt5": "T5Tokenizer",
+}
+
+
+# Files
+
+
+def _required(path: Path, vocab: dict[str, int], special: Special, *roles: str) -> list[tuple[str, int]]:
+    """(token, id) of the roles that a text is never without; DataError where the vocabulary has no such token."""
+    for role in roles:
+        if special[role].content not in vocab:
+            raise DataError(f"{path}: no token {special[role].content!r}, which every text needs")
+    return [(special[role].content, vocab[special[role].content]) for role in roles]
+
+
+def _read_vocab(path: Path) -> dict[str, int]:
+    """{token: id}, with the ids 0 to N - 1, each once."""
+    vocab = _read_object(path)
+    tokens: dict[int, str] = {}
+    for token, i in vocab.items():
+        if type(i) is not int or i < 0:
+            raise DataError(f"{path}: the id of {token!r} should be a number from 0, this is {i!r}")
+        if (other := tokens.setdefault(i, token)) != token:
+            raise DataError(f"{path}: {other!r} and {token!r} both have the id {i}")
+    if (gap := next((i for i in range(len(vocab)) if i not in tokens), None)) is not None:
+        raise DataError(f"{path}: no token has the id {gap}, though there are ids up to {max(tokens)}")
+    return vocab
+
+
+def _read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
+    """The pairs of tokens that are merged, the first ones first; all the lines that are none are reported together."""
+    merges: list[tuple[str, str]] = []
+    errors = ErrorList()
+    for number, line in enumerate(_read_lines(path), 1):
+        if line.startswith("#version"):
+            continue
+        pair = line.split(" ")
+        if len(pair) != 2 or not all(pair):
+            errors.add(path, number, f"two tokens with a space between are needed, this is {line!r}")
+        elif unknown := [token for token in (*pair, "".join(pair)) if token not in vocab]:
+            errors.add(path, number, f"vocab.json has no token {unknown[0]!r}")
+        else:
+            merges.append((pair[0], pair[1]))
+    errors.raise_if_any()
+    return merges
+
+
+def _read_lines(path: Path) -> list[str]:
+    """The lines of a file, of which a vocabulary has some that look like the end of one or like nothing."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8: {error}") from None
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, an empty one where there is no file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: a JSON object is needed, this is a {type(values).__name__}")
+    return values

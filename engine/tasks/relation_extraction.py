@@ -1,0 +1,98 @@
+"""The relation of two entities that are marked in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from data import Batch, Row, TextExamples
+from data import relation_extraction as relations
+from data import text_classification as texts
+from engine.config import ConfigError, DataSettings, GenerateSettings, choose_from
+from engine.metrics import relation_extraction as metrics
+from engine.tasks.augmentation import augment_relations
+from engine.tasks.task import Columns, Task
+from engine.tasks.text_classification import predict_classes
+from models import TaskModel
+
+
+def _read(name: str, settings: DataSettings, labelled: bool) -> list[Row]:
+    is_split = labelled and name == settings.train and not settings.validation
+    return relations.read_relations(
+        name,
+        text=settings.text,
+        label=settings.label if labelled else "",
+        group=settings.group if is_split else "",
+        id_column=settings.id,
+        format=settings.format,
+    )
+
+
+def _find_labels(name: str, rows: list[Row], settings: DataSettings) -> list[str]:
+    return texts.label_names(name, rows, settings.label, settings.labels)
+
+
+def _check_labels(name: str, rows: list[Row], settings: DataSettings, labels: Sequence[str]) -> None:
+    usual = settings.negative == DataSettings.negative  # the name is then no claim that the file has it
+    if settings.negative and not usual and settings.negative not in labels:
+        raise ConfigError(
+            f"data.negative = {settings.negative!r} is no label: {choose_from(settings.negative, labels)}"
+        )
+    texts.check_labels(name, rows, settings.label, labels)
+
+
+def _encode(
+    rows: list[Row], tokenizer: Tokenizer, settings: DataSettings, labels: Sequence[str], labelled: bool
+) -> TextExamples:
+    examples = relations.encode_relations(
+        rows,
+        tokenizer,
+        text=settings.text,
+        label=settings.label if labelled else "",
+        labels=labels,
+        max_length=settings.max_length,
+    )
+    examples.extra["negative"] = [*labels].index(settings.negative) if settings.negative in labels else None
+    return examples
+
+
+def _measure(model: TaskModel, batch: Batch, examples: Any, generate: GenerateSettings) -> Tensor:
+    if batch.labels is None:
+        raise TypeError("only labelled examples can be measured")
+    out = model(batch)
+    return metrics.relation_statistics(out.loss_sum, out.logits, batch.labels, examples.extra["negative"])
+
+
+def _summarize(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
+    return metrics.relation_metrics(statistics)
+
+
+def _predict(model: TaskModel, batch: Batch, examples: Any, generate: GenerateSettings) -> list[dict[str, Any]]:
+    """The two entities and the likeliest relation of them, and the probability and the logit of each."""
+    rows = []
+    for i, row in zip(batch.indices, predict_classes(model, batch, examples, generate), strict=True):
+        subject, obj = examples.extra["entities"][i]
+        rows.append({"subject": subject, "relation": row.pop("label"), "object": obj, **row})
+    return rows
+
+
+RELATION_EXTRACTION = Task(
+    head="relation-classification",
+    metrics=("f1", "precision", "recall", "accuracy", "loss"),
+    columns=Columns(label="relation"),
+    problem="single-label",
+    stratify=True,
+    reads=("data.labels", "data.negative", "data.teacher"),
+    read=_read,
+    find_labels=_find_labels,
+    check_labels=_check_labels,
+    encode=_encode,
+    measure=_measure,
+    summarize=_summarize,
+    predict=_predict,
+    augment=augment_relations,
+    table=metrics.relation_table,
+)

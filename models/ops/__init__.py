@@ -1,0 +1,1 @@
+"""The operations that the architectures share: attention, dropout, losses, layers."""

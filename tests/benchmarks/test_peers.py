@@ -1,0 +1,298 @@
+"""The comparison with other trainers: all sides do the same work, and what is printed follows from what was timed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from support.runs import run_module
+
+from benchmarks.peers import __main__ as peers
+from benchmarks.peers.features import ENCODERS, IGNORE, label_numbers, load_tokenizer, num_tokens
+from benchmarks.peers.generation import WAYS
+from benchmarks.peers.generation import WORKS as GENERATORS
+from benchmarks.peers.runs import SIDES, Stopwatch, spread
+from benchmarks.works import prepare
+from engine.config import read_recipe
+from engine.tasks import TASKS
+
+# One work of each task, and who does it beside ours.
+PEERS_OF = {
+    "minilm-short": ["hf", "hf-grouped", "accelerate", "lightning", "plain"],
+    "gpt2-dialogue": ["hf", "hf-grouped", "accelerate", "lightning", "plain", "nanogpt"],
+    "gpt2-blocks": ["hf", "accelerate", "lightning", "plain", "nanogpt"],
+    "t5-small": ["hf", "hf-grouped", "accelerate", "lightning", "plain"],
+    "vit-tiny": ["hf", "accelerate", "lightning", "plain", "timm"],
+}
+FIGURES = {"samples_per_second": 2.0, "peak_memory_mb": 300.0, "first_step_seconds": 4.0}
+
+
+@pytest.fixture(autouse=True)
+def prepare_in_this_process(monkeypatch):
+    """Another one would pay for its imports, and here no memory is measured."""
+    monkeypatch.setattr(peers, "prepared", prepare)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return tmp_path_factory.mktemp("works")
+
+
+def bench(work, files, tmp_path) -> peers.Bench:
+    return peers.Bench(work, files, tmp_path, 0, shrink=True)
+
+
+@pytest.mark.parametrize("work", PEERS_OF)
+def test_who_does_a_work(work):
+    assert [peer for peer in peers.PACKAGES if peers.suits(peer, work)] == PEERS_OF[work]
+    assert set(peers.PACKAGES) == set(SIDES) - {peers.OURS}
+
+
+@pytest.mark.parametrize(
+    ("values", "resolved"),
+    [
+        ([1.1, 1.2, 1.3], True),
+        ([0.7, 0.9, 0.8], True),
+        ([0.9, 1.2, 1.3], False),
+        ([1.0, 1.2], False),
+        ([2.0], False),  # one round has no spread
+    ],
+)
+def test_a_spread_on_both_sides_of_one_resolves_nothing(values, resolved):
+    assert ("not resolved" not in peers.verdict(values)) == resolved
+
+
+@pytest.mark.parametrize("steps", [1, 7, 25])
+def test_steps_are_spread_evenly_over_an_epoch(steps):
+    """Of an epoch in descending order, as grouping makes it, the steps have about the mean of all."""
+    epoch = [length for length in range(200, 0, -1) for _ in range(4)]  # batches of 4 alike
+    order = spread(epoch, {"batch_size": 4, "steps": steps, "seed": 3})
+    batches = [order[i : i + 4] for i in range(0, len(order), 4)]
+    assert len(batches) == steps
+    assert all(len(set(batch)) == 1 for batch in batches)  # the batches of the sampler
+    stretches = sorted((200 - batch[0]) * steps // 200 for batch in batches)
+    assert stretches == list(range(steps))  # one of each stretch of the epoch
+    assert steps == 1 or order != sorted(order, reverse=True)
+
+
+def test_an_epoch_that_is_shorter_than_the_run_is_whole():
+    assert spread(range(10), {"batch_size": 4, "steps": 9, "seed": 0}) == list(range(10))
+
+
+def test_a_run_ends_with_its_last_step(tmp_path, monkeypatch):
+    ended = []
+    monkeypatch.setattr("os._exit", ended.append)
+    watch = Stopwatch({"out": str(tmp_path / "out.json"), "steps": 2, "check": False}, pool=3.5)
+    for tokens in (30, 40, 50):  # the loader is one ahead
+        watch.count(4, tokens)
+    watch.step()
+    assert not ended
+    watch.step()
+    assert ended == [0]
+    figures = json.loads((tmp_path / "out.json").read_text())
+    assert figures["ends"] == sorted(figures["ends"])
+    assert {**figures, "ends": len(figures["ends"])} == {"ends": 2, "samples": [4, 4], "tokens": [30, 40], "pool": 3.5}
+
+
+def test_a_peer_that_learns_something_else_is_left_out(files, tmp_path, monkeypatch, capsys):
+    found = {"ours": (2.0, 1.0), "hf": (2.00001, 1.0), "plain": (2.1, 1.0), "accelerate": (2.0, 4.0)}
+    given = {}
+
+    def run(self, side, **changes):
+        given[side] = changes
+        loss, norm = found[side]
+        return {"loss": loss, "grad_norm": norm, "examples": [7, 3]}, 1.0, 1.0
+
+    monkeypatch.setattr(peers.Bench, "run", run)
+    one = bench("minilm-short", files, tmp_path)
+    one.check(["hf", "plain", "accelerate"])
+    assert list(one.sides) == ["ours", "hf"]
+    assert given["hf"] == {"steps": 1, "check": True, "examples": [7, 3]}
+    assert capsys.readouterr().out.count("NOT THE SAME WORK") == 2
+
+
+def test_the_rate_leaves_out_the_first_steps_and_is_of_the_pools_mean_length(files, tmp_path, monkeypatch):
+    order = []
+
+    def run(self, side, **changes):
+        order.append((side, changes["seed"]))
+        # 1 s a step, 40 tokens each but for the first; a mean example has 5
+        figures = {"ends": [100.0, 101.0, 102.0, 103.0, 104.0], "tokens": [999, 40, 40, 40, 40], "pool": 5.0}
+        return figures, 300.0, 4.0 if side == "ours" else 8.0
+
+    monkeypatch.setattr(peers.Bench, "run", run)
+    one = bench("minilm-short", files, tmp_path)
+    one.sides = {"ours": peers.Side(1.0, 1.0), "hf": peers.Side(1.0, 1.0)}
+    rows = []
+    one.measure(2, rows)
+    assert order == [("ours", 0), ("hf", 0), ("hf", 1), ("ours", 1)]
+    assert [row["variant"] for row in rows] == ["ours", "hf"]
+    assert rows[0]["runs"] == [{"samples_per_second": 8.0, "peak_memory_mb": 300.0, "first_step_seconds": 4.0}] * 2
+    assert "times as soon as hf              2.00 (2.00 - 2.00)\n" in one.table() + "\n"
+
+
+def test_whole_rounds_are_kept_when_it_is_stopped(files, tmp_path, monkeypatch):
+    def round_(self, number):
+        if number == 2:
+            raise KeyboardInterrupt
+        self.sides["ours"].runs.append(FIGURES)
+
+    monkeypatch.setattr(peers.Bench, "round", round_)
+    one, rows = bench("minilm-short", files, tmp_path), []
+    one.sides = {"ours": peers.Side(1.0, 1.0)}
+    with pytest.raises(KeyboardInterrupt):
+        one.measure(5, rows)
+    assert len(rows[0]["runs"]) == 2
+
+
+def test_what_is_not_installed_is_said(monkeypatch, capsys):
+    found = Namespace()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "lightning" else found)
+    assert peers.chosen_peers(["hf", "lightning", "timm"], "minilm-short") == ["hf"]
+    assert capsys.readouterr().out == "  lightning: not installed (pip install lightning transformers)\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["minilm"], "WORK: 'minilm' is not one of minilm-short, "),
+        (["--peers", "hf,keras"], "--peers: 'keras' is not one of hf, "),
+        (["--steps", "1"], "--steps at least 2"),
+    ],
+)
+def test_a_mistake_is_named(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["peers", *arguments])
+    with pytest.raises(SystemExit) as end:
+        peers.main()
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+# Beside transformers
+
+
+LONG = [  # conversations that are cut, each in another way
+    ["so " * 60, "yes", "why", "well " * 3],
+    ["why " * 40, "yes"],
+    ["why", "well " * 60],
+]
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("work", [work for work in PEERS_OF if work != "vit-tiny"])
+def test_features_are_our_examples_token_by_token(work, files, tmp_path):
+    pytest.importorskip("transformers")
+    job = bench(work, files, tmp_path).job(tmp_path / "run")
+    rows = [json.loads(line) for line in Path(job["train"]).read_text(encoding="utf-8").splitlines()]
+    if work == "gpt2-dialogue":
+        rows += [{"id": f"long {i}", "messages": messages} for i, messages in enumerate(LONG)]
+    file, folder = tmp_path / "rows.jsonl", Path(job["model"])
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    recipe = read_recipe(prepare(work, files, shrink=True)[0])
+    task = TASKS[job["task"]]
+    data = task.columns.fill(recipe.data)
+    labels = list(label_numbers(job)) if work == "minilm-short" else []
+    ours = task.encode(task.read(str(file), data, True), task.load(folder), data, labels, True)
+    theirs = ENCODERS[job["task"]](rows, load_tokenizer(folder), job)
+    assert len(ours) == len(theirs) > 40
+    assert [num_tokens(feature, job["task"]) for feature in theirs] == ours.lengths.tolist()
+    for i, feature in enumerate(theirs):
+        read, learned = feature["input_ids"], feature["labels"]
+        span = slice(ours.offsets[i], ours.offsets[i + 1])
+        if work == "gpt2-dialogue":  # where transformers' loss shifts the labels itself
+            assert learned[0] == IGNORE
+            read, learned = read[:-1], learned[1:]
+        assert read == ours.sequence(i)
+        if work == "minilm-short":
+            assert learned == ours.labels[i]
+        else:
+            assert learned == (ours.target(i) if work == "t5-small" else ours.token_labels[span].tolist())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("work", PEERS_OF)
+def test_every_side_does_the_same_step(work, files, tmp_path):
+    """The losses and the gradient norms of a first step on the same examples, without dropout."""
+    pytest.importorskip("accelerate")
+    one = bench(work, files, tmp_path)
+    installed = peers.chosen_peers(PEERS_OF[work], work)
+    one.check(installed)
+    assert list(one.sides) == ["ours", *installed]
+    ours = one.sides["ours"]
+    for side in one.sides.values():
+        assert side.loss == pytest.approx(ours.loss, rel=1e-5)
+        assert side.grad_norm == pytest.approx(ours.grad_norm, rel=1e-4)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("work", "peer"), [("gpt2-dialogue", "hf-grouped"), ("vit-tiny", "plain")])
+def test_both_sides_take_as_many_steps_on_as_many_examples(work, peer, files, tmp_path):
+    pytest.importorskip("accelerate")
+    one = bench(work, files, tmp_path)
+    runs = {side: one.run(side, steps=3, seed=1) for side in ("ours", peer)}
+    for figures, peak, first in runs.values():
+        assert len(figures["ends"]) == 3
+        assert figures["samples"] == [4, 4, 4]
+        assert peak > 100
+        assert first > 0
+    assert runs["ours"][0]["pool"] == pytest.approx(runs[peer][0]["pool"])
+
+
+@pytest.mark.long
+def test_a_comparison_ends_in_a_table_and_a_record(files, tmp_path):
+    pytest.importorskip("accelerate")
+    options = ["--peers", "nanogpt", "--runs", "2", "--steps", "3", "--shrink", "--files", files]
+    done = run_module("benchmarks.peers", "gpt2-blocks", *options, "--history", tmp_path)
+    assert done.returncode == 0, done.stderr
+    for what in ("times as fast as nanogpt", "of its memory as nanogpt", "times as soon as nanogpt"):
+        assert done.stdout.count(what) == 1
+    (written,) = tmp_path.glob("*-peers.json")
+    rows = json.loads(written.read_text())["results"]
+    assert [row["variant"] for row in rows] == ["ours", "nanogpt"]
+    assert all(len(row["runs"]) == 2 for row in rows)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("work", GENERATORS)
+def test_generation_writes_the_same_texts(work, tmp_path):
+    pytest.importorskip("transformers")
+    options = ["--shrink", "--runs", "1", "--new-tokens", "6", "--history", tmp_path]
+    done = run_module("benchmarks.peers.generation", work, *options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("8 of 8 texts are the same") == len(WAYS)
+    (written,) = tmp_path.glob("*-generation.json")
+    assert len(json.loads(written.read_text())["results"]) == 2 * len(WAYS)
+
+
+# One table over several records
+
+
+def written(folder, commit, date, rates, theirs):
+    """A record of one work: our samples/s and HF's, one a round; memory and start are those of FIGURES."""
+    sides = {"ours": rates, "hf": theirs}
+    rows = [
+        {"work": "minilm-short", "variant": name, "runs": [FIGURES | {"samples_per_second": x} for x in values]}
+        for name, values in sides.items()
+    ]
+    content = {"schema": 1, "benchmark": "peers", "date": date, "commit": commit, "results": rows}
+    (folder / f"{date}-{commit}-peers.json").write_text(json.dumps(content))
+
+
+def test_a_table_has_the_rounds_of_all_records_of_one_commit(tmp_path):
+    written(tmp_path, "aaaaaaaaa", "2026-01-01", [9.0], [1.0])
+    written(tmp_path, "bbbbbbbbb", "2026-01-02", [3.0, 4.0], [2.0, 2.0])
+    written(tmp_path, "bbbbbbbbb", "2026-01-03", [5.0], [2.0])
+    done = run_module("benchmarks.peers.table", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "commit bbbbbbb, 2 records of 2026-01-02" in done.stdout
+    assert (
+        "| `minilm-short` | hf | 3 | 4.0, 2.0 | 2.00 (1.50 - 2.50) | 1.00 (1.00 - 1.00), not resolved |" in done.stdout
+    )
+    done = run_module("benchmarks.peers.table", tmp_path, "--commit", "aa")
+    assert "| 1 | 9.0, 1.0 | 9.00 (9.00 - 9.00), not resolved |" in done.stdout
+    done = run_module("benchmarks.peers.table", tmp_path, "--commit", "cc")
+    assert done.returncode == 1
+    assert "no record of benchmarks.peers of commit cc in" in done.stderr

@@ -1,0 +1,172 @@
+"""The rules of the house, read from the source with `ast` (or, for what is imported, asked of a fresh interpreter)."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+import models as native
+
+ROOT = Path(native.__file__).parent.parent
+PACKAGES = ("engine", "models", "data")
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+
+# Who may import whom, besides itself.
+MAY_IMPORT = {"engine": {"data", "models"}, "data": set(), "models": set()}
+COMMANDS = {"engine/train.py", "engine/evaluate.py", "engine/predict.py"}
+# These take the whole configuration for what they are: written into each checkpoint, printed, or read from a file.
+WRITE_OR_SHOW_IT = {"engine/config/recipe.py", "engine/checkpoint.py", "engine/summary.py"}
+# The one file that opens a pickle, when a user asks for that, and with the loader that runs no code.
+CONVERTER = "models/checkpoints/convert.py"
+OPTIONAL_OR_ORACLE = (
+    *("transformers", "datasets", "accelerate", "huggingface_hub", "tensorboard", "pandas", "sklearn", "scipy"),
+    *("matplotlib", "torchvision", "PIL", "pyarrow", "sacrebleu"),
+)
+
+
+def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of everything a module imports, inside functions too; `from a import b` gives a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = "" if node.level else node.module
+            yield from ((node.lineno, f"{package}.{alias.name}") for alias in node.names)
+
+
+def found(look: Callable[[str, ast.Module], Iterable[tuple[int, str]]]) -> list[str]:
+    """`file:line: what` for every line that look(file, tree) yields, over all files."""
+    return [f"{file}:{line}: {what}" for file, tree in TREES.items() for line, what in look(file, tree)]
+
+
+def public(tree: ast.Module) -> list[ast.FunctionDef | ast.ClassDef]:
+    nodes = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    return [node for node in nodes if not node.name.startswith("_") and node.name != "main"]
+
+
+def test_there_is_something_to_read():
+    assert {f"{package}/__init__.py" for package in PACKAGES} | COMMANDS <= set(TREES)
+
+
+def test_rule_1_nobody_imports_the_loop():
+    assert found(lambda file, tree: [x for x in imported(tree) if x[1].startswith("engine.train")]) == []
+
+
+def test_rule_2_engine_imports_data_and_models_which_import_neither():
+    def wrong(file: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+        package = file.split("/")[0]
+        forbidden = {*PACKAGES, "tests", "benchmarks"} - {package} - MAY_IMPORT[package]
+        yield from (x for x in imported(tree) if x[1].split(".")[0] in forbidden | {""})  # "": a relative import
+
+    assert found(wrong) == []
+
+
+def test_rule_3_only_the_commands_see_the_whole_configuration():
+    def wrong(file: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+        if file not in COMMANDS | WRITE_OR_SHOW_IT:
+            yield from (x for x in imported(tree) if x[1] in ("engine.config.Config", "engine.config.sections.Config"))
+
+    assert found(wrong) == []
+
+
+def test_rule_4_the_loop_reads_from_top_to_bottom():
+    assert len((ROOT / "engine" / "train.py").read_text(encoding="utf-8").splitlines()) <= 190
+
+
+def test_p20_the_loop_is_one_function_that_calls_no_callbacks():
+    nodes = list(ast.walk(TREES["engine/train.py"]))
+    assert [node.name for node in nodes if isinstance(node, ast.FunctionDef)] == ["train", "main"]
+    assert sum(isinstance(node, ast.While) for node in nodes) == 1
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    names |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    assert [name for name in names if "callback" in name.lower() or "hook" in name or name.startswith("on_")] == []
+
+
+@pytest.mark.parametrize("modules", ["engine", "engine.train, engine.evaluate, engine.predict"])
+def test_p19_nothing_is_imported_that_is_not_needed(modules):
+    command = [sys.executable, "-c", f"import sys, {modules}; print(*sys.modules)"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = set(done.stdout.split())
+    assert "engine" in loaded
+    assert not set(OPTIONAL_OR_ORACLE) & loaded
+
+
+def test_p19_importing_engine_alone_does_not_import_torch():
+    code = "import sys, engine; raise SystemExit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_no_file_of_ours_can_run_what_a_file_contains():
+    """No pickle of our own (torch's collectives use theirs, between ranks), no eval, torch.load in one place only."""
+    modules = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+    calls = {"eval", "exec", "compile", "__import__", "pickle.load", "pickle.loads"}
+
+    def wrong(file: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+        yield from (x for x in imported(tree) if x[1].split(".")[0] in modules)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in calls:
+                yield node.lineno, ast.unparse(node)
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                options = {option.arg: ast.unparse(option.value) for option in node.keywords}
+                if file != CONVERTER or options.get("weights_only") != "True":
+                    yield node.lineno, ast.unparse(node)
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+                yield node.value.lineno, "allow_pickle"
+
+    assert found(wrong) == []
+
+
+def is_record(node: ast.AST) -> bool:
+    """A dataclass or NamedTuple: its fields say what it is."""
+    decorators = [ast.unparse(decorator) for decorator in getattr(node, "decorator_list", [])]
+    bases = [ast.unparse(base) for base in getattr(node, "bases", [])]
+    return any(name.startswith("dataclass") for name in decorators) or "NamedTuple" in bases
+
+
+def test_every_module_and_public_function_and_class_says_what_it_is():
+    def wrong(file: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+        if not ast.get_docstring(tree):
+            yield 1, "the module"
+        silent = [node for node in public(tree) if not ast.get_docstring(node) and not is_record(node)]
+        yield from ((node.lineno, node.name) for node in silent)
+
+    assert found(wrong) == []
+
+
+def test_errors_are_raised_by_name_and_never_asserted():
+    bare = {"Exception", "BaseException", "AssertionError"}
+
+    def wrong(file: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assert):
+                yield node.lineno, "assert"
+            elif isinstance(node, ast.Raise) and node.exc is not None:
+                raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+                if ast.unparse(raised) in bare:
+                    yield node.lineno, ast.unparse(node)
+            elif isinstance(node, ast.ExceptHandler) and node.type is None:
+                yield node.lineno, "a bare except"
+
+    assert found(wrong) == []
+
+
+def test_files_and_functions_stay_readable():
+    """The house aims at 350 and 50 lines; these are the lengths at which a change has to argue for itself."""
+
+    def wrong(file: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+        if len((ROOT / file).read_text(encoding="utf-8").splitlines()) > 400:
+            yield 1, "more than 400 lines"
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and (file, node.name) != ("engine/train.py", "train"):
+                first = node.body[ast.get_docstring(node) is not None :]
+                length = node.end_lineno - first[0].lineno + 1 if first else 0
+                if length > 75:
+                    yield node.lineno, f"{node.name} has {length} lines"
+
+    assert found(wrong) == []

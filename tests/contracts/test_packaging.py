@@ -1,0 +1,143 @@
+"""The package as it is installed: what the wheel holds, and that it works beside a user's own ./data and ./models."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+from support.runs import write_reviews
+
+import models as native
+
+ROOT = Path(native.__file__).parent.parent
+TREE = ("engine", "models", "data", "pyproject.toml", "setup.cfg", "README.md", "LICENSE")
+# What pip needs to build and install without any network.
+OFFLINE = ("--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disable-pip-version-check")
+
+
+def call(*command: object, cwd: Path, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    environment |= {"OMP_NUM_THREADS": "1"} | env
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0 or not check, done.stdout[-2000:] + done.stderr[-2000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the source to build in: a build leaves folders behind, and would ship what an earlier one left."""
+    folder = tmp_path_factory.mktemp("source")
+    for name in TREE:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    call(sys.executable, "-m", "pip", "wheel", *OFFLINE, "-w", folder, source, cwd=folder)
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+def environment_with(package: tuple[object, ...], folder: Path) -> Path:
+    """The python of a new environment that has `package` itself, and what it depends on from this one."""
+    call(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
+    python = folder / "bin" / "python"
+    (site,) = folder.glob("lib/python*/site-packages")
+    # Named in a .pth, this environment's folder is searched last, and its own .pth (of an editable engine) is not read.
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    call(sys.executable, "-m", "pip", "--python", python, "install", *OFFLINE, *package, cwd=folder.parent)
+    return python
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return environment_with((wheel,), tmp_path_factory.mktemp("installed") / "env")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A researcher's folder, with a ./data and a ./models of files."""
+    folder = tmp_path / "project"
+    (folder / "data").mkdir(parents=True)
+    (folder / "models").mkdir()
+    write_reviews(folder / "data" / "mine.jsonl", 40)
+    (folder / "data" / "clean.py").write_text("raise RuntimeError('this is not a package')\n")
+    return folder
+
+
+def test_the_wheel_holds_the_code_the_recipes_and_the_samples_and_no_more(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        license_text = archive.read(next(n for n in names if n.endswith("licenses/LICENSE"))).decode()
+        metadata = archive.read(next(n for n in names if n.endswith("METADATA"))).decode()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"engine", "models", "data", "finetune_engine"}
+    for package in ("engine", "models", "data"):
+        expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / package).rglob("*.py")}
+        assert expected == {name for name in names if name.startswith(f"{package}/") and name.endswith(".py")}
+    recipes = {path.relative_to(ROOT).as_posix() for path in (ROOT / "engine" / "recipes").glob("*.toml")}
+    assert recipes
+    assert recipes <= names
+    samples = [path for path in (ROOT / "data" / "samples").iterdir() if path.is_dir() and path.name[0] not in "._"]
+    assert samples
+    for sample in samples:
+        files = {path.relative_to(ROOT).as_posix() for path in sample.rglob("*") if path.is_file()}
+        assert files <= names
+        assert {f"data/samples/{sample.name}/LICENSE.txt", f"data/samples/{sample.name}/README.md"} <= files
+    assert license_text.startswith("MIT License")
+    assert "# finetune-engine" in metadata
+
+
+@pytest.mark.parametrize("launcher", ["python", pytest.param("torchrun", marks=pytest.mark.slow)])
+def test_it_runs_from_a_folder_with_its_own_data_and_models(installed, project, checkpoint_folder, launcher):
+    options = ["--model.name", checkpoint_folder, "--model.sha256=", "--data.train=data/mine.jsonl"]
+    options += ["--data.max_length=32", "--train.max_steps=2", "--run.folder=out", "--run.device=cpu"]
+    start = ["-m", "torch.distributed.run"] if launcher == "torchrun" else []
+    done = call(installed, *start, "-m", "engine.train", *options, cwd=project)
+    assert "all steps done" in done.stdout
+    assert (project / "out" / "best" / "model.safetensors").is_file()
+
+
+# Where each package is found, without the second that importing torch takes.
+FIND = "from importlib.util import find_spec; print(*(find_spec(n).origin for n in ('engine', 'models', 'data')))"
+
+
+def test_it_is_the_installed_one_and_its_sample_is_found(installed, project):
+    files = call(installed, "-c", f"import engine; {FIND}", cwd=project).stdout.split()
+    assert all(Path(file).is_relative_to(installed.parent.parent) for file in files)
+    code = "import data; print(len(data.read_rows('package:data/samples/movie_reviews/reviews.tsv', ['text'])))"
+    assert call(installed, "-c", code, cwd=project).stdout == "10568\n"
+
+
+def test_an_editable_install_comes_before_a_folder_of_files_too(source, project, tmp_path):
+    python = environment_with(("-e", source), tmp_path / "env")
+    files = call(python, "-c", f"import engine; {FIND}", cwd=project).stdout.split()
+    assert [Path(file).parent.parent.resolve() for file in files] == [source.resolve()] * 3
+
+
+@pytest.mark.parametrize("name", ["data/__init__.py", "models/__init__.py", "models.py"])
+def test_a_package_of_the_users_own_is_named_with_the_way_out(installed, project, name):
+    shutil.rmtree(project / "models")
+    mine = project / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("raise RuntimeError('this is mine')\n")
+    command = (installed, "-m", "engine.train", "--help")
+    done = call(*command, cwd=project, check=False)
+    assert done.returncode == 2
+    package = name.removesuffix(".py").removesuffix("/__init__")
+    assert done.stderr.startswith(f"error: `import {package}` finds {mine}, not the engine's own package")
+    assert len(done.stderr.splitlines()) == 1
+    if name == "models.py":  # the advice it gives, once
+        assert "--train.batch_size" in call(*command, cwd=project, PYTHONSAFEPATH="1").stdout

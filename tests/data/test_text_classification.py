@@ -1,0 +1,410 @@
+"""Rows of text -> examples: the tokenizer's files, encoding against transformers, labels, P13 (no padding)."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from data import DataError, Row, copy_tokenizer, load_tokenizer
+from data import text_classification as texts
+from data.errors import ErrorList
+from data.text_classification import encode_texts
+from engine.config import DataSettings
+from engine.tasks import TASKS, read_training_data
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused1]"]
+# Every ASCII character and a few others alone and inside a word, so that hardly anything is unknown and one wrong
+# character shows; and some whole words.
+CHARACTERS = [*map(chr, range(33, 127)), *"éßñıİçÉ中文漢字あア안نमि♥🎉ﬁ"]
+WORDS = ["the", "film", "was", "good", "not", "##ing", "##ed", "École", "ecole", "naive"]
+VOCAB = [*SPECIAL, *CHARACTERS, *(f"##{c}" for c in CHARACTERS), *WORDS]
+PIECES = ["the film", "was GOOD", "École", "naïve", "Ｆｕｌｌ", "中文字", "漢a字b", "かな", "🎉", "👩‍👩‍👧", "🇩🇪"]
+PIECES += ["İstanbul", "STRAẞE", "ﬁne", "don't", "1,000.5", "a-b", "$^`~|", "مرحبا", "हिन्दी", "안녕", "x" * 120]
+PIECES += ["[MASK]", "[mask]", "[CLS]", "[unused1]", "<ent>", "MyTok", "mytok", "e\u0301", "\x00", "\x07", "\u200b"]
+PIECES += ["\u2028", "\x85", "\ufeff", "\ufffd", "\u3000", "\xa0", "\t\n", "\u202e"]
+
+
+def odd_texts(count: int, seed: int = 0) -> list[str]:
+    """Random strings: half of the pieces above, half of any characters of the planes that are in use."""
+    rng = random.Random(seed)
+    pieces = [" ".join(rng.choice(PIECES) for _ in range(rng.randint(1, 8))) for _ in range(count // 2)]
+    ranges = [(32, 127), (160, 0x2FF), (0x300, 0x370), (0x370, 0x2FFF), (0x3000, 0x9FFF), (0x1F300, 0x1F700), (0, 32)]
+    return pieces + ["".join(chr(rng.randrange(*rng.choice(ranges))) for _ in range(12)) for _ in range(count // 2)]
+
+
+def write_vocab(folder: Path, vocab=VOCAB, **files: object) -> Path:
+    """vocab.txt and, as JSON, the other files by the name before their suffix."""
+    (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder
+
+
+def oracle(folder: Path):
+    return pytest.importorskip("transformers").BertTokenizer.from_pretrained(str(folder))
+
+
+def added(content: str, **flags: bool) -> dict[str, object]:
+    off = dict.fromkeys(("lstrip", "rstrip", "single_word", "special"), False)
+    return {"content": content, "normalized": True} | off | flags
+
+
+FLAGS = [
+    {"do_lower_case": lower, "strip_accents": strip, "tokenize_chinese_chars": chinese}
+    for lower in (True, False)
+    for strip in (None, True, False)
+    for chinese in (True, False)
+]
+N = len(VOCAB)
+SETTINGS = [
+    *({"tokenizer_config": flags} for flags in FLAGS),
+    {},
+    {"tokenizer_config": {"additional_special_tokens": ["<ent>", "[unused1]"]}},
+    {"tokenizer_config": {"extra_special_tokens": ["<ent>"]}},
+    {
+        "tokenizer_config": {
+            "added_tokens_decoder": {
+                "5": added("[unused1]"),
+                str(N): added("MyTok"),
+                str(N + 1): added("<ent>", special=True, normalized=False, lstrip=True),
+            }
+        }
+    },
+    {"added_tokens": {"<ent>": N + 1, "MyTok": N}},
+    {"added_tokens": {"<ent>": N}, "special_tokens_map": {"additional_special_tokens": ["<ent>"]}},
+    {"special_tokens_map": {"cls_token": "[unused1]", "mask_token": {"content": "[MASK]", "lstrip": False}}},
+]
+
+
+@pytest.mark.parametrize("files", SETTINGS, ids=str)
+def test_vocab_txt_gives_the_ids_of_transformers(tmp_path, files):
+    ours, theirs = load_tokenizer(write_vocab(tmp_path, **files)), oracle(tmp_path)
+    for text in odd_texts(400):
+        assert ours.encode(text).ids == theirs(text)["input_ids"], repr(text)
+    batch = odd_texts(200, seed=1)
+    for first, second in zip(batch[::2], batch[1::2], strict=True):
+        encoding, expected = ours.encode(first, second), theirs(first, second)
+        assert (encoding.ids, encoding.type_ids) == (expected["input_ids"], expected["token_type_ids"])
+
+
+def test_special_tokens_surround_a_text_and_a_pair(tmp_path):
+    tokenizer = load_tokenizer(write_vocab(tmp_path))
+    assert tokenizer.encode("the film").tokens == ["[CLS]", "the", "film", "[SEP]"]
+    pair = tokenizer.encode("the film", "was good")
+    assert pair.tokens == ["[CLS]", "the", "film", "[SEP]", "was", "good", "[SEP]"]
+    assert pair.type_ids == [0, 0, 0, 0, 1, 1, 1]
+    assert tokenizer.encode("").tokens == ["[CLS]", "[SEP]"]
+
+
+def test_vocab_txt_with_windows_line_ends_and_without_a_last_one(tmp_path):
+    expected = load_tokenizer(write_vocab(tmp_path)).get_vocab()
+    for content in ("\r\n".join(VOCAB) + "\r\n", "\n".join(VOCAB)):
+        (tmp_path / "vocab.txt").write_bytes(content.encode())
+        assert load_tokenizer(tmp_path).get_vocab() == expected
+
+
+def test_an_id_is_the_number_of_its_line_whatever_the_line_holds(tmp_path):
+    """A vocabulary has tokens that look like space; to strip or skip them would shift every id below."""
+    vocab = [*SPECIAL, "\u2028", "\x85", "\u3000", "", "film"]
+    tokenizer = load_tokenizer(write_vocab(tmp_path, vocab))
+    assert [tokenizer.token_to_id(token) for token in vocab] == list(range(len(vocab)))
+
+
+def test_tokenizer_json_comes_before_vocab_txt_without_its_padding_and_truncation(tmp_path):
+    tokenizer = load_tokenizer(write_vocab(tmp_path))
+    tokenizer.enable_padding(length=20)
+    tokenizer.enable_truncation(3)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "vocab.txt").write_text("only\n")
+    assert load_tokenizer(tmp_path).encode("the film was good").tokens[1:-1] == ["the", "film", "was", "good"]
+
+
+BROKEN = [
+    ({"tokenizer": "{"}, "the tokenizer cannot be used"),
+    ({"tokenizer": ""}, "the tokenizer cannot be used"),
+    ({"tokenizer": "[]"}, "the tokenizer cannot be used"),
+    ({"tokenizer": '{"model": {"type": "WordPiece", "vocab": {"a": -1}}}'}, "the tokenizer cannot be used"),
+    ({"tokenizer_config": "{"}, "tokenizer_config.json: not JSON: Expecting property name"),
+    ({"tokenizer_config": "[" * 100_000}, "tokenizer_config.json: not JSON: maximum recursion depth exceeded"),
+    ({"tokenizer_config": "[1]"}, "tokenizer_config.json: a JSON object is needed, this is a list"),
+    ({"special_tokens_map": "null"}, "special_tokens_map.json: a JSON object is needed, this is a NoneType"),
+    ({"added_tokens": "3"}, "added_tokens.json: a JSON object is needed, this is a int"),
+    (
+        {"tokenizer_config": {"do_lower_case": "yes"}},
+        "do_lower_case = 'yes' should be true or false",
+    ),
+    ({"tokenizer_config": {"strip_accents": 3}}, "tokenizer_config.json: strip_accents = 3 should be true or false"),
+    ({"tokenizer_config": {"cls_token": "<s>"}}, "vocab.txt: no token '<s>'"),
+    ({"tokenizer_config": {"tokenizer_class": "BertJapaneseTokenizer"}}, "a BertJapaneseTokenizer is more than"),
+    ({"tokenizer_config": {"added_tokens_decoder": {"1": added("film")}}}, "'film' should have the id 1, it comes to"),
+    (
+        {"tokenizer_config": {"added_tokens_decoder": {"x": added("a")}}},
+        "the tokenizer cannot be used: invalid literal",
+    ),
+    ({"tokenizer_config": {"added_tokens_decoder": {"1": {"nonsense": 1}}}}, "the added token '' should have the id 1"),
+    ({"tokenizer_config": {"added_tokens_decoder": [1]}}, "the tokenizer cannot be used"),
+    ({"tokenizer_config": {"extra_special_tokens": {"a": "b"}}}, "the special tokens should be a list"),
+    ({"added_tokens": {"<ent>": N + 7}}, f"'<ent>' should have the id {N + 7}, it comes to {N}"),
+]
+
+
+@pytest.mark.parametrize(("files", "reason"), BROKEN, ids=lambda value: str(value)[:60])
+def test_f14_broken_tokenizer_files_are_a_sentence(tmp_path, files, reason):
+    with pytest.raises(DataError, match=re.escape(reason)) as caught:
+        load_tokenizer(write_vocab(tmp_path, **files))
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "no token '[UNK]'"),
+        (b"a\nb\n", "no token '[UNK]'"),
+        (b"[UNK]\n[SEP]\n", "no token '[CLS]'"),
+        ("\n".join(SPECIAL).encode() + b"\n\xff\n", "codec can't decode"),
+    ],
+)
+def test_f14_broken_vocab_txt(tmp_path, content, reason):
+    (tmp_path / "vocab.txt").write_bytes(content)
+    with pytest.raises(DataError, match=re.escape(reason)):
+        load_tokenizer(tmp_path)
+
+
+def test_a_folder_without_a_tokenizer(tmp_path):
+    with pytest.raises(DataError, match=r"no tokenizer.json and no vocab.txt"):
+        load_tokenizer(tmp_path)
+
+
+def test_f14_a_tokenizer_that_panics_at_its_first_text_is_refused_when_it_is_read(tmp_path, capfd):
+    load_tokenizer(write_vocab(tmp_path)).save(str(tmp_path / "tokenizer.json"))
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {},
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="the tokenizer cannot be used"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_copied_tokenizer_is_the_same_one(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    files = {"tokenizer_config": {"do_lower_case": False}, "added_tokens": {"<ent>": N}, "special_tokens_map": {}}
+    write_vocab(source, **files)
+    copy_tokenizer(source, target)
+    assert sorted(p.name for p in target.iterdir()) == sorted(p.name for p in source.iterdir())
+    ids = load_tokenizer(source).encode("École <ent> film").ids
+    shutil.rmtree(source)
+    assert load_tokenizer(target).encode("École <ent> film").ids == ids
+
+
+# Encoding
+
+
+def rows_of(first: list[str], second: list[str] | None = None) -> list[Row]:
+    values = (
+        [{"a": a} for a in first] if second is None else [{"a": a, "b": b} for a, b in zip(first, second, strict=True)]
+    )
+    return [Row(f"r{i}", i + 1, value) for i, value in enumerate(values)]
+
+
+def encode(tokenizer: Tokenizer, rows: list[Row], max_length: int = 512, labels: tuple[str, ...] = ()):
+    return encode_texts(
+        rows,
+        tokenizer,
+        text="a",
+        text_pair="b" if "b" in rows[0].values else "",
+        label="label" if labels else "",
+        labels=labels,
+        max_length=max_length,
+    )
+
+
+@pytest.mark.parametrize("pair", [False, True])
+@pytest.mark.parametrize("max_length", [4, 5, 8, 13, 40, 512])
+def test_encoding_and_truncation_equal_those_of_transformers(tmp_path, pair, max_length):
+    tokenizer, theirs = load_tokenizer(write_vocab(tmp_path)), oracle(tmp_path)
+    first, second = odd_texts(150, seed=2), odd_texts(150, seed=3)[::-1]
+    examples = encode(tokenizer, rows_of(first, second if pair else None), max_length)
+    longer = 0
+    for i, (a, b) in enumerate(zip(first, second, strict=True)):
+        text = (a, b) if pair else (a,)
+        expected = theirs(*text, truncation="longest_first", max_length=max_length)
+        span = slice(examples.offsets[i], examples.offsets[i + 1])
+        assert examples.input_ids[span].tolist() == expected["input_ids"]
+        assert examples.token_type_ids[span].tolist() == expected["token_type_ids"]
+        longer += len(theirs(*text)["input_ids"]) > max_length
+    assert examples.lengths.max() <= max_length
+    assert examples.truncated == longer
+    assert (longer > 0) == (max_length < 40)
+
+
+def test_encoding_leaves_the_tokenizer_as_it_was(tmp_path):
+    tokenizer = load_tokenizer(write_vocab(tmp_path))
+    encode(tokenizer, rows_of(["the film was good"]), max_length=4)
+    assert tokenizer.truncation is None
+    assert len(tokenizer.encode("the film was good").ids) == 6
+
+
+def test_texts_are_encoded_in_chunks_without_a_seam(tmp_path, monkeypatch):
+    tokenizer = load_tokenizer(write_vocab(tmp_path))
+    rows = rows_of(odd_texts(50))
+    whole = encode(tokenizer, rows, max_length=9)
+    for size in (1, 7, 50):
+        monkeypatch.setattr(texts, "CHUNK", size)
+        cut = encode(tokenizer, rows, max_length=9)
+        assert (cut.fingerprint(), cut.ids, cut.truncated) == (whole.fingerprint(), whole.ids, whole.truncated)
+
+
+def test_a_chunk_is_bounded_in_characters_so_that_long_texts_do_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(texts, "CHUNK", 100)
+    inputs = [("x" * a, "y" * b) for a, b in ((30, 30), (40, 0), (1, 0), (500, 2), (0, 0), (99, 1), (0, 1))]
+    assert [len(chunk) for chunk in texts.in_chunks(inputs)] == [2, 1, 1, 2, 1]
+    assert [pair for chunk in texts.in_chunks(inputs) for pair in chunk] == inputs
+    assert [len(chunk) for chunk in texts.in_chunks(["x" * 60] * 3)] == [1, 1, 1]
+    assert list(texts.in_chunks([])) == []
+
+
+def test_texts_without_labels_need_no_more_than_their_column(tmp_path):
+    examples = encode_texts([Row("1", 1, {"text": "good film"})], load_tokenizer(write_vocab(tmp_path)), max_length=8)
+    assert (len(examples), examples.labels, examples.lengths.tolist()) == (1, None, [4])
+
+
+@pytest.mark.parametrize("pad", ["[PAD]", "[SEP]", "[CLS]", "film"])
+def test_p13_no_id_is_taken_for_padding(tmp_path, pad):
+    """Where a text ends is known from its length, so a pad token that is also the end of a text changes nothing."""
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(VOCAB)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    ends = [(token, VOCAB.index(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    tokenizer.enable_padding(pad_id=VOCAB.index(pad), pad_token=pad)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    words = [["film", "[SEP]", "[PAD]", "[PAD]"], ["good"], ["[PAD]"], ["was", "film", "film"]]
+    examples = encode(load_tokenizer(tmp_path), rows_of([" ".join(text) for text in words]))
+    batch = examples.batch([0, 1, 2, 3])
+    expected = [["[CLS]", *text, "[SEP]"] for text in words]
+    assert batch.lengths == tuple(map(len, expected))
+    assert [VOCAB[i] for i in batch.input_ids.tolist()] == [token for text in expected for token in text]
+    assert batch.cu_seqlens.tolist() == np.cumsum([0, *map(len, expected)]).tolist()
+
+
+# Texts and labels as they are in the file
+
+
+def labelled(values: list[object]) -> list[Row]:
+    return [Row(str(i), i + 1, {"a": "x", "label": value}) for i, value in enumerate(values)]
+
+
+@pytest.mark.parametrize(
+    ("found", "names"),
+    [
+        (["pos", "neg", "pos"], ["neg", "pos"]),
+        (["10", "9", "-1", "2"], ["-1", "2", "9", "10"]),
+        ([10, 9, -1, 2], ["-1", "2", "9", "10"]),
+        ([2.5, 10.0, -0.5], ["-0.5", "2.5", "10.0"]),
+        (["1", "1.0", "01"], ["01", "1", "1.0"]),
+        ([True, False, True], ["false", "true"]),
+        (["--1", "-", "1"], ["-", "--1", "1"]),
+        (["²", "1", "٣"], ["1", "²", "٣"]),
+        (["nan", "inf", "1e5"], ["1e5", "inf", "nan"]),
+        ([" a", "a ", "b"], ["a", "b"]),
+        (["é", "z", "Z", "中"], ["Z", "z", "é", "中"]),
+    ],
+)
+def test_p09_label_names_are_sorted_whatever_the_order_of_the_rows(found, names):
+    rng = random.Random(0)
+    for _ in range(5):
+        rng.shuffle(found)
+        assert texts.label_names("FILE", labelled(found), "label", ()) == names
+    texts.check_labels("FILE", labelled(found), "label", names)
+
+
+def test_p09_declared_labels_keep_their_order_and_number_the_examples(tmp_path):
+    tokenizer = load_tokenizer(write_vocab(tmp_path))
+    rows = labelled(["b", " a ", "c", "b"])
+    declared = texts.label_names("FILE", rows, "label", ("c", "b", "a", "unseen"))
+    assert declared == ["c", "b", "a", "unseen"]
+    assert encode(tokenizer, rows, labels=tuple(declared)).labels.tolist() == [1, 2, 0, 1]
+    assert encode(tokenizer, rows[::-1], labels=tuple(declared)).labels.tolist() == [1, 0, 2, 1]
+    assert encode(tokenizer, rows).labels is None
+
+
+def test_one_class_is_not_enough():
+    with pytest.raises(DataError, match="FILE: column 'label' has one class only, 'a'"):
+        texts.label_names("FILE", labelled(["a", " a"]), "label", ())
+    with pytest.raises(DataError, match="FILE: column 'label' has one class only, 'a'"):
+        texts.label_names("FILE", labelled(["a", " a"]), "label", ("a", "b"))
+    # One that was not declared is more likely a typing error, which check_labels reports by its line.
+    assert texts.label_names("FILE", labelled(["c", "c"]), "label", ("a", "b")) == ["a", "b"]
+
+
+def found_in(rows: list[Row], label: str = "") -> list[str]:
+    errors = ErrorList()
+    texts.check_rows("FILE", rows, ["a"], label, errors)
+    return [text for _, text in errors.found]
+
+
+def test_f13_bad_labels_and_texts_are_reported_together():
+    rows = labelled(["a", "c", "A", "b"])
+    with pytest.raises(DataError) as caught:
+        texts.check_labels("FILE", rows, "label", ["a", "b", ""])
+    assert str(caught.value).split("\n") == [
+        "FILE:2: unknown label 'c'; the labels are 'a', 'b', ''",
+        "FILE:3: unknown label 'A'; the labels are 'a', 'b', ''",
+    ]
+    assert found_in(labelled(["a", "", "  ", [1], {"a": 1}, 0, False]), "label") == [
+        "FILE:2: the label in 'label' is empty",
+        "FILE:3: the label in 'label' is empty",
+        "FILE:4: a label should be text or a number, this is [1]",
+        "FILE:5: a label should be text or a number, this is {'a': 1}",
+    ]
+    rows = [Row(str(i), i + 1, {"a": value}) for i, value in enumerate(["x", 3, None, "", " \u3000", ["x"], True])]
+    assert found_in(rows) == [
+        "FILE:2: 'a' should be text, this is 3",
+        "FILE:3: 'a' should be text, this is None",
+        "FILE:4: 'a' is empty",
+        "FILE:5: 'a' is empty",
+        "FILE:6: 'a' should be text, this is ['x']",
+        "FILE:7: 'a' should be text, this is True",
+    ]
+
+
+def test_f13_all_that_is_wrong_in_all_files_is_reported_together(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"text": "", "label": "a"}\nnot json\n{"text": "x", "label": ""}\n')
+    (tmp_path / "val.jsonl").write_text('{"text": "x", "label": []}\n')
+    names = [str(tmp_path / name) for name in ("train.jsonl", "val.jsonl", "none.jsonl")]
+    settings = DataSettings(train=names[0], validation=names[1], test=names[2])
+    with pytest.raises(DataError) as caught:
+        read_training_data(TASKS["text-classification"], TASKS["text-classification"].columns.fill(settings), 0)
+    assert [line.removeprefix(f"{tmp_path}/") for line in str(caught.value).split("\n")] == [
+        "train.jsonl:1: 'text' is empty",
+        "train.jsonl:2: not JSON: Expecting value: line 1 column 1 (char 0)",
+        "train.jsonl:3: the label in 'label' is empty",
+        "val.jsonl:1: a label should be text or a number, this is []",
+        "none.jsonl: no such file",
+    ]
+
+
+def test_f13_unknown_labels_of_all_files_are_reported_together_in_the_order_of_the_files(tmp_path):
+    names = [str(tmp_path / name) for name in ("train.jsonl", "val.jsonl", "test.jsonl")]
+    for name, other in zip(names, "bxy", strict=True):
+        Path(name).write_text("".join(f'{{"text": "x", "label": "{label}"}}\n' for label in ("a", other)))
+    with pytest.raises(DataError) as caught:
+        read_training_data(
+            TASKS["text-classification"], TASKS["text-classification"].columns.fill(DataSettings(*names)), 0
+        )
+    assert [line.removeprefix(f"{tmp_path}/") for line in str(caught.value).split("\n")] == [
+        "val.jsonl:2: unknown label 'x'; the labels are 'a', 'b'",
+        "test.jsonl:2: unknown label 'y'; the labels are 'a', 'b'",
+    ]

@@ -1,0 +1,192 @@
+"""Metrics against scikit-learn, their additivity, and what a run remembers of its evaluations."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from engine.config import EvalSettings
+from engine.metrics.text_classification import (
+    IGNORE,
+    classification_metrics,
+    classification_statistics,
+    confusion_matrix,
+    precision_recall_f1,
+)
+from engine.state import TrainState, mode_of
+
+
+def statistics(logits, labels):
+    return classification_statistics(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
+
+
+def predicting(classes, num_labels):
+    """Logits whose largest are these classes."""
+    return F.one_hot(torch.tensor(classes), num_labels).float() * 3
+
+
+def random_case(count, num_labels, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(count, num_labels, generator=generator)
+    return logits, torch.randint(0, num_labels, (count,), generator=generator)
+
+
+CASES = {
+    "random-2": random_case(200, 2, 0),
+    "random-5": random_case(137, 5, 1),
+    "more-classes-than-examples": random_case(4, 9, 2),
+    "never-predicted": (predicting([0, 0, 1, 1, 0], 3), torch.tensor([0, 2, 1, 2, 1])),
+    "absent": (predicting([0, 2, 1, 2, 0], 3), torch.tensor([0, 0, 1, 1, 0])),
+    "neither": (predicting([0, 1, 0], 4), torch.tensor([0, 0, 1])),
+    "one-right": (predicting([1], 2), torch.tensor([1])),
+    "one-wrong": (predicting([1], 2), torch.tensor([0])),
+    "all-wrong": (predicting([1, 2, 0], 3), torch.tensor([0, 1, 2])),
+    "all-one-class": (predicting([1] * 6, 2), torch.tensor([1] * 6)),
+}
+
+
+@pytest.mark.parametrize(("logits", "labels"), CASES.values(), ids=CASES.keys())
+def test_metrics_are_those_of_sklearn(logits, labels):
+    sklearn = pytest.importorskip("sklearn.metrics")
+    true, predicted = labels.numpy(), logits.argmax(-1).numpy()
+    found = classification_metrics(statistics(logits, labels))
+    macro = sklearn.precision_recall_fscore_support(true, predicted, average="macro", zero_division=0)
+    expected = dict(zip(("precision", "recall", "f1"), macro[:3], strict=True))
+    expected |= {"accuracy": sklearn.accuracy_score(true, predicted), "loss": F.cross_entropy(logits, labels).item()}
+    for average in ("micro", "weighted"):
+        expected[f"f1_{average}"] = sklearn.f1_score(true, predicted, average=average, zero_division=0)
+    expected["mcc"] = sklearn.matthews_corrcoef(true, predicted)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-6 if name == "loss" else 1e-12, abs=1e-12), name
+
+
+def test_a_perfect_prediction_of_a_file_without_all_classes_is_perfect():
+    found = classification_metrics(statistics(predicting([0, 2, 2, 0], 3), torch.tensor([0, 2, 2, 0])))
+    assert {name: found[name] for name in ("accuracy", "precision", "recall", "f1")} == dict.fromkeys(
+        ("accuracy", "precision", "recall", "f1"), 1.0
+    )
+
+
+@pytest.mark.parametrize(("logits", "labels"), CASES.values(), ids=CASES.keys())
+def test_the_table_of_classes_is_that_of_sklearn(logits, labels):
+    sklearn = pytest.importorskip("sklearn.metrics")
+    true, predicted, classes = labels.numpy(), logits.argmax(-1).numpy(), list(range(logits.shape[-1]))
+    confusion = confusion_matrix(statistics(logits, labels))
+    expected = torch.from_numpy(sklearn.confusion_matrix(true, predicted, labels=classes)).double()
+    torch.testing.assert_close(confusion, expected, rtol=0, atol=0)
+    table = precision_recall_f1(confusion)
+    theirs = sklearn.precision_recall_fscore_support(true, predicted, labels=classes, zero_division=0)
+    for name, values in zip(("precision", "recall", "f1"), theirs[:3], strict=True):
+        torch.testing.assert_close(table[name], torch.from_numpy(values), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(confusion.sum(1), torch.from_numpy(theirs[3]).double(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("parts", [[1] * 137, [64, 64, 9], [0, 130, 0, 7], [136, 1]])
+def test_p02_metrics_are_the_same_for_every_split(parts):
+    logits, labels = random_case(137, 5, 3)
+    labels[::6] = IGNORE
+    whole = statistics(logits, labels)
+    pieces = zip(logits.split(parts), labels.split(parts), strict=True)
+    added = torch.stack([statistics(*piece) for piece in pieces]).sum(0)
+    torch.testing.assert_close(added[1:], whole[1:], rtol=0, atol=0)  # counts: exact
+    torch.testing.assert_close(added[0], whole[0], rtol=1e-5, atol=0)
+    of_sum, of_whole = classification_metrics(added), classification_metrics(whole)
+    assert {k: v for k, v in of_sum.items() if k != "loss"} == {k: v for k, v in of_whole.items() if k != "loss"}
+
+
+def test_ignored_labels_are_not_counted():
+    logits, labels = random_case(60, 3, 4)
+    some = labels.clone()
+    some[::4] = IGNORE
+    kept = some != IGNORE
+    found = statistics(logits, some)
+    torch.testing.assert_close(found[1:], statistics(logits[kept], labels[kept])[1:], rtol=0, atol=0)
+    assert confusion_matrix(found).sum() == kept.sum()
+    expected = F.cross_entropy(logits[kept], labels[kept]).item()
+    assert classification_metrics(found)["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_counts_stay_exact_where_fp32_would_not():
+    cell = torch.zeros(5, dtype=torch.float64)
+    cell[1] = 2.0**25  # an evaluation so far; fp32 cannot add 1 to it
+    added = cell + statistics(predicting([0], 2), torch.tensor([0]))
+    assert confusion_matrix(added)[0, 0] == 2**25 + 1
+
+
+def test_rows_are_true_classes_and_columns_predicted_ones():
+    confusion = confusion_matrix(statistics(predicting([1, 1, 0], 2), torch.tensor([0, 0, 0])))
+    assert confusion.tolist() == [[1, 2], [0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("mode", "min_delta", "values", "best"),
+    [
+        ("max", 0.0, [0.5, 0.6, 0.6, 0.55, 0.7], [True, True, False, False, True]),
+        ("min", 0.0, [0.5, 0.6, 0.5, 0.4, 0.45], [True, False, False, True, False]),
+        ("max", 0.25, [0.5, 0.625, 0.75, 0.875, 1.5], [True, False, False, True, True]),  # a gain of min_delta is none
+        ("min", 0.25, [1.5, 1.375, 1.25, 1.125], [True, False, False, True]),
+        ("max", 10.0, [-3.0, 5.0, 7.5], [True, False, True]),  # the first is best whatever min_delta
+    ],
+)
+def test_record_knows_the_best_evaluation(mode, min_delta, values, best):
+    state, bad = TrainState(), 0
+    for step, (value, is_best) in enumerate(zip(values, best, strict=True), 1):
+        state.step = step
+        before = (state.best, state.best_step)
+        assert state.record(value, mode, min_delta) is is_best, (step, value)
+        bad = 0 if is_best else bad + 1
+        assert (state.best, state.best_step) == ((value, step) if is_best else before)
+        assert state.bad_evaluations == bad
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_p05_nan_is_never_best(mode):
+    state = TrainState()
+    assert not state.record(math.nan, mode, 0.0)
+    assert (state.best, state.bad_evaluations) == (None, 1)
+    assert state.record(0.5, mode, 0.0)  # a NaN before it does not stand in the way
+    assert not state.record(math.nan, mode, 0.0)
+    assert (state.best, state.bad_evaluations) == (0.5, 1)
+    assert state.record(0.75 if mode == "max" else 0.25, mode, 0.0)
+
+
+@pytest.mark.parametrize(("patience", "bad", "out"), [(0, 50, False), (3, 2, False), (3, 3, True), (3, 4, True)])
+def test_out_of_patience(patience, bad, out):
+    reason = TrainState(step=7, bad_evaluations=bad).reason_to_stop(8, EvalSettings(patience=patience), "max")
+    assert reason == ("out of patience" if out else "")
+    assert (
+        TrainState(step=8, bad_evaluations=bad).reason_to_stop(8, EvalSettings(patience=patience), "max")
+        == "all steps done"
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "stops"),
+    [("min", 2.5, True), ("min", 1.5, False), ("max", 1.5, True), ("max", 2.5, False), ("max", math.nan, True)],
+)
+def test_divergence_is_a_value_worse_than_the_limit_or_none_at_all(mode, value, stops):
+    state = TrainState(step=3)
+    assert state.reason_to_stop(8, EvalSettings(divergence=2.0), mode) == ""  # before any evaluation
+    state.record(value, mode, 0.0)
+    reason = state.reason_to_stop(8, EvalSettings(divergence=2.0), mode)
+    assert (reason == f"diverged: {value:.4g} in the last evaluation, eval.divergence = 2") is stops
+    assert state.reason_to_stop(8, EvalSettings(), mode) == ""
+
+
+def test_advance_counts_steps_taken_apart_from_data_seen():
+    state = TrainState()
+    for stepped in (True, False, False, True, False):
+        state.advance(stepped, 8)
+    assert (state.step, state.position, state.samples, state.skipped_in_a_row) == (2, 5, 40, 1)
+
+
+@pytest.mark.parametrize(
+    ("mode", "metric", "expected"),
+    [("auto", "loss", "min"), ("auto", "f1", "max"), ("auto", "accuracy", "max"), ("max", "loss", "max")],
+)
+def test_mode_of_a_metric(mode, metric, expected):
+    assert mode_of(EvalSettings(mode=mode), metric) == expected

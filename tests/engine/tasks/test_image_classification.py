@@ -1,0 +1,680 @@
+"""Image classification: the kinds of files, bad images (F12), and a run from pictures to predictions (P1 to P4)."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import struct
+import sys
+import tracemalloc
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import f1_score, top_k_accuracy_score
+from support.runs import CPU, StopAfter, assert_same_run, logged_rows, run_training
+
+import models
+from data import DataError, MicroBatching, evaluation_batches
+from data import image_classification as image_data
+from data.image_classification import decode, encode_images, read_images
+from data.image_preprocessing import Preprocessing
+from engine import config as configs
+from engine import evaluate, predict
+from engine.config import AugmentSettings, Config, ConfigError, ImageAugmentSettings, TextAugmentSettings, override
+from engine.metrics.image_classification import image_metrics, image_statistics, image_table
+from engine.precision import Precision
+from engine.tasks import TASKS, read_training_data
+from engine.tasks.image_classification import load_preprocessing
+
+TASK = TASKS["image-classification"]
+HOW = Preprocessing((16, 16), 2, None, 1 / 255, (0.5,) * 3, (0.5,) * 3, tokens=5)
+COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 210)}
+
+
+def picture(colour=(120, 130, 140), size=(20, 16), seed=0) -> Image.Image:
+    """One colour with noise; size is (width, height)."""
+    noise = np.random.default_rng(seed).integers(-30, 31, (size[1], size[0], 3))
+    return Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8))
+
+
+def write(path: Path, image: Image.Image, kind: str | None = None, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, kind, **options)
+    return path
+
+
+def folder_of_colours(root: Path, count: int) -> Path:
+    """`count` pictures of each colour, a folder each, of several sizes and kinds of file."""
+    for name, colour in COLOURS.items():
+        for i in range(count):
+            kind = ("png", "jpg", "bmp")[i % 3]
+            write(root / name / f"{i:03d}.{kind}", picture(colour, (20 + i % 5, 16 + i % 3), seed=i))
+    return root
+
+
+def write_idx(path: Path, array: np.ndarray) -> Path:
+    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    content = header + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory) -> Path:
+    """A random ViT of 2 layers, for images of 16 x 16 pixels in 4 patches."""
+    folder = tmp_path_factory.mktemp("tiny-vit")
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    config = {"model_type": "vit", "image_size": 16, "patch_size": 8, "hidden_dropout_prob": 0.1, **shape}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 16, "width": 16}}))
+    models.save_pretrained(models.from_pretrained(folder, init="scratch", seed=1), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory) -> Path:
+    return folder_of_colours(tmp_path_factory.mktemp("colours"), 20)
+
+
+def recipe(vit: Path, train: Path, folder: Path, **changes: object) -> Config:
+    """6 steps of 16 of 54 images, so that an epoch is 4 steps; an evaluation every 3; dropout and augmentation on."""
+    values: dict[str, object] = {
+        "run.task": "image-classification",
+        "run.folder": str(folder),
+        "run.device": "cpu",
+        "model.name": str(vit),
+        "data.train": str(train),
+        "train.batch_size": 16,
+        "train.max_steps": 6,
+        "eval.every": 3,
+        "optim.lr": 2e-3,
+        "log.every": 1,
+    }
+    config = override(Config(), values | changes)
+    configs.check(config)
+    return config
+
+
+AUGMENTED = {
+    "augment.image.crop": 0.5,
+    "augment.image.flip": 0.5,
+    "augment.image.jitter": 0.1,
+    "augment.image.policy": "trivialaugment",
+    "augment.image.mixup": 0.2,
+    "augment.image.cutmix": 0.5,
+}
+
+
+# Files
+
+
+def test_a_folder_for_each_class(tmp_path):
+    folder_of_colours(tmp_path, 3)
+    write(tmp_path / "green/more/deep.PNG", picture())
+    for name in (".DS_Store", "red/Thumbs.db", "red/.hidden.png", ".git/config"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"?")
+    rows = read_images(str(tmp_path))
+    assert [row.id for row in rows] == [
+        *("blue/000.png", "blue/001.jpg", "blue/002.bmp"),
+        *("green/000.png", "green/001.jpg", "green/002.bmp", "green/more/deep.PNG"),
+        *("red/000.png", "red/001.jpg", "red/002.bmp"),
+    ]
+    assert [row.values["label"] for row in rows] == ["blue"] * 3 + ["green"] * 4 + ["red"] * 3
+    assert rows[0].values["path"] == tmp_path / "blue/000.png"
+
+
+def test_a_folder_without_labels_may_be_flat_and_links_in_circles_end(tmp_path):
+    write(tmp_path / "b.png", picture())
+    write(tmp_path / "more/a.png", picture())
+    (tmp_path / "more/around").symlink_to(tmp_path, target_is_directory=True)
+    assert [row.id for row in read_images(str(tmp_path), label="")] == ["b.png", "more/a.png"]
+    with pytest.raises(DataError, match=r"b\.png: in no folder of a class"):
+        read_images(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+def test_a_list_of_paths_is_relative_to_its_file(tmp_path, kind):
+    for i in range(3):
+        write(tmp_path / f"pictures/{i}.png", picture())
+    rows = [{"path": f"pictures/{i}.png", "label": str(i % 2), "id": f"n{i}"} for i in range(3)]
+    if kind == "jsonl":
+        text = "\n".join(map(json.dumps, rows))
+    else:
+        text = "\n".join(("," if kind == "csv" else "\t").join(x) for x in (rows[0], *(r.values() for r in rows)))
+    (tmp_path / f"list.{kind}").write_text(text + "\n")
+    read = read_images(str(tmp_path / f"list.{kind}"))
+    assert [(row.id, row.values["label"], row.values["path"]) for row in read] == [
+        (f"n{i}", str(i % 2), tmp_path / f"pictures/{i}.png") for i in range(3)
+    ]
+
+
+def test_all_that_is_wrong_in_a_list_is_said_with_its_line(tmp_path):
+    write(tmp_path / "good.png", picture())
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    lines = ["path,label", "good.png,a", "missing.png,a", "bad.png,b", "good.png,b"]
+    (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError) as error:
+        read_images(str(tmp_path / "list.csv"))
+    first, second, hint = str(error.value).splitlines()
+    assert first == f"{tmp_path}/list.csv:3: missing.png: cannot be read: No such file or directory"
+    assert second.startswith(f"{tmp_path}/list.csv:4: bad.png: not an image of a kind that is read: JPEG")
+    assert 'data.bad_images = "skip"' in hint
+    (tmp_path / "list.csv").write_text("path,label\ngood.png,\n,a\n")
+    with pytest.raises(
+        DataError, match=r"(?s)list\.csv:2: the label in 'label' is empty.*list\.csv:3: 'path' is empty"
+    ):
+        read_images(str(tmp_path / "list.csv"))
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_idx_files(tmp_path, ending):
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 4), dtype=np.uint8)
+    path = write_idx(tmp_path / f"train-images-idx3-ubyte{ending}", pixels)
+    write_idx(tmp_path / f"train-labels-idx1-ubyte{ending}", np.arange(7) % 3)
+    rows = read_images(str(path))
+    assert [(row.id, row.line, row.values["label"]) for row in rows] == [
+        (str(i), i, str((i - 1) % 3)) for i in range(1, 8)
+    ]
+    assert [row.values["label"] for row in read_images(str(path), labels=("x", "y", "z"))] == list("xyzxyzx")
+    examples = encode_images(rows, replace(HOW, size=None, crop=(4, 4)), labels=("0", "1", "2"))
+    assert np.array_equal(examples.images, pixels)
+    batch = examples.batch([3, 1])
+    assert batch.pixel_values.shape == (2, 3, 4, 4)
+    expected = torch.from_numpy(pixels[3, :4].astype(np.float32)) / 255 * 2 - 1
+    torch.testing.assert_close(batch.pixel_values[0], expected.expand(3, 4, 4))
+    assert batch.labels.tolist() == [0, 1]
+    (tmp_path / f"train-labels-idx1-ubyte{ending}").unlink()
+    assert len(read_images(str(path), label="")) == 7  # to predict, no labels are needed
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (None, None, "images-idx3-ubyte: no such file"),
+        (b"\0\0\x08", b"", "not an IDX file of bytes in 3 dimensions"),
+        (b"\0\0\x0d\3" + struct.pack(">3I", 1, 1, 1) + b"x", b"", "not an IDX file of bytes"),
+        (b"\0\0\x08\3" + struct.pack(">3I", 2**32 - 1, 2**32 - 1, 9), b"", "cut short"),
+        (b"\0\0\x08\3" + struct.pack(">3I", 1, 1, 1) + b"xy", b"", "1 bytes should follow the header, there are more"),
+        (b"\0\0\x08\3" + struct.pack(">3I", 0, 9, 9), b"", "no images"),
+        (b"\0\0\x08\3" + struct.pack(">3I", 1, 1, 1) + b"x", None, "labels-idx1-ubyte: no such file"),
+        (
+            b"\0\0\x08\3" + struct.pack(">3I", 1, 1, 1) + b"x",
+            b"\0\0\x08\1" + struct.pack(">I", 2) + b"\0\1",
+            "2 labels for the 1 images",
+        ),
+        (
+            b"\0\0\x08\3" + struct.pack(">3I", 1, 1, 1) + b"x",
+            b"\0\0\x08\1" + struct.pack(">I", 1) + b"\3",
+            "labels-idx1-ubyte:1: label 3, but data.labels has 2 names",
+        ),
+    ],
+)
+def test_broken_idx_files(tmp_path, images, labels, message):
+    for name, content in (("images-idx3-ubyte", images), ("labels-idx1-ubyte", labels)):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_images(str(tmp_path / "images-idx3-ubyte"), labels=("a", "b"))
+
+
+@pytest.mark.parametrize("damage", [lambda x: x[:-9], lambda x: x[:30] + b"?????" + x[35:], lambda x: x[:2]])
+def test_damaged_gzip(tmp_path, damage):
+    path = write_idx(tmp_path / "images-idx3-ubyte.gz", np.random.default_rng(0).integers(0, 256, (9, 9, 9)))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match=r"images-idx3-ubyte\.gz: "):
+        read_images(str(path), label="")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"group": "patient"}, "data.group = 'patient' is a column, and there are none"),
+        ({"format": "idx"}, "cannot be read: Is a directory"),
+        ({"format": "csv"}, "this is a folder"),
+        ({}, ": no images"),
+    ],
+)
+def test_settings_that_do_not_fit_a_folder(tmp_path, options, message):
+    with pytest.raises(DataError, match=message):
+        read_images(str(tmp_path), **options)
+
+
+def test_a_folder_or_file_that_is_not_there(tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        read_images(str(tmp_path / "none"), format="folder")
+    with pytest.raises(DataError, match="unknown kind of file"):
+        read_images(str(tmp_path / "none"))
+
+
+# Pictures that are unusual, and right
+
+
+def grey_16(levels) -> Image.Image:
+    return Image.fromarray(np.asarray(levels, dtype=np.uint16))
+
+
+def test_16_bits_keep_their_upper_8(tmp_path):
+    levels = np.arange(0, 65536, 257).reshape(16, 16)
+    image = decode(write(tmp_path / "a.png", grey_16(levels)))
+    assert np.array_equal(np.asarray(image), levels >> 8)
+    assert np.array_equal(np.asarray(decode(write(tmp_path / "a.tif", grey_16(levels)))), levels >> 8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_camera_was_held_otherwise(tmp_path, orientation):
+    """EXIF says how to turn what was stored, so that it is upright."""
+    upright = picture(size=(8, 6))
+    undo = [None, 0, 3, 1, 5, 2, 6, 4][orientation - 1]  # Pillow's numbers of the opposite turn
+    stored = upright if undo is None else upright.transpose(Image.Transpose(undo))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert np.array_equal(np.asarray(decode(write(tmp_path / "a.png", stored, exif=exif))), np.asarray(upright))
+
+
+def test_other_modes_become_what_the_model_reads(tmp_path):
+    image = picture(size=(16, 16))
+    for mode, kind in [("CMYK", "jpg"), ("L", "png"), ("P", "gif"), ("RGBA", "png"), ("LA", "png"), ("1", "png")]:
+        write(tmp_path / mode / f"x.{kind}", image.convert(mode))
+    write(tmp_path / "T/x.png", image.convert("P"), transparency=bytes(range(100)))
+    examples = encode_images(read_images(str(tmp_path)), HOW, labels=("1", "CMYK", "L", "LA", "P", "RGBA", "T"))
+    assert examples.batch(range(7)).pixel_values.shape == (7, 3, 16, 16)
+    by_label = {row.id[:-6]: i for i, row in enumerate(read_images(str(tmp_path)))}
+    plain = examples.batch([by_label["RGBA"]]).pixel_values
+    cmyk = examples.batch([by_label["CMYK"]]).pixel_values
+    assert (plain - cmyk).abs().mean() < 0.2  # JPEG and the way there and back
+    how = replace(HOW, mean=(0.5,), std=(0.5,))
+    grey = encode_images(read_images(str(tmp_path), label=""), how, label="", labels=())
+    assert grey.pixels(0).shape == (1, 16, 16)
+
+
+def test_a_name_does_not_say_what_is_inside(tmp_path):
+    path = write(tmp_path / "a.jpg", picture(), "PNG")
+    assert np.array_equal(np.asarray(decode(path)), np.asarray(picture()))
+
+
+# F12
+
+
+def small_png(width: int, height: int) -> bytes:
+    """A PNG whose header claims this size, with next to nothing behind it."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    )
+
+
+def bad_images(root: Path) -> dict[str, str]:
+    """Write bad images; {path: part of the reason}."""
+    found: dict[str, str] = {}
+
+    def add(name: str, content: bytes, reason: str) -> None:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+        found[name] = reason
+
+    def encoded(kind: str, **options) -> bytes:
+        buffer = io.BytesIO()
+        picture(size=(60, 40)).save(buffer, kind, **options)
+        return buffer.getvalue()
+
+    for kind, ending in (("JPEG", "jpg"), ("PNG", "png"), ("GIF", "gif"), ("BMP", "bmp"), ("WEBP", "webp")):
+        whole = encoded(kind)
+        for share in (0.001, 0.02, *np.linspace(0.1, 0.9, 24)):
+            add(f"a/cut-{kind}-{share:.3f}.{ending}", whole[: max(1, int(len(whole) * share))], "")
+    for i in range(21):
+        add(f"b/empty-{i}.png", b"", "an empty file")
+        add(f"b/text-{i}.jpg", b"hello, world " * i + b"!", "not an image of a kind")
+        add(f"b/named-{i}.txt", b"x", "not an image by its name")
+    frames = [picture(seed=i) for i in range(3)]
+    for kind, ending in (("GIF", "gif"), ("PNG", "png"), ("WEBP", "webp"), ("TIFF", "tif")):
+        buffer = io.BytesIO()
+        frames[0].save(buffer, kind, save_all=True, append_images=frames[1:])
+        add(f"b/animated.{ending}", buffer.getvalue(), "several pictures in one file")
+    add("b/bomb.png", small_png(50_000, 50_000), "decompression bomb")
+    add("b/large.png", small_png(10_000, 9_999), "10,000 x 9,999 pixels; at most")
+    add("b/long.png", small_png(20_000, 10), "20,000 x 10 pixels: one side is over 100 times the other")
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(buffer, "TIFF")
+    add("b/float.tif", buffer.getvalue(), "levels of 32 bits")
+    add("b/program.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a kind")
+    return found
+
+
+@pytest.fixture(scope="module")
+def bad_folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("bad")
+    found = bad_images(root)
+    for i in range(6):
+        write(root / f"{'ab'[i % 2]}/good-{i}.png", picture(seed=i))
+    return root, found
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_f12_every_bad_image_is_named_with_its_reason(bad_folder, monkeypatch):
+    root, found = bad_folder
+    assert len(found) >= 200
+    monkeypatch.setattr(image_data, "SHOWN", 1000)
+    with pytest.raises(DataError) as error:
+        read_images(str(root))
+    lines = str(error.value).splitlines()[:-1]
+    assert len(lines) == len(found)
+    for name, reason in found.items():
+        (line,) = [line for line in lines if line.startswith(f"{root / name}: ")]
+        assert reason in line
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of what it finds odd
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM"])
+def test_f12_a_damaged_image_is_an_image_or_an_error_of_ours(tmp_path, kind):
+    buffer = io.BytesIO()
+    picture(size=(30, 20)).save(buffer, kind)
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(60):
+        content = np.frombuffer(buffer.getvalue(), np.uint8).copy()
+        for place in rng.integers(0, min(len(content), 200), 3):
+            content[place] = rng.integers(256)
+        (tmp_path / "x").write_bytes(content.tobytes())
+        try:
+            outcomes.add(type(image_data.to_pixels(decode(tmp_path / "x"), HOW)))
+        except DataError:
+            outcomes.add(DataError)
+    assert DataError in outcomes
+
+
+def test_files_that_no_image_can_be_read_from(tmp_path):
+    write(tmp_path / "a/x.png", picture())
+    os.mkfifo(tmp_path / "a/pipe.png")
+    (tmp_path / "a/away.png").symlink_to(tmp_path / "nothing")
+    with open(os.fsencode(tmp_path / "a") + b"/\xff.png", "wb") as stream:
+        stream.write(b"?")
+    with pytest.raises(DataError) as error:
+        read_images(str(tmp_path))
+    reasons = ["its name is not UTF-8", "away.png: cannot be read: No such file", "pipe.png: not a regular file"]
+    for reason, line in zip(reasons, str(error.value).splitlines(), strict=False):
+        assert reason in line
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_f12_bad_images_are_left_out_when_asked_and_counted(bad_folder, capsys):
+    root, found = bad_folder
+    rows = read_images(str(root), bad_images="skip")
+    assert [row.id for row in rows] == [f"{c}/good-{i}.png" for c, i in zip("aaabbb", (0, 2, 4, 1, 3, 5), strict=True)]
+    said = capsys.readouterr().err
+    assert f"{len(found)} of {len(found) + 6} images are bad and left out" in said
+    assert f"... and {len(found) - 20} more" in said
+    again = read_images(str(root), bad_images="skip")
+    assert [(row.id, row.values) for row in again] == [(row.id, row.values) for row in rows]
+
+
+def test_f12_when_all_are_bad_nothing_is_left(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/x.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"(?s)x\.png: an empty file.*: no images"):
+        read_images(str(tmp_path), bad_images="skip")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_f12_a_bomb_takes_no_memory(tmp_path):
+    resource = pytest.importorskip("resource")
+    (tmp_path / "bomb.png").write_bytes(small_png(9_400, 9_400))  # just within Pillow's own limits
+    (tmp_path / "bomb2.png").write_bytes(small_png(13_000, 13_000))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    tracemalloc.start()
+    for name in ("bomb.png", "bomb2.png"):
+        with pytest.raises(DataError):
+            decode(tmp_path / name)
+    assert tracemalloc.get_traced_memory()[1] < 5e6
+    tracemalloc.stop()
+    if sys.platform == "linux":
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 350_000  # KiB
+
+
+def test_an_image_that_changes_during_a_run_is_named(tmp_path):
+    path = write(tmp_path / "a/x.png", picture())
+    examples = encode_images(read_images(str(tmp_path)), HOW, labels=("a",))
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"a/x\.png: an empty file; it was an image when the run began"):
+        examples.batch([0])
+    path.unlink()
+    with pytest.raises(DataError, match=r"a/x\.png: .*it was an image when the run began"):
+        examples.batch([0])
+
+
+# Examples
+
+
+def test_the_fingerprint_changes_with_pixels_labels_names_and_preparation(tmp_path):
+    root = folder_of_colours(tmp_path, 2)
+
+    def fingerprint(how=HOW):
+        return encode_images(read_images(str(root)), how, labels=tuple(COLOURS)).fingerprint()
+
+    prints = [fingerprint(), fingerprint(replace(HOW, size=(8, 8)))]
+    assert fingerprint() == prints[0]
+    write(root / "red/000.png", picture(seed=99))
+    prints.append(fingerprint())
+    (root / "red/000.png").rename(root / "red/00.png")
+    prints.append(fingerprint())
+    (root / "red/00.png").rename(root / "blue/00.png")
+    prints.append(fingerprint())
+    assert len(set(prints)) == 5
+
+
+def test_what_the_loop_asks_of_examples(tmp_path):
+    examples = encode_images(read_images(str(folder_of_colours(tmp_path, 4))), HOW, labels=("blue", "green", "red"))
+    assert examples.lengths.tolist() == [5] * 12
+    assert examples.label_counts(3).tolist() == [4, 4, 4]
+    batch = examples.batch([11, 0])
+    assert (batch.num_tokens, batch.num_targets, batch.ids) == (10, 2, ("red/003.png", "blue/000.png"))
+    assert batch.labels.tolist() == [2, 0]
+    empty = examples.batch([])
+    assert (empty.pixel_values.shape, empty.labels.shape, empty.num_tokens) == ((0, 3, 16, 16), (0,), 0)
+    assert examples.show(0, HOW, ("blue", "green", "red"))[0] == "  id blue/000.png  blue"
+    unlabelled = encode_images(read_images(str(tmp_path), label=""), HOW, label="", labels=())
+    assert unlabelled.batch([0]).labels is None
+    assert unlabelled.label_counts(3) is None
+
+
+# The checkpoint's preparation of images
+
+
+@pytest.mark.parametrize(
+    ("changes", "preparation", "message"),
+    [
+        ({}, None, "no preprocessor_config.json"),
+        ({}, {"size": {"height": 20, "width": 16}}, "20 x 16 pixels are no multiple of the model's patches of 8 x 8"),
+        ({}, {"image_mean": [0.5], "image_std": [0.5]}, "image_mean has 1 channels, the model 3"),
+        ({}, {"size": {"shortest_edge": 16}}, "images of several sizes make no batch"),
+        ({"model_type": "bert", "vocab_size": 9}, {"size": 16}, "a bert model reads no images"),
+    ],
+)
+def test_preparation_that_does_not_fit_the_model(tmp_path, changes, preparation, message):
+    config = {"model_type": "vit", "image_size": 16, "patch_size": 8} | changes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if preparation is not None:
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(preparation))
+    with pytest.raises(DataError, match=message):
+        load_preprocessing(tmp_path)
+
+
+@pytest.mark.parametrize(("model_type", "tokens"), [("vit", 1 + 6), ("deit", 2 + 6)])
+def test_the_tokens_of_an_image_are_those_of_the_model(tmp_path, model_type, tokens):
+    config = {"model_type": model_type, "image_size": 16, "patch_size": 8, "hidden_size": 8, "num_attention_heads": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1, "intermediate_size": 8}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 16, "width": 24}}))
+    how = load_preprocessing(tmp_path)
+    assert how.tokens == tokens
+    model = models.from_pretrained(tmp_path, init="scratch")
+    hidden = model(models.images(torch.zeros(2, 3, 16, 24))).logits
+    assert len(hidden) == 2 * tokens
+
+
+# Metrics
+
+
+@pytest.mark.parametrize("num_labels", [2, 5, 6, 10])
+def test_metrics_are_those_of_scikit_learn(num_labels):
+    rng = np.random.default_rng(num_labels)
+    labels, logits = rng.integers(0, num_labels, 80), rng.normal(size=(80, num_labels))
+    parts = [
+        image_statistics(torch.tensor(1.0), torch.from_numpy(logits[i : i + 7]), torch.from_numpy(labels[i : i + 7]))
+        for i in range(0, 84, 7)  # the last one is empty
+    ]
+    values = image_metrics(sum(parts))
+    assert list(values) == list(TASK.metrics)
+    everything = range(num_labels)
+    if num_labels > 5:
+        expected = top_k_accuracy_score(labels, logits, k=5, labels=everything)
+        assert values["top5_accuracy"] == pytest.approx(expected)
+    else:
+        assert values["top5_accuracy"] == 1
+    assert values["accuracy"] == pytest.approx((logits.argmax(1) == labels).mean())
+    assert values["f1"] == pytest.approx(f1_score(labels, logits.argmax(1), average="macro"))
+    table = image_table(sum(parts), [str(i) for i in everything])
+    assert ("says nothing" in table) == (num_labels < 6)
+
+
+def test_a_model_that_says_nothing_is_not_among_the_first_five():
+    labels = torch.arange(10)
+    for logits in (torch.zeros(10, 10), torch.full((10, 10), float("nan"))):
+        statistics = image_statistics(torch.tensor(0.0), logits, labels)
+        assert statistics[0] == (5 if logits.isfinite().all() else 0)
+
+
+# A run
+
+
+def test_colour_by_class_is_learned(vit, colours, tmp_path):
+    config = recipe(
+        vit, colours, tmp_path / "run", **{"train.max_steps": 40, "eval.every": 20, "model.init": "scratch"}
+    )
+    assert run_training(config)["best_accuracy"] > 0.95
+    new = folder_of_colours(tmp_path / "new", 4)
+    assert evaluate.main([config.run.folder, f"--data.test={new}", f"--output={tmp_path}/metrics.json"]) == 0
+    assert predict.main([config.run.folder, f"--input={new}", f"--output={tmp_path}/out.jsonl"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [row.id for row in read_images(str(new))]
+    right = np.mean([row["label"] == row["id"].split("/")[0] for row in rows])
+    assert right > 0.95
+    assert json.loads((tmp_path / "metrics.json").read_text())["accuracy"] == pytest.approx(right)
+    assert sum(rows[0]["probabilities"].values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_p04_an_augmented_run_goes_on_as_if_it_had_never_stopped(vit, colours, tmp_path, workers):
+    """Within the second epoch; who stopped had no workers, and other micro-batches would be another dropout."""
+    through = recipe(vit, colours, tmp_path / "through", **AUGMENTED)
+    result = run_training(through)
+    stopped = recipe(vit, colours, tmp_path / "run", **AUGMENTED, **{"data.workers": workers})
+    assert run_training(stopped, StopAfter(5)) is None
+    assert run_training(override(stopped, {"run.resume": "yes"})) == result
+    assert_same_run(through.run.folder, stopped.run.folder)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_p04_images_that_are_left_out_stay_out_on_resume(vit, colours, tmp_path):
+    root = folder_of_colours(tmp_path / "data", 8)
+    for i in range(5):
+        (root / f"red/0{i}x.png").write_bytes(b"?")
+    skip = {"data.bad_images": "skip", "train.max_steps": 4, "eval.every": 2}
+    through = run_training(recipe(vit, root, tmp_path / "through", **skip))
+    stopped = recipe(vit, root, tmp_path / "run", **skip)
+    assert run_training(stopped, StopAfter(3)) is None
+    assert run_training(override(stopped, {"run.resume": "yes"})) == through
+    with pytest.raises(DataError, match="01x"):
+        run_training(recipe(vit, root, tmp_path / "raise"))
+
+
+def test_p01_the_cut_of_a_mixed_step_does_not_change_its_loss(vit, colours, tmp_path):
+    runs = []
+    for name, limit in (
+        ("whole", {}),
+        ("cut", {"train.micro_batch_size": 3}),
+        ("tokens", {"train.micro_batch_tokens": 25}),
+    ):
+        exact = {"model.dropout.all": 0.0, "regularize.label_smoothing": 0.1}
+        config = recipe(vit, colours, tmp_path / name, **AUGMENTED, **limit, **exact)
+        run_training(config)
+        runs.append([row["loss"] for row in logged_rows(config.run.folder) if "loss" in row])
+    for other in runs[1:]:
+        assert other == pytest.approx(runs[0], rel=1e-5)
+
+
+def examples_and_model(vit, colours):
+    rows = read_images(str(colours))
+    labels = ("blue", "green", "red")
+    examples = encode_images(rows, load_preprocessing(vit), labels=labels)
+    return examples, models.from_pretrained(vit, head=TASK.head, labels=labels, seed=3)
+
+
+def test_p02_metrics_do_not_depend_on_the_batch_or_the_ranks(vit, colours):
+    examples, model = examples_and_model(vit, colours)
+    amp, generate = Precision("fp32", CPU.device), Config().generate
+
+    def measured(tokens):
+        return evaluate.evaluate(model, examples, TASK, amp, CPU, tokens, generate)
+
+    whole = measured(10**6)
+    for tokens in (1, 15, 5 * 16):
+        torch.testing.assert_close(measured(tokens), whole, rtol=1e-6, atol=1e-6)
+    model.eval()
+    for world_size in (2, 3, 7):
+        total = torch.zeros_like(whole)
+        for rank in range(world_size):
+            for part in evaluation_batches(examples, MicroBatching(tokens=20, rank=rank, world_size=world_size)):
+                with torch.no_grad():
+                    total += TASK.measure(model, examples.batch(part), examples, generate)
+        torch.testing.assert_close(total, whole, rtol=1e-6, atol=1e-6)
+    nothing = TASK.measure(model, examples.batch([]), examples, generate)
+    assert (nothing.shape, nothing.sum().item()) == (whole.shape, 0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 17])
+def test_p03_every_image_is_predicted_once_in_order(vit, colours, count):
+    examples, model = examples_and_model(vit, colours)
+    part = replace(examples, images=examples.images[:count], labels=examples.labels[:count], ids=examples.ids[:count])
+    lines = predict.predict(model, part, TASK, Precision("fp32", CPU.device), CPU, 15, Config().generate)
+    assert [json.loads(line)["id"] for line in lines] == examples.ids[:count]
+
+
+def test_a_dry_run_writes_a_sheet(vit, colours, tmp_path, capsys):
+    config = recipe(vit, colours, tmp_path / "run", **AUGMENTED, **{"run.dry_run": True})
+    assert run_training(config) == {}
+    said = capsys.readouterr().out
+    assert f"augmented samples: {tmp_path}/run-augmented.png" in said
+    with Image.open(tmp_path / "run-augmented.png") as sheet:
+        assert sheet.size == (7 * 20, 8 * 20)
+    assert "id blue/" in said
+    assert "(3, 16, 16)" in said or "[3, 16, 16]" in said
+
+
+def test_unknown_classes_are_named_once_each(vit, colours, tmp_path):
+    new = folder_of_colours(tmp_path, 2)
+    write(new / "violet/a.png", picture())
+    write(new / "violet/b.png", picture())
+    settings = TASK.columns.fill(override(Config(), {"data.train": str(colours), "data.validation": str(new)}).data)
+    with pytest.raises(DataError) as error:
+        read_training_data(TASK, settings, 0)
+    assert str(error.value) == f"{new}/violet: a folder of an unknown class; the labels are 'blue', 'green', 'red'"
+
+
+def test_changes_of_text_are_refused_and_none_leave_the_examples_as_they_are(vit, colours):
+    examples, _ = examples_and_model(vit, colours)
+    with pytest.raises(ConfigError, match=r"augment\.text\.crop, augment\.text\.mask: without effect on images"):
+        TASK.augment(examples, [], None, AugmentSettings(text=TextAugmentSettings(crop=0.1, mask=0.1)), 0)
+    assert TASK.augment(examples, [], None, AugmentSettings(), 0) is examples
+    augmented = TASK.augment(examples, [], None, AugmentSettings(image=ImageAugmentSettings(flip=0.5)), 7)
+    assert (augmented.augmentation.seed, augmented.augmentation.flip) == (7, 0.5)

@@ -1,0 +1,78 @@
+"""What only a GPU can show: the same run as on the CPU, mixed precision, exact resume, ranks over NCCL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from support.runs import (
+    QuietStop,
+    StopAfter,
+    arguments_of,
+    assert_same_run,
+    logged_rows,
+    run_module,
+    run_training,
+    tiny_config,
+)
+
+from engine import train
+from engine.checkpoint import claim
+from engine.distributed import Ranks
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+GPU = Ranks(rank=0, world_size=1, device=torch.device("cuda", 0))
+
+
+@pytest.fixture
+def on_gpu(checkpoint_folder, reviews, tmp_path):
+    """on_gpu(name, **settings): a tiny run on the GPU in its own folder; returns its logged rows."""
+
+    def run(name, stop=None, **changes):
+        folder = tmp_path / name
+        config = tiny_config(checkpoint_folder, reviews, folder, {"run.device": "cuda"} | changes)
+        with claim(config, GPU) as resumed:
+            train.train(config, GPU, stop or QuietStop(), resumed)
+        return [row for row in logged_rows(folder) if "lr" in row]
+
+    return run
+
+
+def test_p01_a_run_is_the_cpus_however_cut(on_gpu, tiny):
+    changes = {"model.dropout.all": 0.0, "train.max_steps": 8}
+    run_training(tiny(**changes))
+    expected = [row["loss"] for row in logged_rows(tiny().run.folder) if "lr" in row]
+    for name, cut in {"whole": {}, "micro": {"train.micro_batch_size": 3}, "workers": {"data.workers": 2}}.items():
+        found = [row["loss"] for row in on_gpu(name, **changes | cut)]
+        assert found == pytest.approx(expected, rel=1e-3)
+        assert found[0] == pytest.approx(expected[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_learns_beside_fp32(on_gpu, precision):
+    changes = {"model.dropout.all": 0.0, "train.max_steps": 50, "optim.lr": 3e-3}
+    fp32 = [row["loss"] for row in on_gpu("fp32", **changes)]
+    mixed = [row["loss"] for row in on_gpu(precision, **changes | {"train.precision": precision})]
+    assert mixed[0] == pytest.approx(fp32[0], rel=2e-2)
+    assert sum(mixed[-5:]) < 0.7 * sum(mixed[:5])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_p04_stopped_and_resumed_is_never_stopped(on_gpu, tmp_path, precision):
+    changes = {"train.precision": precision, "model.dropout.all": 0.1, "train.micro_batch_size": 5}
+    on_gpu("whole", **changes)
+    on_gpu("cut", StopAfter(7), **changes)
+    on_gpu("cut", **changes | {"run.resume": "yes"})
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_p01_two_ranks_over_nccl_train_as_one(on_gpu, checkpoint_folder, reviews, tmp_path):
+    changes = {"model.dropout.all": 0.0, "train.max_steps": 8, "train.batch_size": 15}
+    expected = [row["loss"] for row in on_gpu("one", **changes)]
+    two = tiny_config(checkpoint_folder, reviews, tmp_path / "two", {"run.device": "cuda"} | changes)
+    done = run_module("engine.train", *arguments_of(two, tmp_path / "two.toml"), ranks=2)
+    assert done.returncode == 0, done.stderr
+    found = [row["loss"] for row in logged_rows(Path(two.run.folder)) if "lr" in row]
+    assert found == pytest.approx(expected, rel=1e-3)

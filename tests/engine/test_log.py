@@ -1,0 +1,76 @@
+"""The rates of a run's log, and what it needs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from types import SimpleNamespace
+
+import pytest
+from support.runs import CPU, logged_rows, run_training
+
+from engine import log as logs
+from engine.config import ConfigError
+
+
+def test_the_time_of_an_evaluation_and_a_checkpoint_is_left_out_and_nothing_else(tmp_path, monkeypatch):
+    now = SimpleNamespace(seconds=100.0)
+    monkeypatch.setattr(logs, "time", SimpleNamespace(perf_counter=lambda: now.seconds))
+    log = logs.RunLog(tmp_path, CPU, start=0, total=8, tensorboard=False)
+
+    def steps(numbers):
+        for step in numbers:
+            now.seconds += 2
+            log.count(step, samples=8, tokens=100, waited=0.5)
+
+    def evaluation(step):
+        now.seconds += 30
+        log.evaluation(step, {"accuracy": 1.0}, {}, True, seconds=30)
+        now.seconds += 50  # to save
+        log.restart_clock()
+
+    steps([1, 2])
+    evaluation(2)  # before the first line
+    steps([3])
+    evaluation(3)
+    steps([4])
+    log.train(4, 0.5, 1e-3, 1.0, {})
+    evaluation(4)  # right after a line
+    steps([5, 6])
+    log.train(6, 0.5, 1e-3, 1.0, {})
+    steps([7, 8])
+    log.train(8, 0.5, 1e-3, 1.0, {})
+    log.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "loss" in row]
+    assert [row["samples_per_second"] for row in rows] == [4, 4, 4]
+    assert [row["tokens_per_second"] for row in rows] == [50, 50, 50]
+    assert [row["data_wait_seconds"] for row in rows] == [2, 1, 1]
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_tensorboard_that_is_missing_is_found_before_any_file_is_read(tiny, monkeypatch, dry):
+    original = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "tensorboard" else original(name, *more)
+    )
+    config = tiny(**{"log.tensorboard": True, "data.train": "nowhere.jsonl", "run.dry_run": dry})
+    with pytest.raises(ConfigError, match=r"log\.tensorboard = true needs the tensorboard package: pip install"):
+        run_training(config)
+
+
+def test_training_examples_are_evaluated_beside_the_others_where_that_is_asked_for(tiny, capsys):
+    config = tiny(**{"eval.train_examples": 30, "data.limit": 60})
+    run_training(config)
+    rows = [row for row in logged_rows(config.run.folder) if "evaluation" in row]
+    assert len(rows) == 4
+    assert all(row["training"].keys() == row["evaluation"].keys() for row in rows)
+    assert all(row["training"] != row["evaluation"] for row in rows)
+    shown = capsys.readouterr().out
+    assert "training: 60 examples" in shown
+    assert shown.count("  training    loss ") == 4
+    plain = tiny(**{"data.limit": 60, "run.folder": f"{config.run.folder}-plain"})
+    run_training(plain)
+    assert [{k: v for k, v in row.items() if k != "training"} for row in logged_rows(config.run.folder)] == logged_rows(
+        plain.run.folder
+    )  # which changes nothing else

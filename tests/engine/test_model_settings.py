@@ -1,0 +1,108 @@
+"""The [model] section at work: LoRA, freezing and shallower models through a whole run, stopped and resumed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.runs import StopAfter, assert_same_run, logged_rows, run_training
+
+import models
+from models import ModelError
+
+CHANGES = {
+    "lora": {"model.lora.rank": 2, "model.lora.dropout": 0.1},
+    "lora-shallow": {"model.lora.rank": 2, "model.keep_layers": 1, "model.lora.targets": ("*.mlp.*",)},
+    "frozen": {"model.freeze": ("backbone.*embeddings.*", "backbone.layers.0.*")},
+    "shallow": {"model.keep_layers": 1},
+    "restarted": {"model.reinit_layers": 1},
+    "held": {"regularize.l2_sp": 0.1, "regularize.l1": 1e-5, "regularize.penalize": ("*.weight",)},
+    "dropout early": {"model.dropout.all": 0.3, "model.dropout.schedule": "early", "model.dropout.switch": 10},
+    "averaged": {"regularize.ema_decay": 0.9},
+    "weighted": {"regularize.class_weights": ("balanced",)},
+    "unfrozen gradually": {"model.unfreeze": 5},
+    "two passes": {"regularize.r_drop": 1.0, "model.dropout.all": 0.2},
+    "adversarial": {"regularize.fgm": 0.1},
+    "layer-wise": {"optim.layer_decay": 0.5, "optim.head_lr": 1e-2},
+}
+
+
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
+def test_p04_such_a_run_resumes_bit_for_bit(tiny, tmp_path, changes):
+    whole = tiny(**changes | {"run.folder": str(tmp_path / "whole")})
+    run_training(whole)
+    cut = {"run.folder": str(tmp_path / "cut")}
+    assert run_training(tiny(**changes | cut), StopAfter(7)) is None
+    run_training(tiny(**changes | cut | {"run.resume": "yes"}))
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
+def test_only_what_is_trained_moves(tiny, checkpoint_folder, changes):
+    config = tiny(**changes)
+    run_training(config)
+    before = models.from_pretrained(checkpoint_folder, keep_layers=config.model.keep_layers).backbone.state_dict()
+    trained = models.from_pretrained(Path(config.run.folder) / "last", head="sequence-classification")
+    moved = {n for n, p in trained.backbone.named_parameters() if not torch.equal(p, before[n])}
+    everything = {n for n, _ in trained.backbone.named_parameters()}
+    if config.model.lora.rank:
+        targets = (
+            ("mlp.up.weight", "mlp.down.weight") if config.model.lora.targets else ("query.weight", "value.weight")
+        )
+        assert moved == {n for n in everything if n.endswith(targets)}
+    elif config.model.freeze:
+        assert moved == {n for n in everything if "embeddings" not in n and not n.startswith("layers.0.")}
+    else:
+        assert moved == everything
+    assert len(trained.backbone.layers) == (config.model.keep_layers or 2)
+
+
+def test_lora_learns_and_its_checkpoint_has_adapter_and_merged_weights(tiny):
+    config = tiny(**{"model.lora.rank": 4, "train.max_steps": 60, "optim.lr": 1e-2, "model.dropout.all": 0.0})
+    run_training(config)
+    losses = [row["loss"] for row in logged_rows(config.run.folder) if "lr" in row]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    best = Path(config.run.folder) / "best"
+    assert (best / "adapter_model.safetensors").stat().st_size < (best / "model.safetensors").stat().st_size / 2
+    assert json.loads((best / "adapter_config.json").read_text())["r"] == 4
+    optimizer = load_file(Path(config.run.folder) / "last" / "optimizer.safetensors")
+    assert {key.partition("/")[2].rpartition(".")[2] for key in optimizer} == {"lora_a", "lora_b", "weight", "bias"}
+    assert all("lora" in key or "/head." in key for key in optimizer)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.freeze": ("backbone.layer.0.*",)}, r"model\.freeze = 'backbone\.layer\.0\.\*' matches no parameter"),
+        ({"model.keep_layers": 3}, r"model\.keep_layers = 3: the checkpoint has 2 layers"),
+        ({"model.reinit_layers": 3}, r"model\.reinit_layers = 3: the model has 2 layers"),
+        (
+            {"model.lora.rank": 2, "model.lora.targets": ("*.q_proj",)},
+            r"model\.lora\.targets = '\*\.q_proj' matches no",
+        ),
+    ],
+)
+def test_what_fits_no_layer_is_named(tiny, changes, message):
+    with pytest.raises(ModelError, match=message):
+        run_training(tiny(**changes))
+
+
+def test_a_checkpoint_keeps_the_files_that_say_how_to_generate(tiny, checkpoint_folder, tmp_path):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint_folder, folder)
+    (folder / "generation_config.json").write_text('{"num_beams": 4}')
+    run_training(tiny(**{"model.name": str(folder), "train.max_steps": 2, "eval.every": 2}))
+    for name in ("best", "last"):
+        assert (Path(tiny().run.folder) / name / "generation_config.json").read_text() == '{"num_beams": 4}'
+
+
+def test_an_adapter_is_saved_with_the_dropout_that_was_asked_for(tiny):
+    """Whatever a schedule has made of it by then."""
+    config = tiny(**{"model.lora.rank": 2, "model.lora.dropout": 0.25, "model.dropout.schedule": "early"})
+    run_training(config)
+    adapter = json.loads((Path(config.run.folder) / "last" / "adapter_config.json").read_text())
+    assert adapter["lora_dropout"] == 0.25

@@ -1,0 +1,55 @@
+"""Every shipped recipe begins as it is, on its own data: two steps, an evaluation, a prediction of what it held out."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from support.runs import run_training
+
+import models as native
+from data.formats.rows import locate
+from engine import config as configs
+from engine import predict
+from engine.config import ConfigError
+from engine.tasks import TASKS
+
+ROOT = Path(native.__file__).parent.parent
+SHORT = {"train.max_steps": 2, "eval.every": 2, "eval.samples": 1, "run.device": "cpu"}
+
+
+def prepared(name: str) -> bool:
+    """Whether a file is there: what may not be handed on, or is a package of its own, must be fetched before."""
+    if name.startswith("package:") and importlib.util.find_spec(name.removeprefix("package:").split("/")[0]) is None:
+        return False
+    return name.startswith("package:") or locate(name).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", configs.shipped_recipes())
+def test_a_recipe_trains_evaluates_and_predicts(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(ROOT)
+    recipe = configs.read_recipe(name)
+    missing = [file for file in (recipe.data.train, recipe.model.name) if not prepared(file)]
+    if missing:
+        pytest.skip(f"{', '.join(missing)}: its first lines say how it is prepared")
+    writes = {"generate.max_new_tokens": 4} if "generate" in TASKS[recipe.run.task].reads else {}
+    config = configs.override(recipe, SHORT | writes | {"run.folder": str(tmp_path / "run")})
+    result = run_training(config)
+    assert result is not None
+    assert result["best_step"] == 2
+    source = recipe.data.validation or recipe.data.test
+    if source and not source.endswith((".gz", "ubyte")):
+        output = tmp_path / "predictions.jsonl"
+        few = tmp_path / f"few{Path(source).suffix}"
+        few.write_text("".join(locate(source).read_text(encoding="utf-8").splitlines(keepends=True)[:8]))
+        if few.suffix != ".json":
+            assert predict.main([str(tmp_path / "run"), "--input", str(few), "--output", str(output)]) == 0
+            assert all("id" in json.loads(line) for line in output.read_text().splitlines())
+
+
+def test_a_recipe_is_named_with_those_there_are():
+    with pytest.raises(ConfigError, match=r"name a .toml file or one of .*movie_reviews"):
+        configs.read_recipe("movie_review_")

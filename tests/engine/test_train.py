@@ -1,0 +1,497 @@
+"""The loop as a user meets it: when it stops, what it says and leaves behind, and what a NaN does (P15, P16, P18)."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.runs import (
+    CPU,
+    StopAfter,
+    arguments_of,
+    assert_same_run,
+    logged_rows,
+    run_training,
+    scripted,
+    write_reviews,
+)
+from torch import nn
+
+import models
+from data import load_tokenizer
+from engine import checkpoint, train
+from engine.config import ConfigError, GenerateSettings, override
+from engine.distributed import StopRequest, TrainingError, run_command
+from engine.evaluate import evaluate
+from engine.log import RunLog
+from engine.optim import learning_rate
+from engine.precision import Precision
+from engine.tasks import find_task
+
+NAN, INF = float("nan"), float("inf")
+
+
+def folder_of(config) -> Path:
+    return Path(config.run.folder)
+
+
+def state_of(config, name="last") -> dict:
+    return json.loads((folder_of(config) / name / "state.json").read_text())["train"]
+
+
+# When it ends
+
+
+@pytest.mark.parametrize(
+    ("values", "settings", "end", "best"),
+    [
+        ([0.5, 0.6, 0.6, 0.5], {"eval.patience": 2}, 20, (0.6, 10)),
+        ([0.5, 0.4, 0.6, 0.5, 0.4, 0.3], {"eval.patience": 2}, 25, (0.6, 15)),
+        ([0.5, 0.55, 0.58, 0.7], {"eval.patience": 2, "eval.min_delta": 0.1}, 15, (0.5, 5)),
+        ([0.5, 0.55, 0.62, 0.7, 0.7], {"eval.patience": 2, "eval.min_delta": 0.1}, 25, (0.62, 15)),
+        ([0.5, 0.6, 0.4, 0.5, 0.45], {"eval.patience": 2, "eval.mode": "min"}, 25, (0.4, 15)),
+        ([0.5, 0.6, 0.7, 0.3, 0.2], {"eval.patience": 2, "eval.metric": "loss"}, 15, (0.5, 5)),
+        ([0.3, 0.2, 0.1, 0.1, 0.1, 0.1], {"eval.patience": 0}, 30, (0.3, 5)),
+        ([NAN, 0.1, NAN, NAN], {"eval.patience": 2}, 20, (0.1, 10)),
+    ],
+)
+def test_early_stopping(tiny, monkeypatch, capsys, values, settings, end, best):
+    metric = settings.get("eval.metric", "accuracy")
+    scripted(monkeypatch, values, metric)
+    config = tiny(**{"train.max_steps": 30} | settings)
+    assert run_training(config) == {f"best_{metric}": best[0], "best_step": best[1]}
+    reason = "all steps done" if end == 30 else "out of patience"
+    assert f"\n{reason}\n" in capsys.readouterr().out
+    assert logged_rows(config.run.folder)[-1] | {"step": end, "end": reason} == logged_rows(config.run.folder)[-1]
+    assert state_of(config)["step"] == end
+    assert state_of(config, "best")["step"] == best[1]
+
+
+def test_a_run_that_diverges_stops_at_once_with_its_best_kept(tiny, monkeypatch, capsys):
+    """Also when it is resumed: the checkpoint knows it."""
+    scripted(monkeypatch, [0.5, 0.7, 0.2])
+    config = tiny(**{"eval.divergence": 0.3, "train.max_steps": 30})
+    result = run_training(config)
+    assert result == {"best_accuracy": 0.7, "best_step": 10} == run_training(override(config, {"run.resume": "yes"}))
+    reason = "diverged: 0.2 in the last evaluation, eval.divergence = 0.3"
+    assert capsys.readouterr().out.count(f"\n{reason}\n") == 2
+    assert logged_rows(config.run.folder)[-1] == {"step": 15, "end": reason, **result}
+    assert state_of(config, "best")["step"] == 10
+
+
+@pytest.mark.parametrize(
+    ("settings", "total", "evaluated"),
+    [
+        ({"train.max_steps": 0, "train.epochs": 1.5, "eval.every": 0}, 11, [7, 11]),
+        ({"train.max_steps": 0, "train.epochs": 2, "eval.every": 0}, 14, [7, 14]),
+        ({"train.max_steps": 9, "train.epochs": 2, "eval.every": 0}, 9, [7, 9]),
+        ({"train.max_steps": 9, "eval.every": 4}, 9, [4, 8, 9]),
+        ({"train.max_steps": 3, "eval.every": 50}, 3, [3]),
+    ],
+)
+def test_how_long_and_how_often(tiny, settings, total, evaluated):
+    """108 examples are 7 steps of 16."""
+    config = tiny(**settings)
+    run_training(config)
+    rows = logged_rows(config.run.folder)
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, total + 1))
+    assert [row["step"] for row in rows if "evaluation" in row] == evaluated
+    assert [row["lr"] for row in rows if "loss" in row] == [learning_rate(s, total, config.optim) for s in range(total)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train.max_steps": 0, "train.epochs": 1e308}, "train.epochs = 1e.308 is more than"),
+        ({"optim.schedule": "wsd", "optim.warmup": 15, "optim.decay": 8}, "optim.warmup = 15.0 and optim.decay = 8.0"),
+    ],
+    ids=["epochs", "wsd"],
+)
+def test_a_plan_that_cannot_be_is_refused_before_anything_is_written(tiny, settings, message):
+    config = tiny(**settings)
+    with pytest.raises(ConfigError, match=message):
+        run_training(config)
+    assert not folder_of(config).exists()
+
+
+def test_the_last_step_is_logged_too(tiny):
+    config = tiny(**{"log.every": 7, "eval.every": 20})
+    run_training(config)
+    assert [row["step"] for row in logged_rows(config.run.folder) if "loss" in row] == [7, 14, 20]
+
+
+def test_the_test_data_is_measured_once_with_the_best_weights(tiny, tmp_path, monkeypatch):
+    test = write_reviews(tmp_path / "test.jsonl", 40, seed=9)
+    scripted(monkeypatch, [0.1, 0.9, 0.2, 0.3, 0.77])
+    config = tiny(**{"data.test": str(test)})
+    result = run_training(config)
+    assert (result["best_step"], result["test_accuracy"]) == (10, 0.77)
+    monkeypatch.undo()
+    task, _ = find_task(config.run.task)
+    losses = {}
+    for name in ("best", "last"):
+        folder = folder_of(config) / name
+        model = models.from_pretrained(folder, head=task.head)
+        rows = task.read(str(test), config.data, True)
+        examples = task.encode(rows, load_tokenizer(folder), config.data, model.labels, True)
+        statistics = evaluate(model, examples, task, Precision("fp32", CPU.device), CPU, 4096, GenerateSettings())
+        losses[name] = task.summarize(statistics, model.labels)["loss"]
+    assert result["test_loss"] == losses["best"] != losses["last"]
+    assert logged_rows(config.run.folder)[-1]["test_loss"] == losses["best"]
+
+
+# What is not finite
+
+
+def changed_model(monkeypatch, change):
+    original = models.from_pretrained
+
+    def patched(*args, **kwargs):
+        model = original(*args, **kwargs)
+        change(model)
+        return model
+
+    monkeypatch.setattr(models, "from_pretrained", patched)
+
+
+def nan_weight(model):
+    with torch.no_grad():
+        model.backbone.layers[1].mlp.up.weight[0, 0] = NAN
+
+
+def nan_gradient(model):
+    calls = []
+
+    def hook(gradient):
+        calls.append(1)
+        return gradient * NAN if len(calls) == 1 + 4 * 6 + 2 else gradient  # wrap's, and 4 a step
+
+    model.backbone.layers[0].mlp.down.weight.register_hook(hook)
+
+
+def bad_example(value):
+    """The classifier's output for example r17, and for it alone, is `value`."""
+
+    def change(model):
+        def note(module, args):
+            module.bad = torch.tensor([module.training and name == "r17" for name in args[0].ids], dtype=torch.bool)
+
+        model.register_forward_pre_hook(note)
+        model.head.classifier.register_forward_hook(lambda _, __, out: out.masked_fill(model.bad[:, None], value))
+
+    return change
+
+
+CAUSES = {
+    "weight": (nan_weight, "step 1", "the weight backbone.layers.1.mlp.up.weight is not finite"),
+    "gradient": (
+        nan_gradient,
+        "step 7",
+        "the forward is finite, the gradient of backbone.layers.0.mlp.down.weight is not, example ids r",
+    ),
+    "nan": (bad_example(NAN), "step", "first not finite: the output of head.classifier, example ids r17. "),
+    "inf": (bad_example(INF), "step", "first not finite: the output of head.classifier, example ids r17. "),
+}
+
+
+@pytest.fixture
+def not_held_out(reviews):
+    return {"data.validation": str(reviews), "train.micro_batch_size": 5}
+
+
+def test_p18_an_infinite_loss_counts_though_its_gradient_is_finite(tiny, monkeypatch):
+    def infinite(module, args, output):
+        return output._replace(loss_sum=output.loss_sum + INF) if module.training else output
+
+    changed_model(monkeypatch, lambda model: model.register_forward_hook(infinite))
+    with pytest.raises(TrainingError, match=r"^step 1 .* rank 0: first not finite: the loss, example ids r"):
+        run_training(tiny())
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_p18_raise_says_step_rank_examples_and_module(tiny, monkeypatch, not_held_out, cause):
+    change, step, message = CAUSES[cause]
+    changed_model(monkeypatch, change)
+    config = tiny(**not_held_out)
+    with pytest.raises(TrainingError) as error:
+        run_training(config)
+    assert str(error.value).startswith(step)
+    assert f": the gradient is not finite; rank 0: {message}" in str(error.value)
+    assert "train.nan_policy = raise; skip would leave the step out" in str(error.value)
+    assert all("nan" not in line.lower() for line in (folder_of(config) / "metrics.jsonl").read_text().splitlines())
+    for name in ("best", "last", "previous"):
+        if (folder_of(config) / name).exists():
+            assert all(t.isfinite().all() for t in load_file(folder_of(config) / name / "model.safetensors").values())
+    if cause == "gradient":  # at step 7; the checkpoint of step 5 is there to go on from
+        assert state_of(config)["step"] == 5
+
+
+def test_p18_skip_leaves_the_step_out_and_says_so(tiny, monkeypatch, capsys, not_held_out):
+    changed_model(monkeypatch, bad_example(NAN))
+    config = tiny(**not_held_out | {"train.nan_policy": "skip"})
+    run_training(config)
+    out = capsys.readouterr().out
+    lines = re.findall(r"^step \d+ \(position \d+\): .*$", out, re.MULTILINE)
+    assert lines
+    assert all(line.endswith("head.classifier, example ids r17. The step is left out") for line in lines)
+    state = state_of(config)
+    assert (state["step"], state["position"], state["skipped_in_a_row"]) == (20, 20 + len(lines), 0)
+    rows = [row for row in logged_rows(config.run.folder) if "loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, 21))
+    assert all(math.isfinite(row["loss"]) for row in rows)
+
+
+def test_p18_skip_is_bounded(tiny, monkeypatch):
+    changed_model(monkeypatch, nan_weight)
+    config = tiny(**{"train.nan_policy": "skip", "train.max_skipped": 3})
+    with pytest.raises(TrainingError, match=r"4 steps in a row were left out \(train\.max_skipped = 3\)"):
+        run_training(config)
+    assert not (folder_of(config) / "last").exists()
+
+
+def test_p15_a_step_that_overflows_does_not_advance_the_schedule(tiny, monkeypatch, capsys):
+    class Overscaled(Precision):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)
+
+    monkeypatch.setattr(train, "Precision", Overscaled)
+    config = tiny(**{"train.precision": "fp16", "eval.every": 10})
+    run_training(config)
+    skipped = re.findall(
+        r"^step (\d+) \(position \d+\): .* step left out, loss scale now", capsys.readouterr().out, re.M
+    )
+    assert skipped[:2] == ["1", "1"]
+    rows = [row for row in logged_rows(config.run.folder) if "loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, 21))
+    assert [row["lr"] for row in rows] == [learning_rate(step, 20, config.optim) for step in range(20)]
+    assert state_of(config)["position"] == 20 + len(skipped)
+
+
+def test_p04_a_run_with_steps_left_out_resumes_exactly(tiny, tmp_path, monkeypatch, not_held_out):
+    changed_model(monkeypatch, bad_example(NAN))
+    through = tiny(**not_held_out | {"train.nan_policy": "skip", "run.folder": str(tmp_path / "through")})
+    run_training(through)
+    config = override(through, {"run.folder": str(tmp_path / "run"), "run.resume": "auto"})
+    while run_training(config, StopAfter(6)) is None:
+        pass
+    assert_same_run(config.run.folder, through.run.folder)
+
+
+def test_p16_a_parameter_that_no_gradient_reaches_is_named(tiny, monkeypatch):
+    changed_model(monkeypatch, lambda model: model.head.register_parameter("idle", nn.Parameter(torch.zeros(2))))
+    monkeypatch.setattr(train, "training_steps", None)  # before the first step, which may be dear
+    with pytest.raises(TrainingError, match=r"^parameters that no gradient reaches: head\.idle$"):
+        run_training(tiny())
+
+
+# Signals
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)]
+)
+def test_f05_a_signal_leaves_a_checkpoint_and_the_run_goes_on_exactly(tiny, tmp_path, number):
+    through = tiny(**{"train.max_steps": 150, "eval.every": 75, "run.folder": str(tmp_path / "through")})
+    config = override(through, {"run.folder": str(tmp_path / "run")})
+    command = [sys.executable, "-m", "engine.train", *arguments_of(config, tmp_path / "recipe.toml")]
+    environment = os.environ | {"PYTHONPATH": str(Path(models.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    for line in process.stdout:
+        if re.match(r"step +(\d+) ", line):
+            process.send_signal(number)
+            break
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    stopped = int(re.search(r"stopped at step (\d+) by a signal; the same command with --resume goes on", out)[1])
+    assert state_of(config)["step"] == stopped < 150
+    assert checkpoint.verify(folder_of(config) / "last") is None
+    if number == signal.SIGTERM:
+        run_training(through)
+        run_training(override(config, {"run.resume": "yes"}))
+        assert_same_run(config.run.folder, through.run.folder)
+
+
+@pytest.fixture
+def handlers():
+    """What signals do is as before after the test."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    yield lambda: [signal.getsignal(number) for number in numbers]
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("where", ["find_task", "build_model", "training_steps"])
+def test_f05_a_signal_before_the_loop_ends_at_once(tiny, tmp_path, monkeypatch, handlers, where):
+    config = tiny()
+
+    def interrupted(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the signal was swallowed")
+
+    monkeypatch.setattr(train, where, interrupted)
+    monkeypatch.setattr(sys, "argv", ["engine.train", *arguments_of(config, tmp_path / "recipe.toml")])
+    before = handlers()
+    with pytest.raises(SystemExit) as ended:
+        run_command(train.main)
+    assert ended.value.code == 130
+    assert handlers() == before
+
+
+def test_f05_nothing_listens_once_the_loop_is_done(tiny, handlers):
+    before, within = handlers(), []
+
+    class Watched(StopRequest):
+        def __bool__(self):
+            within.append(handlers())
+            return super().__bool__()
+
+    run_training(tiny(**{"train.max_steps": 2}), Watched())
+    assert len(within) == 2
+    assert all(now != then for row in within for now, then in zip(row, before, strict=True))
+    assert handlers() == before
+
+
+def test_f05_the_first_signal_is_answered_and_by_the_main_rank_only(handlers, capfd):
+    for announce in (True, False):
+        stop = StopRequest()
+        stop.listen(announce)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.exit_code == 128 + signal.SIGUSR1
+        said = "\nstopping after this step; Ctrl-C again ends at once\n"
+        assert capfd.readouterr().err == (said if announce else "")
+
+
+def test_f05_a_second_sigint_ends_at_once():
+    """In a fork, so that pytest's own handling stays as it is: the first one is a flag, the second one is death."""
+    child = os.fork()
+    if child == 0:
+        stop = StopRequest()
+        stop.listen(announce=False)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)  # torchrun may pass one on; that is no second Ctrl-C
+        if stop and stop.exit_code in (130, 143):
+            os.kill(os.getpid(), signal.SIGINT)
+        os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGINT
+
+
+@pytest.mark.slow
+def test_f05_a_signal_to_torchrun_reaches_the_ranks(tiny, tmp_path):
+    config = tiny(**{"train.max_steps": 2000, "eval.every": 1000})
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "engine.train", *arguments_of(config, tmp_path / "recipe.toml")]
+    environment = os.environ | {"PYTHONPATH": str(Path(models.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    for line in process.stdout:
+        if line.startswith("step "):
+            process.send_signal(signal.SIGTERM)
+            break
+    out, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "by a signal; the same command with --resume goes on" in out, err
+    assert checkpoint.verify(folder_of(config) / "last") is None
+
+
+# What it says and writes
+
+
+def test_every_line_of_the_log_has_its_numbers(tiny):
+    config = tiny(**{"log.every": 5, "eval.every": 10})
+    run_training(config)
+    lines = [json.loads(line) for line in (folder_of(config) / "metrics.jsonl").read_text().splitlines()]
+    rows = [line for line in lines if "loss" in line]
+    for row in rows:
+        assert set(row) == {
+            *("step", "loss", "lr", "grad_norm", "samples_per_second", "tokens_per_second"),
+            *("data_wait_seconds", "peak_memory_mb"),
+        }
+        assert all(math.isfinite(value) and value >= 0 for value in row.values())
+        assert row["peak_memory_mb"] > 10
+        # The texts have 5 to 32 tokens, and no pad is counted.
+        assert 5 < row["tokens_per_second"] / row["samples_per_second"] < 32
+    evaluations = [line for line in lines if "evaluation" in line]
+    assert [set(line) for line in evaluations] == [{"step", "evaluation", "best"}] * 2
+    assert {"loss", "accuracy", "precision", "recall", "f1"} <= set(evaluations[0]["evaluation"])
+    assert set(lines[-1]) == {"step", "end", "best_accuracy", "best_step"}
+
+
+def test_without_a_terminal_there_are_lines_only(tiny, capsys):
+    run_training(tiny(**{"eval.every": 10}))
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "\r" not in out
+    assert "\x1b" not in out
+    assert len(re.findall(r"^step +\d+  loss \S+  lr \S+  norm \S+  \S+ examples/s$", out, re.MULTILINE)) == 20
+    assert len(re.findall(r"^step +\d+  validation  loss .* accuracy ", out, re.MULTILINE)) == 2
+    assert re.search(r"\n +step +loss +accuracy .*\n +10 .*\n +20 .*\n", out)
+    assert out.count("<- best") == 1
+
+
+def test_in_a_terminal_a_bar_shows_loss_rate_and_time_left(tiny, monkeypatch, capsys):
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    shown = []
+
+    def read():
+        try:
+            while data := os.read(ours, 4096):
+                shown.append(data)
+        except OSError:  # how Linux says that the other end is closed
+            pass
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        run_training(tiny())
+        monkeypatch.undo()
+    reader.join(30)
+    os.close(ours)
+    last = b"".join(shown).decode().rstrip().rsplit("\r", 1)[-1]
+    assert re.search(
+        r"20/20 \[\d\d:\d\d<\d\d:\d\d, .*step/s, loss \d\.\d{4}, lr \d\.\d\de-\d\d, [\d.]+ examples/s\]", last
+    )
+    assert not re.search(r"^step +\d+  loss", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_tensorboard_reads_as_one_run_after_a_resume(tiny):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = tiny(**{"log.tensorboard": True, "run.resume": "auto"})
+    assert run_training(config, StopAfter(7)) is None
+    run_training(config)
+    events = accumulator.EventAccumulator(str(folder_of(config) / "tensorboard"))
+    events.Reload()
+    for name, key in (("train/loss", "loss"), ("train/lr", "lr"), ("train/grad_norm", "grad_norm")):
+        rows = [(row["step"], row[key]) for row in logged_rows(config.run.folder) if key in row]
+        assert [event.step for event in events.Scalars(name)] == [step for step, _ in rows]
+        assert [event.value for event in events.Scalars(name)] == pytest.approx([value for _, value in rows])
+    assert [event.step for event in events.Scalars("validation/accuracy")] == [5, 10, 15, 20]
+
+
+def test_tensorboard_that_is_not_installed_is_a_clear_error(tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match=r"log\.tensorboard = true needs the tensorboard package: pip install"):
+        run_training(tiny(**{"log.tensorboard": True}))
+
+
+def test_f04_a_log_that_cannot_be_written_is_a_sentence(tmp_path):
+    log = RunLog(tmp_path, CPU, start=0, total=1, tensorboard=False)
+    log.file = open("/dev/full", "w")  # noqa: SIM115
+    with pytest.raises(TrainingError, match=r"metrics\.jsonl cannot be written: No space left on device"):
+        log.train(1, 0.5, 1e-3, 1.0, {})

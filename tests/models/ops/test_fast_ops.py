@@ -1,0 +1,406 @@
+"""The fast pieces of models/: each is the plain PyTorch it stands for, in value, gradient or distribution."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support import tiny_models as tiny
+from support import zoo
+from torch import nn
+
+import models
+from models.heads import IGNORE, supervised_places
+from models.ops import dropped_attention
+from models.ops.dropout import FEWEST, MOST_DROPPED, Dropout, dropout, dropped_places
+from models.ops.layers import Packing, packed_attention, padded_attention
+from models.ops.linear_cross_entropy import linear_cross_entropy
+
+LANGUAGE = [(kind, head) for kind in zoo.ZOO for head in models.ARCHITECTURES[kind].heads if head and "-lm" in head]
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
+
+
+# the loss of a language model without logits
+
+
+def loss_and_gradients(function, *tensors):
+    leaves = [None if x is None else x.detach().clone().requires_grad_() for x in tensors]
+    loss = function(*leaves)
+    (loss / 7).backward()
+    return [loss.detach(), *(x.grad for x in leaves if x is not None)]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("tokens", [0, 1, 37])
+def test_linear_cross_entropy_is_linear_and_cross_entropy(monkeypatch, dtype, smoothing, bias, tokens):
+    monkeypatch.setattr(
+        "models.ops.linear_cross_entropy.CHUNK_BYTES", 4 * 11 * 8
+    )  # 8 tokens a chunk, the last one shorter
+    generator = torch.Generator().manual_seed(0)
+    h, w, b = (torch.randn(*shape, generator=generator, dtype=dtype) for shape in ((tokens, 6), (11, 6), (11,)))
+    labels = torch.randint(0, 11, (tokens,), generator=generator)
+
+    def plain(h, w, b=None):
+        return F.cross_entropy(F.linear(h, w, b), labels, reduction="sum", label_smoothing=smoothing)
+
+    def chunked(h, w, b=None):
+        return linear_cross_entropy(h, w, b, labels, smoothing)
+
+    tensors = (h, w, b) if bias else (h, w)
+    found, expected = loss_and_gradients(chunked, *tensors), loss_and_gradients(plain, *tensors)
+    torch.testing.assert_close(found, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+def test_linear_cross_entropy_under_bf16_autocast_is_as_near_to_fp32_as_the_plain_one(monkeypatch):
+    monkeypatch.setattr("models.ops.linear_cross_entropy.CHUNK_BYTES", 4 * 50 * 8)
+    generator = torch.Generator().manual_seed(0)
+    h, w = torch.randn(40, 16, generator=generator), torch.randn(50, 16, generator=generator)
+    labels = torch.randint(0, 50, (40,), generator=generator)
+
+    def plain(h, w):
+        return F.cross_entropy(F.linear(h, w).float(), labels, reduction="sum")
+
+    exact = loss_and_gradients(plain, h, w)
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs, ours = (
+            loss_and_gradients(plain, h, w),
+            loss_and_gradients(lambda h, w: linear_cross_entropy(h, w, None, labels), h, w),
+        )
+    for a, b, c in zip(ours, theirs, exact, strict=True):
+        assert a.dtype == c.dtype == torch.float32
+        assert 0 < (a - c).norm() < 1.1 * (b - c).norm() + 1e-6 * c.norm()
+
+
+def test_linear_cross_entropy_finds_no_gradient_of_what_is_frozen():
+    h, w = torch.randn(5, 4, requires_grad=True), torch.randn(9, 4)
+    loss = linear_cross_entropy(h, w, None, torch.arange(5))
+    assert loss.grad_fn.saved_tensors[1] is None
+    loss.backward()
+    assert h.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("kind", "head"), LANGUAGE)
+def test_a_language_model_without_logits_has_the_same_loss_and_gradients(tmp_path, monkeypatch, kind, head, dtype):
+    model = tiny.scratch(tmp_path, kind, head, label_smoothing=0.1).to(dtype).train()
+    monkeypatch.setattr("models.ops.linear_cross_entropy.CHUNK_BYTES", 4 * 5 * model.head.shape.vocab_size)
+    inputs = tiny.inputs_of(model)
+    found = {}
+    for keep in (True, False):
+        model.head.keep_logits = keep
+        model.zero_grad()
+        out = model(inputs)
+        (out.loss_sum / 11).backward()
+        found[keep] = [out.loss_sum.detach(), *(p.grad.clone() for p in model.parameters())]
+        assert len(out.logits) == keep * (inputs.labels != IGNORE).sum()
+    scale = max(x.abs().max().item() for x in found[True])
+    torch.testing.assert_close(found[False], found[True], rtol=0, atol=TOLERANCE[dtype] * scale)
+
+
+def test_logits_are_there_wherever_someone_may_read_them(tmp_path):
+    model = tiny.scratch(tmp_path, "gpt2", "causal-lm").train()
+    model.head.keep_logits = False
+    inputs = tiny.inputs_of(model)
+    count = (inputs.labels != IGNORE).sum()
+    assert len(model(inputs).logits) == 0
+    assert len(model(replace(inputs, labels=None)).logits) == len(inputs.input_ids)
+    assert len(model.eval()(inputs).logits) == count
+    with torch.no_grad():
+        assert len(model.train()(inputs).logits) == count
+
+
+class Counted:
+    """A batch that says how many of its labels are a target, as data.Batch does."""
+
+    def __init__(self, labels):
+        self.labels, self.num_targets = labels, int((labels != IGNORE).sum())
+
+
+@pytest.mark.parametrize("labels", [[], [IGNORE] * 3, [4, IGNORE, 0, IGNORE, IGNORE, 7], [1, 2, 3]])
+def test_supervised_places_are_those_that_a_batch_has_counted(labels):
+    batch = Counted(torch.tensor(labels, dtype=torch.int64))
+    places = supervised_places(batch)
+    assert (places is None) == (batch.num_targets == len(labels))
+    expected = [i for i, label in enumerate(labels) if label != IGNORE]
+    assert (list(range(len(labels))) if places is None else places.tolist()) == expected
+
+
+# dropout
+
+
+def drawn(n, rate, runs):
+    """(runs, n) bool: where each of `runs` calls dropped."""
+    found = torch.zeros(runs, n, dtype=torch.bool)
+    for row in found:
+        row[dropped_places(n, rate)] = True
+    return found
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.1, 0.5, 0.9])
+def test_each_place_is_dropped_at_the_rate_and_independently_of_the_others(rate):
+    torch.manual_seed(0)
+    runs, n = 5_000, 64
+    dropped = drawn(n, rate, runs).double()
+    sd = math.sqrt(rate * (1 - rate))
+    z = (dropped.mean(0) - rate) / (sd / math.sqrt(runs))  # of each place
+    assert z.abs().max() < 4.5
+    assert 0.5 < z.square().mean() < 1.7  # not too even either
+    total = dropped.sum(1)
+    assert abs(total.mean() - n * rate) < 4.5 * sd * math.sqrt(n / runs)
+    assert total.var() == pytest.approx(n * sd**2, rel=0.1)  # binomial
+    centred = (dropped - rate) / sd
+    correlation = centred.T @ centred / math.sqrt(runs)  # of each pair, about Normal(0, 1)
+    pairs = correlation[torch.ones(n, n).triu(1).bool()]
+    assert pairs.abs().max() < (5.5 if rate > 0.05 else 15)  # a pair of rare events is no normal sum
+    assert pairs.square().mean() == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize("rate", [1e-3, 0.1, 0.5])
+def test_the_distances_are_geometric_over_a_long_draw(rate):
+    torch.manual_seed(1)
+    n = 2_000_000
+    distances = dropped_places(n, rate).diff()
+    count = len(distances)
+    assert abs(count + 1 - n * rate) < 4.5 * math.sqrt(n * rate * (1 - rate))
+    for distance in (1, 2, 3, 10, 30):
+        p = rate * (1 - rate) ** (distance - 1)
+        assert abs((distances == distance).sum() - count * p) < 4.5 * math.sqrt(count * p)
+
+
+@pytest.mark.parametrize(("n", "rate"), [(1, 0.5), (5, 0.999), (10, 1e-9), (10**6, 1e-12), (8192, 0.5)])
+def test_places_are_ascending_and_in_range_at_the_ends_too(n, rate):
+    torch.manual_seed(0)
+    for _ in range(200):
+        places = dropped_places(n, rate)
+        assert places.dtype == torch.int64
+        if len(places):
+            assert places[0] >= 0
+            assert places[-1] < n
+            assert (places.diff() > 0).all()
+
+
+@pytest.mark.parametrize("draw", [0.0, 1 - 2**-53])
+def test_a_draw_at_the_end_of_its_range_is_a_distance_too(monkeypatch, draw):
+    monkeypatch.setattr(torch, "rand", lambda count, dtype: torch.full((count,), draw, dtype=dtype))
+    assert dropped_places(10, 0.5).tolist() == ([] if draw == 0 else list(range(10)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_what_is_left_is_scaled_and_the_gradient_falls_in_the_same_places(dtype):
+    torch.manual_seed(0)
+    x = torch.ones(2 * FEWEST, dtype=dtype, requires_grad=True)
+    y = dropout(x, 0.25)
+    assert y.dtype == dtype
+    assert set(y.tolist()) == {0.0, torch.tensor(1 / 0.75, dtype=dtype).item()}
+    y.sum().backward()
+    assert torch.equal(x.grad, y)
+
+
+def test_gradcheck_of_dropout_of_any_layout(monkeypatch):
+    monkeypatch.setattr("models.ops.dropout.FEWEST", 1)
+    x = torch.randn(4, 3, 5, dtype=torch.float64).transpose(0, 2).requires_grad_()
+
+    def seeded(x):
+        torch.manual_seed(3)
+        return dropout(x, 0.3)
+
+    assert (seeded(x) == 0).any()
+    assert torch.autograd.gradcheck(seeded, x)
+    assert torch.autograd.gradgradcheck(seeded, x)
+
+
+def test_dropout_is_a_function_of_the_default_generator():
+    x = torch.ones(FEWEST)
+    found = []
+    for seed in (0, 0, 1):
+        torch.default_generator.manual_seed(seed)
+        found.append(dropout(x, 0.1))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, MOST_DROPPED + 0.1, 1.0])
+@pytest.mark.parametrize("count", [0, 100, FEWEST])
+def test_the_module_is_torchs_in_evaluation_and_at_every_rate(rate, count):
+    torch.manual_seed(0)
+    module = Dropout(rate)
+    assert isinstance(module, nn.Dropout)  # by which engine/regularize.py finds it
+    x = torch.ones(count)
+    assert torch.equal(module.eval()(x), x)
+    y = module.train()(x)
+    assert y.shape == x.shape
+    assert (y == 0).sum() == pytest.approx(count * rate, abs=5 * math.sqrt(count * rate * (1 - rate)) + 1e-9)
+
+
+def test_every_dropout_of_every_architecture_is_this_one(tmp_path):
+    for kind in zoo.ZOO:
+        for head in models.ARCHITECTURES[kind].heads:
+            model = tiny.scratch(tmp_path / f"{kind}-{head}", kind, head)
+            assert {type(m) for m in model.modules() if isinstance(m, nn.Dropout)} == {Dropout}
+
+
+# attention
+
+
+def by_formula(query, key, value, packing, key_packing, causal, bias, scale):
+    """One sequence after another, by the formula."""
+    parts = []
+    for q, k, v in zip(
+        query.split(packing.lengths), *(x.split(key_packing.lengths) for x in (key, value)), strict=True
+    ):
+        scores = torch.einsum("lhk,shk->hls", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+        scores = scores if bias is None else scores + bias(len(q), len(k))
+        if causal:
+            scores = scores.masked_fill(~torch.ones_like(scores, dtype=torch.bool).tril(), float("-inf"))
+        parts.append(torch.einsum("hls,shk->lhk", scores.softmax(-1), v).flatten(1))
+    return torch.cat(parts)
+
+
+def assert_the_formula(attention, causal, cross, scale, biased):
+    """In value and in every gradient."""
+    torch.manual_seed(0)
+    packing = Packing.of([2, 5, 5, 1, 7])
+    keys = Packing.of([3, 4, 4, 6, 1]) if cross else packing
+    q = torch.randn(20, 2, 4, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(sum(keys.lengths), 2, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    table = torch.randn(2, 7, 7, dtype=torch.float64, requires_grad=True)
+    bias = (lambda length, source: table[:, :length, :source]) if biased else None
+    wanted = (q, k, v, table) if biased else (q, k, v)
+    found = attention(q, k, v, packing, keys, bias)
+    expected = by_formula(q, k, v, packing, keys, causal, bias, scale)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    g = torch.randn_like(found)
+    for a, b in zip(*(torch.autograd.grad(out, wanted, g) for out in (found, expected)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.fixture(params=[dropped_attention.BLOCK, 60, 1], ids=["one block", "blocks", "a block a sequence"])
+def blocks(request, monkeypatch):
+    """Weights that are worked on together."""
+    monkeypatch.setattr(dropped_attention, "BLOCK", request.param)
+    for remembered in (dropped_attention._parts, dropped_attention._blocks):
+        remembered.cache_clear()
+    yield
+    for remembered in (dropped_attention._parts, dropped_attention._blocks):
+        remembered.cache_clear()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 1e-300])  # the second takes the way of dropout and drops nothing
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("causal", "cross", "scale"), [(False, False, None), (True, False, 0.3), (False, True, 1.0)])
+@pytest.mark.usefixtures("blocks")
+def test_attention_with_dropout_and_without_is_the_formula(causal, cross, scale, biased, dropout):
+    def attention(q, k, v, packing, keys, bias):
+        options = {"causal": causal, "scale": scale, "dropout": dropout}
+        return packed_attention(q, k, v, packing, key_packing=keys, bias=bias, **options)
+
+    assert_the_formula(attention, causal, cross, scale, biased)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("causal", "cross", "scale"), [(False, False, None), (True, False, 0.3), (False, True, 1.0)])
+def test_attention_padded_for_a_gpu_is_the_formula_too(causal, cross, scale, biased):
+    def attention(q, k, v, packing, keys, bias):
+        return padded_attention(q, k, v, packing, keys, causal, bias, scale, 0.0)
+
+    assert_the_formula(attention, causal, cross, scale, biased)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("causal", "cross"), [(False, False), (True, False), (False, True)])
+@pytest.mark.usefixtures("blocks")
+def test_gradcheck_of_attention_with_dropout(causal, cross, biased):
+    packing = Packing.of([3, 3, 4])
+    keys = Packing.of([2, 2, 5]) if cross else packing
+    lengths = [10, sum(keys.lengths), sum(keys.lengths)]
+    tensors = [torch.randn(n, 2, 3, dtype=torch.float64, requires_grad=True) for n in lengths]
+    table = torch.randn(2, 5, 5, dtype=torch.float64, requires_grad=biased)
+
+    def seeded(q, k, v, table, dropout=0.4):
+        bias = (lambda length, source: table[:, :length, :source]) if biased else None
+        torch.manual_seed(0)
+        return packed_attention(q, k, v, packing, key_packing=keys, causal=causal, bias=bias, dropout=dropout)
+
+    assert not torch.allclose(seeded(*tensors, table), seeded(*tensors, table, dropout=0.0))
+    assert torch.autograd.gradcheck(seeded, (*tensors, table))
+
+
+def test_how_many_sequences_are_worked_on_together_changes_no_draw(monkeypatch):
+    packing, found = Packing.of([30, 30, 30, 41, 50, 50]), []
+    tensors = [torch.randn(231, 2, 3, dtype=torch.float64) for _ in range(3)]
+    for block in (2**20, 5_000, 1):
+        monkeypatch.setattr(dropped_attention, "BLOCK", block)
+        dropped_attention._parts.cache_clear()
+        dropped_attention._blocks.cache_clear()
+        torch.manual_seed(0)
+        found.append(packed_attention(*tensors, packing, dropout=0.4))
+        blocks = dropped_attention._blocks(((3, 30, 30), (1, 41, 41), (2, 50, 50)), 2)
+        assert len(blocks) == {2**20: 1, 5_000: 5, 1: 6}[block]
+    dropped_attention._parts.cache_clear()
+    dropped_attention._blocks.cache_clear()
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-12, atol=1e-12)
+
+
+def test_attention_with_dropout_can_be_differentiated_twice_over_the_same_graph():
+    packing = Packing.of([3, 3, 4])
+    q, k, v = (torch.randn(10, 2, 3, requires_grad=True) for _ in range(3))
+    out = packed_attention(q, k, v, packing, dropout=0.4)
+    first, second = (torch.autograd.grad(out, (q, k, v), torch.ones_like(out), retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_the_mean_of_attention_with_dropout_is_that_without():
+    torch.manual_seed(0)
+    packing = Packing.of([40] * 2_000)
+    q, k, v = (torch.randn(40, 1, 4).repeat(2_000, 1, 1) for _ in range(3))
+    dropped = packed_attention(q, k, v, packing, dropout=0.2).unflatten(0, (2_000, 40))
+    exact = packed_attention(q, k, v, packing).unflatten(0, (2_000, 40))[0]
+    error = (dropped.mean(0) - exact) / (dropped.std(0) / math.sqrt(2_000))
+    assert dropped.std(0).min() > 0
+    assert error.square().mean() == pytest.approx(1, abs=0.5)
+
+
+# activation checkpointing
+
+
+def loss_and_elements_kept(model):
+    """The loss of one forward, and how much is kept for the backward."""
+    kept = []
+
+    def keep(x):
+        kept.append(x.numel())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        loss = model(tiny.inputs_of(model)).loss_sum
+    return loss, sum(kept)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("kind", zoo.ZOO)
+def test_checkpointed_activations_change_no_gradient_and_no_name(tmp_path, monkeypatch, kind, rate):
+    monkeypatch.setattr("models.ops.dropout.FEWEST", 1)
+    head = next(head for head in models.ARCHITECTURES[kind].heads if head and head.endswith(("classification", "-lm")))
+    if kind in ("t5", "mt5"):
+        head = "seq2seq-lm"
+    sites = dict.fromkeys(("embedding", "attention", "hidden", "path"), rate)
+    found = []
+    for checkpointed in (False, True):
+        model = tiny.scratch(tmp_path / str(checkpointed), kind, head, dropout=sites).train()
+        if checkpointed:
+            models.checkpoint_activations(model)
+        torch.manual_seed(5)
+        loss, kept = loss_and_elements_kept(model)
+        loss.backward()
+        found.append((loss.item(), {name: p.grad for name, p in model.named_parameters()}, kept))
+    (loss, gradients, memory), (other_loss, other_gradients, less_memory) = found
+    assert other_loss == loss
+    assert gradients.keys() == other_gradients.keys()
+    assert all(torch.equal(gradient, other_gradients[name]) for name, gradient in gradients.items())
+    assert less_memory < 0.8 * memory
