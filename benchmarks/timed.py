@@ -179,7 +179,7 @@ def measure(cfg: Config, ranks: Ranks, steps: int, split: bool = False, tf32: bo
     engine.train does.
     """
     run = Run(ranks.device, steps, split)
-    settings = {"train.max_steps": run.end + 1, "log.every": WARM_UP, "eval.every": run.end + 2}
+    settings = {"train.max_steps": run.end + 1, "log.every_steps": WARM_UP, "eval.every_steps": run.end + 2}
     cfg = config.override(cfg, settings)
     stop = StopAtEnd(run)
     if tf32:

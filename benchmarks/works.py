@@ -76,16 +76,20 @@ WORKS: dict[str, Work] = {
     "minilm-short": Work("text-classification", {}, 128, pool=4096),
     "minilm-long": Work("text-classification", {}, 256, words=(175, 0.65)),
     "gpt2-dialogue": Work("dialogue", GPT2_SMALL, 256, words=(45, 0.9)),
-    "gpt2-blocks": Work("causal-lm", GPT2_SMALL, 256, pool=10_000, settings={"data.join": True}),  # 10,000 sentences
+    "gpt2-blocks": Work(
+        "causal-lm", GPT2_SMALL, 256, pool=10_000, settings={"causal_lm.concatenate_texts": True}
+    ),  # 10,000 sentences
     "t5-small": Work("summarization", T5_SMALL, 256, (70, 0.6), (18, 0.6), 64),
     "vit-tiny": Work("image-classification", VIT_TINY, pool=512),
     "vit-base": Work("image-classification", VIT_BASE, pool=256),
     # Published shapes at full lengths, for a GPU.
     "bert-base-128": Work("text-classification", {"model_type": "bert"}, 128, _full(128), batch_size=64),
     "bert-base-512": Work("text-classification", {"model_type": "bert"}, 512, _full(512), batch_size=32),
-    "gpt2-1024": Work("causal-lm", {"model_type": "gpt2", **ENDS}, 1024, pool=10_000, settings={"data.join": True}),
+    "gpt2-1024": Work(
+        "causal-lm", {"model_type": "gpt2", **ENDS}, 1024, pool=10_000, settings={"causal_lm.concatenate_texts": True}
+    ),
     "t5-base-512-128": Work("summarization", T5_BASE, 512, _full(512), _full(128), 128),
-    "vit-b16-224": Work("image-classification", VIT_BASE, pool=1024, batch_size=128, settings={"data.workers": 8}),
+    "vit-b16-224": Work("image-classification", VIT_BASE, pool=1024, batch_size=128, settings={"data.num_workers": 8}),
 }
 
 
@@ -94,7 +98,7 @@ def shrunk(work: Work) -> Work:
     config = work.config or json.loads((hub.resolve(MINILM) / "config.json").read_text(encoding="utf-8"))
     config |= SHRUNK[config["model_type"]] | ({"image_size": 32} if config["model_type"] == "vit" else {})
     short = {name: min(getattr(work, name), 24) for name in ("max_length", "max_target_length")}
-    settings = {key: value for key, value in work.settings.items() if key != "data.workers"}
+    settings = {key: value for key, value in work.settings.items() if key != "data.num_workers"}
     return replace(work, config=config, pool=48, batch_size=4, settings=settings, **short)
 
 
@@ -125,18 +129,18 @@ def _settings(work: Work, home: Path) -> dict[str, Any]:
         "model.name": str(home / "model"),
         "data.train": str(home / "train.jsonl"),
         "data.validation": str(home / "validation.jsonl"),
-        "train.batch_size": work.batch_size,
+        "train.global_batch_size": work.batch_size,
         "train.max_steps": 30,
         "optim.lr": 1e-4,
-        "eval.every": 1_000_000,
-        "eval.samples": 0,
+        "eval.every_steps": 1_000_000,
+        "eval.num_shown_generations": 0,
     }
-    if "generate" in TASKS[work.task].reads:
+    if TASKS[work.task].generates:
         values["generate.max_new_tokens"] = 2
     if work.max_length:
         values["data.max_length"] = work.max_length
     if work.max_target_length:
-        values["data.max_target_length"] = work.max_target_length
+        values["seq2seq.max_target_length"] = work.max_target_length
     return values | work.settings
 
 

@@ -12,6 +12,7 @@ __all__ = [
     "Cut",
     "DataError",
     "Examples",
+    "MicroBatching",
     "Row",
     "TextExamples",
     "copy_tokenizer",

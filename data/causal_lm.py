@@ -45,7 +45,9 @@ def read_texts(
     errors = ErrorList()
     if format == "text" or (format == "auto" and readers.locate(name).suffix.lower() == ".txt"):
         if group:
-            raise DataError(f"{name}: lines of text have no column {group!r}; drop data.group, or give a .jsonl file")
+            raise DataError(
+                f"{name}: lines of text have no column {group!r}; drop data.group_column, or give a .jsonl file"
+            )
         rows = _read_lines(name, column, errors)
     else:
         rows = readers.read_rows(name, [column, *([group] if group else [])], id_column, errors, format)

@@ -65,7 +65,7 @@ def read_images(
         format = "folder" if path.is_dir() else "idx" if idx.is_images(path) else "auto"
     if group and format in ("folder", "idx"):
         raise DataError(
-            f"{name}: data.group = {group!r} is a column, and there are none; list the images in a .csv file"
+            f"{name}: data.group_column = {group!r} is a column, and there are none; list the images in a .csv file"
         )
     if format == "idx":
         return _idx_rows(name, path, image, label, labels)
@@ -98,7 +98,7 @@ def _report(name: str, bad: list[str], good: int, policy: str) -> None:
     """Raise or print what is bad."""
     shown = "\n".join(bad[:SHOWN]) + (f"\n... and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else "")
     if bad and policy == "raise":
-        raise DataError(f'{shown}\n(data.bad_images = "skip" leaves bad images out)')
+        raise DataError(f'{shown}\n(image_classification.bad_images = "skip" leaves bad images out)')
     if not good:
         raise DataError(f"{shown}\n{name}: no images".strip())
     if bad and os.environ.get("RANK", "0") == "0":  # every rank reads, one says it

@@ -182,7 +182,9 @@ def _cut(
     if missing > len(of_question):
         fits = max_length - (len(ids) - tokens - len(of_question)) - advance
         hint = f"lower it to {fits} or less, or raise data.max_length" if fits >= 0 else "raise data.max_length"
-        raise DataError(f"data.max_length = {max_length} is too short for data.doc_stride = {doc_stride}: {hint}")
+        raise DataError(
+            f"data.max_length = {max_length} is too short for question_answering.doc_stride = {doc_stride}: {hint}"
+        )
     before = np.arange(begin)
     if missing > 0:
         before = np.setdiff1d(before, of_question[len(of_question) - missing :])

@@ -56,7 +56,12 @@ def breaches(tags: Sequence[str], scheme: str) -> list[tuple[int, str]]:
         prefix, kind = split_tag(tag)
         if prefix not in (OUTSIDE, *PREFIXES[scheme]):
             allowed = ", ".join(f"{letter}-TYPE" for letter in PREFIXES[scheme])
-            found.append((i, f"{tag!r} is no tag of {scheme}, whose tags are O, {allowed}; data.scheme names another"))
+            found.append(
+                (
+                    i,
+                    f"{tag!r} is no tag of {scheme}, whose tags are O, {allowed}; token_classification.tag_scheme names another",
+                )
+            )
             before, open_type = OUTSIDE, ""
             continue
         goes_on = bool(open_type) and kind == open_type

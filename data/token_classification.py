@@ -1,6 +1,6 @@
 """Words with tags: the files they stand in, and the checks.
 
-A row has its words in the column data.text and their tags in data.label, both lists, however the file had them:
+A row has its words in the column data.text_column and their tags in data.label_column, both lists, however the file had them:
 - conll: a word a line, its tag the last column, an empty line after each sentence (.conll, .bio, .iob);
 - word/tag: a sentence a line;
 - jsonl: lists of words and of tags; or a text and its spans, {"start", "end", "label"} in characters.
@@ -54,7 +54,7 @@ def read_tagged(
         rows = readers.read_rows(name, [c for c in (text, label, group) if c], id_column, errors, "jsonl")
         rows = [row for row in rows if _check_row(name, row, text, label, scheme, errors)]
     elif group:
-        raise DataError(f"{name}: data.group = {group!r} needs columns, so a .jsonl file")
+        raise DataError(f"{name}: data.group_column = {group!r} needs columns, so a .jsonl file")
     elif kind == "text" and label:
         raise DataError(f"{name}: data.format = 'text' has no tags; it is for predictions")
     else:
@@ -182,7 +182,7 @@ def _spans_to_tags(row: Row, source: str, text: str, label: str, scheme: str) ->
     if not isinstance(spans, list):
         return [f"{label!r} should be a list of spans of the text, this is {spans!r}"]
     if scheme == "none":
-        return ["spans of a text are entities: data.scheme cannot be none"]
+        return ["spans of a text are entities: token_classification.tag_scheme cannot be none"]
     places = word_places(row.values[text])
     entities, reasons = [], []
     for span in spans:

@@ -18,8 +18,7 @@ import torch
 
 import models
 from data import Examples, MicroBatching, evaluation_batches
-from engine import checkpoint, distributed
-from engine import summary as describe
+from engine import checkpoint, distributed, validate
 from engine.config import (
     Config,
     ConfigError,
@@ -163,13 +162,14 @@ def main(argv: Sequence[str]) -> int:
     output = check_output(own["output"], config.data.test) if "output" in own else None
     ranks = distributed.setup(config.run.device)
     task, _ = find_task(config.run.task)
-    data = task.columns.fill(config.data)
-    rows = task.read(data.test, data, True)
+    data = config.data
+    settings = validate.task_settings(config, task)
+    rows = task.read(data.test, settings, True)
     model = models.from_pretrained(folder, head=task.head)
-    task.check_labels(data.test, rows, data, model.labels)
+    task.check_labels(data.test, rows, settings, model.labels)
     processor = task.load(folder)
-    describe.check_fit(config, model, processor)
-    examples = task.encode(rows, processor, data, model.labels, True)
+    validate.check_fit(config, model, processor)
+    examples = task.encode(rows, processor, settings, model.labels, True)
     amp = Precision(config.train.precision, ranks.device)
     model.to(ranks.device)
     statistics = evaluate(model, examples, task, amp, ranks, config.eval.batch_tokens, config.generate)

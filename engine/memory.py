@@ -68,7 +68,7 @@ def halve_micro_batches(
 
 def _too_long(tokens: int) -> str:
     return (
-        f"one example of {tokens:,} tokens does not fit into memory; train.checkpoint_activations = true needs less, "
+        f"one example of {tokens:,} tokens does not fit into memory; train.activation_checkpointing = true needs less, "
         "and so does a lower data.max_length"
     )
 

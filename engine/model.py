@@ -53,7 +53,7 @@ def build_model(
     models.freeze(model, start.freeze)
     if start.lora.rank:
         lora = start.lora
-        targets = lora.targets or models.lora.DEFAULT_TARGETS
+        targets = lora.target_modules or models.lora.DEFAULT_TARGETS
         models.add_lora(model, lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=targets, seed=seed)
         if resumed is not None:
             models.load_adapter(model, resumed)
@@ -64,5 +64,5 @@ def spare_memory_or_time(model: TaskModel, settings: TrainSettings) -> None:
     """Have the layers of the model computed as the machine wants it: none of this changes what they compute."""
     if settings.compile:
         models.compile_layers(model)
-    if settings.checkpoint_activations:
+    if settings.activation_checkpointing:
         models.checkpoint_activations(model)

@@ -33,8 +33,8 @@ def training_objective(model: TaskModel, settings: RegularizeSettings, teacher: 
     """
     _check(model, settings, teacher)
     if (model.origin.head or "").endswith("-lm"):
-        model.head.keep_logits = bool(settings.r_drop)  # nothing else reads them in training
-    if settings.r_drop or settings.fgm or settings.distill:
+        model.head.keep_logits = bool(settings.r_drop_weight)  # nothing else reads them in training
+    if settings.r_drop_weight or settings.fgm_epsilon or settings.distillation_weight:
         return Objective(model, settings, teacher)
     return model
 
@@ -42,34 +42,34 @@ def training_objective(model: TaskModel, settings: RegularizeSettings, teacher: 
 def _check(model: TaskModel, settings: RegularizeSettings, teacher: Tensor | None) -> None:
     head, problem = model.origin.head or "", model.head.shape.problem
     kind = "a regression" if problem == "regression" else f"the head {head}"
-    if settings.r_drop and problem == "regression":
+    if settings.r_drop_weight and problem == "regression":
         raise ConfigError(
-            f"regularize.r_drop = {settings.r_drop:g} compares probabilities, which a regression has none of; "
+            f"regularize.r_drop_weight = {settings.r_drop_weight:g} compares probabilities, which a regression has none of; "
             "leave it out"
         )
-    if settings.r_drop and not any(rate for *_, rate in DropoutSchedule(model, DropoutSettings(), 0).rates):
+    if settings.r_drop_weight and not any(rate for *_, rate in DropoutSchedule(model, DropoutSettings(), 0).rates):
         raise ConfigError(
-            f"regularize.r_drop = {settings.r_drop:g} compares two passes, which are the same without dropout; "
+            f"regularize.r_drop_weight = {settings.r_drop_weight:g} compares two passes, which are the same without dropout; "
             "set model.dropout.all, or leave it out"
         )
-    if settings.fgm and not hasattr(model.backbone, "embedding"):
+    if settings.fgm_epsilon and not hasattr(model.backbone, "embedding"):
         raise ConfigError(
-            f"regularize.fgm = {settings.fgm:g} moves the embeddings of words, and this model reads images; "
+            f"regularize.fgm_epsilon = {settings.fgm_epsilon:g} moves the embeddings of words, and this model reads images; "
             "leave it out"
         )
-    if settings.distill and (problem == "regression" or head in WITHOUT_CLASSES or head.endswith("-lm")):
+    if settings.distillation_weight and (problem == "regression" or head in WITHOUT_CLASSES or head.endswith("-lm")):
         raise ConfigError(
-            f"regularize.distill = {settings.distill:g}: a teacher has logits for the classes of a whole example, "
+            f"regularize.distillation_weight = {settings.distillation_weight:g}: a teacher has logits for the classes of a whole example, "
             f"which {kind} does not learn; leave it out"
         )
-    if settings.distill and teacher is None:
+    if settings.distillation_weight and teacher is None:
         raise ConfigError(
-            f"regularize.distill = {settings.distill:g} needs data.teacher, a file of a teacher's logits as "
+            f"regularize.distillation_weight = {settings.distillation_weight:g} needs data.teacher_file, a file of a teacher's logits as "
             "engine.predict writes it"
         )
-    if teacher is not None and not settings.distill:
+    if teacher is not None and not settings.distillation_weight:
         raise ConfigError(
-            "data.teacher has no effect with regularize.distill = 0; set its share of the loss, as 0.5, or leave it out"
+            "data.teacher_file has no effect with regularize.distillation_weight = 0; set its share of the loss, as 0.5, or leave it out"
         )
 
 
@@ -102,7 +102,7 @@ class Objective(nn.Module):
         self.teacher = teacher  # no buffer: it stays on the host, and only a batch's rows go to the device
 
     def forward(self, batch: Batch) -> Output:
-        if not self.settings.fgm:
+        if not self.settings.fgm_epsilon:
             return self._passes(batch)
         embedding: nn.Embedding = self.model.backbone.embedding
         # The gradient with respect to something added, since a frozen embedding has none.
@@ -111,28 +111,28 @@ class Objective(nn.Module):
             clean = self._passes(batch)
         with torch.autocast(added.device.type, enabled=False):  # a backward is in the precision of its forward
             (gradient,) = torch.autograd.grad(SCALE * clean.loss_sum, added, retain_graph=True)
-        worse = self.settings.fgm * by_sequence(gradient, Packing(batch.lengths, batch.cu_seqlens))
+        worse = self.settings.fgm_epsilon * by_sequence(gradient, Packing(batch.lengths, batch.cu_seqlens))
         with moved(embedding, batch.input_ids, worse):
             return Output(clean.loss_sum + self._passes(batch).loss_sum, clean.logits)
 
     def _passes(self, batch: Batch) -> Output:
         """R, or L where there is no R-Drop."""
         first = self._pass(batch)
-        if not self.settings.r_drop:
+        if not self.settings.r_drop_weight:
             return first
         second = self._pass(batch)
         p, q = (log_probabilities(self.model, out.logits, batch) for out in (first, second))
         divergence = ((p.exp() - q.exp()) * (p - q)).sum() / 2
         if self.model.origin.head == "question-answering":
             divergence = divergence / 2  # its loss is the mean of those of the first and the last token
-        return Output((first.loss_sum + second.loss_sum) / 2 + self.settings.r_drop * divergence, first.logits)
+        return Output((first.loss_sum + second.loss_sum) / 2 + self.settings.r_drop_weight * divergence, first.logits)
 
     def _pass(self, batch: Batch) -> Output:
         """L"""
         out: Output = self.model(batch)
         if self.teacher is None:
             return out
-        share, temperature = self.settings.distill, self.settings.distill_temperature
+        share, temperature = self.settings.distillation_weight, self.settings.distillation_temperature
         logits = widened(out.logits)
         taught = self.teacher[torch.tensor(batch.indices, dtype=torch.int64)].to(logits)
         student, teacher = (log_probabilities(self.model, x / temperature, batch) for x in (logits, taught))

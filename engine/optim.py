@@ -33,10 +33,10 @@ def count_steps(train: TrainSettings, epoch_steps: int) -> int:
 
 def check_schedule(optim: OptimSettings, total: int) -> None:
     """ConfigError for a wsd schedule whose decay begins before its warm-up is done, so that the rate would jump."""
-    wanted = sum(value * total if value < 1 else value for value in (optim.warmup, optim.decay))
-    if optim.schedule == "wsd" and wanted > total * (1 + 1e-12):
+    wanted = sum(value * total if value < 1 else value for value in (optim.warmup_steps, optim.decay_steps))
+    if optim.lr_schedule == "wsd" and wanted > total * (1 + 1e-12):
         raise ConfigError(
-            f"optim.warmup = {optim.warmup} and optim.decay = {optim.decay} ask for more than the {total:,} steps of "
+            f"optim.warmup_steps = {optim.warmup_steps} and optim.decay_steps = {optim.decay_steps} ask for more than the {total:,} steps of "
             "this run: lower one of them, or train for more steps"
         )
 
@@ -115,26 +115,26 @@ def depths(names: Iterable[str]) -> dict[str, int]:
 def learning_rate(step: int, total: int, optim: OptimSettings) -> float:
     """The rate of optimizer step `step` (from 0) of `total`.
 
-    Linear warm-up to optim.lr, then, with p in [0, 1) the share of the remaining steps done and m = optim.min_lr:
+    Linear warm-up to optim.lr, then, with p in [0, 1) the share of the remaining steps done and m = optim.min_lr_ratio:
     constant: 1; linear: 1 - (1 - m) p; cosine: m + (1 - m) (1 + cos(pi p)) / 2 (Loshchilov & Hutter 2017);
-    wsd (Hu et al. 2024): 1 until the last `optim.decay` steps, which fall linearly to m;
+    wsd (Hu et al. 2024): 1 until the last `optim.decay_steps` steps, which fall linearly to m;
     inverse_sqrt (Vaswani et al. 2017): sqrt(warm-up steps / steps so far), not below m.
     """
-    warmup = steps_of(optim.warmup, total)
+    warmup = steps_of(optim.warmup_steps, total)
     if step < warmup:
         return optim.lr * (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
-    if optim.schedule == "constant":
+    if optim.lr_schedule == "constant":
         factor = 1.0
-    elif optim.schedule == "linear":
-        factor = 1.0 - (1.0 - optim.min_lr) * progress
-    elif optim.schedule == "cosine":
-        factor = optim.min_lr + (1.0 - optim.min_lr) * (1.0 + math.cos(math.pi * progress)) / 2.0
-    elif optim.schedule == "inverse_sqrt":
-        factor = max(optim.min_lr, math.sqrt(max(1, warmup) / (step + 1)))
+    elif optim.lr_schedule == "linear":
+        factor = 1.0 - (1.0 - optim.min_lr_ratio) * progress
+    elif optim.lr_schedule == "cosine":
+        factor = optim.min_lr_ratio + (1.0 - optim.min_lr_ratio) * (1.0 + math.cos(math.pi * progress)) / 2.0
+    elif optim.lr_schedule == "inverse_sqrt":
+        factor = max(optim.min_lr_ratio, math.sqrt(max(1, warmup) / (step + 1)))
     else:  # wsd
-        decay = max(1, min(steps_of(optim.decay, total), total - warmup))  # both may have been rounded up
-        factor = 1.0 - (1.0 - optim.min_lr) * max(0.0, (step - (total - decay)) / decay)
+        decay = max(1, min(steps_of(optim.decay_steps, total), total - warmup))  # both may have been rounded up
+        factor = 1.0 - (1.0 - optim.min_lr_ratio) * max(0.0, (step - (total - decay)) / decay)
     return optim.lr * factor
 
 

@@ -4,7 +4,7 @@
 
 RUN is a run folder (its best/ is used) or a checkpoint folder. Each line of the output is {"id": ...} and what the
 task predicts: {"label": ..., "probabilities": {label: probability}, "logits": {label: number}} for classes, from whose
-logits another model can learn (data.teacher); a text for what generates one.
+logits another model can learn (data.teacher_file); a text for what generates one.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import torch
 
 import models
 from data import Examples, MicroBatching, evaluation_batches
-from engine import distributed
-from engine import summary as describe
+from engine import distributed, validate
 from engine.config import ConfigError, GenerateSettings
 from engine.distributed import Ranks
 from engine.evaluate import check_output, open_model, write_whole
@@ -66,12 +65,12 @@ def main(argv: Sequence[str]) -> int:
     output = check_output(files["output"], files["input"])
     ranks = distributed.setup(config.run.device)
     task, _ = find_task(config.run.task)
-    data = task.columns.fill(config.data)
-    rows = task.read(files["input"], data, False)
+    settings = validate.task_settings(config, task)
+    rows = task.read(files["input"], settings, False)
     model = models.from_pretrained(folder, head=task.head)
     processor = task.load(folder)
-    describe.check_fit(config, model, processor)
-    examples = task.encode(rows, processor, data, model.labels, False)
+    validate.check_fit(config, model, processor)
+    examples = task.encode(rows, processor, settings, model.labels, False)
     amp = Precision(config.train.precision, ranks.device)
     model.to(ranks.device)
     lines = predict(model, examples, task, amp, ranks, config.eval.batch_tokens, config.generate)

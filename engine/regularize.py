@@ -19,7 +19,7 @@ from models import TaskModel
 class Penalties:
     """l1 * sum |w| + l2 / 2 * sum w^2 + l2_sp / 2 * sum (w - w0)^2, a part of the loss of every optimizer step.
 
-    w: the trained matrices and embeddings whose names match regularize.penalize (all for no pattern); never biases and
+    w: the trained matrices and embeddings whose names match regularize.penalized_parameters (all for no pattern); never biases and
     norms (one dimension), and no parameter that no gradient reaches. w0: what a weight was in the checkpoint the recipe
     names (L2-SP: Li et al. 2018, "Explicit inductive bias for transfer learning"); a new head has none, so l2_sp does
     not hold it. ConfigError for a pattern that matches nothing, and for l2_sp where nothing is pretrained.
@@ -31,13 +31,13 @@ class Penalties:
         self.settings = settings
         self.value: Tensor | float = 0.0  # of the last step, a tensor once there was one: read it where it is logged
         names = {name: p for name, p in model.named_parameters() if p.requires_grad and p.ndim >= 2}
-        for pattern in settings.penalize:
+        for pattern in settings.penalized_parameters:
             if not any(fnmatchcase(name, pattern) for name in names):
                 near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
                 raise ConfigError(
-                    f"regularize.penalize = {pattern!r} matches no trained matrix or embedding; one is {near[0]!r}"
+                    f"regularize.penalized_parameters = {pattern!r} matches no trained matrix or embedding; one is {near[0]!r}"
                 )
-        patterns = settings.penalize or ("*",)
+        patterns = settings.penalized_parameters or ("*",)
         self.weights = {n: p for n, p in names.items() if any(fnmatchcase(n, pattern) for pattern in patterns)}
         self.start: dict[str, Tensor] = {}
         if settings.l2_sp and pretrained is not None:
@@ -47,7 +47,7 @@ class Penalties:
         if settings.l2_sp and not self.start:
             raise ConfigError(
                 f"regularize.l2_sp = {settings.l2_sp} has no effect: no weight that is trained and penalised is "
-                "pretrained (model.init, model.lora.rank, regularize.penalize)"
+                "pretrained (model.init, model.lora.rank, regularize.penalized_parameters)"
             )
 
     @torch.no_grad()
@@ -111,7 +111,7 @@ def weigh_classes_(model: TaskModel, settings: RegularizeSettings, counts: np.nd
 class DropoutSchedule:
     """Every dropout of the model, drop path too, times a factor that is a pure function of the step.
 
-    With p the share of the run that is done and s that of model.dropout.switch: constant: 1; linear: p (after Morerio
+    With p the share of the run that is done and s that of model.dropout.switch_step: constant: 1; linear: p (after Morerio
     et al. 2017, "Curriculum dropout"); early: max(0, 1 - p / s), against underfitting; late: 0 until s, then 1, against
     overfitting (both Liu et al. 2023, "Dropout reduces underfitting").
     """
@@ -135,7 +135,7 @@ class DropoutSchedule:
 
     def factor(self, step: int) -> float:
         """By what the rates are multiplied in optimizer step `step`, from 0."""
-        switch = steps_of(self.settings.switch, self.total)
+        switch = steps_of(self.settings.switch_step, self.total)
         if self.settings.schedule == "linear":
             return step / max(1, self.total - 1)
         if self.settings.schedule == "early":
@@ -146,7 +146,7 @@ class DropoutSchedule:
 class Unfreezing:
     """Gradual unfreezing (Howard & Ruder 2018, "ULMFiT"): the head is trained first, then one layer more at a time.
 
-    Every `model.unfreeze` steps the next layer joins, from the last down; the embeddings come at the end. What
+    Every `model.gradual_unfreezing` steps the next layer joins, from the last down; the embeddings come at the end. What
     model.freeze or LoRA leaves untrained stays so, and where nothing of a layer is trained, its turn falls out. A pure
     function of the step. ConfigError where the run ends before the last of them is trained.
     """
@@ -159,7 +159,7 @@ class Unfreezing:
         self.turns = [(p, turns.index(depth[name])) for name, p in trained.items()]
         if self.every and self.every * (len(turns) - 1) >= total > 0:
             raise ConfigError(
-                f"model.unfreeze = {every:g}: {len(turns)} parts of this model, one every {self.every} steps, are more "
+                f"model.gradual_unfreezing = {every:g}: {len(turns)} parts of this model, one every {self.every} steps, are more "
                 f"than {total:,} steps reach; lower it below {total / (len(turns) - 1):.4g} steps, or name what stays "
                 "frozen in model.freeze"
             )

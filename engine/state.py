@@ -39,11 +39,11 @@ class TrainState:
 
     def reason_to_stop(self, total_steps: int, settings: EvalSettings, mode: str) -> str:
         """Why the run is done, in words; "" while it is not. A run that is resumed comes to the same answer."""
-        worst, value = settings.divergence, self.watched
+        worst, value = settings.stop_if_worse_than, self.watched
         if worst is not None and value is not None:
             beyond = value < worst if mode == "max" else value > worst
             if beyond or math.isnan(value):
-                return f"diverged: {value:.4g} in the last evaluation, eval.divergence = {worst:g}"
+                return f"diverged: {value:.4g} in the last evaluation, eval.stop_if_worse_than = {worst:g}"
         if self.step >= total_steps:
             return "all steps done"
         return "out of patience" if 0 < settings.patience <= self.bad_evaluations else ""

@@ -8,7 +8,7 @@ The first runs all combinations, or a random sample of them; the second the reci
 Every run is one of `engine.train`, in a folder of its own below --folder. The same command goes on where it was
 stopped: runs that have ended stay, a begun one goes on from its last checkpoint. At the end, and whenever it stops, it
 writes table.md, table.csv and, with matplotlib installed, a plot: mean and spread over the seeds of each setting. With
-eval.train_examples in the recipe they show how much better a model is on what it was trained on: that it overfits.
+eval.train_subset_size in the recipe they show how much better a model is on what it was trained on: that it overfits.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def read_run(folder: Path) -> list[dict[str, Any]] | None:
 def measure(rows: Sequence[dict[str, Any]], metric: str, mode: str) -> dict[str, float]:
     """{name: value} of a run that has ended, NaN where a task has no such metric.
 
-    Where training examples were evaluated too (eval.train_examples), `metric` and the loss of both, at the best and at
+    Where training examples were evaluated too (eval.train_subset_size), `metric` and the loss of both, at the best and at
     the last evaluation. A gap is how much better the model is on what it was trained on, so one that overfits has a
     large one, whichever way the metric points. Otherwise the training loss is that of training itself, with its
     dropout and augmentation: the mean of the last tenth of what was logged.

@@ -7,63 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from data import Examples, MicroBatching, steps_per_epoch
-from data.image_preprocessing import Preprocessing
 from data.loader import cut as cut_step
-from engine.config import Config, ConfigError, get, recipe_of, to_toml
-from engine.config.schema import all_settings
+from engine.config import Config, recipe_of, to_toml
 from engine.tasks import TASKS
-from engine.tasks.task import OF_SOME_TASKS
 from models import TaskModel
 
 MOST_LABELS = 20  # whose counts are shown
-
-
-def check_fit(config: Config, model: TaskModel, processor: Any) -> None:
-    """ConfigError when the inputs as `processor` prepares them do not fit what the model reads.
-
-    Also for a setting that this task does not read: what has no effect was meant to have one.
-    """
-    _check_used(config)
-    if not isinstance(processor, Preprocessing):  # of images, which a ViT scales its positions to
-        _check_tokens(config, model, getattr(processor, "tokenizer", processor))  # a PairTokenizer holds one
-
-
-def _check_used(config: Config) -> None:
-    task, default = TASKS[config.run.task], Config()
-    unread = [name for name in OF_SOME_TASKS if name not in task.reads]
-    for key in all_settings(default):
-        of_others = key in unread or key.partition(".")[0] in unread
-        if of_others and get(config, key) != get(default, key):
-            raise ConfigError(f"{key} = {get(config, key)!r} has no effect on {config.run.task}: leave it out")
-
-    for name in ("mixup", "cutmix"):
-        if config.data.teacher and get(config, f"augment.image.{name}"):
-            raise ConfigError(
-                f"augment.image.{name} mixes two examples, of which data.teacher judges one: leave one out"
-            )
-
-
-def _check_tokens(config: Config, model: TaskModel, tokenizer: Tokenizer) -> None:
-    """Texts or ids that exceed what the model has embeddings for."""
-    if config.data.max_length > model.max_length:
-        raise ConfigError(
-            f"data.max_length = {config.data.max_length}, but {config.model.name} has {model.max_length} positions: "
-            "lower data.max_length"
-        )
-    special = tokenizer.num_special_tokens_to_add(bool(config.data.text_pair))
-    if config.data.max_length <= special:
-        raise ConfigError(
-            f"data.max_length = {config.data.max_length} leaves no room beside {special} special tokens: raise it"
-        )
-    rows = model.backbone.config.vocab_size
-    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])  # more than their number, with gaps
-    if largest >= rows:
-        raise ConfigError(
-            f"{config.model.name}: the tokenizer gives {token!r} the id {largest}, the embedding has {rows} rows"
-        )
 
 
 def run(
@@ -92,11 +43,12 @@ def run(
         parts += [sheet] if sheet else []
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    epochs = total_steps / steps_per_epoch(len(train_set), config.train.batch_size)
+    epochs = total_steps / steps_per_epoch(len(train_set), config.train.global_batch_size)
     parts.append(
         f"parameters: {parameters:,}, {trained:,} of them trained\n"
-        f"{plural(total_steps, 'step')} of {plural(config.train.batch_size, 'example')}, "
-        f"{epochs:.4g} epoch{'' if epochs == 1 else 's'}\n" + how_it_is_cut(config.train.batch_size, train_set, cut)
+        f"{plural(total_steps, 'step')} of {plural(config.train.global_batch_size, 'example')}, "
+        f"{epochs:.4g} epoch{'' if epochs == 1 else 's'}\n"
+        + how_it_is_cut(config.train.global_batch_size, train_set, cut)
     )
     return "\n\n".join(parts) + "\n"
 
@@ -110,7 +62,7 @@ def summary(name: str, examples: Examples, labels: tuple[str, ...]) -> str:
     if examples.truncated:
         text += f"; {plural(examples.truncated, 'text')} cut to data.max_length"
     if targets := examples.extra.get("truncated_targets"):
-        text += f"; {plural(targets, 'text')} to be written cut to data.max_target_length"
+        text += f"; {plural(targets, 'text')} to be written cut to seq2seq.max_target_length"
     if words := examples.extra.get("lost_words"):
         text += f"; {plural(words, 'word')} without a token"
     counts = examples.label_counts(len(labels))

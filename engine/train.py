@@ -3,7 +3,7 @@
     torchrun -m engine.train [RECIPE] [--section.key=value ...] [--resume] [--dry-run] [--help]
     torchrun --nproc-per-node 2 -m engine.train [RECIPE] ...
 
-The recipe defines the mathematics; the machine only defines the speed: a step of the optimizer is `train.batch_size`
+The recipe defines the mathematics; the machine only defines the speed: a step of the optimizer is `train.global_batch_size`
 examples, however many ranks and micro-batches it takes, and its loss is the sum over all its targets divided by their
 number. Everything random is a pure function of the seed and of where the run stands, so no random state is ever saved.
 On a CPU an interrupted run that is resumed is the uninterrupted one bit for bit; on a GPU, where nothing here asks for
@@ -19,7 +19,7 @@ from pathlib import Path
 import models
 from data import MicroBatching, sample_rows, steps_per_epoch, totals, training_steps
 from data.teacher import read_teacher
-from engine import checkpoint, config, diagnose, distributed
+from engine import checkpoint, config, diagnose, distributed, validate
 from engine import summary as describe
 from engine.config import Config
 from engine.distributed import Ranks, StopRequest
@@ -48,8 +48,9 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     task, watched = find_task(cfg.run.task, cfg.eval.metric)
     mode = mode_of(cfg.eval, watched)
     require_tensorboard(cfg.log.tensorboard)
-    data = task.columns.fill(cfg.data)
-    train_rows, validation_rows, test_rows, labels = read_training_data(task, data, cfg.run.seed)
+    data = cfg.data
+    settings = validate.task_settings(cfg, task)
+    train_rows, validation_rows, test_rows, labels = read_training_data(task, settings, cfg.run.seed)
 
     # 2. The model. It decides the order of the labels, since a head found in a checkpoint has its own.
     smoothing = cfg.regularize.label_smoothing
@@ -59,31 +60,32 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     # 3. Data as examples, encoded once; the training ones may be augmented, anew in each epoch. How a step is cut for
     # this machine is no part of the recipe.
     processor = task.load(folder_in)
-    describe.check_fit(cfg, model, processor)
-    encode = task.encoder(processor, data, model.labels)
+    validate.check_fit(cfg, model, processor)
+    encode = task.encoder(processor, settings, model.labels)
     train_set, validation_set, test_set = encode(train_rows), encode(validation_rows), encode(test_rows)
     weigh_classes_(model, cfg.regularize, train_set.label_counts(len(model.labels)))
-    teacher = read_teacher(data.teacher, train_set.ids, model.labels) if data.teacher else None
-    seen_set = encode(sample_rows(train_rows, cfg.eval.train_examples, cfg.run.seed)[: cfg.eval.train_examples])
+    teacher = read_teacher(data.teacher_file, train_set.ids, model.labels) if data.teacher_file else None
+    seen_set = encode(sample_rows(train_rows, cfg.eval.train_subset_size, cfg.run.seed)[: cfg.eval.train_subset_size])
     train_set = task.augment(train_set, train_rows, encode, cfg.augment, cfg.run.seed)
-    cut = MicroBatching(cfg.train.micro_batch_size, cfg.train.micro_batch_tokens, ranks.rank, ranks.world_size)
-    epoch_steps = steps_per_epoch(len(train_set), cfg.train.batch_size)
+    fixed = cfg.train.micro_batch_size if isinstance(cfg.train.micro_batch_size, int) else 0
+    cut = MicroBatching(fixed, cfg.train.micro_batch_tokens, ranks.rank, ranks.world_size)
+    epoch_steps = steps_per_epoch(len(train_set), cfg.train.global_batch_size)
     total_steps = count_steps(cfg.train, epoch_steps)
     check_schedule(cfg.optim, total_steps)
-    evaluate_every = cfg.eval.every or epoch_steps
+    evaluate_every = cfg.eval.every_steps or epoch_steps
 
     # 4. What steps: precision, optimizer, and what regularises. After this every mistake in the recipe is known.
     amp = Precision(cfg.train.precision, ranks.device)
     objective = training_objective(model, cfg.regularize, teacher)
-    optimizer = build_optimizer(model, cfg.optim, cfg.regularize.weight_decay)
+    optimizer = build_optimizer(model, cfg.optim, cfg.optim.weight_decay)
     start = build_model(cfg.model, task, labels, smoothing, cfg.run.seed, None)[0] if cfg.regularize.l2_sp else None
     penalties = Penalties(model, cfg.regularize, start)
-    unfreezing = Unfreezing(model, cfg.model.unfreeze, total_steps)
+    unfreezing = Unfreezing(model, cfg.model.gradual_unfreezing, total_steps)
     dropout = DropoutSchedule(model, cfg.model.dropout, total_steps)
     ema = Ema(optimizer, cfg.regularize.ema_decay)
     spare_memory_or_time(model, cfg.train)
-    if cfg.train.micro_batch == "auto":
-        cut = largest_micro_batching(cut, objective, train_set, cfg.train.batch_size, amp, ranks)
+    if cfg.train.micro_batch_size == "auto":
+        cut = largest_micro_batching(cut, objective, train_set, cfg.train.global_batch_size, amp, ranks)
     if ranks.is_main:
         print(describe.run(cfg, model, processor, train_set, validation_set, test_set, total_steps, cut), flush=True)
     if cfg.run.dry_run:
@@ -97,7 +99,9 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     folder = Path(cfg.run.folder)
     log = RunLog(folder, ranks, start=state.step, total=total_steps, tensorboard=cfg.log.tensorboard)
     pin = ranks.device.type == "cuda"
-    draw = partial(training_steps, train_set, cfg.train.batch_size, cfg.run.seed, workers=cfg.data.workers, pin=pin)
+    draw = partial(
+        training_steps, train_set, cfg.train.global_batch_size, cfg.run.seed, workers=cfg.data.num_workers, pin=pin
+    )
     steps = draw(cut, start=state.position)
 
     # 6. The loop. `state.position` counts steps of data, `state.step` those the optimizer took. From here on a signal
@@ -134,7 +138,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
             continue
         amp.unscale_(optimizer)
         penalties.add_gradients_()
-        grad_norm = amp.clip_(model.parameters(), cfg.train.clip_norm)
+        grad_norm = amp.clip_(model.parameters(), cfg.train.max_grad_norm)
         stepped = amp.step(optimizer, grad_norm)
         state.advance(stepped, int(samples))
         if stepped:
@@ -144,7 +148,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         optimizer.zero_grad()
 
         log.count(state.step, samples, tokens, waited)
-        if stepped and (state.step % cfg.log.every == 0 or state.step == total_steps):
+        if stepped and (state.step % cfg.log.every_steps == 0 or state.step == total_steps):
             (loss,) = distributed.all_sum(sum(loss.item() for loss in losses))
             log.train(state.step, loss / max(targets, 1), lr, grad_norm, penalties.log())
         if stepped and (state.step % evaluate_every == 0 or state.step == total_steps):
@@ -154,7 +158,9 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
                 is_best = state.record(metrics[watched], mode, cfg.eval.min_delta)
                 seen = measure(model, seen_set, task, amp, ranks, cfg.eval.batch_tokens, cfg.generate)
                 log.evaluation(state.step, metrics, seen, is_best, time.perf_counter() - clock)
-                if ranks.is_main and (texts := task.samples(model, validation_set, cfg.generate, cfg.eval.samples)):
+                if ranks.is_main and (
+                    texts := task.samples(model, validation_set, cfg.generate, cfg.eval.num_shown_generations)
+                ):
                     log.say(texts)
                 if is_best:
                     checkpoint.save(folder / checkpoint.BEST, contents, state, ranks)

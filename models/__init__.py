@@ -165,7 +165,7 @@ def from_pretrained(
     pooling: "cls", "mean" or "last" (not of images); None takes the checkpoint's, else the architecture's.
     problem: of a classifier of texts or images: "single-label", "multi-label" or "regression"; None takes that of the
         head in the file (one label and no problem_type: regression), and single-label for a new one.
-    dropout: one rate for every site, or {"embedding" | "attention" | "hidden" | "path" | "head": rate}; the
+    dropout: one rate for every site, or {"embedding" | "attention" | "hidden" | "drop_path" | "head": rate}; the
         checkpoint's where not given. Language-model heads have no dropout.
     keep_layers: use only the first so many layers of the checkpoint (0: all of them), of an encoder-decoder the first
         so many of each stack.

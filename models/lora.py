@@ -96,7 +96,9 @@ def add_lora(
     chosen = [name for name in linear if any(fnmatchcase(name, pattern) for pattern in targets)]
     if not chosen:
         some = ", ".join(dict.fromkeys("*." + name.rpartition(".")[2] for name in linear))
-        raise ModelError(f"model.lora.targets = {', '.join(targets)!r} matches no linear layer; these would: {some}")
+        raise ModelError(
+            f"model.lora.target_modules = {', '.join(targets)!r} matches no linear layer; these would: {some}"
+        )
     model.requires_grad_(False)
     if model.head is not None and not model.head.shape.vocab_size:
         model.head.requires_grad_(True)

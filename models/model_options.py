@@ -95,7 +95,7 @@ def shallower(raw: dict[str, Any], architecture: Architecture, keep_layers: int)
 
 def dropout_rates(dropout: float | Mapping[str, float] | None) -> dict[str, float]:
     """{site: rate} of what the caller sets; ModelError for an unknown site or an impossible rate."""
-    sites = ("embedding", "attention", "hidden", "head", "path")
+    sites = ("embedding", "attention", "hidden", "head", "drop_path")
     if dropout is None:
         return {}
     every = sites[:-1]  # "every site" means those a checkpoint has; drop path is asked for by name

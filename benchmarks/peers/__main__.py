@@ -123,7 +123,7 @@ class Bench:
         data = TASKS[recipe.run.task].columns.fill(recipe.data)
         job: dict[str, Any] = {"steps": self.steps, "seed": 0, "check": False, "examples": []} | changes
         arguments = [*self.arguments, f"--run.folder={place}", f"--run.seed={job['seed']}", "--run.device=cpu"]
-        arguments += [f"--train.max_steps={job['steps']}", f"--log.every={job['steps']}"]
+        arguments += [f"--train.max_steps={job['steps']}", f"--log.every_steps={job['steps']}"]
         arguments += ["--model.dropout.all=0"] if job["check"] else []
         return job | {
             "out": str(place.with_suffix(".json")),
@@ -131,16 +131,16 @@ class Bench:
             "task": recipe.run.task,
             "model": recipe.model.name,
             "train": data.train,
-            "text": data.text,
-            "label": data.label,
-            "prefix": data.prefix,
+            "text": data.text_column,
+            "label": data.label_column,
+            "prefix": recipe.seq2seq.source_prefix,
             "max_length": data.max_length,
-            "max_target_length": data.max_target_length,
-            "batch_size": recipe.train.batch_size,
-            "clip_norm": recipe.train.clip_norm,
+            "max_target_length": recipe.seq2seq.max_target_length,
+            "batch_size": recipe.train.global_batch_size,
+            "clip_norm": recipe.train.max_grad_norm,
             "lr": recipe.optim.lr,
-            "warmup": recipe.optim.warmup,
-            "weight_decay": recipe.regularize.weight_decay,
+            "warmup": recipe.optim.warmup_steps,
+            "weight_decay": recipe.optim.weight_decay,
         }
 
     def check(self, peers: list[str]) -> None:
@@ -193,7 +193,7 @@ class Bench:
         """The figures of every side, and the ratios to each peer."""
         ours = self.sides[OURS]
         lines = [
-            f"\n{self.work}: {self.steps} steps of {self.recipe.train.batch_size} examples, the clock starts after "
+            f"\n{self.work}: {self.steps} steps of {self.recipe.train.global_batch_size} examples, the clock starts after "
             f"{self.warmup}; {len(ours.runs)} rounds, median (least - most)",
             f"  {'':<18}{'samples/s':<28}{'peak MB':<28}{'seconds to the first step'}",
         ]

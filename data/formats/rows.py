@@ -102,7 +102,7 @@ def _give_ids(path: Path, rows: list[Row], column: str, errors: ErrorList) -> No
             continue
         row.id = str(value)
         if row.id in lines:
-            hint = "data.id names another column, or one that is not in the file for row numbers"
+            hint = "data.id_column names another column, or one that is not in the file for row numbers"
             errors.add(path, row.line, f"the id {row.id!r} is that of line {lines[row.id]} too; {hint}")
         else:
             lines[row.id] = row.line

@@ -16,7 +16,6 @@ from engine.config import schema as settings
 from engine.config.schema import (
     ConfigError,
     all_settings,
-    choose_from,
     did_you_mean,
     get,
     out_of_range,
@@ -28,40 +27,8 @@ from engine.config.sections import (
     RunSettings,
 )
 
-__all__ = [
-    "Augment",
-    "Config",
-    "ConfigError",
-    "Data",
-    "Dropout",
-    "Eval",
-    "Generate",
-    "ImageAugment",
-    "Log",
-    "Lora",
-    "Model",
-    "Optim",
-    "Regularize",
-    "Run",
-    "TextAugment",
-    "Train",
-    "all_settings",
-    "check",
-    "choose_from",
-    "did_you_mean",
-    "differences",
-    "get",
-    "help_text",
-    "override",
-    "parse",
-    "read_recipe",
-    "recipe_of",
-    "split_arguments",
-    "to_toml",
-]
-
-SCHEMA = 1  # of recipes; raised when an old one would be read wrongly
-RECIPES = Path(__file__).parent / "recipes"
+SCHEMA = 2  # of recipes; raised when an old one would be read wrongly
+RECIPES = Path(__file__).parent.parent / "recipes"
 DEFAULT_RECIPE = "movie_reviews"
 FLAGS = {"--resume": ("run.resume", "yes"), "--dry-run": ("run.dry_run", "true")}
 HELP = ("--help", "-h")
@@ -152,8 +119,8 @@ def check(config: Config) -> None:
         f"data.validation_fraction = {c.data.validation_fraction} must lie between 0 and 1 (or give data.validation)",
     )
     need(
-        not (c.data.group and c.data.validation),
-        "data.group decides how validation data is held out, but data.validation is given: drop one of them",
+        not (c.data.group_column and c.data.validation),
+        "data.group_column decides how validation data is held out, but data.validation is given: drop one of them",
     )
     need(len(set(c.data.labels)) == len(c.data.labels), f"data.labels = {list(c.data.labels)} names a label twice")
     need(len(c.data.labels) != 1, f"data.labels = {list(c.data.labels)} names one label only: give all, or none")
@@ -162,14 +129,10 @@ def check(config: Config) -> None:
         "train.micro_batch_size and train.micro_batch_tokens both limit a micro-batch: give one of them",
     )
     need(
-        not (c.train.micro_batch and (c.train.micro_batch_size or c.train.micro_batch_tokens)),
-        "train.micro_batch = auto finds the limit itself: drop train.micro_batch_size and train.micro_batch_tokens",
-    )
-    need(
         c.train.max_steps > 0 or c.train.epochs > 0,
         f"train.epochs = {c.train.epochs} and train.max_steps = {c.train.max_steps}: one must be above 0",
     )
-    for key in ("optim.warmup", "optim.decay", "model.dropout.switch"):
+    for key in ("optim.warmup_steps", "optim.decay_steps", "model.dropout.switch_step"):
         value = get(c, key)
         need(value < 1 or value == int(value), f"{key} = {value} must be a share below 1 or a whole number of steps")
     need(

@@ -18,6 +18,7 @@ from typing import Any
 KINDS = {
     "bool": "true or false",
     "int": "a whole number",
+    "int | str": "a whole number, or one of its words",
     "float": "a finite number",
     "float | None": "a finite number or none",
     "str": "text in valid Unicode",
@@ -94,7 +95,7 @@ def out_of_range(tree: Any) -> list[str]:
     wrong = []
     for key, declared in all_settings(tree).items():
         value, known = get(tree, key), declared.metadata
-        if known["within"] and value is not None and not RANGES[known["within"]](value):
+        if known["within"] and not isinstance(value, str | None) and not RANGES[known["within"]](value):
             wrong.append(f"{key} = {value} must be {known['within']}")
         if known["needed"] and not value:
             wrong.append(f"{key} is empty: {known['needed']}")
@@ -107,7 +108,7 @@ def _convert(key: str, value: Any, declared: Field[Any]) -> Any:
         converted = _read(value, kind)
     except (ValueError, OverflowError):
         raise ConfigError(f"{key} = {value!r} should be {KINDS[kind]}") from None
-    if choices and converted not in choices:
+    if choices and converted not in choices and not (kind == "int | str" and isinstance(converted, int)):
         raise ConfigError(f"{key} = {value!r}: {choose_from(converted, choices)}")
     return converted
 
@@ -123,9 +124,16 @@ def _read(value: Any, kind: str) -> Any:
             return value
         case "bool", str() if value.lower() in ("true", "false"):
             return value.lower() == "true"
-        case "int" | "float" | "float | None", bool():  # which is a number to Python, but was meant as none
+        case (
+            "int" | "int | str" | "float" | "float | None",
+            bool(),
+        ):  # which is a number to Python, but was meant as none
             pass
-        case "int", int() | str() if abs(int(value)) < 2**63:
+        case "int" | "int | str", int() if abs(value) < 2**63:
+            return value
+        case "int | str", str() if not value.strip().lstrip("+-").isdigit():
+            return value.strip()
+        case "int" | "int | str", str() if abs(int(value)) < 2**63:
             return int(value)
         case "float | None", None:
             return None
@@ -211,6 +219,7 @@ def help_lines(defaults: Any, values: Any, values_of: str) -> list[str]:
             lines += ["", f"[{section}]"]
             before = section
         kind = "{" + ",".join(c or "''" for c in known["choices"]) + "}" if known["choices"] else str(declared.type)
+        kind = f"int or {kind}" if declared.type == "int | str" else kind
         own = "" if value == declared.default else f"; {values_of} has {toml_value(value)}"
         lines.append(
             f"  --{key}{'*' if known['machine'] else ''} {kind}  (default {toml_value(declared.default)}{own})"

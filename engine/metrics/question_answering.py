@@ -81,7 +81,7 @@ def answer_metrics(rows: Tensor) -> dict[str, float]:
 
     exact_match, f1 and character_f1 are of what was answered: overall and, where some questions have no answer, of
     those that have one (has_answer_..) and those that have none (no_answer_accuracy). best_.. are what the threshold
-    that fits these questions best would give, and that threshold: a value for data.no_answer_threshold.
+    that fits these questions best would give, and that threshold: a value for question_answering.no_answer_threshold.
     """
     column = dict(zip(COLUMNS, rows.unbind(1), strict=True))
     has_answer, answered = column["has_answer"].bool(), column["answered"].bool()

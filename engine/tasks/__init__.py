@@ -15,7 +15,8 @@ from engine.tasks import relation_extraction as relations
 from engine.tasks import seq2seq
 from engine.tasks import text_classification as classification
 from engine.tasks import token_classification as tagging
-from engine.tasks.task import Columns, Task
+from engine.tasks.settings import Columns, TaskSettings
+from engine.tasks.task import Task
 
 TASKS: dict[str, Task] = {
     "text-classification": classification.TEXT_CLASSIFICATION,
@@ -31,7 +32,7 @@ TASKS: dict[str, Task] = {
     "image-classification": images.IMAGE_CLASSIFICATION,
 }
 
-__all__ = ["TASKS", "Columns", "Task", "find_task", "read_training_data"]
+__all__ = ["TASKS", "Columns", "Task", "TaskSettings", "find_task", "read_training_data"]
 
 
 def find_task(name: str, metric: str = "") -> tuple[Task, str]:
@@ -45,25 +46,25 @@ def find_task(name: str, metric: str = "") -> tuple[Task, str]:
 
 
 def read_training_data(
-    task: Task, settings: DataSettings, seed: int
+    task: Task, settings: TaskSettings, seed: int
 ) -> tuple[list[Row], list[Row], list[Row], list[str]]:
     """(training rows, validation rows, test rows, label names), all read and checked before anything is trained.
 
-    data.limit is of what is left to train on once the validation rows are held out, which are the same at any limit.
+    data.max_train_examples is of what is left to train on once the validation rows are held out, which are the same at any limit.
     Raises DataError with all that is wrong in all files; which labels are unknown can only be said of files without
     another error, since the training file says which are known.
     """
-    names = [name for name in (settings.train, settings.validation, settings.test) if name]
+    names = [name for name in (settings.data.train, settings.data.validation, settings.data.test) if name]
     rows = _for_each(names, lambda name: task.read(name, settings, True))
-    labels = task.find_labels(settings.train, rows[settings.train], settings)
+    labels = task.find_labels(settings.data.train, rows[settings.data.train], settings)
     _for_each(names, lambda name: task.check_labels(name, rows[name], settings, labels))
-    test_rows = rows.get(settings.test, [])
-    if settings.validation:
-        train_rows, held_out = rows[settings.train], rows[settings.validation]
+    test_rows = rows.get(settings.data.test, [])
+    if settings.data.validation:
+        train_rows, held_out = rows[settings.data.train], rows[settings.data.validation]
     else:
-        fraction, label = settings.validation_fraction, settings.label if task.stratify else ""
-        train_rows, held_out = split_rows(rows[settings.train], fraction, seed, settings.group, label)
-    return sample_rows(train_rows, settings.limit, seed), held_out, test_rows, labels
+        fraction, label = settings.data.validation_fraction, settings.data.label_column if task.stratify else ""
+        train_rows, held_out = split_rows(rows[settings.data.train], fraction, seed, settings.data.group_column, label)
+    return sample_rows(train_rows, settings.data.max_train_examples, seed), held_out, test_rows, labels
 
 
 def _for_each(names: Sequence[str], function: Callable[[str], Any]) -> dict[str, Any]:

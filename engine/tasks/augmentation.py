@@ -19,21 +19,22 @@ from data.formats.squad import Answer
 from data.relation_extraction import ROLES, Entity
 from data.seq2seq import PairTokenizer
 from data.tag_schemes import mark_entities
-from engine.config import AugmentSettings, ConfigError, DataSettings, ImageAugmentSettings, TextAugmentSettings
+from engine.config import AugmentSettings, ConfigError, ImageAugmentSettings, TextAugmentSettings
+from engine.tasks.settings import TaskSettings
 
-EVERY = ("crop", "delete", "swap", "mask", "fill", "synonyms", "back_translation")
-IN_PLACE = ("mask", "synonyms")  # after which every other word is where it was
+EVERY = ("crop", "delete", "swap", "mask", "fill", "synonym_file", "back_translation_file")
+IN_PLACE = ("mask", "synonym_file")  # after which every other word is where it was
 
 
 @dataclass(frozen=True)
 class Encode:
     """rows -> examples as a run encodes its training data, and what it does so with."""
 
-    function: Callable[[list[Row], Any, DataSettings, Sequence[str], bool], Examples]  # Task.encode
+    function: Callable[[list[Row], Any, TaskSettings, Sequence[str], bool], Examples]  # Task.encode
     processor: Any  # the tokenizer, or the preprocessing of images
-    settings: DataSettings
+    settings: TaskSettings
     labels: tuple[str, ...]
-    read: Callable[[str, DataSettings, bool], list[Row]]  # Task.read
+    read: Callable[[str, TaskSettings, bool], list[Row]]  # Task.read
 
     def __call__(self, rows: list[Row]) -> Examples:
         return self.function(rows, self.processor, self.settings, self.labels, True)
@@ -43,7 +44,7 @@ def augment_texts(
     examples: Examples, rows: list[Row], encode: Encode, settings: AugmentSettings, seed: int
 ) -> Examples:
     """Of a label of the whole text, or pair of texts: any change, of both."""
-    columns = [column for column in (encode.settings.text, encode.settings.text_pair) if column]
+    columns = [column for column in (encode.settings.data.text_column, encode.settings.data.text_pair_column) if column]
     return _augment_columns(examples, rows, encode, settings, seed, columns)
 
 
@@ -51,7 +52,7 @@ def augment_sources(
     examples: Examples, rows: list[Row], encode: Encode, settings: AugmentSettings, seed: int
 ) -> Examples:
     """Of a text that is written from another: any change of the source; the target never changes."""
-    return _augment_columns(examples, rows, encode, settings, seed, [encode.settings.text])
+    return _augment_columns(examples, rows, encode, settings, seed, [encode.settings.data.text_column])
 
 
 def augment_tagged(
@@ -60,11 +61,11 @@ def augment_tagged(
     """Of a tag for each word: words are masked, replaced one by one, or left out together with their tags."""
     if not _wanted(settings, ("delete", *IN_PLACE), "each word has a label"):
         return examples
-    data, changes = encode.settings, _changes(settings.text, encode, rows, [])
-    entities = data.scheme != "none" and mark_entities(encode.labels)
+    data, changes = encode.settings.data, _changes(settings.text, encode, rows, [])
+    entities = encode.settings.own.tag_scheme != "none" and mark_entities(encode.labels)
 
     def change(row: Row, rng: np.random.Generator) -> Row:
-        return texts.change_tagged(row, rng, changes, data.text, data.label, entities)
+        return texts.change_tagged(row, rng, changes, data.text_column, data.label_column, entities)
 
     return _augmented(examples, rows, encode, change, changes, seed)
 
@@ -75,15 +76,15 @@ def augment_questions(
     """Of answers that stand in a context: words of the question, and of the context but for the answers, in place."""
     if not _wanted(settings, IN_PLACE, "an answer is a place in the text"):
         return examples
-    data, changes = encode.settings, _changes(settings.text, encode, rows, [])
+    data, changes = encode.settings.data, _changes(settings.text, encode, rows, [])
 
     def change(row: Row, rng: np.random.Generator) -> Row:
-        question, _ = texts.change_around(row, rng, changes, data.text, [])
-        answers: list[Answer] = row.values[data.label]
+        question, _ = texts.change_around(row, rng, changes, data.text_column, [])
+        answers: list[Answer] = row.values[data.label_column]
         spans = [(answer.start, answer.start + len(answer.text)) for answer in answers]
-        context, moved = texts.change_around(row, rng, changes, data.text_pair, spans)
+        context, moved = texts.change_around(row, rng, changes, data.text_pair_column, spans)
         placed = [Answer(answer.text, start) for answer, (start, _) in zip(answers, moved, strict=True)]
-        new = {data.text: question, data.text_pair: context, data.label: placed}
+        new = {data.text_column: question, data.text_pair_column: context, data.label_column: placed}
         return replace(row, values=row.values | new)
 
     return _augmented(examples, rows, encode, change, changes, seed)
@@ -95,7 +96,7 @@ def augment_relations(
     """Of two entities in a text: words outside them, in place."""
     if not _wanted(settings, IN_PLACE, "the entities are places in the text"):
         return examples
-    column, changes = encode.settings.text, _changes(settings.text, encode, rows, [])
+    column, changes = encode.settings.data.text_column, _changes(settings.text, encode, rows, [])
 
     def change(row: Row, rng: np.random.Generator) -> Row:
         entities: list[Entity] = [row.values[role] for role in ROLES]
@@ -147,12 +148,12 @@ def _wanted(settings: AugmentSettings, allowed: Sequence[str], why: str) -> bool
             errors.append(
                 f"augment.text.{name} = {getattr(settings.text, name)!r} would be wrong here, as {why}: {what}"
             )
-    if "synonym" in set_here and not settings.text.synonyms:
+    if "synonym" in set_here and not settings.text.synonym_file:
         errors.append(
-            f"augment.text.synonym = {settings.text.synonym} has no effect: augment.text.synonyms names no file"
+            f"augment.text.synonym_rate = {settings.text.synonym_rate} has no effect: augment.text.synonym_file names no file"
         )
-    if settings.text.synonyms and not settings.text.synonym:
-        errors.append("augment.text.synonym = 0 leaves augment.text.synonyms without effect: drop one of them")
+    if settings.text.synonym_file and not settings.text.synonym_rate:
+        errors.append("augment.text.synonym_rate = 0 leaves augment.text.synonym_file without effect: drop one of them")
     for field in fields(ImageAugmentSettings):
         if (value := getattr(settings.image, field.name)) != getattr(ImageAugmentSettings(), field.name):
             errors.append(f"augment.image.{field.name} = {value!r} has no effect on text: leave it out")
@@ -173,20 +174,20 @@ def _changes(
             "this checkpoint's has none: use augment.text.delete"
         )
     wordings: dict[str, list[str]] = {}
-    if settings.back_translation:
-        data = encode.settings
+    if settings.back_translation_file:
+        data = encode.settings.data
         # The file may have other wordings of rows that are held out, which stay as they are.
-        known = rows if data.validation else encode.read(data.train, data, True)
-        wordings = texts.read_wordings(settings.back_translation, [row.id for row in known])
+        known = rows if data.validation else encode.read(data.train, encode.settings, True)
+        wordings = texts.read_wordings(settings.back_translation_file, [row.id for row in known])
     return texts.TextChanges(
         crop=settings.crop,
         delete=settings.delete,
         swap=settings.swap,
         mask=settings.mask,
         fill=settings.fill,
-        synonym=settings.synonym,
+        synonym=settings.synonym_rate,
         mask_token=mask,
         words=texts.distinct_words(row.values[c] for row in rows for c in columns) if settings.fill else (),
-        synonyms=texts.read_synonyms(settings.synonyms) if settings.synonyms else {},
+        synonyms=texts.read_synonyms(settings.synonym_file) if settings.synonym_file else {},
         wordings=wordings,
     )

@@ -13,50 +13,64 @@ from data import Batch, Row, TextExamples
 from data.batch import IGNORE
 from data.causal_lm import encode_language, encode_prompts, read_texts
 from data.dialogue import encode_dialogues, read_dialogues
-from engine.config import DataSettings, GenerateSettings
+from engine.config import GenerateSettings
 from engine.metrics import causal_lm as metrics
 from engine.tasks.generation import continue_prompts, continue_tokens
-from engine.tasks.task import Columns, Task
+from engine.tasks.settings import Columns, TaskSettings
+from engine.tasks.task import Task
 from models import TaskModel
 
 METRICS = ("perplexity", "bits_per_byte", "loss", "token_accuracy")
 
 
-def _read_texts(name: str, settings: DataSettings, labelled: bool) -> list[Row]:
+def _read_texts(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
     group = _group(name, settings, labelled)
     return read_texts(
         name,
-        settings.text,
+        settings.data.text_column,
         group=group,
-        id_column=settings.id,
-        format=settings.format,
+        id_column=settings.data.id_column,
+        format=settings.data.format,
         may_be_empty=not labelled,
     )
 
 
-def _read_dialogues(name: str, settings: DataSettings, labelled: bool) -> list[Row]:
+def _read_dialogues(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
     group = _group(name, settings, labelled)
-    return read_dialogues(name, settings.text, labelled, group=group, id_column=settings.id, format=settings.format)
+    return read_dialogues(
+        name,
+        settings.data.text_column,
+        labelled,
+        group=group,
+        id_column=settings.data.id_column,
+        format=settings.data.format,
+    )
 
 
-def _group(name: str, settings: DataSettings, labelled: bool) -> str:
+def _group(name: str, settings: TaskSettings, labelled: bool) -> str:
     """The column that the one file which is split must have."""
-    return settings.group if labelled and name == settings.train and not settings.validation else ""
+    return (
+        settings.data.group_column if settings.is_training_split(name, labelled) else ""
+    )
 
 
 def _encode_texts(
-    rows: list[Row], tokenizer: Tokenizer, settings: DataSettings, labels: Sequence[str], labelled: bool
+    rows: list[Row], tokenizer: Tokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
 ) -> TextExamples:
-    column, max_length = settings.text, settings.max_length
+    column, max_length = settings.data.text_column, settings.data.max_length
     if labelled:
-        return encode_language(rows, tokenizer, column=column, max_length=max_length, join=settings.join)
+        return encode_language(
+            rows, tokenizer, column=column, max_length=max_length, join=settings.own.concatenate_texts
+        )
     return encode_prompts(rows, tokenizer, column=column, max_length=max_length)
 
 
 def _encode_dialogues(
-    rows: list[Row], tokenizer: Tokenizer, settings: DataSettings, labels: Sequence[str], labelled: bool
+    rows: list[Row], tokenizer: Tokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
 ) -> TextExamples:
-    return encode_dialogues(rows, tokenizer, column=settings.text, max_length=settings.max_length, labelled=labelled)
+    return encode_dialogues(
+        rows, tokenizer, column=settings.data.text_column, max_length=settings.data.max_length, labelled=labelled
+    )
 
 
 def _measure(model: TaskModel, batch: Batch, examples: Any, generate: GenerateSettings) -> Tensor:
@@ -112,8 +126,8 @@ def _show(model: TaskModel, prompts: list[list[int]], examples: Any, generate: G
 CAUSAL_LM = Task(
     head="causal-lm",
     metrics=METRICS,
-    columns=Columns(text="text", label=""),
-    reads=("data.join", "generate"),
+    columns=Columns(text_pair=None, text="text", label=""),
+    section="causal_lm", generates=True,
     read=_read_texts,
     encode=_encode_texts,
     measure=_measure,
@@ -124,8 +138,8 @@ CAUSAL_LM = Task(
 DIALOGUE = Task(
     head="causal-lm",
     metrics=METRICS,
-    columns=Columns(text="messages", label=""),
-    reads=("generate",),
+    columns=Columns(text_pair=None, text="messages", label=""),
+     generates=True,
     read=_read_dialogues,
     encode=_encode_dialogues,
     measure=_measure,

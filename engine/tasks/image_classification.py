@@ -17,10 +17,11 @@ from data.errors import DataError
 from data.formats.rows import locate
 from data.image_classification import ImageExamples, encode_images, read_images
 from data.image_preprocessing import FILE, Preprocessing, read_preprocessing
-from engine.config import AugmentSettings, ConfigError, DataSettings, GenerateSettings, TextAugmentSettings
+from engine.config import AugmentSettings, ConfigError, GenerateSettings, TextAugmentSettings
 from engine.metrics import image_classification as metrics
 from engine.tasks.augmentation import Encode
-from engine.tasks.task import Columns, Task
+from engine.tasks.settings import Columns, TaskSettings
+from engine.tasks.task import Task
 from engine.tasks.text_classification import predict_classes
 from models import TaskModel
 
@@ -48,29 +49,29 @@ def load_preprocessing(folder: Path) -> Preprocessing:
     return replace(how, tokens=special + (height // patch_height) * (width // patch_width))
 
 
-def _read(name: str, settings: DataSettings, labelled: bool) -> list[Row]:
-    is_split = labelled and name == settings.train and not settings.validation
+def _read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
+    is_split = settings.is_training_split(name, labelled)
     return read_images(
         name,
-        image=settings.text,
-        label=settings.label if labelled else "",
-        group=settings.group if is_split else "",
-        id_column=settings.id,
-        labels=settings.labels,
-        bad_images=settings.bad_images,
-        format=settings.format,
+        image=settings.data.text_column,
+        label=settings.data.label_column if labelled else "",
+        group=settings.data.group_column if is_split else "",
+        id_column=settings.data.id_column,
+        labels=settings.data.labels,
+        bad_images=settings.own.bad_images,
+        format=settings.data.format,
     )
 
 
-def _find_labels(name: str, rows: list[Row], settings: DataSettings) -> list[str]:
-    return texts.label_names(name, rows, settings.label, settings.labels)
+def _find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
+    return texts.label_names(name, rows, settings.data.label_column, settings.data.labels)
 
 
-def _check_labels(name: str, rows: list[Row], settings: DataSettings, labels: Sequence[str]) -> None:
+def _check_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Sequence[str]) -> None:
     """Each label must be known; of a folder per class each unknown one is said once."""
     if not locate(name).is_dir():
-        return texts.check_labels(name, rows, settings.label, labels)
-    if unknown := sorted({str(row.values[settings.label]) for row in rows} - set(labels)):
+        return texts.check_labels(name, rows, settings.data.label_column, labels)
+    if unknown := sorted({str(row.values[settings.data.label_column]) for row in rows} - set(labels)):
         known = f"the labels are {', '.join(map(repr, labels))}"
         raise DataError(
             "\n".join(f"{locate(name) / label}: a folder of an unknown class; {known}" for label in unknown)
@@ -78,16 +79,24 @@ def _check_labels(name: str, rows: list[Row], settings: DataSettings, labels: Se
 
 
 def _encode(
-    rows: list[Row], processor: Preprocessing, settings: DataSettings, labels: Sequence[str], labelled: bool
+    rows: list[Row], processor: Preprocessing, settings: TaskSettings, labels: Sequence[str], labelled: bool
 ) -> ImageExamples:
-    return encode_images(rows, processor, image=settings.text, label=settings.label if labelled else "", labels=labels)
+    return encode_images(
+        rows,
+        processor,
+        image=settings.data.text_column,
+        label=settings.data.label_column if labelled else "",
+        labels=labels,
+    )
 
 
 def _augment(examples: Any, rows: list[Row], encode: Encode, settings: AugmentSettings, seed: int) -> Examples:
     """[augment.image]; ConfigError for changes of text."""
     default = TextAugmentSettings()
     given = [
-        f"augment.text.{f.name}" for f in fields(default) if getattr(settings.text, f.name) != getattr(default, f.name)
+        f"augment.text.{f.name}"
+        for f in fields(default)
+        if getattr(settings.text, f.name) != getattr(default, f.name)
     ]
     if given:
         raise ConfigError(f"{', '.join(given)}: without effect on images, leave it out; those are in augment.image")
@@ -112,9 +121,9 @@ def _measure(model: TaskModel, batch: Batch, examples: Any, generate: GenerateSe
 
 IMAGE_CLASSIFICATION = Task(
     head="image-classification",
-    reads=("data.labels", "data.bad_images", "data.teacher"),
+    section="image_classification",
     metrics=("accuracy", "top5_accuracy", "f1", "precision", "recall", "loss"),
-    columns=Columns(text="path"),
+    columns=Columns(text_pair=None, text="path"),
     problem="single-label",
     stratify=True,
     load=load_preprocessing,

@@ -12,41 +12,42 @@ from torch import Tensor
 from data import Batch, Row, TextExamples
 from data.formats.squad import read_questions
 from data.question_answering import Candidate, Windows, encode_questions
-from engine.config import DataSettings, GenerateSettings
+from engine.config import GenerateSettings
 from engine.metrics import question_answering as squad
 from engine.tasks.augmentation import augment_questions
-from engine.tasks.task import Columns, Task
+from engine.tasks.settings import Columns, TaskSettings
+from engine.tasks.task import Task
 from models import Output, TaskModel
 
 SHOWN = 5  # answers in a prediction
 
 
-def _read(name: str, settings: DataSettings, labelled: bool) -> list[Row]:
-    splits = labelled and name == settings.train and not settings.validation  # the one file that is split
+def _read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
+    splits = settings.is_training_split(name, labelled)
     return read_questions(
         name,
-        question=settings.text,
-        context=settings.text_pair,
-        answers=settings.label if labelled else "",
-        others=[settings.group] if splits and settings.group else [],
-        id_column=settings.id,
-        format=settings.format,
+        question=settings.data.text_column,
+        context=settings.data.text_pair_column,
+        answers=settings.data.label_column if labelled else "",
+        others=[settings.data.group_column] if splits and settings.data.group_column else [],
+        id_column=settings.data.id_column,
+        format=settings.data.format,
     )
 
 
 def _encode(
-    rows: list[Row], tokenizer: Tokenizer, settings: DataSettings, labels: Sequence[str], labelled: bool
+    rows: list[Row], tokenizer: Tokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
 ) -> TextExamples:
     return encode_questions(
         rows,
         tokenizer,
-        question=settings.text,
-        context=settings.text_pair,
-        answers=settings.label if labelled else "",
-        max_length=settings.max_length,
-        doc_stride=settings.doc_stride,
-        max_answer_length=settings.max_answer_length,
-        no_answer_threshold=settings.no_answer_threshold,
+        question=settings.data.text_column,
+        context=settings.data.text_pair_column,
+        answers=settings.data.label_column if labelled else "",
+        max_length=settings.data.max_length,
+        doc_stride=settings.own.doc_stride,
+        max_answer_length=settings.own.max_answer_length,
+        no_answer_threshold=settings.own.no_answer_threshold,
     )
 
 
@@ -89,7 +90,7 @@ def predict_answers(
 ) -> list[dict[str, Any]]:
     """The answer, "" for none, with its characters, its probability and the best spans whether or not there is one.
 
-    no_answer_margin: the score of no answer less that of the best span, which data.no_answer_threshold is compared
+    no_answer_margin: the score of no answer less that of the best span, which question_answering.no_answer_threshold is compared
     with; null where there is no span at all.
     """
     windows: Windows = examples.extra["windows"]
@@ -112,7 +113,7 @@ QUESTION_ANSWERING = Task(
     head="question-answering",
     metrics=("f1", "exact_match", "character_f1", "best_f1", "best_exact_match", "loss"),
     columns=Columns(text="question", text_pair="context", label="answers", group="context"),
-    reads=("data.text_pair", "data.doc_stride", "data.max_answer_length", "data.no_answer_threshold"),
+    section="question_answering",
     read=_read,
     encode=_encode,
     measure=measure_answers,

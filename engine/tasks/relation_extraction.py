@@ -11,51 +11,54 @@ from torch import Tensor
 from data import Batch, Row, TextExamples
 from data import relation_extraction as relations
 from data import text_classification as texts
-from engine.config import ConfigError, DataSettings, GenerateSettings, choose_from
+from engine.config import ConfigError, GenerateSettings, RelationExtractionSettings, choose_from
 from engine.metrics import relation_extraction as metrics
 from engine.tasks.augmentation import augment_relations
-from engine.tasks.task import Columns, Task
+from engine.tasks.settings import Columns, TaskSettings
+from engine.tasks.task import Task
 from engine.tasks.text_classification import predict_classes
 from models import TaskModel
 
 
-def _read(name: str, settings: DataSettings, labelled: bool) -> list[Row]:
-    is_split = labelled and name == settings.train and not settings.validation
+def _read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
+    is_split = settings.is_training_split(name, labelled)
     return relations.read_relations(
         name,
-        text=settings.text,
-        label=settings.label if labelled else "",
-        group=settings.group if is_split else "",
-        id_column=settings.id,
-        format=settings.format,
+        text=settings.data.text_column,
+        label=settings.data.label_column if labelled else "",
+        group=settings.data.group_column if is_split else "",
+        id_column=settings.data.id_column,
+        format=settings.data.format,
     )
 
 
-def _find_labels(name: str, rows: list[Row], settings: DataSettings) -> list[str]:
-    return texts.label_names(name, rows, settings.label, settings.labels)
+def _find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
+    return texts.label_names(name, rows, settings.data.label_column, settings.data.labels)
 
 
-def _check_labels(name: str, rows: list[Row], settings: DataSettings, labels: Sequence[str]) -> None:
-    usual = settings.negative == DataSettings.negative  # the name is then no claim that the file has it
-    if settings.negative and not usual and settings.negative not in labels:
+def _check_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Sequence[str]) -> None:
+    usual = settings.own.no_relation_label == RelationExtractionSettings.no_relation_label  # the name is then no claim that the file has it
+    if settings.own.no_relation_label and not usual and settings.own.no_relation_label not in labels:
         raise ConfigError(
-            f"data.negative = {settings.negative!r} is no label: {choose_from(settings.negative, labels)}"
+            f"relation_extraction.no_relation_label = {settings.own.no_relation_label!r} is no label: {choose_from(settings.own.no_relation_label, labels)}"
         )
-    texts.check_labels(name, rows, settings.label, labels)
+    texts.check_labels(name, rows, settings.data.label_column, labels)
 
 
 def _encode(
-    rows: list[Row], tokenizer: Tokenizer, settings: DataSettings, labels: Sequence[str], labelled: bool
+    rows: list[Row], tokenizer: Tokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
 ) -> TextExamples:
     examples = relations.encode_relations(
         rows,
         tokenizer,
-        text=settings.text,
-        label=settings.label if labelled else "",
+        text=settings.data.text_column,
+        label=settings.data.label_column if labelled else "",
         labels=labels,
-        max_length=settings.max_length,
+        max_length=settings.data.max_length,
     )
-    examples.extra["negative"] = [*labels].index(settings.negative) if settings.negative in labels else None
+    examples.extra["negative"] = (
+        [*labels].index(settings.own.no_relation_label) if settings.own.no_relation_label in labels else None
+    )
     return examples
 
 
@@ -82,10 +85,10 @@ def _predict(model: TaskModel, batch: Batch, examples: Any, generate: GenerateSe
 RELATION_EXTRACTION = Task(
     head="relation-classification",
     metrics=("f1", "precision", "recall", "accuracy", "loss"),
-    columns=Columns(label="relation"),
+    columns=Columns(text_pair=None, label="relation"),
     problem="single-label",
     stratify=True,
-    reads=("data.labels", "data.negative", "data.teacher"),
+    section="relation_extraction",
     read=_read,
     find_labels=_find_labels,
     check_labels=_check_labels,

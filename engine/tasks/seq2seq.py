@@ -13,12 +13,13 @@ from torch import Tensor
 import models
 from data import Batch, DataError, Row, TextExamples, load_tokenizer
 from data.seq2seq import PairTokenizer, encode_pairs, read_pairs
-from engine.config import DataSettings, GenerateSettings
+from engine.config import GenerateSettings
 from engine.metrics import summarization as rouge
 from engine.metrics import translation
 from engine.tasks.augmentation import augment_sources
 from engine.tasks.generation import generation_settings
-from engine.tasks.task import Columns, Task
+from engine.tasks.settings import Columns, TaskSettings
+from engine.tasks.task import Task
 from models import TaskModel
 from models.generation.generate import Generated, generate
 
@@ -39,44 +40,44 @@ def _load(folder: Path) -> PairTokenizer:
     return PairTokenizer(tokenizer, start)
 
 
-def _read(name: str, settings: DataSettings, labelled: bool) -> list[Row]:
-    is_split = labelled and name == settings.train and not settings.validation
+def _read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
+    is_split = settings.is_training_split(name, labelled)
     return read_pairs(
         name,
-        settings.text,
-        settings.label if labelled else "",
-        id_column=settings.id,
-        format=settings.format,
-        more=[settings.group] if settings.group and is_split else [],
+        settings.data.text_column,
+        settings.data.label_column if labelled else "",
+        id_column=settings.data.id_column,
+        format=settings.data.format,
+        more=[settings.data.group_column] if settings.data.group_column and is_split else [],
     )
 
 
-def _read_translations(name: str, settings: DataSettings, labelled: bool) -> list[Row]:
+def _read_translations(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
     if labelled:  # they will be measured: what is missing is said now, not after the training
         translation.require_sacrebleu()
     return _read(name, settings, labelled)
 
 
 def _encode(
-    rows: list[Row], processor: PairTokenizer, settings: DataSettings, labels: Sequence[str], labelled: bool
+    rows: list[Row], processor: PairTokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
 ) -> TextExamples:
     examples = encode_pairs(
         rows,
         processor,
-        source=settings.text,
-        target=settings.label if labelled else "",
-        prefix=settings.prefix,
-        max_length=settings.max_length,
-        max_target_length=settings.max_target_length,
+        source=settings.data.text_column,
+        target=settings.data.label_column if labelled else "",
+        prefix=settings.own.source_prefix,
+        max_length=settings.data.max_length,
+        max_target_length=settings.own.max_target_length,
     )
-    extra = {"tokenizer": processor.tokenizer, "sources": [row.values[settings.text] for row in rows]}
+    extra = {"tokenizer": processor.tokenizer, "sources": [row.values[settings.data.text_column] for row in rows]}
     if labelled:
-        extra["references"] = [row.values[settings.label] for row in rows]
+        extra["references"] = [row.values[settings.data.label_column] for row in rows]
     return replace(examples, extra=examples.extra | extra)
 
 
 def _encode_translations(
-    rows: list[Row], processor: PairTokenizer, settings: DataSettings, labels: Sequence[str], labelled: bool
+    rows: list[Row], processor: PairTokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
 ) -> TextExamples:
     """Of all the references, so that every batch is measured alike."""
     examples = _encode(rows, processor, settings, labels, labelled)
@@ -168,9 +169,9 @@ def _samples(model: TaskModel, examples: TextExamples, settings: GenerateSetting
 
 SUMMARIZATION = Task(
     head="seq2seq-lm",
-    reads=("data.prefix", "data.max_target_length", "generate"),
+    section="seq2seq", generates=True,
     metrics=("rougeL", "rouge1", "rouge2", "rougeLsum", "length_ratio", "loss"),
-    columns=Columns(text="text", label="summary"),
+    columns=Columns(text_pair=None, text="text", label="summary"),
     load=_load,
     read=_read,
     encode=_encode,
@@ -183,7 +184,7 @@ SUMMARIZATION = Task(
 TRANSLATION = replace(
     SUMMARIZATION,
     metrics=("bleu", "chrf", "length_ratio", "loss"),
-    columns=Columns(text="source", label="target"),
+    columns=Columns(text_pair=None, text="source", label="target"),
     read=_read_translations,
     encode=_encode_translations,
     measure=_measure_translations,

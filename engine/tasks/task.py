@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +11,18 @@ from torch import Tensor
 
 from data import Batch, Examples, Row, load_tokenizer
 from data.augmentation import text as augment
-from engine.config import AugmentSettings, ConfigError, DataSettings, GenerateSettings
+from engine.config import AugmentSettings, GenerateSettings
 from engine.tasks.augmentation import Encode, refuse_augmentation
+from engine.tasks.settings import Columns, TaskSettings
 from models import TaskModel
 
 
-@dataclass(frozen=True)
-class Columns:
-    """The names of the columns where the recipe leaves them open; "": there is none."""
-
-    text: str = "text"
-    text_pair: str = ""
-    label: str = "label"
-    group: str = ""
-
-    def fill(self, settings: DataSettings) -> DataSettings:
-        """The settings with a name for each column that the task has; ConfigError where two have the same."""
-        names = {name: getattr(settings, name) or getattr(self, name) for name in ("text", "text_pair", "label")}
-        used = [name for name in names.values() if name]
-        if twice := [f"data.{key} = {name!r}" for key, name in names.items() if name and used.count(name) > 1]:
-            raise ConfigError(f"{', '.join(twice)} must differ")
-        return replace(settings, **names, group=settings.group or ("" if settings.validation else self.group))
-
-
-def no_labels(name: str, rows: list[Row], settings: DataSettings) -> list[str]:
+def no_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
     """Of a task that has no classes."""
     return []
 
 
-def any_labels(name: str, rows: list[Row], settings: DataSettings, labels: Sequence[str]) -> None:
+def any_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Sequence[str]) -> None:
     """Of a task whose targets were checked when they were read."""
 
 
@@ -53,14 +36,6 @@ def no_text(*_: Any) -> str:
     return ""
 
 
-# Settings, or sections, that only some tasks read. Another task refuses them, as they would have no effect.
-OF_SOME_TASKS = (
-    *("data.text_pair", "data.labels", "data.max_target_length", "data.prefix", "data.join", "data.scheme"),
-    *("data.negative", "data.doc_stride", "data.max_answer_length", "data.no_answer_threshold", "data.bad_images"),
-    *("data.teacher", "generate"),
-)
-
-
 @dataclass(frozen=True)
 class Task:
     """One value a task; engine/tasks/__init__.py has the table. Rows that are bad raise one DataError with all of them.
@@ -71,17 +46,18 @@ class Task:
 
     head: str  # a key of models.HEADS
     metrics: tuple[str, ...]  # names; the first is watched unless eval.metric names another
-    read: Callable[[str, DataSettings, bool], list[Row]]  # (file, settings, with labels)
+    read: Callable[[str, TaskSettings, bool], list[Row]]  # (file, settings, with labels)
     encode: Callable[
-        [list[Row], Any, DataSettings, Sequence[str], bool], Examples
+        [list[Row], Any, TaskSettings, Sequence[str], bool], Examples
     ]  # (rows, processor, settings, labels, with)
     measure: Callable[[TaskModel, Batch, Any, GenerateSettings], Tensor]
     summarize: Callable[[Tensor, Sequence[str]], dict[str, float]]
     predict: Callable[[TaskModel, Batch, Any, GenerateSettings], list[dict[str, Any]]]
-    find_labels: Callable[[str, list[Row], DataSettings], list[str]] = no_labels
-    check_labels: Callable[[str, list[Row], DataSettings, Sequence[str]], None] = any_labels
+    find_labels: Callable[[str, list[Row], TaskSettings], list[str]] = no_labels
+    check_labels: Callable[[str, list[Row], TaskSettings, Sequence[str]], None] = any_labels
     columns: Columns = Columns()
-    reads: tuple[str, ...] = ()  # of OF_SOME_TASKS
+    section: str = ""  # of the recipe, that this task alone (or its family) reads
+    generates: bool = False  # does it write texts, and so read [generate]?
     problem: str | None = None  # of a classifier: single-label, multi-label, regression
     stratify: bool = False  # is each label held out in proportion?
     load: Callable[[Path], Any] = load_tokenizer  # what a checkpoint folder prepares its inputs with
@@ -90,6 +66,6 @@ class Task:
     samples: Callable[[TaskModel, Any, GenerateSettings, int], str] = no_text  # (.., count): shown after an evaluation
     table: Callable[[Tensor, Sequence[str]], str] = no_text  # what `engine.evaluate` prints beside the metrics
 
-    def encoder(self, processor: Any, settings: DataSettings, labels: Sequence[str]) -> Encode:
+    def encoder(self, processor: Any, settings: TaskSettings, labels: Sequence[str]) -> Encode:
         """How labelled rows become examples."""
         return Encode(self.encode, processor, settings, tuple(labels), self.read)

@@ -13,50 +13,51 @@ from data import Batch, Row, TextExamples, read_rows
 from data import labels as label_sets
 from data import text_classification as texts
 from data.errors import ErrorList
-from engine.config import ConfigError, DataSettings, GenerateSettings
+from engine.config import ConfigError, GenerateSettings
 from engine.metrics import text_classification as metrics
 from engine.metrics import text_regression as regression
 from engine.tasks.augmentation import augment_texts
-from engine.tasks.task import Columns, Task
+from engine.tasks.settings import Columns, TaskSettings
+from engine.tasks.task import Task
 from models import TaskModel
 
 CheckLabels = Callable[[str, list[Row], str, ErrorList], None]  # (file, rows, label column, where errors go)
 
 
-def _read_texts(name: str, settings: DataSettings, labelled: bool, check: CheckLabels | None = None) -> list[Row]:
+def _read_texts(name: str, settings: TaskSettings, labelled: bool, check: CheckLabels | None = None) -> list[Row]:
     """check: of labels that are no class; a class is checked with the texts."""
-    columns = [settings.text, *([settings.text_pair] if settings.text_pair else [])]
-    extra = [settings.label] if labelled else []
-    if labelled and name == settings.train and not settings.validation:  # the one file that is split
-        extra += [settings.group] if settings.group else []
+    columns = [settings.data.text_column, *([settings.data.text_pair_column] if settings.data.text_pair_column else [])]
+    extra = [settings.data.label_column] if labelled else []
+    if settings.is_training_split(name, labelled):  # the one file that is split
+        extra += [settings.data.group_column] if settings.data.group_column else []
     errors = ErrorList()
-    rows = read_rows(name, columns + extra, settings.id, errors, settings.format)
-    texts.check_rows(name, rows, columns, settings.label if labelled and check is None else "", errors)
+    rows = read_rows(name, columns + extra, settings.data.id_column, errors, settings.data.format)
+    texts.check_rows(name, rows, columns, settings.data.label_column if labelled and check is None else "", errors)
     if labelled and check is not None:
-        check(name, rows, settings.label, errors)
+        check(name, rows, settings.data.label_column, errors)
     errors.raise_if_any()
     return rows
 
 
-def _find_labels(name: str, rows: list[Row], settings: DataSettings) -> list[str]:
-    return texts.label_names(name, rows, settings.label, settings.labels)
+def _find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
+    return texts.label_names(name, rows, settings.data.label_column, settings.data.labels)
 
 
-def _check_labels(name: str, rows: list[Row], settings: DataSettings, labels: Sequence[str]) -> None:
-    texts.check_labels(name, rows, settings.label, labels)
+def _check_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Sequence[str]) -> None:
+    texts.check_labels(name, rows, settings.data.label_column, labels)
 
 
 def _encode_texts(
-    rows: list[Row], tokenizer: Tokenizer, settings: DataSettings, labels: Sequence[str], labelled: bool
+    rows: list[Row], tokenizer: Tokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
 ) -> TextExamples:
     return texts.encode_texts(
         rows,
         tokenizer,
-        text=settings.text,
-        text_pair=settings.text_pair,
-        label=settings.label if labelled else "",
+        text=settings.data.text_column,
+        text_pair=settings.data.text_pair_column,
+        label=settings.data.label_column if labelled else "",
         labels=labels,
-        max_length=settings.max_length,
+        max_length=settings.data.max_length,
     )
 
 
@@ -97,7 +98,6 @@ def summarize_classes(statistics: Tensor, labels: Sequence[str]) -> dict[str, fl
 TEXT_CLASSIFICATION = Task(
     head="sequence-classification",
     metrics=("accuracy", "precision", "recall", "f1", "f1_micro", "f1_weighted", "mcc", "loss"),
-    reads=("data.text_pair", "data.labels", "data.teacher"),
     problem="single-label",
     stratify=True,
     read=_read_texts,
@@ -115,23 +115,27 @@ TEXT_CLASSIFICATION = Task(
 # Several labels to a text, or none.
 
 
-def _read_label_sets(name: str, settings: DataSettings, labelled: bool) -> list[Row]:
+def _read_label_sets(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
     return _read_texts(name, settings, labelled, label_sets.check_label_sets)
 
 
-def _find_label_sets(name: str, rows: list[Row], settings: DataSettings) -> list[str]:
-    return label_sets.label_set_names(name, rows, settings.label, settings.labels)
+def _find_label_sets(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
+    return label_sets.label_set_names(name, rows, settings.data.label_column, settings.data.labels)
 
 
-def _check_label_sets(name: str, rows: list[Row], settings: DataSettings, labels: Sequence[str]) -> None:
-    label_sets.check_known_labels(name, rows, settings.label, labels)
+def _check_label_sets(name: str, rows: list[Row], settings: TaskSettings, labels: Sequence[str]) -> None:
+    label_sets.check_known_labels(name, rows, settings.data.label_column, labels)
 
 
 def _encode_label_sets(
-    rows: list[Row], tokenizer: Tokenizer, settings: DataSettings, labels: Sequence[str], labelled: bool
+    rows: list[Row], tokenizer: Tokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
 ) -> TextExamples:
     examples = _encode_texts(rows, tokenizer, settings, labels, False)
-    return replace(examples, labels=label_sets.multi_hot(rows, settings.label, labels)) if labelled else examples
+    return (
+        replace(examples, labels=label_sets.multi_hot(rows, settings.data.label_column, labels))
+        if labelled
+        else examples
+    )
 
 
 def _count_labels(model: TaskModel, batch: Batch, examples: Any, generate: GenerateSettings) -> Tensor:
@@ -164,7 +168,6 @@ MULTI_LABEL_CLASSIFICATION = Task(
         *("subset_accuracy", "loss"),
     ),
     columns=Columns(label="labels"),
-    reads=("data.text_pair", "data.labels", "data.teacher"),
     problem="multi-label",
     read=_read_label_sets,
     find_labels=_find_label_sets,
@@ -181,22 +184,24 @@ MULTI_LABEL_CLASSIFICATION = Task(
 # A number to a text.
 
 
-def _read_scores(name: str, settings: DataSettings, labelled: bool) -> list[Row]:
+def _read_scores(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
     return _read_texts(name, settings, labelled, label_sets.check_scores)
 
 
-def _name_score(name: str, rows: list[Row], settings: DataSettings) -> list[str]:
+def _name_score(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
     """The one output is called as the column is, or as declared."""
-    if len(settings.labels) > 1:
-        raise ConfigError(f"data.labels = {', '.join(settings.labels)}: a regression has one score; name one, or none")
-    return list(settings.labels) or [settings.label]
+    if len(settings.data.labels) > 1:
+        raise ConfigError(
+            f"data.labels = {', '.join(settings.data.labels)}: a regression has one score; name one, or none"
+        )
+    return list(settings.data.labels) or [settings.data.label_column]
 
 
 def _encode_scores(
-    rows: list[Row], tokenizer: Tokenizer, settings: DataSettings, labels: Sequence[str], labelled: bool
+    rows: list[Row], tokenizer: Tokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
 ) -> TextExamples:
     examples = _encode_texts(rows, tokenizer, settings, labels, False)
-    return replace(examples, labels=label_sets.scores(rows, settings.label)) if labelled else examples
+    return replace(examples, labels=label_sets.scores(rows, settings.data.label_column)) if labelled else examples
 
 
 def _compare_scores(model: TaskModel, batch: Batch, examples: Any, generate: GenerateSettings) -> Tensor:
@@ -218,7 +223,6 @@ TEXT_REGRESSION = Task(
     head="sequence-classification",
     metrics=("pearson", "spearman", "mse", "mae", "loss"),
     columns=Columns(label="score"),
-    reads=("data.text_pair", "data.labels"),
     problem="regression",
     read=_read_scores,
     find_labels=_name_score,

@@ -15,45 +15,46 @@ from data import Batch, Row, TextExamples
 from data import token_classification as tagging
 from data.tag_schemes import find_entities, mark_entities
 from data.words import TEXT, Words, encode_tagged, word_places
-from engine.config import DataSettings, GenerateSettings
+from engine.config import GenerateSettings
 from engine.metrics import token_classification as metrics
 from engine.tasks.augmentation import augment_tagged
-from engine.tasks.task import Columns, Task
+from engine.tasks.settings import Columns, TaskSettings
+from engine.tasks.task import Task
 from models import Output, TaskModel
 
 
-def _read(name: str, settings: DataSettings, labelled: bool) -> list[Row]:
-    is_split = labelled and name == settings.train and not settings.validation
+def _read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
+    is_split = settings.is_training_split(name, labelled)
     return tagging.read_tagged(
         name,
-        settings.text,
-        settings.label if labelled else "",
-        group=settings.group if is_split else "",
-        id_column=settings.id,
-        format=settings.format,
-        scheme=settings.scheme,
+        settings.data.text_column,
+        settings.data.label_column if labelled else "",
+        group=settings.data.group_column if is_split else "",
+        id_column=settings.data.id_column,
+        format=settings.data.format,
+        scheme=settings.own.tag_scheme,
     )
 
 
-def _find_labels(name: str, rows: list[Row], settings: DataSettings) -> list[str]:
-    return tagging.tag_names(name, rows, settings.label, settings.labels, settings.scheme)
+def _find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
+    return tagging.tag_names(name, rows, settings.data.label_column, settings.data.labels, settings.own.tag_scheme)
 
 
-def _check_labels(name: str, rows: list[Row], settings: DataSettings, labels: Sequence[str]) -> None:
-    tagging.check_tags(name, rows, settings.label, labels)
+def _check_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Sequence[str]) -> None:
+    tagging.check_tags(name, rows, settings.data.label_column, labels)
 
 
 def _encode(
-    rows: list[Row], tokenizer: Tokenizer, settings: DataSettings, labels: Sequence[str], labelled: bool
+    rows: list[Row], tokenizer: Tokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
 ) -> TextExamples:
     return encode_tagged(
         rows,
         tokenizer,
-        text=settings.text,
-        label=settings.label if labelled else "",
+        text=settings.data.text_column,
+        label=settings.data.label_column if labelled else "",
         labels=labels,
-        max_length=settings.max_length,
-        entities=settings.scheme != "none" and mark_entities(labels),
+        max_length=settings.data.max_length,
+        entities=settings.own.tag_scheme != "none" and mark_entities(labels),
     )
 
 
@@ -122,9 +123,9 @@ def _row(words: Words, index: int, tags: list[str], probabilities: list[float]) 
 
 TOKEN_CLASSIFICATION = Task(
     head="token-classification",
-    reads=("data.labels", "data.scheme"),
+    section="token_classification",
     metrics=("f1", "precision", "recall", "accuracy", "loss"),
-    columns=Columns(text="tokens", label="tags"),
+    columns=Columns(text_pair=None, text="tokens", label="tags"),
     read=_read,
     find_labels=_find_labels,
     check_labels=_check_labels,

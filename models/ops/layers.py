@@ -196,11 +196,11 @@ class DropoutRates(NamedTuple):
     embedding: float = 0.0
     attention: float = 0.0  # the attention weights
     hidden: float = 0.0  # each branch before it joins the residual
-    path: float = 0.0  # whole branches of a sequence, rising linearly to this rate in the last layer
+    drop_path: float = 0.0  # whole branches of a sequence, rising linearly to this rate in the last layer
 
     def path_of(self, layer: int, num_layers: int) -> float:
-        """The drop-path rate of one layer: 0 in the first, `path` in the last."""
-        return self.path * layer / max(1, num_layers - 1)
+        """The drop-path rate of one layer: 0 in the first, `drop_path` in the last."""
+        return self.drop_path * layer / max(1, num_layers - 1)
 
 
 NO_DROPOUT = DropoutRates()

@@ -68,7 +68,7 @@ def load(cfg: Config, steps: int = 10) -> tuple[TaskModel, list[Batch]]:
     rows, _, _, labels = read_training_data(task, data, cfg.run.seed)
     model, folder = build_model(cfg.model, task, labels, 0.0, cfg.run.seed, None)
     examples = task.encoder(task.load(folder), data, model.labels)(rows)
-    groups = training_steps(examples, cfg.train.batch_size, cfg.run.seed, MicroBatching())
+    groups = training_steps(examples, cfg.train.global_batch_size, cfg.run.seed, MicroBatching())
     return model, [batch for _ in range(steps) for batch in next(groups)]
 
 
@@ -149,7 +149,7 @@ def test_works_of_full_length_fill_it(name, works):
     last = name == "gpt2-blocks"  # of the blocks, the last one takes what is left
     assert {*lengths[last:]} == {cfg.data.max_length}
     decoder = {length for batch in batches for length in batch.decoder_lengths}
-    assert decoder == ({cfg.data.max_target_length} if name.startswith("t5") else set())
+    assert decoder == ({cfg.seq2seq.max_target_length} if name.startswith("t5") else set())
 
 
 # FLOPs
@@ -177,10 +177,10 @@ def written_out(query, key, value, packing, *, key_packing=None, bias=None, **op
         ("vit-tiny", {}),
         ("minilm-short", {"model.freeze": f"backbone.layers.0.*,{EMBEDDINGS}"}),
         ("minilm-short", {"model.freeze": "backbone.*"}),
-        ("minilm-short", {"model.lora.rank": "2", "model.lora.targets": "*.query"}),
+        ("minilm-short", {"model.lora.rank": "2", "model.lora.target_modules": "*.query"}),
         ("gpt2-dialogue", {"model.freeze": f"backbone.layers.0.*,{EMBEDDINGS}"}),
         ("t5-small", {"model.freeze": "backbone.encoder.*,backbone.word_embeddings.*"}),
-        ("t5-small", {"model.lora.rank": "2", "model.lora.targets": "*.value"}),
+        ("t5-small", {"model.lora.rank": "2", "model.lora.target_modules": "*.value"}),
         ("vit-tiny", {"model.freeze": f"{EMBEDDINGS},backbone.class_token"}),
     ],
 )
@@ -235,14 +235,14 @@ def test_against_gives_the_ratio_of_paired_runs_and_its_spread(fake, tmp_path, c
     frozen = "fp32 model.freeze=backbone.*"
     fake({"fp32": [made_up(10), made_up(20)], frozen: [made_up(30, peak=50), made_up(40, peak=50)]})
     arguments = ["vit-tiny", "--runs", "2", "--against", "model.freeze=backbone.*", "--history", str(tmp_path)]
-    assert throughput.main([*arguments, "--train.batch_size=4"]) == 0
+    assert throughput.main([*arguments, "--train.global_batch_size=4"]) == 0
     said = capsys.readouterr().out
     assert f"vit-tiny {frozen}: 2.50 (2.00 - 3.00) times the examples a second, 0.50" in said
     assert "15.00 (10.00 - 20.00)" in said
     (path,) = tmp_path.glob("*-throughput.json")
     content = record.read(path)
     assert [row["variant"] for row in content["results"]] == [
-        f"fp32 {s}--train.batch_size=4" for s in ("", frozen[5:] + " ")
+        f"fp32 {s}--train.global_batch_size=4" for s in ("", frozen[5:] + " ")
     ]
     assert [len(row["runs"]) for row in content["results"]] == [2, 2]
     assert content["versions"]["torch"] == torch.__version__.partition("+")[0]
@@ -290,7 +290,7 @@ def test_the_suite_is_of_all_precisions_and_begins_nothing_late(fake, tmp_path, 
         (["--precision", "fp8"], "'fp8' is not one of bf16"),
         (["--steps", "7"], "--steps 7: it should be a multiple of 5"),
         (["--suite", "gpu", "--against", "model.lora.rank=8"], "drop --compile and --against"),
-        (["vit-tiny", "--train.batch_size"], "'--train.batch_size' should be --section.key=value"),
+        (["vit-tiny", "--train.global_batch_size"], "'--train.global_batch_size' should be --section.key=value"),
         (["vit-tiny", "--train.batch_sise=4"], "unknown setting 'train.batch_sise'; did you mean"),
         (["vit-tiny", "--against", "model.freez=x"], "unknown setting 'model.freez'; did you mean 'freeze'?"),
     ],

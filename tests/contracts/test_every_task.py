@@ -39,7 +39,7 @@ class Trained:
 
 
 def config_of(folder: Path, settings: dict[str, Any], **changes: Any) -> Config:
-    values = {"run.folder": str(folder), "train.max_steps": 4, "eval.every": 2, **settings, **changes}
+    values = {"run.folder": str(folder), "train.max_steps": 4, "eval.every_steps": 2, **settings, **changes}
     config = configs.override(Config(), values)
     configs.check(config)
     return config
@@ -276,7 +276,7 @@ def test_p04_resume_is_exact(task, tmp_path):
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     assert run_training(config_of(whole, settings))
     assert run_training(config_of(parted, settings), StopAfter(3)) is None
-    assert run_training(config_of(parted, settings, **{"run.resume": "yes", "data.workers": 0}))
+    assert run_training(config_of(parted, settings, **{"run.resume": "yes", "data.num_workers": 0}))
     assert_same_run(whole, parted)
 
 
@@ -286,7 +286,7 @@ NOT_CHANGED = {"causal-lm", "dialogue", "image-classification"}  # their texts a
 def test_p04_training_texts_change_and_resume_is_exact_or_it_is_refused_by_name(task, tmp_path, capsys):
     synonyms = tmp_path / "synonyms.tsv"
     synonyms.write_text("word\tsynonyms\nthe\ta very\ncat\tdog,house\n")
-    settings = write(task, tmp_path) | {"augment.text.synonyms": str(synonyms), "augment.text.synonym": 0.5}
+    settings = write(task, tmp_path) | {"augment.text.synonym_file": str(synonyms), "augment.text.synonym_rate": 0.5}
     settings |= {"augment.text.mask": 0.2, "train.max_steps": 3}
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     if task in NOT_CHANGED:
@@ -313,7 +313,7 @@ def losses(run: Path) -> list[float]:
 
 def test_p01_the_loss_does_not_depend_on_the_micro_batches(task, tmp_path):
     """With dropout 0, four steps whose losses and gradient norms are the same however they are cut."""
-    settings = write(task, tmp_path) | {"model.dropout.all": 0.0, "eval.every": 100}
+    settings = write(task, tmp_path) | {"model.dropout.all": 0.0, "eval.every_steps": 100}
 
     def curve(name: str, **changes: Any) -> list[tuple[float, float]]:
         assert run_training(config_of(tmp_path / name, settings, **changes))

@@ -95,7 +95,7 @@ def test_p01_whole_runs_agree_however_cut(tiny, tmp_path, cut):
 
 def test_p01_two_ranks_train_as_one(tiny, tmp_path):
     """torchrun with two gloo ranks; batch 15 does not divide, and accumulation differs from one rank's."""
-    changes = {"model.dropout.all": 0.0, "train.batch_size": 15, "train.max_steps": 8, "eval.every": 4}
+    changes = {"model.dropout.all": 0.0, "train.global_batch_size": 15, "train.max_steps": 8, "eval.every_steps": 4}
     one = tiny(**changes | {"run.folder": str(tmp_path / "one")})
     two = tiny(**changes | {"run.folder": str(tmp_path / "two"), "train.micro_batch_size": 3})
     run_training(one)
@@ -110,7 +110,7 @@ def test_p01_two_ranks_train_as_one(tiny, tmp_path):
 def test_the_loss_curve_is_that_of_transformers_and_a_plain_loop(tiny, tmp_path, checkpoint_folder):
     """30 steps, dropout 0: transformers' model, torch's AdamW, padded batches, against engine.train as it is."""
     transformers = pytest.importorskip("transformers")
-    changes = {"model.dropout.all": 0.0, "train.max_steps": 30, "eval.every": 30, "train.micro_batch_size": 5}
+    changes = {"model.dropout.all": 0.0, "train.max_steps": 30, "eval.every_steps": 30, "train.micro_batch_size": 5}
     config = tiny(**changes)
     model, examples = load(config)
     start = tmp_path / "start"
@@ -128,7 +128,7 @@ def test_the_loss_curve_is_that_of_transformers_and_a_plain_loop(tiny, tmp_path,
     decayed = [p for p in plain.parameters() if p.ndim > 1]
     others = [p for p in plain.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}])
-    theirs, steps = [], training_steps(examples, config.train.batch_size, 0, MicroBatching())
+    theirs, steps = [], training_steps(examples, config.train.global_batch_size, 0, MicroBatching())
     for step in range(30):
         (batch,) = next(steps)
         sequences = list(batch.input_ids.split(batch.lengths))
@@ -148,8 +148,8 @@ def test_the_loss_curve_is_that_of_transformers_and_a_plain_loop(tiny, tmp_path,
 
 def test_sixteen_examples_are_learnt_by_heart(tiny, tmp_path):
     few = write_reviews(tmp_path / "few.jsonl", 16)
-    changes = {"data.train": str(few), "data.validation": str(few), "train.max_steps": 150, "eval.every": 150}
-    changes |= {"optim.lr": 3e-3, "model.dropout.all": 0.0, "optim.schedule": "cosine"}
+    changes = {"data.train": str(few), "data.validation": str(few), "train.max_steps": 150, "eval.every_steps": 150}
+    changes |= {"optim.lr": 3e-3, "model.dropout.all": 0.0, "optim.lr_schedule": "cosine"}
     result = run_training(tiny(**changes))
     assert result["best_accuracy"] == 1.0
     assert logged(tiny().run.folder)[-1]["loss"] < 1e-2
@@ -161,7 +161,7 @@ def test_every_precision_and_schedule_learns(tiny, precision, schedule):
     if schedule != "linear" and precision != "fp32":
         pytest.skip("schedules are covered once, in fp32")
     # Seven epochs without dropout: far more than chance could undo.
-    changes = {"train.precision": precision, "optim.schedule": schedule, "train.max_steps": 50, "optim.lr": 3e-3}
+    changes = {"train.precision": precision, "optim.lr_schedule": schedule, "train.max_steps": 50, "optim.lr": 3e-3}
     run_training(tiny(**changes | {"model.dropout.all": 0.0}))
     losses = [line["loss"] for line in logged(tiny().run.folder)]
     assert len(losses) == 50

@@ -140,4 +140,4 @@ def test_a_package_of_the_users_own_is_named_with_the_way_out(installed, project
     assert done.stderr.startswith(f"error: `import {package}` finds {mine}, not the engine's own package")
     assert len(done.stderr.splitlines()) == 1
     if name == "models.py":  # the advice it gives, once
-        assert "--train.batch_size" in call(*command, cwd=project, PYTHONSAFEPATH="1").stdout
+        assert "--train.global_batch_size" in call(*command, cwd=project, PYTHONSAFEPATH="1").stdout

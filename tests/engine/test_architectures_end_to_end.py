@@ -33,7 +33,7 @@ def checkpoint(request, tmp_path, checkpoint_folder) -> Path:
 def test_it_learns_sixteen_examples_by_heart(tiny, tmp_path, checkpoint):
     few = str(write_reviews(tmp_path / "few.jsonl", 16))
     changes = {"model.name": str(checkpoint), "model.pooling": "", "model.dropout.all": 0.0, "optim.lr": 3e-3}
-    changes |= {"data.train": few, "data.validation": few, "train.max_steps": 120, "eval.every": 120}
+    changes |= {"data.train": few, "data.validation": few, "train.max_steps": 120, "eval.every_steps": 120}
     result = run_training(tiny(**changes))
     assert result["best_accuracy"] == 1.0
     assert [row["loss"] for row in logged_rows(tiny().run.folder) if "lr" in row][-1] < 0.05
@@ -65,8 +65,13 @@ def test_p01_the_cut_changes_neither_loss_nor_gradient(tiny, checkpoint):
 
 
 def test_p04_it_resumes_bit_for_bit_with_dropout(tiny, tmp_path, checkpoint):
-    changes = {"model.name": str(checkpoint), "model.pooling": "", "model.dropout.all": 0.2, "model.dropout.path": 0.2}
-    changes |= {"train.max_steps": 8, "eval.every": 4, "train.micro_batch_size": 5}
+    changes = {
+        "model.name": str(checkpoint),
+        "model.pooling": "",
+        "model.dropout.all": 0.2,
+        "model.dropout.drop_path": 0.2,
+    }
+    changes |= {"train.max_steps": 8, "eval.every_steps": 4, "train.micro_batch_size": 5}
     run_training(tiny(**changes | {"run.folder": str(tmp_path / "whole")}))
     cut = changes | {"run.folder": str(tmp_path / "cut")}
     assert run_training(tiny(**cut), StopAfter(5)) is None

@@ -52,7 +52,7 @@ def test_defaults_then_the_recipe_then_the_command_line(tmp_path):
     )
     config = parse([path, "--optim.lr=0.5", "--train.max_steps", "7"], USAGE)
     assert config.optim.beta1 == Config().optim.beta1
-    assert config.optim.schedule == "cosine"
+    assert config.optim.lr_schedule == "cosine"
     assert config.optim.lr == 0.5
     assert config.train.max_steps == 7
     assert parse([path], USAGE).optim.lr == 1e-4
@@ -68,7 +68,7 @@ def test_without_a_recipe_the_default_one_is_read():
         (["--optim.lr=1e-3"], "optim.lr", 1e-3),
         (["--optim.lr", "1e-3"], "optim.lr", 1e-3),
         (["--optim.lr", "2"], "optim.lr", 2.0),
-        (["--train.batch-size", "8"], "train.batch_size", 8),
+        (["--train.batch-size", "8"], "train.global_batch_size", 8),
         (["--train.max_steps=1_000"], "train.max_steps", 1000),
         (["--log.tensorboard"], "log.tensorboard", True),
         (["--log.tensorboard", "False"], "log.tensorboard", False),
@@ -82,7 +82,7 @@ def test_without_a_recipe_the_default_one_is_read():
         (["--data.test="], "data.test", ""),
         (["--data.labels=no, yes"], "data.labels", ("no", "yes")),
         (["--data.labels="], "data.labels", ()),
-        (["--data.text=--x=y"], "data.text", "--x=y"),
+        (["--data.text_column=--x=y"], "data.text_column", "--x=y"),
         (["--optim.lr=1", "--optim.lr=2"], "optim.lr", 2.0),  # the last one wins
         (["--optim.lr=2", "--optim.lr", "1"], "optim.lr", 1.0),
     ],
@@ -109,14 +109,14 @@ def test_a_negative_number_is_a_value():
         (["--train.lr", "1e-4"], "unknown setting 'train.lr'; did you mean 'optim.lr'?"),
         (["--lr=1e-4"], "unknown setting 'lr'; did you mean 'optim.lr'?"),
         (["--optim.amsgrad=true"], "unknown setting 'optim.amsgrad'; optim has lr, schedule, warmup"),
-        (["--trian.batch_size=1"], "unknown setting 'trian.batch_size'; did you mean 'train.batch_size'?"),
+        (["--trian.batch_size=1"], "unknown setting 'trian.batch_size'; did you mean 'train.global_batch_size'?"),
         (["--train.bach_size=1"], "unknown setting 'train.bach_size'; did you mean 'batch_size'?"),
-        (["--TRAIN.batch_size=1"], "unknown setting 'TRAIN.batch_size'; did you mean 'train.batch_size'?"),
+        (["--TRAIN.batch_size=1"], "unknown setting 'TRAIN.batch_size'; did you mean 'train.global_batch_size'?"),
         (["--model.dropout=0.1"], "'model.dropout' is a section, not a setting; it has model.dropout.all, model."),
         (["--model.dropout.hiden=0.1"], "unknown setting 'model.dropout.hiden'; did you mean 'hidden'?"),
         (["--x.y=1"], "unknown setting 'x.y'; sections are run, model, model.dropout, model.lora"),
         (["--optim.lr="], "optim.lr = '' should be a finite number"),
-        (["--train.batch_size="], "train.batch_size = '' should be a whole number"),
+        (["--train.global_batch_size="], "train.global_batch_size = '' should be a whole number"),
         (["--log.tensorboard="], "log.tensorboard = '' should be true or false"),
         (["--run.folder="], "run.folder is empty: name a folder for this run"),
     ],
@@ -131,11 +131,11 @@ def test_a_wrong_command_line_says_what_would_work(argv, message):
 @pytest.mark.parametrize(
     ("key", "toml", "message"),
     [
-        ("train.batch_size", "3.5", "3.5 should be a whole number"),
-        ("train.batch_size", "1e3", "1000.0 should be a whole number"),
-        ("train.batch_size", "true", "True should be a whole number"),
-        ("train.batch_size", "[3]", "[3] should be a whole number"),
-        ("train.batch_size", '"many"', "'many' should be a whole number"),
+        ("train.global_batch_size", "3.5", "3.5 should be a whole number"),
+        ("train.global_batch_size", "1e3", "1000.0 should be a whole number"),
+        ("train.global_batch_size", "true", "True should be a whole number"),
+        ("train.global_batch_size", "[3]", "[3] should be a whole number"),
+        ("train.global_batch_size", '"many"', "'many' should be a whole number"),
         ("run.seed", str(2**63), f"{2**63} should be a whole number"),
         ("optim.lr", "false", "False should be a finite number"),
         ("optim.lr", '"fast"', "'fast' should be a finite number"),
@@ -181,7 +181,7 @@ def test_whole_numbers_are_numbers_and_labels_are_texts(tmp_path):
 def test_every_unknown_or_wrong_setting_is_reported_at_once(tmp_path):
     error = recipe_error(tmp_path, '[optim]\nlr = "x"\nbeta3 = 1\n[train]\nepochs = 1\nbatch_size = "y"\n')
     assert len(error.splitlines()) == 3
-    for name in ("optim.lr", "optim.beta3", "train.batch_size"):
+    for name in ("optim.lr", "optim.beta3", "train.global_batch_size"):
         assert name in error
 
 
@@ -202,16 +202,22 @@ CONTRADICTIONS = [
     ({"model.sha256": "abc"}, ["model.sha256 = 'abc'"]),
     ({"data.validation_fraction": 0}, ["data.validation_fraction = 0.0", "data.validation"]),
     ({"data.validation_fraction": 1}, ["data.validation_fraction = 1.0", "data.validation"]),
-    ({"data.group": "g", "data.validation": "v.tsv"}, ["data.group", "data.validation"]),
+    ({"data.group_column": "g", "data.validation": "v.tsv"}, ["data.group_column", "data.validation"]),
     ({"data.labels": ("a", "a")}, ["data.labels = ['a', 'a']"]),
     ({"data.labels": ("a",)}, ["data.labels = ['a']"]),
     ({"train.micro_batch_size": 1, "train.micro_batch_tokens": 1}, ["micro_batch_size", "micro_batch_tokens"]),
-    ({"train.micro_batch": "auto", "train.micro_batch_size": 1}, ["train.micro_batch = auto", "micro_batch_size"]),
-    ({"train.micro_batch": "auto", "train.micro_batch_tokens": 9}, ["train.micro_batch = auto", "micro_batch_tokens"]),
+    (
+        {"train.micro_batch_size": "auto", "train.micro_batch_size": 1},
+        ["train.micro_batch_size = auto", "micro_batch_size"],
+    ),
+    (
+        {"train.micro_batch_size": "auto", "train.micro_batch_tokens": 9},
+        ["train.micro_batch_size = auto", "micro_batch_tokens"],
+    ),
     ({"generate.do_sample": True, "generate.num_beams": 4}, ["generate.do_sample", "generate.num_beams = 4"]),
     ({"train.epochs": 0}, ["train.epochs = 0.0", "train.max_steps = 0"]),
-    ({"optim.warmup": 1.5}, ["optim.warmup = 1.5"]),
-    ({"optim.decay": 2.5}, ["optim.decay = 2.5"]),
+    ({"optim.warmup_steps": 1.5}, ["optim.warmup_steps = 1.5"]),
+    ({"optim.decay_steps": 2.5}, ["optim.decay_steps = 2.5"]),
     ({"model.init": "scratch", "model.head_init": "reset"}, ["model.init", "model.head_init"]),
 ]
 
@@ -225,7 +231,13 @@ def test_settings_that_contradict_each_other_are_named(values, named):
 
 
 def test_all_contradictions_are_reported_at_once():
-    values = {"optim.beta1": 1, "train.epochs": 0, "optim.warmup": 1.5, "data.labels": ("a", "a"), "log.every": 0}
+    values = {
+        "optim.beta1": 1,
+        "train.epochs": 0,
+        "optim.warmup_steps": 1.5,
+        "data.labels": ("a", "a"),
+        "log.every_steps": 0,
+    }
     error = error_of(check, override(RUNNABLE, values))
     assert len(error.splitlines()) == len(values)
     for key in values:
@@ -257,8 +269,8 @@ def test_every_shipped_recipe_is_one(path):
         ("schema = 2\n", "schema = 2 is newer than this version, which reads 1: install a newer one"),
         ("schema = 1\n[optim]\nlr =\n", "Invalid value (at line 3, column 5)"),
         ("schema = 1\n[optim]\nlr = 1\nlr = 2\n", "Cannot overwrite a value (at line 4"),
-        ("schema = 1\nbatch_size = 3\n", "unknown setting 'batch_size'; did you mean 'train.batch_size'?"),
-        ("schema = 1\noptim = 3\n", "'optim' is a section, not a setting; it has optim.lr, optim.schedule"),
+        ("schema = 1\nbatch_size = 3\n", "unknown setting 'batch_size'; did you mean 'train.global_batch_size'?"),
+        ("schema = 1\noptim = 3\n", "'optim' is a section, not a setting; it has optim.lr, optim.lr_schedule"),
         ("schema = 1\n[run.task]\nname = 1\n", "unknown setting 'run.task.name'; did you mean"),
         ("schema = 1\n[optm]\n", "unknown section [optm]; did you mean 'optim'?; sections are run, model"),
         ("schema = 1\n[optm]\nlr = 1\n", "unknown setting 'optm.lr'; did you mean 'optim.lr'?"),
@@ -313,7 +325,7 @@ ODD = [
 
 @pytest.mark.parametrize("text", ODD)
 def test_what_is_written_reads_back_as_the_same(tmp_path, text):
-    values = {"model.name": text, "data.labels": (text.strip(), "other, with a comma"), "model.dropout.path": 0.3}
+    values = {"model.name": text, "data.labels": (text.strip(), "other, with a comma"), "model.dropout.drop_path": 0.3}
     values |= {"optim.lr": 1e-300, "optim.eps": 0.1 + 0.2, "run.seed": 2**63 - 1, "log.tensorboard": True}
     config = override(Config(), values)
     assert read_recipe(recipe(tmp_path, to_toml(config))) == config
@@ -335,7 +347,7 @@ def test_differences_name_the_recipe_and_not_the_machine():
         "optim.lr: 5e-05 -> 0.5",
     ]
     machine = {"run.folder": "x", "run.resume": "yes", "run.device": "cpu", "train.micro_batch_size": 3}
-    machine |= {"data.workers": 2, "eval.batch_tokens": 1, "log.every": 1, "log.tensorboard": True}
+    machine |= {"data.num_workers": 2, "eval.batch_tokens": 1, "log.every_steps": 1, "log.tensorboard": True}
     assert configs.differences(override(RUNNABLE, machine), RUNNABLE) == []
 
 
@@ -391,7 +403,7 @@ def test_help_shows_what_a_recipe_has(tmp_path, capsys):
     [
         (DropoutSettings(), {}),
         (DropoutSettings(hidden=0.0), {"hidden": 0.0}),
-        (DropoutSettings(path=0.1), {"path": 0.1}),
+        (DropoutSettings(drop_path=0.1), {"path": 0.1}),
         (DropoutSettings(all=0.0), dict.fromkeys(("embedding", "attention", "hidden", "head"), 0.0)),
         (
             DropoutSettings(all=0.1, attention=0.0, head=0.5),
@@ -416,8 +428,8 @@ def test_a_nested_section_is_a_field_like_any_other():
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        ({"text_pair": "text"}, "data.text = 'text', data.text_pair = 'text'"),
-        ({"text": "label"}, "data.text = 'label', data.label = 'label'"),
+        ({"text_pair": "text"}, "data.text_column = 'text', data.text_pair_column = 'text'"),
+        ({"text": "label"}, "data.text_column = 'label', data.label_column = 'label'"),
     ],
 )
 def test_two_columns_of_one_name_are_refused_also_where_the_task_names_one(given, named):
@@ -427,5 +439,10 @@ def test_two_columns_of_one_name_are_refused_also_where_the_task_names_one(given
 
 def test_a_column_that_the_recipe_leaves_open_is_the_tasks():
     data = Columns("question", "context", "answers", "context").fill(replace(Config().data, text="ask"))
-    assert (data.text, data.text_pair, data.label, data.group) == ("ask", "context", "answers", "context")
+    assert (data.text_column, data.text_pair_column, data.label_column, data.group_column) == (
+        "ask",
+        "context",
+        "answers",
+        "context",
+    )
     assert Columns(group="context").fill(replace(data, group="", validation="v.json")).group == ""

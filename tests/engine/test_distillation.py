@@ -135,9 +135,9 @@ def test_a_student_moves_towards_its_teacher_and_only_with_distillation(taught, 
     changes = {"data.train": str(write(tmp_path / "noise.jsonl", *noise)), "model.dropout.all": 0.0}
     apart = {}
     for share in (0.0, 0.5, 1.0):
-        given = {"data.teacher": str(teacher), "regularize.distill_temperature": 2.0} if share else {}
+        given = {"data.teacher_file": str(teacher), "regularize.distillation_temperature": 2.0} if share else {}
         student = override(
-            cfg, {"run.folder": str(tmp_path / f"{share}"), "regularize.distill": share, **changes, **given}
+            cfg, {"run.folder": str(tmp_path / f"{share}"), "regularize.distillation_weight": share, **changes, **given}
         )
         run_training(student)
         apart[share] = disagreement(student, teacher, tmp_path / f"{share}.jsonl")
@@ -149,7 +149,11 @@ def test_a_teacher_that_has_not_seen_the_training_file_is_found_before_anything_
     cfg, teacher = taught
     few = tmp_path / "few.jsonl"
     few.write_text("".join(teacher.read_text().splitlines(keepends=True)[:50]))
-    changes = {"run.folder": str(tmp_path / "run"), "data.teacher": str(few), "regularize.distill": 0.5}
+    changes = {
+        "run.folder": str(tmp_path / "run"),
+        "data.teacher_file": str(few),
+        "regularize.distillation_weight": 0.5,
+    }
     with pytest.raises(DataError, match=r"few\.jsonl: no logits for \d\d of the 108 training examples, the first"):
         run_training(override(cfg, changes))
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").glob("*/model.safetensors"))

@@ -33,14 +33,14 @@ from engine.distributed import Ranks, StopRequest, TrainingError
 from engine.tasks import TASKS
 from models import ModelError
 
-WITHOUT_DROPOUT = {"model.dropout.all": 0.0, "optim.lr": 1e-4, "train.max_steps": 8, "eval.every": 4}
+WITHOUT_DROPOUT = {"model.dropout.all": 0.0, "optim.lr": 1e-4, "train.max_steps": 8, "eval.every_steps": 4}
 SETTINGS = {
-    "interrupted": {"train.max_steps": 10, "train.batch_size": 13, "train.micro_batch_size": 3},
-    "single example": WITHOUT_DROPOUT | {"train.batch_size": 1},
-    "token budget": WITHOUT_DROPOUT | {"train.batch_size": 15, "train.micro_batch_tokens": 60},
+    "interrupted": {"train.max_steps": 10, "train.global_batch_size": 13, "train.micro_batch_size": 3},
+    "single example": WITHOUT_DROPOUT | {"train.global_batch_size": 1},
+    "token budget": WITHOUT_DROPOUT | {"train.global_batch_size": 15, "train.micro_batch_tokens": 60},
     "to one rank": WITHOUT_DROPOUT | {"train.micro_batch_size": 3},
     "from one rank": WITHOUT_DROPOUT | {"train.micro_batch_size": 3},
-    "unfreezing": WITHOUT_DROPOUT | {"train.micro_batch_size": 3, "model.unfreeze": 2},
+    "unfreezing": WITHOUT_DROPOUT | {"train.micro_batch_size": 3, "model.gradual_unfreezing": 2},
 }
 COUNTS = [1, 2, 5, 33]
 PRINTS_STATISTICS = replace(

@@ -58,7 +58,7 @@ def test_weights_come_back_when_what_is_done_with_the_average_fails():
 
 def test_the_average_is_what_is_evaluated_and_saved_and_training_does_not_notice(tiny, tmp_path):
     plain, averaged = (
-        tiny(**{"run.folder": str(tmp_path / name), "regularize.ema_decay": decay, "eval.every": 20})
+        tiny(**{"run.folder": str(tmp_path / name), "regularize.ema_decay": decay, "eval.every_steps": 20})
         for name, decay in (("plain", 0.0), ("averaged", 0.9))
     )
     run_training(plain)

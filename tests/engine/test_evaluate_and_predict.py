@@ -32,10 +32,10 @@ def trained(checkpoint_folder: Path, reviews: Path, tmp_path_factory: pytest.Tem
         "data.train": str(reviews),
         "data.validation": str(validation),
         "data.max_length": 32,
-        "train.batch_size": 16,
+        "train.global_batch_size": 16,
         "train.max_steps": 20,
         "optim.lr": 1e-3,
-        "eval.every": 5,
+        "eval.every_steps": 5,
     }
     config = configs.override(Config(), values)
     run_training(config)
@@ -125,7 +125,7 @@ def test_only_a_file_that_is_split_needs_the_group_column(trained, tmp_path):
     config, validation = trained
     grouped = write_rows(tmp_path / "grouped.jsonl", [row | {"film": row["id"][:2]} for row in rows_of(validation)])
     run = tmp_path / "run"
-    values = {"run.folder": str(run), "data.group": "film", "train.max_steps": 1, "data.test": str(validation)}
+    values = {"run.folder": str(run), "data.group_column": "film", "train.max_steps": 1, "data.test": str(validation)}
     split = {"data.train": str(grouped), "data.validation": ""}
     run_training(configs.override(config, values | split))
     assert evaluate.main([str(run), "--data.test", str(validation)]) == 0
@@ -210,7 +210,7 @@ def test_columns_are_named_by_the_recipe_unless_given(trained, tmp_path):
     source = write_rows(tmp_path / "other.csv", rows)
     with pytest.raises(ValueError, match=r"other.csv:1: no column 'text'; the header has 'key', 'sentence'"):
         predict.main([config.run.folder, "--input", str(source), "--output", str(tmp_path / "q.jsonl")])
-    more = ["--data.text", "sentence", "--data.id=key"]
+    more = ["--data.text_column", "sentence", "--data.id_column=key"]
     assert predictions(config.run.folder, source, tmp_path / "q.jsonl", *more) == expected
 
 
@@ -254,7 +254,7 @@ MISTAKES = {
     "no input": (["RUN", "--output=p.jsonl"], "--input is missing"),
     "no output": (["RUN", "--input=texts.tsv"], "--output is missing"),
     "typing error": (["RUN", "--inptu=texts.tsv"], "unknown option --inptu; did you mean 'input'?"),
-    "unknown setting": (["RUN", "--data.txt=x"], "unknown option --data.txt; did you mean 'data.text'?"),
+    "unknown setting": (["RUN", "--data.txt=x"], "unknown option --data.txt; did you mean 'data.text_column'?"),
     "training setting": (["RUN", "--optim.lr=1"], "--optim.lr has no effect on a trained model"),
     "other command": (["RUN", "--data.test=x"], "--data.test has no effect"),
     "bad value": (["RUN", "--input=texts.tsv", "--output=p.jsonl", "--run.device=gpu"], "run.device = 'gpu': choose"),
@@ -305,9 +305,9 @@ def test_help_shows_the_commands_own_options_first_and_only_settings_that_matter
     assert end.value.code == 0
     shown = re.findall(r"^  --(\S+)", capsys.readouterr().out, flags=re.MULTILINE)
     assert [f"--{name}" for name in shown[: len(own)]] == own
-    assert {"run.device", "data.text", "data.max_length", "train.precision", "eval.batch_tokens"} <= set(shown)
+    assert {"run.device", "data.text_column", "data.max_length", "train.precision", "eval.batch_tokens"} <= set(shown)
     assert ("data.test" in shown) == (command is evaluate)
-    assert not {"optim.lr", "run.folder", "data.train", "train.batch_size", "eval.patience"} & set(shown)
+    assert not {"optim.lr", "run.folder", "data.train", "train.global_batch_size", "eval.patience"} & set(shown)
 
 
 def test_a_mistake_ends_the_process_with_code_2_and_no_traceback(trained, tmp_path):

@@ -43,7 +43,7 @@ def test_p01_a_run_is_the_cpus_however_cut(on_gpu, tiny):
     changes = {"model.dropout.all": 0.0, "train.max_steps": 8}
     run_training(tiny(**changes))
     expected = [row["loss"] for row in logged_rows(tiny().run.folder) if "lr" in row]
-    for name, cut in {"whole": {}, "micro": {"train.micro_batch_size": 3}, "workers": {"data.workers": 2}}.items():
+    for name, cut in {"whole": {}, "micro": {"train.micro_batch_size": 3}, "workers": {"data.num_workers": 2}}.items():
         found = [row["loss"] for row in on_gpu(name, **changes | cut)]
         assert found == pytest.approx(expected, rel=1e-3)
         assert found[0] == pytest.approx(expected[0], rel=1e-5)
@@ -69,7 +69,7 @@ def test_p04_stopped_and_resumed_is_never_stopped(on_gpu, tmp_path, precision):
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_p01_two_ranks_over_nccl_train_as_one(on_gpu, checkpoint_folder, reviews, tmp_path):
-    changes = {"model.dropout.all": 0.0, "train.max_steps": 8, "train.batch_size": 15}
+    changes = {"model.dropout.all": 0.0, "train.max_steps": 8, "train.global_batch_size": 15}
     expected = [row["loss"] for row in on_gpu("one", **changes)]
     two = tiny_config(checkpoint_folder, reviews, tmp_path / "two", {"run.device": "cuda"} | changes)
     done = run_module("engine.train", *arguments_of(two, tmp_path / "two.toml"), ranks=2)

@@ -57,7 +57,7 @@ def test_what_is_frozen_for_good_stays_so_and_has_no_turn(tmp_path):
 
 def test_a_stage_is_the_run_with_the_rest_frozen(tiny, tmp_path):
     """Up to the second stage the losses are those of model.freeze, to the bit."""
-    gradual = tiny(**{"model.unfreeze": 5, "run.folder": str(tmp_path / "gradual")})
+    gradual = tiny(**{"model.gradual_unfreezing": 5, "run.folder": str(tmp_path / "gradual")})
     frozen = tiny(**{"model.freeze": ("backbone.*",), "run.folder": str(tmp_path / "frozen")})
     run_training(gradual)
     run_training(frozen)
@@ -69,7 +69,7 @@ def test_a_stage_is_the_run_with_the_rest_frozen(tiny, tmp_path):
 
 
 def test_each_weight_takes_the_steps_from_its_turn_on(tiny):
-    config = tiny(**{"model.unfreeze": 5})
+    config = tiny(**{"model.gradual_unfreezing": 5})
     run_training(config)
     state = load_file(Path(config.run.folder) / "last" / "optimizer.safetensors")
     taken = {key.partition("/")[2]: int(value) for key, value in state.items() if key.startswith("step/")}
@@ -81,4 +81,4 @@ def test_more_stages_than_steps_are_refused(tiny):
     with pytest.raises(
         ConfigError, match=r"model\.unfreeze = 0\.4: 4 parts of this model, one every 8 steps, are more"
     ):
-        run_training(tiny(**{"model.unfreeze": 0.4}))
+        run_training(tiny(**{"model.gradual_unfreezing": 0.4}))

@@ -60,7 +60,7 @@ def test_tensorboard_that_is_missing_is_found_before_any_file_is_read(tiny, monk
 
 
 def test_training_examples_are_evaluated_beside_the_others_where_that_is_asked_for(tiny, capsys):
-    config = tiny(**{"eval.train_examples": 30, "data.limit": 60})
+    config = tiny(**{"eval.train_subset_size": 30, "data.max_train_examples": 60})
     run_training(config)
     rows = [row for row in logged_rows(config.run.folder) if "evaluation" in row]
     assert len(rows) == 4
@@ -69,7 +69,7 @@ def test_training_examples_are_evaluated_beside_the_others_where_that_is_asked_f
     shown = capsys.readouterr().out
     assert "training: 60 examples" in shown
     assert shown.count("  training    loss ") == 4
-    plain = tiny(**{"data.limit": 60, "run.folder": f"{config.run.folder}-plain"})
+    plain = tiny(**{"data.max_train_examples": 60, "run.folder": f"{config.run.folder}-plain"})
     run_training(plain)
     assert [{k: v for k, v in row.items() if k != "training"} for row in logged_rows(config.run.folder)] == logged_rows(
         plain.run.folder

@@ -62,13 +62,13 @@ def begin(task: str, folder: Path) -> tuple[Config, Examples, Any]:
         "model.init": "pretrained",
         "model.dropout.all": 0.0,
         "train.max_steps": STEPS,
-        "train.batch_size": BATCH,
+        "train.global_batch_size": BATCH,
         "train.micro_batch_size": 3,
-        "train.clip_norm": CLIP,
+        "train.max_grad_norm": CLIP,
         "optim.lr": LR,
-        "optim.warmup": WARMUP,
-        "regularize.weight_decay": DECAY,
-        "eval.every": 1_000,
+        "optim.warmup_steps": WARMUP,
+        "optim.weight_decay": DECAY,
+        "eval.every_steps": 1_000,
     }
     if row.head.endswith("-lm"):
         changes.pop("model.dropout.all")

@@ -7,11 +7,11 @@ from support.runs import logged_rows, run_training
 
 import models
 
-SHORT = {"model.dropout.all": 0.0, "train.max_steps": 6, "train.micro_batch_tokens": 120, "eval.every": 3}
+SHORT = {"model.dropout.all": 0.0, "train.max_steps": 6, "train.micro_batch_tokens": 120, "eval.every_steps": 3}
 WAYS = {
-    "checkpointed": {"train.checkpoint_activations": True},
+    "checkpointed": {"train.activation_checkpointing": True},
     "compiled": {"train.compile": True},
-    "both": {"train.compile": True, "train.checkpoint_activations": True},
+    "both": {"train.compile": True, "train.activation_checkpointing": True},
 }
 
 

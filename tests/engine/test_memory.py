@@ -17,7 +17,7 @@ from engine.allocator import keep_freed_memory
 from engine.distributed import Ranks, TrainingError
 from models import TaskModel
 
-SHORT = {"model.dropout.all": 0.0, "train.max_steps": 8, "eval.every": 100}
+SHORT = {"model.dropout.all": 0.0, "train.max_steps": 8, "eval.every_steps": 100}
 
 
 def losses_of(config):
@@ -73,7 +73,7 @@ def limit_shown(capsys):
 def test_p01_auto_finds_a_limit_that_changes_no_loss(tiny, whole, monkeypatch, capsys, share):
     free(monkeypatch, share)
     fitted = full_above(monkeypatch, 10**9)
-    config = tiny(**SHORT, **{"train.micro_batch": "auto"})
+    config = tiny(**SHORT, **{"train.micro_batch_size": "auto"})
     capsys.readouterr()
     run_training(config)
     limit = limit_shown(capsys)
@@ -86,7 +86,7 @@ def test_p01_auto_finds_a_limit_that_changes_no_loss(tiny, whole, monkeypatch, c
 
 def test_what_does_not_fit_in_a_trial_is_halved(tiny, whole, monkeypatch, capsys):
     fitted = full_above(monkeypatch, 150)
-    config = tiny(**SHORT, **{"train.micro_batch": "auto"})
+    config = tiny(**SHORT, **{"train.micro_batch_size": "auto"})
     capsys.readouterr()
     run_training(config)
     assert 75 < limit_shown(capsys) <= 150
@@ -96,7 +96,7 @@ def test_what_does_not_fit_in_a_trial_is_halved(tiny, whole, monkeypatch, capsys
 
 def test_a_dry_run_shows_what_was_found_and_trains_nothing(tiny, monkeypatch, capsys):
     free(monkeypatch, 0.5)
-    config = tiny(**SHORT, **{"train.micro_batch": "auto", "run.dry_run": True})
+    config = tiny(**SHORT, **{"train.micro_batch_size": "auto", "run.dry_run": True})
     assert run_training(config) == {}
     assert limit_shown(capsys)
 
@@ -104,12 +104,12 @@ def test_a_dry_run_shows_what_was_found_and_trains_nothing(tiny, monkeypatch, ca
 def test_p20_an_example_that_does_not_fit_alone_is_said_before_training(tiny, monkeypatch):
     full_above(monkeypatch, 20)
     with pytest.raises(TrainingError, match=r"^one example of \d+ tokens does not fit into memory; train.checkpoint_"):
-        run_training(tiny(**SHORT, **{"train.micro_batch": "auto"}))
+        run_training(tiny(**SHORT, **{"train.micro_batch_size": "auto"}))
 
 
 def test_a_trial_leaves_no_gradient_behind_and_other_errors_are_not_taken_for_one_of_memory(tiny, monkeypatch):
     full_above(monkeypatch, 20, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    for changes in ({"train.micro_batch": "auto"}, {}):
+    for changes in ({"train.micro_batch_size": "auto"}, {}):
         with pytest.raises(RuntimeError, match="mat1 and mat2"):
             run_training(tiny(**SHORT, **changes))
 
@@ -137,7 +137,7 @@ def test_two_ranks_find_one_limit_and_the_run_of_one(tiny, tmp_path, reviews, ch
 
     one = tiny(**SHORT)
     run_training(one)
-    two = tiny(**SHORT, **{"run.folder": str(tmp_path / "two"), "train.micro_batch": "auto"})
+    two = tiny(**SHORT, **{"run.folder": str(tmp_path / "two"), "train.micro_batch_size": "auto"})
     done = run_module("engine.train", *arguments_of(two, tmp_path / "two.toml"), ranks=2)
     assert done.returncode == 0, done.stderr
     assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-5)

@@ -16,17 +16,17 @@ from models import ModelError
 
 CHANGES = {
     "lora": {"model.lora.rank": 2, "model.lora.dropout": 0.1},
-    "lora-shallow": {"model.lora.rank": 2, "model.keep_layers": 1, "model.lora.targets": ("*.mlp.*",)},
+    "lora-shallow": {"model.lora.rank": 2, "model.keep_layers": 1, "model.lora.target_modules": ("*.mlp.*",)},
     "frozen": {"model.freeze": ("backbone.*embeddings.*", "backbone.layers.0.*")},
     "shallow": {"model.keep_layers": 1},
     "restarted": {"model.reinit_layers": 1},
-    "held": {"regularize.l2_sp": 0.1, "regularize.l1": 1e-5, "regularize.penalize": ("*.weight",)},
-    "dropout early": {"model.dropout.all": 0.3, "model.dropout.schedule": "early", "model.dropout.switch": 10},
+    "held": {"regularize.l2_sp": 0.1, "regularize.l1": 1e-5, "regularize.penalized_parameters": ("*.weight",)},
+    "dropout early": {"model.dropout.all": 0.3, "model.dropout.schedule": "early", "model.dropout.switch_step": 10},
     "averaged": {"regularize.ema_decay": 0.9},
     "weighted": {"regularize.class_weights": ("balanced",)},
-    "unfrozen gradually": {"model.unfreeze": 5},
-    "two passes": {"regularize.r_drop": 1.0, "model.dropout.all": 0.2},
-    "adversarial": {"regularize.fgm": 0.1},
+    "unfrozen gradually": {"model.gradual_unfreezing": 5},
+    "two passes": {"regularize.r_drop_weight": 1.0, "model.dropout.all": 0.2},
+    "adversarial": {"regularize.fgm_epsilon": 0.1},
     "layer-wise": {"optim.layer_decay": 0.5, "optim.head_lr": 1e-2},
 }
 
@@ -51,7 +51,9 @@ def test_only_what_is_trained_moves(tiny, checkpoint_folder, changes):
     everything = {n for n, _ in trained.backbone.named_parameters()}
     if config.model.lora.rank:
         targets = (
-            ("mlp.up.weight", "mlp.down.weight") if config.model.lora.targets else ("query.weight", "value.weight")
+            ("mlp.up.weight", "mlp.down.weight")
+            if config.model.lora.target_modules
+            else ("query.weight", "value.weight")
         )
         assert moved == {n for n in everything if n.endswith(targets)}
     elif config.model.freeze:
@@ -81,7 +83,7 @@ def test_lora_learns_and_its_checkpoint_has_adapter_and_merged_weights(tiny):
         ({"model.keep_layers": 3}, r"model\.keep_layers = 3: the checkpoint has 2 layers"),
         ({"model.reinit_layers": 3}, r"model\.reinit_layers = 3: the model has 2 layers"),
         (
-            {"model.lora.rank": 2, "model.lora.targets": ("*.q_proj",)},
+            {"model.lora.rank": 2, "model.lora.target_modules": ("*.q_proj",)},
             r"model\.lora\.targets = '\*\.q_proj' matches no",
         ),
     ],
@@ -95,7 +97,7 @@ def test_a_checkpoint_keeps_the_files_that_say_how_to_generate(tiny, checkpoint_
     folder = tmp_path / "checkpoint"
     shutil.copytree(checkpoint_folder, folder)
     (folder / "generation_config.json").write_text('{"num_beams": 4}')
-    run_training(tiny(**{"model.name": str(folder), "train.max_steps": 2, "eval.every": 2}))
+    run_training(tiny(**{"model.name": str(folder), "train.max_steps": 2, "eval.every_steps": 2}))
     for name in ("best", "last"):
         assert (Path(tiny().run.folder) / name / "generation_config.json").read_text() == '{"num_beams": 4}'
 

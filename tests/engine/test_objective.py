@@ -165,7 +165,7 @@ def check_r_drop(model, batch):
     """Against two passes of the model with the same draws."""
     head, problem = model.origin.head, model.head.shape.problem
     torch.manual_seed(3)
-    ours = gradients(training_objective(model, RegularizeSettings(r_drop=1.7), None), [batch])
+    ours = gradients(training_objective(model, RegularizeSettings(r_drop_weight=1.7), None), [batch])
     model.zero_grad()
     torch.manual_seed(3)
     first, second = model(batch), model(batch)
@@ -182,7 +182,7 @@ def test_r_drop_of_mixed_labels_is_at_the_examples_that_have_some(tmp_path):
     shares = teacher_of(model, batch).double().softmax(-1)
     shares[2] = torch.nan
     torch.manual_seed(3)
-    loss = training_objective(model, RegularizeSettings(r_drop=1.0), None)(replace(batch, labels=shares)).loss_sum
+    loss = training_objective(model, RegularizeSettings(r_drop_weight=1.0), None)(replace(batch, labels=shares)).loss_sum
     torch.manual_seed(3)
     first, second = model(replace(batch, labels=shares)), model(replace(batch, labels=shares))
     apart = divergence("image-classification", "single-label", first.logits, second.logits, batch)
@@ -230,7 +230,7 @@ def by_hand(model: models.TaskModel, one: Batch, size: float) -> tuple[float, fl
 @each_text
 def test_fgm_is_a_second_backward_with_each_text_moved_alone(tmp_path, kind, head):
     model, batch = build(tmp_path, kind, head)
-    ours = gradients(training_objective(model, RegularizeSettings(fgm=0.1), None), [batch])
+    ours = gradients(training_objective(model, RegularizeSettings(fgm_epsilon=0.1), None), [batch])
     model.zero_grad()
     losses = [by_hand(model, part(batch, head, [i]), 0.1) for i in range(len(batch.lengths))]
     clean, worse = (sum(of_all) for of_all in zip(*losses, strict=True))
@@ -241,10 +241,10 @@ def test_fgm_is_a_second_backward_with_each_text_moved_alone(tmp_path, kind, hea
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_fgm_takes_every_problem_and_labels_without_a_target(tmp_path, problem):
     model, batch = build(tmp_path, "bert", "sequence-classification", problem=problem)
-    found = training_objective(model, RegularizeSettings(fgm=0.1), None)(batch).loss_sum
+    found = training_objective(model, RegularizeSettings(fgm_epsilon=0.1), None)(batch).loss_sum
     assert found > 2 * model(batch).loss_sum > 0
     batch.labels[...] = torch.nan if batch.labels.is_floating_point() else IGNORE
-    loss, none = gradients(training_objective(model, RegularizeSettings(fgm=0.1), None), [batch])
+    loss, none = gradients(training_objective(model, RegularizeSettings(fgm_epsilon=0.1), None), [batch])
     assert loss == 0
     assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in none.values())
 
@@ -287,7 +287,7 @@ def test_fgm_moves_the_same_way_in_16_bits(tmp_path, monkeypatch, kind, head, sm
         with torch.no_grad():
             model.head.classifier.weight.mul_(1e-3)
             model.head.classifier.bias.copy_(torch.tensor([0.0, 11.0, 0.0]))
-    module = training_objective(model, RegularizeSettings(fgm=1.0), None)
+    module = training_objective(model, RegularizeSettings(fgm_epsilon=1.0), None)
     exact = directions(monkeypatch, module, batch)
     rounded = directions(monkeypatch, module, batch, dtype)
     pairs = [*zip(exact.split(batch.lengths), rounded.split(batch.lengths), strict=True)]
@@ -312,9 +312,9 @@ def test_each_sequence_moves_by_its_own_length_and_not_for_what_is_no_number():
 
 def test_a_frozen_embedding_is_moved_as_well(tmp_path):
     model, batch = build(tmp_path, "bert", "sequence-classification")
-    loss, free = gradients(training_objective(model, RegularizeSettings(fgm=0.5), None), [batch])
+    loss, free = gradients(training_objective(model, RegularizeSettings(fgm_epsilon=0.5), None), [batch])
     frozen = set(models.freeze(model, ["backbone.*embedding*"]))
-    module = training_objective(model, RegularizeSettings(fgm=0.5), None)
+    module = training_objective(model, RegularizeSettings(fgm_epsilon=0.5), None)
     module.zero_grad()
     out = module(batch)
     out.loss_sum.backward()
@@ -328,14 +328,14 @@ def test_a_frozen_embedding_is_moved_as_well(tmp_path):
 def test_fgm_and_lora_train_the_adapters_alone(tmp_path):
     model, batch = build(tmp_path, "bert", "token-classification")
     models.add_lora(model, 2)
-    training_objective(model, RegularizeSettings(fgm=0.5), None)(batch).loss_sum.backward()
+    training_objective(model, RegularizeSettings(fgm_epsilon=0.5), None)(batch).loss_sum.backward()
     trained = {name for name, p in model.named_parameters() if p.grad is not None}
     assert trained == {name for name, p in model.named_parameters() if p.requires_grad}
 
 
 def test_the_hook_is_gone_after_a_pass_and_after_an_error(tmp_path):
     model, batch = build(tmp_path, "bert", "sequence-classification")
-    module = training_objective(model, RegularizeSettings(fgm=1.0), None)
+    module = training_objective(model, RegularizeSettings(fgm_epsilon=1.0), None)
     before = model(batch).loss_sum
     module(batch)
     with pytest.raises(models.ModelError, match="longer than the model"):
@@ -353,7 +353,7 @@ def test_distillation_has_the_gradient_of_the_paper(tmp_path, kind, head, temper
     """(1 - d)(softmax(z) - y) + d t (softmax(z / t) - softmax(v / t)) at the logits z, where there is a target."""
     model, batch = build(tmp_path, kind, head)
     teacher = teacher_of(model, batch)
-    settings = RegularizeSettings(distill=0.7, distill_temperature=temperature)
+    settings = RegularizeSettings(distillation_weight=0.7, distillation_temperature=temperature)
     out = training_objective(model, settings, teacher)(batch)
     z, v, target = out.logits.detach(), teacher.double(), batch.labels != IGNORE
     y = F.one_hot(batch.labels.clamp(min=0), 3)
@@ -368,7 +368,7 @@ def test_distillation_of_several_labels_is_of_each_of_them(tmp_path):
     model, batch = build(tmp_path, "bert", "sequence-classification", problem="multi-label")
     batch.labels[1, 0] = torch.nan
     teacher, t = teacher_of(model, batch), 2.0
-    out = training_objective(model, RegularizeSettings(distill=0.4, distill_temperature=t), teacher)(batch)
+    out = training_objective(model, RegularizeSettings(distillation_weight=0.4, distillation_temperature=t), teacher)(batch)
     z, v = out.logits.detach(), teacher.double()
     expected = 0.6 * (z.sigmoid() - batch.labels) + 0.4 * t * ((z / t).sigmoid() - (v / t).sigmoid())
     expected[batch.labels.isnan()] = 0
@@ -380,7 +380,7 @@ def test_a_model_that_agrees_with_its_teacher_has_nothing_to_learn_from_it(tmp_p
     model, batch = build(tmp_path, "bert", "sequence-classification", problem=problem)
     with torch.no_grad():
         same = model(batch).logits
-    settings = RegularizeSettings(distill=1.0, distill_temperature=2.0)
+    settings = RegularizeSettings(distillation_weight=1.0, distillation_temperature=2.0)
     loss, found = gradients(training_objective(model, settings, same), [batch])
     assert abs(loss) < 1e-12
     assert all(gradient.abs().max() < 1e-12 for gradient in found.values())
@@ -394,7 +394,7 @@ def test_smoothing_and_class_weights_are_of_the_labels_not_of_the_teacher(tmp_pa
     model, batch = build(tmp_path, "bert", "sequence-classification", label_smoothing=0.1)
     model.head.shape = replace(model.head.shape, class_weights=(0.5, 2.0, 3.0))
     teacher = teacher_of(model, batch)
-    out = training_objective(model, RegularizeSettings(distill=0.25), teacher)(batch)
+    out = training_objective(model, RegularizeSettings(distillation_weight=0.25), teacher)(batch)
     target = batch.labels != IGNORE
     z, v = out.logits[target], teacher[target].double()
     ours = F.cross_entropy(z, batch.labels[target], torch.tensor([0.5, 2, 3.0]).double(), None, reduction="none")
@@ -407,7 +407,7 @@ def test_rows_of_the_teacher_are_those_of_the_places_in_the_training_set(tmp_pat
     model, batch = build(tmp_path, "bert", "sequence-classification")
     teacher, places = torch.zeros(100, 3), torch.arange(98, 0, -11)[: len(batch.indices)]
     teacher[places] = rows = teacher_of(model, batch)
-    settings = RegularizeSettings(distill=1.0)
+    settings = RegularizeSettings(distillation_weight=1.0)
     expected = training_objective(model, settings, rows)(batch).loss_sum
     found = training_objective(model, settings, teacher)(replace(batch, indices=tuple(places.tolist()))).loss_sum
     assert torch.equal(found, expected)
@@ -549,7 +549,7 @@ def test_r_drop_is_that_of_a_padded_loop_around_transformers(tmp_path):
     there = F.kl_div(first.log_softmax(-1), second.softmax(-1), reduction="batchmean")
     back = F.kl_div(second.log_softmax(-1), first.softmax(-1), reduction="batchmean")
     loss = 0.5 * (F.cross_entropy(first, labels) + F.cross_entropy(second, labels)) + 3.0 * (there + back) / 2
-    module = training_objective(ours, RegularizeSettings(r_drop=3.0), None)
+    module = training_objective(ours, RegularizeSettings(r_drop_weight=3.0), None)
     compare_with_oracle(oracle, loss, ours, module, batch, tmp_path, seed=5)
 
 
@@ -562,7 +562,7 @@ def test_fgm_is_that_of_a_padded_loop_around_transformers(tmp_path):
     (gradient,) = torch.autograd.grad(clean, x, retain_graph=True)
     moved = 0.9 * gradient / gradient.flatten(1).norm(dim=1)[:, None, None]
     worse = F.cross_entropy(oracle(inputs_embeds=x + moved, **padded).logits, labels)
-    module = training_objective(ours, RegularizeSettings(fgm=0.9), None)
+    module = training_objective(ours, RegularizeSettings(fgm_epsilon=0.9), None)
     compare_with_oracle(oracle, clean + worse, ours, module, batch, tmp_path, seed=5)
 
 
@@ -573,8 +573,8 @@ def test_p04_resume_is_exact_with_all_of_them(tiny, reviews, tmp_path):
     teacher = tmp_path / "teacher.jsonl"
     ids = [json.loads(line)["id"] for line in reviews.read_text().splitlines()]
     teacher.write_text("".join(json.dumps({"id": i, "logits": [len(i), int(i[1:]) % 7]}) + "\n" for i in ids))
-    changes = {f"regularize.{name}": value for name, value in ALL["all"].items()} | {"data.teacher": str(teacher)}
-    changes |= {"train.max_steps": 8, "eval.every": 4, "train.micro_batch_size": 5}
+    changes = {f"regularize.{name}": value for name, value in ALL["all"].items()} | {"data.teacher_file": str(teacher)}
+    changes |= {"train.max_steps": 8, "eval.every_steps": 4, "train.micro_batch_size": 5}
     whole, parted = str(tmp_path / "whole"), str(tmp_path / "parted")
     run_training(tiny(**changes, **{"run.folder": whole}))
     assert run_training(tiny(**changes, **{"run.folder": parted}), StopAfter(3)) is None
@@ -591,8 +591,13 @@ def test_p04_resume_is_exact_with_all_of_them(tiny, reviews, tmp_path):
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_sixteen_examples_are_learnt_by_heart_with_r_drop_and_fgm(tiny, tmp_path, precision):
     few = str(write_reviews(tmp_path / "few.jsonl", 16))
-    changes = {"regularize.r_drop": 0.5, "regularize.fgm": 0.1, "train.precision": precision, "optim.lr": 3e-3}
-    changes |= {"data.train": few, "data.validation": few, "train.max_steps": 30, "eval.every": 30}
+    changes = {
+        "regularize.r_drop_weight": 0.5,
+        "regularize.fgm_epsilon": 0.1,
+        "train.precision": precision,
+        "optim.lr": 3e-3,
+    }
+    changes |= {"data.train": few, "data.validation": few, "train.max_steps": 30, "eval.every_steps": 30}
     result = run_training(tiny(**changes))
     assert result["best_accuracy"] >= 0.9
     losses = [line["loss"] for line in logged_rows(tiny().run.folder) if "lr" in line]
@@ -631,7 +636,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(("r_drop", "kept"), [(0.0, False), (1.0, True)])
 def test_a_language_model_keeps_its_logits_in_training_only_for_r_drop(tmp_path, r_drop, kept):
     model, batch = build(tmp_path, "gpt2", "causal-lm", dropout=0.1)
-    out = training_objective(model, RegularizeSettings(r_drop=r_drop), None)(batch)
+    out = training_objective(model, RegularizeSettings(r_drop_weight=r_drop), None)(batch)
     assert (len(out.logits) > 0) is kept
     out.loss_sum.backward()
     assert optim.without_gradient(model) == []

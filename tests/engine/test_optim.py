@@ -64,13 +64,13 @@ POINTS = [
 @pytest.mark.parametrize(("schedule", "step", "factor"), POINTS)
 @pytest.mark.parametrize(("warmup", "decay"), [(0.1, 0.2), (10, 20)], ids=["share", "steps"])
 def test_learning_rate_at_known_points(schedule, step, factor, warmup, decay):
-    optim = OptimSettings(lr=3e-4, schedule=schedule, warmup=warmup, decay=decay, min_lr=0.1)
+    optim = OptimSettings(lr=3e-4, lr_schedule=schedule, warmup_steps=warmup, decay_steps=decay, min_lr_ratio=0.1)
     assert learning_rate(step, 100, optim) == pytest.approx(3e-4 * factor, rel=1e-12)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "wsd"])
 def test_the_step_after_the_last_would_be_at_the_minimum(schedule):
-    optim = OptimSettings(lr=1.0, schedule=schedule, warmup=3, min_lr=0.25)
+    optim = OptimSettings(lr=1.0, lr_schedule=schedule, warmup_steps=3, min_lr_ratio=0.25)
     assert learning_rate(40, 40, optim) == pytest.approx(0.25, rel=1e-12)
     assert learning_rate(39, 40, optim) > 0.25
 
@@ -78,7 +78,7 @@ def test_the_step_after_the_last_would_be_at_the_minimum(schedule):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 1, 0.9])
 def test_a_run_of_one_step_is_at_the_peak(schedule, warmup):
-    assert learning_rate(0, 1, OptimSettings(lr=2e-5, schedule=schedule, warmup=warmup)) == pytest.approx(
+    assert learning_rate(0, 1, OptimSettings(lr=2e-5, lr_schedule=schedule, warmup_steps=warmup)) == pytest.approx(
         2e-5, rel=1e-12
     )
 
@@ -86,7 +86,7 @@ def test_a_run_of_one_step_is_at_the_peak(schedule, warmup):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 7, 30])
 def test_the_rate_rises_to_the_peak_and_never_again(schedule, warmup):
-    optim = OptimSettings(lr=1.0, schedule=schedule, warmup=warmup, decay=0.3)
+    optim = OptimSettings(lr=1.0, lr_schedule=schedule, warmup_steps=warmup, decay_steps=0.3)
     rates = [learning_rate(step, 30, optim) for step in range(30)]
     top = max(0, steps_of(warmup, 30) - 1)
     assert max(rates) == rates[top] == 1.0
@@ -98,18 +98,18 @@ def test_the_rate_rises_to_the_peak_and_never_again(schedule, warmup):
     ("warmup", "decay", "total"), [(10, 11, 20), (0.5, 0.6, 100), (0.1, 0.91, 1000), (40, 0.0, 20), (5, 0.8, 20)]
 )
 def test_a_warmup_and_a_decay_that_overlap_are_refused(warmup, decay, total):
-    optim = OptimSettings(schedule="wsd", warmup=warmup, decay=decay)
+    optim = OptimSettings(lr_schedule="wsd", warmup_steps=warmup, decay_steps=decay)
     with pytest.raises(ConfigError) as error:
         check_schedule(optim, total)
-    for part in (f"optim.warmup = {warmup}", f"optim.decay = {decay}", f"the {total:,} steps"):
+    for part in (f"optim.warmup_steps = {warmup}", f"optim.decay_steps = {decay}", f"the {total:,} steps"):
         assert part in str(error.value)
-    check_schedule(OptimSettings(schedule="linear", warmup=warmup, decay=decay), total)
+    check_schedule(OptimSettings(lr_schedule="linear", warmup_steps=warmup, decay_steps=decay), total)
 
 
 @pytest.mark.parametrize("total", range(1, 60))
 @pytest.mark.parametrize(("warmup", "decay"), [(0.5, 0.5), (0.3, 0.7), (0.1, 0.9), (0.1, 0.2), (0.0, 0.9999)])
 def test_shares_that_fit_never_jump_however_they_are_rounded(warmup, decay, total):
-    optim = OptimSettings(lr=1.0, schedule="wsd", warmup=warmup, decay=decay)
+    optim = OptimSettings(lr=1.0, lr_schedule="wsd", warmup_steps=warmup, decay_steps=decay)
     check_schedule(optim, total)
     warm = steps_of(warmup, total)
     assert warm == total or learning_rate(warm, total, optim) == 1.0
@@ -134,7 +134,7 @@ def test_more_steps_than_can_be_counted_are_a_sentence(too_many):
 
 
 def test_a_warmup_longer_than_the_run_never_reaches_the_peak():
-    assert learning_rate(9, 10, OptimSettings(lr=1.0, warmup=40)) == pytest.approx(0.25, rel=1e-12)
+    assert learning_rate(9, 10, OptimSettings(lr=1.0, warmup_steps=40)) == pytest.approx(0.25, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_penalties_are_the_gradient_of_the_penalised_loss(checkpoint_folder, l1,
         model.backbone.layers[0].mlp.up.weight.data[0] = 0.0  # |w| at 0 has gradient 0
     batch = models.pack([[2, 7, 8, 3], [2, 9, 3]], labels=torch.tensor([0, 1]))
     found(batch).loss_sum.backward()
-    penalties = Penalties(found, RegularizeSettings(l1=l1, l2=l2, l2_sp=l2_sp, penalize=patterns), start)
+    penalties = Penalties(found, RegularizeSettings(l1=l1, l2=l2, l2_sp=l2_sp, penalized_parameters=patterns), start)
     penalties.add_gradients_()
 
     before, penalty = dict(start.named_parameters()), torch.zeros((), dtype=torch.float64)
@@ -305,11 +305,11 @@ def test_penalties_leave_a_parameter_without_gradient_alone():
 def test_a_penalty_on_nothing_is_refused(checkpoint_folder):
     model = models.from_pretrained(checkpoint_folder, head="sequence-classification", labels=["a", "b"])
     with pytest.raises(ConfigError, match=r"'backbone.layer.\*' matches no trained matrix or embedding; one is"):
-        Penalties(model, RegularizeSettings(penalize=("backbone.layer.*",)))
+        Penalties(model, RegularizeSettings(penalized_parameters=("backbone.layer.*",)))
     scratch = models.from_pretrained(checkpoint_folder, "sequence-classification", ["a", "b"], init="scratch")
     for start, patterns in ((scratch, ()), (model, ("head.*",))):
         with pytest.raises(ConfigError, match=r"regularize.l2_sp = 0.1 has no effect: no weight"):
-            Penalties(model, RegularizeSettings(l2_sp=0.1, penalize=patterns), start)
+            Penalties(model, RegularizeSettings(l2_sp=0.1, penalized_parameters=patterns), start)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -363,7 +363,7 @@ def test_class_weights_that_cannot_be_are_one_sentence(given, counts, message):
 )
 def test_dropout_over_the_steps(schedule, switch, factors):
     layer = nn.Sequential(nn.Dropout(0.2))
-    dropout = DropoutSchedule(layer, DropoutSettings(schedule=schedule, switch=switch), 5)
+    dropout = DropoutSchedule(layer, DropoutSettings(schedule=schedule, switch_step=switch), 5)
     assert [dropout.factor(step) for step in range(5)] == pytest.approx(factors)
     for step in (4, 0, 2):  # in any order, as after a resume
         dropout.set_(step)
@@ -379,7 +379,7 @@ def test_a_schedule_reaches_every_dropout_of_a_model(tmp_path, model_type):
     inputs = inputs_of(model)
     expected = model.eval()(inputs).logits
     model.train()
-    schedule = DropoutSchedule(model, DropoutSettings(schedule="late", switch=1), 2)
+    schedule = DropoutSchedule(model, DropoutSettings(schedule="late", switch_step=1), 2)
     schedule.set_(0)
     torch.testing.assert_close(model(inputs).logits, expected)
     schedule.set_(1)
@@ -575,7 +575,7 @@ def test_the_optimizer_is_torchs_bit_for_bit():
 
 
 def test_a_run_does_not_import_the_compiler(tiny, tmp_path):
-    arguments = arguments_of(tiny(**{"train.max_steps": 3, "eval.every": 2}), tmp_path / "recipe.toml")
+    arguments = arguments_of(tiny(**{"train.max_steps": 3, "eval.every_steps": 2}), tmp_path / "recipe.toml")
     code = "import sys; from engine.train import main; main(sys.argv[1:]); sys.exit('torch._dynamo' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ from engine.config import ConfigError
 from engine.tasks import TASKS
 
 ROOT = Path(native.__file__).parent.parent
-SHORT = {"train.max_steps": 2, "eval.every": 2, "eval.samples": 1, "run.device": "cpu"}
+SHORT = {"train.max_steps": 2, "eval.every_steps": 2, "eval.num_shown_generations": 1, "run.device": "cpu"}
 
 
 def prepared(name: str) -> bool:
@@ -35,7 +35,7 @@ def test_a_recipe_trains_evaluates_and_predicts(tmp_path, monkeypatch, name):
     missing = [file for file in (recipe.data.train, recipe.model.name) if not prepared(file)]
     if missing:
         pytest.skip(f"{', '.join(missing)}: its first lines say how it is prepared")
-    writes = {"generate.max_new_tokens": 4} if "generate" in TASKS[recipe.run.task].reads else {}
+    writes = {"generate.max_new_tokens": 4} if TASKS[recipe.run.task].generates else {}
     config = configs.override(recipe, SHORT | writes | {"run.folder": str(tmp_path / "run")})
     result = run_training(config)
     assert result is not None

@@ -27,7 +27,7 @@ VARIANTS = {
     "whole": {},
     "micro-batches": {"train.micro_batch_size": 3},
     "token budget": {"train.micro_batch_tokens": 100},
-    "workers": {"train.micro_batch_size": 5, "data.workers": 2},
+    "workers": {"train.micro_batch_size": 5, "data.num_workers": 2},
     "fp16": {"train.precision": "fp16", "train.micro_batch_size": 5},
     "lora": {"model.lora.rank": 4},
 }
@@ -218,7 +218,7 @@ def test_p05_without_any_number_there_is_no_best(tiny, monkeypatch, reviews):
 
 CHANGES = {
     "rate": {"optim.lr": 2e-3},
-    "two": {"train.batch_size": 8, "regularize.weight_decay": 0.0},
+    "two": {"train.global_batch_size": 8, "optim.weight_decay": 0.0},
     "length": {"data.max_length": 24},
     "smoothing": {"regularize.label_smoothing": 0.1},
     "more steps": {"train.max_steps": 26},
@@ -270,7 +270,7 @@ def test_f18_other_data_is_refused_unless_allowed(tiny, tmp_path, capsys):
 
 
 def test_what_is_the_machines_may_change(interrupted, uninterrupted):
-    changes = {"log.every": 3, "eval.batch_tokens": 50, "data.workers": 1, "run.allow_changes": False}
+    changes = {"log.every_steps": 3, "eval.batch_tokens": 50, "data.num_workers": 1, "run.allow_changes": False}
     run_training(going_on(interrupted, **changes))
     folder, through = Path(interrupted.run.folder), uninterrupted("whole")[0]
     assert_same_tensors(folder / "last/model.safetensors", through / "last/model.safetensors")

@@ -31,7 +31,7 @@ def _handler_of_sigterm():
 
 @pytest.fixture
 def recipe(tiny, tmp_path: Path) -> Path:
-    config = tiny(**{"train.max_steps": 6, "eval.every": 3})
+    config = tiny(**{"train.max_steps": 6, "eval.every_steps": 3})
     path = tmp_path / "small.toml"
     path.write_text("\n".join(line for line in configs.to_toml(config).splitlines() if not line.startswith("folder")))
     return path
@@ -90,14 +90,14 @@ def test_a_grid_is_run_once_and_its_table_is_that_of_its_runs(recipe, here, tmp_
 
 CHANGES = [
     *("--change", "L2, strong: regularize.l2=0.1"),
-    "--change=stop early: eval.patience=1 eval.metric=loss 'data.text=text'",
+    "--change=stop early: eval.patience=1 eval.metric=loss 'data.text_column=text'",
 ]
 
 
 def test_each_change_is_run_alone_and_all_are_compared_by_the_recipes_metric(recipe, here, tmp_path, capsys):
     commands, _ = here
     folder = tmp_path / "study"
-    arguments = [str(recipe), *CHANGES, "--seeds=2", "--eval.train_examples=8", f"--folder={folder}"]
+    arguments = [str(recipe), *CHANGES, "--seeds=2", "--eval.train_subset_size=8", f"--folder={folder}"]
     assert study.main(arguments) == 0
     assert len(commands) == 6
     names = {"as it is": "as_it_is", "L2, strong": "L2,_strong", "stop early": "stop_early"}
@@ -237,7 +237,7 @@ def test_a_sample_of_a_grid_is_of_the_grid_and_always_the_same(recipe):
         (["--change"], "should be a name and settings"),
         (["--change=..: regularize.l2=1"], "should be a name and settings"),
         (["--change=x: regularize.l2=1 regularize.l2=2"], "should be a name and settings, each once"),
-        (["--change=x: data.prefix='a"], "should be a name and settings"),
+        (["--change=x: seq2seq.source_prefix='a"], "should be a name and settings"),
         (
             ["--change=x: regularize.l3=1"],
             "unknown setting 'regularize.l3'; regularize has",
@@ -298,7 +298,7 @@ def test_a_plot_is_drawn(tmp_path, training):
 def test_the_command_itself_is_interrupted_and_goes_on(recipe, tmp_path):
     folder = tmp_path / "study"
     arguments = [str(recipe), "--vary=regularize.l2=0,0.1", "--parallel=2", f"--folder={folder}"]
-    longer = [*arguments, "--train.max_steps=400", "--eval.every=100"]
+    longer = [*arguments, "--train.max_steps=400", "--eval.every_steps=100"]
     first = subprocess.Popen([sys.executable, "-m", "engine.study", *longer], stderr=subprocess.PIPE, text=True)
     logs = [folder / f"regularize.l2={value}" / "seed0" / "metrics.jsonl" for value in ("0", "0.1")]
     deadline = time.monotonic() + 120

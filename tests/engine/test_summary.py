@@ -144,10 +144,10 @@ def test_a_run_says_what_is_trained_on_what(tiny, reviews):
 def test_a_class_that_cannot_be_learned_is_a_warning(tiny, tmp_path):
     rows = [{"text": "good film", "label": f"class{i % 3}", "film": f"f{i % 3}"} for i in range(30)]
     (tmp_path / "films.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {"data.train": str(tmp_path / "films.jsonl"), "train.batch_size": 4}
+    settings = {"data.train": str(tmp_path / "films.jsonl"), "train.global_batch_size": 4}
     assert "warning" not in described(tiny(**settings), MicroBatching())
     text = described(
-        tiny(**settings | {"data.group": "film"}), MicroBatching()
+        tiny(**settings | {"data.group_column": "film"}), MicroBatching()
     )  # one film of three is held out, all of a class
     assert re.search(r"^warning: no training example of 'class\d'$", text, re.MULTILINE)
     names = tuple(f"class{i}" for i in range(30))
@@ -156,7 +156,7 @@ def test_a_class_that_cannot_be_learned_is_a_warning(tiny, tmp_path):
 
 
 def test_a_dry_run_shows_everything_and_leaves_nothing_behind(tiny, tmp_path):
-    config = tiny(**{"train.batch_size": 15, "train.micro_batch_size": 4})
+    config = tiny(**{"train.global_batch_size": 15, "train.micro_batch_size": 4})
     done = run_module("engine.train", *arguments_of(config, tmp_path / "mine.toml"), "--dry-run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

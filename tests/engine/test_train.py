@@ -83,10 +83,10 @@ def test_early_stopping(tiny, monkeypatch, capsys, values, settings, end, best):
 def test_a_run_that_diverges_stops_at_once_with_its_best_kept(tiny, monkeypatch, capsys):
     """Also when it is resumed: the checkpoint knows it."""
     scripted(monkeypatch, [0.5, 0.7, 0.2])
-    config = tiny(**{"eval.divergence": 0.3, "train.max_steps": 30})
+    config = tiny(**{"eval.stop_if_worse_than": 0.3, "train.max_steps": 30})
     result = run_training(config)
     assert result == {"best_accuracy": 0.7, "best_step": 10} == run_training(override(config, {"run.resume": "yes"}))
-    reason = "diverged: 0.2 in the last evaluation, eval.divergence = 0.3"
+    reason = "diverged: 0.2 in the last evaluation, eval.stop_if_worse_than = 0.3"
     assert capsys.readouterr().out.count(f"\n{reason}\n") == 2
     assert logged_rows(config.run.folder)[-1] == {"step": 15, "end": reason, **result}
     assert state_of(config, "best")["step"] == 10
@@ -95,11 +95,11 @@ def test_a_run_that_diverges_stops_at_once_with_its_best_kept(tiny, monkeypatch,
 @pytest.mark.parametrize(
     ("settings", "total", "evaluated"),
     [
-        ({"train.max_steps": 0, "train.epochs": 1.5, "eval.every": 0}, 11, [7, 11]),
-        ({"train.max_steps": 0, "train.epochs": 2, "eval.every": 0}, 14, [7, 14]),
-        ({"train.max_steps": 9, "train.epochs": 2, "eval.every": 0}, 9, [7, 9]),
-        ({"train.max_steps": 9, "eval.every": 4}, 9, [4, 8, 9]),
-        ({"train.max_steps": 3, "eval.every": 50}, 3, [3]),
+        ({"train.max_steps": 0, "train.epochs": 1.5, "eval.every_steps": 0}, 11, [7, 11]),
+        ({"train.max_steps": 0, "train.epochs": 2, "eval.every_steps": 0}, 14, [7, 14]),
+        ({"train.max_steps": 9, "train.epochs": 2, "eval.every_steps": 0}, 9, [7, 9]),
+        ({"train.max_steps": 9, "eval.every_steps": 4}, 9, [4, 8, 9]),
+        ({"train.max_steps": 3, "eval.every_steps": 50}, 3, [3]),
     ],
 )
 def test_how_long_and_how_often(tiny, settings, total, evaluated):
@@ -116,7 +116,10 @@ def test_how_long_and_how_often(tiny, settings, total, evaluated):
     ("settings", "message"),
     [
         ({"train.max_steps": 0, "train.epochs": 1e308}, "train.epochs = 1e.308 is more than"),
-        ({"optim.schedule": "wsd", "optim.warmup": 15, "optim.decay": 8}, "optim.warmup = 15.0 and optim.decay = 8.0"),
+        (
+            {"optim.lr_schedule": "wsd", "optim.warmup_steps": 15, "optim.decay_steps": 8},
+            "optim.warmup_steps = 15.0 and optim.decay_steps = 8.0",
+        ),
     ],
     ids=["epochs", "wsd"],
 )
@@ -128,7 +131,7 @@ def test_a_plan_that_cannot_be_is_refused_before_anything_is_written(tiny, setti
 
 
 def test_the_last_step_is_logged_too(tiny):
-    config = tiny(**{"log.every": 7, "eval.every": 20})
+    config = tiny(**{"log.every_steps": 7, "eval.every_steps": 20})
     run_training(config)
     assert [row["step"] for row in logged_rows(config.run.folder) if "loss" in row] == [7, 14, 20]
 
@@ -269,7 +272,7 @@ def test_p15_a_step_that_overflows_does_not_advance_the_schedule(tiny, monkeypat
             self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)
 
     monkeypatch.setattr(train, "Precision", Overscaled)
-    config = tiny(**{"train.precision": "fp16", "eval.every": 10})
+    config = tiny(**{"train.precision": "fp16", "eval.every_steps": 10})
     run_training(config)
     skipped = re.findall(
         r"^step (\d+) \(position \d+\): .* step left out, loss scale now", capsys.readouterr().out, re.M
@@ -305,7 +308,7 @@ def test_p16_a_parameter_that_no_gradient_reaches_is_named(tiny, monkeypatch):
     "number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)]
 )
 def test_f05_a_signal_leaves_a_checkpoint_and_the_run_goes_on_exactly(tiny, tmp_path, number):
-    through = tiny(**{"train.max_steps": 150, "eval.every": 75, "run.folder": str(tmp_path / "through")})
+    through = tiny(**{"train.max_steps": 150, "eval.every_steps": 75, "run.folder": str(tmp_path / "through")})
     config = override(through, {"run.folder": str(tmp_path / "run")})
     command = [sys.executable, "-m", "engine.train", *arguments_of(config, tmp_path / "recipe.toml")]
     environment = os.environ | {"PYTHONPATH": str(Path(models.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
@@ -393,7 +396,7 @@ def test_f05_a_second_sigint_ends_at_once():
 
 @pytest.mark.slow
 def test_f05_a_signal_to_torchrun_reaches_the_ranks(tiny, tmp_path):
-    config = tiny(**{"train.max_steps": 2000, "eval.every": 1000})
+    config = tiny(**{"train.max_steps": 2000, "eval.every_steps": 1000})
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launcher, "-m", "engine.train", *arguments_of(config, tmp_path / "recipe.toml")]
     environment = os.environ | {"PYTHONPATH": str(Path(models.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
@@ -412,7 +415,7 @@ def test_f05_a_signal_to_torchrun_reaches_the_ranks(tiny, tmp_path):
 
 
 def test_every_line_of_the_log_has_its_numbers(tiny):
-    config = tiny(**{"log.every": 5, "eval.every": 10})
+    config = tiny(**{"log.every_steps": 5, "eval.every_steps": 10})
     run_training(config)
     lines = [json.loads(line) for line in (folder_of(config) / "metrics.jsonl").read_text().splitlines()]
     rows = [line for line in lines if "loss" in line]
@@ -432,7 +435,7 @@ def test_every_line_of_the_log_has_its_numbers(tiny):
 
 
 def test_without_a_terminal_there_are_lines_only(tiny, capsys):
-    run_training(tiny(**{"eval.every": 10}))
+    run_training(tiny(**{"eval.every_steps": 10}))
     out, err = capsys.readouterr()
     assert err == ""
     assert "\r" not in out

@@ -57,7 +57,7 @@ class Bench:
 
     def train(self, **changes: object) -> None:
         """A run of two steps that ends well in `self.run`."""
-        run_training(self.tiny(**{"train.max_steps": 2, "eval.every": 2} | changes))
+        run_training(self.tiny(**{"train.max_steps": 2, "eval.every_steps": 2} | changes))
 
 
 @pytest.fixture
@@ -246,7 +246,7 @@ def folder_that_cannot_be_made(b):
 MISTAKES: list[tuple[Callable[[Bench], list[str]], list[str]]] = [
     (unknown_key, ["unknown setting 'train.bach_size'", "did you mean 'batch_size'?"]),
     (unknown_key_in_the_recipe, ["{folder}/recipe.toml", "'optim.learning_rate'", "optim has lr, "]),
-    (wrong_type, ["train.batch_size = 'many'", "a whole number"]),
+    (wrong_type, ["train.global_batch_size = 'many'", "a whole number"]),
     (out_of_range, ["model.dropout.all = 1.5", "in [0, 1)"]),
     (missing_recipe, ["recipe 'movie_review'", "No such file", "did you mean 'movie_reviews'?"]),
     (unknown_task, ["run.task = 'text-clasification'", "did you mean 'text-classification'?"]),

@@ -240,7 +240,7 @@ def test_targets_are_patterns_and_a_pattern_without_a_match_says_what_would_matc
         "backbone.layers.1.mlp.down",
     ]
     model, _, _ = base(tmp_path)
-    with pytest.raises(ModelError, match=r"model.lora.targets = 'q_proj' matches no linear layer.*\*\.query"):
+    with pytest.raises(ModelError, match=r"model.lora.target_modules = 'q_proj' matches no linear layer.*\*\.query"):
         models.add_lora(model, 2, targets=["q_proj"])
     with pytest.raises(ModelError, match="at least 1"):
         models.add_lora(model, 0)

@@ -49,13 +49,13 @@ def tiny_config(checkpoint_folder: Path, reviews: Path, folder: Path, overrides:
         "model.pooling": "cls",
         "data.train": str(reviews),
         "data.max_length": 32,
-        "train.batch_size": 16,
-        "data.text": "text",
-        "data.label": "label",
+        "train.global_batch_size": 16,
+        "data.text_column": "text",
+        "data.label_column": "label",
         "train.max_steps": 20,
         "optim.lr": 1e-3,
-        "eval.every": 5,
-        "log.every": 1,
+        "eval.every_steps": 5,
+        "log.every_steps": 1,
     }
     config = configs.override(Config(), values | overrides)
     configs.check(config)

@@ -225,19 +225,19 @@ def write(task: str, folder: Path, count: int = 24, seed: int = 0) -> dict[str, 
         "model.name": str(write_model(task, folder / "model")),
         "model.init": "scratch",
         "data.max_length": 24,
-        "train.batch_size": 8,
+        "train.global_batch_size": 8,
         "optim.lr": 1e-3,
-        "log.every": 1,
+        "log.every_steps": 1,
     }
     for name, size in (("train", count), ("validation", count // 2)):
         if kind_of(task).model_type == "vit":
             settings[f"data.{name}"] = str(write_images(folder / name, size, rng))
         else:
             settings[f"data.{name}"] = str(write_rows(folder / f"{name}.jsonl", task, size, rng))
-    if "generate" in TASKS[task].reads:
+    if TASKS[task].generates:
         settings["generate.max_new_tokens"] = 6
-    if "data.doc_stride" in TASKS[task].reads:
-        settings["data.doc_stride"] = 4
-    if "data.max_target_length" in TASKS[task].reads:
-        settings["data.max_target_length"] = 8
+    if TASKS[task].section == "question_answering":
+        settings["question_answering.doc_stride"] = 4
+    if TASKS[task].section == "seq2seq":
+        settings["seq2seq.max_target_length"] = 8
     return settings

@@ -316,12 +316,12 @@ def test_the_same_from_workers():
 def test_p04_resume_is_exact_with_augmentation(tiny, tmp_path, workers):
     synonyms = tmp_path / "synonyms.tsv"
     synonyms.write_text("word\tsynonyms\ngood\tgreat,fine\nfilm\tstory\n")
-    settings = {"augment.text.delete": 0.2, "augment.text.swap": 0.2, "augment.text.synonyms": str(synonyms)}
-    settings |= {"augment.text.crop": 0.2, "augment.text.fill": 0.1, "train.max_steps": 12, "data.workers": workers}
+    settings = {"augment.text.delete": 0.2, "augment.text.swap": 0.2, "augment.text.synonym_file": str(synonyms)}
+    settings |= {"augment.text.crop": 0.2, "augment.text.fill": 0.1, "train.max_steps": 12, "data.num_workers": workers}
     whole, parted = str(tmp_path / "whole"), str(tmp_path / "parted")
     assert run_training(tiny(**settings, **{"run.folder": whole}))
     assert run_training(tiny(**settings, **{"run.folder": parted}), StopAfter(5)) is None
-    settings |= {"data.workers": 2 - workers, "run.resume": "yes"}  # workers are the machine's to choose
+    settings |= {"data.num_workers": 2 - workers, "run.resume": "yes"}  # workers are the machine's to choose
     assert run_training(tiny(**settings, **{"run.folder": parted}))
     assert_same_run(whole, parted)
 
@@ -329,7 +329,7 @@ def test_p04_resume_is_exact_with_augmentation(tiny, tmp_path, workers):
 def test_a_changed_file_of_synonyms_stops_a_resume(tiny, tmp_path):
     synonyms = tmp_path / "synonyms.tsv"
     synonyms.write_text("word\tsynonyms\ngood\tgreat\n")
-    settings = {"augment.text.synonyms": str(synonyms), "train.max_steps": 6}
+    settings = {"augment.text.synonym_file": str(synonyms), "train.max_steps": 6}
     assert run_training(tiny(**settings), StopAfter(3)) is None
     synonyms.write_text("word\tsynonyms\ngood\tfine\n")
     with pytest.raises(Exception, match="data"):
@@ -388,9 +388,9 @@ def test_each_kind_takes_what_keeps_its_labels_true_and_refuses_the_rest_by_name
         else:
             with pytest.raises(ConfigError, match=f"augment.text.{name} = 0.1 would be wrong here"):
                 ask(function, {name: 0.1})
-    with pytest.raises(ConfigError, match=r"augment.image.flip = 0.5 has no effect on text"):
+    with pytest.raises(ConfigError, match=r"augment.image.horizontal_flip = 0.5 has no effect on text"):
         ask(function, {}, image={"flip": 0.5})
-    with pytest.raises(ConfigError, match=r"augment.text.synonym = 0.3 has no effect: augment.text.synonyms"):
+    with pytest.raises(ConfigError, match=r"augment.text.synonym_rate = 0.3 has no effect: augment.text.synonym_file"):
         ask(function, {"synonym": 0.3})
 
 

@@ -251,7 +251,9 @@ def test_ids_that_occur_twice_are_errors_that_name_both_lines(tmp_path, kind):
     first, second = errors_of(tmp_path, kind, "\n".join(encode(kind, rows)))
     base = 1 if kind == "jsonl" else 2
     for error, line in ((first, base + 2), (second, base + 3)):
-        assert error.startswith(f"FILE:{line}: the id '7' is that of line {base} too; data.id names another column")
+        assert error.startswith(
+            f"FILE:{line}: the id '7' is that of line {base} too; data.id_column names another column"
+        )
     # Another column for the ids, or none: then these are values like any others.
     assert [row.id for row in read(tmp_path, kind, "\n".join(encode(kind, rows)), id_column="")] == list("1234")
 

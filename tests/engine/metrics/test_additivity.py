@@ -170,10 +170,10 @@ def test_out_of_patience(patience, bad, out):
 )
 def test_divergence_is_a_value_worse_than_the_limit_or_none_at_all(mode, value, stops):
     state = TrainState(step=3)
-    assert state.reason_to_stop(8, EvalSettings(divergence=2.0), mode) == ""  # before any evaluation
+    assert state.reason_to_stop(8, EvalSettings(stop_if_worse_than=2.0), mode) == ""  # before any evaluation
     state.record(value, mode, 0.0)
-    reason = state.reason_to_stop(8, EvalSettings(divergence=2.0), mode)
-    assert (reason == f"diverged: {value:.4g} in the last evaluation, eval.divergence = 2") is stops
+    reason = state.reason_to_stop(8, EvalSettings(stop_if_worse_than=2.0), mode)
+    assert (reason == f"diverged: {value:.4g} in the last evaluation, eval.stop_if_worse_than = 2") is stops
     assert state.reason_to_stop(8, EvalSettings(), mode) == ""
 
 

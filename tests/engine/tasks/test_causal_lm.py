@@ -379,12 +379,12 @@ def test_a_text_is_copied_after_training(tmp_path):
         "model.dropout.all": 0.0,
         "data.train": str(tmp_path / "train.txt"),
         "data.validation": "",
-        "train.batch_size": 64,
+        "train.global_batch_size": 64,
         "train.max_steps": 200,
         "optim.lr": 1e-2,
-        "eval.every": 200,
-        "eval.samples": 0,
-        "log.every": 100,
+        "eval.every_steps": 200,
+        "eval.num_shown_generations": 0,
+        "log.every_steps": 100,
     }
     config = configs.override(Config(), values)
     run_training(config)

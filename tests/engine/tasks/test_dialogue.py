@@ -286,11 +286,11 @@ def test_replies_are_learned(tmp_path):
         "model.dropout.all": 0.0,
         "data.train": train,
         "data.validation": "",
-        "train.batch_size": 64,
+        "train.global_batch_size": 64,
         "train.max_steps": 200,
         "optim.lr": 1e-2,
-        "eval.every": 200,
-        "log.every": 100,
+        "eval.every_steps": 200,
+        "log.every_steps": 100,
     }
     run_training(configs.override(Config(), values))
     output = tmp_path / "out.jsonl"

@@ -91,11 +91,11 @@ def recipe(vit: Path, train: Path, folder: Path, **changes: object) -> Config:
         "run.device": "cpu",
         "model.name": str(vit),
         "data.train": str(train),
-        "train.batch_size": 16,
+        "train.global_batch_size": 16,
         "train.max_steps": 6,
-        "eval.every": 3,
+        "eval.every_steps": 3,
         "optim.lr": 2e-3,
-        "log.every": 1,
+        "log.every_steps": 1,
     }
     config = override(Config(), values | changes)
     configs.check(config)
@@ -103,10 +103,10 @@ def recipe(vit: Path, train: Path, folder: Path, **changes: object) -> Config:
 
 
 AUGMENTED = {
-    "augment.image.crop": 0.5,
-    "augment.image.flip": 0.5,
-    "augment.image.jitter": 0.1,
-    "augment.image.policy": "trivialaugment",
+    "augment.image.random_crop_min_scale": 0.5,
+    "augment.image.horizontal_flip": 0.5,
+    "augment.image.color_jitter": 0.1,
+    "augment.image.auto_augment": "trivialaugment",
     "augment.image.mixup": 0.2,
     "augment.image.cutmix": 0.5,
 }
@@ -166,7 +166,7 @@ def test_all_that_is_wrong_in_a_list_is_said_with_its_line(tmp_path):
     first, second, hint = str(error.value).splitlines()
     assert first == f"{tmp_path}/list.csv:3: missing.png: cannot be read: No such file or directory"
     assert second.startswith(f"{tmp_path}/list.csv:4: bad.png: not an image of a kind that is read: JPEG")
-    assert 'data.bad_images = "skip"' in hint
+    assert 'image_classification.bad_images = "skip"' in hint
     (tmp_path / "list.csv").write_text("path,label\ngood.png,\n,a\n")
     with pytest.raises(
         DataError, match=r"(?s)list\.csv:2: the label in 'label' is empty.*list\.csv:3: 'path' is empty"
@@ -236,7 +236,7 @@ def test_damaged_gzip(tmp_path, damage):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"group": "patient"}, "data.group = 'patient' is a column, and there are none"),
+        ({"group": "patient"}, "data.group_column = 'patient' is a column, and there are none"),
         ({"format": "idx"}, "cannot be read: Is a directory"),
         ({"format": "csv"}, "this is a folder"),
         ({}, ": no images"),
@@ -559,7 +559,7 @@ def test_a_model_that_says_nothing_is_not_among_the_first_five():
 
 def test_colour_by_class_is_learned(vit, colours, tmp_path):
     config = recipe(
-        vit, colours, tmp_path / "run", **{"train.max_steps": 40, "eval.every": 20, "model.init": "scratch"}
+        vit, colours, tmp_path / "run", **{"train.max_steps": 40, "eval.every_steps": 20, "model.init": "scratch"}
     )
     assert run_training(config)["best_accuracy"] > 0.95
     new = folder_of_colours(tmp_path / "new", 4)
@@ -578,7 +578,7 @@ def test_p04_an_augmented_run_goes_on_as_if_it_had_never_stopped(vit, colours, t
     """Within the second epoch; who stopped had no workers, and other micro-batches would be another dropout."""
     through = recipe(vit, colours, tmp_path / "through", **AUGMENTED)
     result = run_training(through)
-    stopped = recipe(vit, colours, tmp_path / "run", **AUGMENTED, **{"data.workers": workers})
+    stopped = recipe(vit, colours, tmp_path / "run", **AUGMENTED, **{"data.num_workers": workers})
     assert run_training(stopped, StopAfter(5)) is None
     assert run_training(override(stopped, {"run.resume": "yes"})) == result
     assert_same_run(through.run.folder, stopped.run.folder)
@@ -589,7 +589,7 @@ def test_p04_images_that_are_left_out_stay_out_on_resume(vit, colours, tmp_path)
     root = folder_of_colours(tmp_path / "data", 8)
     for i in range(5):
         (root / f"red/0{i}x.png").write_bytes(b"?")
-    skip = {"data.bad_images": "skip", "train.max_steps": 4, "eval.every": 2}
+    skip = {"image_classification.bad_images": "skip", "train.max_steps": 4, "eval.every_steps": 2}
     through = run_training(recipe(vit, root, tmp_path / "through", **skip))
     stopped = recipe(vit, root, tmp_path / "run", **skip)
     assert run_training(stopped, StopAfter(3)) is None
@@ -676,5 +676,5 @@ def test_changes_of_text_are_refused_and_none_leave_the_examples_as_they_are(vit
     with pytest.raises(ConfigError, match=r"augment\.text\.crop, augment\.text\.mask: without effect on images"):
         TASK.augment(examples, [], None, AugmentSettings(text=TextAugmentSettings(crop=0.1, mask=0.1)), 0)
     assert TASK.augment(examples, [], None, AugmentSettings(), 0) is examples
-    augmented = TASK.augment(examples, [], None, AugmentSettings(image=ImageAugmentSettings(flip=0.5)), 7)
+    augmented = TASK.augment(examples, [], None, AugmentSettings(image=ImageAugmentSettings(horizontal_flip=0.5)), 7)
     assert (augmented.augmentation.seed, augmented.augmentation.flip) == (7, 0.5)

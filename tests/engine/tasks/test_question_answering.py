@@ -197,7 +197,10 @@ def test_a_question_that_is_too_long_loses_its_end_and_is_counted():
 
 @pytest.mark.parametrize(
     ("max_length", "doc_stride", "hint"),
-    [(40, 64, "data.doc_stride = 64: lower it to 35 or less"), (3, 0, "data.doc_stride = 0: raise data.max_length")],
+    [
+        (40, 64, "question_answering.doc_stride = 64: lower it to 35 or less"),
+        (3, 0, "question_answering.doc_stride = 0: raise data.max_length"),
+    ],
 )
 def test_windows_that_cannot_move_on_are_an_error(max_length, doc_stride, hint):
     rows = [Row("a", 1, {"question": "the", "context": "river " * 100, "answers": []})]
@@ -298,11 +301,11 @@ def answered(tmp_path_factory: pytest.TempPathFactory, checkpoint_folder: Path) 
         "data.train": str(folder / "train.json"),
         "data.validation": str(folder / "validation.json"),
         "data.max_length": 24,
-        "data.doc_stride": 8,
-        "train.batch_size": 16,
+        "question_answering.doc_stride": 8,
+        "train.global_batch_size": 16,
         "train.max_steps": 70,
         "optim.lr": 5e-3,
-        "eval.every": 35,
+        "eval.every_steps": 35,
     }
     config = configs.override(Config(), values)
     configs.check(config)
@@ -340,7 +343,7 @@ def test_what_is_measured_is_what_is_predicted(answered, tmp_path, threshold):
             entry |= {"answers": [], "is_impossible": True}
     test = tmp_path / "other.json"
     test.write_text(json.dumps(content))
-    metrics, predictions = commands(config, test, tmp_path, "--data.no_answer_threshold", threshold)
+    metrics, predictions = commands(config, test, tmp_path, "--question_answering.no_answer_threshold", threshold)
     assert 0 < metrics["exact_match"] < metrics["f1"] < 1
     paragraphs = json.loads(test.read_text())["data"][0]["paragraphs"]
     questions = [(paragraph["context"], entry) for paragraph in paragraphs for entry in paragraph["qas"]]
@@ -454,7 +457,7 @@ def test_the_held_out_contexts_are_unseen_when_no_validation_file_is_given():
 @pytest.mark.parametrize("name", ["x.json", "x.jsonl"])
 def test_a_group_that_is_not_in_the_file_is_an_error(tmp_path, name):
     (tmp_path / name).write_text(json.dumps(made_up(2, 0)) if name == "x.json" else '{"question": "x", "context": "x"}')
-    settings = TASK.columns.fill(DataSettings(train=str(tmp_path / name), group="page"))
+    settings = TASK.columns.fill(DataSettings(train=str(tmp_path / name), group_column="page"))
     with pytest.raises(DataError, match=r"no column '(page|answers)'"):
         TASK.read(settings.train, settings, True)
     if name == "x.json":
@@ -467,7 +470,13 @@ def test_the_loss_curve_is_that_of_transformers_and_a_plain_loop(answered, tmp_p
     transformers = pytest.importorskip("transformers")
     config, _ = answered
     changes = {"run.folder": str(tmp_path / "run"), "model.name": str(tmp_path / "start"), "model.init": "pretrained"}
-    changes |= {"train.max_steps": 30, "eval.every": 30, "log.every": 1, "train.micro_batch_size": 5, "optim.lr": 1e-3}
+    changes |= {
+        "train.max_steps": 30,
+        "eval.every_steps": 30,
+        "log.every_steps": 1,
+        "train.micro_batch_size": 5,
+        "optim.lr": 1e-3,
+    }
     config = configs.override(config, changes)
     start = models.from_pretrained(checkpoint_folder, head=TASK.head, init="scratch", seed=3, dropout=0.0)
     models.save_pretrained(start, tmp_path / "start")
@@ -485,7 +494,7 @@ def test_the_loss_curve_is_that_of_transformers_and_a_plain_loop(answered, tmp_p
     data = TASK.columns.fill(config.data)
     rows = TASK.read(config.data.train, data, True)
     examples = TASK.encode(rows, load_tokenizer(checkpoint_folder), data, [], True)
-    theirs, steps = [], training_steps(examples, config.train.batch_size, 0, MicroBatching())
+    theirs, steps = [], training_steps(examples, config.train.global_batch_size, 0, MicroBatching())
     for step in range(30):
         (batch,) = next(steps)
         pad = torch.nn.utils.rnn.pad_sequence

@@ -170,7 +170,9 @@ def test_a_negative_label_that_is_none_is_refused(tmp_path):
     rows = TASK.read(str(path), TASK.columns.fill(configs.DataSettings()), True)
     for negative in ("no_relation", "NA", ""):
         TASK.check_labels(str(path), rows, TASK.columns.fill(configs.DataSettings(negative=negative)), ["NA", "a"])
-    with pytest.raises(ConfigError, match=r"data.negative = 'N/A' is no label: choose from NA, a"):
+    with pytest.raises(
+        ConfigError, match=r"relation_extraction.no_relation_label = 'N/A' is no label: choose from NA, a"
+    ):
         TASK.check_labels(str(path), rows, TASK.columns.fill(configs.DataSettings(negative="N/A")), ["NA", "a"])
 
 
@@ -480,10 +482,10 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
         "data.train": str(write(folder / "train.jsonl", problem(2000, seed=0))),
         "data.test": str(test),
         "data.max_length": 28,
-        "train.batch_size": 32,
+        "train.global_batch_size": 32,
         "train.max_steps": 300,
         "optim.lr": 3e-3,
-        "eval.every": 100,
+        "eval.every_steps": 100,
     }
     config = configs.override(Config(), values)
     configs.check(config)
@@ -530,13 +532,20 @@ def test_data_negative_says_what_is_not_counted(learned, tmp_path):
     config, test = learned
 
     def f1(negative: str) -> float:
-        arguments = ["--data.test", str(test), "--data.negative", negative, "--output", str(tmp_path / "m.json")]
+        arguments = [
+            "--data.test",
+            str(test),
+            "--relation_extraction.no_relation_label",
+            negative,
+            "--output",
+            str(tmp_path / "m.json"),
+        ]
         assert evaluate.main([config.run.folder, *arguments]) == 0
         metrics = json.loads((tmp_path / "m.json").read_text())
         return metrics["f1"] - metrics["accuracy"]
 
     assert f1("") == pytest.approx(0, abs=1e-12)  # micro-F1 of all classes is their accuracy
-    with pytest.raises(ConfigError, match=r"data.negative = 'none' is no label"):
+    with pytest.raises(ConfigError, match=r"relation_extraction.no_relation_label = 'none' is no label"):
         f1("none")
 
 

@@ -76,12 +76,12 @@ def config_of(folder: Path, kind: str, **changes: Any) -> Config:
         "model.init": "scratch",
         "data.train": str(write_rows(folder / "train.jsonl", train)),
         "data.validation": str(write_rows(folder / "validation.jsonl", validation)),
-        "data.text": "text",
-        "data.label": "summary",
-        "train.batch_size": 64,
+        "data.text_column": "text",
+        "data.label_column": "summary",
+        "train.global_batch_size": 64,
         "train.max_steps": 300,
         "optim.lr": 5e-3,
-        "eval.every": 300,
+        "eval.every_steps": 300,
         "generate.max_new_tokens": 8,
     }
     config = configs.override(Config(), values | changes)
@@ -98,7 +98,9 @@ def config_of(folder: Path, kind: str, **changes: Any) -> Config:
     ],
 )
 def test_a_model_learns_what_can_be_learned_and_writes_what_was_measured(kind, metric, tmp_path, capfd):
-    config = config_of(tmp_path, kind, **{"eval.metric": "loss" if kind == "translate" else metric, "eval.samples": 2})
+    config = config_of(
+        tmp_path, kind, **{"eval.metric": "loss" if kind == "translate" else metric, "eval.num_shown_generations": 2}
+    )
     assert run_training(config) is not None
     shown = capfd.readouterr().out
     assert shown.count("reference: ") == shown.count("written: ") == 2
@@ -193,7 +195,7 @@ def test_a_missing_parallel_file_is_named_with_what_would_be_read(tmp_path):
 
 def test_a_recipe_reads_parallel_files(tmp_path):
     name = write_parallel(tmp_path, b"a b\nc\n", "一二\n三\n".encode())
-    task, data = TASKS["translation"], DataSettings(train=name, format="parallel", text="en", label="zh")
+    task, data = TASKS["translation"], DataSettings(train=name, format="parallel", text_column="en", label_column="zh")
     examples = task.encode(task.read(name, data, True), task.load(write_t5(tmp_path / "t5")), data, (), True)
     assert examples.target(0) == [VOCABULARY["一"], VOCABULARY["二"], 1]
 

@@ -346,7 +346,7 @@ def pair_rows(count: int, seed: int) -> list[dict]:
 PROBLEMS = {
     "multi-label-classification": (topic_rows, "subset_accuracy", {}),
     "text-regression": (score_rows, "pearson", {}),
-    "text-classification": (pair_rows, "accuracy", {"data.text_pair": "other"}),
+    "text-classification": (pair_rows, "accuracy", {"data.text_pair_column": "other"}),
 }
 
 
@@ -365,10 +365,10 @@ def learned(request, checkpoint_folder: Path, tmp_path_factory) -> tuple[Config,
         "data.train": str(write(folder / "train.jsonl", make(400, seed=0))),
         "data.test": str(test),
         "data.max_length": 24,
-        "train.batch_size": 32,
+        "train.global_batch_size": 32,
         "train.max_steps": 150,
         "optim.lr": 3e-3,
-        "eval.every": 50,
+        "eval.every_steps": 50,
     }
     config = configs.override(Config(), values | more)
     configs.check(config)
@@ -519,8 +519,14 @@ def test_the_loss_curve_is_that_of_transformers_and_a_plain_loop(task, tiny, tmp
     """30 steps, dropout 0: transformers' model and loss, torch's AdamW, padded batches, against engine.train."""
     transformers = pytest.importorskip("transformers")
     train = str(write(tmp_path / "train.jsonl", PROBLEMS[task][0](64, seed=5)))
-    values = {"run.task": task, "data.train": train, "data.validation": train, "train.max_steps": 30, "eval.every": 30}
-    values["data.label"] = TASKS[task].columns.label
+    values = {
+        "run.task": task,
+        "data.train": train,
+        "data.validation": train,
+        "train.max_steps": 30,
+        "eval.every_steps": 30,
+    }
+    values["data.label_column"] = TASKS[task].columns.label
     config = tiny(**values | {"model.dropout.all": 0.0, "train.micro_batch_size": 5})
     data = TASKS[task].columns.fill(config.data)
     rows, _, _, labels = read_training_data(TASKS[task], data, 0)
@@ -539,7 +545,7 @@ def test_the_loss_curve_is_that_of_transformers_and_a_plain_loop(task, tiny, tmp
     decayed, others = ([p for p in plain.parameters() if (p.ndim > 1) is wide] for wide in (True, False))
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}])
     examples = TASKS[task].encode(rows, load_tokenizer(start), data, labels, True)
-    theirs, steps = [], training_steps(examples, config.train.batch_size, 0, MicroBatching())
+    theirs, steps = [], training_steps(examples, config.train.global_batch_size, 0, MicroBatching())
     for step in range(30):
         (batch,) = next(steps)
         sequences = list(batch.input_ids.split(batch.lengths))

@@ -190,7 +190,9 @@ def test_the_scheme_of_the_recipe_is_kept_to(tmp_path):
     assert "in IOBES an entity begins with" in errors_of(path, scheme="IOBES")[0]
     read_tagged(path, "tokens", "tags", scheme="none")
     path = write(tmp_path / "x.jsonl", [spans("a", (0, 1, "X"))])
-    assert errors_of(path, scheme="none") == ["FILE:1: spans of a text are entities: data.scheme cannot be none"]
+    assert errors_of(path, scheme="none") == [
+        "FILE:1: spans of a text are entities: token_classification.tag_scheme cannot be none"
+    ]
 
 
 def test_labels_are_found_completed_or_declared(tmp_path):
@@ -384,10 +386,10 @@ def learned(tmp_path_factory, checkpoint_folder) -> tuple[Config, Path]:
         "data.train": write(folder / "train.jsonl", problem(3_000, 1)),
         "data.max_length": 32,
         "model.dropout.all": 0.0,
-        "train.batch_size": 32,
+        "train.global_batch_size": 32,
         "train.max_steps": 160,
         "optim.lr": 5e-3,
-        "eval.every": 80,
+        "eval.every_steps": 80,
     }
     config = configs.override(Config(), values)
     configs.check(config)
@@ -437,7 +439,7 @@ def test_what_is_predicted_is_what_was_evaluated(learned, tmp_path, capsys):
             product = np.prod(row["probabilities"][entity["start"] : entity["end"]])
             assert entity["probability"] == pytest.approx(product)
     # The predictions are a file of the same kind: of them the model is always right.
-    again = metrics_of(config.run.folder, tmp_path / "out.jsonl", capsys, "--data.scheme=none")
+    again = metrics_of(config.run.folder, tmp_path / "out.jsonl", capsys, "--token_classification.tag_scheme=none")
     assert again["accuracy"] == 1.0
 
 
@@ -445,7 +447,7 @@ def test_a_text_is_answered_with_its_spans(learned, tmp_path, capsys):
     config, test = learned
     rows = [json.loads(line) for line in test.read_text().splitlines()]
     texts = write(tmp_path / "texts.jsonl", [as_spans(row) for row in rows])
-    columns = ("--data.text=text", "--data.label=spans")
+    columns = ("--data.text_column=text", "--data.label_column=spans")
     by_words = metrics_of(config.run.folder, test, capsys)
     by_text = metrics_of(config.run.folder, texts, capsys, *columns)
     for name in TASK.metrics:
@@ -507,7 +509,11 @@ def test_words_cut_off_are_wrong_and_said(learned, tmp_path, capsys):
 def test_settings_of_other_tasks_are_refused(learned):
     config, _ = learned
     with pytest.raises(ConfigError, match=r"data\.negative"):
-        run_training(configs.override(config, {"data.negative": "none", "run.folder": config.run.folder + "2"}))
+        run_training(
+            configs.override(
+                config, {"relation_extraction.no_relation_label": "none", "run.folder": config.run.folder + "2"}
+            )
+        )
 
 
 def test_plain_tags_are_learned_by_class(tmp_path, checkpoint_folder, capsys):
@@ -525,7 +531,7 @@ def test_plain_tags_are_learned_by_class(tmp_path, checkpoint_folder, capsys):
         "data.format": "word/tag",
         "data.max_length": 32,
         "model.dropout.all": 0.0,
-        "train.batch_size": 16,
+        "train.global_batch_size": 16,
         "train.max_steps": 60,
         "optim.lr": 5e-3,
         "eval.metric": "accuracy",

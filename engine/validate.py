@@ -1,0 +1,64 @@
+"""Checks between the recipe, the task, the model and the data: what would fail or have no effect is said first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from data.image_preprocessing import Preprocessing
+from engine.config import Config, ConfigError, all_settings, get
+from engine.tasks import TASKS, Task, TaskSettings
+from engine.tasks.task import no_labels
+from models import TaskModel
+
+
+def task_settings(config: Config, task: Task) -> TaskSettings:
+    """Return the settings that the task reads its data by, every column named; ConfigError for one without effect."""
+    _check_used(config, task)
+    own = getattr(config, task.section) if task.section else None
+    return TaskSettings(task.columns.fill(config.data), own)
+
+
+def _check_used(config: Config, task: Task) -> None:
+    """ConfigError for a setting that is not at its default and that this task does not read."""
+    default = Config()
+    unread = {other.section for other in TASKS.values()} - {task.section, ""}
+    unread |= set() if task.generates else {"generate"}
+    unread |= {"data.labels"} if task.find_labels is no_labels else set()
+    unread |= {"data.text_pair_column"} if task.columns.text_pair is None else set()
+    unread |= set() if task.problem in ("single-label", "multi-label") else {"data.teacher_file"}
+    for key in all_settings(default):
+        if {key, key.partition(".")[0]} & unread and get(config, key) != get(default, key):
+            raise ConfigError(f"{key} = {get(config, key)!r} has no effect on {config.run.task}: leave it out")
+    for name in ("mixup", "cutmix"):
+        if config.data.teacher_file and get(config, f"augment.image.{name}"):
+            raise ConfigError(
+                f"augment.image.{name} mixes two examples, of which data.teacher_file judges one: leave one out"
+            )
+
+
+def check_fit(config: Config, model: TaskModel, processor: Any) -> None:
+    """ConfigError when the inputs as `processor` prepares them do not fit what the model reads."""
+    if not isinstance(processor, Preprocessing):  # of images, which a ViT scales its positions to
+        _check_tokens(config, model, getattr(processor, "tokenizer", processor))  # a PairTokenizer holds one
+
+
+def _check_tokens(config: Config, model: TaskModel, tokenizer: Tokenizer) -> None:
+    """Texts or ids that exceed what the model has embeddings for."""
+    if config.data.max_length > model.max_length:
+        raise ConfigError(
+            f"data.max_length = {config.data.max_length}, but {config.model.name} has {model.max_length} positions: "
+            "lower data.max_length"
+        )
+    special = tokenizer.num_special_tokens_to_add(bool(config.data.text_pair_column))
+    if config.data.max_length <= special:
+        raise ConfigError(
+            f"data.max_length = {config.data.max_length} leaves no room beside {special} special tokens: raise it"
+        )
+    rows = model.backbone.config.vocab_size
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])  # more than their number, with gaps
+    if largest >= rows:
+        raise ConfigError(
+            f"{config.model.name}: the tokenizer gives {token!r} the id {largest}, the embedding has {rows} rows"
+        )
