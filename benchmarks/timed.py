@@ -26,8 +26,9 @@ from benchmarks import flops
 from benchmarks.flops import Sizes
 from data import Batch
 from engine import checkpoint, config, distributed, train
+from engine.cli import StopRequest
 from engine.config import Config
-from engine.distributed import Ranks, StopRequest
+from engine.distributed import Ranks
 from engine.ema import Ema
 from engine.log import RunLog
 from engine.precision import DTYPES, Precision
@@ -238,4 +239,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    distributed.run_command(main)
+    cli.run_command(main)

@@ -34,7 +34,8 @@ import models
 from data import Examples, copy_tokenizer
 from engine import config as configs
 from engine.config import Config, ConfigError
-from engine.distributed import Ranks, TrainingError, on_main
+from engine.distributed import Ranks, on_main
+from engine.errors import TrainingError
 from engine.precision import Precision
 from engine.state import TrainState
 

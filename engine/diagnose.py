@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from data import Batch
 from engine.config import TrainSettings
-from engine.distributed import Ranks, TrainingError, gather
+from engine.distributed import Ranks, gather
+from engine.errors import TrainingError
 from engine.precision import Precision
 from engine.regularize import seed_dropout
 from engine.state import TrainState

@@ -6,31 +6,20 @@ Host values (counts, flags, metrics) travel over gloo, also on GPUs, so that sum
 from __future__ import annotations
 
 import os
-import signal
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
 
-from data import Batch, DataError
+from data import Batch
 from engine.allocator import keep_freed_memory
 from engine.config import ConfigError
+from engine.errors import USER_ERRORS, TrainingError
 from engine.optim import without_gradient
-from models import ModelError
-
-
-class TrainingError(RuntimeError):
-    """The run cannot go on; the message is for the user."""
-
-
-USER_ERRORS = (ConfigError, DataError, ModelError, TrainingError)
 
 
 @dataclass(frozen=True)
@@ -140,81 +129,3 @@ def on_main(ranks: Ranks, function: Callable[..., Any], *args: Any) -> Any:
     if isinstance(result, BaseException):
         raise result
     return result
-
-
-class StopRequest:
-    """SIGINT, SIGTERM and SIGUSR1 only raise this flag, while listening; the loop reads it between two steps.
-
-    A second SIGINT kills. Where nothing would be saved, before and after the loop, signals do what they always do.
-    """
-
-    def __init__(self) -> None:
-        self.signal = 0
-        self._announce = False
-        self._before: dict[int, Any] = {}
-
-    def listen(self, announce: bool) -> None:
-        """announce: say so when the first signal comes; for the main rank."""
-        self._announce = announce
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            self._before[number] = signal.signal(number, self._receive)
-
-    def unlisten(self) -> None:
-        """Put back what was there before listen."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: object) -> None:
-        if self.signal and number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGINT)
-        if self._announce and not self.signal:  # not by print, which this may have interrupted
-            os.write(2, b"\nstopping after this step; Ctrl-C again ends at once\n")
-        self.signal = number
-
-    def __bool__(self) -> bool:
-        return bool(self.signal)
-
-    @property
-    def exit_code(self) -> int:
-        """128 + the signal, as a shell reports it; SIGTERM on a rank that stopped because another one was told to."""
-        return 128 + (self.signal or signal.SIGTERM)
-
-
-@record  # so that torchrun ends with the traceback of the rank that failed first
-def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Run a command line; a user's mistake ends in one sentence and code 2, never in a traceback.
-
-    Exit codes: 0 done; 1 a bug, with its traceback; 2 a user's mistake; 128 + n stopped by signal n, to be resumed.
-    """
-    try:
-        code = main(sys.argv[1:])
-    except USER_ERRORS as error:
-        _print_once(str(error))
-        code = 2
-    except KeyboardInterrupt:
-        code = 128 + signal.SIGINT
-    except BrokenPipeError:  # whoever read what is printed has gone, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-        code = 128 + signal.SIGPIPE
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    raise SystemExit(code)
-
-
-def _print_once(error: str) -> None:
-    """An error that all ranks have is rank 0's to print; one that rank 0 has not got within 2 s is a rank's own."""
-    rank = int(os.environ.get("RANK", 0))
-    own = "" if rank == 0 else f" (rank {rank})"
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        try:
-            store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=2))
-            if rank == 0:
-                store.set(error, "printed")
-            else:
-                store.wait([error])
-                return
-        except dist.DistError:
-            pass
-    print(f"error{own}: {error}", file=sys.stderr, flush=True)

@@ -15,7 +15,8 @@ import torch
 from tqdm import tqdm
 
 from engine.config import ConfigError
-from engine.distributed import Ranks, TrainingError
+from engine.distributed import Ranks
+from engine.errors import TrainingError
 
 
 class RunLog:

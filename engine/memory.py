@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from data import Batch, Examples, MicroBatching
-from engine.distributed import Ranks, TrainingError, gather
+from engine.distributed import Ranks, gather
+from engine.errors import TrainingError
 from engine.precision import Precision
 
 USED = 0.8  # of what is free; the rest is for what is not foreseen: fragments, kernels' own buffers, other programs

@@ -16,10 +16,10 @@ import torch
 
 import models
 from data import Examples, MicroBatching, evaluation_batches
-from engine import distributed, validate
+from engine import cli, distributed, validate
+from engine.cli import check_output, open_model, write_whole
 from engine.config import ConfigError, GenerateSettings
 from engine.distributed import Ranks
-from engine.evaluate import check_output, open_model, write_whole
 from engine.log import progress
 from engine.precision import Precision
 from engine.tasks import Task, find_task
@@ -82,4 +82,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    distributed.run_command(main)
+    cli.run_command(main)

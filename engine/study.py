@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from engine import config, distributed
+from engine import cli, config
 from engine.config import ConfigError, did_you_mean
 from engine.state import mode_of
 from engine.study_report import Line, add_gains, measure, read_run, table, write
@@ -316,4 +316,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    distributed.run_command(main)
+    cli.run_command(main)

@@ -19,10 +19,11 @@ from pathlib import Path
 import models
 from data import MicroBatching, sample_rows, steps_per_epoch, totals, training_steps
 from data.teacher import read_teacher
-from engine import checkpoint, config, diagnose, distributed, validate
+from engine import checkpoint, cli, config, diagnose, distributed, validate
 from engine import summary as describe
+from engine.cli import StopRequest
 from engine.config import Config
-from engine.distributed import Ranks, StopRequest
+from engine.distributed import Ranks
 from engine.ema import Ema
 from engine.evaluate import measure
 from engine.log import RunLog, require_tensorboard
@@ -193,4 +194,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    distributed.run_command(main)
+    cli.run_command(main)

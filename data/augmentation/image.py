@@ -34,12 +34,14 @@ class ImageAugmentation:
     """What is done to training images; 0 or "none" leaves an operation out."""
 
     seed: int
-    crop: float = 0.0  # smallest share of the area that a random crop leaves
-    flip: float = 0.0  # probability of left and right changing sides
-    rotate: float = 0.0  # largest angle, in degrees
-    jitter: float = 0.0  # brightness, contrast, saturation change by up to this factor, the hue by a quarter of it
-    policy: str = "none"  # or a key of POLICIES
-    erase: float = 0.0  # probability of a rectangle becoming the mean colour
+    random_crop_min_scale: float = 0.0  # smallest share of the area that a random crop leaves
+    horizontal_flip: float = 0.0  # probability of left and right changing sides
+    rotation_degrees: float = 0.0  # largest angle, in degrees
+    color_jitter: float = (
+        0.0  # brightness, contrast, saturation change by up to this factor, the hue by a quarter of it
+    )
+    auto_augment: str = "none"  # or a key of POLICIES
+    random_erasing: float = 0.0  # probability of a rectangle becoming the mean colour
     mixup: float = 0.0  # alpha of Beta(alpha, alpha), of which the share of the other image is drawn
     cutmix: float = 0.0  # the same; with both, one of them by the toss of a coin
 
@@ -59,14 +61,14 @@ class ImageAugmentation:
         from torchvision.transforms import v2
 
         steps: list[Any] = []
-        if self.flip:
-            steps.append(v2.RandomHorizontalFlip(self.flip))
-        if self.rotate:
-            steps.append(v2.RandomRotation(self.rotate, interpolation=v2.InterpolationMode.BILINEAR))
-        if self.jitter:
-            steps.append(v2.ColorJitter(self.jitter, self.jitter, self.jitter, self.jitter / 4))
-        if self.policy != "none":
-            steps.append(getattr(v2, POLICIES[self.policy])())
+        if self.horizontal_flip:
+            steps.append(v2.RandomHorizontalFlip(self.horizontal_flip))
+        if self.rotation_degrees:
+            steps.append(v2.RandomRotation(self.rotation_degrees, interpolation=v2.InterpolationMode.BILINEAR))
+        if self.color_jitter:
+            steps.append(v2.ColorJitter(self.color_jitter, self.color_jitter, self.color_jitter, self.color_jitter / 4))
+        if self.auto_augment != "none":
+            steps.append(getattr(v2, POLICIES[self.auto_augment])())
         return steps
 
     def apply(self, pixels: Tensor, how: Preprocessing, epoch: int, name: str) -> Tensor:
@@ -74,15 +76,17 @@ class ImageAugmentation:
         from torchvision.transforms import v2
 
         with drawn_from(self.seed, epoch, name):
-            if self.crop and how.shape is not None:
+            if self.random_crop_min_scale and how.shape is not None:
                 mode = v2.InterpolationMode.BILINEAR if how.resample == BILINEAR else v2.InterpolationMode.BICUBIC
-                pixels = v2.RandomResizedCrop(how.shape, (self.crop, 1.0), interpolation=mode, antialias=True)(pixels)
+                pixels = v2.RandomResizedCrop(
+                    how.shape, (self.random_crop_min_scale, 1.0), interpolation=mode, antialias=True
+                )(pixels)
             else:
                 pixels = fit(pixels, how)
             for step in self._before:
                 pixels = step(pixels)
             x = normalize(pixels, how)
-            return v2.RandomErasing(self.erase, SIZES, RATIOS)(x) if self.erase else x
+            return v2.RandomErasing(self.random_erasing, SIZES, RATIOS)(x) if self.random_erasing else x
 
 
 @dataclass(frozen=True)

@@ -49,9 +49,7 @@ def _read_dialogues(name: str, settings: TaskSettings, labelled: bool) -> list[R
 
 def _group(name: str, settings: TaskSettings, labelled: bool) -> str:
     """The column that the one file which is split must have."""
-    return (
-        settings.data.group_column if settings.is_training_split(name, labelled) else ""
-    )
+    return settings.data.group_column if settings.is_training_split(name, labelled) else ""
 
 
 def _encode_texts(
@@ -127,7 +125,8 @@ CAUSAL_LM = Task(
     head="causal-lm",
     metrics=METRICS,
     columns=Columns(text_pair=None, text="text", label=""),
-    section="causal_lm", generates=True,
+    section="causal_lm",
+    generates=True,
     read=_read_texts,
     encode=_encode_texts,
     measure=_measure,
@@ -139,7 +138,7 @@ DIALOGUE = Task(
     head="causal-lm",
     metrics=METRICS,
     columns=Columns(text_pair=None, text="messages", label=""),
-     generates=True,
+    generates=True,
     read=_read_dialogues,
     encode=_encode_dialogues,
     measure=_measure,

@@ -94,9 +94,7 @@ def _augment(examples: Any, rows: list[Row], encode: Encode, settings: AugmentSe
     """[augment.image]; ConfigError for changes of text."""
     default = TextAugmentSettings()
     given = [
-        f"augment.text.{f.name}"
-        for f in fields(default)
-        if getattr(settings.text, f.name) != getattr(default, f.name)
+        f"augment.text.{f.name}" for f in fields(default) if getattr(settings.text, f.name) != getattr(default, f.name)
     ]
     if given:
         raise ConfigError(f"{', '.join(given)}: without effect on images, leave it out; those are in augment.image")

@@ -37,7 +37,9 @@ def _find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str
 
 
 def _check_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Sequence[str]) -> None:
-    usual = settings.own.no_relation_label == RelationExtractionSettings.no_relation_label  # the name is then no claim that the file has it
+    usual = (
+        settings.own.no_relation_label == RelationExtractionSettings.no_relation_label
+    )  # the name is then no claim that the file has it
     if settings.own.no_relation_label and not usual and settings.own.no_relation_label not in labels:
         raise ConfigError(
             f"relation_extraction.no_relation_label = {settings.own.no_relation_label!r} is no label: {choose_from(settings.own.no_relation_label, labels)}"

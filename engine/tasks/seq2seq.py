@@ -169,7 +169,8 @@ def _samples(model: TaskModel, examples: TextExamples, settings: GenerateSetting
 
 SUMMARIZATION = Task(
     head="seq2seq-lm",
-    section="seq2seq", generates=True,
+    section="seq2seq",
+    generates=True,
     metrics=("rougeL", "rouge1", "rouge2", "rougeLsum", "length_ratio", "loss"),
     columns=Columns(text_pair=None, text="text", label="summary"),
     load=_load,

@@ -22,7 +22,7 @@ from data import load_tokenizer
 from engine import checkpoint, evaluate, predict
 from engine.checkpoint import claim, open_run, save, verify
 from engine.config import ConfigError, override
-from engine.distributed import TrainingError
+from engine.errors import TrainingError
 from engine.optim import build_optimizer
 from engine.precision import Precision
 from engine.state import TrainState

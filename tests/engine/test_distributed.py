@@ -28,8 +28,10 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 import models
 from data import DataError, TextExamples
 from engine import checkpoint, config, distributed, evaluate, predict, train
+from engine.cli import StopRequest
 from engine.config import Config, ConfigError, override
-from engine.distributed import Ranks, StopRequest, TrainingError
+from engine.distributed import Ranks
+from engine.errors import TrainingError
 from engine.tasks import TASKS
 from models import ModelError
 
@@ -390,4 +392,4 @@ def test_a_process_alone_needs_no_group():
 
 
 if __name__ == "__main__":
-    distributed.run_command(main)
+    cli.run_command(main)

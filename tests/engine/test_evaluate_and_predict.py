@@ -15,7 +15,7 @@ from support.runs import arguments_of, run_module, run_training, write_reviews
 from engine import config as configs
 from engine import evaluate, predict
 from engine.config import Config, ConfigError
-from engine.distributed import TrainingError
+from engine.errors import TrainingError
 from engine.metrics.text_classification import per_class_table
 from models import ModelError
 

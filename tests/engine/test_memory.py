@@ -14,7 +14,8 @@ from support.runs import CPU, logged_rows, run_module, run_training
 from data import MicroBatching
 from engine import memory as fit
 from engine.allocator import keep_freed_memory
-from engine.distributed import Ranks, TrainingError
+from engine.distributed import Ranks
+from engine.errors import TrainingError
 from models import TaskModel
 
 SHORT = {"model.dropout.all": 0.0, "train.max_steps": 8, "eval.every_steps": 100}

@@ -182,7 +182,9 @@ def test_r_drop_of_mixed_labels_is_at_the_examples_that_have_some(tmp_path):
     shares = teacher_of(model, batch).double().softmax(-1)
     shares[2] = torch.nan
     torch.manual_seed(3)
-    loss = training_objective(model, RegularizeSettings(r_drop_weight=1.0), None)(replace(batch, labels=shares)).loss_sum
+    loss = training_objective(model, RegularizeSettings(r_drop_weight=1.0), None)(
+        replace(batch, labels=shares)
+    ).loss_sum
     torch.manual_seed(3)
     first, second = model(replace(batch, labels=shares)), model(replace(batch, labels=shares))
     apart = divergence("image-classification", "single-label", first.logits, second.logits, batch)
@@ -368,7 +370,9 @@ def test_distillation_of_several_labels_is_of_each_of_them(tmp_path):
     model, batch = build(tmp_path, "bert", "sequence-classification", problem="multi-label")
     batch.labels[1, 0] = torch.nan
     teacher, t = teacher_of(model, batch), 2.0
-    out = training_objective(model, RegularizeSettings(distillation_weight=0.4, distillation_temperature=t), teacher)(batch)
+    out = training_objective(model, RegularizeSettings(distillation_weight=0.4, distillation_temperature=t), teacher)(
+        batch
+    )
     z, v = out.logits.detach(), teacher.double()
     expected = 0.6 * (z.sigmoid() - batch.labels) + 0.4 * t * ((z / t).sigmoid() - (v / t).sigmoid())
     expected[batch.labels.isnan()] = 0

@@ -33,8 +33,9 @@ from torch import nn
 import models
 from data import load_tokenizer
 from engine import checkpoint, train
+from engine.cli import StopRequest, run_command
 from engine.config import ConfigError, GenerateSettings, override
-from engine.distributed import StopRequest, TrainingError, run_command
+from engine.errors import TrainingError
 from engine.evaluate import evaluate
 from engine.log import RunLog
 from engine.optim import learning_rate

@@ -21,7 +21,7 @@ import pytest
 from support.runs import arguments_of, run_module, run_training
 
 import models
-from engine import distributed, train
+from engine import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:Unable to enable fault handler")  # torch's, about pytest's stderr
 
@@ -294,7 +294,7 @@ def outcome(arguments: list[str], monkeypatch, capsys) -> tuple[object, str, str
     capsys.readouterr()
     code: object = 0
     try:
-        distributed.run_command(train.main)  # torch's `record` turns SystemExit(0) into a plain return
+        cli.run_command(train.main)  # torch's `record` turns SystemExit(0) into a plain return
     except SystemExit as ended:
         code = ended.code
     return code, *capsys.readouterr()

@@ -70,7 +70,7 @@ def test_each_site_gets_its_own_rate(tmp_path, kind, head):
 def test_one_rate_is_for_every_site_but_drop_path(tmp_path, kind, head):
     model = tiny.scratch(tmp_path, kind, head, dropout=0.25)
     assert set(rates(model).values()) == {0.25}
-    assert model.backbone.config.rates.path == 0
+    assert model.backbone.config.rates.drop_path == 0
 
 
 @each_kind
@@ -83,9 +83,9 @@ def test_a_site_that_is_not_named_keeps_the_checkpoints_rate(tmp_path, kind, hea
 
 
 @each_kind
-@pytest.mark.parametrize("site", [*SITES, "path"])
+@pytest.mark.parametrize("site", [*SITES, "drop_path"])
 def test_each_site_drops_in_training_and_never_in_evaluation(tmp_path, kind, head, site):
-    if site not in (*sites_of(head), "path"):
+    if site not in (*sites_of(head), "drop_path"):
         pytest.skip("a language model has no dropout before its output")
     model = tiny.scratch(tmp_path, kind, head, dropout=dict.fromkeys(sites_of(head), 0.0) | {site: 0.5})
     inputs = tiny.inputs_of(model)
@@ -105,7 +105,7 @@ def test_each_site_drops_in_training_and_never_in_evaluation(tmp_path, kind, hea
 
 @each_kind
 def test_drop_path_rises_linearly_to_its_rate(tmp_path, kind, head):
-    model = tiny.scratch(tmp_path, kind, head, dropout={"path": 0.4})
+    model = tiny.scratch(tmp_path, kind, head, dropout={"drop_path": 0.4})
     for layers in stacks(model):
         count = len(layers)
         assert [layer.path for layer in layers] == pytest.approx([0.4 * i / max(1, count - 1) for i in range(count)])
@@ -123,7 +123,7 @@ def test_drop_path_takes_whole_texts_and_keeps_the_mean():
     assert (kept == 0).float().mean().item() == pytest.approx(0.3, abs=0.02)
 
 
-@pytest.mark.parametrize("dropout", [1.0, -0.1, {"hidden": 1}, {"heads": 0.1}, {"path": -1}])
+@pytest.mark.parametrize("dropout", [1.0, -0.1, {"hidden": 1}, {"heads": 0.1}, {"drop_path": -1}])
 def test_a_rate_or_site_that_cannot_be_is_refused(tmp_path, dropout):
     with pytest.raises(ModelError, match="rates from 0 to below 1"):
         tiny.scratch(tmp_path, "bert", "token-classification", dropout=dropout)

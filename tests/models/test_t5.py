@@ -152,7 +152,7 @@ def test_where_fp32_gradients_part_from_the_true_ones(tmp_path, activation, jump
     assert difference > 1e-3 if jumps else difference < 1e-5
 
 
-@pytest.mark.parametrize("site", ["embedding", "attention", "hidden", "path"])
+@pytest.mark.parametrize("site", ["embedding", "attention", "hidden", "drop_path"])
 def test_dropout_acts_at_each_site_in_training_only(tmp_path, site):
     model = tiny.scratch(
         tmp_path, "t5", "seq2seq-lm", dropout={**dict.fromkeys(["embedding", "attention", "hidden"], 0.0), site: 0.5}

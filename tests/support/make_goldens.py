@@ -25,7 +25,7 @@ from torch import Tensor
 from models import Inputs
 from support import zoo
 
-FOLDER = Path(__file__).parent / "goldens"
+FOLDER = Path(__file__).parent.parent / "goldens"
 # In the place of a kind's own where it has such a field: the folder is committed, and should stay small.
 SMALL = {
     **dict.fromkeys(("hidden_size", "dim", "n_embd", "d_model"), 12),

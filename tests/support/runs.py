@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 import models as native
 from engine import config as configs
 from engine.checkpoint import claim
+from engine.cli import StopRequest
 from engine.config import Config
-from engine.distributed import Ranks, StopRequest
+from engine.distributed import Ranks
 from engine.tasks import TASKS
 
 WORDS = ["good", "great", "fine", "lovely", "bad", "awful", "poor", "dull", "film", "story", "actor", "plot", "scene"]

@@ -121,7 +121,7 @@ def test_a_crop_is_of_the_image_and_has_the_size_of_the_model():
     pixels = torch.zeros(3, 40, 40, dtype=torch.uint8)
     pixels[0] = torch.arange(40) * 6  # red says the column, green the row
     pixels[1] = torch.arange(40)[:, None] * 6
-    crops = [ImageAugmentation(0, crop=0.2).apply(pixels, HOW, epoch, "a") for epoch in range(50)]
+    crops = [ImageAugmentation(0, random_crop_min_scale=0.2).apply(pixels, HOW, epoch, "a") for epoch in range(50)]
     assert {x.shape for x in crops} == {(3, 16, 16)}
     widths = torch.stack([(x[0, 0, -1] - x[0, 0, 0]) for x in crops])
     heights = torch.stack([(x[1, -1, 0] - x[1, 0, 0]) for x in crops])
@@ -132,7 +132,7 @@ def test_a_crop_is_of_the_image_and_has_the_size_of_the_model():
 
 def test_erasing_takes_the_mean_colour():
     pixels = torch.full((3, 20, 20), 255, dtype=torch.uint8)
-    x = ImageAugmentation(0, erase=1.0).apply(pixels, HOW, 0, "a")
+    x = ImageAugmentation(0, random_erasing=1.0).apply(pixels, HOW, 0, "a")
     share = (x == 0).float().mean()
     assert 0 < share < 0.4
     assert torch.equal((x == 0) | (x == 1), torch.ones_like(x, dtype=torch.bool))

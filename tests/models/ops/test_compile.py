@@ -31,7 +31,7 @@ def head_of(kind):
 
 
 def scratch(folder, kind, rate=0.0, path=0.0):
-    sites = {"embedding": rate, "attention": rate, "hidden": rate, "path": path}
+    sites = {"embedding": rate, "attention": rate, "hidden": rate, "drop_path": path}
     if not head_of(kind).endswith("-lm"):
         sites["head"] = rate
     return tiny.scratch(folder, kind, head_of(kind), dropout=sites).train()
