@@ -25,7 +25,7 @@ from torch import nn
 from benchmarks import flops
 from benchmarks.flops import Sizes
 from data import Batch
-from engine import checkpoint, config, distributed, train
+from engine import checkpoint, cli, config, distributed, train
 from engine.cli import StopRequest
 from engine.config import Config
 from engine.distributed import Ranks

@@ -16,6 +16,7 @@ import torch
 import models
 from data import Examples, MicroBatching, evaluation_batches
 from engine import cli, distributed, validate
+from engine.cli import check_output, open_model, write_whole
 from engine.config import (
     ConfigError,
     GenerateSettings,

@@ -27,7 +27,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 import models
 from data import DataError, TextExamples
-from engine import checkpoint, config, distributed, evaluate, predict, train
+from engine import checkpoint, cli, config, distributed, evaluate, predict, train
 from engine.cli import StopRequest
 from engine.config import Config, ConfigError, override
 from engine.distributed import Ranks

@@ -21,7 +21,7 @@ import pytest
 from support.runs import arguments_of, run_module, run_training
 
 import models
-from engine import train
+from engine import cli, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:Unable to enable fault handler")  # torch's, about pytest's stderr
 
