@@ -39,7 +39,7 @@ def run(
         parts.append(f"warning: no training example of {', '.join(map(repr, untaught[:MOST_LABELS]))}{more}")
     if full:
         parts.append(first_examples(train_set, processor, model.labels))
-        sheet = TASKS[config.run.task].sheet(train_set, Path(f"{config.run.folder}-augmented.png"))
+        sheet = TASKS[config.run.task].show_augmented(train_set, Path(f"{config.run.folder}-augmented.png"))
         parts += [sheet] if sheet else []
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

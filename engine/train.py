@@ -60,7 +60,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
 
     # 3. Data as examples, encoded once; the training ones may be augmented, anew in each epoch. How a step is cut for
     # this machine is no part of the recipe.
-    processor = task.load(folder_in)
+    processor = task.load_processor(folder_in)
     validate.check_fit(cfg, model, processor)
     encode = task.encoder(processor, settings, model.labels)
     train_set, validation_set, test_set = encode(train_rows), encode(validation_rows), encode(test_rows)
@@ -160,7 +160,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
                 seen = measure(model, seen_set, task, amp, ranks, cfg.eval.batch_tokens, cfg.generate)
                 log.evaluation(state.step, metrics, seen, is_best, time.perf_counter() - clock)
                 if ranks.is_main and (
-                    texts := task.samples(model, validation_set, cfg.generate, cfg.eval.num_shown_generations)
+                    texts := task.show_generations(model, validation_set, cfg.generate, cfg.eval.num_shown_generations)
                 ):
                     log.say(texts)
                 if is_best:

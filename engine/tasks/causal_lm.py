@@ -129,10 +129,10 @@ CAUSAL_LM = Task(
     generates=True,
     read=_read_texts,
     encode=_encode_texts,
-    measure=_measure,
-    summarize=_summarize,
-    predict=continue_prompts,
-    samples=_sample_texts,
+    evaluate_batch=_measure,
+    compute_metrics=_summarize,
+    predict_batch=continue_prompts,
+    show_generations=_sample_texts,
 )
 DIALOGUE = Task(
     head="causal-lm",
@@ -141,8 +141,8 @@ DIALOGUE = Task(
     generates=True,
     read=_read_dialogues,
     encode=_encode_dialogues,
-    measure=_measure,
-    summarize=_summarize,
-    predict=continue_prompts,
-    samples=_sample_replies,
+    evaluate_batch=_measure,
+    compute_metrics=_summarize,
+    predict_batch=continue_prompts,
+    show_generations=_sample_replies,
 )

@@ -116,8 +116,8 @@ QUESTION_ANSWERING = Task(
     section="question_answering",
     read=_read,
     encode=_encode,
-    measure=measure_answers,
-    summarize=summarize_answers,
-    predict=predict_answers,
+    evaluate_batch=measure_answers,
+    compute_metrics=summarize_answers,
+    predict_batch=predict_answers,
     augment=augment_questions,
 )

@@ -95,9 +95,9 @@ RELATION_EXTRACTION = Task(
     find_labels=_find_labels,
     check_labels=_check_labels,
     encode=_encode,
-    measure=_measure,
-    summarize=_summarize,
-    predict=_predict,
+    evaluate_batch=_measure,
+    compute_metrics=_summarize,
+    predict_batch=_predict,
     augment=augment_relations,
-    table=metrics.relation_table,
+    format_table=metrics.relation_table,
 )

@@ -40,7 +40,7 @@ def no_text(*_: Any) -> str:
 class Task:
     """One value a task; engine/tasks/__init__.py has the table. Rows that are bad raise one DataError with all of them.
 
-    measure: runs the model on a batch and returns a fp64 vector that adds over batches and ranks, zeros for an empty
+    evaluate_batch: runs the model on a batch and returns a fp64 vector that adds over batches and ranks, zeros for an empty
     batch. predict: one output row for each example of a batch, in its order; the engine adds the ids.
     """
 
@@ -50,9 +50,9 @@ class Task:
     encode: Callable[
         [list[Row], Any, TaskSettings, Sequence[str], bool], Examples
     ]  # (rows, processor, settings, labels, with)
-    measure: Callable[[TaskModel, Batch, Any, GenerateSettings], Tensor]
-    summarize: Callable[[Tensor, Sequence[str]], dict[str, float]]
-    predict: Callable[[TaskModel, Batch, Any, GenerateSettings], list[dict[str, Any]]]
+    evaluate_batch: Callable[[TaskModel, Batch, Any, GenerateSettings], Tensor]
+    compute_metrics: Callable[[Tensor, Sequence[str]], dict[str, float]]
+    predict_batch: Callable[[TaskModel, Batch, Any, GenerateSettings], list[dict[str, Any]]]
     find_labels: Callable[[str, list[Row], TaskSettings], list[str]] = no_labels
     check_labels: Callable[[str, list[Row], TaskSettings, Sequence[str]], None] = any_labels
     columns: Columns = Columns()
@@ -60,11 +60,15 @@ class Task:
     generates: bool = False  # does it write texts, and so read [generate]?
     problem: str | None = None  # of a classifier: single-label, multi-label, regression
     stratify: bool = False  # is each label held out in proportion?
-    load: Callable[[Path], Any] = load_tokenizer  # what a checkpoint folder prepares its inputs with
+    load_processor: Callable[[Path], Any] = load_tokenizer  # what a checkpoint folder prepares its inputs with
     augment: Callable[[Any, list[Row], Encode, AugmentSettings, int], Examples] = refuse_augmentation
-    sheet: Callable[[Any, Path], str] = sheet_of_texts  # augmented samples, for a dry run; pictures go to the path
-    samples: Callable[[TaskModel, Any, GenerateSettings, int], str] = no_text  # (.., count): shown after an evaluation
-    table: Callable[[Tensor, Sequence[str]], str] = no_text  # what `engine.evaluate` prints beside the metrics
+    show_augmented: Callable[[Any, Path], str] = (
+        sheet_of_texts  # augmented samples, for a dry run; pictures go to the path
+    )
+    show_generations: Callable[[TaskModel, Any, GenerateSettings, int], str] = (
+        no_text  # (.., count): shown after an evaluation
+    )
+    format_table: Callable[[Tensor, Sequence[str]], str] = no_text  # what `engine.evaluate` prints beside the metrics
 
     def encoder(self, processor: Any, settings: TaskSettings, labels: Sequence[str]) -> Encode:
         """How labelled rows become examples."""

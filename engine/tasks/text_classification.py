@@ -104,10 +104,10 @@ TEXT_CLASSIFICATION = Task(
     find_labels=_find_labels,
     check_labels=_check_labels,
     encode=_encode_texts,
-    measure=count_classes,
-    summarize=summarize_classes,
-    predict=predict_classes,
-    table=metrics.per_class_table,
+    evaluate_batch=count_classes,
+    compute_metrics=summarize_classes,
+    predict_batch=predict_classes,
+    format_table=metrics.per_class_table,
     augment=augment_texts,
 )
 
@@ -173,11 +173,11 @@ MULTI_LABEL_CLASSIFICATION = Task(
     find_labels=_find_label_sets,
     check_labels=_check_label_sets,
     encode=_encode_label_sets,
-    measure=_count_labels,
-    summarize=_summarize_labels,
-    predict=_predict_labels,
+    evaluate_batch=_count_labels,
+    compute_metrics=_summarize_labels,
+    predict_batch=_predict_labels,
     augment=augment_texts,
-    table=metrics.per_label_table,
+    format_table=metrics.per_label_table,
 )
 
 
@@ -227,8 +227,8 @@ TEXT_REGRESSION = Task(
     read=_read_scores,
     find_labels=_name_score,
     encode=_encode_scores,
-    measure=_compare_scores,
-    summarize=_summarize_scores,
-    predict=_predict_scores,
+    evaluate_batch=_compare_scores,
+    compute_metrics=_summarize_scores,
+    predict_batch=_predict_scores,
     augment=augment_texts,
 )

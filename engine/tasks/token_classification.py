@@ -130,9 +130,9 @@ TOKEN_CLASSIFICATION = Task(
     find_labels=_find_labels,
     check_labels=_check_labels,
     encode=_encode,
-    measure=_measure,
-    summarize=metrics.tagging_metrics,
-    predict=_predict,
+    evaluate_batch=_measure,
+    compute_metrics=metrics.tagging_metrics,
+    predict_batch=_predict,
     augment=augment_tagged,
-    table=metrics.type_table,
+    format_table=metrics.type_table,
 )

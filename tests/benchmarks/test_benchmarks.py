@@ -67,7 +67,7 @@ def load(cfg: Config, steps: int = 10) -> tuple[TaskModel, list[Batch]]:
     data = task.columns.fill(cfg.data)
     rows, _, _, labels = read_training_data(task, data, cfg.run.seed)
     model, folder = build_model(cfg.model, task, labels, 0.0, cfg.run.seed, None)
-    examples = task.encoder(task.load(folder), data, model.labels)(rows)
+    examples = task.encoder(task.load_processor(folder), data, model.labels)(rows)
     groups = training_steps(examples, cfg.train.global_batch_size, cfg.run.seed, MicroBatching())
     return model, [batch for _ in range(steps) for batch in next(groups)]
 

@@ -195,7 +195,7 @@ def test_features_are_our_examples_token_by_token(work, files, tmp_path):
     task = TASKS[job["task"]]
     data = task.columns.fill(recipe.data)
     labels = list(label_numbers(job)) if work == "minilm-short" else []
-    ours = task.encode(task.read(str(file), data, True), task.load(folder), data, labels, True)
+    ours = task.encode(task.read(str(file), data, True), task.load_processor(folder), data, labels, True)
     theirs = ENCODERS[job["task"]](rows, load_tokenizer(folder), job)
     assert len(ours) == len(theirs) > 40
     assert [num_tokens(feature, job["task"]) for feature in theirs] == ours.lengths.tolist()

@@ -55,7 +55,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     model = models.from_pretrained(best, head=task.head).eval()
     data = task.columns.fill(config.data)
     labelled, unlabelled = (
-        task.encode(task.read(data.validation, data, known), task.load(best), data, model.labels, known)
+        task.encode(task.read(data.validation, data, known), task.load_processor(best), data, model.labels, known)
         for known in (True, False)
     )
     return Trained(task, config, model, labelled, unlabelled)
@@ -82,13 +82,13 @@ def batches(examples: Examples, cut: MicroBatching, world: int) -> list[Any]:
 @torch.no_grad()
 def statistics(trained: Trained, cut: MicroBatching, world: int) -> torch.Tensor:
     every = [trained.examples.batch([]), *batches(trained.examples, cut, world)]
-    measured = [trained.task.measure(trained.model, b, trained.examples, trained.config.generate) for b in every]
+    measured = [trained.task.evaluate_batch(trained.model, b, trained.examples, trained.config.generate) for b in every]
     assert all(m.dtype == torch.float64 and m.shape == measured[0].shape for m in measured)
     return torch.stack(measured).sum(0)
 
 
 def test_every_metric_is_measured_and_the_watched_one_is_a_number(trained):
-    metrics = trained.task.summarize(statistics(trained, MicroBatching(), 1), trained.model.labels)
+    metrics = trained.task.compute_metrics(statistics(trained, MicroBatching(), 1), trained.model.labels)
     assert set(metrics) >= set(trained.task.metrics)
     assert math.isfinite(metrics[trained.task.metrics[0]])
     assert metrics["loss"] > 0
@@ -96,17 +96,17 @@ def test_every_metric_is_measured_and_the_watched_one_is_a_number(trained):
 
 def test_an_empty_batch_measures_zeros(trained):
     empty = trained.examples.batch([])
-    assert not trained.task.measure(trained.model, empty, trained.examples, trained.config.generate).any()
+    assert not trained.task.evaluate_batch(trained.model, empty, trained.examples, trained.config.generate).any()
     assert (
-        trained.task.predict(trained.model, trained.unlabelled.batch([]), trained.unlabelled, trained.config.generate)
+        trained.task.predict_batch(trained.model, trained.unlabelled.batch([]), trained.unlabelled, trained.config.generate)
         == []
     )
 
 
 def test_p02_metrics_do_not_depend_on_the_batch_or_the_ranks(trained):
-    expected = trained.task.summarize(statistics(trained, MicroBatching(), 1), trained.model.labels)
+    expected = trained.task.compute_metrics(statistics(trained, MicroBatching(), 1), trained.model.labels)
     for cut, world in CUTS:
-        found = trained.task.summarize(statistics(trained, cut, world), trained.model.labels)
+        found = trained.task.compute_metrics(statistics(trained, cut, world), trained.model.labels)
         assert found == pytest.approx(expected, rel=1e-6, abs=1e-6, nan_ok=True), cut
 
 
@@ -115,7 +115,7 @@ def test_p03_each_example_is_predicted_once_and_alike_in_any_company(trained):
     def rows(cut: MicroBatching, world: int) -> dict[int, dict[str, Any]]:
         found: dict[int, dict[str, Any]] = {}
         for batch in batches(trained.unlabelled, cut, world):
-            predicted = trained.task.predict(trained.model, batch, trained.unlabelled, trained.config.generate)
+            predicted = trained.task.predict_batch(trained.model, batch, trained.unlabelled, trained.config.generate)
             for index, row in zip(batch.indices, predicted, strict=True):
                 assert index not in found
                 found[index] = row
@@ -135,7 +135,7 @@ JUDGED_WHOLE = {"text-classification", "multi-label-classification", "relation-e
 @torch.no_grad()
 def test_what_is_predicted_of_a_whole_example_has_the_logits_a_student_learns_from(trained):
     batch = trained.unlabelled.batch(range(len(trained.unlabelled)))
-    rows = trained.task.predict(trained.model, batch, trained.unlabelled, trained.config.generate)
+    rows = trained.task.predict_batch(trained.model, batch, trained.unlabelled, trained.config.generate)
     if trained.config.run.task not in JUDGED_WHOLE:
         assert not any("logits" in row for row in rows)
         return

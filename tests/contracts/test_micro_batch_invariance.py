@@ -174,16 +174,16 @@ def test_p02_evaluation_is_the_same_for_every_batch_size_and_rank_count(tiny):
     model, examples = load(tiny())
     amp = Precision("fp32", CPU.device)
     generate = GenerateSettings()
-    whole = task.summarize(evaluate(model, examples, task, amp, CPU, 10**9, generate), model.labels)
+    whole = task.compute_metrics(evaluate(model, examples, task, amp, CPU, 10**9, generate), model.labels)
     for tokens in (1, 40, 300):
-        found = task.summarize(evaluate(model, examples, task, amp, CPU, tokens, generate), model.labels)
+        found = task.compute_metrics(evaluate(model, examples, task, amp, CPU, tokens, generate), model.labels)
         assert found == pytest.approx(whole, rel=1e-6)
     for world_size in (2, 3):
         parts = [
             evaluate(model, examples, task, amp, distributed.Ranks(rank, world_size, CPU.device), 100, generate)
             for rank in range(world_size)
         ]
-        assert task.summarize(sum(parts), model.labels) == pytest.approx(whole, rel=1e-6)
+        assert task.compute_metrics(sum(parts), model.labels) == pytest.approx(whole, rel=1e-6)
 
 
 def test_p03_every_id_is_predicted_once_in_the_order_of_the_file(tiny):

@@ -46,7 +46,7 @@ SETTINGS = {
 }
 COUNTS = [1, 2, 5, 33]
 PRINTS_STATISTICS = replace(
-    TASKS["text-classification"], table=lambda statistics, labels: json.dumps(statistics.tolist())
+    TASKS["text-classification"], format_table=lambda statistics, labels: json.dumps(statistics.tolist())
 )
 
 

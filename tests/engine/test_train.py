@@ -152,7 +152,7 @@ def test_the_test_data_is_measured_once_with_the_best_weights(tiny, tmp_path, mo
         rows = task.read(str(test), config.data, True)
         examples = task.encode(rows, load_tokenizer(folder), config.data, model.labels, True)
         statistics = evaluate(model, examples, task, Precision("fp32", CPU.device), CPU, 4096, GenerateSettings())
-        losses[name] = task.summarize(statistics, model.labels)["loss"]
+        losses[name] = task.compute_metrics(statistics, model.labels)["loss"]
     assert result["test_loss"] == losses["best"] != losses["last"]
     assert logged_rows(config.run.folder)[-1]["test_loss"] == losses["best"]
 

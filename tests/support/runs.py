@@ -94,7 +94,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, values: list[float], metric: str =
     """One metric takes these values, one an evaluation."""
     script, task = iter(values), TASKS["text-classification"]
     patched = replace(
-        task, summarize=lambda statistics, labels: task.summarize(statistics, labels) | {metric: next(script)}
+        task, compute_metrics=lambda statistics, labels: task.compute_metrics(statistics, labels) | {metric: next(script)}
     )
     monkeypatch.setitem(TASKS, "text-classification", patched)
 

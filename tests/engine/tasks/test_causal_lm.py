@@ -210,7 +210,7 @@ def test_p02_measured_is_plain_cross_entropy_whatever_the_batches(by_bytes, tmp_
         tokens += len(target)
     num_bytes = sum(len(text.encode()) for text in TEXTS)
     for batch_tokens in (1, 50, 4096):
-        metrics = LM.summarize(measured(model, examples, batch_tokens), ())
+        metrics = LM.compute_metrics(measured(model, examples, batch_tokens), ())
         assert metrics["perplexity"] == pytest.approx(math.exp(loss_sum / tokens), rel=1e-6)
         assert metrics["bits_per_byte"] == pytest.approx(loss_sum / math.log(2) / num_bytes, rel=1e-6)
         assert metrics["loss"] == pytest.approx(loss_sum / tokens, rel=1e-6)
@@ -287,7 +287,7 @@ def lines(model, examples, batch_tokens=4096, ranks=1, **changes) -> list[dict]:
     for rank in range(ranks):
         for part in evaluation_batches(examples, MicroBatching(tokens=batch_tokens, rank=rank, world_size=ranks)):
             batch = examples.batch(part)
-            found |= dict(zip(batch.indices, LM.predict(model, batch, examples, settings), strict=True))
+            found |= dict(zip(batch.indices, LM.predict_batch(model, batch, examples, settings), strict=True))
     return [found[i] for i in range(len(examples))]
 
 
@@ -357,10 +357,10 @@ def test_settings_come_from_the_recipe_and_the_config_not_from_the_checkpoint(tm
 def test_samples_show_texts_and_their_continuations(prompted, by_bytes):
     model, _ = prompted
     examples = encode_language(rows_of(["床前明月光", "very good"]), by_bytes, max_length=64)
-    shown = LM.samples(model, examples, GenerateSettings(max_new_tokens=3), 3).splitlines()
+    shown = LM.show_generations(model, examples, GenerateSettings(max_new_tokens=3), 3).splitlines()
     assert [line.split(":")[0] for line in shown] == ["  sample 1", "  sample 2"]
     assert f"{END}ver' -> '" in shown[1].replace('"', "'")
-    assert LM.samples(model, examples, GenerateSettings(), 0) == ""
+    assert LM.show_generations(model, examples, GenerateSettings(), 0) == ""
 
 
 # Learning

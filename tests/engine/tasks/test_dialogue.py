@@ -237,7 +237,7 @@ def test_perplexity_is_of_replies_only_whatever_the_batches(by_words, tmp_path):
                 tokens += 1
     for batch_tokens in (1, 12, 4096):
         statistics = evaluate.evaluate(model, examples, DIALOGUE, AMP, CPU, batch_tokens, GenerateSettings())
-        metrics = DIALOGUE.summarize(statistics, ())
+        metrics = DIALOGUE.compute_metrics(statistics, ())
         assert statistics[2] == tokens
         assert metrics["loss"] == pytest.approx(loss_sum / tokens, rel=1e-6)
         assert metrics["perplexity"] == pytest.approx(torch.tensor(loss_sum / tokens).exp().item(), rel=1e-5)
@@ -248,7 +248,7 @@ def test_a_predicted_reply_scores_what_evaluation_says_of_it(by_words, tmp_path)
     model = random_model(tmp_path, seed=4)
     asked = [conversation("the cat"), conversation("red", "dog", "very green house")]
     prompts = encoded(by_words, *asked, labelled=False)
-    rows = DIALOGUE.predict(model, prompts.batch([0, 1]), prompts, GenerateSettings(max_new_tokens=5))
+    rows = DIALOGUE.predict_batch(model, prompts.batch([0, 1]), prompts, GenerateSettings(max_new_tokens=5))
     for turns, row in zip(asked, rows, strict=True):
         examples = encoded(by_words, [*turns, Turn("assistant", row["text"])])
         loss_sum = 0.0
@@ -266,7 +266,7 @@ def test_a_predicted_reply_scores_what_evaluation_says_of_it(by_words, tmp_path)
 def test_samples_answer_the_last_question(by_words, tmp_path):
     model = random_model(tmp_path)
     examples = encoded(by_words, conversation("the cat", "a dog", "red", "very green"), conversation("blue", "saw"))
-    lines = DIALOGUE.samples(model, examples, GenerateSettings(max_new_tokens=2), 5).splitlines()
+    lines = DIALOGUE.show_generations(model, examples, GenerateSettings(max_new_tokens=2), 5).splitlines()
     assert [line.partition(" -> ")[0] for line in lines] == [
         "  sample 1: 'the cat <|endoftext|> a dog <|endoftext|> red <|endoftext|>'",
         "  sample 2: 'blue <|endoftext|>'",

@@ -385,27 +385,27 @@ def load(config: Config, source: Path, labelled: bool = True) -> tuple[models.Ta
 def test_p02_p03_metrics_and_predictions_do_not_depend_on_batches_or_ranks(answered):
     model, examples = load(*answered)
     assert (np.diff(examples.sequences) > 1).mean() > 0.3
-    whole = TASK.measure(model, examples.batch(range(len(examples))), examples, GenerateSettings())
-    expected = TASK.summarize(whole, [])
-    rows = TASK.predict(model, examples.batch(range(len(examples))), examples, GenerateSettings())
-    empty = TASK.measure(model, examples.batch([]), examples, GenerateSettings())
+    whole = TASK.evaluate_batch(model, examples.batch(range(len(examples))), examples, GenerateSettings())
+    expected = TASK.compute_metrics(whole, [])
+    rows = TASK.predict_batch(model, examples.batch(range(len(examples))), examples, GenerateSettings())
+    empty = TASK.evaluate_batch(model, examples.batch([]), examples, GenerateSettings())
     assert not empty.any()
     for size, world_size in ((1, 1), (3, 1), (16, 1), (5, 2), (7, 3)):
         total, seen = empty.clone(), {}
         for rank in range(world_size):
             for part in evaluation_batches(examples, MicroBatching(examples=size, rank=rank, world_size=world_size)):
                 batch = examples.batch(part)
-                total += TASK.measure(model, batch, examples, GenerateSettings())
+                total += TASK.evaluate_batch(model, batch, examples, GenerateSettings())
                 for index, row in zip(
-                    batch.indices, TASK.predict(model, batch, examples, GenerateSettings()), strict=True
+                    batch.indices, TASK.predict_batch(model, batch, examples, GenerateSettings()), strict=True
                 ):
                     assert index not in seen
                     seen[index] = row
-        assert TASK.summarize(total, []) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+        assert TASK.compute_metrics(total, []) == pytest.approx(expected, rel=1e-5, abs=1e-6)
         assert [(seen[i]["answer"], seen[i]["start"]) for i in range(len(examples))] == [
             (row["answer"], row["start"]) for row in rows
         ]
-    assert TASK.predict(model, examples.batch([]), examples, GenerateSettings()) == []
+    assert TASK.predict_batch(model, examples.batch([]), examples, GenerateSettings()) == []
 
 
 def test_p01_the_loss_of_a_step_does_not_depend_on_how_it_is_cut(answered):
@@ -446,7 +446,7 @@ def test_predictions_need_no_answers(answered, tmp_path):
     model, examples = load(config, source, labelled=False)
     assert examples.labels is None
     with pytest.raises(TypeError, match="only labelled examples"):
-        TASK.measure(model, examples.batch([0]), examples, GenerateSettings())
+        TASK.evaluate_batch(model, examples.batch([0]), examples, GenerateSettings())
 
 
 def test_the_held_out_contexts_are_unseen_when_no_validation_file_is_given():

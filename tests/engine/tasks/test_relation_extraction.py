@@ -575,8 +575,8 @@ def test_p02_p03_evaluation_depends_neither_on_batches_nor_on_ranks(learned):
             cut = MicroBatching(examples=size, rank=rank, world_size=world)
             batches += [examples.batch(part) for part in evaluation_batches(examples, cut)]
         assert sorted(np.concatenate([batch.indices for batch in batches])) == [*range(len(examples))]
-        total = sum(TASK.measure(model, batch, examples, GenerateSettings()) for batch in batches)
-        return TASK.summarize(total, model.labels)
+        total = sum(TASK.evaluate_batch(model, batch, examples, GenerateSettings()) for batch in batches)
+        return TASK.compute_metrics(total, model.labels)
 
     expected = metrics(len(examples), 1)
     for size in (1, 3, 16):

@@ -196,7 +196,7 @@ def test_a_missing_parallel_file_is_named_with_what_would_be_read(tmp_path):
 def test_a_recipe_reads_parallel_files(tmp_path):
     name = write_parallel(tmp_path, b"a b\nc\n", "一二\n三\n".encode())
     task, data = TASKS["translation"], DataSettings(train=name, format="parallel", text_column="en", label_column="zh")
-    examples = task.encode(task.read(name, data, True), task.load(write_t5(tmp_path / "t5")), data, (), True)
+    examples = task.encode(task.read(name, data, True), task.load_processor(write_t5(tmp_path / "t5")), data, (), True)
     assert examples.target(0) == [VOCABULARY["一"], VOCABULARY["二"], 1]
 
 
@@ -204,7 +204,7 @@ def test_a_recipe_reads_parallel_files(tmp_path):
 
 
 def encoded(tmp_path: Path, rows: list[dict[str, str]], **settings: Any) -> TextExamples:
-    processor = TASKS["summarization"].load(write_t5(tmp_path / "t5"))
+    processor = TASKS["summarization"].load_processor(write_t5(tmp_path / "t5"))
     pairs = [Row(str(i), i, row) for i, row in enumerate(rows, 1)]
     return encode_pairs(pairs, processor, **{"source": "text", "target": "summary", "max_length": 20} | settings)
 
@@ -230,7 +230,7 @@ def test_sources_and_targets_are_cut_each_to_its_own_length_and_counted(tmp_path
 
 def test_the_decoder_reads_the_target_one_token_late_after_the_start_of_config_json(tmp_path):
     folder = write_t5(tmp_path / "t5", decoder_start_token_id=5)
-    processor = TASKS["summarization"].load(folder)
+    processor = TASKS["summarization"].load_processor(folder)
     rows = [Row("1", 1, {"text": "a b", "summary": "b"}), Row("2", 2, {"text": "c", "summary": "d e f"})]
     batch = encode_pairs(rows, processor, source="text", target="summary", max_length=9).batch([1, 0])
     d, e, f, b = (VOCABULARY[word] for word in "defb")
@@ -270,7 +270,7 @@ def test_the_loss_of_teacher_forcing_is_that_of_transformers(tmp_path):
 )
 def test_a_model_that_could_not_begin_or_end_a_text_is_an_error(changes, reason, tmp_path):
     with pytest.raises(DataError, match=reason):
-        TASKS["summarization"].load(write_t5(tmp_path / "t5", **changes))
+        TASKS["summarization"].load_processor(write_t5(tmp_path / "t5", **changes))
 
 
 def test_the_first_examples_show_what_is_to_be_written(tmp_path):
@@ -292,7 +292,7 @@ def test_p12_written_texts_have_no_padding_and_no_ids_out_of_range(beams, tmp_pa
 
     data = task.columns.fill(DataSettings())
     rows = [Row(str(i), i, row) for i, row in enumerate(problem("copy", 40, 2, 1, 9))]
-    examples = task.encode(rows, task.load(tmp_path / "t5"), data, (), True)
+    examples = task.encode(rows, task.load_processor(tmp_path / "t5"), data, (), True)
     written = write(model, range(40), examples, GenerateSettings(max_new_tokens=7, num_beams=beams))
     assert len(written) == 40
     for text, one in written:
@@ -308,7 +308,7 @@ def test_sampled_texts_do_not_depend_on_their_company(tmp_path):
     task, generate = TASKS["summarization"], GenerateSettings(max_new_tokens=6, do_sample=True)
     model = native.from_pretrained(write_t5(tmp_path / "t5"), head="seq2seq-lm", init="scratch", seed=5)
     rows = [Row(str(i), i, row) for i, row in enumerate(problem("copy", 9, 2, 1, 9))]
-    examples = task.encode(rows, task.load(tmp_path / "t5"), task.columns.fill(DataSettings()), (), True)
+    examples = task.encode(rows, task.load_processor(tmp_path / "t5"), task.columns.fill(DataSettings()), (), True)
     together = [text for text, _ in write(model, range(9), examples, generate)]
     assert [text for i in range(9) for text, _ in write(model, [i], examples, generate)] == together
     assert len(set(together)) > 5
@@ -321,7 +321,7 @@ def test_the_shipped_messages_are_pairs_that_the_shipped_tokenizer_knows():
     folder = "package:data/samples/django_messages"
     rows = read_pairs(f"{folder}/messages.jsonl", "source", "target")
     assert len(rows) == len({row.values["source"].lower() for row in rows}) == 783
-    processor = TASKS["translation"].load(locate(f"{folder}/model"))
+    processor = TASKS["translation"].load_processor(locate(f"{folder}/model"))
     unknown = processor.token_to_id("<unk>")
     examples = encode_pairs(rows, processor, target="target", max_length=200, max_target_length=200)
     assert unknown not in [*examples.input_ids, *examples.target_ids]

@@ -448,18 +448,18 @@ def test_p02_metrics_do_not_depend_on_batches_or_ranks(learned, size, world_size
     task = TASKS[config.run.task]
     data = task.columns.fill(config.data)
     model = models.from_pretrained(f"{config.run.folder}/best", head=task.head).eval()
-    processor = task.load(Path(config.run.folder) / "best")
+    processor = task.load_processor(Path(config.run.folder) / "best")
     examples = task.encode(task.read(str(test), data, True), processor, data, model.labels, True)
     with torch.no_grad():
-        whole = task.measure(model, examples.batch(range(len(examples))), examples, GenerateSettings())
+        whole = task.evaluate_batch(model, examples.batch(range(len(examples))), examples, GenerateSettings())
         total = torch.zeros_like(whole)
         for rank in range(world_size):
-            total += task.measure(model, examples.batch([]), examples, GenerateSettings())  # zeros
+            total += task.evaluate_batch(model, examples.batch([]), examples, GenerateSettings())  # zeros
             for part in evaluation_batches(examples, MicroBatching(examples=size, rank=rank, world_size=world_size)):
-                total += task.measure(model, examples.batch(part), examples, GenerateSettings())
+                total += task.evaluate_batch(model, examples.batch(part), examples, GenerateSettings())
     assert total.dtype == torch.float64
-    expected = task.summarize(whole, model.labels)
-    for name, value in task.summarize(total, model.labels).items():
+    expected = task.compute_metrics(whole, model.labels)
+    for name, value in task.compute_metrics(total, model.labels).items():
         assert value == pytest.approx(expected[name], rel=1e-5), name
 
 

@@ -484,10 +484,12 @@ def test_p02_p03_evaluation_depends_neither_on_batches_nor_on_ranks(learned, max
             batches += [examples.batch(part) for part in evaluation_batches(examples, cut)]
         assert sorted(np.concatenate([batch.indices for batch in batches])) == [*range(len(examples))]
         for batch in batches:
-            found = TASK.predict(model, batch, examples, GenerateSettings())
+            found = TASK.predict_batch(model, batch, examples, GenerateSettings())
             for index, row in zip(batch.indices, found, strict=True):
                 assert row["tags"] == predicted.setdefault(index, row)["tags"]
-        return TASK.summarize(sum(TASK.measure(model, b, examples, GenerateSettings()) for b in batches), model.labels)
+        return TASK.compute_metrics(
+            sum(TASK.evaluate_batch(model, b, examples, GenerateSettings()) for b in batches), model.labels
+        )
 
     expected = metrics(len(examples), 1)
     for size, world in ((1, 1), (3, 2), (16, 3), (len(examples), 3)):
