@@ -45,6 +45,13 @@ class Batch:
         """All that the model reads."""
         return sum(self.lengths) + sum(self.decoder_lengths) + self.image_tokens
 
+    @property
+    def required_labels(self) -> Tensor:
+        """The labels; TypeError for an unlabelled batch."""
+        if self.labels is None:
+            raise TypeError("only labelled examples can be evaluated")
+        return self.labels
+
     def to(self, device: torch.device) -> Batch:
         """A copy on `device`; asynchronous from pinned memory."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
