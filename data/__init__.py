@@ -1,6 +1,6 @@
 """Files -> rows -> examples -> the micro-batches of each optimizer step. See data/loader.py for the order."""
 
-from data.batch import Batch, totals
+from data.batch import IGNORE_INDEX, Batch, totals
 from data.errors import DataError
 from data.examples import TextExamples
 from data.formats.rows import Row, read_rows, sample_rows, split_rows
@@ -8,8 +8,8 @@ from data.loader import Examples, MicroBatching, evaluation_batches, steps_per_e
 from data.tokenizers.load import copy_tokenizer, load_tokenizer
 
 __all__ = [
+    "IGNORE_INDEX",
     "Batch",
-    "Cut",
     "DataError",
     "Examples",
     "MicroBatching",

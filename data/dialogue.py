@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from data.batch import IGNORE
+from data.batch import IGNORE_INDEX
 from data.causal_lm import bytes_of_tokens, encodings, end_token, pack_prompts
 from data.errors import DataError, ErrorList
 from data.examples import TextExamples
@@ -116,7 +116,7 @@ def encode_dialogues(
         shortened.append(len(fitted) < len(turns) or kept.start > 0)
         cut.append(reply < whole)
         inputs.append(tokens[kept][:-1].astype(np.int32))
-        labels.append(np.where(learned, tokens, IGNORE)[kept][1:])
+        labels.append(np.where(learned, tokens, IGNORE_INDEX)[kept][1:])
         num_bytes.append(sizes[kept][learned[kept]].sum())
     return TextExamples(
         input_ids=np.concatenate(inputs),

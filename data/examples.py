@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from data.batch import IGNORE, Batch
+from data.batch import IGNORE_INDEX, Batch
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class TextExamples:
         if labels is None or not num_labels or self.target_ids is not None:
             return None
         if labels.ndim == 1:
-            return np.bincount(labels[labels != IGNORE], minlength=num_labels)
+            return np.bincount(labels[labels != IGNORE_INDEX], minlength=num_labels)
         if labels.dtype.kind == "f" and labels.shape[1] > 1:
             return np.nansum(labels, axis=0).astype(np.int64)
         return None
@@ -141,7 +141,7 @@ class TextExamples:
         if self.token_labels is not None:
             # What is to be predicted at a token: a class of it, or, in a language model, the token that follows.
             of_token = self.token_labels[self.offsets[first] : self.offsets[first + 1]].tolist()
-            names = [labels[k] if labels else str(tokenizer.id_to_token(k)) for k in of_token if k != IGNORE]
+            names = [labels[k] if labels else str(tokenizer.id_to_token(k)) for k in of_token if k != IGNORE_INDEX]
             lines = [head, " ".join(tokens), f"{ids}", f"{len(names)} targets: {' '.join(names)}"]
         else:
             lines = [head, " ".join(tokens), f"{ids}"]
@@ -151,12 +151,12 @@ class TextExamples:
 
 
 def count_targets(labels: np.ndarray | None) -> int:
-    """The labels that are a target: numbers in floats; in integers all but IGNORE, and of a span, (S, 2), the pair."""
+    """The labels that are a target: numbers in floats; in integers all but IGNORE_INDEX, and of a span, (S, 2), the pair."""
     if labels is None:
         return 0
     if labels.dtype.kind == "f":
         return int(np.count_nonzero(~np.isnan(labels)))
-    return int(np.count_nonzero((labels if labels.ndim == 1 else labels[:, 0]) != IGNORE))
+    return int(np.count_nonzero((labels if labels.ndim == 1 else labels[:, 0]) != IGNORE_INDEX))
 
 
 def _spread(offsets: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

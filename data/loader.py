@@ -1,8 +1,9 @@
-"""Which examples an optimizer step sees, and how they are cut into micro-batches for the ranks.
+"""The examples of each optimizer step, and their split into micro-batches for the ranks.
 
-Two separate questions, answered in this order:
-1. The recipe: step s sees `batch_size` examples of a permutation that is a pure function of (seed, epoch).
-2. The machine: those examples are dealt to the ranks and cut into micro-batches that fit. This cannot change the loss.
+Two separate decisions, in this order:
+1. The recipe: step s takes `global_batch_size` examples of a permutation that is a pure function of (seed, epoch).
+2. The machine: these examples are distributed to the ranks and split into micro-batches that fit. This cannot change
+   the loss.
 
 Nothing is stored to resume: the next step is a number.
 """
@@ -22,9 +23,9 @@ from data.batch import Batch
 
 
 class Examples(Protocol):
-    """An encoded data set: of texts (data/examples.py), of images (data/image_classification.py), or augmented (data/augmentation/text.py).
+    """An encoded data set: texts (data/examples.py), images (data/image_classification.py), or augmented texts.
 
-    epoch: of training; a data set that is augmented gives other examples in each. None: the examples as they are.
+    epoch: the epoch of training, for which an augmented data set makes other examples; None: without augmentation.
     """
 
     @property
@@ -44,102 +45,110 @@ class Examples(Protocol):
 
 @dataclass(frozen=True)
 class MicroBatching:
-    """How the machine cuts a step. Give the limit of one micro-batch as a number of examples or as tokens (0: none)."""
+    """The limits of one micro-batch (0: no limit; give one of the two), and the share of this rank."""
 
-    examples: int = 0
-    tokens: int = 0
+    max_examples: int = 0
+    max_tokens: int = 0
     rank: int = 0
     world_size: int = 1
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
-    """The permutation of n examples in this epoch; a pure function of its arguments."""
+    """Return the permutation of n examples in this epoch, a pure function of its arguments."""
     return np.random.default_rng([seed, epoch]).permutation(n)
 
 
-def steps_per_epoch(n: int, batch_size: int) -> int:
-    """The last step of an epoch takes what is left, normalised by its own targets."""
-    return math.ceil(n / batch_size)
+def steps_per_epoch(n: int, global_batch_size: int) -> int:
+    """Return the number of steps; the last one takes the remaining examples and is normalised by its own targets."""
+    return math.ceil(n / global_batch_size)
 
 
-def cut(indices: np.ndarray, lengths: np.ndarray, how: MicroBatching) -> list[np.ndarray]:
-    """This rank's micro-batches of a step, the same number on every rank (some may be empty).
+def split_into_micro_batches(indices: np.ndarray, lengths: np.ndarray, limits: MicroBatching) -> list[np.ndarray]:
+    """Return this rank's micro-batches of a step: the same number on every rank, some perhaps empty.
 
-    Examples are sorted by length and dealt like cards, so that ranks have equal work; neighbours in length then share a
-    micro-batch, so that attention runs over equal lengths. indices: the examples of the step; lengths: of the data set.
+    The examples are sorted by length and distributed in turn, so that the ranks have equal work. Neighbours in length
+    share a micro-batch, so that attention runs over equal lengths.
+
+    indices: the examples of the step; lengths: (N,) those of the whole data set.
     """
     by_length = indices[np.argsort(lengths[indices], kind="stable")]
-    shares = [by_length[rank :: how.world_size] for rank in range(how.world_size)]
-    if how.tokens:
-        all_cuts = [_cut_by_tokens(share, lengths, how.tokens) for share in shares]
-        count = max(len(parts) for parts in all_cuts)
-        return all_cuts[how.rank] + [indices[:0]] * (count - len(all_cuts[how.rank]))
+    shares = [by_length[rank :: limits.world_size] for rank in range(limits.world_size)]
+    if limits.max_tokens:
+        by_rank = [_split_by_tokens(share, lengths, limits.max_tokens) for share in shares]
+        count = max(len(micro_batches) for micro_batches in by_rank)
+        return by_rank[limits.rank] + [indices[:0]] * (count - len(by_rank[limits.rank]))
     largest = len(shares[0])
-    count = math.ceil(largest / how.examples) if how.examples else 1
-    return np.array_split(shares[how.rank], count)
+    count = math.ceil(largest / limits.max_examples) if limits.max_examples else 1
+    return np.array_split(shares[limits.rank], count)
 
 
-def _cut_by_tokens(share: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Greedy runs of at most `budget` tokens; a longer example stands alone. At least one run, perhaps empty."""
-    parts: list[list[int]] = [[]]
+def _split_by_tokens(share: np.ndarray, lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
+    """Return greedy runs of at most `max_tokens`; a longer example is a run of its own. At least one, perhaps empty."""
+    runs: list[list[int]] = [[]]
     used = 0
     for index in share:
-        if parts[-1] and used + lengths[index] > budget:
-            parts.append([])
+        if runs[-1] and used + lengths[index] > max_tokens:
+            runs.append([])
             used = 0
-        parts[-1].append(int(index))
+        runs[-1].append(int(index))
         used += int(lengths[index])
-    return [np.array(part, dtype=np.int64) for part in parts]
+    return [np.array(run, dtype=np.int64) for run in runs]
 
 
 class _Steps(Dataset[list[Batch]]):
-    """Item s: this rank's micro-batches of step s. Any worker can make any step, since nothing is remembered."""
+    """Item s: this rank's micro-batches of step s. Any worker can make any step, since no state is kept."""
 
-    def __init__(self, examples: Examples, batch_size: int, seed: int, how: MicroBatching):
-        self.examples, self.batch_size, self.seed, self.how = examples, batch_size, seed, how
+    def __init__(self, examples: Examples, global_batch_size: int, seed: int, limits: MicroBatching):
+        self.examples, self.global_batch_size, self.seed, self.limits = examples, global_batch_size, seed, limits
         self.lengths = examples.lengths
         self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
 
     def __getitem__(self, step: int) -> list[Batch]:
-        epoch, place = divmod(step, steps_per_epoch(len(self.examples), self.batch_size))
+        epoch, position = divmod(step, steps_per_epoch(len(self.examples), self.global_batch_size))
         if epoch != self.epoch:
             self.epoch, self.order = epoch, epoch_order(self.seed, epoch, len(self.examples))
-        chosen = self.order[place * self.batch_size : (place + 1) * self.batch_size]
-        return [self.examples.batch(part, epoch) for part in cut(chosen, self.lengths, self.how)]
+        chosen = self.order[position * self.global_batch_size : (position + 1) * self.global_batch_size]
+        micro_batches = split_into_micro_batches(chosen, self.lengths, self.limits)
+        return [self.examples.batch(indices, epoch) for indices in micro_batches]
 
 
 def training_steps(
     examples: Examples,
-    batch_size: int,
+    global_batch_size: int,
     seed: int,
-    how: MicroBatching,
+    limits: MicroBatching,
     *,
     start: int = 0,
-    workers: int = 0,
-    pin: bool = False,
+    num_workers: int = 0,
+    pin_memory: bool = False,
 ) -> Iterator[list[Batch]]:
-    """Steps `start`, `start + 1`, ... without end, each as this rank's list of micro-batches.
+    """Yield steps `start`, `start + 1`, ... without end, each as this rank's list of micro-batches.
 
-    The examples are in memory and cutting a step takes well under a millisecond, so `workers = 0` is the fast path;
-    worker processes pay off when making an example is dear (image decoding, augmentation).
+    `num_workers = 0` is the fast path for texts: they are in memory, and a step takes well under a millisecond to make.
+    Worker processes pay off where examples are expensive to make (image decoding, augmentation).
     """
     endless = range(start, 2**62)
-    steps = _Steps(examples, batch_size, seed, how)
+    steps = _Steps(examples, global_batch_size, seed, limits)
     yield from DataLoader(
-        steps, sampler=endless, batch_size=None, num_workers=workers, pin_memory=pin, generator=torch.Generator()
+        steps,
+        sampler=endless,
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),
     )
 
 
-def evaluation_batches(examples: Examples, how: MicroBatching) -> list[np.ndarray]:
-    """This rank's micro-batches of a pass over everything: each example on exactly one rank, once.
+def evaluation_batches(examples: Examples, limits: MicroBatching) -> list[np.ndarray]:
+    """Return this rank's micro-batches of a pass over all examples: each example on exactly one rank, once.
 
-    Sorted by length and dealt to the ranks; no collective happens inside the pass, so counts may differ.
+    The examples are sorted by length and distributed in turn. The pass has no collectives, so counts may differ.
     """
     lengths = examples.lengths
-    by_length = np.argsort(lengths, kind="stable")[how.rank :: how.world_size]
-    if how.tokens:
-        parts = _cut_by_tokens(by_length, lengths, how.tokens)
+    by_length = np.argsort(lengths, kind="stable")[limits.rank :: limits.world_size]
+    if limits.max_tokens:
+        micro_batches = _split_by_tokens(by_length, lengths, limits.max_tokens)
     else:
-        size = how.examples or max(1, len(by_length))
-        parts = [by_length[i : i + size] for i in range(0, len(by_length), size)]
-    return [part for part in parts if len(part)]
+        size = limits.max_examples or max(1, len(by_length))
+        micro_batches = [by_length[i : i + size] for i in range(0, len(by_length), size)]
+    return [indices for indices in micro_batches if len(indices)]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from data.batch import IGNORE
+from data.batch import IGNORE_INDEX
 from data.errors import DataError
 from data.examples import TextExamples
 from data.formats.rows import Row
@@ -97,7 +97,7 @@ def encode_questions(
 
     Neighbours share doc_stride tokens of the context, so an answer of up to doc_stride + 1 is whole in one of them.
     Labels, (S, 2): the first of the row's answers where it lies whole in the window, else (0, 0), the first token; both
-    IGNORE where the tokenizer leaves nothing of the answer. answers: "" without labels.
+    IGNORE_INDEX where the tokenizer leaves nothing of the answer. answers: "" without labels.
 
     Nothing of a context is lost. A question so long that a window could not move on loses its last tokens, counted in
     `truncated`. Rows have been checked before (data.formats.squad). DataError where not even a question of no tokens fits.
@@ -205,7 +205,7 @@ def _labels(answers: Sequence[Any], spans: np.ndarray, places: np.ndarray) -> np
     text, start = answers[0]
     touched = (spans[:, 0] < start + len(text)) & (spans[:, 1] > start) & (spans[:, 0] < spans[:, 1])
     if not touched.any():
-        return np.full((len(places), 2), IGNORE, dtype=np.int64)
+        return np.full((len(places), 2), IGNORE_INDEX, dtype=np.int64)
     tokens = np.flatnonzero(touched)[[0, -1]]
     begin, number, length = places[:, :1], places[:, 1:2], places[:, 2:]
     whole = (tokens[0] >= number) & (tokens[-1] < number + length)

@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 from tokenizers import Tokenizer
 
-from data.batch import IGNORE
+from data.batch import IGNORE_INDEX
 from data.examples import TextExamples
 from data.formats.rows import Row
 
@@ -95,7 +95,7 @@ def encode_tagged(
 ) -> TextExamples:
     """Encode words one by one, cut to `max_length` tokens with the special ones; extra["words"] is a `Words`.
 
-    A word's label stands at its first token, and IGNORE at all others (Devlin et al. 2019, section 5.3). Which tokens
+    A word's label stands at its first token, and IGNORE_INDEX at all others (Devlin et al. 2019, section 5.3). Which tokens
     are a word's, the tokenizer says. label: the column of the tags, or "". Rows have been checked before.
     """
     ids, types = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.uint8)]
@@ -167,8 +167,8 @@ def _first_tokens(word_ids: Sequence[int | None], count: int) -> np.ndarray:
 
 
 def _at_tokens(words: Words, tags: np.ndarray, counts: Sequence[int], offsets: np.ndarray) -> np.ndarray:
-    """(total tokens,) the label of each word at its first token, IGNORE elsewhere."""
-    labels = np.full(offsets[-1], IGNORE, dtype=np.int64)
+    """(total tokens,) the label of each word at its first token, IGNORE_INDEX elsewhere."""
+    labels = np.full(offsets[-1], IGNORE_INDEX, dtype=np.int64)
     kept = words.places >= 0
     labels[(np.repeat(offsets[:-1], counts) + words.places)[kept]] = tags[kept]
     return labels

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data import Examples, MicroBatching, steps_per_epoch
-from data.loader import cut as cut_step
+from data.loader import split_into_micro_batches
 from engine.config import Config, recipe_of, to_toml
 from engine.tasks import TASKS
 from models import TaskModel
@@ -101,11 +101,11 @@ def how_it_is_cut(batch_size: int, examples: Examples, cut: MicroBatching) -> st
     ranks = plural(cut.world_size, "rank")
     if extra:
         ranks += f" ({extra} with {plural(share + 1, 'example')}, {cut.world_size - extra} with {share:,})"
-    by_rank = [cut_step(np.arange(size), examples.lengths, replace(cut, rank=r)) for r in range(cut.world_size)]
+    by_rank = [split_into_micro_batches(np.arange(size), examples.lengths, replace(cut, rank=r)) for r in range(cut.world_size)]
     sizes = [len(part) for parts in by_rank for part in parts]
-    if cut.tokens:
-        text = f"{whole} = {ranks} x about {plural(len(by_rank[0]), 'micro-batch')} of at most {cut.tokens:,} tokens"
-        longer = int((examples.lengths > cut.tokens).sum())
+    if cut.max_tokens:
+        text = f"{whole} = {ranks} x about {plural(len(by_rank[0]), 'micro-batch')} of at most {cut.max_tokens:,} tokens"
+        longer = int((examples.lengths > cut.max_tokens).sum())
         text += f"; {plural(longer, 'example')} with more stand{'' if longer > 1 else 's'} alone" if longer else ""
     else:
         spread = (

@@ -101,7 +101,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     log = RunLog(folder, ranks, start=state.step, total=total_steps, tensorboard=cfg.log.tensorboard)
     pin = ranks.device.type == "cuda"
     draw = partial(
-        training_steps, train_set, cfg.train.global_batch_size, cfg.run.seed, workers=cfg.data.num_workers, pin=pin
+        training_steps, train_set, cfg.train.global_batch_size, cfg.run.seed, num_workers=cfg.data.num_workers, pin_memory=pin
     )
     steps = draw(cut, start=state.position)
 
@@ -134,7 +134,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         except RuntimeError as error:  # of memory: the same step again, in smaller parts
             out, cut = None, halve_micro_batches(cut, group, error, state.step, ranks)
             optimizer.zero_grad()
-            log.say(f"step {state.step + 1}: out of memory; from here on {cut.tokens:,} tokens at a time")
+            log.say(f"step {state.step + 1}: out of memory; from here on {cut.max_tokens:,} tokens at a time")
             steps = draw(cut, start=state.position)
             continue
         amp.unscale_(optimizer)

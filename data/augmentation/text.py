@@ -148,7 +148,7 @@ def change_text(row: Row, rng: np.random.Generator, changes: TextChanges, column
     for column in columns:
         text = values[column]
         values[column] = _reorder(apply(text, find_edits(text, rng, changes)), rng, changes)
-    return replace(row, values=row.values | values)
+    return row.updated(values)
 
 
 def change_around(
@@ -180,7 +180,7 @@ def change_tagged(
             new[i] = word[:spaces] + changes.mask_token
     outside = [not entities or tag == OUTSIDE for tag in new_tags]
     kept = [i for i in range(len(new)) if not (draws[3, i] < changes.delete and i and outside[i] and outside[i - 1])]
-    return replace(row, values=row.values | {words: [new[i] for i in kept], tags: [new_tags[i] for i in kept]})
+    return row.updated({words: [new[i] for i in kept], tags: [new_tags[i] for i in kept]})
 
 
 def find_edits(text: str, rng: np.random.Generator, changes: TextChanges, kept: Sequence[Span] = ()) -> list[Edit]:

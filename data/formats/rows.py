@@ -19,13 +19,24 @@ from data.formats.parquet import read_parquet
 MAX_LINE = 1_000_000  # characters; a longer line is a broken file, not a text
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Row:
-    """One example as read: its id, where it stands, and the columns asked for."""
+    """One example as read: its id, its line in the file, and its columns.
+
+    Readers give all three: `Row("7", 8, {"text": "..."})`. In Python keywords are columns: `Row(text="...", label="a")`.
+    """
 
     id: str
     line: int
     values: dict[str, Any]
+
+    def __init__(self, id: str = "", line: int = 0, values: dict[str, Any] | None = None, /, **columns: Any) -> None:
+        self.id, self.line = id, line
+        self.values = {**(values or {}), **columns}
+
+    def updated(self, values: dict[str, Any]) -> Row:
+        """Return a copy in which the columns of `values` are replaced."""
+        return Row(self.id, self.line, self.values | values)
 
 
 def locate(name: str) -> Path:

@@ -7,15 +7,15 @@ import math
 import torch
 from torch import Tensor
 
-from data.batch import IGNORE
+from data.batch import IGNORE_INDEX
 
 
 def language_statistics(loss_sum: Tensor, logits: Tensor, labels: Tensor, num_bytes: int) -> Tensor:
     """[sum of losses, tokens predicted rightly, tokens, bytes of their text] in fp64.
 
-    logits: (targets, V), of the tokens with a target only; labels: (T,), IGNORE where there is none.
+    logits: (targets, V), of the tokens with a target only; labels: (T,), IGNORE_INDEX where there is none.
     """
-    targets = labels[labels != IGNORE]
+    targets = labels[labels != IGNORE_INDEX]
     hits = (logits.argmax(-1) == targets).sum()
     sums = torch.tensor([0.0, 0.0, len(targets), num_bytes], dtype=torch.float64, device=logits.device)
     sums[0], sums[1] = loss_sum, hits

@@ -85,7 +85,7 @@ def augment_questions(
         context, moved = texts.change_around(row, rng, changes, data.text_pair_column, spans)
         placed = [Answer(answer.text, start) for answer, (start, _) in zip(answers, moved, strict=True)]
         new = {data.text_column: question, data.text_pair_column: context, data.label_column: placed}
-        return replace(row, values=row.values | new)
+        return row.updated(new)
 
     return _augmented(examples, rows, encode, change, changes, seed)
 
@@ -103,7 +103,7 @@ def augment_relations(
         spans = [(entity.start, entity.end) for entity in entities]
         text, moved = texts.change_around(row, rng, changes, column, spans)
         placed = [replace(entity, start=a, end=b) for entity, (a, b) in zip(entities, moved, strict=True)]
-        return replace(row, values=row.values | {column: text, **dict(zip(ROLES, placed, strict=True))})
+        return row.updated({column: text, **dict(zip(ROLES, placed, strict=True))})
 
     return _augmented(examples, rows, encode, change, changes, seed)
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from data import Batch, Row, TextExamples
-from data.batch import IGNORE
+from data.batch import IGNORE_INDEX
 from data.causal_lm import encode_language, encode_prompts, read_texts
 from data.dialogue import encode_dialogues, read_dialogues
 from engine.config import GenerateSettings
@@ -104,7 +104,7 @@ def _last_reply(examples: TextExamples, index: int) -> int:
     labels = examples.token_labels
     if labels is None:
         raise TypeError("only a labelled conversation has a reply")
-    learned = labels[examples.offsets[index] : examples.offsets[index + 1]] != IGNORE
+    learned = labels[examples.offsets[index] : examples.offsets[index + 1]] != IGNORE_INDEX
     return int(np.flatnonzero(learned & ~np.append(False, learned[:-1]))[-1]) + 1
 
 

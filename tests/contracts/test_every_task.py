@@ -67,15 +67,15 @@ def task(request: pytest.FixtureRequest) -> str:
 
 
 CUTS = [
-    (MicroBatching(examples=1), 1),
-    (MicroBatching(examples=5), 2),
-    (MicroBatching(tokens=60), 3),
+    (MicroBatching(max_examples=1), 1),
+    (MicroBatching(max_examples=5), 2),
+    (MicroBatching(max_tokens=60), 3),
 ]  # and the number of ranks
 
 
 def batches(examples: Examples, cut: MicroBatching, world: int) -> list[Any]:
     """Those of all ranks, one after the other."""
-    cuts = [MicroBatching(cut.examples, cut.tokens, rank, world) for rank in range(world)]
+    cuts = [MicroBatching(cut.max_examples, cut.max_tokens, rank, world) for rank in range(world)]
     return [examples.batch(part) for how in cuts for part in evaluation_batches(examples, how)]
 
 

@@ -9,9 +9,17 @@ import pytest
 import torch
 
 from data import MicroBatching, TextExamples, evaluation_batches, steps_per_epoch, training_steps
-from data.loader import cut, epoch_order
+from data.loader import epoch_order, split_into_micro_batches
 
-CUTS = [{}, {"examples": 1}, {"examples": 3}, {"examples": 8}, {"tokens": 1}, {"tokens": 50}, {"tokens": 400}]
+CUTS = [
+    {},
+    {"max_examples": 1},
+    {"max_examples": 3},
+    {"max_examples": 8},
+    {"max_tokens": 1},
+    {"max_tokens": 50},
+    {"max_tokens": 400},
+]
 
 
 def make_examples(count: int, seed: int = 0, shortest: int = 2, longest: int = 40) -> TextExamples:
@@ -72,7 +80,7 @@ def test_the_loader_draws_nothing_from_the_global_random_state():
 def test_an_epoch_has_each_example_once_and_its_last_step_what_is_left(count, batch_size):
     examples = make_examples(count)
     steps = steps_per_epoch(count, batch_size)
-    stream = training_steps(examples, batch_size, 5, MicroBatching(examples=2))
+    stream = training_steps(examples, batch_size, 5, MicroBatching(max_examples=2))
     for epoch in range(3):
         groups = [[i for batch in group for i in batch.indices] for group in islice(stream, steps)]
         assert [len(group) for group in groups[:-1]] == [batch_size] * (steps - 1)
@@ -92,19 +100,19 @@ def test_p17_each_example_of_a_step_is_on_one_rank_once_and_ranks_have_equal_cou
     for count in range(1, 34):
         lengths = make_examples(50, seed=count).lengths
         step = epoch_order(0, count, 50)[:count]
-        parts = [cut(step, lengths, how) for how in all_ranks(world_size, limits)]
+        parts = [split_into_micro_batches(step, lengths, how) for how in all_ranks(world_size, limits)]
         assert len({len(part) for part in parts}) == 1, "every rank must run the same number of micro-batches"
         assert sorted(np.concatenate(list(chain(*parts)))) == sorted(step)
         for micro in chain(*parts):
-            assert len(micro) <= limits.get("examples", count)
-            assert len(micro) <= 1 or lengths[micro].sum() <= limits.get("tokens", 10**9)
+            assert len(micro) <= limits.get("max_examples", count)
+            assert len(micro) <= 1 or lengths[micro].sum() <= limits.get("max_tokens", 10**9)
 
 
 @pytest.mark.parametrize("limits", CUTS, ids=str)
 def test_a_rank_takes_its_share_from_short_to_long(limits):
     lengths = make_examples(64).lengths
     for how in all_ranks(3, limits):
-        share = lengths[np.concatenate(cut(np.arange(64), lengths, how))]
+        share = lengths[np.concatenate(split_into_micro_batches(np.arange(64), lengths, how))]
         assert np.array_equal(share, np.sort(share))
 
 
@@ -113,11 +121,13 @@ def test_the_cut_makes_no_more_micro_batches_than_the_limit_asks(limits):
     lengths = make_examples(64).lengths
     for world_size in (1, 2, 3, 4):
         hows = all_ranks(world_size, limits)
-        counts = [len(cut(np.arange(64), lengths, how)) for how in hows]
-        full = [len([part for part in cut(np.arange(64), lengths, how) if len(part)]) for how in hows]
+        counts = [len(split_into_micro_batches(np.arange(64), lengths, how)) for how in hows]
+        full = [
+            len([part for part in split_into_micro_batches(np.arange(64), lengths, how) if len(part)]) for how in hows
+        ]
         assert counts[0] == max(full), "some micro-batch is empty on every rank"
-        if "examples" in limits:
-            assert counts[0] == -(-len(range(0, 64, world_size)) // limits["examples"])
+        if "max_examples" in limits:
+            assert counts[0] == -(-len(range(0, 64, world_size)) // limits["max_examples"])
         if not limits:
             assert counts[0] == 1
 
@@ -126,7 +136,9 @@ def test_two_neighbours_never_fit_one_budget_together():
     """Greedy: a micro-batch ends only where the next example would not fit; just fitting is fitting."""
     lengths = make_examples(64).lengths
     for budget in range(60, 120):
-        for here, following in pairwise(cut(np.arange(64), lengths, MicroBatching(tokens=budget))):
+        for here, following in pairwise(
+            split_into_micro_batches(np.arange(64), lengths, MicroBatching(max_tokens=budget))
+        ):
             assert lengths[here].sum() + lengths[following[0]] > budget
 
 
@@ -137,7 +149,10 @@ def test_ranks_have_equal_work(world_size):
         rng = np.random.default_rng(seed)
         lengths = np.minimum(rng.geometric(0.03, 300), 128)
         step = rng.permutation(300)[: rng.integers(1, 65)]
-        shares = [np.concatenate(cut(step, lengths, how)) for how in all_ranks(world_size, {"examples": 4})]
+        shares = [
+            np.concatenate(split_into_micro_batches(step, lengths, how))
+            for how in all_ranks(world_size, {"max_examples": 4})
+        ]
         tokens = [lengths[share.astype(int)].sum() for share in shares]
         assert max(tokens) - min(tokens) <= lengths[step].max()
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
@@ -146,7 +161,7 @@ def test_ranks_have_equal_work(world_size):
 # Training steps
 
 
-@pytest.mark.parametrize("limits", [{}, {"examples": 2}, {"tokens": 60}], ids=str)
+@pytest.mark.parametrize("limits", [{}, {"max_examples": 2}, {"max_tokens": 60}], ids=str)
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("start", [0, 3, 13])
 def test_p04_any_workers_and_any_start_give_the_same_micro_batches(limits, workers, start):
@@ -154,7 +169,7 @@ def test_p04_any_workers_and_any_start_give_the_same_micro_batches(limits, worke
     examples = make_examples(33)
     how = MicroBatching(**limits, rank=1, world_size=2)
     expected = list(islice(training_steps(examples, 8, 1, how), start, start + 8))
-    stream = training_steps(examples, 8, 1, how, start=start, workers=workers)
+    stream = training_steps(examples, 8, 1, how, start=start, num_workers=workers)
     for ours, theirs in zip(islice(stream, 8), expected, strict=True):
         assert len(ours) == len(theirs)
         for batch, other in zip(ours, theirs, strict=True):
@@ -168,7 +183,7 @@ def test_a_step_is_the_same_examples_for_any_number_of_ranks():
     examples = make_examples(33)
     runs = []
     for world_size in (1, 2, 3, 4, 9):
-        streams = [training_steps(examples, 8, 0, how) for how in all_ranks(world_size, {"examples": 2})]
+        streams = [training_steps(examples, 8, 0, how) for how in all_ranks(world_size, {"max_examples": 2})]
         steps = [list(chain(*groups)) for groups in islice(zip(*streams, strict=True), 12)]
         runs.append([sorted(i for batch in step for i in batch.indices) for step in steps])
     assert all(run == runs[0] for run in runs)
@@ -185,8 +200,8 @@ def test_p03_evaluation_takes_each_example_on_one_rank_once(world_size, limits):
         parts = [evaluation_batches(examples, how) for how in all_ranks(world_size, limits)]
         assert sorted(np.concatenate(list(chain(*parts)))) == list(range(count))
         for part in chain(*parts):
-            assert 0 < len(part) <= limits.get("examples", count)
-            assert len(part) == 1 or examples.lengths[part].sum() <= limits.get("tokens", 10**9)
+            assert 0 < len(part) <= limits.get("max_examples", count)
+            assert len(part) == 1 or examples.lengths[part].sum() <= limits.get("max_tokens", 10**9)
 
 
 # The micro-batch

@@ -56,9 +56,9 @@ def test_p01_the_cut_changes_neither_loss_nor_gradient(tiny, checkpoint):
     whole = gradients(MicroBatching())
     scale = max(gradient.abs().max() for gradient in whole)
     for cuts in (
-        [MicroBatching(examples=1)],
-        [MicroBatching(tokens=50)],
-        [MicroBatching(examples=5, rank=r, world_size=2) for r in (0, 1)],
+        [MicroBatching(max_examples=1)],
+        [MicroBatching(max_tokens=50)],
+        [MicroBatching(max_examples=5, rank=r, world_size=2) for r in (0, 1)],
     ):
         for found, expected in zip(gradients(*cuts), whole, strict=True):
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-12 * scale.item())

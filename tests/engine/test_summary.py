@@ -33,10 +33,10 @@ def examples(*lengths: int, labels: list[int] | None = None, truncated: int = 0)
     ("batch_size", "count", "cut", "text"),
     [
         (8, 16, MicroBatching(), "1 rank x accumulation 1 x micro-batch of 8 examples"),
-        (8, 16, MicroBatching(examples=4), "1 rank x accumulation 2 x micro-batch of 4 examples"),
-        (8, 16, MicroBatching(examples=1), "1 rank x accumulation 8 x micro-batch of 1 example"),
-        (8, 16, MicroBatching(examples=3), "1 rank x accumulation 3 x micro-batch of 2 to 3 examples"),
-        (8, 16, MicroBatching(examples=99), "1 rank x accumulation 1 x micro-batch of 8 examples"),
+        (8, 16, MicroBatching(max_examples=4), "1 rank x accumulation 2 x micro-batch of 4 examples"),
+        (8, 16, MicroBatching(max_examples=1), "1 rank x accumulation 8 x micro-batch of 1 example"),
+        (8, 16, MicroBatching(max_examples=3), "1 rank x accumulation 3 x micro-batch of 2 to 3 examples"),
+        (8, 16, MicroBatching(max_examples=99), "1 rank x accumulation 1 x micro-batch of 8 examples"),
         (8, 16, MicroBatching(2, 0, 0, 2), "2 ranks x accumulation 2 x micro-batch of 2 examples"),
         (
             8,
@@ -62,12 +62,12 @@ def examples(*lengths: int, labels: list[int] | None = None, truncated: int = 0)
             MicroBatching(),
             "1 rank x accumulation 1 x micro-batch of 8 examples; the last step of an epoch has 1 example",
         ),
-        (8, 16, MicroBatching(tokens=20), "1 rank x about 4 micro-batches of at most 20 tokens"),
+        (8, 16, MicroBatching(max_tokens=20), "1 rank x about 4 micro-batches of at most 20 tokens"),
         (8, 16, MicroBatching(0, 20, 0, 2), "2 ranks x about 2 micro-batches of at most 20 tokens"),
         (
             1,
             2,
-            MicroBatching(tokens=9),
+            MicroBatching(max_tokens=9),
             "1 rank x about 1 micro-batch of at most 9 tokens; 2 examples with more stand alone",
         ),
         (1_000, 2_000, MicroBatching(), "1 rank x accumulation 1 x micro-batch of 1,000 examples"),
@@ -76,7 +76,7 @@ def examples(*lengths: int, labels: list[int] | None = None, truncated: int = 0)
 @pytest.mark.parametrize("rank", [0, "last"])
 def test_how_a_step_is_cut_in_words(batch_size, count, cut, text, rank):
     """The same words on every rank; each example has 10 tokens."""
-    cut = MicroBatching(cut.examples, cut.tokens, 0 if rank == 0 else cut.world_size - 1, cut.world_size)
+    cut = MicroBatching(cut.max_examples, cut.max_tokens, 0 if rank == 0 else cut.world_size - 1, cut.world_size)
     assert describe.how_it_is_cut(batch_size, examples(*[10] * count), cut) == f"batch_size {batch_size:,} = {text}"
 
 
@@ -88,7 +88,7 @@ def test_a_step_is_never_more_than_the_data():
 
 
 def test_one_example_over_the_budget_stands_alone():
-    text = describe.how_it_is_cut(2, examples(3, 12), MicroBatching(tokens=9))
+    text = describe.how_it_is_cut(2, examples(3, 12), MicroBatching(max_tokens=9))
     assert text.endswith("about 2 micro-batches of at most 9 tokens; 1 example with more stands alone")
 
 

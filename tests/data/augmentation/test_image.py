@@ -84,13 +84,13 @@ def test_evaluation_sees_the_images_as_they_are():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("limits", [{}, {"examples": 2}, {"tokens": 15}])
+@pytest.mark.parametrize("limits", [{}, {"max_examples": 2}, {"max_tokens": 15}])
 def test_p04_a_step_has_the_same_images_whoever_makes_it_and_wherever_the_run_begins(workers, limits):
     """Steps 0 to 6 of 5 images, into the third epoch, of one pass against runs that begin at step 4."""
     ours = examples(**MIXED)
     through = training_steps(ours, 5, 0, MicroBatching())
     whole = [torch.cat([b.pixel_values for b in next(through)]) for _ in range(7)]
-    resumed = training_steps(ours, 5, 0, MicroBatching(**limits), start=4, workers=workers)
+    resumed = training_steps(ours, 5, 0, MicroBatching(**limits), start=4, num_workers=workers)
     for step in range(4, 7):
         assert torch.equal(torch.cat([b.pixel_values for b in next(resumed)]), whole[step])
 

@@ -293,7 +293,7 @@ def test_the_company_of_an_example_and_its_place_in_the_file_do_not_matter():
     assert tokens_by_id([backwards.batch(range(30), epoch=2)]) == whole
 
 
-@pytest.mark.parametrize("how", [MicroBatching(), MicroBatching(examples=3), MicroBatching(tokens=20)])
+@pytest.mark.parametrize("how", [MicroBatching(), MicroBatching(max_examples=3), MicroBatching(max_tokens=20)])
 def test_the_same_for_any_cut_and_number_of_ranks(how):
     def step(how: MicroBatching):
         return next(training_steps(augmented(), 12, 0, how, start=4))
@@ -306,7 +306,7 @@ def test_the_same_for_any_cut_and_number_of_ranks(how):
 
 def test_the_same_from_workers():
     def steps(workers: int):
-        stream = training_steps(augmented(), 12, 0, MicroBatching(), start=1, workers=workers)
+        stream = training_steps(augmented(), 12, 0, MicroBatching(), start=1, num_workers=workers)
         return [tokens_by_id(next(stream)) for _ in range(5)]
 
     assert steps(2) == steps(0)

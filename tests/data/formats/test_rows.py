@@ -337,7 +337,7 @@ def test_a_split_that_leaves_nothing_to_train_on(count, fraction, what):
 
 
 def test_a_sample_of_rows_is_drawn_by_the_seed_and_grows_with_its_count():
-    rows = [Row(id=str(i), line=i, values={}) for i in range(50)]
+    rows = [Row(str(i), i) for i in range(50)]
     drawn = {n: [row.id for row in sample_rows(rows, n, 3)] for n in (5, 20, 49)}
     assert [len(ids) for ids in drawn.values()] == [5, 20, 49]
     assert all(ids == sorted(ids, key=int) for ids in drawn.values())

@@ -285,7 +285,7 @@ def lines(model, examples, batch_tokens=4096, ranks=1, **changes) -> list[dict]:
     settings = GenerateSettings(**{"max_new_tokens": 7} | changes)
     found = {}
     for rank in range(ranks):
-        for part in evaluation_batches(examples, MicroBatching(tokens=batch_tokens, rank=rank, world_size=ranks)):
+        for part in evaluation_batches(examples, MicroBatching(max_tokens=batch_tokens, rank=rank, world_size=ranks)):
             batch = examples.batch(part)
             found |= dict(zip(batch.indices, LM.predict_batch(model, batch, examples, settings), strict=True))
     return [found[i] for i in range(len(examples))]

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 import models
 from data import DataError, Row, TextExamples, load_tokenizer
-from data.batch import IGNORE
+from data.batch import IGNORE_INDEX
 from data.dialogue import Turn, encode_dialogues, read_dialogues
 from engine import config as configs
 from engine import evaluate, predict
@@ -48,7 +48,7 @@ def encoded(tokenizer: Tokenizer, *talks: list[Turn], max_length: int = 24, labe
 def shown(tokenizer: Tokenizer, examples: TextExamples, index: int = 0) -> tuple[str, str]:
     """(what is read, what is learned at each token of it) of an example: `/` is the end of text, `-` no target."""
     part = slice(examples.offsets[index], examples.offsets[index + 1])
-    name = {END: "/", IGNORE: "-"}
+    name = {END: "/", IGNORE_INDEX: "-"}
     ids, labels = examples.input_ids[part].tolist(), examples.token_labels[part].tolist()
     return tuple(" ".join(name.get(k) or tokenizer.id_to_token(k) for k in tokens) for tokens in (ids, labels))
 
@@ -256,7 +256,7 @@ def test_a_predicted_reply_scores_what_evaluation_says_of_it(by_words, tmp_path)
         with torch.no_grad():
             batch = examples.batch([0])
             log_probabilities = model(batch).logits.double().log_softmax(-1)
-        targets = batch.labels[batch.labels != IGNORE]
+        targets = batch.labels[batch.labels != IGNORE_INDEX]
         begin = len(targets) - len(by_words.encode(row["text"], add_special_tokens=False).ids) - 1
         for place in range(begin, begin + count):
             loss_sum -= log_probabilities[place, targets[place]].item()

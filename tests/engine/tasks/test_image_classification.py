@@ -634,7 +634,7 @@ def test_p02_metrics_do_not_depend_on_the_batch_or_the_ranks(vit, colours):
     for world_size in (2, 3, 7):
         total = torch.zeros_like(whole)
         for rank in range(world_size):
-            for part in evaluation_batches(examples, MicroBatching(tokens=20, rank=rank, world_size=world_size)):
+            for part in evaluation_batches(examples, MicroBatching(max_tokens=20, rank=rank, world_size=world_size)):
                 with torch.no_grad():
                     total += TASK.evaluate_batch(model, examples.batch(part), examples, generate)
         torch.testing.assert_close(total, whole, rtol=1e-6, atol=1e-6)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -132,7 +131,7 @@ def test_p11_the_gold_span_of_every_window_is_the_answer(tokenizer):
 @pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
 @pytest.mark.parametrize(("max_length", "doc_stride"), [(64, 0), (64, 24), (64, 41), (2000, 24)])
 def test_windows_are_those_of_the_tokenizers_library(tokenizer, max_length, doc_stride):
-    rows = [replace(row, values=row.values | {"question": "the"}) for row in random_questions(60, seed=1)]
+    rows = [row.updated({"question": "the"}) for row in random_questions(60, seed=1)]
     examples = encode(rows, tokenizer, max_length, doc_stride)
     tokenizer.enable_truncation(max_length, stride=doc_stride, strategy="only_second")
     expected_ids, expected_types, counts = [], [], []
@@ -393,7 +392,7 @@ def test_p02_p03_metrics_and_predictions_do_not_depend_on_batches_or_ranks(answe
     for size, world_size in ((1, 1), (3, 1), (16, 1), (5, 2), (7, 3)):
         total, seen = empty.clone(), {}
         for rank in range(world_size):
-            for part in evaluation_batches(examples, MicroBatching(examples=size, rank=rank, world_size=world_size)):
+            for part in evaluation_batches(examples, MicroBatching(max_examples=size, rank=rank, world_size=world_size)):
                 batch = examples.batch(part)
                 total += TASK.evaluate_batch(model, batch, examples, GenerateSettings())
                 for index, row in zip(
@@ -423,9 +422,9 @@ def test_p01_the_loss_of_a_step_does_not_depend_on_how_it_is_cut(answered):
 
     loss, grads = gradients([MicroBatching()])
     for cuts in (
-        [MicroBatching(examples=1)],
-        [MicroBatching(tokens=70)],
-        [MicroBatching(examples=3, rank=r, world_size=2) for r in range(2)],
+        [MicroBatching(max_examples=1)],
+        [MicroBatching(max_tokens=70)],
+        [MicroBatching(max_examples=3, rank=r, world_size=2) for r in range(2)],
     ):
         other, others = gradients(cuts)
         assert other == pytest.approx(loss, rel=1e-12)

@@ -572,7 +572,7 @@ def test_p02_p03_evaluation_depends_neither_on_batches_nor_on_ranks(learned):
     def metrics(size: int, world: int) -> dict[str, float]:
         batches = [examples.batch([])]
         for rank in range(world):
-            cut = MicroBatching(examples=size, rank=rank, world_size=world)
+            cut = MicroBatching(max_examples=size, rank=rank, world_size=world)
             batches += [examples.batch(part) for part in evaluation_batches(examples, cut)]
         assert sorted(np.concatenate([batch.indices for batch in batches])) == [*range(len(examples))]
         total = sum(TASK.evaluate_batch(model, batch, examples, GenerateSettings()) for batch in batches)

@@ -455,7 +455,7 @@ def test_p02_metrics_do_not_depend_on_batches_or_ranks(learned, size, world_size
         total = torch.zeros_like(whole)
         for rank in range(world_size):
             total += task.evaluate_batch(model, examples.batch([]), examples, GenerateSettings())  # zeros
-            for part in evaluation_batches(examples, MicroBatching(examples=size, rank=rank, world_size=world_size)):
+            for part in evaluation_batches(examples, MicroBatching(max_examples=size, rank=rank, world_size=world_size)):
                 total += task.evaluate_batch(model, examples.batch(part), examples, GenerateSettings())
     assert total.dtype == torch.float64
     expected = task.compute_metrics(whole, model.labels)

@@ -14,7 +14,7 @@ from test_text_classification import PIECES, VOCAB, odd_texts, write_vocab
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from data import DataError, MicroBatching, evaluation_batches, load_tokenizer
-from data.batch import IGNORE
+from data.batch import IGNORE_INDEX
 from data.formats.rows import Row
 from data.tag_schemes import find_entities
 from data.token_classification import check_tags, read_tagged, tag_names
@@ -301,7 +301,7 @@ def test_p10_every_kept_word_has_one_label_at_its_first_token(request, kind, max
                 cut += 1
             at += size[word]
         tokens = examples.token_labels[examples.offsets[i] : examples.offsets[i + 1]]
-        assert {place: labels[k] for place, k in enumerate(tokens.tolist()) if k != IGNORE} == expected, row
+        assert {place: labels[k] for place, k in enumerate(tokens.tolist()) if k != IGNORE_INDEX} == expected, row
         assert [p for p in words.places[words.part(i)].tolist() if p >= 0] == list(expected)
         assert len(tokens) == min(at + 1, max_length)
     assert (words.cut, words.unreadable) == (cut, unreadable)
@@ -480,7 +480,7 @@ def test_p02_p03_evaluation_depends_neither_on_batches_nor_on_ranks(learned, max
     def metrics(size: int, world: int) -> dict[str, float]:
         batches = [examples.batch([])]
         for rank in range(world):
-            cut = MicroBatching(examples=size, rank=rank, world_size=world)
+            cut = MicroBatching(max_examples=size, rank=rank, world_size=world)
             batches += [examples.batch(part) for part in evaluation_batches(examples, cut)]
         assert sorted(np.concatenate([batch.indices for batch in batches])) == [*range(len(examples))]
         for batch in batches:
