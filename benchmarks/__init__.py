@@ -1,1 +1,1 @@
-"""Measurements, as ratios taken in one run; run from a checkout. Nothing in engine, models or data imports this."""
+"""Speed and memory measurements. Run them from a checkout; engine, models and data do not import this package."""

@@ -1,11 +1,11 @@
-"""What became faster or slower between two records of benchmarks.throughput, or over all of a folder:
+"""Compare two records of benchmarks.throughput, or plot all records of a folder:
 
     python -m benchmarks.compare A.json B.json
     python -m benchmarks.compare benchmarks/history --plot history.png
 
-Rates are divided by that of the matrix product which was timed in the same run, so that what is compared is the engine
-and not the machine's mood. A difference is called one only where the runs of A and of B do not overlap and the medians
-differ by more than NOISE; everything else is within noise. Nothing here fails on a slower result.
+Each rate is divided by the rate of a matrix product timed in the same run. This removes the machine's own variation.
+A difference is reported only if the runs of A and B do not overlap and their medians differ by more than NOISE.
+Everything else is "within noise". A slower result never makes the command fail.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 
 from benchmarks import record
 
-NOISE = 0.03  # smaller differences of medians are none, even between runs that do not overlap
-Rates = dict[tuple[str, str], list[float]]  # {(work, variant): one number a run}
+NOISE = 0.03  # relative difference of medians below which nothing is reported, even if the runs do not overlap
+Rates = dict[tuple[str, str], list[float]]  # {(workload, variant): one number per run}
 
 
 def normalised(content: dict[str, Any]) -> Rates:
-    """Examples for each TFLOP that the reference product would have done in the time."""
+    """Return examples per TFLOP of the reference product, for every run."""
     return {
         (row["work"], row["variant"]): [
             run["samples_per_second"] / run["gemm_flops_per_second"] * 1e12 for run in row["runs"]
@@ -34,7 +34,7 @@ def normalised(content: dict[str, Any]) -> Rates:
 
 
 def memory(content: dict[str, Any]) -> Rates:
-    """Peak memory in MB."""
+    """Return the peak memory of every run, in MB."""
     return {
         (row["work"], row["variant"]): [float(run["peak_memory_mb"]) for run in row["runs"]]
         for row in content["results"]
@@ -42,15 +42,15 @@ def memory(content: dict[str, Any]) -> Rates:
 
 
 def verdict(a: Sequence[float], b: Sequence[float], words: tuple[str, str]) -> str:
-    """ "B / A", and words[0] where b is below a, words[1] where above, or that it is within noise."""
+    """Return the ratio b / a of the medians, and words[0] below 1, words[1] above 1, or "within noise"."""
     ratio = statistics.median(b) / statistics.median(a)
     apart = max(a) < min(b) or max(b) < min(a)
-    said = words[ratio > 1] if apart and abs(ratio - 1) > NOISE else "within noise"
-    return f"{ratio:.2f} {said}"
+    outcome = words[ratio > 1] if apart and abs(ratio - 1) > NOISE else "within noise"
+    return f"{ratio:.2f} {outcome}"
 
 
 def compare(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """A line for each case that both records have, and one for each that only one has."""
+    """Return a line per case; a case that only one record has is named as such."""
     rates, others = normalised(a), normalised(b)
     sizes, other_sizes = memory(a), memory(b)
     if not rates.keys() & others.keys():
@@ -69,6 +69,7 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 
 def describe(path: Path, content: dict[str, Any]) -> str:
+    """Return a line on the commit, machine and torch version of a record."""
     machine = content["machine"]
     where = ", ".join(machine["gpus"]) or f"{machine['cpu']}, {machine['cores']} cores"
     changed = " with changes" if content["changed"] else ""
@@ -76,20 +77,20 @@ def describe(path: Path, content: dict[str, Any]) -> str:
 
 
 def plot(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """One line for each case that has several records, relative to its first, over commits in the order of their dates.
+    """Plot the rate of each case over the records, relative to its first record.
 
-    Records of different machines are different lines. SystemExit without matplotlib.
+    Records of different machines are separate lines. Raises SystemExit if matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise SystemExit("--plot needs matplotlib: pip install matplotlib") from None
     series: dict[str, list[tuple[int, list[float]]]] = {}
-    for place, content in enumerate(records):
+    for position, content in enumerate(records):
         machine = content["machine"]
         where = ", ".join(machine["gpus"]) or machine["cpu"]
         for key, rates in normalised(content).items():
-            series.setdefault(f"{' '.join(key)} ({where})", []).append((place, rates))
+            series.setdefault(f"{' '.join(key)} ({where})", []).append((position, rates))
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     for name, points in series.items():
@@ -97,7 +98,7 @@ def plot(records: Sequence[dict[str, Any]], path: Path) -> None:
         medians = [statistics.median(rates) / first for _, rates in points]
         below = [m - min(rates) / first for m, (_, rates) in zip(medians, points, strict=True)]
         above = [max(rates) / first - m for m, (_, rates) in zip(medians, points, strict=True)]
-        axes.errorbar([place for place, _ in points], medians, (below, above), marker="o", capsize=3, label=name)
+        axes.errorbar([position for position, _ in points], medians, (below, above), marker="o", capsize=3, label=name)
     axes.set_xticks(range(len(records)), [f"{r['commit'][:7]}\n{r['date'][:10]}" for r in records])
     axes.set_ylabel("rate over the reference product, first record = 1")
     axes.legend(fontsize="small")
@@ -108,18 +109,18 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("records", nargs="+", type=Path, metavar="RECORD", help="two files, or one folder for --plot")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw all of the records, as .png or .svg")
+    parser.add_argument("records", nargs="+", type=Path, metavar="RECORD", help="two files, or a folder of records")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="plot all records to this .png or .svg file")
     arguments = parser.parse_args(argv)
     paths = [file for path in arguments.records for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
     named = [(path, record.read(path)) for path in paths]
     named = [(path, content) for path, content in named if content["benchmark"] == "throughput"]
     if arguments.plot and named:
         plot([content for _, content in named], arguments.plot)
-        print(f"{len(named)} records drawn in {arguments.plot}")
+        print(f"{len(named)} records plotted in {arguments.plot}")
         return 0
     if len(named) != 2:
-        parser.error(f"{len(named)} records of benchmarks.throughput: two are compared, any number is drawn (--plot)")
+        parser.error(f"found {len(named)} records of benchmarks.throughput; give two, or --plot for any number")
     (path_a, a), (path_b, b) = named
     print(f"A  {describe(path_a, a)}\nB  {describe(path_b, b)}\nB / A:")
     print("\n".join(compare(a, b)))

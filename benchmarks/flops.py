@@ -1,9 +1,11 @@
-"""How much arithmetic a step needs, and how fast this machine multiplies matrices: their quotient is the utilisation.
+"""Model FLOPs of a step and the matrix-product rate of this machine; their quotient is the utilisation (MFU).
 
-Model FLOPs count what the mathematics needs and nothing else: tokens that exist, an output matrix at supervised
-positions only, no recomputation (Chowdhery et al. 2022, "PaLM", appendix B). A product of (rows, in) and (in, out) is
-2 * rows * in * out; norms, activations, lookups and the softmax are left out. The scores of causal attention are
-counted whole, as PaLM and nanoGPT count them.
+Model FLOPs count only what the mathematics requires (Chowdhery et al. 2022, "PaLM", appendix B):
+- tokens without padding, the output matrix at supervised positions only, no recomputation;
+- 2 * rows * in * out for a product of (rows, in) and (in, out);
+- the full score matrix of causal attention, as PaLM and nanoGPT count it.
+
+Norms, activations, lookups and the softmax are not counted.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from data import Batch
 from models import TaskModel
 from models.lora import LoraLinear
 
-# Dense TFLOP/s that the makers state, the first name that is part of the device's.
+# Dense TFLOP/s stated by the vendor. The first name that is a substring of the device's name applies.
 DATASHEETS: dict[str, dict[str, float]] = {
     "H100 PCIe": {"bf16": 756, "fp16": 756, "tf32": 378, "fp32": 51},
     "H100": {"bf16": 989, "fp16": 989, "tf32": 495, "fp32": 67},
@@ -29,76 +31,79 @@ DATASHEETS: dict[str, dict[str, float]] = {
     "V100": {"fp16": 125, "fp32": 15.7},
     "T4": {"fp16": 65, "fp32": 8.1},
 }
-BESIDE = ("key", "value", "linear")  # projections of what the one registered before them reads too
-PER_TOKEN = ("token-classification", "question-answering")  # heads with a row for every token
+SAME_INPUT = ("key", "value", "linear")  # projections that read the input of the module registered before them
+PER_TOKEN = ("token-classification", "question-answering")  # heads that read every token
 
 
 class Sizes(NamedTuple):
-    """What decides the FLOPs of a micro-batch; kept of a Batch in the place of its tensors."""
+    """The sizes of a micro-batch that determine its FLOPs; kept instead of its tensors."""
 
     examples: int
     targets: int
-    lengths: tuple[int, ...]  # of each sequence, or image
+    lengths: tuple[int, ...]  # one per sequence or image
     decoder_lengths: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:
-        """All that the model reads."""
+        """Return the number of tokens that the model reads."""
         return sum(self.lengths) + sum(self.decoder_lengths)
 
     @classmethod
-    def of(cls, batch: Batch) -> Sizes:
+    def from_batch(cls, batch: Batch) -> Sizes:
+        """Return the sizes of a batch of texts or images."""
         count = len(batch.ids)
         images = (batch.image_tokens // count,) * count if batch.image_tokens else ()
         return cls(count, batch.num_targets, (*batch.lengths, *images), batch.decoder_lengths)
 
 
 class Product(NamedTuple):
-    """One matrix product of the forward pass, (rows, inner) x (inner, columns), and how many the backward adds."""
+    """A matrix product of the forward, (rows, inner) x (inner, columns), and the number of products in its backward."""
 
     name: str
     rows: int
     inner: int
     columns: int
-    backward: int  # 1 for the gradient of the weight where it is trained, 1 for that of the input where one is needed
+    backward: int  # 1 if the weight is trained, plus 1 if the input needs a gradient
 
     @property
     def flops(self) -> float:
-        """Of forward and backward."""
+        """Return the FLOPs of forward and backward."""
         return 2.0 * self.rows * self.inner * self.columns * (1 + self.backward)
 
 
 def products(model: TaskModel, sizes: Sizes) -> Iterator[Product]:
-    """Those with a weight."""
-    needs = inputs_with_gradient(model)
+    """Yield the products with a weight."""
+    needs_gradient = inputs_with_gradient(model)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             rows, inner, columns = _rows(name, model, sizes), module.weight[0].numel(), len(module.weight)
-            yield Product(name, rows, inner, columns, module.weight.requires_grad + needs[name])
+            yield Product(name, rows, inner, columns, module.weight.requires_grad + needs_gradient[name])
             if isinstance(module, LoraLinear):
-                yield Product(name, rows, inner, module.rank, 1 + needs[name])
+                yield Product(name, rows, inner, module.rank, 1 + needs_gradient[name])
                 yield Product(name, rows, module.rank, columns, 2)
 
 
 def inputs_with_gradient(model: TaskModel) -> dict[str, bool]:
-    """{module: whether the backward goes on below it}: where anything that comes before it is trained.
+    """Return {module: whether its input needs a gradient}: whether anything before it in the graph is trained.
 
-    Modules are registered in the order in which they run. But those of BESIDE read what their parent reads, a decoder
-    begins with the embeddings anew and reads the encoder in cross-attention, and below the pixels there is nothing.
+    Modules are registered in the order in which they run, with these exceptions:
+    - a module of SAME_INPUT reads the input of its parent;
+    - a decoder starts from the embeddings, and its cross-attention reads the encoder;
+    - pixels have no gradient.
     """
-    below, needs = False, dict[str, bool]()
+    below, needs_gradient = False, dict[str, bool]()
     for name, module in model.named_modules():
         parent, _, own = name.rpartition(".")
-        needs[name] = below and not isinstance(module, nn.Conv2d)
-        if own in BESIDE:
-            needs[name] = needs[parent]
+        needs_gradient[name] = below and not isinstance(module, nn.Conv2d)
+        if own in SAME_INPUT:
+            needs_gradient[name] = needs_gradient[parent]
         if name == "backbone.decoder":
             below = model.backbone.embedding.weight.requires_grad
         elif _reads_source(name):
-            needs[name] = needs["backbone.decoder"]
-            below = below or needs[name]
+            needs_gradient[name] = needs_gradient["backbone.decoder"]
+            below = below or needs_gradient[name]
         below = below or any(p.requires_grad for p in module.parameters(recurse=False))
-    return needs
+    return needs_gradient
 
 
 def _reads_source(name: str) -> bool:
@@ -106,24 +111,23 @@ def _reads_source(name: str) -> bool:
 
 
 def _rows(name: str, model: TaskModel, sizes: Sizes) -> int:
-    """How many vectors this layer reads."""
+    """Return the number of vectors that this layer reads."""
     source, written = sum(sizes.lengths), sum(sizes.decoder_lengths)
-    part = name.split(".")
-    if part[0] == "head":
-        head = model.origin.head or ""
-        if head.endswith("-lm"):
+    path = name.split(".")
+    if path[0] == "head":
+        if model.head.is_language_model:
             return sizes.targets
-        return source if head in PER_TOKEN else len(sizes.lengths)
-    if part[1] == "patch_embeddings":
+        return source if model.head_name in PER_TOKEN else len(sizes.lengths)
+    if path[1] == "patch_embeddings":
         return source - model.backbone.num_special * len(sizes.lengths)
-    if part[1] == "decoder":
+    if path[1] == "decoder":
         return source if _reads_source(name) else written
     return source
 
 
 def attention_flops(model: TaskModel, sizes: Sizes) -> float:
-    """Scores and weighted sums of all layers, forward and backward: each product is 2 * (L * S * D)."""
-    total, needs = 0.0, inputs_with_gradient(model)
+    """Return the FLOPs of attention scores and weighted sums, forward and backward: 2 * L * S * D per product."""
+    total, needs_gradient = 0.0, inputs_with_gradient(model)
     for name, module in model.named_modules():
         if hasattr(module, "num_heads") and isinstance(getattr(module, "output", None), nn.Linear):
             queries = keys = sizes.decoder_lengths if name.split(".")[1] == "decoder" else sizes.lengths
@@ -131,31 +135,32 @@ def attention_flops(model: TaskModel, sizes: Sizes) -> float:
             pairs = sum(q * k for q, k in zip(queries, keys, strict=True))
             projections = ("qkv",) * 3 if hasattr(module, "qkv") else ("query", "key", "value")
             q, k, v = (
-                needs[f"{name}.{part}"] or any(p.requires_grad for p in getattr(module, part).parameters())
-                for part in projections
+                needs_gradient[f"{name}.{projection}"]
+                or any(p.requires_grad for p in getattr(module, projection).parameters())
+                for projection in projections
             )
-            backward = (q or k) + q + k + v  # gradients of the scores, and of each of the three
+            backward = (q or k) + q + k + v  # gradients of the scores, queries, keys and values
             total += 2.0 * pairs * module.output.in_features * (2 + backward)
     return total
 
 
 def model_flops(model: TaskModel, sizes: Sizes) -> float:
-    """Of one micro-batch, forward and backward; what is frozen spares its part of the backward."""
+    """Return the FLOPs of a micro-batch, forward and backward, without the backward products that freezing removes."""
     return sum(product.flops for product in products(model, sizes)) + attention_flops(model, sizes)
 
 
 def gemm_peak(model: TaskModel, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of the fastest of the products that most of this micro-batch's FLOPs are in, alone and in `dtype`."""
-    alike: dict[tuple[int, int, int], float] = {}
+    """Return the FLOP/s of the fastest of the four product shapes with the most FLOPs, each timed alone in `dtype`."""
+    by_shape: dict[tuple[int, int, int], float] = {}
     for product in products(model, sizes):
         shape = (product.rows, product.inner, product.columns)
-        alike[shape] = alike.get(shape, 0.0) + product.flops
-    largest = sorted(alike, key=alike.__getitem__, reverse=True)[:4]
+        by_shape[shape] = by_shape.get(shape, 0.0) + product.flops
+    largest = sorted(by_shape, key=by_shape.__getitem__, reverse=True)[:4]
     return max(_product_rate(shape, dtype, device) for shape in largest if all(shape))
 
 
 def _product_rate(shape: Sequence[int], dtype: torch.dtype, device: torch.device, rounds: int = 7) -> float:
-    """FLOP/s, the best of some rounds of at least 20 ms."""
+    """Return the FLOP/s of a product: the best of several rounds of at least 20 ms."""
     rows, inner, columns = shape
     x = torch.randn(rows, inner, dtype=dtype, device=device)
     weight = torch.randn(columns, inner, dtype=dtype, device=device)
@@ -169,7 +174,7 @@ def _product_rate(shape: Sequence[int], dtype: torch.dtype, device: torch.device
         return time.perf_counter() - start
 
     with torch.no_grad():
-        seconds(2)  # the first one sets things up
+        seconds(2)  # warm-up
         count = max(1, round(0.02 / seconds(2) * 2))
         best = min(seconds(count) for _ in range(rounds))
     return 2.0 * rows * inner * columns * count / best
@@ -181,14 +186,14 @@ def _wait(device: torch.device) -> None:
 
 
 def datasheet(device: torch.device, precision: str) -> float | None:
-    """FLOP/s that the maker states, None for a device or precision that is not in the table. precision: tf32 too."""
+    """Return the vendor's FLOP/s for a precision ("tf32" included), or None if the table does not have it."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    stated = next((rates for part, rates in DATASHEETS.items() if part in name), {})
+    stated = next((rates for model, rates in DATASHEETS.items() if model in name), {})
     return stated[precision] * 1e12 if precision in stated else None
 
 
 def clock(device: torch.device) -> Callable[[], float]:
-    """A perf_counter that first waits for the device."""
+    """Return a perf_counter that first synchronises with the device."""
 
     def now() -> float:
         _wait(device)

@@ -1,6 +1,6 @@
-"""A dated file for each run of a benchmark: what was measured, on which commit, machine and versions.
+"""Dated records of benchmark runs: the results, the commit, the machine and the versions of the packages.
 
-benchmarks/history/2026-11-24T20-15-00-0c2d110-throughput.json; `python -m benchmarks.compare A B` reads two of them.
+Example: benchmarks/history/2026-11-24T20-15-00-0c2d110-throughput.json. `python -m benchmarks.compare A B` reads two.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PACKAGES = ("torch", "numpy", "tokenizers", "transformers", "accelerate", "light
 def write(folder: Path, benchmark: str, results: list[dict[str, Any]], argv: list[str] | None = None) -> Path:
     """Write `results` to a new file in `folder` and return its path.
 
-    results: one row for each thing measured, {"work": ..., "variant": ..., "runs": [{number by name}, ...]}.
+    results: one row per case, {"work": ..., "variant": ..., "runs": [{figure: number}, ...]}.
     """
     now = datetime.now(UTC)
     commit = _git("rev-parse", "HEAD")
@@ -49,7 +49,7 @@ def write(folder: Path, benchmark: str, results: list[dict[str, Any]], argv: lis
 
 
 def without_folders(argv: Sequence[str]) -> list[str]:
-    """The arguments that decide what is measured: not those that say where this machine keeps its files."""
+    """Return the arguments that affect the measurement, without those that name folders of this machine."""
     kept: list[str] = []
     rest = iter(argv)
     for argument in rest:
@@ -62,7 +62,7 @@ def without_folders(argv: Sequence[str]) -> list[str]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A file that write made; SystemExit with one sentence for any other."""
+    """Return the content of a record. Raises SystemExit with one sentence if the file is not a record."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -73,19 +73,19 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory and GPUs."""
+    """Return the processor, cores, memory, GPUs and load."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpus": gpus,
-        "load": round(os.getloadavg()[0], 2),  # of the last minute, in processes, these runs among them
+        "load": round(os.getloadavg()[0], 2),  # processes over the last minute, this benchmark included
     }
 
 
 def versions() -> dict[str, str]:
-    """Of Python, and of those packages that are installed."""
+    """Return the versions of Python, CUDA and the installed packages."""
     found = {"python": platform.python_version(), "cuda": torch.version.cuda or ""}
     for name in PACKAGES:
         try:
@@ -105,7 +105,7 @@ def _cpu_name() -> str:
 
 
 def _git(*arguments: str) -> str:
-    """What git says of this checkout; empty where there is none."""
+    """Return the output of git in this checkout; empty if there is no repository."""
     try:
         done = subprocess.run(["git", *arguments], cwd=HISTORY.parent, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

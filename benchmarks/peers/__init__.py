@@ -1,1 +1,1 @@
-"""The same work by other trainers."""
+"""The same workloads in other trainers, and transformers' generate beside ours."""

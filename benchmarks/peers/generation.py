@@ -1,11 +1,12 @@
-"""Text from the same weights and prompts by models/generation/generate.py and by transformers' generate:
+"""Compare models/generation/generate.py with transformers' generate on the same weights and prompts:
 
     python -m benchmarks.peers.generation [gpt2-dialogue] [t5-small] [--runs 5] [--new-tokens 64] [--shrink]
 
-8 prompts of unequal lengths are one batch, continued greedily and by 4 beams, with a cache of keys and values on both
-sides, in fp32. The two take turns, each in a process of its own, and the first few tokens are written before the clock
-starts. Printed: new tokens a second, as the median with the least and the most; the ratios of the two runs of each
-round, not resolved where they lie on both sides of 1; and how many of the texts are the same, id by id.
+A batch of 8 prompts of different lengths is continued greedily and with 4 beams, with a key-value cache on both sides,
+in fp32. The sides alternate, each in a separate process, and generate a few tokens before the clock starts. Printed:
+- new tokens per second, as median (minimum - maximum);
+- the ratios of the two runs of each round, "not resolved" if 1 lies between their minimum and maximum;
+- the number of texts that are equal on both sides, id by id.
 """
 
 from __future__ import annotations
@@ -22,49 +23,52 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks import record
-from benchmarks.loading import run, spread
-from benchmarks.peers.__main__ import Bench, ratios, verdict
-from benchmarks.peers.features import IGNORE, load_features
+from benchmarks.loading import format_spread, run_python
+from benchmarks.peers.compare_trainers import Bench, ratios, verdict
+from benchmarks.peers.features import IGNORE_INDEX, load_features
 
-WORKS = ("gpt2-dialogue", "t5-small")
+WORKLOADS = ("gpt2-dialogue", "t5-small")
 SIDES = ("ours", "transformers")
-WAYS = {"greedy": 1, "4 beams": 4}  # beams of each
+NUM_BEAMS = {"greedy": 1, "4 beams": 4}
 BATCH = 8
 Texts = list[list[int]]
-Write = Callable[[int, int], Texts]  # (beams, new tokens) -> the new ids of each prompt, to the end token
+Generate = Callable[[int, int], Texts]  # (beams, new tokens) -> the new ids of each prompt, up to the end token
 
 
 def prompts_of(job: dict[str, Any]) -> Texts:
-    """The first examples of the pool: sources, or conversations up to the first reply."""
+    """Return the first examples of the pool: sources, or conversations up to the first reply."""
     features, _ = load_features(job | {"examples": list(range(BATCH))})
     if job["task"] != "dialogue":
         return [feature["input_ids"] for feature in features]
-    replies = [next(i for i, label in enumerate(f["labels"]) if label != IGNORE) for f in features]
+    replies = [next(i for i, label in enumerate(f["labels"]) if label != IGNORE_INDEX) for f in features]
     return [feature["input_ids"][:reply] for feature, reply in zip(features, replies, strict=True)]
 
 
-def ours(job: dict[str, Any]) -> Write:
+def ours(job: dict[str, Any]) -> Generate:
+    """Return our generate for the prompts of a job."""
     import models
-    from models.generation.generate import GenerationSettings, generate
+    from models.generation.generate import GenerationSettings
+    from models.generation.generate import generate as generate_ours
 
     folder = Path(job["model"])
     model = models.from_pretrained(folder, head="causal-lm" if job["task"] == "dialogue" else "seq2seq-lm")
 
-    def write(beams: int, new: int) -> Texts:
-        settings = GenerationSettings.read(folder, num_beams=beams, max_new_tokens=new)
-        return [one.ids for one in generate(model, job["prompts"], settings)]
+    def generate(beams: int, new_tokens: int) -> Texts:
+        settings = GenerationSettings.read(folder, num_beams=beams, max_new_tokens=new_tokens)
+        return [generated.ids for generated in generate_ours(model, job["prompts"], settings)]
 
-    return write
+    return generate
 
 
-def transformers(job: dict[str, Any]) -> Write:
+def transformers(job: dict[str, Any]) -> Generate:
+    """Return transformers' generate for the prompts of a job."""
     import torch
 
-    from benchmarks.peers.runs import load_model
+    from benchmarks.peers.trainers import load_model
 
     model, prompts = load_model(job).eval(), job["prompts"]
     longest = max(map(len, prompts))
-    decoder_only = job["task"] == "dialogue"  # which is padded on the left, so that what is new stands behind
+    decoder_only = job["task"] == "dialogue"  # padded on the left, so that new tokens follow the prompt
     config = model.config
     ends, pad = config.eos_token_id, config.pad_token_id if config.pad_token_id is not None else config.eos_token_id
     rows = []
@@ -74,11 +78,11 @@ def transformers(job: dict[str, Any]) -> Write:
         rows.append((padding + ids, zeros + ones) if decoder_only else (ids + padding, ones + zeros))
     input_ids, mask = (torch.tensor([row[i] for row in rows]) for i in (0, 1))
 
-    def write(beams: int, new: int) -> Texts:
+    def generate(beams: int, new_tokens: int) -> Texts:
         out = model.generate(
             input_ids,
             attention_mask=mask,
-            max_new_tokens=new,
+            max_new_tokens=new_tokens,
             num_beams=beams,
             do_sample=False,
             pad_token_id=pad,
@@ -86,67 +90,70 @@ def transformers(job: dict[str, Any]) -> Write:
         texts = out[:, longest if decoder_only else 1 :].tolist()
         return [ids[: ids.index(ends) + 1] if ends in ids else ids for ids in texts]
 
-    return write
+    return generate
 
 
-def timed(side: str, path: str) -> None:
-    """One run of a side, of the job in the JSON file at `path`."""
+def time_side(side: str, path: str) -> None:
+    """Time one side on the job in the JSON file `path`, and write the result to the file that the job names."""
     job = json.loads(Path(path).read_text())
-    write = {"ours": ours, "transformers": transformers}[side](job)
+    generate = {"ours": ours, "transformers": transformers}[side](job)
     figures = {}
-    for way, beams in WAYS.items():
-        write(beams, 4)
+    for method, beams in NUM_BEAMS.items():
+        generate(beams, 4)  # warm-up
         start = time.perf_counter()
-        texts = write(beams, job["new_tokens"])
-        figures[way] = {"seconds": time.perf_counter() - start, "texts": texts}
+        texts = generate(beams, job["new_tokens"])
+        figures[method] = {"seconds": time.perf_counter() - start, "texts": texts}
     Path(job["out"]).write_text(json.dumps(figures))
 
 
-def measure(work: str, runs: int, new_tokens: int, shrink: bool, scratch: Path) -> list[dict[str, Any]]:
-    """Rows for the record, {"work": the work and the way, "variant": the side, "runs": [...]}; prints them too."""
-    bench = Bench(work, scratch, scratch, 0, shrink)
-    job = bench.job(scratch / f"{work}-generation") | {"new_tokens": new_tokens}
+def compare_generation(workload: str, runs: int, new_tokens: int, shrink: bool, scratch: Path) -> list[dict[str, Any]]:
+    """Print the comparison and return its rows, {"work": workload and method, "variant": side, "runs": [...]}."""
+    bench = Bench(workload, scratch, scratch, 0, shrink)
+    job = bench.job(scratch / f"{workload}-generation") | {"new_tokens": new_tokens}
     job["prompts"] = prompts_of(job)
-    path = scratch / f"{work}-generation.job"
+    path = scratch / f"{workload}-generation.job"
     path.write_text(json.dumps(job))
-    rates: dict[str, dict[str, list[float]]] = {way: {side: [] for side in SIDES} for way in WAYS}
-    same: dict[str, list[int]] = {way: [] for way in WAYS}
-    for number in tqdm(range(runs), desc=work, unit="round", disable=not sys.stderr.isatty()):
-        texts: dict[str, dict[str, Texts]] = {way: {} for way in WAYS}
+    rates: dict[str, dict[str, list[float]]] = {method: {side: [] for side in SIDES} for method in NUM_BEAMS}
+    num_equal: dict[str, list[int]] = {method: [] for method in NUM_BEAMS}
+    for number in tqdm(range(runs), desc=workload, unit="round", disable=not sys.stderr.isatty()):
+        texts: dict[str, dict[str, Texts]] = {method: {} for method in NUM_BEAMS}
         for side in SIDES[:: -1 if number % 2 else 1]:
-            run(f"from benchmarks.peers.generation import timed; timed({side!r}, {str(path)!r})")
-            for way, figures in json.loads(Path(job["out"]).read_text()).items():
-                texts[way][side] = figures["texts"]
-                rates[way][side].append(sum(map(len, figures["texts"])) / figures["seconds"])
-        for way, of_side in texts.items():
-            same[way].append(sum(a == b for a, b in zip(*of_side.values(), strict=True)))
-    print(f"\n{work}: {new_tokens} tokens after each of {BATCH} prompts, {runs} rounds, median (least - most)")
-    for way in WAYS:
-        print(f"  {way}: {min(same[way])} of {BATCH} texts are the same")
+            run_python(f"from benchmarks.peers.generation import time_side; time_side({side!r}, {str(path)!r})")
+            for method, figures in json.loads(Path(job["out"]).read_text()).items():
+                texts[method][side] = figures["texts"]
+                rates[method][side].append(sum(map(len, figures["texts"])) / figures["seconds"])
+        for method, by_side in texts.items():
+            num_equal[method].append(sum(a == b for a, b in zip(*by_side.values(), strict=True)))
+    print(f"\n{workload}: {new_tokens} tokens after each of {BATCH} prompts, {runs} rounds, median (minimum - maximum)")
+    for method in NUM_BEAMS:
+        print(f"  {method}: {min(num_equal[method])} of {BATCH} texts are equal")
         for side in SIDES:
-            print(f"    {side:<24}{spread(rates[way][side])} tokens/s")
-        print(f"    ours / transformers     {verdict(ratios(*(rates[way][side] for side in SIDES)))}")
+            print(f"    {side:<24}{format_spread(rates[method][side])} tokens/s")
+        print(f"    ours / transformers     {verdict(ratios(*(rates[method][side] for side in SIDES)))}")
     return [
-        {"work": f"{work}, {way}", "variant": side, "runs": [{"new_tokens_per_second": rate} for rate in of_side]}
-        for way, sides in rates.items()
-        for side, of_side in sides.items()
+        {"work": f"{workload}, {method}", "variant": side, "runs": [{"new_tokens_per_second": rate} for rate in values]}
+        for method, sides in rates.items()
+        for side, values in sides.items()
     ]
 
 
 def main() -> None:
+    """Run the comparison and write its record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("works", nargs="*", metavar="WORK", help=f"of {', '.join(WORKS)}; both if none")
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=f"from {', '.join(WORKLOADS)}; default both")
     parser.add_argument("--runs", type=int, default=5, help="rounds of both sides")
-    parser.add_argument("--new-tokens", type=int, default=64, help="that each text is given")
-    parser.add_argument("--shrink", action="store_true", help="tiny models, which show that all of it runs")
+    parser.add_argument("--new-tokens", type=int, default=64, help="new tokens of each text")
+    parser.add_argument("--shrink", action="store_true", help="tiny models, to try the command")
     parser.add_argument("--history", type=Path, default=record.HISTORY, help="folder for the JSON file")
     arguments = parser.parse_args()
-    if unknown := [name for name in arguments.works if name not in WORKS]:
-        parser.error(f"WORK: {unknown[0]!r} is not one of {', '.join(WORKS)}")
+    if unknown := [name for name in arguments.workloads if name not in WORKLOADS]:
+        parser.error(f"WORKLOAD: {unknown[0]!r} is not one of {', '.join(WORKLOADS)}")
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
-        for work in arguments.works or WORKS:
-            rows += measure(work, arguments.runs, arguments.new_tokens, arguments.shrink, Path(temporary))
+        for workload in arguments.workloads or WORKLOADS:
+            rows += compare_generation(
+                workload, arguments.runs, arguments.new_tokens, arguments.shrink, Path(temporary)
+            )
     print(f"\nwritten to {record.write(arguments.history, 'generation', rows)}")
 
 

@@ -1,1 +1,1 @@
-"""Data sets and small checkpoints that recipes and benchmarks use, made from packages."""
+"""Data sets and small checkpoints for recipes and benchmarks, made from public packages."""

@@ -1,8 +1,8 @@
-"""Real data that may be read but not handed on: one command fetches it from where it is and writes files to train on.
+"""Prepare data that may be used but not redistributed: fetch it from its source and write training files.
 
-    python -m benchmarks.prepare NAME
+    python -m benchmarks.prepare NAME ...
 
-writes datasets/NAME/. What each is, where it comes from and its licence is said in benchmarks/prepare_NAME.py.
+This writes datasets/NAME/. The file benchmarks/prepare/NAME.py states the content, the source and the licence.
 """
 
 from __future__ import annotations
@@ -11,19 +11,27 @@ import importlib
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
-NAMES = sorted(path.stem.removeprefix("prepare_") for path in HERE.glob("prepare_*.py"))
+NAMES = (
+    "capitals",
+    "chinese_poems",
+    "chinese_sentiment",
+    "django_messages",
+    "fashion_mnist",
+    "package_descriptions",
+    "package_tags",
+    "peoples_daily",
+)
 
 
 def main(argv: list[str]) -> int:
-    """Prepare the data sets named."""
+    """Prepare the named data sets; return the exit code."""
     if not argv or not set(argv) <= set(NAMES):
-        print(f"python -m benchmarks.prepare NAME ...; names are {', '.join(NAMES)}", file=sys.stderr)
+        print(f"usage: python -m benchmarks.prepare NAME ...; names are {', '.join(NAMES)}", file=sys.stderr)
         return 2
     for name in argv:
         folder = Path("datasets") / name
         folder.mkdir(parents=True, exist_ok=True)
-        importlib.import_module(f"benchmarks.prepare_{name}").prepare(folder)
+        importlib.import_module(f"benchmarks.prepare.{name}").prepare(folder)
         print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     return 0
 

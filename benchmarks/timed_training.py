@@ -1,10 +1,10 @@
-"""One timed run of engine.train, in a process of its own; benchmarks/throughput.py starts these.
+"""One timed run of engine.train in a separate process; throughput.py starts these processes.
 
-    torchrun -m benchmarks.timed RESULT.json STEPS [--split] [--tf32] RECIPE --section.key=value ...
+    torchrun -m benchmarks.timed_training RESULT.json STEPS [--split] [--tf32] RECIPE --section.key=value ...
 
-It is the loop's own step with all that belongs to it. Rates, waiting and memory are those that the run logs itself, of
-STEPS steps after the first WARM_UP. Then nothing is evaluated or saved. With --split some more steps follow, in which
-the parts of the loop are timed from outside, the device waited for before and after each.
+The training step is the unchanged one of engine.train. Rates, waiting and memory are read from the run's own log, for
+STEPS steps after the first WARM_UP. Nothing is evaluated or saved. --split adds WARM_UP steps in which the parts of the
+loop are timed from outside; the device is synchronised before and after each part.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from engine.log import RunLog
 from engine.precision import DTYPES, Precision
 from engine.regularize import Penalties
 
-WARM_UP = 5  # steps; a line of metrics.jsonl is of as many
-PARTS: tuple[tuple[type, str, str], ...] = (  # (class, method that the loop calls, what its time is called)
+WARM_UP = 5  # steps; also the number of steps per line of metrics.jsonl
+PARTS: tuple[tuple[type, str, str], ...] = (  # (class, method that the loop calls, name of the part)
     (Precision, "backward", "backward"),
     (Precision, "unscale_", "clip"),
     (Precision, "clip_", "clip"),
@@ -45,14 +45,14 @@ PARTS: tuple[tuple[type, str, str], ...] = (  # (class, method that the loop cal
 )
 
 
-class Run:
-    """What is seen of a run from outside, by standing around the functions that the loop calls."""
+class LoopTimer:
+    """Observe a run by wrapping the functions that the loop calls."""
 
     def __init__(self, device: torch.device, steps: int, split: bool):
         self.timed = range(WARM_UP, WARM_UP + steps)
         self.split = range(self.timed.stop, self.timed.stop + WARM_UP * split)
-        self.groups: list[list[Sizes]] = []  # the micro-batches of each step, also of those that fp16 leaves out
-        self.taken: list[int] = []  # the optimizer's steps after each of them
+        self.micro_batches: list[list[Sizes]] = []  # per step of the loop; fp16 may skip the optimizer step
+        self.optimizer_steps: list[int] = []  # the number of optimizer steps after each of them
         self.model: Any = None
         self.now = flops.clock(device)
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -60,21 +60,21 @@ class Run:
 
     @property
     def end(self) -> int:
-        """The steps of all."""
+        """Return the number of optimizer steps of the whole run."""
         return max(self.timed.stop, self.split.stop)
 
     @property
     def step(self) -> int:
-        """The optimizer's steps so far."""
-        return self.taken[-1] if self.taken else 0
+        """Return the number of optimizer steps so far."""
+        return self.optimizer_steps[-1] if self.optimizer_steps else 0
 
-    def groups_until(self, step: int) -> list[list[Sizes]]:
-        """What was read since the line of metrics.jsonl before that of `step`."""
-        first, last = (self.taken.index(s) + 1 for s in (step - WARM_UP, step))
-        return self.groups[first:last]
+    def micro_batches_until(self, step: int) -> list[list[Sizes]]:
+        """Return the micro-batches that the line of metrics.jsonl at `step` covers."""
+        first, last = (self.optimizer_steps.index(s) + 1 for s in (step - WARM_UP, step))
+        return self.micro_batches[first:last]
 
     def installed(self) -> ExitStack:
-        """Stand around everything, until the stack is closed."""
+        """Wrap all observed functions until the returned stack is closed."""
         stack = ExitStack()
         for owner, name, part in PARTS:
             stack.enter_context(patch.object(owner, name, self._timed(part, getattr(owner, name))))
@@ -98,11 +98,11 @@ class Run:
         return timed
 
     def _steps(self, function: Callable[..., Iterator[list[Batch]]]) -> Callable[..., Iterator[list[Batch]]]:
-        """Each step that the loop fetches passes here; the time between two is that of a whole step."""
+        """Wrap training_steps: record the sizes of every step, and time the steps of the split as a whole."""
 
         def steps(*args: Any, **kwargs: Any) -> Iterator[list[Batch]]:
-            groups = function(*args, **kwargs)
-            fetch = self._timed("data", lambda: next(groups))
+            loader = function(*args, **kwargs)
+            fetch = self._timed("data", lambda: next(loader))
             begun = 0.0
             while True:
                 if self.split and self.step == self.split.start and not self.splitting:
@@ -110,15 +110,15 @@ class Run:
                 elif self.step == self.split.stop and self.splitting:
                     self.splitting = False
                     self.seconds["whole"] = self.now() - begun
-                group = fetch()
-                self.groups.append([Sizes.of(batch) for batch in group])
-                yield group
+                micro_batches = fetch()
+                self.micro_batches.append([Sizes.from_batch(batch) for batch in micro_batches])
+                yield micro_batches
 
         return steps
 
     def _count(self, function: Callable[..., None]) -> Callable[..., None]:
         def count(log: RunLog, step: int, *args: Any) -> None:
-            self.taken.append(step)
+            self.optimizer_steps.append(step)
             function(log, step, *args)
 
         return count
@@ -126,20 +126,20 @@ class Run:
     def _build(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def build(*args: Any, **kwargs: Any) -> Any:
             built = function(*args, **kwargs)
-            self.model = self.model or built[0]  # the first one; L2-SP builds another
+            self.model = self.model or built[0]  # keep the first; L2-SP builds a second one
             return built
 
         return build
 
     def _wrap(self, function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        """The model as the loop calls it: around DDP, compiled code and an objective of several passes."""
+        """Time the forward of the module that the loop calls: DDP, compiled code, or an objective of several passes."""
         known: set[int] = set()
 
         def wrap(*args: Any, **kwargs: Any) -> nn.Module:
             parallel = function(*args, **kwargs)
-            if self.split and id(parallel) not in known:  # unfreezing wraps the same model again
+            if self.split and id(parallel) not in known:  # gradual unfreezing wraps the same model again
                 known.add(id(parallel))
-                if compiled := getattr(parallel, "_compiled_call_impl", None):  # hooks would be compiled too
+                if compiled := getattr(parallel, "_compiled_call_impl", None):  # hooks would be compiled as well
                     parallel._compiled_call_impl = self._timed("forward", compiled)
                 else:
                     begun: list[float] = []
@@ -154,7 +154,7 @@ class Run:
             self.seconds["forward"] += self.now() - begun.pop()
 
     def parts(self) -> dict[str, float]:
-        """{part: its share of the steps that were split}; other: what lies between the parts."""
+        """Return {part: its share of the split steps}; "other" is the time between the parts."""
         whole = self.seconds.pop("whole", 0.0)
         if not whole:
             return {}
@@ -163,50 +163,52 @@ class Run:
 
 
 class StopAtEnd(StopRequest):
-    """Ends the loop when all that is timed is done, or at a signal as ever."""
+    """Stop the loop after the last timed step, or at a signal as usual."""
 
-    def __init__(self, run: Run):
+    def __init__(self, timer: LoopTimer):
         super().__init__()
-        self.run = run
+        self.timer = timer
 
     def __bool__(self) -> bool:
-        return self.run.step >= self.run.end or super().__bool__()
+        return self.timer.step >= self.timer.end or super().__bool__()
 
 
-def measure(cfg: Config, ranks: Ranks, steps: int, split: bool = False, tf32: bool = False) -> dict[str, Any] | None:
-    """Train for as many steps and say what it took; None on other ranks, and after a signal.
+def time_training(
+    cfg: Config, ranks: Ranks, steps: int, split: bool = False, tf32: bool = False
+) -> dict[str, Any] | None:
+    """Train and return the measurements; None on ranks other than the main one, and after a signal.
 
-    steps: of the optimizer, a multiple of WARM_UP. tf32: on a GPU, fp32 products from rounded factors. Raises as
-    engine.train does.
+    steps: timed optimizer steps, a multiple of WARM_UP. tf32: compute fp32 products in TF32 on a GPU. Raises what
+    engine.train raises.
     """
-    run = Run(ranks.device, steps, split)
-    settings = {"train.max_steps": run.end + 1, "log.every_steps": WARM_UP, "eval.every_steps": run.end + 2}
+    timer = LoopTimer(ranks.device, steps, split)
+    settings = {"train.max_steps": timer.end + 1, "log.every_steps": WARM_UP, "eval.every_steps": timer.end + 2}
     cfg = config.override(cfg, settings)
-    stop = StopAtEnd(run)
+    stop = StopAtEnd(timer)
     if tf32:
         torch.set_float32_matmul_precision("high")
-    with run.installed(), checkpoint.claim(cfg, ranks) as resumed:
+    with timer.installed(), checkpoint.claim(cfg, ranks) as resumed:
         train.train(cfg, ranks, stop, resumed)
     stop.unlisten()
-    return None if stop.signal else summarize(run, cfg, ranks, "tf32" if tf32 else cfg.train.precision)
+    return None if stop.signal else summarize(timer, cfg, ranks, "tf32" if tf32 else cfg.train.precision)
 
 
-def summarize(run: Run, cfg: Config, ranks: Ranks, precision: str) -> dict[str, Any] | None:
-    """What a run that has ended took, of its timed steps, over all ranks; None on other ranks than the main one."""
-    lines = [run.groups_until(step + WARM_UP) for step in run.timed[::WARM_UP]]
-    groups = [group for line in lines for group in line]
-    needed = [sum(flops.model_flops(run.model, sizes) for sizes in group) for group in groups]
-    tokens = distributed.all_sum(*(sum(sizes.tokens for group in line for sizes in group) for line in lines))
-    total, examples = distributed.all_sum(sum(needed), sum(sizes.examples for group in groups for sizes in group))
-    typical = groups[sorted(range(len(groups)), key=needed.__getitem__)[len(groups) // 2]]
+def summarize(timer: LoopTimer, cfg: Config, ranks: Ranks, precision: str) -> dict[str, Any] | None:
+    """Return the measurements of the timed steps over all ranks; None on ranks other than the main one."""
+    lines = [timer.micro_batches_until(step + WARM_UP) for step in timer.timed[::WARM_UP]]
+    steps = [micro_batches for line in lines for micro_batches in line]
+    needed = [sum(flops.model_flops(timer.model, sizes) for sizes in micro_batches) for micro_batches in steps]
+    tokens = distributed.all_sum(*(sum(sizes.tokens for step in line for sizes in step) for line in lines))
+    total, examples = distributed.all_sum(sum(needed), sum(sizes.examples for step in steps for sizes in step))
+    typical = steps[sorted(range(len(steps)), key=needed.__getitem__)[len(steps) // 2]]
     largest = max(typical, key=lambda sizes: sizes.tokens)
-    peak = flops.gemm_peak(run.model, largest, DTYPES[cfg.train.precision], ranks.device) * ranks.world_size
+    peak = flops.gemm_peak(timer.model, largest, DTYPES[cfg.train.precision], ranks.device) * ranks.world_size
     stated = flops.datasheet(ranks.device, precision)
     if not ranks.is_main:
         return None
     rows = [json.loads(line) for line in (Path(cfg.run.folder) / "metrics.jsonl").read_text().splitlines()]
-    rows = [row for row in rows if row["step"] - 1 in run.timed]
-    # From the logged rate of tokens: in digits it has more than that of examples.
+    rows = [row for row in rows if row["step"] - 1 in timer.timed]
+    # From the logged tokens/s, which has more digits than samples/s.
     seconds = sum(count / row["tokens_per_second"] for count, row in zip(tokens, rows, strict=True))
     return {
         "samples_per_second": examples / seconds,
@@ -219,20 +221,21 @@ def summarize(run: Run, cfg: Config, ranks: Ranks, precision: str) -> dict[str, 
         "peak_memory_mb": rows[-1]["peak_memory_mb"],
         "loss": rows[-1]["loss"],
         "threads": torch.get_num_threads(),
-        "split": {part: round(share, 4) for part, share in run.parts().items()},
+        "split": {part: round(share, 4) for part, share in timer.parts().items()},
     }
 
 
 def main(argv: Sequence[str]) -> int:
+    """Run one timed training and write its measurements as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("result", type=Path)
     parser.add_argument("steps", type=int)
-    parser.add_argument("--split", action="store_true", help="time the parts of the loop too")
-    parser.add_argument("--tf32", action="store_true", help="fp32 products on a GPU's tensor cores")
+    parser.add_argument("--split", action="store_true", help="time the parts of the loop too, in further steps")
+    parser.add_argument("--tf32", action="store_true", help="compute fp32 products in TF32 on a GPU")
     arguments, others = parser.parse_known_args(argv)
     cfg = config.parse(others, parser.format_usage())
     ranks = distributed.setup(cfg.run.device)
-    result = measure(cfg, ranks, arguments.steps, arguments.split, arguments.tf32)
+    result = time_training(cfg, ranks, arguments.steps, arguments.split, arguments.tf32)
     if result is not None:
         arguments.result.write_text(json.dumps(result), encoding="utf-8")
     return 0

@@ -1,4 +1,4 @@
-"""The models of peers that are no packages of models: GPT-2 as nanoGPT computes it; and ours in timm's ViT."""
+"""Models for peers without a model of their own: GPT-2 as nanoGPT computes it, and our weights in timm's ViT."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-IGNORE = -100
+IGNORE_INDEX = -100
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP; queries, keys and values are one product, attention is PyTorch's causal one."""
+    """A pre-norm block: queries, keys and values are one product, and attention is PyTorch's causal one."""
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
@@ -37,7 +37,7 @@ class Block(nn.Module):
 
 
 class NanoGPT(nn.Module):
-    """GPT-2 in the way of nanoGPT (github.com/karpathy/nanoGPT), written anew: no mask, logits at every place."""
+    """GPT-2 as nanoGPT (github.com/karpathy/nanoGPT) computes it, rewritten: no mask, logits at every position."""
 
     def __init__(self, config: dict[str, Any], dropout: bool):
         super().__init__()
@@ -49,7 +49,7 @@ class NanoGPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path, dropout: bool) -> NanoGPT:
-        """From the hub's files, whose matrices are (in, out)."""
+        """Load the hub's files, whose matrices are (in, out)."""
         config = {"n_positions": 1024} | json.loads((folder / "config.json").read_text(encoding="utf-8"))
         model = cls(config, dropout)
         state = {}
@@ -64,23 +64,26 @@ class NanoGPT(nn.Module):
         return model
 
     def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """ids, targets: (B, L); IGNORE is no target. The mean loss."""
+        """Return the mean loss. ids, targets: (B, L); a target of IGNORE_INDEX has no loss."""
         x = self.wte(ids) + self.wpe(torch.arange(ids.shape[1], device=ids.device))
         x = F.dropout(x, self.dropout)
         for block in self.h:
             x = block(x)
         logits = F.linear(self.ln_f(x), self.wte.weight)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX)
 
 
 def pad_shifted(shift: bool) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
-    """A collator: ids and what follows each, (B, L), padded on the right. shift: the labels are not shifted yet."""
+    """Return a collator of ids and targets, (B, L), padded on the right. shift: the labels are not shifted yet."""
 
     def collate(features: list[dict[str, Any]]) -> dict[str, Tensor]:
         rows = [(f["input_ids"][: -1 if shift else None], f["labels"][1 if shift else 0 :]) for f in features]
         ids, targets = ([torch.tensor(row[i]) for row in rows] for i in (0, 1))
         pad = nn.utils.rnn.pad_sequence
-        return {"ids": pad(ids, batch_first=True), "targets": pad(targets, batch_first=True, padding_value=IGNORE)}
+        return {
+            "ids": pad(ids, batch_first=True),
+            "targets": pad(targets, batch_first=True, padding_value=IGNORE_INDEX),
+        }
 
     return collate
 
@@ -101,7 +104,7 @@ TIMM_NAMES = (  # (the hub's, timm's)
 
 
 def timm_vit(folder: Path) -> Any:
-    """A checkpoint of ours in timm's VisionTransformer, with the same weights."""
+    """Return timm's VisionTransformer with the weights of a checkpoint of ours."""
     from timm.models import VisionTransformer
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

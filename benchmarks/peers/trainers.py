@@ -1,9 +1,9 @@
-"""One run of one side, in a process of its own that benchmarks/peers/__main__.py starts: ours, or a peer as its users run it.
+"""The trainers of the comparison: ours, and each peer as its users run it. One run is one process.
 
-Each function trains on a job (a dict from a JSON file) and never returns: after its last step it writes when each step
-ended to job["out"] and ends the process, so that the peak memory of the process is that of training. A job with a
-"check" takes one step without dropout instead, on job["examples"], and writes its loss and gradient norm.
-Imports are inside the functions: a side pays for its own only.
+compare_trainers.py starts these processes. Each function trains on a job (a dict from a JSON file) and never returns.
+After its last step it writes the end times of all steps to job["out"] and ends the process, so that the peak memory of
+the process is that of training. If job["check"] is set, it takes one step without dropout on job["examples"] instead,
+and writes its loss and gradient norm. Imports are inside the functions, so that each side pays for its own only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ AUTO = {
 
 
 class Stopwatch:
-    """When each step ended, on the clock that all processes share, and what it read."""
+    """The end time of each step, on the clock that all processes share, and the examples and tokens it read."""
 
     def __init__(self, job: Job, pool: float = 1.0):
         self.job, self.pool = job, pool
@@ -38,12 +38,12 @@ class Stopwatch:
         self.tokens: list[int] = []
 
     def count(self, samples: int, tokens: int) -> None:
-        """What a step reads; a loader may be ahead of the steps."""
+        """Record what a step reads. A loader may be ahead of the steps."""
         self.samples.append(samples)
         self.tokens.append(tokens)
 
     def counted(self, collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
-        """A collator that counts what it is given."""
+        """Return the collator with counting."""
 
         def collate_and_count(features: list[Any]) -> Any:
             self.count(len(features), sum(num_tokens(feature, self.job["task"]) for feature in features))
@@ -52,7 +52,7 @@ class Stopwatch:
         return collate_and_count
 
     def step(self, loss: Any = None, grad_norm: Any = None, **more: Any) -> None:
-        """A step has ended; after the last one so does the process. What it was is read in a check only."""
+        """Record the end of a step; end the process after the last. loss and grad_norm are read in a check only."""
         self.ends.append(time.perf_counter())
         if self.job["check"]:
             self.finish(loss=float(loss), grad_norm=float(grad_norm), **more)
@@ -60,6 +60,7 @@ class Stopwatch:
             self.finish()
 
     def finish(self, **more: Any) -> NoReturn:
+        """Write the figures and end the process."""
         steps = len(self.ends)
         figures = {"ends": self.ends, "samples": self.samples[:steps], "tokens": self.tokens[:steps], "pool": self.pool}
         Path(self.job["out"]).write_text(json.dumps(figures | more))
@@ -67,7 +68,7 @@ class Stopwatch:
 
 
 def ours(job: Job) -> None:
-    """`python -m engine.train`, watched at the line that its log counts a step by."""
+    """`python -m engine.train`, observed where its log counts a step."""
     import runpy
     from unittest.mock import patch
 
@@ -80,9 +81,9 @@ def ours(job: Job) -> None:
 
     def training_steps(examples: Any, *rest: Any, **options: Any) -> Iterator[Any]:
         watch.pool = 1.0 if job["task"] == "image-classification" else float(examples.lengths.mean())
-        for group in steps_of(examples, *rest, **options):
-            first[:] = first or [int(i) for batch in group for i in batch.indices]
-            yield group
+        for micro_batches in steps_of(examples, *rest, **options):
+            first[:] = first or [int(i) for batch in micro_batches for i in batch.indices]
+            yield micro_batches
 
     def counted(log: RunLog, step: int, samples: float, tokens: float, waited: float) -> None:
         count(log, step, samples, tokens, waited)
@@ -93,7 +94,7 @@ def ours(job: Job) -> None:
     def logged(log: RunLog, step: int, loss: float, lr: float, grad_norm: float, *rest: Any) -> None:
         watch.step(loss, grad_norm, examples=first)
 
-    patch.object(data, "training_steps", training_steps).start()  # for good: the process ends with the run
+    patch.object(data, "training_steps", training_steps).start()  # never undone: the process ends with the run
     patch.object(RunLog, "count", counted).start()
     if job["check"]:
         patch.object(RunLog, "train", logged).start()
@@ -102,7 +103,7 @@ def ours(job: Job) -> None:
 
 
 def load_model(job: Job) -> Any:
-    """The checkpoint in transformers' class, with its own dropout; without any for a check."""
+    """Load the checkpoint into transformers' class, with its own dropout; for a check without dropout."""
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(job["model"])
@@ -113,7 +114,7 @@ def load_model(job: Job) -> Any:
 
 
 def collator(job: Job, tokenizer: Any, model: Any) -> Callable[[list[Any]], Any]:
-    """What transformers' examples pad a batch of this task with."""
+    """Return the collator of transformers' own examples for this task."""
     from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, default_data_collator
 
     if tokenizer is None:
@@ -124,7 +125,7 @@ def collator(job: Job, tokenizer: Any, model: Any) -> Callable[[list[Any]], Any]
     if job["task"] != "causal-lm":
         return collate
 
-    def shifted(features: list[Any]) -> Any:  # the labels of blocks are
+    def shifted(features: list[Any]) -> Any:  # the labels of blocks are shifted already
         batch = collate(features)
         return {**batch, "shift_labels": batch["labels"]}
 
@@ -132,7 +133,7 @@ def collator(job: Job, tokenizer: Any, model: Any) -> Callable[[list[Any]], Any]
 
 
 def hf(job: Job, strategy: str = "random") -> None:
-    """HF Trainer with its defaults, but for what the work says."""
+    """HF Trainer with its defaults, except for the settings of the workload."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     features, tokenizer = load_features(job)
@@ -151,7 +152,7 @@ def hf(job: Job, strategy: str = "random") -> None:
     class SpreadTrainer(Trainer):
         def _get_train_sampler(self, *rest: Any) -> Any:
             sampler: Any = super()._get_train_sampler(*rest)
-            return spread(sampler, job) if strategy == "group_by_length" else sampler
+            return spread_over_epoch(sampler, job) if strategy == "group_by_length" else sampler
 
     arguments = TrainingArguments(
         output_dir=str(Path(job["out"]).with_suffix(".trainer")),
@@ -159,9 +160,9 @@ def hf(job: Job, strategy: str = "random") -> None:
         max_steps=job["steps"],
         learning_rate=job["lr"],
         lr_scheduler_type="linear",
-        warmup_steps=job["warmup"],
+        warmup_steps=job["warmup_steps"],
         weight_decay=job["weight_decay"],
-        max_grad_norm=job["clip_norm"],
+        max_grad_norm=job["max_grad_norm"],
         train_sampling_strategy=strategy,
         seed=job["seed"],
         use_cpu=True,
@@ -182,29 +183,29 @@ def hf(job: Job, strategy: str = "random") -> None:
 
 
 def hf_grouped(job: Job) -> None:
-    """HF Trainer that groups examples of like length."""
+    """HF Trainer with examples grouped by length."""
     hf(job, "group_by_length")
 
 
-def spread(sampler: Iterable[int], job: Job) -> list[int]:
-    """As many batches of a sampler's epoch as there are steps, evenly from all of it, in random order.
+def spread_over_epoch(sampler: Iterable[int], job: Job) -> list[int]:
+    """Return one batch per step, chosen evenly from the sampler's epoch, in random order.
 
-    Grouping puts the longest of each 50 batches first, so that the first few steps of an epoch are not like the others.
+    Grouping puts the longest of each 50 batches first, so the first steps of an epoch are not typical.
     """
     import random
 
     order, size = list(sampler), job["batch_size"]
     batches = [order[i : i + size] for i in range(0, len(order), size)]
     if job["steps"] < len(batches):
-        dice, stride = random.Random(job["seed"]), len(batches) / job["steps"]
-        offset = dice.random()
+        rng, stride = random.Random(job["seed"]), len(batches) / job["steps"]
+        offset = rng.random()
         batches = [batches[int((i + offset) * stride)] for i in range(job["steps"])]
-        dice.shuffle(batches)
+        rng.shuffle(batches)
     return [index for batch in batches for index in batch]
 
 
 def decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices and embeddings decay, biases and norms do not: as ours, and as Trainer has it."""
+    """Return two groups: matrices and embeddings decay, biases and norms do not, as in our engine and in Trainer."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
@@ -213,15 +214,15 @@ def decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def linear_schedule(optimizer: Any, job: Job) -> Any:
-    """transformers' linear schedule, which is ours but for the first step of the warm-up."""
+    """Return transformers' linear schedule, which equals ours except for the first step of the warm-up."""
     from transformers import get_scheduler
 
-    warmup = job["warmup"] * job["steps"] if job["warmup"] < 1 else job["warmup"]
+    warmup = job["warmup_steps"] * job["steps"] if job["warmup_steps"] < 1 else job["warmup_steps"]
     return get_scheduler("linear", optimizer, num_warmup_steps=round(warmup), num_training_steps=job["steps"])
 
 
 def data_loader(job: Job, features: Any, collate: Callable[[list[Any]], Any]) -> Any:
-    """Batches in random order."""
+    """Return a loader of batches in random order."""
     import torch
     from torch.utils.data import DataLoader
 
@@ -230,7 +231,7 @@ def data_loader(job: Job, features: Any, collate: Callable[[list[Any]], Any]) ->
 
 
 def accelerate(job: Job) -> None:
-    """The loop of Accelerate's examples, with PyTorch's AdamW as they have it."""
+    """The loop of Accelerate's examples, with PyTorch's AdamW."""
     import torch
     from accelerate import Accelerator
 
@@ -247,7 +248,7 @@ def accelerate(job: Job) -> None:
         for batch in loader:
             loss = model(**batch).loss
             accelerator.backward(loss)
-            grad_norm = accelerator.clip_grad_norm_(model.parameters(), job["clip_norm"])
+            grad_norm = accelerator.clip_grad_norm_(model.parameters(), job["max_grad_norm"])
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
@@ -288,7 +289,7 @@ def lightning(job: Job) -> None:
         devices=1,
         max_steps=job["steps"],
         max_epochs=-1,
-        gradient_clip_val=job["clip_norm"],
+        gradient_clip_val=job["max_grad_norm"],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -300,7 +301,7 @@ def lightning(job: Job) -> None:
 def plain_loop(
     job: Job, watch: Stopwatch, loader: Iterable[Any], loss_of: Callable[[Any], Any], optimizer: Any
 ) -> None:
-    """A loop as one writes it by hand. loss_of: the mean loss of a batch."""
+    """Train in a loop as written by hand. loss_of: returns the mean loss of a batch."""
     import torch
 
     schedule = linear_schedule(optimizer, job)
@@ -309,7 +310,7 @@ def plain_loop(
         for batch in loader:
             loss = loss_of(batch)
             loss.backward()
-            grad_norm = torch.nn.utils.clip_grad_norm_(parameters, job["clip_norm"])
+            grad_norm = torch.nn.utils.clip_grad_norm_(parameters, job["max_grad_norm"])
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
@@ -317,7 +318,7 @@ def plain_loop(
 
 
 def plain(job: Job) -> None:
-    """transformers' model in a loop by hand, with the fused AdamW."""
+    """transformers' model in a loop written by hand, with the fused AdamW."""
     import torch
 
     features, tokenizer = load_features(job)
@@ -329,10 +330,10 @@ def plain(job: Job) -> None:
 
 
 def nanogpt(job: Job) -> None:
-    """GPT-2 as nanoGPT has it, in a loop by hand: sequences padded on the right, logits of every token."""
+    """GPT-2 as nanoGPT computes it, in a loop written by hand: padding on the right, logits of every token."""
     import torch
 
-    from benchmarks.peers.models import NanoGPT, pad_shifted
+    from benchmarks.peers.peer_models import NanoGPT, pad_shifted
 
     features, _ = load_features(job)
     watch = Stopwatch(job, pool_tokens(features, job["task"]))
@@ -344,12 +345,12 @@ def nanogpt(job: Job) -> None:
 
 
 def timm(job: Job) -> None:
-    """timm's ViT, its transform and its AdamW, in a loop by hand."""
+    """timm's ViT, transform and AdamW in a loop written by hand."""
     import torch
     from timm.data import create_transform
     from timm.optim import create_optimizer_v2
 
-    from benchmarks.peers.models import timm_vit
+    from benchmarks.peers.peer_models import timm_vit
 
     model = timm_vit(Path(job["model"])).train()
     side, half = model.patch_embed.img_size, (0.5, 0.5, 0.5)
@@ -366,8 +367,8 @@ def timm(job: Job) -> None:
 
 
 def main(side: str, job: str) -> None:
-    """side: a name in SIDES; job: the JSON file of a job."""
-    # The checkout may hold a folder of this name, for data, which transformers would take for the package.
+    """Run a side. side: a name in SIDES; job: the JSON file of a job."""
+    # transformers would take a folder ./datasets for the package of that name.
     sys.modules["datasets"] = None  # type: ignore[assignment]
     SIDES[side](json.loads(Path(job).read_text(encoding="utf-8")))
 
