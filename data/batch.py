@@ -51,7 +51,7 @@ class Batch:
     def required_labels(self) -> Tensor:
         """The labels; TypeError for an unlabelled batch."""
         if self.labels is None:
-            raise TypeError("this needs labelled examples, and the batch has no labels")
+            raise TypeError("only labelled examples can be evaluated")
         return self.labels
 
     def to(self, device: torch.device) -> Batch:

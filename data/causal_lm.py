@@ -8,17 +8,36 @@ is also the end of text, as GPT-2 has it, still leaves every end a target.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from data import text_classification as text
 from data.errors import DataError, ErrorList
-from data.examples import TextExamples
+from data.examples import TextExamples, count_notes
 from data.formats import rows as readers
 from data.formats.rows import Row
 
 END_TOKENS = ("<|endoftext|>", "</s>", "<eos>", "[SEP]")  # of GPT-2; of others; of GPT-2 with BERT's vocabulary
+
+
+@dataclass(frozen=True)
+class LanguageModelRecord:
+    """What N labelled examples of a language model are evaluated with."""
+
+    tokenizer: Tokenizer
+    end_token_id: int  # the token that ends a text
+    num_bytes: np.ndarray  # (N,) int64: UTF-8 bytes that the targets of each example stand for
+
+
+@dataclass(frozen=True)
+class PromptRecord:
+    """What N prompts are continued with."""
+
+    tokenizer: Tokenizer
+    end_token_id: int  # the token that ends a text
+    num_dropped: np.ndarray  # (N,) int64: tokens that each prompt lost at its beginning
 
 
 def end_token(tokenizer: Tokenizer) -> int:
@@ -74,15 +93,12 @@ def _read_lines(name: str, column: str, errors: ErrorList) -> list[Row]:
 
 
 def encode_language(
-    rows: Sequence[Row], tokenizer: Tokenizer, *, column: str = "text", max_length: int, join: bool = False
-) -> TextExamples:
+    rows: Sequence[Row], tokenizer: Tokenizer, *, column: str = "text", max_length: int, concatenate: bool = False
+) -> TextExamples[LanguageModelRecord]:
     """Examples of at most max_length tokens in which each token of each text, and its end, is a target exactly once.
 
     A longer text goes on in further examples, `7#2` and so on, whose first input is the last target of the one before.
-    join: all texts make one, end to end, which is cut into blocks of max_length tokens.
-
-    extra: "end", the id of the end-of-text token; "bytes", (N,) int64, the UTF-8 bytes that each example predicts;
-    "tokenizer".
+    concatenate: all texts make one, end to end, which is split into blocks of max_length tokens.
     """
     end = end_token(tokenizer)
     targets, sizes = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
@@ -94,7 +110,7 @@ def encode_language(
     labels = np.concatenate(targets)
     inputs = np.concatenate([[end], labels])[:-1].astype(np.int32)  # the target before; each text's last one is the end
     begins, ids = [], []
-    if join:
+    if concatenate:
         begins = list(range(0, len(labels), max_length))
         ids = [f"block {i + 1}" for i in range(len(begins))]
     else:
@@ -114,15 +130,14 @@ def encode_language(
         token_labels=labels,
         ids=ids,
         truncated=0,
-        extra={"end": end, "bytes": np.diff(spent[offsets]), "tokenizer": tokenizer},
+        record=LanguageModelRecord(tokenizer, end, np.diff(spent[offsets])),
     )
 
 
-def encode_prompts(rows: Sequence[Row], tokenizer: Tokenizer, *, column: str = "text", max_length: int) -> TextExamples:
-    """Texts to be continued, each behind an end-of-text token; of one that is too long the last max_length tokens.
-
-    extra: "end"; "dropped", (N,) int64, the tokens that each prompt lost; "tokenizer".
-    """
+def encode_prompts(
+    rows: Sequence[Row], tokenizer: Tokenizer, *, column: str = "text", max_length: int
+) -> TextExamples[PromptRecord]:
+    """Encode texts to be continued, each behind an end-of-text token; of a longer one the last max_length tokens."""
     end = end_token(tokenizer)
     prompts = [[end, *encoding.ids] for _, encoding in encodings([row.values[column] for row in rows], tokenizer)]
     return pack_prompts([row.id for row in rows], prompts, tokenizer, max_length)
@@ -130,8 +145,8 @@ def encode_prompts(rows: Sequence[Row], tokenizer: Tokenizer, *, column: str = "
 
 def pack_prompts(
     ids: list[str], prompts: Sequence[Sequence[int]], tokenizer: Tokenizer, max_length: int
-) -> TextExamples:
-    """Unlabelled examples of the last max_length tokens of each prompt; extra as encode_prompts says."""
+) -> TextExamples[PromptRecord]:
+    """Return unlabelled examples of the last max_length tokens of each prompt."""
     kept = [prompt[-max_length:] for prompt in prompts]
     dropped = np.array([len(prompt) - len(rest) for prompt, rest in zip(prompts, kept, strict=True)], dtype=np.int64)
     lengths = [len(prompt) for prompt in kept]
@@ -142,8 +157,14 @@ def pack_prompts(
         labels=None,
         ids=ids,
         truncated=int(np.count_nonzero(dropped)),
-        extra={"end": end_token(tokenizer), "dropped": dropped, "tokenizer": tokenizer},
+        notes=note_dropped(dropped),
+        record=PromptRecord(tokenizer, end_token(tokenizer), dropped),
     )
+
+
+def note_dropped(num_dropped: np.ndarray) -> tuple[str, ...]:
+    """Return the note about prompts that lost tokens; num_dropped: (N,) of each."""
+    return count_notes((int(np.count_nonzero(num_dropped)), "prompt", "truncated to its last data.max_length tokens"))
 
 
 def encodings(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[tuple[str, Encoding]]:

@@ -14,9 +14,17 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from data.batch import IGNORE_INDEX
-from data.causal_lm import bytes_of_tokens, encodings, end_token, pack_prompts
+from data.causal_lm import (
+    LanguageModelRecord,
+    PromptRecord,
+    bytes_of_tokens,
+    encodings,
+    end_token,
+    note_dropped,
+    pack_prompts,
+)
 from data.errors import DataError, ErrorList
-from data.examples import TextExamples
+from data.examples import TextExamples, count_notes
 from data.formats.rows import Row, read_rows
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
@@ -87,15 +95,11 @@ def _turn(item: Any, place: int, column: str) -> Turn:
 
 def encode_dialogues(
     rows: Sequence[Row], tokenizer: Tokenizer, *, column: str = "messages", max_length: int, labelled: bool = True
-) -> TextExamples:
+) -> TextExamples[LanguageModelRecord] | TextExamples[PromptRecord]:
     """One example a conversation, of at most max_length tokens.
 
     A conversation that is longer loses its oldest exchanges, and if that is not enough the system's turn, then the
     beginning of the last question, then the end of the last reply. Each that lost anything counts as truncated.
-
-    extra: "end", the id of the end-of-text token; "bytes", (N,) int64, of the replies in UTF-8; "shortened" and "cut",
-    how many lost context, and part of their last reply; "tokenizer". Without labels "end", "tokenizer" and "dropped",
-    as encode_prompts of data/causal_lm.py has it.
     """
     end = end_token(tokenizer)
     conversations = _encode_turns([row.values[column] for row in rows], tokenizer, end)
@@ -104,9 +108,14 @@ def encode_dialogues(
         prompts = [_flat(_fit(turns, 1, max_length), end)[0].tolist() for turns in conversations]
         examples = pack_prompts(ids, prompts, tokenizer, max_length)
         lost = np.array([_size(turns) for turns in conversations], dtype=np.int64) - examples.lengths
-        return replace(examples, truncated=int(np.count_nonzero(lost)), extra=examples.extra | {"dropped": lost})
+        return replace(
+            examples,
+            truncated=int(np.count_nonzero(lost)),
+            notes=note_dropped(lost),
+            record=replace(examples.record, num_dropped=lost),
+        )
     inputs, labels = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.int64)]
-    shortened, cut, num_bytes = [], [], []
+    shortened, truncated, num_bytes = [], [], []
     for turns in conversations:
         fitted = _fit(turns, 2, max_length + 1)  # the last token is a target only
         tokens, learned, sizes = _flat(fitted, end)
@@ -114,7 +123,7 @@ def encode_dialogues(
         reply, context = min(whole, max_length), len(tokens) - whole
         kept = slice(max(0, context + reply - max_length - 1), context + reply)
         shortened.append(len(fitted) < len(turns) or kept.start > 0)
-        cut.append(reply < whole)
+        truncated.append(reply < whole)
         inputs.append(tokens[kept][:-1].astype(np.int32))
         labels.append(np.where(learned, tokens, IGNORE_INDEX)[kept][1:])
         num_bytes.append(sizes[kept][learned[kept]].sum())
@@ -125,14 +134,12 @@ def encode_dialogues(
         labels=None,
         token_labels=np.concatenate(labels),
         ids=ids,
-        truncated=sum(a or b for a, b in zip(shortened, cut, strict=True)),
-        extra={
-            "end": end,
-            "bytes": np.array(num_bytes, dtype=np.int64),
-            "shortened": sum(shortened),
-            "cut": sum(cut),
-            "tokenizer": tokenizer,
-        },
+        truncated=sum(a or b for a, b in zip(shortened, truncated, strict=True)),
+        notes=count_notes(
+            (sum(shortened), "conversation", "truncated at the beginning"),
+            (sum(truncated), "conversation", "truncated in the last reply"),
+        ),
+        record=LanguageModelRecord(tokenizer, end, np.array(num_bytes, dtype=np.int64)),
     )
 
 

@@ -1,11 +1,11 @@
-"""Encoded texts, held in compact arrays and cut into packed micro-batches without a copy more."""
+"""Encoded texts: compact arrays, from which packed micro-batches are gathered without a further copy."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -13,35 +13,44 @@ from tokenizers import Tokenizer
 
 from data.batch import IGNORE_INDEX, Batch
 
+RecordT = TypeVar("RecordT")
+OtherRecordT = TypeVar("OtherRecordT")
+
 
 @dataclass(frozen=True)
-class TextExamples:
-    """N examples in S sequences of tokens, which lie end to end; 4 + 1 bytes a token.
+class TextExamples(Generic[RecordT]):
+    """N examples as S sequences of tokens, stored end to end with 4 + 1 bytes a token.
 
-    Usually a sequence is an example. The windows of a long text are several sequences of one, and `sequences` says
-    where those of each begin. Labels are of each sequence, of each token, or a text of their own: a task has one kind.
+    Usually an example is one sequence. The windows of a long text are several sequences of one example; `sequences`
+    then says where those of each example begin. A task has labels of one kind: of each sequence, of each token, or a
+    target text.
     """
 
     input_ids: np.ndarray  # (total,) int32
     token_type_ids: np.ndarray  # (total,) uint8
     offsets: np.ndarray  # (S + 1,) int64: where each sequence begins
     labels: np.ndarray | None  # (S,) int64; (S, C) float32, NaN where there is no target; (S, 2) int64 of a span
-    ids: list[str]  # of the examples
-    truncated: int  # texts that lost tokens to max_length
+    ids: list[str]  # (N,) ids of the examples
+    truncated: int  # number of texts that lost tokens to max_length
     token_labels: np.ndarray | None = None  # (total,) int64: what to predict at each token
-    markers: np.ndarray | None = None  # (S, 2) int64: where the two entities of a relation are marked
+    markers: np.ndarray | None = None  # (S, 2) int64: tokens that mark the two entities of a relation
     target_ids: np.ndarray | None = None  # (total of the targets,) int32: what a decoder should write
     target_offsets: np.ndarray | None = None  # (S + 1,) int64
-    decoder_start_id: int = 0  # what a decoder reads first
+    decoder_start_id: int = 0  # the token that a decoder reads first
     sequences: np.ndarray | None = None  # (N + 1,) int64: where the sequences of each example begin; None: one each
-    extra: dict[str, Any] = field(default_factory=dict)  # what a task measures and predicts with; trains nothing
+    notes: tuple[str, ...] = ()  # sentences about what was truncated or lost
+    record: RecordT = field(default=cast("Any", None))  # what a task evaluates and predicts with; no part of training
+
+    def with_record(self, record: OtherRecordT, **changes: Any) -> TextExamples[OtherRecordT]:
+        """Return a copy with `record`, and with other `changes` of its fields."""
+        return cast("TextExamples[OtherRecordT]", replace(self, record=cast("Any", record), **changes))
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def lengths(self) -> np.ndarray:
-        """(N,) the tokens of each example, its target's too: what it costs."""
+        """(N,) tokens of each example, including its target: its cost."""
         lengths = np.diff(self.offsets)
         if self.target_offsets is not None:
             lengths = lengths + np.diff(self.target_offsets)
@@ -52,7 +61,7 @@ class TextExamples:
 
     @property
     def num_targets(self) -> int:
-        """Of all the examples."""
+        """Number of targets of all examples."""
         return count_targets(self._all_labels())
 
     def _all_labels(self) -> np.ndarray | None:
@@ -61,7 +70,7 @@ class TextExamples:
         return self.labels if self.token_labels is None else self.token_labels
 
     def label_counts(self, num_labels: int) -> np.ndarray | None:
-        """(num_labels,) targets of each class; None where the labels are no classes."""
+        """Return (num_labels,) the number of targets of each class; None where the labels are not classes."""
         labels = self.labels if self.token_labels is None else self.token_labels
         if labels is None or not num_labels or self.target_ids is not None:
             return None
@@ -72,7 +81,7 @@ class TextExamples:
         return None
 
     def fingerprint(self) -> str:
-        """Changes when any token, label or the order of the examples does."""
+        """Return a checksum that changes with any token, any label, and the order of the examples."""
         digest = hashlib.sha256()
         arrays = (self.input_ids, self.token_type_ids, self.offsets, self.labels, self.token_labels, self.markers)
         for array in (*arrays, self.target_ids, self.target_offsets, self.sequences):
@@ -81,34 +90,34 @@ class TextExamples:
         return digest.hexdigest()[:16]
 
     def sequence(self, index: int) -> list[int]:
-        """The token ids of sequence `index`."""
+        """Return the token ids of sequence `index`."""
         return self.input_ids[self.offsets[index] : self.offsets[index + 1]].tolist()
 
     def target(self, index: int) -> list[int]:
-        """The token ids that a decoder should write for sequence `index`."""
+        """Return the token ids that a decoder should write for sequence `index`; [] where there is no target."""
         if self.target_ids is None or self.target_offsets is None:
             return []
         return self.target_ids[self.target_offsets[index] : self.target_offsets[index + 1]].tolist()
 
     def batch(self, indices: Sequence[int] | np.ndarray, epoch: int | None = None) -> Batch:
-        """The micro-batch of these examples, in this order; an empty one for no indices. Every epoch has the same."""
+        """Return the packed micro-batch of these examples, in this order; an empty batch for no indices."""
         chosen = np.asarray(indices, dtype=np.int64)
         sequences, per_example = chosen, None
         if self.sequences is not None:
-            sequences, counts = _spread(self.sequences, chosen)
+            sequences, counts = _gather(self.sequences, chosen)
             per_example = tuple(counts.tolist())
-        tokens, lengths = _spread(self.offsets, sequences)
+        tokens, lengths = _gather(self.offsets, sequences)
         decoder: dict[str, Any] = {}
         if self.token_labels is not None:
             labels: np.ndarray | None = self.token_labels[tokens]
         elif self.target_ids is not None and self.target_offsets is not None:
-            places, target_lengths = _spread(self.target_offsets, sequences)
-            labels = self.target_ids[places].astype(np.int64)
+            targets, target_lengths = _gather(self.target_offsets, sequences)
+            labels = self.target_ids[targets].astype(np.int64)
             starts = np.cumsum(target_lengths) - target_lengths
-            read = np.roll(labels, 1)
-            read[starts[target_lengths > 0]] = self.decoder_start_id
+            decoder_input_ids = np.roll(labels, 1)
+            decoder_input_ids[starts[target_lengths > 0]] = self.decoder_start_id
             decoder = {
-                "decoder_input_ids": torch.from_numpy(read),
+                "decoder_input_ids": torch.from_numpy(decoder_input_ids),
                 "decoder_lengths": tuple(target_lengths.tolist()),
                 "decoder_cu_seqlens": _cumulative(target_lengths),
             }
@@ -129,7 +138,7 @@ class TextExamples:
         )
 
     def show(self, index: int, tokenizer: Tokenizer, labels: Sequence[str]) -> list[str]:
-        """Lines on example `index`: its id and label, its tokens and their ids, those of its first sequence."""
+        """Return lines about example `index`: its id and label, and the tokens and ids of its first sequence."""
         first = index if self.sequences is None else int(self.sequences[index])
         head = f"id {self.ids[index]}"
         if self.labels is not None and self.labels.ndim == 1:
@@ -139,9 +148,9 @@ class TextExamples:
         ids = self.sequence(first)
         tokens = [str(tokenizer.id_to_token(k)) for k in ids]
         if self.token_labels is not None:
-            # What is to be predicted at a token: a class of it, or, in a language model, the token that follows.
-            of_token = self.token_labels[self.offsets[first] : self.offsets[first + 1]].tolist()
-            names = [labels[k] if labels else str(tokenizer.id_to_token(k)) for k in of_token if k != IGNORE_INDEX]
+            # The target at a token is its class, or, in a language model, the token that follows.
+            numbers = self.token_labels[self.offsets[first] : self.offsets[first + 1]].tolist()
+            names = [labels[k] if labels else str(tokenizer.id_to_token(k)) for k in numbers if k != IGNORE_INDEX]
             lines = [head, " ".join(tokens), f"{ids}", f"{len(names)} targets: {' '.join(names)}"]
         else:
             lines = [head, " ".join(tokens), f"{ids}"]
@@ -151,7 +160,10 @@ class TextExamples:
 
 
 def count_targets(labels: np.ndarray | None) -> int:
-    """The labels that are a target: numbers in floats; in integers all but IGNORE_INDEX, and of a span, (S, 2), the pair."""
+    """Return the number of labels that are targets.
+
+    Floats: all but NaN. Integers: all but IGNORE_INDEX. A span, (S, 2) integers, is one target.
+    """
     if labels is None:
         return 0
     if labels.dtype.kind == "f":
@@ -159,8 +171,13 @@ def count_targets(labels: np.ndarray | None) -> int:
     return int(np.count_nonzero((labels if labels.ndim == 1 else labels[:, 0]) != IGNORE_INDEX))
 
 
-def _spread(offsets: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(the places that the chosen units hold, end to end; how many each holds): one gather, no loop over units."""
+def count_notes(*counts: tuple[int, str, str]) -> tuple[str, ...]:
+    """Return a note for each (count, noun, what became of them) that is not 0: "2 texts truncated to ..."."""
+    return tuple(f"{count:,} {noun}{'' if count == 1 else 's'} {verb}" for count, noun, verb in counts if count)
+
+
+def _gather(offsets: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (positions of all elements of the chosen units, end to end; number of elements of each), without a loop."""
     counts = offsets[chosen + 1] - offsets[chosen]
     begins = np.cumsum(counts) - counts
     return np.arange(counts.sum()) + np.repeat(offsets[chosen] - begins, counts), counts

@@ -17,7 +17,7 @@ from tokenizers import Encoding, Tokenizer
 
 from data.batch import IGNORE_INDEX
 from data.errors import DataError
-from data.examples import TextExamples
+from data.examples import TextExamples, count_notes
 from data.formats.rows import Row
 
 CHUNK = 1_000  # questions encoded at a time; an encoding holds far more than its ids
@@ -92,7 +92,7 @@ def encode_questions(
     doc_stride: int,
     max_answer_length: int,
     no_answer_threshold: float = 0.0,
-) -> TextExamples:
+) -> TextExamples[Windows]:
     """The windows of all questions: question first, then as much of the context as max_length leaves room for.
 
     Neighbours share doc_stride tokens of the context, so an answer of up to doc_stride + 1 is whole in one of them.
@@ -137,7 +137,8 @@ def encode_questions(
         ids=[row.id for row in rows],
         truncated=truncated,
         sequences=windows.sequences,
-        extra={"windows": windows},
+        notes=count_notes((truncated, "question", "truncated to data.max_length")),
+        record=windows,
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from data.errors import DataError, ErrorList
-from data.examples import TextExamples
+from data.examples import TextExamples, count_notes
 from data.formats.rows import Row, locate, read_rows
 from data.text_classification import check_rows, label_name
 from data.words import UNSPACED
@@ -31,6 +31,14 @@ class Entity:
 
     def of(self, text: str) -> str:
         return text[self.start : self.end]
+
+
+@dataclass(frozen=True)
+class RelationRecord:
+    """The entities of N examples, and the class that means there is no relation between them."""
+
+    entities: list[tuple[str, str]]  # (subject, object) of each example, as text
+    no_relation: int | None  # the number of the label; None: no label means that
 
 
 # Files -> rows
@@ -170,11 +178,13 @@ def encode_relations(
     label: str = "",
     labels: Sequence[str] = (),
     max_length: int,
-) -> TextExamples:
+    no_relation: int | None = None,
+) -> TextExamples[RelationRecord]:
     """Mark and encode all rows, as read_relations has them; `label` is a column, or "" for unlabelled rows.
 
     A text of more than `max_length` tokens keeps those nearest to its entities, so both markers always, and is counted.
-    `markers` are the places of the two start markers. extra["entities"]: the subject and the object of each, as text.
+    `markers` are the positions of the two start markers.
+    no_relation: the number of the label that means that there is no relation.
     DataError where `max_length` has no room for both markers.
     """
     special = tokenizer.num_special_tokens_to_add(False)
@@ -205,8 +215,17 @@ def encode_relations(
         ids=[row.id for row in rows],
         truncated=truncated,
         markers=np.array(markers, dtype=np.int64).reshape(-1, 2),
-        extra={"entities": [tuple(row.values[role].of(row.values[text]) for role in ROLES) for row in rows]},
+        notes=count_notes((truncated, "text", "truncated to the data.max_length tokens nearest to its entities")),
+        record=RelationRecord(
+            entities=[(_entity_text(row, text, "subject"), _entity_text(row, text, "object")) for row in rows],
+            no_relation=no_relation,
+        ),
     )
+
+
+def _entity_text(row: Row, text: str, role: str) -> str:
+    entity: Entity = row.values[role]
+    return entity.of(row.values[text])
 
 
 def _nearest(encoding: Encoding, places: Sequence[tuple[int, int]], max_length: int) -> tuple[np.ndarray, list[int]]:

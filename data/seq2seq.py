@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from data.errors import DataError, ErrorList
-from data.examples import TextExamples
+from data.examples import TextExamples, count_notes
 from data.formats import rows as readers
 from data.formats.rows import Row, locate, read_rows
 from data.text_classification import check_rows, encode_texts
@@ -31,6 +31,16 @@ class PairTokenizer:
 
     def token_to_id(self, token: str) -> int | None:
         return self.tokenizer.token_to_id(token)
+
+
+@dataclass(frozen=True)
+class Seq2SeqRecord:
+    """The texts of N pairs, and what they are decoded and scored with."""
+
+    tokenizer: Tokenizer
+    sources: list[str]  # (N,) without the prefix
+    references: list[str]  # (N,) the targets as text; [] without targets
+    bleu_tokenizer: str  # sacrebleu's name of the tokenizer that BLEU uses; "": BLEU is not computed
 
 
 def read_pairs(
@@ -90,21 +100,32 @@ def encode_pairs(
     prefix: str = "",
     max_length: int,
     max_target_length: int = 128,
-) -> TextExamples:
-    """Encode prefix + source, cut to `max_length` tokens, and the target, cut to `max_target_length`.
+    bleu_tokenizer: str = "",
+) -> TextExamples[Seq2SeqRecord]:
+    """Encode prefix + source, truncated to `max_length` tokens, and the target, truncated to `max_target_length`.
 
-    Both with the special ones: the end token is there after a cut too. target: a column, or "" for rows without.
-    `truncated` counts the sources that were cut, extra["truncated_targets"] the targets.
+    Both lengths include the special tokens: a truncated text still ends with the end token.
+    target: a column, or "" for rows without. bleu_tokenizer: see Seq2SeqRecord.
+    `truncated` counts the sources; `notes` name the targets too.
     """
     prefixed = [Row(row.id, row.line, {source: prefix + row.values[source]}) for row in rows]
     examples = encode_texts(prefixed, processor.tokenizer, text=source, max_length=max_length)
+    record = Seq2SeqRecord(
+        tokenizer=processor.tokenizer,
+        sources=[row.values[source] for row in rows],
+        references=[row.values[target] for row in rows] if target else [],
+        bleu_tokenizer=bleu_tokenizer,
+    )
     if not target:
-        return examples
+        return examples.with_record(record)
     targets = encode_texts(rows, processor.tokenizer, text=target, max_length=max_target_length)
-    return replace(
-        examples,
+    return examples.with_record(
+        record,
         target_ids=targets.input_ids,
         target_offsets=targets.offsets,
         decoder_start_id=processor.decoder_start_id,
-        extra={"truncated_targets": targets.truncated},
+        notes=count_notes(
+            (examples.truncated, "text", "truncated to data.max_length"),
+            (targets.truncated, "target", "truncated to seq2seq.max_target_length"),
+        ),
     )

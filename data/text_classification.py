@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from data.errors import DataError, ErrorList
-from data.examples import TextExamples
+from data.examples import TextExamples, count_notes
 from data.formats.rows import Row
 
 # Characters of the texts encoded at a time. An encoding also holds strings, and all that lies beyond max_length, some
@@ -75,7 +75,7 @@ def encode_texts(
     label: str = "",
     labels: Sequence[str] = (),
     max_length: int,
-) -> TextExamples:
+) -> TextExamples[None]:
     """Encode all rows, truncated (longest of a pair first) to `max_length` tokens with the special ones.
 
     `label` is a column name, or "" for unlabelled rows. Rows have been checked before.
@@ -105,6 +105,7 @@ def encode_texts(
         labels=np.array([number[label_name(r.values[label])] for r in rows], dtype=np.int64) if label else None,
         ids=[row.id for row in rows],
         truncated=truncated,
+        notes=count_notes((truncated, "text", "truncated to data.max_length")),
     )
 
 

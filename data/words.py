@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from data.batch import IGNORE_INDEX
-from data.examples import TextExamples
+from data.examples import TextExamples, count_notes
 from data.formats.rows import Row
 
 TEXT = "<text>"  # what else a row has that was a text; no name that a column would have
@@ -72,14 +72,19 @@ class Words:
     offsets: np.ndarray  # (N + 1,) int64: where the words of each example begin
     places: np.ndarray  # (total,) int32: the word's first token in its sequence; -1: it has none
     labels: np.ndarray | None  # (total,) int64: classes
-    cut: int  # words that lost their tokens to max_length
-    unreadable: int  # words the tokenizer makes nothing of, as of a lone control character
+    truncated: int  # number of words that lost their tokens to max_length
+    unreadable: int  # number of words that have no token in this tokenizer, like a lone control character
     rows: Sequence[Row]
     column: str  # of the words, in the rows
     entities: bool  # do the tags mark entities?
 
+    @property
+    def num_lost(self) -> int:
+        """Number of words without a token."""
+        return self.truncated + self.unreadable
+
     def part(self, index: int) -> slice:
-        """Where the words of example `index` are."""
+        """Return the positions of the words of example `index`."""
         return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
 
 
@@ -92,8 +97,8 @@ def encode_tagged(
     labels: Sequence[str] = (),
     max_length: int,
     entities: bool = True,
-) -> TextExamples:
-    """Encode words one by one, cut to `max_length` tokens with the special ones; extra["words"] is a `Words`.
+) -> TextExamples[Words]:
+    """Encode words one by one, truncated to `max_length` tokens including the special ones.
 
     A word's label stands at its first token, and IGNORE_INDEX at all others (Devlin et al. 2019, section 5.3). Which tokens
     are a word's, the tokenizer says. label: the column of the tags, or "". Rows have been checked before.
@@ -101,7 +106,7 @@ def encode_tagged(
     ids, types = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.uint8)]
     places = [np.empty(0, dtype=np.int32)]
     lengths: list[int] = []
-    cut = unreadable = truncated = 0
+    truncated_words = unreadable = truncated = 0
     tokenizer.enable_truncation(max_length)
     for begin in range(0, len(rows), CHUNK):
         chunk = [_inputs(row, text, tokenizer) for row in rows[begin : begin + CHUNK]]
@@ -113,18 +118,18 @@ def encode_tagged(
             beyond = {word for part in encoding.overflowing for word in part.word_ids}
             lost = set(np.flatnonzero(places[-1] < 0).tolist())
             truncated += bool(beyond)
-            cut += len(lost & beyond)
+            truncated_words += len(lost & beyond)
             unreadable += len(lost - beyond)
     tokenizer.no_truncation()
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     counts = [len(row.values[text]) for row in rows]
     number = {name: i for i, name in enumerate(labels)}
     tags = np.array([number[tag] for row in rows for tag in row.values[label]], dtype=np.int64) if label else None
-    words_of = Words(
+    record = Words(
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         places=np.concatenate(places),
         labels=tags,
-        cut=cut,
+        truncated=truncated_words,
         unreadable=unreadable,
         rows=rows,
         column=text,
@@ -137,8 +142,11 @@ def encode_tagged(
         labels=None,
         ids=[row.id for row in rows],
         truncated=truncated,
-        token_labels=None if tags is None else _at_tokens(words_of, tags, counts, offsets),
-        extra={"words": words_of, "lost_words": cut + unreadable},
+        token_labels=None if tags is None else _at_tokens(record, tags, counts, offsets),
+        notes=count_notes(
+            (truncated, "text", "truncated to data.max_length"), (record.num_lost, "word", "without a token")
+        ),
+        record=record,
     )
 
 

@@ -66,8 +66,8 @@ class Augmented:
         return self.examples.lengths
 
     @property
-    def extra(self) -> dict[str, Any]:
-        return self.examples.extra
+    def notes(self) -> tuple[str, ...]:
+        return self.examples.notes
 
     def fingerprint(self) -> str:
         """Changes when the examples or the files do that the changes are read from; the rest is in the recipe."""

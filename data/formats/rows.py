@@ -7,7 +7,6 @@ import importlib.util
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +18,25 @@ from data.formats.parquet import read_parquet
 MAX_LINE = 1_000_000  # characters; a longer line is a broken file, not a text
 
 
-@dataclass(slots=True, init=False)
 class Row:
     """One example as read: its id, its line in the file, and its columns.
 
-    Readers give all three: `Row("7", 8, {"text": "..."})`. In Python keywords are columns: `Row(text="...", label="a")`.
+    Readers give all three: `Row("7", 8, {"text": "..."})`. In Python, keywords are columns: `Row(text="...", label="a")`.
     """
 
-    id: str
-    line: int
-    values: dict[str, Any]
+    __slots__ = ("id", "line", "values")
 
-    def __init__(self, id: str = "", line: int = 0, values: dict[str, Any] | None = None, /, **columns: Any) -> None:
+    def __init__(self, id: str = "", line: int = 0, values: dict[str, Any] | None = None, /, **columns: Any):
         self.id, self.line = id, line
         self.values = {**(values or {}), **columns}
+
+    def __repr__(self) -> str:
+        return f"Row({self.id!r}, {self.line}, {self.values!r})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Row):
+            return NotImplemented
+        return (self.id, self.line, self.values) == (other.id, other.line, other.values)
 
     def updated(self, values: dict[str, Any]) -> Row:
         """Return a copy in which the columns of `values` are replaced."""

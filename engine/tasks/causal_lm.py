@@ -58,7 +58,7 @@ def _encode_texts(
     column, max_length = settings.data.text_column, settings.data.max_length
     if labelled:
         return encode_language(
-            rows, tokenizer, column=column, max_length=max_length, join=settings.own.concatenate_texts
+            rows, tokenizer, column=column, max_length=max_length, concatenate=settings.own.concatenate_texts
         )
     return encode_prompts(rows, tokenizer, column=column, max_length=max_length)
 
@@ -76,7 +76,7 @@ def _measure(model: TaskModel, batch: Batch, examples: Any, generate: GenerateSe
     if batch.labels is None:
         raise TypeError("only labelled examples can be measured")
     out = model(batch)
-    num_bytes = examples.extra["bytes"][list(batch.indices)].sum()
+    num_bytes = examples.record.num_bytes[list(batch.indices)].sum()
     return metrics.language_statistics(out.loss_sum, out.logits, batch.labels, int(num_bytes))
 
 
@@ -111,9 +111,9 @@ def _last_reply(examples: TextExamples, index: int) -> int:
 def _show(model: TaskModel, prompts: list[list[int]], examples: Any, generate: GenerateSettings) -> str:
     if not prompts:
         return ""
-    tokenizer = examples.extra["tokenizer"]
+    tokenizer = examples.record.tokenizer
     numbers = tuple(range(len(prompts)))
-    written = continue_tokens(model, prompts, numbers, [0] * len(prompts), examples.extra, generate)
+    written = continue_tokens(model, prompts, numbers, [0] * len(prompts), examples.record, generate)
     lines = []
     for i, (prompt, row) in enumerate(zip(prompts, written, strict=True)):
         given = tokenizer.decode(prompt, skip_special_tokens=False)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from data import Batch
+from data.causal_lm import LanguageModelRecord, PromptRecord
 from engine.config import GenerateSettings
 from models import TaskModel
 from models.generation.generate import GenerationSettings
@@ -35,8 +36,8 @@ def continue_prompts(model: TaskModel, batch: Batch, examples: Any, generate: Ge
     its beginning, to data.max_length and to make room for the new tokens.
     """
     prompts = [examples.sequence(i) for i in batch.indices]
-    dropped = [int(examples.extra["dropped"][i]) for i in batch.indices]
-    return continue_tokens(model, prompts, batch.indices, dropped, examples.extra, generate)
+    dropped = [int(examples.record.num_dropped[i]) for i in batch.indices]
+    return continue_tokens(model, prompts, batch.indices, dropped, examples.record, generate)
 
 
 def continue_tokens(
@@ -44,7 +45,7 @@ def continue_tokens(
     prompts: list[list[int]],
     numbers: tuple[int, ...],
     dropped: list[int],
-    extra: dict[str, Any],
+    record: PromptRecord | LanguageModelRecord,
     generate: GenerateSettings,
 ) -> list[dict[str, Any]]:
     """continue_prompts for token ids. numbers: of the examples; with the seed they decide what is sampled, so that
@@ -54,13 +55,13 @@ def continue_tokens(
     """
     room = max(model.max_length - generate.max_new_tokens, model.max_length // 2)
     longest = min(generate.max_new_tokens, model.max_length - room)
-    settings = generation_settings(model, generate, max_new_tokens=longest, eos_token_id=(extra["end"],))
+    settings = generation_settings(model, generate, max_new_tokens=longest, eos_token_id=(record.end_token_id,))
     written = write(model, [prompt[-room:] for prompt in prompts], settings, examples=numbers)
     return [
         {
-            "text": extra["tokenizer"].decode(result.ids),
+            "text": record.tokenizer.decode(result.ids),
             "score": result.score,
-            "finished": result.ids[-1] == extra["end"],
+            "finished": result.ids[-1] == record.end_token_id,
             "dropped": lost + max(0, len(prompt) - room),
         }
         for prompt, lost, result in zip(prompts, dropped, written, strict=True)

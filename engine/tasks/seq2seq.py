@@ -12,7 +12,7 @@ from torch import Tensor
 
 import models
 from data import Batch, DataError, Row, TextExamples, load_tokenizer
-from data.seq2seq import PairTokenizer, encode_pairs, read_pairs
+from data.seq2seq import PairTokenizer, Seq2SeqRecord, encode_pairs, read_pairs
 from engine.config import GenerateSettings
 from engine.metrics import summarization as rouge
 from engine.metrics import translation
@@ -59,9 +59,14 @@ def _read_translations(name: str, settings: TaskSettings, labelled: bool) -> lis
 
 
 def _encode(
-    rows: list[Row], processor: PairTokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
-) -> TextExamples:
-    examples = encode_pairs(
+    rows: list[Row],
+    processor: PairTokenizer,
+    settings: TaskSettings,
+    labels: Sequence[str],
+    labelled: bool,
+    bleu_tokenizer: str = "",
+) -> TextExamples[Seq2SeqRecord]:
+    return encode_pairs(
         rows,
         processor,
         source=settings.data.text_column,
@@ -69,25 +74,21 @@ def _encode(
         prefix=settings.own.source_prefix,
         max_length=settings.data.max_length,
         max_target_length=settings.own.max_target_length,
+        bleu_tokenizer=bleu_tokenizer,
     )
-    extra = {"tokenizer": processor.tokenizer, "sources": [row.values[settings.data.text_column] for row in rows]}
-    if labelled:
-        extra["references"] = [row.values[settings.data.label_column] for row in rows]
-    return replace(examples, extra=examples.extra | extra)
 
 
 def _encode_translations(
     rows: list[Row], processor: PairTokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
-) -> TextExamples:
-    """Of all the references, so that every batch is measured alike."""
-    examples = _encode(rows, processor, settings, labels, labelled)
-    if labelled:
-        examples.extra["bleu_tokenizer"] = translation.choose_tokenizer(examples.extra["references"])
-    return examples
+) -> TextExamples[Seq2SeqRecord]:
+    """Choose BLEU's tokenizer by all the references, so that every batch is scored alike."""
+    references = [row.values[settings.data.label_column] for row in rows] if labelled else []
+    bleu_tokenizer = translation.choose_tokenizer(references) if labelled else ""
+    return _encode(rows, processor, settings, labels, labelled, bleu_tokenizer)
 
 
 def write(
-    model: TaskModel, indices: Sequence[int], examples: TextExamples, settings: GenerateSettings
+    model: TaskModel, indices: Sequence[int], examples: TextExamples[Seq2SeqRecord], settings: GenerateSettings
 ) -> list[tuple[str, Generated]]:
     """What the model writes for these examples, as text and as tokens; measured, predicted and shown alike."""
     written = generate(
@@ -96,20 +97,20 @@ def write(
         generation_settings(model, settings),
         examples=indices,
     )
-    tokenizer = examples.extra["tokenizer"]
+    tokenizer = examples.record.tokenizer
     return [(tokenizer.decode(one.ids, skip_special_tokens=True).strip(), one) for one in written]
 
 
 def _texts(
-    model: TaskModel, batch: Batch, examples: TextExamples, settings: GenerateSettings
+    model: TaskModel, batch: Batch, examples: TextExamples[Seq2SeqRecord], settings: GenerateSettings
 ) -> tuple[list[float], list[str], list[str]]:
     """([sum of the losses of teacher forcing, number of targets], written texts, references) of a batch."""
     loss = model(batch).loss_sum.item() if batch.indices else 0.0
-    references = [examples.extra["references"][i] for i in batch.indices]
+    references = [examples.record.references[i] for i in batch.indices]
     return [loss, batch.num_targets], [text for text, _ in write(model, batch.indices, examples, settings)], references
 
 
-def _measure_summaries(model: TaskModel, batch: Batch, examples: TextExamples, settings: GenerateSettings) -> Tensor:
+def _measure_summaries(model: TaskModel, batch: Batch, examples: TextExamples[Seq2SeqRecord], settings: GenerateSettings) -> Tensor:
     """[loss, targets, texts, sum of each ROUGE, tokens written, tokens of the references]."""
     loss, written, references = _texts(model, batch, examples, settings)
     scores = [rouge.rouge(ours, theirs) for ours, theirs in zip(written, references, strict=True)]
@@ -125,10 +126,10 @@ def _summarize_summaries(statistics: Tensor, labels: Sequence[str]) -> dict[str,
     return {"loss": loss / targets, **means, "length_ratio": written / references if references else 0.0}
 
 
-def _measure_translations(model: TaskModel, batch: Batch, examples: TextExamples, settings: GenerateSettings) -> Tensor:
+def _measure_translations(model: TaskModel, batch: Batch, examples: TextExamples[Seq2SeqRecord], settings: GenerateSettings) -> Tensor:
     """[loss, targets, texts for each of the tokenizers of BLEU, the counts of BLEU and chrF]."""
     loss, written, references = _texts(model, batch, examples, settings)
-    tokenizer = examples.extra["bleu_tokenizer"]
+    tokenizer = examples.record.bleu_tokenizer
     texts = [len(written) if name == tokenizer else 0 for name in translation.TOKENIZERS]
     counts = translation.translation_counts(written, references, tokenizer)
     return torch.tensor([*loss, *texts, *counts], dtype=torch.float64)
@@ -146,7 +147,7 @@ def _bleu_signature(statistics: Tensor, labels: Sequence[str]) -> str:
 
 
 def _predict(
-    model: TaskModel, batch: Batch, examples: TextExamples, settings: GenerateSettings
+    model: TaskModel, batch: Batch, examples: TextExamples[Seq2SeqRecord], settings: GenerateSettings
 ) -> list[dict[str, Any]]:
     """The text, its score (log-probability over length ** length_penalty), and whether it ended by itself."""
     ends = generation_settings(model, settings).eos_token_id
@@ -156,12 +157,12 @@ def _predict(
     ]
 
 
-def _samples(model: TaskModel, examples: TextExamples, settings: GenerateSettings, count: int) -> str:
+def _samples(model: TaskModel, examples: TextExamples[Seq2SeqRecord], settings: GenerateSettings, count: int) -> str:
     """The first `count` examples: the source, what should be written, and what is."""
     indices = range(min(count, len(examples)))
     lines = []
     for i, (text, _) in zip(indices, write(model, indices, examples, settings), strict=True):
-        own = {"source": examples.extra["sources"][i], "reference": examples.extra["references"][i], "written": text}
+        own = {"source": examples.record.sources[i], "reference": examples.record.references[i], "written": text}
         lines.append(f"id {examples.ids[i]}")
         lines += [f"  {name:>9}: {' '.join(value.split())[:SHOWN]}" for name, value in own.items()]
     return "\n".join(lines)

@@ -12,6 +12,7 @@ from support.runs import arguments_of, run_module
 
 import models
 from data import MicroBatching, TextExamples, load_tokenizer
+from data.examples import count_notes
 from engine import summary as describe
 from engine.config import ConfigError, read_recipe
 from engine.tasks import TASKS, read_training_data
@@ -26,6 +27,7 @@ def examples(*lengths: int, labels: list[int] | None = None, truncated: int = 0)
         labels=None if labels is None else np.array(labels),
         ids=[f"r{i}" for i in range(len(lengths))],
         truncated=truncated,
+        notes=count_notes((truncated, "text", "truncated to data.max_length")),
     )
 
 
@@ -95,7 +97,7 @@ def test_one_example_over_the_budget_stands_alone():
 def test_the_summary_counts_tokens_labels_and_what_was_cut():
     text = describe.summary("training", examples(2, 4, 6, labels=[0, 0, 1], truncated=1), ("no", "yes", "never"))
     assert text == (
-        "training: 3 examples, 12 tokens (mean 4.0, 50% 4, 95% 5, 100% 6); 1 text cut to data.max_length\n"
+        "training: 3 examples, 12 tokens (mean 4.0, 50% 4, 95% 5, 100% 6); 1 text truncated to data.max_length\n"
         "  labels: no 2, yes 1, never 0"
     )
     assert describe.summary("test", examples(1), ()) == "test: 1 example, 1 token (mean 1.0, 50% 1, 95% 1, 100% 1)"

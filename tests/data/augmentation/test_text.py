@@ -262,7 +262,7 @@ def test_without_an_epoch_and_for_nothing_the_examples_are_as_they_were():
     ours = augmented()
     assert torch.equal(ours.batch([3, 1]).input_ids, ours.examples.batch([3, 1]).input_ids)
     assert ours.batch([], epoch=1).lengths == ()
-    for name in ("ids", "truncated", "extra"):
+    for name in ("ids", "truncated", "notes"):
         assert getattr(ours, name) == getattr(ours.examples, name)
     assert ours.lengths.tolist() == ours.examples.lengths.tolist()
     assert ours.fingerprint() == ours.examples.fingerprint()

@@ -20,7 +20,7 @@ from tokenizers.models import BPE
 
 import models
 from data import DataError, MicroBatching, Row, TextExamples, evaluation_batches
-from data.causal_lm import encode_language, encode_prompts, end_token, read_texts
+from data.causal_lm import LanguageModelRecord, encode_language, encode_prompts, end_token, read_texts
 from engine import config as configs
 from engine import evaluate, predict
 from engine.config import Config, GenerateSettings
@@ -70,7 +70,7 @@ def measured(
 @pytest.mark.parametrize("join", [False, True])
 @pytest.mark.parametrize("max_length", [1, 2, 7, 64])
 def test_each_token_and_each_end_is_a_target_once(by_bytes, join, max_length):
-    examples = encode_language(rows_of(TEXTS), by_bytes, max_length=max_length, join=join)
+    examples = encode_language(rows_of(TEXTS), by_bytes, max_length=max_length, concatenate=join)
     assert by_bytes.decode(examples.token_labels.tolist(), skip_special_tokens=False) == END.join([*TEXTS, ""])
     assert examples.lengths.max() <= max_length
     assert examples.truncated == 0
@@ -88,7 +88,7 @@ def test_each_token_and_each_end_is_a_target_once(by_bytes, join, max_length):
 
 @pytest.mark.parametrize("join", [False, True])
 def test_ids_say_which_part_of_which_text(by_bytes, join):
-    examples = encode_language(rows_of(["abc", "abcdefg", "a"]), by_bytes, max_length=4, join=join)
+    examples = encode_language(rows_of(["abc", "abcdefg", "a"]), by_bytes, max_length=4, concatenate=join)
     assert examples.ids == (["block 1", "block 2", "block 3", "block 4"] if join else ["1", "2", "2#2", "3"])
     assert examples.lengths.tolist() == [4, 4, 4, 2]
 
@@ -99,12 +99,12 @@ def test_bytes_of_all_examples_are_those_of_the_texts(by_bytes, join, max_length
     rng = random.Random(max_length)
     characters = "ab é床😀\u0301\t" + END[0]
     texts = TEXTS + ["".join(rng.choices(characters, k=rng.randint(1, 30))) for _ in range(200)]
-    examples = encode_language(rows_of(texts), by_bytes, max_length=max_length, join=join)
-    assert examples.extra["bytes"].sum() == sum(len(text.encode()) for text in texts)
-    assert (examples.extra["bytes"] >= 0).all()
+    examples = encode_language(rows_of(texts), by_bytes, max_length=max_length, concatenate=join)
+    assert examples.record.num_bytes.sum() == sum(len(text.encode()) for text in texts)
+    assert (examples.record.num_bytes >= 0).all()
     if not join and max_length == 50:
         whole = [i for i, name in enumerate(examples.ids) if "#" not in name and f"{name}#2" not in examples.ids]
-        assert [examples.extra["bytes"][i] for i in whole] == [
+        assert [examples.record.num_bytes[i] for i in whole] == [
             len(texts[int(examples.ids[i]) - 1].encode()) for i in whole
         ]
 
@@ -197,7 +197,7 @@ def theirs(model: models.TaskModel, folder: Path, ids: list[int]) -> torch.Tenso
 def test_p02_measured_is_plain_cross_entropy_whatever_the_batches(by_bytes, tmp_path, logits_of, join):
     """The oracle reads one text after another, with the logits of a whole text at once."""
     model = tiny_gpt2(tmp_path, seed=3)
-    examples = encode_language(rows_of(TEXTS), by_bytes, max_length=64, join=join)
+    examples = encode_language(rows_of(TEXTS), by_bytes, max_length=64, concatenate=join)
     loss_sum, hits, tokens = 0.0, 0, 0
     ends = examples.offsets.tolist()
     for begin, end in itertools.pairwise(ends):
@@ -246,7 +246,7 @@ def peak(texts):
     examples = TextExamples(
         input_ids=ids.astype(np.int32), token_type_ids=np.zeros(len(ids), np.uint8),
         offsets=np.arange(texts + 1, dtype=np.int64) * 60, labels=None, token_labels=ids,
-        ids=[str(i) for i in range(texts)], truncated=0, extra={"bytes": np.ones(texts, np.int64)},
+        ids=[str(i) for i in range(texts)], truncated=0, record=LanguageModelRecord(None, 0, np.ones(texts, np.int64)),
     )
     measured(model, examples, 600)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -336,7 +336,7 @@ def test_a_score_is_what_evaluation_says_of_the_same_tokens(prompted, by_bytes):
             token_type_ids=np.zeros(len(labels), dtype=np.uint8),
             offsets=np.array([0, len(labels)]),
             token_labels=labels,
-            extra={"bytes": np.array([1])},
+            record=LanguageModelRecord(None, 0, np.array([1])),
         )
         loss_sum, _, tokens, _ = measured(model, text, 4096).tolist()
         assert row["score"] == pytest.approx(-loss_sum / tokens, rel=1e-5)

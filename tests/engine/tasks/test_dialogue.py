@@ -62,7 +62,7 @@ def test_only_replies_and_their_ends_are_learned(by_words):
     assert read == "the cat / a dog / red / very green"
     assert learned == "- - a dog / - - very green /"
     assert examples.truncated == 0
-    assert examples.extra["bytes"].tolist() == [len("a dog") + len("very green")]
+    assert examples.record.num_bytes.tolist() == [len("a dog") + len("very green")]
 
 
 def test_the_assistant_may_begin_and_the_system_before(by_words):
@@ -110,8 +110,9 @@ def test_a_long_conversation_loses_what_is_oldest_first(by_words, max_length, re
     learned = shown(by_words, examples)[1].replace("- ", "")
     assert learned == {24: "red / dog dog /", 2: "dog dog"}.get(max_length, "dog dog /")
     assert examples.truncated == (max_length < 24)
-    assert (examples.extra["shortened"], examples.extra["cut"]) == (max_length < 24, max_length < 3)
-    assert examples.extra["bytes"].tolist() == [10 if max_length == 24 else 7]
+    shortened, truncated = "1 conversation truncated at the beginning", "1 conversation truncated in the last reply"
+    assert (shortened in examples.notes, truncated in examples.notes) == (max_length < 24, max_length < 3)
+    assert examples.record.num_bytes.tolist() == [10 if max_length == 24 else 7]
 
 
 def test_a_reply_that_opens_is_dropped_alone(by_words):
@@ -120,7 +121,7 @@ def test_a_reply_that_opens_is_dropped_alone(by_words):
     assert shown(by_words, examples) == ("red / cat", "- cat /")
     only = encoded(by_words, conversation("a dog saw", first="assistant"), max_length=3)
     assert shown(by_words, only) == ("/ a dog", "a dog saw")
-    assert (only.extra["shortened"], only.extra["cut"], only.truncated) == (0, 1, 1)
+    assert (only.notes, only.truncated) == (("1 conversation truncated in the last reply",), 1)
 
 
 def test_what_is_asked_is_read_as_in_training(by_words):
@@ -130,11 +131,11 @@ def test_what_is_asked_is_read_as_in_training(by_words):
     labelled = encoded(by_words, turns)
     assert prompt.sequence(0) == labelled.sequence(0)[: len(prompt.sequence(0))]
     assert prompt.sequence(0)[-1] == END
-    assert prompt.extra["dropped"].tolist() == [0]
+    assert prompt.record.num_dropped.tolist() == [0]
     short = encoded(by_words, turns[:-1], max_length=4, labelled=False)
-    assert (by_words.decode(short.sequence(0)), short.extra["dropped"].tolist(), short.truncated) == ("red", [6], 1)
+    assert (by_words.decode(short.sequence(0)), short.record.num_dropped.tolist(), short.truncated) == ("red", [6], 1)
     cut = encoded(by_words, conversation("a b c the cat saw"), max_length=3, labelled=False)
-    assert (by_words.decode(cut.sequence(0)), cut.extra["dropped"].tolist()) == ("cat saw", [4])
+    assert (by_words.decode(cut.sequence(0)), cut.record.num_dropped.tolist()) == ("cat saw", [4])
 
 
 def test_no_rows_make_no_examples(by_words):

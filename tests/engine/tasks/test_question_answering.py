@@ -96,7 +96,7 @@ def encode(rows: list[Row], tokenizer: Tokenizer, max_length: int = 96, doc_stri
 def test_p11_the_gold_span_of_every_window_is_the_answer(tokenizer):
     rows = random_questions(300, seed=0)
     examples = encode(rows, tokenizer, max_length=120)
-    windows: Windows = examples.extra["windows"]
+    windows: Windows = examples.record
     found = split = 0
     for i, row in enumerate(rows):
         spans, context = windows.spans[i], row.values["context"]
@@ -170,7 +170,7 @@ def test_a_context_of_which_the_tokenizer_leaves_nothing_has_no_answer(context):
     rows = [Row("a", 1, {"question": "the river", "context": context, "answers": []})]
     examples = encode(rows, TOKENIZERS["uncased"])
     assert examples.labels.tolist() == [[NO_ANSWER, NO_ANSWER]]
-    windows: Windows = examples.extra["windows"]
+    windows: Windows = examples.record
     found, score, probability = windows.answers(0, [np.ones((len(examples.input_ids), 2), np.float32)], 5)
     assert (found, score, probability) == ([], 2.0, 1.0)
 
@@ -188,7 +188,7 @@ def test_a_question_that_is_too_long_loses_its_end_and_is_counted():
         assert len(first) == 15 + kept
         assert first == ["[CLS]", *["black"] * (kept - 0), "[SEP]", *first[kept + 2 :]]
         assert len(first[kept + 2 :]) == 10 + advance + 1  # and the last [SEP]
-        begin, number, length = examples.extra["windows"].places[0]
+        begin, number, length = examples.record.places[0]
         assert (begin, number, length) == (kept + 2, 0, 12)
     fits = encode([Row("a", 1, values)], tokenizer, max_length=128)
     assert (fits.truncated, len(fits.labels)) == (0, 1)
@@ -225,7 +225,7 @@ def test_marks_that_a_tokenizer_drops_stay_with_their_letter():
 def test_the_best_answers_are_those_of_a_search_over_all_spans_of_all_windows(seed, longest):
     rows = random_questions(12, seed=seed, most=25)
     examples = encode(rows, TOKENIZERS["uncased"], max_length=40, doc_stride=9, max_answer_length=longest)
-    windows: Windows = examples.extra["windows"]
+    windows: Windows = examples.record
     rng = np.random.default_rng(seed)
     for i, row in enumerate(rows):
         sequences = range(windows.sequences[i], windows.sequences[i + 1])

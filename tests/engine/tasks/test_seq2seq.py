@@ -225,7 +225,8 @@ def test_sources_and_targets_are_cut_each_to_its_own_length_and_counted(tmp_path
     assert [len(examples.sequence(i)) for i in range(3)] == [4, 2, 4]
     assert [len(examples.target(i)) for i in range(3)] == [3, 3, 3]
     assert {ids[-1] for i in range(3) for ids in (examples.sequence(i), examples.target(i))} == {1}  # the end remains
-    assert (examples.truncated, examples.extra["truncated_targets"]) == (1, 2)
+    assert examples.truncated == 1
+    assert examples.notes == ("1 text truncated to data.max_length", "2 targets truncated to seq2seq.max_target_length")
 
 
 def test_the_decoder_reads_the_target_one_token_late_after_the_start_of_config_json(tmp_path):

@@ -285,7 +285,7 @@ def test_p10_every_kept_word_has_one_label_at_its_first_token(request, kind, max
     sentences = odd_words(10_000)  # of random strings
     rows = [Row(str(i), i, {"w": words, "t": [rng.choice(labels) for _ in words]}) for i, words in enumerate(sentences)]
     examples = encode_tagged(rows, tokenizer, text="w", label="t", labels=labels, max_length=max_length)
-    words = examples.extra["words"]
+    words = examples.record
     before = " " if kind == "byte_level" else ""
     size = {word: alone(tokenizer, before + word) for word in {word for words in sentences for word in words}}
     cut = unreadable = 0
@@ -304,8 +304,8 @@ def test_p10_every_kept_word_has_one_label_at_its_first_token(request, kind, max
         assert {place: labels[k] for place, k in enumerate(tokens.tolist()) if k != IGNORE_INDEX} == expected, row
         assert [p for p in words.places[words.part(i)].tolist() if p >= 0] == list(expected)
         assert len(tokens) == min(at + 1, max_length)
-    assert (words.cut, words.unreadable) == (cut, unreadable)
-    assert examples.extra["lost_words"] == cut + unreadable
+    assert (words.truncated, words.unreadable) == (cut, unreadable)
+    assert examples.record.num_lost == cut + unreadable
     assert bool(unreadable) == (kind == "word_pieces")
     assert bool(cut) == bool(examples.truncated) == (max_length == 16)
     assert examples.num_targets == sum(map(len, sentences)) - cut - unreadable
@@ -321,7 +321,7 @@ def test_words_of_a_text_are_encoded_as_the_text(word_pieces, byte_level):
             encoding = tokenizer.encode(text)
             assert examples.input_ids.tolist() == encoding.ids
             starts = [start for start, _ in word_places(row.values["w"])]
-            found = [encoding.token_to_chars(p) for p in examples.extra["words"].places.tolist()]
+            found = [encoding.token_to_chars(p) for p in examples.record.places.tolist()]
             for start, (first, _) in zip(starts, found, strict=True):
                 assert first in (start - 1, start)  # a space may be a token by itself
 
