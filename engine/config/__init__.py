@@ -1,8 +1,12 @@
-"""The configuration of a run: which settings there are, how a recipe and a command line are read, what is checked.
+"""The configuration of a run: the settings, how a recipe and a command line set them, and what is checked.
 
-schema.py    what a setting is: its type, range and meaning; reading, overriding and writing a tree of settings
-sections.py  the settings, one dataclass for each concern
-recipe.py    recipes (TOML files), command lines, and the checks between settings
+schema.py         what a setting is; convert, override and write a tree of settings
+sections.py       the settings, one dataclass for each section
+task_sections.py  the sections that only some tasks read
+recipe.py         recipes (TOML files) and command lines become one checked Config
+command_line.py   split a command line; --help
+renamed.py        the names that settings had in schema 1
+hf_names.py       Hugging Face's names of arguments, and ours
 """
 
 from engine.config.recipe import (
@@ -12,6 +16,7 @@ from engine.config.recipe import (
     check,
     differences,
     help_text,
+    override,
     parse,
     read_recipe,
     recipe_of,
@@ -25,31 +30,32 @@ from engine.config.schema import (
     choose_from,
     did_you_mean,
     get,
-    override,
     sections,
 )
 from engine.config.sections import (
-    AugmentSettings,
-    CausalLMSettings,
     Config,
     DataSettings,
     DropoutSettings,
     EvalSettings,
-    GenerateSettings,
-    ImageAugmentSettings,
-    ImageClassificationSettings,
     LogSettings,
     LoraSettings,
     ModelSettings,
     OptimSettings,
-    QuestionAnsweringSettings,
     RegularizeSettings,
-    RelationExtractionSettings,
     RunSettings,
+    TrainSettings,
+)
+from engine.config.task_sections import (
+    AugmentSettings,
+    CausalLMSettings,
+    GenerateSettings,
+    ImageAugmentSettings,
+    ImageClassificationSettings,
+    QuestionAnsweringSettings,
+    RelationExtractionSettings,
     Seq2SeqSettings,
     TextAugmentSettings,
     TokenClassificationSettings,
-    TrainSettings,
 )
 
 __all__ = [

@@ -1,33 +1,24 @@
-"""The configuration of a run: a TOML recipe, then `--section.key=value`, checked as a whole.
+"""Recipes (TOML files) and command lines become one checked Config; checks between settings are here too.
 
-Which settings there are is in engine/config/sections.py, how values are read and written in engine/config/schema.py.
+The settings are declared in engine/config/sections.py; engine/config/schema.py converts and writes their values.
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine.config import schema as settings
-from engine.config.schema import (
-    ConfigError,
-    all_settings,
-    did_you_mean,
-    get,
-    out_of_range,
-    override,
-    sections,
-)
-from engine.config.sections import (
-    Config,
-    RunSettings,
-)
+from engine.config import command_line, schema
+from engine.config.hf_names import HF_NAMES
+from engine.config.renamed import RENAMED, renamed_lines
+from engine.config.schema import ConfigError, all_settings, did_you_mean, get, out_of_range, sections
+from engine.config.sections import Config, RunSettings
 
-SCHEMA = 2  # of recipes; raised when an old one would be read wrongly
+SCHEMA = 2  # of recipes; raised when an older recipe would be read wrongly
 RECIPES = Path(__file__).parent.parent / "recipes"
 DEFAULT_RECIPE = "movie_reviews"
 FLAGS = {"--resume": ("run.resume", "yes"), "--dry-run": ("run.dry_run", "true")}
@@ -35,7 +26,10 @@ HELP = ("--help", "-h")
 
 
 def parse(argv: list[str], usage: str) -> Config:
-    """[RECIPE] --section.key=value ... -> a checked Config. Raises ConfigError, or SystemExit(0) after --help."""
+    """Read `[RECIPE] --section.key=value ...` into a checked Config.
+
+    Raises ConfigError, or SystemExit(0) after printing --help.
+    """
     if any(flag in argv for flag in HELP):
         others = [argument for argument in argv if argument not in HELP]
         print(help_text(usage, others[0] if others and not others[0].startswith("-") else DEFAULT_RECIPE))
@@ -49,12 +43,43 @@ def parse(argv: list[str], usage: str) -> Config:
 
 
 def split_arguments(argv: list[str]) -> tuple[list[str], dict[str, str]]:
-    """(positional arguments, {"section.key": text}) of a command line, as settings.split_arguments reads it."""
-    return settings.split_arguments(argv, Config(), FLAGS)
+    """Split a command line into (positional arguments, {"section.key": text}); see command_line.split_arguments."""
+    return command_line.split_arguments(argv, Config(), FLAGS, lambda key: _other_name(key, "--"))
+
+
+def override(config: Config, values: Mapping[str, Any], where: str = "") -> Config:
+    """Return the config with {"section.key": value} put in; a value is of its setting's type, or a text of it.
+
+    where: the start of every error message. Raises one ConfigError with a line for each wrong key or value.
+    """
+    return schema.override(config, values, where, _other_name)
+
+
+def _other_name(key: str, dashes: str = "") -> str:
+    """Return what a name of schema 1 or of Hugging Face is called here, as a sentence; "" for any other key.
+
+    dashes: put before the names of settings; "--" on a command line.
+    """
+    key = key.replace("-", "_")
+    known = all_settings(Config())
+    if key in known or key in sections(Config()):
+        return ""
+    if key in RENAMED:
+        return f"{dashes}{key} is now {dashes}{RENAMED[key]}"
+    name = key.rpartition(".")[2]
+    ours, note = HF_NAMES.get(name, ("", ""))
+    if name in HF_NAMES and not ours.endswith(f".{name}"):  # a name in common is found by schema.override
+        answer = f"here {dashes}{ours}." if ours else "not a setting here."
+        return f"{dashes}{key} (Hugging Face's name) is {answer}{' ' + note if note else ''}"
+    if not any(k.endswith(f".{name}") for k in known):
+        for old, new in RENAMED.items():
+            if old.endswith(f".{name}"):
+                return f"unknown setting {key!r}; did you mean {new!r}?"
+    return ""
 
 
 def read_recipe(name: str) -> Config:
-    """A TOML file, by path or by the name of one that is shipped in engine/recipes."""
+    """Read a TOML file, given by its path or by the name of a recipe in engine/recipes. Raises ConfigError."""
     shipped = RECIPES / f"{name}.toml"
     path = shipped if shipped.is_file() else Path(name)
     try:
@@ -67,43 +92,57 @@ def read_recipe(name: str) -> Config:
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"recipe {path}: {error}") from None
-    _check_schema(path, tree.pop("schema", None))
-    return override(Config(), dict(_flat(tree, path)), where=f"recipe {path}: ")
+    declared = tree.pop("schema", None)
+    values = dict(_flat(tree))
+    _check_schema(path, declared, values)
+    empty = [key for key, value in values.items() if value == {}]
+    for key in empty:  # an empty section sets nothing, but its name may be misspelt
+        if key not in sections(Config()):
+            names = sections(Config())
+            raise ConfigError(
+                f"recipe {path}: unknown section [{key}]{did_you_mean(key, names)}; sections are {', '.join(names)}"
+            )
+        del values[key]
+    return override(Config(), values, where=f"recipe {path}: ")
 
 
 def shipped_recipes() -> list[str]:
-    """The names of the recipes in engine/recipes."""
+    """Return the names of the recipes in engine/recipes."""
     return sorted(p.stem for p in RECIPES.glob("*.toml"))
 
 
-def _check_schema(path: Path, schema: object) -> None:
-    if schema is None:
+def _check_schema(path: Path, declared: object, values: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a recipe of another schema; for one of schema 1, with the new name of each setting."""
+    if declared is None:
         raise ConfigError(f"recipe {path}: no schema; put `schema = {SCHEMA}` in its first line")
-    if isinstance(schema, bool) or not isinstance(schema, int) or schema < 1:
-        raise ConfigError(f"recipe {path}: schema = {schema!r}; it should be `schema = {SCHEMA}`")
-    if schema > SCHEMA:
+    if isinstance(declared, bool) or not isinstance(declared, int) or declared < 1:
+        raise ConfigError(f"recipe {path}: schema = {declared!r}; it should be `schema = {SCHEMA}`")
+    if declared > SCHEMA:
         raise ConfigError(
-            f"recipe {path}: schema = {schema} is newer than this version, which reads {SCHEMA}: install a newer one"
+            f"recipe {path}: schema = {declared} is newer than this version, which reads {SCHEMA}: install a newer one"
+        )
+    if declared < SCHEMA:
+        lines = renamed_lines(values)
+        if not lines:
+            raise ConfigError(
+                f"recipe {path}: schema = 1 is old, but its settings have kept their names: write `schema = {SCHEMA}`"
+            )
+        raise ConfigError(
+            "\n  ".join([f"recipe {path}: schema = 1 is old: write `schema = {SCHEMA}` and these names:", *lines])
         )
 
 
-def _flat(tree: dict[str, Any], path: Path, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """("section.key", value) of every value in a TOML tree."""
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield ("section.key", value) for every value in a TOML tree, and ("section", {}) for an empty section."""
     for name, value in tree.items():
-        key = prefix + name
-        if not isinstance(value, dict):
-            yield key, value
-        elif value:
-            yield from _flat(value, path, f"{key}.")
-        elif key not in sections(Config()):  # an empty section sets nothing, but its name may be a typing error
-            raise ConfigError(
-                f"recipe {path}: unknown section [{key}]{did_you_mean(key, sections(Config()))}; "
-                f"sections are {', '.join(sections(Config()))}"
-            )
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def check(config: Config) -> None:
-    """Ranges, and settings that contradict each other, all reported at once by name."""
+    """Check the ranges, and settings that contradict each other. Raises one ConfigError."""
     c, errors = config, out_of_range(config)
 
     def need(ok: bool, message: str) -> None:
@@ -120,13 +159,14 @@ def check(config: Config) -> None:
     )
     need(
         not (c.data.group_column and c.data.validation),
-        "data.group_column decides how validation data is held out, but data.validation is given: drop one of them",
+        "data.group_column decides how validation data is held out, but data.validation is given: remove one of them",
     )
     need(len(set(c.data.labels)) == len(c.data.labels), f"data.labels = {list(c.data.labels)} names a label twice")
-    need(len(c.data.labels) != 1, f"data.labels = {list(c.data.labels)} names one label only: give all, or none")
+    need(len(c.data.labels) != 1, f"data.labels = {list(c.data.labels)} names only one label: give all, or none")
     need(
         not (c.train.micro_batch_size and c.train.micro_batch_tokens),
-        "train.micro_batch_size and train.micro_batch_tokens both limit a micro-batch: give one of them",
+        f"train.micro_batch_size = {c.train.micro_batch_size} and train.micro_batch_tokens = "
+        f"{c.train.micro_batch_tokens} both limit a micro-batch: give one of them",
     )
     need(
         c.train.max_steps > 0 or c.train.epochs > 0,
@@ -137,11 +177,11 @@ def check(config: Config) -> None:
         need(value < 1 or value == int(value), f"{key} = {value} must be a share below 1 or a whole number of steps")
     need(
         not (c.model.init == "scratch" and c.model.head_init == "reset"),
-        "model.init = scratch has a new head anyway: drop model.head_init = reset",
+        "model.init = scratch has a new head anyway: remove model.head_init = reset",
     )
     need(
         not (c.model.init == "scratch" and c.model.reinit_layers),
-        "model.init = scratch starts every layer anew: drop model.reinit_layers",
+        "model.init = scratch gives every layer random weights: remove model.reinit_layers",
     )
     need(
         not (c.generate.do_sample and c.generate.num_beams > 1),
@@ -149,14 +189,14 @@ def check(config: Config) -> None:
     )
     need(
         not (c.model.lora.rank and c.model.freeze),
-        "model.lora.rank trains the adapters and the head only, all else is frozen: drop model.freeze",
+        "model.lora.rank freezes all but the adapters and the head: remove model.freeze",
     )
     if errors:
         raise ConfigError("\n".join(errors))
 
 
 def differences(ours: Config, theirs: Config) -> list[str]:
-    """Settings of the recipe (not of the machine) in which two configurations differ, as "key: theirs -> ours"."""
+    """Return "key: theirs -> ours" for each setting in which two configurations differ, except machine settings."""
     return [
         f"{key}: {get(theirs, key)!r} -> {get(ours, key)!r}"
         for key, declared in all_settings(ours).items()
@@ -165,26 +205,26 @@ def differences(ours: Config, theirs: Config) -> list[str]:
 
 
 def recipe_of(config: Config) -> Config:
-    """A configuration as a recipe to run again: without --resume, --dry-run, or changes that were allowed once."""
+    """Return the config as a recipe to run again: without --resume, --dry-run and run.allow_changes."""
     plain = RunSettings()
     run = replace(config.run, resume=plain.resume, allow_changes=plain.allow_changes, dry_run=plain.dry_run)
     return replace(config, run=run)
 
 
 def to_toml(config: Config) -> str:
-    """The resolved recipe, every setting with its value; reads back as the same Config."""
-    return f"schema = {SCHEMA}\n{settings.to_toml(config)}"
+    """Return the resolved recipe, every setting with its value; it reads back as the same Config."""
+    return f"schema = {SCHEMA}\n{schema.to_toml(config)}"
 
 
 def help_text(usage: str, recipe: str = "") -> str:
-    """Every setting with its type, default and meaning, and what `recipe` has where it differs from the default."""
+    """Return every setting with its type, default and meaning, and the value in `recipe` where it differs."""
     defaults = Config()
     values = read_recipe(recipe) if recipe else defaults
     lines = [
         usage,
         "",
-        f"Recipes shipped: {', '.join(shipped_recipes())} ({DEFAULT_RECIPE} unless one is named).",
-        "Every setting of a recipe can be given as --section.key=value or --section.key value.",
-        "Those marked * only change the speed of a run, and may differ when it is resumed.",
+        f"Recipes: a .toml file, or one of {', '.join(shipped_recipes())} (default: {DEFAULT_RECIPE}).",
+        "Every setting of a recipe can be given as --section.key=value or --section.key value; a list has commas.",
+        "A setting marked * changes the speed or the output of a run, not its result; it may differ on resume.",
     ]
-    return "\n".join(lines + settings.help_lines(defaults, values, recipe))
+    return "\n".join(lines + command_line.help_lines(defaults, values, recipe))

@@ -1,7 +1,7 @@
-"""Settings as a tree of frozen dataclasses: found by dotted key, read from text or TOML, checked, written back as TOML.
+"""Settings as a tree of frozen dataclasses: declare, look up by dotted key, convert, check and write as TOML.
 
-Nothing here knows which settings there are: engine/config/recipe.py declares them. A field of a section is a setting, made by
-`setting()`, or a section itself.
+This file does not know which settings exist: engine/config/sections.py declares them. A field of a section is a
+setting, declared by `setting()`, or a section itself.
 """
 
 from __future__ import annotations
@@ -9,22 +9,34 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterable
+import numbers
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, field, fields, is_dataclass, replace
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-# The types a setting may have, as written in its declaration, and in words.
+Tree = TypeVar("Tree")
+
+
+class Kind(NamedTuple):
+    """What values a setting takes."""
+
+    name: str  # as --help shows it
+    meaning: str  # in messages: "... should be {meaning}"
+
+
+# {the type in the declaration of a setting: its kind}; no other types are allowed.
 KINDS = {
-    "bool": "true or false",
-    "int": "a whole number",
-    "int | str": "a whole number, or one of its words",
-    "float": "a finite number",
-    "float | None": "a finite number or none",
-    "str": "text in valid Unicode",
-    "tuple[str, ...]": "a list of texts",
+    "bool": Kind("bool", "true or false"),
+    "int": Kind("int", "a whole number"),
+    "int | Literal['auto']": Kind("int or auto", "a whole number or auto"),
+    "float": Kind("float", "a finite number"),
+    "float | None": Kind("float or none", "a finite number or none"),
+    "str": Kind("text", "text in valid Unicode"),
+    "tuple[str, ...]": Kind("list", "a list of texts"),
 }
-RANGES = {
+RANGES: dict[str, Callable[[float], bool]] = {
     "> 0": lambda x: x > 0,
     ">= 0": lambda x: x >= 0,
     "in [0, 1)": lambda x: 0 <= x < 1,
@@ -32,26 +44,30 @@ RANGES = {
     "in (0, 1]": lambda x: 0 < x <= 1,
     "in [0, 180]": lambda x: 0 <= x <= 180,
 }
+MOST_SHOWN = 200  # characters of a wrong value in a message
 
 
 class ConfigError(ValueError):
-    """A setting is wrong; the message names it, its value and what would work."""
+    """A setting is wrong; the message names the setting, its value and what would work."""
 
 
 def setting(
-    default: Any, doc: str, choices: tuple[str, ...] = (), machine: bool = False, within: str = "", needed: str = ""
+    default: Any, doc: str, choices: tuple[str, ...] = (), *, machine: bool = False, within: str = "", needed: str = ""
 ) -> Any:
-    """A setting and all that is known of it.
+    """Declare a setting.
 
-    choices: the only values allowed. machine: it changes the speed of a run, not its mathematics. within: a key of
-    RANGES. needed: it must not be empty, and this says what to put there.
+    doc: what it is, as a phrase, with its unit and the meaning of 0 or an empty value.
+    choices: the only values allowed.
+    machine: the setting changes the speed of a run, not its mathematics.
+    within: a key of RANGES.
+    needed: the setting must not be empty; says what to put there.
     """
     known = {"doc": doc, "choices": choices, "machine": machine, "within": within, "needed": needed}
     return field(default=default, metadata=known)
 
 
 def all_settings(tree: Any, prefix: str = "") -> dict[str, Field[Any]]:
-    """Every "section.key" and its declaration, in order; a section's own settings stand before those it nests."""
+    """Return {"section.key": its declaration} in order; a section's own settings precede those of nested sections."""
     parts = fields(tree)
     found = {prefix + f.name: f for f in parts if not is_dataclass(f.default)}
     for f in parts:
@@ -61,22 +77,31 @@ def all_settings(tree: Any, prefix: str = "") -> dict[str, Field[Any]]:
 
 
 def sections(tree: Any) -> list[str]:
-    """The dotted names of the sections that hold settings."""
+    """Return the dotted names of the sections that hold settings."""
     return list(dict.fromkeys(key.rpartition(".")[0] for key in all_settings(tree)))
 
 
 def get(tree: Any, key: str) -> Any:
-    """The value of "section.key"."""
+    """Return the value of "section.key"."""
     return attrgetter(key)(tree)
 
 
-def override(tree: Any, values: dict[str, Any], where: str = "") -> Any:
-    """A copy with {"section.key": value} put in; text is read as the type of the setting. Raises all errors at once."""
+def override(
+    tree: Tree, values: Mapping[str, Any], where: str = "", explain: Callable[[str], str] = lambda key: ""
+) -> Tree:
+    """Return a copy with {"section.key": value} put in.
+
+    Text is read as the type of the setting: from the command line every value is one. Python's and numpy's numbers,
+    paths, lists and tuples are taken as they are.
+
+    where: the start of every error message. explain(key): what to say of a key that is no setting; "" leaves the
+    answer to the nearest name. Raises one ConfigError with a line for each wrong key or value.
+    """
     known, errors = all_settings(tree), []
     for key, value in values.items():
         try:
             if key not in known:
-                raise ConfigError(_unknown(key, tree))
+                raise ConfigError((isinstance(key, str) and explain(key)) or _unknown(key, tree))
             tree = _put(tree, key.split("."), _convert(key, value, known[key]))
         except ConfigError as error:
             errors.append(where + str(error))
@@ -91,7 +116,7 @@ def _put(tree: Any, names: list[str], value: Any) -> Any:
 
 
 def out_of_range(tree: Any) -> list[str]:
-    """A sentence for each setting that is not within its range, or empty although it is needed."""
+    """Return a sentence for each setting outside its range, or empty although it is needed."""
     wrong = []
     for key, declared in all_settings(tree).items():
         value, known = get(tree, key), declared.metadata
@@ -103,65 +128,86 @@ def out_of_range(tree: Any) -> list[str]:
 
 
 def _convert(key: str, value: Any, declared: Field[Any]) -> Any:
-    kind, choices = str(declared.type), declared.metadata["choices"]
+    kind, choices = KINDS[str(declared.type)], declared.metadata["choices"]
     try:
-        converted = _read(value, kind)
+        converted = _read(_plain(value), kind.name)
     except (ValueError, OverflowError):
-        raise ConfigError(f"{key} = {value!r} should be {KINDS[kind]}") from None
-    if choices and converted not in choices and not (kind == "int | str" and isinstance(converted, int)):
-        raise ConfigError(f"{key} = {value!r}: {choose_from(converted, choices)}")
+        raise ConfigError(f"{key} = {_shown(value)} should be {kind.meaning}") from None
+    if choices and converted not in choices:
+        raise ConfigError(f"{key} = {_shown(value)}: {choose_from(converted, choices)}")
     return converted
 
 
+def _plain(value: Any) -> Any:
+    """Return a path as text, another library's number as Python's, and the items of a list or tuple likewise."""
+    if isinstance(value, bool | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
+
 def _read(value: Any, kind: str) -> Any:
-    """`value`, a text or what TOML has, as the type that `kind` names; ValueError or OverflowError where it is none."""
+    """Return `value`, a text or a plain value, as the type of the kind with this name.
+
+    Raises ValueError or OverflowError for a value that is not of this kind. A bool is no number here.
+    """
     if isinstance(value, str):
         value.encode()  # UnicodeEncodeError is a ValueError: the resolved recipe could not be written
     match kind, value:
-        case "str", str():
+        case "text", str():
             return value
         case "bool", bool():
             return value
         case "bool", str() if value.lower() in ("true", "false"):
             return value.lower() == "true"
-        case (
-            "int" | "int | str" | "float" | "float | None",
-            bool(),
-        ):  # which is a number to Python, but was meant as none
+        case "int" | "int or auto" | "float" | "float or none", bool():
             pass
-        case "int" | "int | str", int() if abs(value) < 2**63:
-            return value
-        case "int | str", str() if not value.strip().lstrip("+-").isdigit():
-            return value.strip()
-        case "int" | "int | str", str() if abs(int(value)) < 2**63:
+        case "int or auto", str() if value.strip().lower() == "auto":
+            return "auto"
+        case "int" | "int or auto", int() | str() if abs(int(value)) < 2**63:
             return int(value)
-        case "float | None", None:
+        case "float or none", None:
             return None
-        case "float | None", str() if value.strip().lower() in ("none", ""):
+        case "float or none", str() if value.strip().lower() in ("none", ""):
             return None
-        case "float" | "float | None", int() | float() | str() if math.isfinite(float(value)):
+        case "float" | "float or none", int() | float() | str() if math.isfinite(float(value)):
             return float(value)
-        case "tuple[str, ...]", str():
+        case "list", str():
             return tuple(part.strip() for part in value.split(",") if part.strip())
-        case "tuple[str, ...]", list() | tuple() if all(type(item) in (str, int) for item in value):
+        case "list", list() if all(type(item) in (str, int) for item in value):
+            for item in value:
+                str(item).encode()
             return tuple(str(item).strip() for item in value)
     raise ValueError(f"{value!r} is no {kind}")
 
 
 def choose_from(name: str, choices: Iterable[str]) -> str:
-    """The choices, and the nearest of them, for the end of an error message."""
-    listed = ", ".join(c or repr(c) for c in choices)
-    return f"choose from {listed}{did_you_mean(name, choices)}"
+    """Return the end of an error message: the choices, and the nearest of them."""
+    names = list(choices)
+    listed = ", ".join(c or repr(c) for c in names)
+    return f"choose from {listed}{did_you_mean(name, names)}"
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
-    """The nearest candidate, for the end of an error message; nothing when none is near."""
+    """Return the end of an error message: the candidate nearest to `name`, or "" if none is near."""
     close = difflib.get_close_matches(name.lower(), list(candidates), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _unknown(key: str, tree: Any) -> str:
-    """What is wrong with a key that is no setting: a section, the wrong section, a typing error, or far off."""
+def _unknown(key: Any, tree: Any) -> str:
+    """Return what is wrong with a key that is no setting: no text, a section, another section's, or misspelt."""
+    if not isinstance(key, str):
+        return f"{_shown(key)} is no setting: a setting is named by a text, as 'optim.lr'"
     known = list(all_settings(tree))
     section, _, name = key.rpartition(".")
     if inside := [k for k in known if k.startswith(f"{key}.")]:
@@ -169,67 +215,15 @@ def _unknown(key: str, tree: Any) -> str:
     if same_name := [k for k in known if k.rpartition(".")[2] == name]:
         nearest = difflib.get_close_matches(key, same_name, n=1, cutoff=0)[0]
         return f"unknown setting {key!r}; did you mean {nearest!r}?"
-    if section in sections(tree):  # then by the names in it alone, as a section in common makes all keys alike
+    if section in sections(tree):  # only the names in it: a section in common makes all keys alike
         names = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == section]
         return f"unknown setting {key!r}{did_you_mean(name, names) or '; ' + section + ' has ' + ', '.join(names)}"
     hint = did_you_mean(key, known) or f"; sections are {', '.join(sections(tree))}, and --help lists their settings"
     return f"unknown setting {key!r}{hint}"
 
 
-def split_arguments(argv: list[str], tree: Any, flags: dict[str, tuple[str, str]]) -> tuple[list[str], dict[str, str]]:
-    """(positional arguments, {"section.key": text}) of a command line; `flags` are shorthands, {"--x": (key, text)}.
-
-    Takes `--key=value`, `--key value`, and a bare `--key` as true where the setting is true or false; a hyphen in a key
-    is an underscore. The last one wins, so that a script can put its own before "$@". A value that begins with "--"
-    needs the form with "=". Whether a key exists is override()'s to say: a command may have some of its own.
-    """
-    switches = {key for key, declared in all_settings(tree).items() if declared.type == "bool"}
-    positional: list[str] = []
-    values: dict[str, str] = {}
-    rest = list(argv)
-    while rest:
-        argument = rest.pop(0)
-        key, equals, value = argument.removeprefix("--").partition("=")
-        key = key.replace("-", "_")
-        if argument in flags:
-            key, value = flags[argument]
-        elif not argument.startswith("-"):
-            positional.append(argument)
-            continue
-        elif not argument.startswith("--") or not key:
-            raise ConfigError(f"unknown option {argument!r}; a setting is given as --section.key=value")
-        elif not equals and key in switches:
-            value = rest.pop(0) if rest and rest[0].lower() in ("true", "false") else "true"
-        elif not equals:
-            if not rest or rest[0].startswith("--"):
-                raise ConfigError(f"{argument} needs a value: {argument}=VALUE{did_you_mean(argument, flags)}")
-            value = rest.pop(0)
-        values[key] = value
-    return positional, values
-
-
-def help_lines(defaults: Any, values: Any, values_of: str) -> list[str]:
-    """Every setting with its type, default and meaning, and what `values_of` (a name) has where that differs."""
-    lines: list[str] = []
-    before = ""
-    for key, declared in all_settings(defaults).items():
-        known, value = declared.metadata, get(values, key)
-        section = key.rpartition(".")[0]
-        if section != before:
-            lines += ["", f"[{section}]"]
-            before = section
-        kind = "{" + ",".join(c or "''" for c in known["choices"]) + "}" if known["choices"] else str(declared.type)
-        kind = f"int or {kind}" if declared.type == "int | str" else kind
-        own = "" if value == declared.default else f"; {values_of} has {toml_value(value)}"
-        lines.append(
-            f"  --{key}{'*' if known['machine'] else ''} {kind}  (default {toml_value(declared.default)}{own})"
-        )
-        lines.append(f"        {known['doc']}")
-    return lines
-
-
 def to_toml(tree: Any) -> str:
-    """Every setting with its value, section by section; reads back as the same values."""
+    """Return every setting with its value, section by section; it reads back as the same values."""
     lines: list[str] = []
     before = ""
     for key in all_settings(tree):
@@ -242,10 +236,10 @@ def to_toml(tree: Any) -> str:
 
 
 def toml_value(value: Any) -> str:
-    """A value as TOML writes it."""
+    """Return a value as TOML writes it."""
     if isinstance(value, tuple):
         return "[" + ", ".join(map(toml_value, value)) + "]"
-    if isinstance(value, str):  # TOML's strings are JSON's, but for one more character that must be escaped
+    if isinstance(value, str):  # a JSON string is a TOML string, except that TOML also escapes U+007F
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if value is None:  # TOML has no null; the text is read as one
         return '"none"'

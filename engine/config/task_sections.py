@@ -1,0 +1,133 @@
+"""The sections of a recipe that only some tasks read: augmentation, generation, and the sections of one task each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.config.schema import setting
+
+SCHEMES = ("auto", "IOB1", "IOB2", "IOBES", "none")
+
+
+@dataclass(frozen=True)
+class TextAugmentSettings:
+    """Text augmentation; rates count words, or characters in texts without spaces."""
+
+    crop: float = setting(0.0, "largest share of a text that is removed at its ends", within="in [0, 1)")
+    delete: float = setting(0.0, "share of the words that are removed", within="in [0, 1)")
+    swap: float = setting(0.0, "share of the words that are swapped with a neighbour", within="in [0, 1)")
+    mask: float = setting(0.0, "share of the words that are replaced by the tokenizer's mask", within="in [0, 1)")
+    fill: float = setting(
+        0.0, "number of words of other texts that are inserted, as a share of the text's own", within="in [0, 1)"
+    )
+    synonym_file: str = setting("", "file of synonyms, .tsv or .jsonl; empty: none")
+    synonym_rate: float = setting(
+        0.1, "share of the words in the synonym file that are replaced by a synonym", within="in [0, 1]"
+    )
+    back_translation_file: str = setting(
+        "", "file of paraphrases by id, .jsonl; each epoch takes the text or one of them; empty: none"
+    )
+
+
+@dataclass(frozen=True)
+class ImageAugmentSettings:
+    """Image augmentation in the order of its steps; mixup and cutmix then combine two images and their labels."""
+
+    random_crop_min_scale: float = setting(
+        0.0, "smallest share of the area that a random crop keeps; 0: no crop", within="in [0, 1)"
+    )
+    horizontal_flip: float = setting(0.0, "probability of a horizontal flip", within="in [0, 1]")
+    rotation_degrees: float = setting(0.0, "largest rotation in either direction, in degrees", within="in [0, 180]")
+    color_jitter: float = setting(
+        0.0,
+        "strength of random changes of brightness, contrast and saturation; the hue changes by a quarter of it",
+        within="in [0, 1]",
+    )
+    auto_augment: str = setting(
+        "none", "torchvision's policy of random transforms", ("none", "randaugment", "trivialaugment")
+    )
+    random_erasing: float = setting(0.0, "probability that a random rectangle is erased", within="in [0, 1]")
+    mixup: float = setting(0.0, "alpha of mixup's Beta distribution; 0: no mixup", within=">= 0")
+    cutmix: float = setting(0.0, "alpha of cutmix's Beta distribution; 0: no cutmix", within=">= 0")
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """Augmentation of the training examples: a function of the seed, the epoch and the example's id."""
+
+    text: TextAugmentSettings = TextAugmentSettings()
+    image: ImageAugmentSettings = ImageAugmentSettings()
+
+
+@dataclass(frozen=True)
+class GenerateSettings:
+    """Text generation in evaluation and prediction; a checkpoint's own generation settings are not used."""
+
+    max_new_tokens: int = setting(64, "longest generated text, in tokens", within="> 0")
+    num_beams: int = setting(1, "number of beams of beam search; 1: greedy search, or sampling", within="> 0")
+    do_sample: bool = setting(False, "sample each token; false: take the most probable")
+    temperature: float = setting(1.0, "sampling: divisor of the logits; below 1 favours probable tokens", within="> 0")
+    top_k: int = setting(50, "sampling: number of most probable tokens to choose from; 0: all", within=">= 0")
+    top_p: float = setting(
+        1.0, "sampling: choose from the most probable tokens that reach this probability together", within="in (0, 1]"
+    )
+    seed: int = setting(0, "sampling: seed of the random choices", within=">= 0")
+    no_repeat_ngram_size: int = setting(
+        0, "length of the runs of tokens that may not repeat; 0: any may", within=">= 0"
+    )
+    length_penalty: float = setting(1.0, "beam search: a beam's score is divided by its length to this power")
+
+
+@dataclass(frozen=True)
+class TokenClassificationSettings:
+    """Settings of the task token-classification alone."""
+
+    tag_scheme: str = setting(
+        "auto", "scheme of the entity tags; auto: found from the data; none: each tag is a class of its own", SCHEMES
+    )
+
+
+@dataclass(frozen=True)
+class QuestionAnsweringSettings:
+    """Settings of the task question-answering alone."""
+
+    doc_stride: int = setting(64, "tokens that two neighbouring windows of a long context share", within=">= 0")
+    max_answer_length: int = setting(30, "longest answer, in tokens", within="> 0")
+    no_answer_threshold: float = setting(
+        0.0, "answer nothing if the score of no answer exceeds the best answer's by more than this"
+    )
+
+
+@dataclass(frozen=True)
+class RelationExtractionSettings:
+    """Settings of the task relation-extraction alone."""
+
+    no_relation_label: str = setting("no_relation", "label for no relation, which does not count in F1")
+
+
+@dataclass(frozen=True)
+class CausalLMSettings:
+    """Settings of the task causal-lm alone."""
+
+    concatenate_texts: bool = setting(
+        False, "concatenate the texts and split them into blocks of data.max_length; false: one text an example"
+    )
+
+
+@dataclass(frozen=True)
+class Seq2SeqSettings:
+    """Settings of the tasks summarization and translation alone."""
+
+    source_prefix: str = setting("", "text put before every source, as 'summarize: '; empty: none")
+    max_target_length: int = setting(128, "longest target, in tokens; longer targets are truncated", within="> 0")
+
+
+@dataclass(frozen=True)
+class ImageClassificationSettings:
+    """Settings of the task image-classification alone."""
+
+    bad_images: str = setting(
+        "raise",
+        "images that cannot be read; raise: stop and name them; skip: leave them out and name them",
+        ("raise", "skip"),
+    )
