@@ -1,4 +1,4 @@
-"""Fixtures that many tests share: a tiny BERT checkpoint, a tiny data set, and a recipe that joins them."""
+"""Shared fixtures: a tiny BERT checkpoint, a tiny data set, and a recipe for both."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 import models as native
 from engine.config import Config
 
-torch.set_num_threads(1)  # on models this small, threads mostly wait for each other: a third of the time
+torch.set_num_threads(1)  # three times as fast on models this small
 
 
 @pytest.fixture(scope="session")
 def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random BERT of 2 layers, hidden size 32, in the hub's files, with a word-level tokenizer of WORDS."""
+    """A checkpoint folder: a random BERT of 2 layers and width 32, with a word-level tokenizer of WORDS."""
     folder = tmp_path_factory.mktemp("tiny-bert")
     config = {
         "model_type": "bert",
@@ -53,7 +53,7 @@ def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny(checkpoint_folder: Path, reviews: Path, tmp_path: Path):
-    """tiny(**{"section.key": value}) -> Config of a small run in a fresh folder."""
+    """tiny(**{"section.key": value}) returns the Config of a small run in a new folder."""
 
     def make(**overrides: object) -> Config:
         return tiny_config(checkpoint_folder, reviews, tmp_path / "run", overrides)

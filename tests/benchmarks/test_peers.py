@@ -1,4 +1,4 @@
-"""The comparison with other trainers: all sides do the same work, and what is printed follows from what was timed."""
+"""The comparison with other trainers: all sides take the same step, and the table follows from the timed runs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 from support.runs import run_module
 
-from benchmarks.peers import __main__ as peers
-from benchmarks.peers.features import ENCODERS, IGNORE, label_numbers, load_tokenizer, num_tokens
-from benchmarks.peers.generation import WAYS
-from benchmarks.peers.generation import WORKS as GENERATORS
-from benchmarks.peers.runs import SIDES, Stopwatch, spread
-from benchmarks.works import prepare
+from benchmarks.peers import compare_trainers as peers
+from benchmarks.peers.features import ENCODERS, IGNORE_INDEX, label_numbers, load_tokenizer, num_tokens
+from benchmarks.peers.generation import NUM_BEAMS
+from benchmarks.peers.generation import WORKLOADS as GENERATORS
+from benchmarks.peers.trainers import SIDES, Stopwatch, spread_over_epoch
+from benchmarks.workloads import prepare
 from engine.config import read_recipe
 from engine.tasks import TASKS
+from engine.validate import task_settings
 
-# One work of each task, and who does it beside ours.
+# One workload per task, and its peers.
 PEERS_OF = {
     "minilm-short": ["hf", "hf-grouped", "accelerate", "lightning", "plain"],
     "gpt2-dialogue": ["hf", "hf-grouped", "accelerate", "lightning", "plain", "nanogpt"],
@@ -32,22 +33,22 @@ FIGURES = {"samples_per_second": 2.0, "peak_memory_mb": 300.0, "first_step_secon
 
 @pytest.fixture(autouse=True)
 def prepare_in_this_process(monkeypatch):
-    """Another one would pay for its imports, and here no memory is measured."""
-    monkeypatch.setattr(peers, "prepared", prepare)
+    """Prepare workloads without a new process; no memory is measured here."""
+    monkeypatch.setattr(peers, "prepare_in_new_process", prepare)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    return tmp_path_factory.mktemp("works")
+    return tmp_path_factory.mktemp("workloads")
 
 
-def bench(work, files, tmp_path) -> peers.Bench:
-    return peers.Bench(work, files, tmp_path, 0, shrink=True)
+def bench(workload, files, tmp_path) -> peers.Bench:
+    return peers.Bench(workload, files, tmp_path, 0, shrink=True)
 
 
-@pytest.mark.parametrize("work", PEERS_OF)
-def test_who_does_a_work(work):
-    assert [peer for peer in peers.PACKAGES if peers.suits(peer, work)] == PEERS_OF[work]
+@pytest.mark.parametrize("workload", PEERS_OF)
+def test_peers_of_a_workload(workload):
+    assert [peer for peer in peers.PACKAGES if peers.suits(peer, workload)] == PEERS_OF[workload]
     assert set(peers.PACKAGES) == set(SIDES) - {peers.OURS}
 
 
@@ -61,15 +62,15 @@ def test_who_does_a_work(work):
         ([2.0], False),  # one round has no spread
     ],
 )
-def test_a_spread_on_both_sides_of_one_resolves_nothing(values, resolved):
+def test_ratios_on_both_sides_of_one_are_not_resolved(values, resolved):
     assert ("not resolved" not in peers.verdict(values)) == resolved
 
 
 @pytest.mark.parametrize("steps", [1, 7, 25])
-def test_steps_are_spread_evenly_over_an_epoch(steps):
-    """Of an epoch in descending order, as grouping makes it, the steps have about the mean of all."""
-    epoch = [length for length in range(200, 0, -1) for _ in range(4)]  # batches of 4 alike
-    order = spread(epoch, {"batch_size": 4, "steps": steps, "seed": 3})
+def test_grouped_steps_are_spread_evenly_over_an_epoch(steps):
+    """Grouping orders an epoch by descending length; the chosen steps have about the mean length."""
+    epoch = [length for length in range(200, 0, -1) for _ in range(4)]  # batches of 4 equal lengths
+    order = spread_over_epoch(epoch, {"batch_size": 4, "steps": steps, "seed": 3})
     batches = [order[i : i + 4] for i in range(0, len(order), 4)]
     assert len(batches) == steps
     assert all(len(set(batch)) == 1 for batch in batches)  # the batches of the sampler
@@ -78,15 +79,15 @@ def test_steps_are_spread_evenly_over_an_epoch(steps):
     assert steps == 1 or order != sorted(order, reverse=True)
 
 
-def test_an_epoch_that_is_shorter_than_the_run_is_whole():
-    assert spread(range(10), {"batch_size": 4, "steps": 9, "seed": 0}) == list(range(10))
+def test_grouped_epoch_shorter_than_the_run_stays_whole():
+    assert spread_over_epoch(range(10), {"batch_size": 4, "steps": 9, "seed": 0}) == list(range(10))
 
 
-def test_a_run_ends_with_its_last_step(tmp_path, monkeypatch):
+def test_stopwatch_ends_the_process_after_the_last_step(tmp_path, monkeypatch):
     ended = []
     monkeypatch.setattr("os._exit", ended.append)
     watch = Stopwatch({"out": str(tmp_path / "out.json"), "steps": 2, "check": False}, pool=3.5)
-    for tokens in (30, 40, 50):  # the loader is one ahead
+    for tokens in (30, 40, 50):  # the loader is one step ahead
         watch.count(4, tokens)
     watch.step()
     assert not ended
@@ -97,73 +98,73 @@ def test_a_run_ends_with_its_last_step(tmp_path, monkeypatch):
     assert {**figures, "ends": len(figures["ends"])} == {"ends": 2, "samples": [4, 4], "tokens": [30, 40], "pool": 3.5}
 
 
-def test_a_peer_that_learns_something_else_is_left_out(files, tmp_path, monkeypatch, capsys):
+def test_peer_with_another_first_step_is_left_out(files, tmp_path, monkeypatch, capsys):
     found = {"ours": (2.0, 1.0), "hf": (2.00001, 1.0), "plain": (2.1, 1.0), "accelerate": (2.0, 4.0)}
     given = {}
 
-    def run(self, side, **changes):
+    def run_side(self, side, **changes):
         given[side] = changes
         loss, norm = found[side]
         return {"loss": loss, "grad_norm": norm, "examples": [7, 3]}, 1.0, 1.0
 
-    monkeypatch.setattr(peers.Bench, "run", run)
+    monkeypatch.setattr(peers.Bench, "run_side", run_side)
     one = bench("minilm-short", files, tmp_path)
     one.check(["hf", "plain", "accelerate"])
     assert list(one.sides) == ["ours", "hf"]
     assert given["hf"] == {"steps": 1, "check": True, "examples": [7, 3]}
-    assert capsys.readouterr().out.count("NOT THE SAME WORK") == 2
+    assert capsys.readouterr().out.count("NOT THE SAME STEP") == 2
 
 
-def test_the_rate_leaves_out_the_first_steps_and_is_of_the_pools_mean_length(files, tmp_path, monkeypatch):
+def test_rate_skips_the_first_steps_and_uses_the_mean_length(files, tmp_path, monkeypatch):
     order = []
 
-    def run(self, side, **changes):
+    def run_side(self, side, **changes):
         order.append((side, changes["seed"]))
-        # 1 s a step, 40 tokens each but for the first; a mean example has 5
+        # 1 s and 40 tokens per step except for the first; an example has 5 tokens on average
         figures = {"ends": [100.0, 101.0, 102.0, 103.0, 104.0], "tokens": [999, 40, 40, 40, 40], "pool": 5.0}
         return figures, 300.0, 4.0 if side == "ours" else 8.0
 
-    monkeypatch.setattr(peers.Bench, "run", run)
+    monkeypatch.setattr(peers.Bench, "run_side", run_side)
     one = bench("minilm-short", files, tmp_path)
     one.sides = {"ours": peers.Side(1.0, 1.0), "hf": peers.Side(1.0, 1.0)}
     rows = []
-    one.measure(2, rows)
+    one.run_rounds(2, rows)
     assert order == [("ours", 0), ("hf", 0), ("hf", 1), ("ours", 1)]
     assert [row["variant"] for row in rows] == ["ours", "hf"]
     assert rows[0]["runs"] == [{"samples_per_second": 8.0, "peak_memory_mb": 300.0, "first_step_seconds": 4.0}] * 2
     assert "times as soon as hf              2.00 (2.00 - 2.00)\n" in one.table() + "\n"
 
 
-def test_whole_rounds_are_kept_when_it_is_stopped(files, tmp_path, monkeypatch):
-    def round_(self, number):
+def test_interrupt_keeps_the_complete_rounds(files, tmp_path, monkeypatch):
+    def run_round(self, number):
         if number == 2:
             raise KeyboardInterrupt
         self.sides["ours"].runs.append(FIGURES)
 
-    monkeypatch.setattr(peers.Bench, "round", round_)
+    monkeypatch.setattr(peers.Bench, "run_round", run_round)
     one, rows = bench("minilm-short", files, tmp_path), []
     one.sides = {"ours": peers.Side(1.0, 1.0)}
     with pytest.raises(KeyboardInterrupt):
-        one.measure(5, rows)
+        one.run_rounds(5, rows)
     assert len(rows[0]["runs"]) == 2
 
 
-def test_what_is_not_installed_is_said(monkeypatch, capsys):
+def test_peer_that_is_not_installed_is_named(monkeypatch, capsys):
     found = Namespace()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "lightning" else found)
-    assert peers.chosen_peers(["hf", "lightning", "timm"], "minilm-short") == ["hf"]
+    assert peers.choose_peers(["hf", "lightning", "timm"], "minilm-short") == ["hf"]
     assert capsys.readouterr().out == "  lightning: not installed (pip install lightning transformers)\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["minilm"], "WORK: 'minilm' is not one of minilm-short, "),
+        (["minilm"], "WORKLOAD: 'minilm' is not one of minilm-short, "),
         (["--peers", "hf,keras"], "--peers: 'keras' is not one of hf, "),
         (["--steps", "1"], "--steps at least 2"),
     ],
 )
-def test_a_mistake_is_named(arguments, message, monkeypatch, capsys):
+def test_peers_names_a_mistake_in_its_arguments(arguments, message, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["peers", *arguments])
     with pytest.raises(SystemExit) as end:
         peers.main()
@@ -174,7 +175,7 @@ def test_a_mistake_is_named(arguments, message, monkeypatch, capsys):
 # Beside transformers
 
 
-LONG = [  # conversations that are cut, each in another way
+LONG = [  # conversations that are truncated in three different ways
     ["so " * 60, "yes", "why", "well " * 3],
     ["why " * 40, "yes"],
     ["why", "well " * 60],
@@ -182,43 +183,43 @@ LONG = [  # conversations that are cut, each in another way
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("work", [work for work in PEERS_OF if work != "vit-tiny"])
-def test_features_are_our_examples_token_by_token(work, files, tmp_path):
+@pytest.mark.parametrize("workload", [workload for workload in PEERS_OF if workload != "vit-tiny"])
+def test_features_are_our_examples_token_by_token(workload, files, tmp_path):
     pytest.importorskip("transformers")
-    job = bench(work, files, tmp_path).job(tmp_path / "run")
+    job = bench(workload, files, tmp_path).job(tmp_path / "run")
     rows = [json.loads(line) for line in Path(job["train"]).read_text(encoding="utf-8").splitlines()]
-    if work == "gpt2-dialogue":
+    if workload == "gpt2-dialogue":
         rows += [{"id": f"long {i}", "messages": messages} for i, messages in enumerate(LONG)]
     file, folder = tmp_path / "rows.jsonl", Path(job["model"])
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    recipe = read_recipe(prepare(work, files, shrink=True)[0])
+    recipe = read_recipe(prepare(workload, files, shrink=True)[0])
     task = TASKS[job["task"]]
-    data = task.columns.fill(recipe.data)
-    labels = list(label_numbers(job)) if work == "minilm-short" else []
-    ours = task.encode(task.read(str(file), data, True), task.load_processor(folder), data, labels, True)
+    settings = task_settings(recipe, task)
+    labels = list(label_numbers(job)) if workload == "minilm-short" else []
+    ours = task.encode(task.read(str(file), settings, True), task.load_processor(folder), settings, labels, True)
     theirs = ENCODERS[job["task"]](rows, load_tokenizer(folder), job)
     assert len(ours) == len(theirs) > 40
     assert [num_tokens(feature, job["task"]) for feature in theirs] == ours.lengths.tolist()
     for i, feature in enumerate(theirs):
         read, learned = feature["input_ids"], feature["labels"]
         span = slice(ours.offsets[i], ours.offsets[i + 1])
-        if work == "gpt2-dialogue":  # where transformers' loss shifts the labels itself
-            assert learned[0] == IGNORE
+        if workload == "gpt2-dialogue":  # where transformers' loss shifts the labels itself
+            assert learned[0] == IGNORE_INDEX
             read, learned = read[:-1], learned[1:]
         assert read == ours.sequence(i)
-        if work == "minilm-short":
+        if workload == "minilm-short":
             assert learned == ours.labels[i]
         else:
-            assert learned == (ours.target(i) if work == "t5-small" else ours.token_labels[span].tolist())
+            assert learned == (ours.target(i) if workload == "t5-small" else ours.token_labels[span].tolist())
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("work", PEERS_OF)
-def test_every_side_does_the_same_step(work, files, tmp_path):
-    """The losses and the gradient norms of a first step on the same examples, without dropout."""
+@pytest.mark.parametrize("workload", PEERS_OF)
+def test_every_side_takes_the_same_first_step(workload, files, tmp_path):
+    """Losses and gradient norms of a first step on the same examples, without dropout."""
     pytest.importorskip("accelerate")
-    one = bench(work, files, tmp_path)
-    installed = peers.chosen_peers(PEERS_OF[work], work)
+    one = bench(workload, files, tmp_path)
+    installed = peers.choose_peers(PEERS_OF[workload], workload)
     one.check(installed)
     assert list(one.sides) == ["ours", *installed]
     ours = one.sides["ours"]
@@ -228,11 +229,11 @@ def test_every_side_does_the_same_step(work, files, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("work", "peer"), [("gpt2-dialogue", "hf-grouped"), ("vit-tiny", "plain")])
-def test_both_sides_take_as_many_steps_on_as_many_examples(work, peer, files, tmp_path):
+@pytest.mark.parametrize(("workload", "peer"), [("gpt2-dialogue", "hf-grouped"), ("vit-tiny", "plain")])
+def test_both_sides_read_as_many_examples_in_as_many_steps(workload, peer, files, tmp_path):
     pytest.importorskip("accelerate")
-    one = bench(work, files, tmp_path)
-    runs = {side: one.run(side, steps=3, seed=1) for side in ("ours", peer)}
+    one = bench(workload, files, tmp_path)
+    runs = {side: one.run_side(side, steps=3, seed=1) for side in ("ours", peer)}
     for figures, peak, first in runs.values():
         assert len(figures["ends"]) == 3
         assert figures["samples"] == [4, 4, 4]
@@ -242,7 +243,7 @@ def test_both_sides_take_as_many_steps_on_as_many_examples(work, peer, files, tm
 
 
 @pytest.mark.long
-def test_a_comparison_ends_in_a_table_and_a_record(files, tmp_path):
+def test_comparison_prints_a_table_and_writes_a_record(files, tmp_path):
     pytest.importorskip("accelerate")
     options = ["--peers", "nanogpt", "--runs", "2", "--steps", "3", "--shrink", "--files", files]
     done = run_module("benchmarks.peers", "gpt2-blocks", *options, "--history", tmp_path)
@@ -256,22 +257,22 @@ def test_a_comparison_ends_in_a_table_and_a_record(files, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("work", GENERATORS)
-def test_generation_writes_the_same_texts(work, tmp_path):
+@pytest.mark.parametrize("workload", GENERATORS)
+def test_generation_gives_equal_texts_on_both_sides(workload, tmp_path):
     pytest.importorskip("transformers")
     options = ["--shrink", "--runs", "1", "--new-tokens", "6", "--history", tmp_path]
-    done = run_module("benchmarks.peers.generation", work, *options)
+    done = run_module("benchmarks.peers.generation", workload, *options)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("8 of 8 texts are the same") == len(WAYS)
+    assert done.stdout.count("8 of 8 texts are equal") == len(NUM_BEAMS)
     (written,) = tmp_path.glob("*-generation.json")
-    assert len(json.loads(written.read_text())["results"]) == 2 * len(WAYS)
+    assert len(json.loads(written.read_text())["results"]) == 2 * len(NUM_BEAMS)
 
 
-# One table over several records
+# One table of several records
 
 
-def written(folder, commit, date, rates, theirs):
-    """A record of one work: our samples/s and HF's, one a round; memory and start are those of FIGURES."""
+def write_record(folder, commit, date, rates, theirs):
+    """Write a record of one workload: our samples/s and HF's, one per round; the other figures are FIGURES."""
     sides = {"ours": rates, "hf": theirs}
     rows = [
         {"work": "minilm-short", "variant": name, "runs": [FIGURES | {"samples_per_second": x} for x in values]}
@@ -281,10 +282,10 @@ def written(folder, commit, date, rates, theirs):
     (folder / f"{date}-{commit}-peers.json").write_text(json.dumps(content))
 
 
-def test_a_table_has_the_rounds_of_all_records_of_one_commit(tmp_path):
-    written(tmp_path, "aaaaaaaaa", "2026-01-01", [9.0], [1.0])
-    written(tmp_path, "bbbbbbbbb", "2026-01-02", [3.0, 4.0], [2.0, 2.0])
-    written(tmp_path, "bbbbbbbbb", "2026-01-03", [5.0], [2.0])
+def test_table_has_the_rounds_of_all_records_of_one_commit(tmp_path):
+    write_record(tmp_path, "aaaaaaaaa", "2026-01-01", [9.0], [1.0])
+    write_record(tmp_path, "bbbbbbbbb", "2026-01-02", [3.0, 4.0], [2.0, 2.0])
+    write_record(tmp_path, "bbbbbbbbb", "2026-01-03", [5.0], [2.0])
     done = run_module("benchmarks.peers.table", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "commit bbbbbbb, 2 records of 2026-01-02" in done.stdout

@@ -14,7 +14,7 @@ from support.runs import (
     assert_same_tensors,
     logged_rows,
     run_training,
-    scripted,
+    script_metric,
     tiny_config,
     write_reviews,
 )
@@ -121,7 +121,7 @@ def test_p04_a_crash_between_two_checkpoints(tiny, uninterrupted, monkeypatch):
 @pytest.mark.parametrize("step", [5, 10])
 def test_p04_a_crash_before_or_between_saving_best_and_last(tiny, uninterrupted, monkeypatch, name, step):
     """The metric rises, so that there is a best/ to save at both evaluations."""
-    scripted(monkeypatch, [0.1, 0.1, 0.2, 0.3, 0.4] if step == 5 else [0.1, 0.2, 0.2, 0.3, 0.4])
+    script_metric(monkeypatch, [0.1, 0.1, 0.2, 0.3, 0.4] if step == 5 else [0.1, 0.2, 0.2, 0.3, 0.4])
     config = tiny()
     with monkeypatch.context() as patch:
         crash_on_saving(patch, name, step)
@@ -175,7 +175,7 @@ def test_p05_a_run_at_its_end_has_nothing_to_go_on_with(tiny, reviews, capsys):
 
 @pytest.mark.parametrize("steps", [5, 7, 12, 15])
 def test_p05_patience_and_best_survive(tiny, monkeypatch, steps):
-    scripted(monkeypatch, [0.5, math.nan, 0.5, 0.4, 0.9])
+    script_metric(monkeypatch, [0.5, math.nan, 0.5, 0.4, 0.9])
     config = tiny(**{"eval.patience": 3, "train.max_steps": 40})
     assert run_training(config, StopAfter(steps)) is None
     result = run_training(going_on(config))
@@ -190,7 +190,7 @@ def test_p05_patience_and_best_survive(tiny, monkeypatch, steps):
 
 
 def test_p05_more_patience_is_a_change_that_goes_on(tiny, monkeypatch):
-    scripted(monkeypatch, [0.5, 0.4, 0.6, 0.5])
+    script_metric(monkeypatch, [0.5, 0.4, 0.6, 0.5])
     config = tiny(**{"eval.patience": 1})
     assert run_training(config) == {"best_accuracy": 0.5, "best_step": 5.0}
     changes = {"eval.patience": 2, "run.allow_changes": True}
@@ -199,7 +199,7 @@ def test_p05_more_patience_is_a_change_that_goes_on(tiny, monkeypatch):
 
 
 def test_p05_nan_is_never_the_best(tiny, monkeypatch):
-    scripted(monkeypatch, [math.nan, 0.2, math.nan, 0.1])
+    script_metric(monkeypatch, [math.nan, 0.2, math.nan, 0.1])
     config = tiny()
     assert run_training(config) == {"best_accuracy": 0.2, "best_step": 10.0}
     best = json.loads((Path(config.run.folder) / "best/state.json").read_text())
@@ -207,7 +207,7 @@ def test_p05_nan_is_never_the_best(tiny, monkeypatch):
 
 
 def test_p05_without_any_number_there_is_no_best(tiny, monkeypatch, reviews):
-    scripted(monkeypatch, [math.nan] * 4)
+    script_metric(monkeypatch, [math.nan] * 4)
     config = tiny(**{"data.test": str(reviews)})
     result = run_training(config)
     assert math.isnan(result.pop("best_accuracy"))

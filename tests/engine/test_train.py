@@ -25,7 +25,7 @@ from support.runs import (
     assert_same_run,
     logged_rows,
     run_training,
-    scripted,
+    script_metric,
     write_reviews,
 )
 from torch import nn
@@ -71,7 +71,7 @@ def state_of(config, name="last") -> dict:
 )
 def test_early_stopping(tiny, monkeypatch, capsys, values, settings, end, best):
     metric = settings.get("eval.metric", "accuracy")
-    scripted(monkeypatch, values, metric)
+    script_metric(monkeypatch, values, metric)
     config = tiny(**{"train.max_steps": 30} | settings)
     assert run_training(config) == {f"best_{metric}": best[0], "best_step": best[1]}
     reason = "all steps done" if end == 30 else "out of patience"
@@ -83,7 +83,7 @@ def test_early_stopping(tiny, monkeypatch, capsys, values, settings, end, best):
 
 def test_a_run_that_diverges_stops_at_once_with_its_best_kept(tiny, monkeypatch, capsys):
     """Also when it is resumed: the checkpoint knows it."""
-    scripted(monkeypatch, [0.5, 0.7, 0.2])
+    script_metric(monkeypatch, [0.5, 0.7, 0.2])
     config = tiny(**{"eval.stop_if_worse_than": 0.3, "train.max_steps": 30})
     result = run_training(config)
     assert result == {"best_accuracy": 0.7, "best_step": 10} == run_training(override(config, {"run.resume": "yes"}))
@@ -139,7 +139,7 @@ def test_the_last_step_is_logged_too(tiny):
 
 def test_the_test_data_is_measured_once_with_the_best_weights(tiny, tmp_path, monkeypatch):
     test = write_reviews(tmp_path / "test.jsonl", 40, seed=9)
-    scripted(monkeypatch, [0.1, 0.9, 0.2, 0.3, 0.77])
+    script_metric(monkeypatch, [0.1, 0.9, 0.2, 0.3, 0.77])
     config = tiny(**{"data.test": str(test)})
     result = run_training(config)
     assert (result["best_step"], result["test_accuracy"]) == (10, 0.77)

@@ -1,4 +1,4 @@
-"""Runs of a tiny BERT on tiny data, in this process or by torchrun, and how two runs are compared."""
+"""Runs of a tiny BERT on tiny data, in this process or under torchrun, and the comparison of two runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CPU = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
 
 
 def write_reviews(path: Path, count: int, seed: int = 0) -> Path:
-    """`count` lines of jsonl, 3 to 30 words each; the label is whether good words outnumber bad ones."""
+    """Write `count` reviews of 3 to 30 words as jsonl; a review is positive if it has more good words than bad ones."""
     rng = random.Random(seed)
     with path.open("w") as stream:
         for i in range(count):
@@ -41,8 +41,10 @@ def write_reviews(path: Path, count: int, seed: int = 0) -> Path:
 
 
 def tiny_config(checkpoint_folder: Path, reviews: Path, folder: Path, overrides: dict[str, object]) -> Config:
-    """20 steps of 16 of the 108 reviews that are left to train on, so that an epoch is 7 steps, the last of them short;
-    dropout 0.1; an evaluation every 5 steps."""
+    """Return the config of a run of 20 steps of 16 reviews, with dropout 0.1 and an evaluation every 5 steps.
+
+    108 of 120 reviews are training examples, so an epoch has 7 steps, the last of them a short one.
+    """
     values: dict[str, object] = {
         "run.folder": str(folder),
         "run.device": "cpu",
@@ -64,22 +66,22 @@ def tiny_config(checkpoint_folder: Path, reviews: Path, folder: Path, overrides:
 
 
 def run_training(config: Config, stop: StopRequest | None = None) -> dict[str, float] | None:
-    """What `python -m engine.train` does, in this process."""
-    from engine import train  # a test may; no module of the engine does
+    """Do what `python -m engine.train` does, in this process."""
+    from engine import train  # tests may import the loop; modules of the engine may not
 
     with claim(config, CPU) as resumed:
         return train.train(config, CPU, QuietStop() if stop is None else stop, resumed)
 
 
 class QuietStop(StopRequest):
-    """pytest keeps its own handlers."""
+    """A stop request without signal handlers, since pytest has its own."""
 
     def listen(self, announce: bool) -> None:
         pass
 
 
 class StopAfter(QuietStop):
-    """A signal that arrives while the step after the first `steps` of this process is being fetched."""
+    """A signal that arrives while the loop fetches the step after the first `steps` steps of this process."""
 
     def __init__(self, steps: int):
         super().__init__()
@@ -90,11 +92,12 @@ class StopAfter(QuietStop):
         return self.left < 0
 
 
-def scripted(monkeypatch: pytest.MonkeyPatch, values: list[float], metric: str = "accuracy") -> None:
-    """One metric takes these values, one an evaluation."""
+def script_metric(monkeypatch: pytest.MonkeyPatch, values: list[float], metric: str = "accuracy") -> None:
+    """Replace a metric by these values, one per evaluation."""
     script, task = iter(values), TASKS["text-classification"]
     patched = replace(
-        task, compute_metrics=lambda statistics, labels: task.compute_metrics(statistics, labels) | {metric: next(script)}
+        task,
+        compute_metrics=lambda statistics, labels: task.compute_metrics(statistics, labels) | {metric: next(script)},
     )
     monkeypatch.setitem(TASKS, "text-classification", patched)
 
@@ -103,7 +106,7 @@ MACHINE = {"samples_per_second", "tokens_per_second", "data_wait_seconds", "peak
 
 
 def logged_rows(folder: Path | str) -> list[dict]:
-    """metrics.jsonl without what depends on the machine."""
+    """Return the rows of metrics.jsonl without the values that depend on the machine."""
     lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in MACHINE} for line in lines]
 
@@ -115,7 +118,7 @@ def assert_same_tensors(a: Path, b: Path):
 
 
 def assert_same_run(folder, other):
-    """Weights, best weights, optimizer, scaler, counters, best value, and every logged number."""
+    """Assert equal weights, best weights, optimizer, scaler, counters, best value, and logged numbers."""
     folder, other = Path(folder), Path(other)
     for name in ("last/model.safetensors", "last/optimizer.safetensors", "best/model.safetensors"):
         assert_same_tensors(folder / name, other / name)
@@ -126,7 +129,7 @@ def assert_same_run(folder, other):
 
 
 def run_module(module: str, *arguments: object, ranks: int = 1, cwd: Path | None = None, **env: str):
-    """`torchrun --nproc-per-node RANKS -m MODULE ...` (plain python for one rank), as a finished process."""
+    """Run `torchrun --nproc-per-node RANKS -m MODULE ...`, or python for one rank; return the finished process."""
     launcher = [sys.executable, "-m", module]
     if ranks > 1:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
@@ -139,6 +142,6 @@ def run_module(module: str, *arguments: object, ranks: int = 1, cwd: Path | None
 
 
 def arguments_of(config: Config, recipe: Path) -> list[str]:
-    """Write a config as a recipe file; the arguments that start it."""
+    """Write a config to a recipe file and return the arguments that start it."""
     recipe.write_text(configs.to_toml(config))
     return [str(recipe)]
