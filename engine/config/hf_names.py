@@ -59,7 +59,7 @@ HF_NAMES: dict[str, tuple[str, str]] = {
     # the optimizer
     "learning_rate": ("optim.lr", ""),
     "weight_decay": ("optim.weight_decay", ""),
-    "optim": ("optim.name", "The section [optim] has the optimizer's other settings too."),
+    "optim": ("optim.name", ""),
     "adam_beta1": ("optim.beta1", ""),
     "adam_beta2": ("optim.beta2", ""),
     "adam_epsilon": ("optim.eps", ""),
