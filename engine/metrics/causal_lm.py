@@ -1,4 +1,4 @@
-"""How well a language model predicts: sums of losses, hits, tokens and bytes, and what is computed from them."""
+"""Metrics of a language model, from sums of losses, right tokens, tokens and bytes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from data.batch import IGNORE_INDEX
 
 
 def language_statistics(loss_sum: Tensor, logits: Tensor, labels: Tensor, num_bytes: int) -> Tensor:
-    """[sum of losses, tokens predicted rightly, tokens, bytes of their text] in fp64.
+    """Return [sum of losses, right tokens, tokens, bytes of their text], (4,) fp64.
 
-    logits: (targets, V), of the tokens with a target only; labels: (T,), IGNORE_INDEX where there is none.
+    logits: (targets, V), of the tokens with a target only. labels: (T,), IGNORE_INDEX where there is no target.
     """
     targets = labels[labels != IGNORE_INDEX]
     hits = (logits.argmax(-1) == targets).sum()
@@ -23,11 +23,11 @@ def language_statistics(loss_sum: Tensor, logits: Tensor, labels: Tensor, num_by
 
 
 def language_metrics(statistics: Tensor) -> dict[str, float]:
-    """perplexity, bits_per_byte, loss (nats a token) and token_accuracy.
+    """Return perplexity, bits_per_byte, loss (nats per token) and token_accuracy.
 
-    Perplexity is exp(loss), infinite where that overflows; it depends on the tokenizer, whose tokens it is a mean over.
-    Bits per byte, the sum of the losses / ln 2 / UTF-8 bytes of the text, does not; the ends of texts, which have no
-    bytes, are in its sum too.
+    - Perplexity is exp(loss), infinite where that overflows. It depends on the tokenizer: its mean is over tokens.
+    - Bits per byte, (sum of losses / ln 2) / UTF-8 bytes of the text, does not. The ends of texts have no bytes; their
+      losses are in the sum.
     """
     loss_sum, hits, tokens, num_bytes = statistics.cpu()
     loss = loss_sum / tokens

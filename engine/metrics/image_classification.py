@@ -1,4 +1,4 @@
-"""Of classes of images: those of any classes, and whether the true one is among the five likeliest."""
+"""Metrics of classes of images: those of other classes, and top-5 accuracy."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from engine.metrics.text_classification import (
     per_class_table,
 )
 
-TOP = 5
-SHOWN = ("accuracy", "top5_accuracy", "f1", "precision", "recall", "loss")
+TOP_K = 5
+METRICS = ("accuracy", "top5_accuracy", "f1", "precision", "recall", "loss")
 
 
 def image_statistics(loss_sum: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    """[hits among the first five, then classification_statistics] in fp64. logits: (B, C), labels: (B,).
+    """Return [hits among the first five, then classification_statistics], (2 + C * C,) fp64.
 
-    Of equal logits the first class comes first, as in argmax, so that a constant model is not right; a NaN is behind
-    nothing.
+    logits: (B, C), labels: (B,). Of equal logits the first class comes first, as in argmax, so that a constant model is
+    not right. A NaN is never a hit.
     """
     true = logits.gather(1, labels[:, None])
-    earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
-    ahead = ~(logits <= true) | ((logits == true) & earlier)
-    hits = (ahead.sum(1) < TOP).double().sum()
+    is_earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
+    is_ahead = ~(logits <= true) | ((logits == true) & is_earlier)
+    hits = (is_ahead.sum(1) < TOP_K).double().sum()
     return torch.cat([hits.reshape(1), classification_statistics(loss_sum, logits, labels)])
 
 
 def image_metrics(statistics: Tensor) -> dict[str, float]:
-    """Accuracy (top-1), top-5 accuracy, precision, recall and F1 averaged over the classes (macro), and the loss.
+    """Return accuracy (top-1), top-5 accuracy, macro precision, recall and F1, and the loss.
 
     With fewer than six classes top-5 accuracy is always 1.
     """
     count = confusion_matrix(statistics[1:]).sum()
     values = classification_metrics(statistics[1:]) | {"top5_accuracy": (statistics[0] / count).item()}
-    return {name: values[name] for name in SHOWN}
+    return {name: values[name] for name in METRICS}
 
 
 def image_table(statistics: Tensor, labels: Sequence[str]) -> str:
-    """The table of the classes, and what top-5 accuracy is worth."""
-    note = f"\ntop-5 accuracy says nothing of {len(labels)} classes" if len(labels) <= TOP else ""
+    """Return the table of the classes, with a note where top-5 accuracy means nothing."""
+    note = f"\ntop-5 accuracy is always 1 with {len(labels)} classes" if len(labels) <= TOP_K else ""
     return per_class_table(statistics[1:], labels) + note

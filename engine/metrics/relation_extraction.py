@@ -1,4 +1,4 @@
-"""Of relations: micro-averaged F1 of all but the label that is no relation, as TACRED is scored."""
+"""Metrics of relations: micro-averaged F1 of all labels except the one for no relation, as TACRED is scored."""
 
 from __future__ import annotations
 
@@ -7,43 +7,48 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from engine.metrics import text_classification as classification
+from engine.metrics.counts import precision_recall_f1
+from engine.metrics.text_classification import (
+    classification_metrics,
+    classification_statistics,
+    confusion_matrix,
+    per_class_table,
+)
 
-COUNTED = 3  # hits, predicted, actual: they come before classification_statistics
+NUM_COUNTS = 3  # hits, predicted, actual: they come before classification_statistics
 
 
-def relation_statistics(loss_sum: Tensor, logits: Tensor, labels: Tensor, negative: int | None) -> Tensor:
-    """[hits, predicted, actual] of all classes but `negative`, then classification_statistics; fp64.
+def relation_statistics(loss_sum: Tensor, logits: Tensor, labels: Tensor, no_relation: int | None) -> Tensor:
+    """Return [hits, predicted, actual of all relations, then classification_statistics], (3 + 1 + C * C,) fp64.
 
-    logits: (B, C), labels: (B,); negative: a class, or None where every class counts. Returns (3 + 1 + C * C,).
+    logits: (B, C), labels: (B,). no_relation: the class that is not counted; None: every class is.
     """
-    statistics = classification.classification_statistics(loss_sum, logits, labels)
-    confusion = classification.confusion_matrix(statistics)
-    counted = torch.ones(len(confusion), dtype=torch.float64, device=logits.device)
-    if negative is not None:
-        counted[negative] = 0
-    sums = (confusion.diagonal(), confusion.sum(0), confusion.sum(1))
-    return torch.cat([torch.stack([x @ counted for x in sums]), statistics])
+    statistics = classification_statistics(loss_sum, logits, labels)
+    confusion = confusion_matrix(statistics)
+    is_relation = torch.ones(len(confusion), dtype=torch.float64, device=logits.device)
+    if no_relation is not None:
+        is_relation[no_relation] = 0
+    per_class = (confusion.diagonal(), confusion.sum(0), confusion.sum(1))
+    return torch.cat([torch.stack([counts @ is_relation for counts in per_class]), statistics])
 
 
 def relation_metrics(statistics: Tensor) -> dict[str, float]:
-    """f1, precision and recall over all relations together (micro), accuracy, with the negative label, and loss.
+    """Return F1, precision and recall over all relations together (micro), and accuracy and loss over all labels.
 
-    Zhang et al. 2017 (Position-aware Attention and Supervised Data Improve Slot Filling): a relation found where there
-    is none costs precision, one missed costs recall, and the negative label rightly found is worth nothing. A ratio of
-    0 / 0 is 0.
+    As in Zhang et al. 2017, "Position-aware Attention and Supervised Data Improve Slot Filling":
+    - a relation predicted where there is none costs precision;
+    - a missed relation costs recall;
+    - a right prediction of no relation earns nothing.
+    A ratio of 0 / 0 is 0.
     """
-    hits, predicted, actual = statistics[:COUNTED]
-    of_classes = classification.classification_metrics(statistics[COUNTED:])
+    scores = precision_recall_f1(*statistics[:NUM_COUNTS])
+    of_classes = classification_metrics(statistics[NUM_COUNTS:])
     return {
-        "f1": (2 * hits / (predicted + actual).clamp_min(1)).item(),
-        "precision": (hits / predicted.clamp_min(1)).item(),
-        "recall": (hits / actual.clamp_min(1)).item(),
-        "accuracy": of_classes["accuracy"],
-        "loss": of_classes["loss"],
+        **{name: scores[name].item() for name in ("f1", "precision", "recall")},
+        **{name: of_classes[name] for name in ("accuracy", "loss")},
     }
 
 
 def relation_table(statistics: Tensor, labels: Sequence[str]) -> str:
-    """Each relation's precision, recall, F1 and count, and what it was taken for; the negative label's too."""
-    return classification.per_class_table(statistics[COUNTED:], labels)
+    """Return the table of all labels, including the one for no relation."""
+    return per_class_table(statistics[NUM_COUNTS:], labels)

@@ -1,9 +1,9 @@
-"""ROUGE (Lin 2004): how much of a reference summary a written one has, in words, pairs of words and their order.
+"""ROUGE (Lin 2004): the overlap of a written summary with its reference, in words, pairs of words and their order.
 
-The scores are those of the package rouge-score with its default tokeniser and no stemming, which takes runs of a-z and
-0-9 in lower case for words and everything else for space. Of Chinese that would leave nothing, so here every Chinese
-character is a token of its own, and so is every Japanese kana and Korean syllable; a text without any of them has
-exactly rouge-score's tokens. In other scripts (Cyrillic, Arabic) a text has none, here as there, and scores 0.
+The scores are those of the package rouge-score with its default tokenizer and no stemming: words are runs of a-z and
+0-9 in lower case, everything else is space. That would leave nothing of Chinese. Here every Chinese character, Japanese
+kana and Korean syllable is a token of its own too; a text without any of them has exactly rouge-score's tokens. In
+other scripts (Cyrillic, Arabic) a text has no tokens, as in rouge-score, and scores 0.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+ROUGES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 # Kana, Chinese characters and their extensions, Korean syllables.
 ALONE = (
     "\u3005\u3007\u3041-\u3096\u30a1-\u30fa\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7a3\U00020000-\U000323af"
@@ -21,15 +21,16 @@ TOKEN = re.compile(f"[a-z0-9]+|[{ALONE}]")
 
 
 def tokenize(text: str) -> list[str]:
-    """Words in lower case; characters where the script has no spaces."""
+    """Return the words in lower case; single characters where the script has no spaces."""
     return TOKEN.findall(text.lower())
 
 
 def rouge(written: str, reference: str) -> dict[str, float]:
-    """F1 of each of NAMES, in [0, 1]; 0 where either text has nothing to compare.
+    """Return F1 of each of ROUGES, in [0, 1]; 0 where either text has no tokens.
 
-    rouge1, rouge2: n-grams, each matched as often as both have it. rougeL: the longest common subsequence. rougeLsum:
-    the same by sentences, which stand on lines of their own (union_hits).
+    - rouge1, rouge2: n-grams, each matched as often as both texts have it;
+    - rougeL: the longest common subsequence;
+    - rougeLsum: the same by sentence, one sentence a line (union_hits).
     """
     ours, theirs = tokenize(written), tokenize(reference)
     sentences = [[tokenize(line) for line in text.split("\n")] for text in (written, reference)]
@@ -42,18 +43,18 @@ def rouge(written: str, reference: str) -> dict[str, float]:
 
 
 def f1(hits: int, written: int, reference: int) -> float:
-    """The harmonic mean of hits / written and hits / reference; 0 for no hits."""
+    """Return the harmonic mean of hits / written and hits / reference; 0 for no hits."""
     return 2 * hits / (written + reference) if hits else 0.0
 
 
 def ngram_f1(written: Sequence[str], reference: Sequence[str], n: int) -> float:
-    """F1 of the runs of n tokens that both texts have, each as often as it is in both (ROUGE-n)."""
+    """Return F1 of the n-grams that both texts have, each counted as often as it is in both (ROUGE-n)."""
     ours, theirs = (Counter(zip(*(tokens[i:] for i in range(n)), strict=False)) for tokens in (written, reference))
     return f1((ours & theirs).total(), ours.total(), theirs.total())
 
 
 def lcs_table(a: Sequence[str], b: Sequence[str]) -> list[list[int]]:
-    """(len(a) + 1) x (len(b) + 1): how long the longest common subsequence of a[:i] and b[:j] is."""
+    """Return the (len(a) + 1) x (len(b) + 1) lengths of the longest common subsequences of a[:i] and b[:j]."""
     table = [[0] * (len(b) + 1)]
     for token in a:
         above, row = table[-1], [0]
@@ -63,29 +64,44 @@ def lcs_table(a: Sequence[str], b: Sequence[str]) -> list[list[int]]:
     return table
 
 
-def lcs_places(a: Sequence[str], b: Sequence[str]) -> set[int]:
-    """The places in `a` of a longest common subsequence with `b`: of several the one that rouge-score takes."""
-    table, i, j, places = lcs_table(a, b), len(a), len(b), set()
+def lcs_indices(a: Sequence[str], b: Sequence[str]) -> set[int]:
+    """Return the indices in `a` of a longest common subsequence with `b`; of several, the one rouge-score takes."""
+    table, i, j, indices = lcs_table(a, b), len(a), len(b), set[int]()
     while i and j:
         if a[i - 1] == b[j - 1]:
             i, j = i - 1, j - 1
-            places.add(i)
+            indices.add(i)
         elif table[i][j - 1] > table[i - 1][j]:
             j -= 1
         else:
             i -= 1
-    return places
+    return indices
 
 
 def union_hits(written: Sequence[Sequence[str]], reference: Sequence[Sequence[str]]) -> int:
-    """Lin 2004, 3.2: of each sentence of the reference the tokens in its common subsequence with any written sentence.
+    """Return the number of reference tokens in a common subsequence of their sentence with any written sentence.
 
-    A token counts no more often than either text has it, as in ROUGE 1.5.5.
+    Lin 2004, section 3.2. A token counts no more often than either text has it, as in ROUGE 1.5.5.
     """
     left, hits = Counter(token for sentence in written for token in sentence), 0
     for sentence in reference:
-        for place in sorted(set().union(*(lcs_places(sentence, other) for other in written))):
-            if left[sentence[place]]:
-                left[sentence[place]] -= 1
+        for index in sorted(set().union(*(lcs_indices(sentence, other) for other in written))):
+            if left[sentence[index]]:
+                left[sentence[index]] -= 1
                 hits += 1
     return hits
+
+
+def summary_statistics(written: Sequence[str], references: Sequence[str]) -> list[float]:
+    """Return [texts, the sum of each of ROUGES, tokens written, tokens of the references]."""
+    scores = [rouge(ours, theirs) for ours, theirs in zip(written, references, strict=True)]
+    sums = [sum(score[name] for score in scores) for name in ROUGES]
+    lengths = [sum(len(tokenize(text)) for text in texts) for texts in (written, references)]
+    return [len(written), *sums, *lengths]
+
+
+def summary_metrics(statistics: Sequence[float]) -> dict[str, float]:
+    """Return the mean of each of ROUGES over the texts, and length_ratio: tokens written over those of references."""
+    num_texts, *sums, written, references = statistics
+    means = {name: value / num_texts for name, value in zip(ROUGES, sums, strict=True)}
+    return {**means, "length_ratio": written / references if references else 0.0}

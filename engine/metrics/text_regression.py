@@ -1,4 +1,4 @@
-"""Of numbers: correlations and errors, from a row (prediction, truth) for each example, since ranks do not add."""
+"""Metrics of numbers: correlations and errors. Ranks do not add, so each example keeps a row (prediction, truth)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from torch import Tensor
 
 
 def regression_statistics(predicted: Tensor, truth: Tensor, indices: tuple[int, ...], count: int) -> Tensor:
-    """A matrix of `count` rows (prediction, truth), flat in fp64: those of `indices` filled, the others 0.
+    """Return a matrix of `count` rows (prediction, truth), flat, (2 * count,) fp64; rows not in `indices` are 0.
 
-    predicted, truth: (B,). Each example is in one batch of one rank, so the matrices add to the whole. Returns
-    (2 * count,).
+    predicted, truth: (B,). Each example is in one batch of one rank, so the matrices add up to the whole.
     """
     rows = torch.zeros(count, 2, dtype=torch.float64, device=predicted.device)
     rows[list(indices)] = torch.stack([predicted, truth], 1).double()
@@ -21,7 +20,7 @@ def regression_statistics(predicted: Tensor, truth: Tensor, indices: tuple[int, 
 
 
 def regression_metrics(statistics: Tensor) -> dict[str, float]:
-    """Pearson's and Spearman's correlation, the mean squared error (also the loss) and the mean absolute error."""
+    """Return Pearson's and Spearman's correlation, the mean squared error (the loss too) and the mean absolute error."""
     predicted, truth = statistics.view(-1, 2).cpu().numpy().T
     error = predicted - truth
     mse = float(np.mean(error**2)) if len(error) else math.nan
@@ -35,17 +34,17 @@ def regression_metrics(statistics: Tensor) -> dict[str, float]:
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> float:
-    """The correlation of two (N,) arrays, -1 to 1; NaN where there is none: fewer than two values, or one constant."""
+    """Return the correlation of two (N,) arrays, in [-1, 1]; NaN for fewer than two values or a constant array."""
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return math.nan
     dx, dy = x - x.mean(), y - y.mean()
     correlation = (dx / np.linalg.norm(dx)) @ (dy / np.linalg.norm(dy))
-    return float(np.clip(correlation, -1, 1))  # a last digit beyond 1 is rounding
+    return float(np.clip(correlation, -1, 1))  # rounding can put the last digit beyond 1
 
 
 def average_ranks(values: np.ndarray) -> np.ndarray:
-    """The place of each value, (N,), in their order from 1; equal ones share the mean of theirs. NaN for any NaN."""
+    """Return the rank of each value, (N,), from 1; equal values share the mean of their ranks. All NaN for any NaN."""
     if np.isnan(values).any():
         return np.full(len(values), math.nan)
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+    _, order, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[order])

@@ -1,4 +1,7 @@
-"""Of the tags of words: entities by the rules of CoNLL's conlleval, or where they mark none, each tag a class."""
+"""Metrics of the tags of words.
+
+Tags that mark entities are scored by entity, by the rules of CoNLL's conlleval; other tags are classes of their own.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +12,30 @@ import torch
 from torch import Tensor
 
 from data.tag_schemes import find_entities, split_tag
+from engine.metrics.counts import SCORE_HEADER, format_scores, macro_averages, precision_recall_f1
 
-NO_TAG = "\0"  # of a word that the model did not see; no tag that a file could have
-MOST_TYPES = 20  # that the table shows
+NO_TAG = "\0"  # the predicted tag of a word that the model did not see; no file can have it
+MAX_TYPES_SHOWN = 20
+HEADER_SIZE = 5  # numbers before the counts
 Sentence = tuple[Sequence[str], Sequence[str]]  # (true tags, predicted tags) of the same words
 
 
 def entity_types(labels: Iterable[str]) -> list[str]:
-    """The types that the tags of entities have, sorted."""
+    """Return the types of entities that the tags name, sorted."""
     return sorted({kind for _, kind in map(split_tag, labels)} - {""})
 
 
 def tagging_statistics(
     loss_sum: Tensor, targets: int, lost: int, sentences: Iterable[Sentence], labels: Sequence[str], entities: bool
 ) -> Tensor:
-    """[sum of losses, targets, words, right words, lost words; hits, predicted, true of each unit] in fp64.
+    """Return [sum of losses, targets, words, right words, lost words; hits, predicted, true of each unit].
 
-    targets: labels that have a loss. lost: words that the model did not see, whose predicted tag is NO_TAG: they count
-    as wrong, so that cutting a text short never pays. Units are the types of the entities, or where tags are classes of
-    their own, the tags. Returns (5 + 3 * units,).
+    - targets: labels that have a loss.
+    - lost: words that the model did not see. Their predicted tag is NO_TAG, which counts as wrong, so that truncating
+      a text never raises a score.
+    - Units are the types of the entities; where tags are classes of their own, the tags.
+
+    Returns (5 + 3 * units,) fp64.
     """
     units = entity_types(labels) if entities else list(labels)
     number = {unit: i for i, unit in enumerate(units)}
@@ -49,57 +57,45 @@ def tagging_statistics(
 
 
 def tagging_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
-    """loss, accuracy of the words, and precision, recall and F1: of all entities together (micro); of tags that mark
-    none, averaged over those that occur (macro), as in scikit-learn. What is undefined is 0.
+    """Return loss, accuracy of the words, precision, recall and F1; an undefined score is 0.
+
+    Of entities the three are over all types together (micro). Of other tags they are averaged over those that occur
+    (macro), as in scikit-learn.
     """
-    loss, targets, words, right, _ = statistics[:5].tolist()
-    hits, predicted, true = _counts(statistics)
-    if _of_entities(statistics, labels):
-        hits, predicted, true = (count.sum(0, keepdim=True) for count in (hits, predicted, true))
-    occurs = predicted + true > 0
+    loss_sum, targets, words, right, _ = statistics[:HEADER_SIZE].tolist()
+    counts = _counts(statistics)
+    if _are_entities(statistics, labels):
+        counts = counts.sum(1, keepdim=True)
     return {
-        "loss": loss / targets if targets else float("nan"),
+        "loss": loss_sum / targets if targets else float("nan"),
         "accuracy": right / max(words, 1),
-        **{
-            name: values[occurs].mean().item() if occurs.any() else 0.0
-            for name, values in _precision_recall_f1(hits, predicted, true).items()
-        },
+        **macro_averages(*counts),
     }
 
 
 def type_table(statistics: Tensor, labels: Sequence[str]) -> str:
-    """Precision, recall, F1 and count of each type of entity, or of each tag; and the words the model did not see."""
-    units = entity_types(labels) if _of_entities(statistics, labels) else list(labels)
-    hits, predicted, true = _counts(statistics)
-    values = _precision_recall_f1(hits, predicted, true)
-    shown = units[:MOST_TYPES]
+    """Return a line for each type of entity, or each tag, with its scores and count; then the words without a tag."""
+    units = entity_types(labels) if _are_entities(statistics, labels) else list(labels)
+    counts = _counts(statistics)
+    scores = precision_recall_f1(*counts)
+    shown = units[:MAX_TYPES_SHOWN]
     width = max([len(unit) for unit in shown], default=0)
-    lines = [f"{'':>{width}}  precision  recall      f1  count"]
-    for i, unit in enumerate(shown):
-        p, r, f = (values[name][i].item() for name in ("precision", "recall", "f1"))
-        lines.append(f"{unit:>{width}}  {p:9.4f}  {r:6.4f}  {f:6.4f}  {int(true[i]):>5}")
+    lines = [f"{'':>{width}}  {SCORE_HEADER}"]
+    lines += [f"{unit:>{width}}  {format_scores(scores, counts[2], i)}" for i, unit in enumerate(shown)]
     if len(units) > len(shown):
         lines.append(f"and {len(units) - len(shown):,} more")
-    words, _, lost = statistics[2:5].tolist()
+    words, _, lost = statistics[2:HEADER_SIZE].tolist()
     if lost:
-        what = "the model did not see (cut off, or nothing to the tokenizer)"
-        lines.append(f"{int(lost):,} of {int(words):,} words count as wrong, which {what}")
+        reason = "the model did not see (truncated, or without a token)"
+        lines.append(f"{int(lost):,} of {int(words):,} words count as wrong, which {reason}")
     return "\n".join(lines)
 
 
-def _of_entities(statistics: Tensor, labels: Sequence[str]) -> bool:
-    """Tags of entities are more than the types, since O is one of them."""
-    return len(statistics) != 5 + 3 * len(labels)
+def _are_entities(statistics: Tensor, labels: Sequence[str]) -> bool:
+    """Return whether the units are entity types, which are fewer than the tags, since O is one of those."""
+    return len(statistics) != HEADER_SIZE + 3 * len(labels)
 
 
 def _counts(statistics: Tensor) -> Tensor:
-    """(3, units): hits, predicted, true."""
-    return statistics[5:].view(3, -1)
-
-
-def _precision_recall_f1(hits: Tensor, predicted: Tensor, true: Tensor) -> dict[str, Tensor]:
-    return {
-        "precision": hits / predicted.clamp_min(1),
-        "recall": hits / true.clamp_min(1),
-        "f1": 2 * hits / (predicted + true).clamp_min(1),
-    }
+    """Return (3, units): hits, predicted, true."""
+    return statistics[HEADER_SIZE:].view(3, -1)

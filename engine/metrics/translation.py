@@ -1,7 +1,7 @@
 """BLEU (Papineni et al. 2002) and chrF (Popovic 2015) of a whole corpus, as sacrebleu computes them.
 
-Both are made of counts that add: sacrebleu counts within each sentence, the counts are summed over batches and ranks,
-and sacrebleu makes the scores of the sums. So they are exactly its corpus scores, however the corpus was cut.
+Both come from counts that add. sacrebleu counts within each sentence, the counts are summed over batches and ranks, and
+sacrebleu computes the scores from the sums. The result is exactly its corpus score, however the corpus is batched.
 """
 
 from __future__ import annotations
@@ -14,23 +14,25 @@ from typing import Any
 
 from engine.config import ConfigError
 
-TOKENIZERS = ("13a", "zh", "char")  # sacrebleu's
-BLEU_COUNTS, CHRF_COUNTS = 10, 18  # two lengths, and 4 orders x (correct, total); 6 orders x (ours, theirs, common)
+TOKENIZERS = ("13a", "zh", "char")  # names of sacrebleu
+NUM_BLEU_COUNTS = 10  # two lengths, and 4 orders x (correct, total)
+NUM_CHRF_COUNTS = 18  # 6 orders x (ours, theirs, common)
 CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
 KANA = re.compile("[\u3041-\u3096\u30a1-\u30fa]")
 
 
 def require_sacrebleu() -> None:
-    """ConfigError where it is not installed. Imports nothing, so that it can be asked before anything is read."""
+    """Raise ConfigError where sacrebleu is not installed. Imports nothing, so it can run before any file is read."""
     if importlib.util.find_spec("sacrebleu") is None:
         raise ConfigError("BLEU and chrF need the sacrebleu package: pip install finetune-engine[translation]")
 
 
 def choose_tokenizer(references: Sequence[str]) -> str:
-    """The tokenizer of BLEU, from all the references of a data set: what most of them are written in.
+    """Return BLEU's tokenizer for the script of most of the references of a data set; chrF needs none.
 
-    zh (characters of Chinese, words of the rest) for Chinese; char for Japanese, whose words would take a dictionary;
-    13a, sacrebleu's default, for languages with spaces. chrF needs none.
+    - zh, characters of Chinese and words of the rest, for Chinese;
+    - char for Japanese, whose words would need a dictionary;
+    - 13a, sacrebleu's default, for languages with spaces.
     """
     kana = sum(bool(KANA.search(text)) for text in references)
     chinese = sum(bool(CHINESE.search(text)) for text in references)
@@ -39,9 +41,9 @@ def choose_tokenizer(references: Sequence[str]) -> str:
     return "zh" if 2 * chinese > len(references) else "13a"
 
 
-def translation_counts(written: Sequence[str], references: Sequence[str], tokenizer: str) -> list[int]:
-    """The counts of BLEU, then of chrF, summed over the sentences: BLEU_COUNTS + CHRF_COUNTS numbers."""
-    total = [0] * (BLEU_COUNTS + CHRF_COUNTS)
+def translation_statistics(written: Sequence[str], references: Sequence[str], tokenizer: str) -> list[int]:
+    """Return the counts of BLEU, then of chrF, summed over sentences: NUM_BLEU_COUNTS + NUM_CHRF_COUNTS numbers."""
+    total = [0] * (NUM_BLEU_COUNTS + NUM_CHRF_COUNTS)
     if written:
         bleu, chrf = (metric._extract_corpus_statistics(written, [references]) for metric in _metrics(tokenizer))
         for ours, theirs in zip(bleu, chrf, strict=True):
@@ -49,19 +51,19 @@ def translation_counts(written: Sequence[str], references: Sequence[str], tokeni
     return total
 
 
-def translation_scores(counts: Sequence[float]) -> dict[str, float]:
-    """bleu and chrf, in [0, 100], and length_ratio: what was written over the references, in the tokens of BLEU."""
-    whole = [round(count) for count in counts]
-    bleu, chrf = _metrics("13a")  # from counts, it makes no difference what was counted
+def translation_metrics(counts: Sequence[float]) -> dict[str, float]:
+    """Return bleu and chrf, in [0, 100], and length_ratio: tokens written over tokens of the references."""
+    totals = [round(count) for count in counts]
+    bleu, chrf = _metrics("13a")  # scores of given counts do not depend on the tokenizer
     return {
-        "bleu": bleu._aggregate_and_compute([whole[:BLEU_COUNTS]]).score,
-        "chrf": chrf._aggregate_and_compute([whole[BLEU_COUNTS:]]).score,
-        "length_ratio": whole[0] / whole[1] if whole[1] else 0.0,
+        "bleu": bleu._aggregate_and_compute([totals[:NUM_BLEU_COUNTS]]).score,
+        "chrf": chrf._aggregate_and_compute([totals[NUM_BLEU_COUNTS:]]).score,
+        "length_ratio": totals[0] / totals[1] if totals[1] else 0.0,
     }
 
 
 def signatures(tokenizer: str) -> list[str]:
-    """How the scores were computed, in sacrebleu's own short words, for a paper."""
+    """Return sacrebleu's signatures of the two scores, as a paper should cite them."""
     lines = []
     for metric in _metrics(tokenizer):
         metric.num_refs = 1

@@ -1,42 +1,48 @@
-"""The table of the tasks, and how one is found and its files are read: one line a task, one file for those alike."""
+"""The table of tasks, and the data of a run as rows. Each task is one file, with one function for each slot of Task."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 from data import Row, sample_rows, split_rows
 from data.errors import DataError
-from engine.config import ConfigError, DataSettings, choose_from
-from engine.tasks import causal_lm as language
-from engine.tasks import image_classification as images
-from engine.tasks import question_answering as answering
-from engine.tasks import relation_extraction as relations
-from engine.tasks import seq2seq
-from engine.tasks import text_classification as classification
-from engine.tasks import token_classification as tagging
+from engine.config import ConfigError, choose_from
+from engine.tasks.causal_lm import CAUSAL_LM
+from engine.tasks.dialogue import DIALOGUE
+from engine.tasks.image_classification import IMAGE_CLASSIFICATION
+from engine.tasks.multi_label_classification import MULTI_LABEL_CLASSIFICATION
+from engine.tasks.question_answering import QUESTION_ANSWERING
+from engine.tasks.relation_extraction import RELATION_EXTRACTION
 from engine.tasks.settings import Columns, TaskSettings
+from engine.tasks.summarization import SUMMARIZATION
 from engine.tasks.task import Task
+from engine.tasks.text_classification import TEXT_CLASSIFICATION
+from engine.tasks.text_regression import TEXT_REGRESSION
+from engine.tasks.token_classification import TOKEN_CLASSIFICATION
+from engine.tasks.translation import TRANSLATION
 
 TASKS: dict[str, Task] = {
-    "text-classification": classification.TEXT_CLASSIFICATION,
-    "multi-label-classification": classification.MULTI_LABEL_CLASSIFICATION,
-    "text-regression": classification.TEXT_REGRESSION,
-    "token-classification": tagging.TOKEN_CLASSIFICATION,
-    "causal-lm": language.CAUSAL_LM,
-    "dialogue": language.DIALOGUE,
-    "summarization": seq2seq.SUMMARIZATION,
-    "translation": seq2seq.TRANSLATION,
-    "question-answering": answering.QUESTION_ANSWERING,
-    "relation-extraction": relations.RELATION_EXTRACTION,
-    "image-classification": images.IMAGE_CLASSIFICATION,
+    "text-classification": TEXT_CLASSIFICATION,
+    "multi-label-classification": MULTI_LABEL_CLASSIFICATION,
+    "text-regression": TEXT_REGRESSION,
+    "token-classification": TOKEN_CLASSIFICATION,
+    "causal-lm": CAUSAL_LM,
+    "dialogue": DIALOGUE,
+    "summarization": SUMMARIZATION,
+    "translation": TRANSLATION,
+    "question-answering": QUESTION_ANSWERING,
+    "relation-extraction": RELATION_EXTRACTION,
+    "image-classification": IMAGE_CLASSIFICATION,
 }
 
 __all__ = ["TASKS", "Columns", "Task", "TaskSettings", "find_task", "read_training_data"]
 
+T = TypeVar("T")
+
 
 def find_task(name: str, metric: str = "") -> tuple[Task, str]:
-    """The task and the metric to watch; ConfigError where a name is unknown."""
+    """Return the task and the metric to watch, the task's first for ""; ConfigError for an unknown name."""
     if name not in TASKS:
         raise ConfigError(f"run.task = {name!r}: {choose_from(name, TASKS)}")
     task = TASKS[name]
@@ -48,27 +54,30 @@ def find_task(name: str, metric: str = "") -> tuple[Task, str]:
 def read_training_data(
     task: Task, settings: TaskSettings, seed: int
 ) -> tuple[list[Row], list[Row], list[Row], list[str]]:
-    """(training rows, validation rows, test rows, label names), all read and checked before anything is trained.
+    """Return (training rows, validation rows, test rows, label names), all read and checked.
 
-    data.max_train_examples is of what is left to train on once the validation rows are held out, which are the same at any limit.
-    Raises DataError with all that is wrong in all files; which labels are unknown can only be said of files without
-    another error, since the training file says which are known.
+    data.max_train_examples limits what remains after the validation rows are held out, so that those are the same at
+    any limit. Raises one DataError with everything that is wrong in all files. Unknown labels are reported only where
+    the files have no other error, since the training file defines the known ones.
     """
-    names = [name for name in (settings.data.train, settings.data.validation, settings.data.test) if name]
+    data = settings.data
+    names = [name for name in (data.train, data.validation, data.test) if name]
     rows = _for_each(names, lambda name: task.read(name, settings, True))
-    labels = task.find_labels(settings.data.train, rows[settings.data.train], settings)
+    labels = task.find_labels(data.train, rows[data.train], settings)
     _for_each(names, lambda name: task.check_labels(name, rows[name], settings, labels))
-    test_rows = rows.get(settings.data.test, [])
-    if settings.data.validation:
-        train_rows, held_out = rows[settings.data.train], rows[settings.data.validation]
+    if data.validation:
+        train_rows, validation_rows = rows[data.train], rows[data.validation]
     else:
-        fraction, label = settings.data.validation_fraction, settings.data.label_column if task.stratify else ""
-        train_rows, held_out = split_rows(rows[settings.data.train], fraction, seed, settings.data.group_column, label)
-    return sample_rows(train_rows, settings.data.max_train_examples, seed), held_out, test_rows, labels
+        stratified_by = data.label_column if task.stratify else ""
+        train_rows, validation_rows = split_rows(
+            rows[data.train], data.validation_fraction, seed, data.group_column, stratified_by
+        )
+    train_rows = sample_rows(train_rows, data.max_train_examples, seed)
+    return train_rows, validation_rows, rows.get(data.test, []), labels
 
 
-def _for_each(names: Sequence[str], function: Callable[[str], Any]) -> dict[str, Any]:
-    """{name: function(name)}, each once and in their order; the DataErrors of all of them are raised as one."""
+def _for_each(names: Sequence[str], function: Callable[[str], T]) -> dict[str, T]:
+    """Return {name: function(name)}, each name once; the DataErrors of all calls are raised as one."""
     results, errors = {}, []
     for name in dict.fromkeys(names):
         try:

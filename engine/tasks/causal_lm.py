@@ -1,122 +1,97 @@
-"""Language models: of texts, which they continue, and of conversations, which they answer."""
+"""Texts that a causal language model learns and continues. engine/tasks/dialogue.py shares its evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from data import Batch, Row, TextExamples
-from data.batch import IGNORE_INDEX
-from data.causal_lm import encode_language, encode_prompts, read_texts
-from data.dialogue import encode_dialogues, read_dialogues
+from data.causal_lm import LanguageModelRecord, PromptRecord, encode_language, encode_prompts, read_texts
 from engine.config import GenerateSettings
 from engine.metrics import causal_lm as metrics
-from engine.tasks.generation import continue_prompts, continue_tokens
+from engine.tasks.generation import continue_tokens
 from engine.tasks.settings import Columns, TaskSettings
 from engine.tasks.task import Task
 from models import TaskModel
 
 METRICS = ("perplexity", "bits_per_byte", "loss", "token_accuracy")
+SHOWN_SHARE = 4  # a text of which an evaluation shows a continuation is given up to a quarter
 
 
-def _read_texts(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
-    group = _group(name, settings, labelled)
+def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
+    """Read rows of texts; a text to be continued may be empty."""
     return read_texts(
         name,
         settings.data.text_column,
-        group=group,
+        group=settings.group_column(name, labelled),
         id_column=settings.data.id_column,
         format=settings.data.format,
         may_be_empty=not labelled,
     )
 
 
-def _read_dialogues(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
-    group = _group(name, settings, labelled)
-    return read_dialogues(
-        name,
-        settings.data.text_column,
-        labelled,
-        group=group,
-        id_column=settings.data.id_column,
-        format=settings.data.format,
-    )
-
-
-def _group(name: str, settings: TaskSettings, labelled: bool) -> str:
-    """The column that the one file which is split must have."""
-    return settings.data.group_column if settings.is_training_split(name, labelled) else ""
-
-
-def _encode_texts(
-    rows: list[Row], tokenizer: Tokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
-) -> TextExamples:
+def encode(
+    rows: list[Row], processor: Tokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
+) -> TextExamples[LanguageModelRecord] | TextExamples[PromptRecord]:
+    """Encode texts to learn, or without labels prompts to continue."""
     column, max_length = settings.data.text_column, settings.data.max_length
-    if labelled:
-        return encode_language(
-            rows, tokenizer, column=column, max_length=max_length, concatenate=settings.own.concatenate_texts
-        )
-    return encode_prompts(rows, tokenizer, column=column, max_length=max_length)
-
-
-def _encode_dialogues(
-    rows: list[Row], tokenizer: Tokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
-) -> TextExamples:
-    return encode_dialogues(
-        rows, tokenizer, column=settings.data.text_column, max_length=settings.data.max_length, labelled=labelled
+    if not labelled:
+        return encode_prompts(rows, processor, column=column, max_length=max_length)
+    return encode_language(
+        rows, processor, column=column, max_length=max_length, concatenate=settings.own.concatenate_texts
     )
 
 
-def _measure(model: TaskModel, batch: Batch, examples: Any, generate: GenerateSettings) -> Tensor:
-    """Sums over a batch; the logits go no further than this, so that memory does not grow with the data."""
-    if batch.labels is None:
-        raise TypeError("only labelled examples can be measured")
+def evaluate_batch(
+    model: TaskModel, batch: Batch, examples: TextExamples[LanguageModelRecord], generate: GenerateSettings
+) -> Tensor:
+    """Return [sum of losses, right tokens, tokens, bytes], (4,).
+
+    Logits stay in here, so that memory does not grow with the data.
+    """
+    labels = batch.required_labels
     out = model(batch)
-    num_bytes = examples.record.num_bytes[list(batch.indices)].sum()
-    return metrics.language_statistics(out.loss_sum, out.logits, batch.labels, int(num_bytes))
+    num_bytes = int(examples.record.num_bytes[list(batch.indices)].sum())
+    return metrics.language_statistics(out.loss_sum, out.logits, labels, num_bytes)
 
 
-def _summarize(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
+def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
+    """Return perplexity, bits per byte, loss and token accuracy."""
     return metrics.language_metrics(statistics)
 
 
-def _sample_texts(model: TaskModel, examples: Any, generate: GenerateSettings, count: int) -> str:
-    """How the first texts begin, and how the model goes on."""
-    chosen = range(min(count, len(examples)))
-    prompts = [examples.sequence(i) for i in chosen]
-    prompts = [prompt[: max(1, len(prompt) // 4)] for prompt in prompts]
-    return _show(model, prompts, examples, generate)
+def predict_batch(
+    model: TaskModel, batch: Batch, examples: TextExamples[PromptRecord], generate: GenerateSettings
+) -> list[dict[str, Any]]:
+    """Return the continuation of each prompt, as `continue_tokens` describes it."""
+    prompts = [examples.sequence(i) for i in batch.indices]
+    num_dropped = [int(examples.record.num_dropped[i]) for i in batch.indices]
+    return continue_tokens(model, prompts, batch.indices, num_dropped, examples.record, generate)
 
 
-def _sample_replies(model: TaskModel, examples: Any, generate: GenerateSettings, count: int) -> str:
-    """The first conversations up to their last reply, and the model's own."""
-    chosen = range(min(count, len(examples)))
-    prompts = [examples.sequence(i)[: _last_reply(examples, i)] for i in chosen]
-    return _show(model, prompts, examples, generate)
+def show_generations(
+    model: TaskModel, examples: TextExamples[LanguageModelRecord], generate: GenerateSettings, count: int
+) -> str:
+    """Return the beginnings of the first `count` texts, each with the model's continuation."""
+    texts = [examples.sequence(i) for i in range(min(count, len(examples)))]
+    prompts = [text[: max(1, len(text) // SHOWN_SHARE)] for text in texts]
+    return show_continuations(model, prompts, examples, generate)
 
 
-def _last_reply(examples: TextExamples, index: int) -> int:
-    """The place where the last reply of example `index` begins, of which the token before is the first to learn."""
-    labels = examples.token_labels
-    if labels is None:
-        raise TypeError("only a labelled conversation has a reply")
-    learned = labels[examples.offsets[index] : examples.offsets[index + 1]] != IGNORE_INDEX
-    return int(np.flatnonzero(learned & ~np.append(False, learned[:-1]))[-1]) + 1
-
-
-def _show(model: TaskModel, prompts: list[list[int]], examples: Any, generate: GenerateSettings) -> str:
+def show_continuations(
+    model: TaskModel, prompts: list[list[int]], examples: TextExamples[LanguageModelRecord], generate: GenerateSettings
+) -> str:
+    """Return a line for each of these prompts of the first examples: the prompt and the model's continuation."""
     if not prompts:
         return ""
-    tokenizer = examples.record.tokenizer
-    numbers = tuple(range(len(prompts)))
-    written = continue_tokens(model, prompts, numbers, [0] * len(prompts), examples.record, generate)
+    indices, none_dropped = tuple(range(len(prompts))), [0] * len(prompts)
+    written = continue_tokens(model, prompts, indices, none_dropped, examples.record, generate)
     lines = []
     for i, (prompt, row) in enumerate(zip(prompts, written, strict=True)):
-        given = tokenizer.decode(prompt, skip_special_tokens=False)
+        given = examples.record.tokenizer.decode(prompt, skip_special_tokens=False)
         lines.append(f"  sample {examples.ids[i]}: {given!r} -> {row['text']!r}")
     return "\n".join(lines)
 
@@ -127,22 +102,10 @@ CAUSAL_LM = Task(
     columns=Columns(text_pair=None, text="text", label=""),
     section="causal_lm",
     generates=True,
-    read=_read_texts,
-    encode=_encode_texts,
-    evaluate_batch=_measure,
-    compute_metrics=_summarize,
-    predict_batch=continue_prompts,
-    show_generations=_sample_texts,
-)
-DIALOGUE = Task(
-    head="causal-lm",
-    metrics=METRICS,
-    columns=Columns(text_pair=None, text="messages", label=""),
-    generates=True,
-    read=_read_dialogues,
-    encode=_encode_dialogues,
-    evaluate_batch=_measure,
-    compute_metrics=_summarize,
-    predict_batch=continue_prompts,
-    show_generations=_sample_replies,
+    read=read,
+    encode=encode,
+    evaluate_batch=evaluate_batch,
+    compute_metrics=compute_metrics,
+    predict_batch=predict_batch,
+    show_generations=show_generations,
 )

@@ -1,11 +1,10 @@
-"""Classes of images, by a ViT or a DeiT."""
+"""One class for each image, with a vision transformer (ViT, DeiT)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -17,45 +16,22 @@ from data.errors import DataError
 from data.formats.rows import locate
 from data.image_classification import ImageExamples, encode_images, read_images
 from data.image_preprocessing import FILE, Preprocessing, read_preprocessing
-from engine.config import AugmentSettings, ConfigError, GenerateSettings, TextAugmentSettings
+from engine.config import AugmentSettings, ConfigError, GenerateSettings
 from engine.metrics import image_classification as metrics
-from engine.tasks.augmentation import Encode
+from engine.tasks import text_classification
+from engine.tasks.augmentation import RowEncoder, changed_settings
 from engine.tasks.settings import Columns, TaskSettings
 from engine.tasks.task import Task
-from engine.tasks.text_classification import predict_classes
 from models import TaskModel
 
 
-def load_preprocessing(folder: Path) -> Preprocessing:
-    """How the checkpoint in `folder` wants its images; DataError where they cannot be what its model reads."""
-    how, model = read_preprocessing(folder), models.read_config(folder)
-    config = models.ARCHITECTURES[model["model_type"]].read_config(model)
-    if not hasattr(config, "patch_size"):
-        raise DataError(f"{folder}: a {model['model_type']} model reads no images; name a ViT or a DeiT")
-    if how.shape is None:
-        raise DataError(
-            f"{folder / FILE}: size = {how.size} is of the shorter side, and nothing is cropped: images of several "
-            "sizes make no batch; give height and width, or crop"
-        )
-    if len(how.mean) != config.num_channels:
-        raise DataError(f"{folder / FILE}: image_mean has {len(how.mean)} channels, the model {config.num_channels}")
-    (height, width), (patch_height, patch_width) = how.shape, config.patch_size
-    if height % patch_height or width % patch_width:
-        raise DataError(
-            f"{folder / FILE}: images of {height} x {width} pixels are no multiple of the model's patches of "
-            f"{patch_height} x {patch_width}"
-        )
-    special = 2 if config.distilled else 1
-    return replace(how, tokens=special + (height // patch_height) * (width // patch_width))
-
-
-def _read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
-    is_split = settings.is_training_split(name, labelled)
+def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
+    """Read rows of images, from folders, lists of paths or IDX files, and with labels their classes."""
     return read_images(
         name,
         image=settings.data.text_column,
-        label=settings.data.label_column if labelled else "",
-        group=settings.data.group_column if is_split else "",
+        label=settings.label_column(labelled),
+        group=settings.group_column(name, labelled),
         id_column=settings.data.id_column,
         labels=settings.data.labels,
         bad_images=settings.own.bad_images,
@@ -63,12 +39,8 @@ def _read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
     )
 
 
-def _find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
-    return texts.label_names(name, rows, settings.data.label_column, settings.data.labels)
-
-
-def _check_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Sequence[str]) -> None:
-    """Each label must be known; of a folder per class each unknown one is said once."""
+def check_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Sequence[str]) -> None:
+    """Raise DataError for every row whose class is unknown; for a folder per class, once for each folder."""
     if not locate(name).is_dir():
         return texts.check_labels(name, rows, settings.data.label_column, labels)
     if unknown := sorted({str(row.values[settings.data.label_column]) for row in rows} - set(labels)):
@@ -78,31 +50,56 @@ def _check_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Se
         )
 
 
-def _encode(
+def load_processor(folder: Path) -> Preprocessing:
+    """Load the preprocessing of a checkpoint; DataError where its images are not what the model reads."""
+    preprocessing, model = read_preprocessing(folder), models.read_config(folder)
+    config = models.ARCHITECTURES[model["model_type"]].read_config(model)
+    if not hasattr(config, "patch_size"):
+        raise DataError(f"{folder}: a {model['model_type']} model reads no images; name a ViT or a DeiT")
+    if preprocessing.shape is None:
+        raise DataError(
+            f"{folder / FILE}: size = {preprocessing.size} is of the shorter side, and nothing is cropped: images of "
+            "several sizes make no batch; give height and width, or crop"
+        )
+    if len(preprocessing.mean) != config.num_channels:
+        raise DataError(
+            f"{folder / FILE}: image_mean has {len(preprocessing.mean)} channels, the model {config.num_channels}"
+        )
+    (height, width), (patch_height, patch_width) = preprocessing.shape, config.patch_size
+    if height % patch_height or width % patch_width:
+        raise DataError(
+            f"{folder / FILE}: images of {height} x {width} pixels are no multiple of the model's patches of "
+            f"{patch_height} x {patch_width}"
+        )
+    special_tokens = 2 if config.distilled else 1
+    return replace(preprocessing, tokens=special_tokens + (height // patch_height) * (width // patch_width))
+
+
+def encode(
     rows: list[Row], processor: Preprocessing, settings: TaskSettings, labels: Sequence[str], labelled: bool
 ) -> ImageExamples:
+    """Return the images, which are decoded when a batch needs them, and with labels the number of each class."""
     return encode_images(
         rows,
         processor,
         image=settings.data.text_column,
-        label=settings.data.label_column if labelled else "",
+        label=settings.label_column(labelled),
         labels=labels,
     )
 
 
-def _augment(examples: Any, rows: list[Row], encode: Encode, settings: AugmentSettings, seed: int) -> Examples:
-    """[augment.image]; ConfigError for changes of text."""
-    default = TextAugmentSettings()
-    given = [
-        f"augment.text.{f.name}" for f in fields(default) if getattr(settings.text, f.name) != getattr(default, f.name)
-    ]
-    if given:
+def augment(
+    examples: ImageExamples, rows: list[Row], encode: RowEncoder, settings: AugmentSettings, seed: int
+) -> ImageExamples:
+    """Apply [augment.image]; ConfigError for any setting of [augment.text]."""
+    if given := [f"augment.text.{name}" for name in changed_settings(settings.text)]:
         raise ConfigError(f"{', '.join(given)}: without effect on images, leave it out; those are in augment.image")
     augmentation = ImageAugmentation(seed, **asdict(settings.image))
     return replace(examples, augmentation=augmentation) if augmentation.is_on else examples
 
 
-def _sheet(examples: Any, path: Path) -> str:
+def show_augmented(examples: ImageExamples, path: Path) -> str:
+    """Write a picture of augmented images to `path` and return a line about it; "" where nothing is augmented."""
     if examples.augmentation is None:
         return ""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,29 +107,34 @@ def _sheet(examples: Any, path: Path) -> str:
     return f"augmented samples: {path}, a line for each image, first as it is, then as in each epoch"
 
 
-def _measure(model: TaskModel, batch: Batch, examples: Any, generate: GenerateSettings) -> Tensor:
-    if batch.labels is None:
-        raise TypeError("only labelled examples can be measured")
+def evaluate_batch(model: TaskModel, batch: Batch, examples: Examples, generate: GenerateSettings) -> Tensor:
+    """Return [hits among the first five, sum of losses, confusion matrix], (2 + C * C,)."""
+    labels = batch.required_labels
     out = model(batch)
-    return metrics.image_statistics(out.loss_sum, out.logits, batch.labels)
+    return metrics.image_statistics(out.loss_sum, out.logits, labels)
+
+
+def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
+    """Return the metrics of classes, and top-5 accuracy."""
+    return metrics.image_metrics(statistics)
 
 
 IMAGE_CLASSIFICATION = Task(
     head="image-classification",
-    section="image_classification",
     metrics=("accuracy", "top5_accuracy", "f1", "precision", "recall", "loss"),
     columns=Columns(text_pair=None, text="path"),
+    section="image_classification",
     problem="single-label",
     stratify=True,
-    load_processor=load_preprocessing,
-    read=_read,
-    find_labels=_find_labels,
-    check_labels=_check_labels,
-    encode=_encode,
-    evaluate_batch=_measure,
-    compute_metrics=lambda statistics, labels: metrics.image_metrics(statistics),
-    predict_batch=predict_classes,
+    read=read,
+    find_labels=text_classification.find_labels,
+    check_labels=check_labels,
+    load_processor=load_processor,
+    encode=encode,
+    augment=augment,
+    show_augmented=show_augmented,
+    evaluate_batch=evaluate_batch,
+    compute_metrics=compute_metrics,
     format_table=metrics.image_table,
-    augment=_augment,
-    show_augmented=_sheet,
+    predict_batch=text_classification.predict_batch,
 )

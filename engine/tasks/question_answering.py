@@ -5,45 +5,49 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from data import Batch, Row, TextExamples
-from data.formats.squad import read_questions
+from data import Batch, Examples, Row, TextExamples
+from data.augmentation import text as text_augmentation
+from data.formats.squad import Answer, read_questions
 from data.question_answering import Candidate, Windows, encode_questions
-from engine.config import GenerateSettings
-from engine.metrics import question_answering as squad
-from engine.tasks.augmentation import augment_questions
+from engine.config import AugmentSettings, GenerateSettings
+from engine.metrics import question_answering as metrics
+from engine.tasks.augmentation import CHANGES_IN_PLACE, RowEncoder, augment_rows, check_text_changes, text_changes
 from engine.tasks.settings import Columns, TaskSettings
 from engine.tasks.task import Task
 from models import Output, TaskModel
 
-SHOWN = 5  # answers in a prediction
+NUM_CANDIDATES = 5  # answers in a prediction
 
 
-def _read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
-    splits = settings.is_training_split(name, labelled)
+def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
+    """Read questions and contexts, and with labels the accepted answers."""
+    group = settings.group_column(name, labelled)
     return read_questions(
         name,
         question=settings.data.text_column,
         context=settings.data.text_pair_column,
-        answers=settings.data.label_column if labelled else "",
-        others=[settings.data.group_column] if splits and settings.data.group_column else [],
+        answers=settings.label_column(labelled),
+        others=[group] if group else [],
         id_column=settings.data.id_column,
         format=settings.data.format,
     )
 
 
-def _encode(
-    rows: list[Row], tokenizer: Tokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
-) -> TextExamples:
+def encode(
+    rows: list[Row], processor: Tokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
+) -> TextExamples[Windows]:
+    """Encode each question with its context, in several windows where the context is long."""
     return encode_questions(
         rows,
-        tokenizer,
+        processor,
         question=settings.data.text_column,
         context=settings.data.text_pair_column,
-        answers=settings.data.label_column if labelled else "",
+        answers=settings.label_column(labelled),
         max_length=settings.data.max_length,
         doc_stride=settings.own.doc_stride,
         max_answer_length=settings.own.max_answer_length,
@@ -51,61 +55,80 @@ def _encode(
     )
 
 
+def augment(examples: Examples, rows: list[Row], encode: RowEncoder, settings: AugmentSettings, seed: int) -> Examples:
+    """Change words in place: all of the question, and those of the context outside the answers."""
+    if not check_text_changes(settings, CHANGES_IN_PLACE, "an answer is a place in the text"):
+        return examples
+    data, changes = encode.settings.data, text_changes(settings.text, encode, rows)
+
+    def change(row: Row, rng: np.random.Generator) -> Row:
+        question, _ = text_augmentation.change_around(row, rng, changes, data.text_column, [])
+        answers: list[Answer] = row.values[data.label_column]
+        spans = [(answer.start, answer.start + len(answer.text)) for answer in answers]
+        context, new_spans = text_augmentation.change_around(row, rng, changes, data.text_pair_column, spans)
+        shifted = [Answer(answer.text, start) for answer, (start, _) in zip(answers, new_spans, strict=True)]
+        new = {data.text_column: question, data.text_pair_column: context, data.label_column: shifted}
+        return row.updated(new)
+
+    return augment_rows(examples, rows, encode, changes, seed, change)
+
+
+def evaluate_batch(
+    model: TaskModel, batch: Batch, examples: TextExamples[Windows], generate: GenerateSettings
+) -> Tensor:
+    """Return [sum of losses, windows, a row of metrics.COLUMNS for every question of the data set], (2 + N * 7,).
+
+    Rows of the questions of other batches are 0.
+    """
+    _ = batch.required_labels  # TypeError without labels
+    windows = examples.record
+    out = model(batch)
+    rows = torch.zeros(len(examples), len(metrics.COLUMNS), dtype=torch.float64)
+    for index, found, no_answer, _ in _answers(out, batch, windows, count=1):
+        text, margin = (found[0].text, no_answer - found[0].score) if found else ("", float("inf"))
+        rows[index] = metrics.answer_statistics(text, windows.golds[index], margin, windows.no_answer_threshold)
+    sums = torch.stack([out.loss_sum.double(), out.loss_sum.new_tensor(batch.num_targets, dtype=torch.float64)])
+    return torch.cat([sums, rows.flatten().to(sums.device)])
+
+
+def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
+    """Return the loss of a window, and the metrics of the answers."""
+    rows = statistics[2:].view(-1, len(metrics.COLUMNS))
+    return {"loss": (statistics[0] / statistics[1]).item(), **metrics.answer_metrics(rows)}
+
+
+def predict_batch(
+    model: TaskModel, batch: Batch, examples: TextExamples[Windows], generate: GenerateSettings
+) -> list[dict[str, Any]]:
+    """Return the answer to each question, "" for none, with its characters, its probability and the best spans.
+
+    no_answer_margin: the score of no answer less that of the best span; null where there is no span at all. It is
+    compared with question_answering.no_answer_threshold.
+    """
+    windows = examples.record
+    predictions = []
+    for _, found, no_answer, probability in _answers(model(batch), batch, windows, NUM_CANDIDATES):
+        margin = no_answer - found[0].score if found else None
+        answer: dict[str, Any] = {"answer": "", "start": None, "end": None, "probability": probability}
+        if found and margin is not None and margin <= windows.no_answer_threshold:
+            answer = _as_dict(found[0])
+        best = {"no_answer_probability": probability, "no_answer_margin": margin, "n_best": [*map(_as_dict, found)]}
+        predictions.append(answer | best)
+    return predictions
+
+
 def _answers(
     out: Output, batch: Batch, windows: Windows, count: int
 ) -> Iterator[tuple[int, list[Candidate], float, float]]:
-    """(the question's place in its data set, *Windows.answers()) of each question of a batch, in its order."""
-    logits = [part.numpy() for part in out.logits.float().cpu().split(list(batch.lengths))]
+    """Yield (the question's index in its data set, *windows.answers()) for each question of a batch, in its order."""
+    logits = [of_window.numpy() for of_window in torch.split(out.logits.float().cpu(), list(batch.lengths))]
     begin = 0
     for index, sequences in zip(batch.indices, batch.sequences or (), strict=True):
         yield index, *windows.answers(index, logits[begin : begin + sequences], count)
         begin += sequences
 
 
-def measure_answers(model: TaskModel, batch: Batch, examples: TextExamples, generate: GenerateSettings) -> Tensor:
-    """The sum of the losses, the number of windows, and a row of squad.COLUMNS for every question of the data set.
-
-    Rows of the questions of other batches are 0. (2 + N * 7,) fp64.
-    """
-    if batch.labels is None:
-        raise TypeError("only labelled examples can be measured")
-    windows: Windows = examples.extra["windows"]
-    out = model(batch)
-    rows = torch.zeros(len(examples), len(squad.COLUMNS), dtype=torch.float64)
-    for index, found, no_answer, _ in _answers(out, batch, windows, count=1):
-        text, margin = (found[0].text, no_answer - found[0].score) if found else ("", float("inf"))
-        rows[index] = squad.statistics(text, windows.golds[index], margin, windows.no_answer_threshold)
-    sums = torch.stack([out.loss_sum.double(), out.loss_sum.new_tensor(batch.num_targets, dtype=torch.float64)])
-    return torch.cat([sums, rows.flatten().to(sums.device)])
-
-
-def summarize_answers(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
-    """The loss of a window, and the metrics of the answers."""
-    rows = statistics[2:].view(-1, len(squad.COLUMNS))
-    return {"loss": (statistics[0] / statistics[1]).item(), **squad.answer_metrics(rows)}
-
-
-def predict_answers(
-    model: TaskModel, batch: Batch, examples: TextExamples, generate: GenerateSettings
-) -> list[dict[str, Any]]:
-    """The answer, "" for none, with its characters, its probability and the best spans whether or not there is one.
-
-    no_answer_margin: the score of no answer less that of the best span, which question_answering.no_answer_threshold is compared
-    with; null where there is no span at all.
-    """
-    windows: Windows = examples.extra["windows"]
-    predictions = []
-    for _, found, no_answer, probability in _answers(model(batch), batch, windows, SHOWN):
-        margin = no_answer - found[0].score if found else None
-        answer: dict[str, Any] = {"answer": "", "start": None, "end": None, "probability": probability}
-        if found and margin is not None and margin <= windows.no_answer_threshold:
-            answer = _as_row(found[0])
-        best = {"no_answer_probability": probability, "no_answer_margin": margin, "n_best": [*map(_as_row, found)]}
-        predictions.append(answer | best)
-    return predictions
-
-
-def _as_row(span: Candidate) -> dict[str, Any]:
+def _as_dict(span: Candidate) -> dict[str, Any]:
     return {"answer": span.text, "start": span.start, "end": span.end, "probability": span.probability}
 
 
@@ -114,10 +137,10 @@ QUESTION_ANSWERING = Task(
     metrics=("f1", "exact_match", "character_f1", "best_f1", "best_exact_match", "loss"),
     columns=Columns(text="question", text_pair="context", label="answers", group="context"),
     section="question_answering",
-    read=_read,
-    encode=_encode,
-    evaluate_batch=measure_answers,
-    compute_metrics=summarize_answers,
-    predict_batch=predict_answers,
-    augment=augment_questions,
+    read=read,
+    encode=encode,
+    augment=augment,
+    evaluate_batch=evaluate_batch,
+    compute_metrics=compute_metrics,
+    predict_batch=predict_batch,
 )

@@ -1,85 +1,107 @@
-"""The relation of two entities that are marked in a sentence."""
+"""The relation between two entities that are marked in a text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from data import Batch, Row, TextExamples
-from data import relation_extraction as relations
+from data import Batch, Examples, Row, TextExamples
 from data import text_classification as texts
-from engine.config import ConfigError, GenerateSettings, RelationExtractionSettings, choose_from
+from data.augmentation import text as text_augmentation
+from data.relation_extraction import ROLES, Entity, RelationRecord, encode_relations, read_relations
+from engine.config import AugmentSettings, ConfigError, GenerateSettings, RelationExtractionSettings, choose_from
 from engine.metrics import relation_extraction as metrics
-from engine.tasks.augmentation import augment_relations
+from engine.tasks import text_classification
+from engine.tasks.augmentation import CHANGES_IN_PLACE, RowEncoder, augment_rows, check_text_changes, text_changes
 from engine.tasks.settings import Columns, TaskSettings
 from engine.tasks.task import Task
-from engine.tasks.text_classification import predict_classes
 from models import TaskModel
 
 
-def _read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
-    is_split = settings.is_training_split(name, labelled)
-    return relations.read_relations(
+def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
+    """Read rows with a text, its two entities, and with labels their relation."""
+    return read_relations(
         name,
         text=settings.data.text_column,
-        label=settings.data.label_column if labelled else "",
-        group=settings.data.group_column if is_split else "",
+        label=settings.label_column(labelled),
+        group=settings.group_column(name, labelled),
         id_column=settings.data.id_column,
         format=settings.data.format,
     )
 
 
-def _find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
-    return texts.label_names(name, rows, settings.data.label_column, settings.data.labels)
+def check_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Sequence[str]) -> None:
+    """Raise DataError for every unknown relation; ConfigError where no_relation_label is given and is no label.
 
-
-def _check_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Sequence[str]) -> None:
-    usual = (
-        settings.own.no_relation_label == RelationExtractionSettings.no_relation_label
-    )  # the name is then no claim that the file has it
-    if settings.own.no_relation_label and not usual and settings.own.no_relation_label not in labels:
+    At its default the setting does not claim that the file has such a label.
+    """
+    no_relation = settings.own.no_relation_label
+    is_default = no_relation == RelationExtractionSettings.no_relation_label
+    if no_relation and not is_default and no_relation not in labels:
         raise ConfigError(
-            f"relation_extraction.no_relation_label = {settings.own.no_relation_label!r} is no label: {choose_from(settings.own.no_relation_label, labels)}"
+            f"relation_extraction.no_relation_label = {no_relation!r} is no label: {choose_from(no_relation, labels)}"
         )
     texts.check_labels(name, rows, settings.data.label_column, labels)
 
 
-def _encode(
-    rows: list[Row], tokenizer: Tokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
-) -> TextExamples:
-    examples = relations.encode_relations(
+def encode(
+    rows: list[Row], processor: Tokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
+) -> TextExamples[RelationRecord]:
+    """Encode the texts with markers around their entities, and with labels the number of each relation."""
+    return encode_relations(
         rows,
-        tokenizer,
+        processor,
         text=settings.data.text_column,
-        label=settings.data.label_column if labelled else "",
+        label=settings.label_column(labelled),
         labels=labels,
+        no_relation=settings.own.no_relation_label,
         max_length=settings.data.max_length,
     )
-    examples.extra["negative"] = (
-        [*labels].index(settings.own.no_relation_label) if settings.own.no_relation_label in labels else None
-    )
-    return examples
 
 
-def _measure(model: TaskModel, batch: Batch, examples: Any, generate: GenerateSettings) -> Tensor:
-    if batch.labels is None:
-        raise TypeError("only labelled examples can be measured")
+def augment(examples: Examples, rows: list[Row], encode: RowEncoder, settings: AugmentSettings, seed: int) -> Examples:
+    """Change words outside the two entities, in place."""
+    if not check_text_changes(settings, CHANGES_IN_PLACE, "the entities are places in the text"):
+        return examples
+    column, changes = encode.settings.data.text_column, text_changes(settings.text, encode, rows)
+
+    def change(row: Row, rng: np.random.Generator) -> Row:
+        entities: list[Entity] = [row.values[role] for role in ROLES]
+        spans = [(entity.start, entity.end) for entity in entities]
+        text, new_spans = text_augmentation.change_around(row, rng, changes, column, spans)
+        shifted = [replace(entity, start=a, end=b) for entity, (a, b) in zip(entities, new_spans, strict=True)]
+        return row.updated({column: text, **dict(zip(ROLES, shifted, strict=True))})
+
+    return augment_rows(examples, rows, encode, changes, seed, change)
+
+
+def evaluate_batch(
+    model: TaskModel, batch: Batch, examples: TextExamples[RelationRecord], generate: GenerateSettings
+) -> Tensor:
+    """Return [hits, predicted, actual relations, sum of losses, confusion matrix], (3 + 1 + C * C,)."""
+    labels = batch.required_labels
     out = model(batch)
-    return metrics.relation_statistics(out.loss_sum, out.logits, batch.labels, examples.extra["negative"])
+    return metrics.relation_statistics(out.loss_sum, out.logits, labels, examples.record.no_relation)
 
 
-def _summarize(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
+def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
+    """Return the metrics of all relations together, without the label that is no relation."""
     return metrics.relation_metrics(statistics)
 
 
-def _predict(model: TaskModel, batch: Batch, examples: Any, generate: GenerateSettings) -> list[dict[str, Any]]:
-    """The two entities and the likeliest relation of them, and the probability and the logit of each."""
+def predict_batch(
+    model: TaskModel, batch: Batch, examples: TextExamples[RelationRecord], generate: GenerateSettings
+) -> list[dict[str, Any]]:
+    """Return the two entities, their likeliest relation, and the probability and the logit of every relation."""
     rows = []
-    for i, row in zip(batch.indices, predict_classes(model, batch, examples, generate), strict=True):
-        subject, obj = examples.extra["entities"][i]
+    predicted = text_classification.predict_batch(model, batch, examples, generate)
+    for i, row in zip(batch.indices, predicted, strict=True):
+        subject, obj = examples.record.entities[i]
         rows.append({"subject": subject, "relation": row.pop("label"), "object": obj, **row})
     return rows
 
@@ -88,16 +110,16 @@ RELATION_EXTRACTION = Task(
     head="relation-classification",
     metrics=("f1", "precision", "recall", "accuracy", "loss"),
     columns=Columns(text_pair=None, label="relation"),
+    section="relation_extraction",
     problem="single-label",
     stratify=True,
-    section="relation_extraction",
-    read=_read,
-    find_labels=_find_labels,
-    check_labels=_check_labels,
-    encode=_encode,
-    evaluate_batch=_measure,
-    compute_metrics=_summarize,
-    predict_batch=_predict,
-    augment=augment_relations,
+    read=read,
+    find_labels=text_classification.find_labels,
+    check_labels=check_labels,
+    encode=encode,
+    augment=augment,
+    evaluate_batch=evaluate_batch,
+    compute_metrics=compute_metrics,
     format_table=metrics.relation_table,
+    predict_batch=predict_batch,
 )

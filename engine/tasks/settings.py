@@ -10,7 +10,7 @@ from engine.config import ConfigError, DataSettings
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns where the recipe leaves them open; "": there is none."""
+    """The names of a task's columns where the recipe leaves them open; "" for a column that the task does not have."""
 
     text: str = "text"
     text_pair: str | None = ""  # None: the task reads no second text
@@ -18,7 +18,7 @@ class Columns:
     group: str = ""
 
     def fill(self, settings: DataSettings) -> DataSettings:
-        """Return the settings with a name for each column that the task has; ConfigError where two are the same."""
+        """Return the settings with a name for each column of the task; ConfigError where two names are the same."""
         names: dict[str, Any] = {
             f"{name}_column": getattr(settings, f"{name}_column") or getattr(self, name) or ""
             for name in ("text", "text_pair", "label")
@@ -32,11 +32,19 @@ class Columns:
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """[data] with every column named, and the section of the task itself."""
+    """[data] with every column named, and the task's own section of the recipe."""
 
     data: DataSettings
-    own: Any = None  # one of the task's section in engine/config/sections.py; None: it has no section
+    own: Any = None  # a class of engine/config/sections.py, the one that Task.section names; None: no section
 
     def is_training_split(self, name: str, labelled: bool) -> bool:
-        """Return whether `name` is the one file that is split into training and validation examples."""
+        """Return whether `name` is the file that is split into training and validation examples."""
         return labelled and name == self.data.train and not self.data.validation
+
+    def group_column(self, name: str, labelled: bool) -> str:
+        """Return the column of groups that the file `name` must have: "" unless it is split by groups."""
+        return self.data.group_column if self.is_training_split(name, labelled) else ""
+
+    def label_column(self, labelled: bool) -> str:
+        """Return the column of labels, "" for rows that are read without them."""
+        return self.data.label_column if labelled else ""

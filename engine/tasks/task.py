@@ -1,75 +1,108 @@
-"""What a task is: how its rows are read and encoded, which head learns it, how it is measured and predicted."""
+"""The parts of a task: how rows are read and encoded, which head learns it, how it is evaluated and predicted.
+
+To write a task of your own, change some slots of one that exists. This file, named by `--run.plugins my_tasks.py`, adds
+a task that reads star ratings and watches the class that is recalled worst:
+
+    from dataclasses import replace
+
+    from engine.metrics.text_classification import confusion_matrix
+    from engine.tasks import TASKS as ENGINE_TASKS
+    from engine.tasks import Columns
+
+    base = ENGINE_TASKS["text-classification"]
+
+    def compute_metrics(statistics, labels):
+        confusion = confusion_matrix(statistics)  # rows: true classes, columns: predicted ones
+        recall = confusion.diagonal() / confusion.sum(1).clamp_min(1)
+        return base.compute_metrics(statistics, labels) | {"worst_recall": recall.min().item()}
+
+    stars = replace(
+        base,
+        columns=Columns(text="review", label="stars"),
+        metrics=("worst_recall", *base.metrics),
+        compute_metrics=compute_metrics,
+    )
+    TASKS = {"stars": stars}
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from data import Batch, Examples, Row, load_tokenizer
-from data.augmentation import text as augment
+from data.augmentation import text as text_augmentation
 from engine.config import AugmentSettings, GenerateSettings
-from engine.tasks.augmentation import Encode, refuse_augmentation
+from engine.tasks.augmentation import RowEncoder, refuse_augmentation
 from engine.tasks.settings import Columns, TaskSettings
 from models import TaskModel
 
 
 def no_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
-    """Of a task that has no classes."""
+    """Return no labels, for a task without classes."""
     return []
 
 
-def any_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Sequence[str]) -> None:
-    """Of a task whose targets were checked when they were read."""
+def accept_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Sequence[str]) -> None:
+    """Accept all labels, for a task whose `read` checks the targets."""
 
 
-def sheet_of_texts(examples: Examples, path: Path) -> str:
-    """The first rows beside what augmentation makes of them; "" where there is none."""
-    return augment.sheet(examples)
+def show_augmented_texts(examples: Examples, path: Path) -> str:
+    """Return the first rows beside their augmented versions; "" where nothing is augmented."""
+    return text_augmentation.sheet(examples)
 
 
 def no_text(*_: Any) -> str:
-    """Of a task that has nothing more to show."""
+    """Return "", for a slot that has nothing to print."""
     return ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
-    """One value a task; engine/tasks/__init__.py has the table. Rows that are bad raise one DataError with all of them.
+    """One task; TASKS in engine/tasks/__init__.py has them by name. The slots, in the order in which a run calls them:
 
-    evaluate_batch: runs the model on a batch and returns a fp64 vector that adds over batches and ranks, zeros for an empty
-    batch. predict: one output row for each example of a batch, in its order; the engine adds the ids.
+    read(name, settings, labelled) -> rows              read and check one file; one DataError tells all its bad rows
+    find_labels(name, rows, settings) -> names          name the classes, from the training rows or data.labels
+    check_labels(name, rows, settings, labels)          raise DataError for rows whose labels are not among `labels`
+    load_processor(folder) -> processor                 load what prepares the inputs of a checkpoint, as its tokenizer
+    encode(rows, processor, settings, labels, labelled) -> examples    encode rows, in their order
+    augment(examples, rows, encode, augment, seed) -> examples         wrap the training examples as [augment] says
+    show_augmented(examples, path) -> text              show augmented examples in a dry run; a picture goes to `path`
+    evaluate_batch(model, batch, examples, generate) -> statistics     evaluate one labelled batch
+    compute_metrics(statistics, labels) -> {name: value}               compute the metrics from summed statistics
+    format_table(statistics, labels) -> text            what engine.evaluate prints beside the metrics
+    predict_batch(model, batch, examples, generate) -> dicts           predict one batch: a dict for each example
+    show_generations(model, examples, generate, count) -> text         what an evaluation shows of generated texts
+
+    Statistics are a fp64 vector that adds over batches and ranks; an empty batch gives zeros of the same shape. The
+    dicts of predict_batch are in the order of the batch; engine.predict adds the ids.
     """
 
     head: str  # a key of models.HEADS
     metrics: tuple[str, ...]  # names; the first is watched unless eval.metric names another
-    read: Callable[[str, TaskSettings, bool], list[Row]]  # (file, settings, with labels)
-    encode: Callable[
-        [list[Row], Any, TaskSettings, Sequence[str], bool], Examples
-    ]  # (rows, processor, settings, labels, with)
+    columns: Columns = field(default_factory=Columns)
+    section: str = ""  # the recipe's section that only this task, or its family, reads
+    problem: str | None = None  # of a classifier: single-label, multi-label or regression
+    stratify: bool = False  # whether the held-out split has each label in proportion
+    generates: bool = False  # whether it writes texts, and so reads [generate]
+
+    read: Callable[[str, TaskSettings, bool], list[Row]]
+    find_labels: Callable[[str, list[Row], TaskSettings], list[str]] = no_labels
+    check_labels: Callable[[str, list[Row], TaskSettings, Sequence[str]], None] = accept_labels
+    load_processor: Callable[[Path], Any] = load_tokenizer
+    encode: Callable[[list[Row], Any, TaskSettings, Sequence[str], bool], Examples]
+    augment: Callable[[Any, list[Row], RowEncoder, AugmentSettings, int], Examples] = refuse_augmentation
+    show_augmented: Callable[[Any, Path], str] = show_augmented_texts
     evaluate_batch: Callable[[TaskModel, Batch, Any, GenerateSettings], Tensor]
     compute_metrics: Callable[[Tensor, Sequence[str]], dict[str, float]]
+    format_table: Callable[[Tensor, Sequence[str]], str] = no_text
     predict_batch: Callable[[TaskModel, Batch, Any, GenerateSettings], list[dict[str, Any]]]
-    find_labels: Callable[[str, list[Row], TaskSettings], list[str]] = no_labels
-    check_labels: Callable[[str, list[Row], TaskSettings, Sequence[str]], None] = any_labels
-    columns: Columns = Columns()
-    section: str = ""  # of the recipe, that this task alone (or its family) reads
-    generates: bool = False  # does it write texts, and so read [generate]?
-    problem: str | None = None  # of a classifier: single-label, multi-label, regression
-    stratify: bool = False  # is each label held out in proportion?
-    load_processor: Callable[[Path], Any] = load_tokenizer  # what a checkpoint folder prepares its inputs with
-    augment: Callable[[Any, list[Row], Encode, AugmentSettings, int], Examples] = refuse_augmentation
-    show_augmented: Callable[[Any, Path], str] = (
-        sheet_of_texts  # augmented samples, for a dry run; pictures go to the path
-    )
-    show_generations: Callable[[TaskModel, Any, GenerateSettings, int], str] = (
-        no_text  # (.., count): shown after an evaluation
-    )
-    format_table: Callable[[Tensor, Sequence[str]], str] = no_text  # what `engine.evaluate` prints beside the metrics
+    show_generations: Callable[[TaskModel, Any, GenerateSettings, int], str] = no_text
 
-    def encoder(self, processor: Any, settings: TaskSettings, labels: Sequence[str]) -> Encode:
-        """How labelled rows become examples."""
-        return Encode(self.encode, processor, settings, tuple(labels), self.read)
+    def encoder(self, processor: Any, settings: TaskSettings, labels: Sequence[str]) -> RowEncoder:
+        """Return the function that encodes labelled rows, as `augment` needs it too."""
+        return RowEncoder(self.encode, self.read, processor, settings, tuple(labels))

@@ -4,103 +4,129 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from data import Batch, Row, TextExamples
+from data import Batch, Examples, Row, TextExamples
 from data import token_classification as tagging
+from data.augmentation import text as text_augmentation
 from data.tag_schemes import find_entities, mark_entities
 from data.words import TEXT, Words, encode_tagged, word_places
-from engine.config import GenerateSettings
+from engine.config import AugmentSettings, GenerateSettings
 from engine.metrics import token_classification as metrics
-from engine.tasks.augmentation import augment_tagged
+from engine.tasks.augmentation import CHANGES_IN_PLACE, RowEncoder, augment_rows, check_text_changes, text_changes
 from engine.tasks.settings import Columns, TaskSettings
 from engine.tasks.task import Task
 from models import Output, TaskModel
 
 
-def _read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
-    is_split = settings.is_training_split(name, labelled)
+def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
+    """Read rows of words, and with labels their tags."""
     return tagging.read_tagged(
         name,
         settings.data.text_column,
-        settings.data.label_column if labelled else "",
-        group=settings.data.group_column if is_split else "",
+        settings.label_column(labelled),
+        group=settings.group_column(name, labelled),
         id_column=settings.data.id_column,
         format=settings.data.format,
         scheme=settings.own.tag_scheme,
     )
 
 
-def _find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
+def find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
+    """Return the tags, as declared, or sorted and completed by their scheme."""
     return tagging.tag_names(name, rows, settings.data.label_column, settings.data.labels, settings.own.tag_scheme)
 
 
-def _check_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Sequence[str]) -> None:
+def check_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Sequence[str]) -> None:
+    """Raise DataError for every word whose tag is unknown."""
     tagging.check_tags(name, rows, settings.data.label_column, labels)
 
 
-def _encode(
-    rows: list[Row], tokenizer: Tokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
-) -> TextExamples:
+def encode(
+    rows: list[Row], processor: Tokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
+) -> TextExamples[Words]:
+    """Encode the words, truncated to data.max_length tokens, and with labels the tag of each at its first token."""
     return encode_tagged(
         rows,
-        tokenizer,
+        processor,
         text=settings.data.text_column,
-        label=settings.data.label_column if labelled else "",
+        label=settings.label_column(labelled),
         labels=labels,
         max_length=settings.data.max_length,
-        entities=settings.own.tag_scheme != "none" and mark_entities(labels),
+        entities=_are_entities(settings, labels),
     )
 
 
-def tag_words(model: TaskModel, batch: Batch, words: Words) -> tuple[Output, list[list[str]], list[list[float]]]:
-    """(what the model returned, the likeliest tag of each word of each example, the tags' probabilities).
-
-    These are measured, and these are predicted. A word that the model did not see has NO_TAG, and the probability 0.
-    """
-    out = model(batch)
-    indices = np.asarray(batch.indices, dtype=np.int64)
-    counts = words.offsets[indices + 1] - words.offsets[indices]
-    places = np.concatenate([words.places[:0], *(words.places[words.part(i)] for i in batch.indices)])
-    seen = places >= 0
-    begins = np.cumsum([0, *batch.lengths])[:-1]
-    tokens = torch.from_numpy((np.repeat(begins, counts) + places)[seen]).to(out.logits.device)
-    best = torch.softmax(out.logits[tokens].double(), -1).max(-1)
-    tags, probabilities = [metrics.NO_TAG] * len(places), [0.0] * len(places)
-    for i, k, p in zip(np.flatnonzero(seen).tolist(), best.indices.tolist(), best.values.tolist(), strict=True):
-        tags[i], probabilities[i] = model.labels[k], p
-    parts = [slice(*ends) for ends in pairwise(np.cumsum([0, *counts]).tolist())]
-    return out, [tags[part] for part in parts], [probabilities[part] for part in parts]
+def _are_entities(settings: TaskSettings, labels: Sequence[str]) -> bool:
+    """Return whether the tags mark entities, and are not classes of their own."""
+    return bool(settings.own.tag_scheme != "none" and mark_entities(labels))
 
 
-def _measure(model: TaskModel, batch: Batch, examples: Any, generate: GenerateSettings) -> Tensor:
-    words: Words = examples.extra["words"]
-    if words.labels is None:
-        raise TypeError("only labelled examples can be measured")
-    out, predicted, _ = tag_words(model, batch, words)
-    true = [[model.labels[k] for k in words.labels[words.part(i)].tolist()] for i in batch.indices]
+def augment(examples: Examples, rows: list[Row], encode: RowEncoder, settings: AugmentSettings, seed: int) -> Examples:
+    """Mask words, replace them one by one, or leave them out together with their tags."""
+    if not check_text_changes(settings, ("delete", *CHANGES_IN_PLACE), "each word has a label"):
+        return examples
+    data, changes = encode.settings.data, text_changes(settings.text, encode, rows)
+    entities = _are_entities(encode.settings, encode.labels)
+
+    def change(row: Row, rng: np.random.Generator) -> Row:
+        return text_augmentation.change_tagged(row, rng, changes, data.text_column, data.label_column, entities)
+
+    return augment_rows(examples, rows, encode, changes, seed, change)
+
+
+def evaluate_batch(model: TaskModel, batch: Batch, examples: TextExamples[Words], generate: GenerateSettings) -> Tensor:
+    """Return [sum of losses, targets, words, right words, lost words, three counts a unit], (5 + 3 * units,)."""
+    _ = batch.required_labels  # TypeError without labels
+    words = examples.record
+    labels = cast("np.ndarray", words.labels)
+    out, predicted, _ = predict_tags(model, batch, words)
+    true = [[model.labels[k] for k in labels[words.part(i)].tolist()] for i in batch.indices]
     lost = sum(int((words.places[words.part(i)] < 0).sum()) for i in batch.indices)
     sentences = zip(true, predicted, strict=True)
     return metrics.tagging_statistics(out.loss_sum, batch.num_targets, lost, sentences, model.labels, words.entities)
 
 
-def _predict(model: TaskModel, batch: Batch, examples: Any, generate: GenerateSettings) -> list[dict[str, Any]]:
-    """Of words: their tags, the probability of each, and the entities in words. Of a text: its spans in characters.
+def predict_tags(model: TaskModel, batch: Batch, words: Words) -> tuple[Output, list[list[str]], list[list[float]]]:
+    """Return (the model's output, the likeliest tag of each word of each example, the tags' probabilities).
 
-    The probability of an entity is that of all its tags together: their product. The tag of a word that the model did
-    not see is null.
+    Evaluation and prediction share these. A word that the model did not see has NO_TAG, and the probability 0.
     """
-    words: Words = examples.extra["words"]
-    _, tags, probabilities = tag_words(model, batch, words)
-    return [_row(words, *of_one) for of_one in zip(batch.indices, tags, probabilities, strict=True)]
+    out = model(batch)
+    indices = np.asarray(batch.indices, dtype=np.int64)
+    counts = words.offsets[indices + 1] - words.offsets[indices]
+    places = np.concatenate([words.places[:0], *(words.places[words.part(i)] for i in batch.indices)])
+    is_seen = places >= 0
+    begins = np.cumsum([0, *batch.lengths])[:-1]
+    tokens = torch.from_numpy((np.repeat(begins, counts) + places)[is_seen]).to(out.logits.device)
+    best = torch.softmax(out.logits[tokens].double(), -1).max(-1)
+    tags, probabilities = [metrics.NO_TAG] * len(places), [0.0] * len(places)
+    for i, k, p in zip(np.flatnonzero(is_seen).tolist(), best.indices.tolist(), best.values.tolist(), strict=True):
+        tags[i], probabilities[i] = model.labels[k], p
+    of_examples = [slice(*ends) for ends in pairwise(np.cumsum([0, *counts]).tolist())]
+    return out, [tags[one] for one in of_examples], [probabilities[one] for one in of_examples]
 
 
-def _row(words: Words, index: int, tags: list[str], probabilities: list[float]) -> dict[str, Any]:
+def predict_batch(
+    model: TaskModel, batch: Batch, examples: TextExamples[Words], generate: GenerateSettings
+) -> list[dict[str, Any]]:
+    """Return the tags of each example; of rows that were texts, the spans of entities in characters.
+
+    - For words: their tags, the probability of each, and the entities as ranges of words.
+    - The probability of an entity is the product of those of its tags.
+    - The tag of a word that the model did not see is null.
+    """
+    words = examples.record
+    _, tags, probabilities = predict_tags(model, batch, words)
+    return [_as_dict(words, *of_one) for of_one in zip(batch.indices, tags, probabilities, strict=True)]
+
+
+def _as_dict(words: Words, index: int, tags: list[str], probabilities: list[float]) -> dict[str, Any]:
     values = words.rows[index].values
     tokens: list[str] = values[words.column]
     entities: list[dict[str, Any]] = [
@@ -123,16 +149,16 @@ def _row(words: Words, index: int, tags: list[str], probabilities: list[float]) 
 
 TOKEN_CLASSIFICATION = Task(
     head="token-classification",
-    section="token_classification",
     metrics=("f1", "precision", "recall", "accuracy", "loss"),
     columns=Columns(text_pair=None, text="tokens", label="tags"),
-    read=_read,
-    find_labels=_find_labels,
-    check_labels=_check_labels,
-    encode=_encode,
-    evaluate_batch=_measure,
+    section="token_classification",
+    read=read,
+    find_labels=find_labels,
+    check_labels=check_labels,
+    encode=encode,
+    augment=augment,
+    evaluate_batch=evaluate_batch,
     compute_metrics=metrics.tagging_metrics,
-    predict_batch=_predict,
-    augment=augment_tagged,
     format_table=metrics.type_table,
+    predict_batch=predict_batch,
 )

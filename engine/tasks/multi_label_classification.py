@@ -1,0 +1,93 @@
+"""Any number of labels for each text, or pair of texts: none, one or several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from data import Batch, Examples, Row, TextExamples
+from data import labels as label_sets
+from engine.config import GenerateSettings
+from engine.metrics import multi_label_classification as metrics
+from engine.tasks import text_classification
+from engine.tasks.settings import Columns, TaskSettings
+from engine.tasks.task import Task
+from models import TaskModel
+
+
+def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
+    """Read rows with a text, perhaps a second one, and with labels a set of them."""
+    return text_classification.read_texts(name, settings, labelled, label_sets.check_label_sets)
+
+
+def find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
+    """Return all labels that occur, as declared or sorted."""
+    return label_sets.label_set_names(name, rows, settings.data.label_column, settings.data.labels)
+
+
+def check_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Sequence[str]) -> None:
+    """Raise DataError for every unknown label."""
+    label_sets.check_known_labels(name, rows, settings.data.label_column, labels)
+
+
+def encode(
+    rows: list[Row], processor: Tokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
+) -> TextExamples[None]:
+    """Encode the texts, and with labels a row of 0 and 1 for each."""
+    examples = text_classification.encode(rows, processor, settings, labels, False)
+    if not labelled:
+        return examples
+    return replace(examples, labels=label_sets.multi_hot(rows, settings.data.label_column, labels))
+
+
+def evaluate_batch(model: TaskModel, batch: Batch, examples: Examples, generate: GenerateSettings) -> Tensor:
+    """Return [sum of losses, examples, all labels right, and three counts a label], (3 + 3 * C,)."""
+    labels = batch.required_labels
+    out = model(batch)
+    return metrics.multi_label_statistics(out.loss_sum, out.logits, labels)
+
+
+def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
+    """Return the metrics of sets of labels."""
+    return metrics.multi_label_metrics(statistics)
+
+
+def predict_batch(
+    model: TaskModel, batch: Batch, examples: Examples, generate: GenerateSettings
+) -> list[dict[str, Any]]:
+    """Return the labels above one half, most likely first, with the probability and the logit of every label."""
+    logits = model(batch).logits
+    in_fp64 = logits.double()
+    chosen = metrics.predicted_labels(logits).tolist()
+    by_label = text_classification.values_by_label(model.labels, in_fp64.sigmoid(), in_fp64)
+    rows = []
+    for is_chosen, values in zip(chosen, by_label, strict=True):
+        probabilities = values["probabilities"]
+        names = [name for name, above in zip(model.labels, is_chosen, strict=True) if above]
+        names.sort(key=lambda name: -probabilities[name])
+        rows.append({"labels": names, **values})
+    return rows
+
+
+MULTI_LABEL_CLASSIFICATION = Task(
+    head="sequence-classification",
+    metrics=(
+        *("f1_micro", "precision_micro", "recall_micro", "f1", "precision", "recall"),
+        *("subset_accuracy", "loss"),
+    ),
+    columns=Columns(label="labels"),
+    problem="multi-label",
+    read=read,
+    find_labels=find_labels,
+    check_labels=check_labels,
+    encode=encode,
+    augment=text_classification.augment,
+    evaluate_batch=evaluate_batch,
+    compute_metrics=compute_metrics,
+    format_table=metrics.per_label_table,
+    predict_batch=predict_batch,
+)

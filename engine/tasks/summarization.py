@@ -1,0 +1,49 @@
+"""Summaries of texts, scored by ROUGE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from data import Batch, TextExamples
+from data.seq2seq import Seq2SeqRecord
+from engine.config import GenerateSettings
+from engine.metrics import summarization as metrics
+from engine.tasks import seq2seq
+from engine.tasks.settings import Columns
+from engine.tasks.task import Task
+from models import TaskModel
+
+
+def evaluate_batch(
+    model: TaskModel, batch: Batch, examples: TextExamples[Seq2SeqRecord], generate: GenerateSettings
+) -> Tensor:
+    """Return [loss, targets, texts, sum of each ROUGE, tokens written, tokens of the references], (9,)."""
+    loss_sum, num_targets, written, references = seq2seq.evaluate_texts(model, batch, examples, generate)
+    counts = metrics.summary_statistics(written, references)
+    return torch.tensor([loss_sum, num_targets, *counts], dtype=torch.float64)
+
+
+def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
+    """Return the loss of a token, the mean of each ROUGE, and the summaries' length over that of the references."""
+    loss_sum, num_targets, *counts = statistics.tolist()
+    return {"loss": loss_sum / num_targets, **metrics.summary_metrics(counts)}
+
+
+SUMMARIZATION = Task(
+    head="seq2seq-lm",
+    metrics=("rougeL", "rouge1", "rouge2", "rougeLsum", "length_ratio", "loss"),
+    columns=Columns(text_pair=None, text="text", label="summary"),
+    section="seq2seq",
+    generates=True,
+    read=seq2seq.read,
+    load_processor=seq2seq.load_processor,
+    encode=seq2seq.encode,
+    augment=seq2seq.augment,
+    evaluate_batch=evaluate_batch,
+    compute_metrics=compute_metrics,
+    predict_batch=seq2seq.predict_batch,
+    show_generations=seq2seq.show_generations,
+)

@@ -1,0 +1,75 @@
+"""A number for each text, or pair of texts, as their similarity or a rating."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from data import Batch, Examples, Row, TextExamples
+from data import labels as label_sets
+from engine.config import ConfigError, GenerateSettings
+from engine.metrics import text_regression as metrics
+from engine.tasks import text_classification
+from engine.tasks.settings import Columns, TaskSettings
+from engine.tasks.task import Task
+from models import TaskModel
+
+
+def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
+    """Read rows with a text, perhaps a second one, and with labels a number."""
+    return text_classification.read_texts(name, settings, labelled, label_sets.check_scores)
+
+
+def find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
+    """Return the name of the one output, as declared or that of the column."""
+    if len(settings.data.labels) > 1:
+        raise ConfigError(
+            f"data.labels = {', '.join(settings.data.labels)}: a regression has one score; name one, or none"
+        )
+    return list(settings.data.labels) or [settings.data.label_column]
+
+
+def encode(
+    rows: list[Row], processor: Tokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
+) -> TextExamples[None]:
+    """Encode the texts, and with labels the number of each."""
+    examples = text_classification.encode(rows, processor, settings, labels, False)
+    return replace(examples, labels=label_sets.scores(rows, settings.data.label_column)) if labelled else examples
+
+
+def evaluate_batch(model: TaskModel, batch: Batch, examples: Examples, generate: GenerateSettings) -> Tensor:
+    """Return a row (prediction, truth) for every example of the data set, zeros for those of other batches, flat."""
+    labels = batch.required_labels
+    logits = model(batch).logits
+    return metrics.regression_statistics(logits[:, 0], labels[:, 0], batch.indices, len(examples))
+
+
+def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
+    """Return correlations and errors."""
+    return metrics.regression_metrics(statistics)
+
+
+def predict_batch(
+    model: TaskModel, batch: Batch, examples: Examples, generate: GenerateSettings
+) -> list[dict[str, Any]]:
+    """Return the score of each example."""
+    return [{"score": score} for score in model(batch).logits[:, 0].tolist()]
+
+
+TEXT_REGRESSION = Task(
+    head="sequence-classification",
+    metrics=("pearson", "spearman", "mse", "mae", "loss"),
+    columns=Columns(label="score"),
+    problem="regression",
+    read=read,
+    find_labels=find_labels,
+    encode=encode,
+    augment=text_classification.augment,
+    evaluate_batch=evaluate_batch,
+    compute_metrics=compute_metrics,
+    predict_batch=predict_batch,
+)

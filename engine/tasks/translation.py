@@ -1,0 +1,76 @@
+"""Translations of texts, scored by BLEU and chrF."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from data import Batch, Row, TextExamples
+from data.seq2seq import PairTokenizer, Seq2SeqRecord
+from engine.config import GenerateSettings
+from engine.metrics import translation as metrics
+from engine.tasks import seq2seq
+from engine.tasks.settings import Columns, TaskSettings
+from engine.tasks.task import Task
+from models import TaskModel
+
+NUM_TOKENIZERS = len(metrics.TOKENIZERS)
+
+
+def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
+    """Read rows of source texts, and with labels their targets; ConfigError where sacrebleu is missing for those."""
+    if labelled:  # such rows will be scored: what is missing is reported now, not after the training
+        metrics.require_sacrebleu()
+    return seq2seq.read(name, settings, labelled)
+
+
+def encode(
+    rows: list[Row], processor: PairTokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
+) -> TextExamples[Seq2SeqRecord]:
+    """Encode sources and targets. All references together choose the tokenizer of BLEU, so every batch has the same."""
+    references = [row.values[settings.data.label_column] for row in rows] if labelled else []
+    tokenizer = metrics.choose_tokenizer(references) if labelled else ""
+    return seq2seq.encode(rows, processor, settings, labels, labelled, tokenizer)
+
+
+def evaluate_batch(
+    model: TaskModel, batch: Batch, examples: TextExamples[Seq2SeqRecord], generate: GenerateSettings
+) -> Tensor:
+    """Return [loss, targets, texts by BLEU's tokenizer, the counts of BLEU and chrF], (2 + 3 + 28,)."""
+    loss_sum, num_targets, written, references = seq2seq.evaluate_texts(model, batch, examples, generate)
+    tokenizer = examples.record.bleu_tokenizer
+    texts = [len(written) if name == tokenizer else 0 for name in metrics.TOKENIZERS]
+    counts = metrics.translation_statistics(written, references, tokenizer)
+    return torch.tensor([loss_sum, num_targets, *texts, *counts], dtype=torch.float64)
+
+
+def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
+    """Return the loss of a token, BLEU, chrF, and the length of all translations over that of the references."""
+    loss_sum, num_targets, *rest = statistics.tolist()
+    return {"loss": loss_sum / num_targets, **metrics.translation_metrics(rest[NUM_TOKENIZERS:])}
+
+
+def format_table(statistics: Tensor, labels: Sequence[str]) -> str:
+    """Return sacrebleu's signatures, which say how BLEU and chrF were computed."""
+    texts = statistics[2 : 2 + NUM_TOKENIZERS]
+    return "\n".join(metrics.signatures(metrics.TOKENIZERS[int(texts.argmax())]))
+
+
+TRANSLATION = Task(
+    head="seq2seq-lm",
+    metrics=("bleu", "chrf", "length_ratio", "loss"),
+    columns=Columns(text_pair=None, text="source", label="target"),
+    section="seq2seq",
+    generates=True,
+    read=read,
+    load_processor=seq2seq.load_processor,
+    encode=encode,
+    augment=seq2seq.augment,
+    evaluate_batch=evaluate_batch,
+    compute_metrics=compute_metrics,
+    format_table=format_table,
+    predict_batch=seq2seq.predict_batch,
+    show_generations=seq2seq.show_generations,
+)
