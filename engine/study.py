@@ -1,14 +1,19 @@
-"""The same recipe under several settings and seeds, and what came of them: a grid of settings, or one change at a time.
+"""Train a recipe under several settings and seeds, and compare: a grid of settings, or one change at a time.
 
     python -m engine.study RECIPE --vary regularize.l2=0,1e-4,1e-2 --vary model.dropout.hidden=0,0.1,0.3 --seeds 3
     python -m engine.study RECIPE --change "L2: regularize.l2=1e-2" \\
         --change "stop early: eval.patience=2 eval.metric=loss" --seeds 3
 
-The first runs all combinations, or a random sample of them; the second the recipe as it is and with each change alone.
-Every run is one of `engine.train`, in a folder of its own below --folder. The same command goes on where it was
-stopped: runs that have ended stay, a begun one goes on from its last checkpoint. At the end, and whenever it stops, it
-writes table.md, table.csv and, with matplotlib installed, a plot: mean and spread over the seeds of each setting. With
-eval.train_subset_size in the recipe they show how much better a model is on what it was trained on: that it overfits.
+The first form runs all combinations, or a random sample of them. The second form runs the recipe unchanged, and with
+each change alone. Each run is a process of `engine.train` with its own folder below --folder.
+
+The same command continues a study that was stopped: finished runs are kept, and a run that was stopped continues from
+its last checkpoint. At the end, and whenever it is stopped, a study writes
+
+- table.md and table.csv: mean and spread over the seeds of each variant,
+- plot.png, if matplotlib is installed.
+
+With eval.train_subset_size in the recipe, the table also shows the gap between training and validation (overfitting).
 """
 
 from __future__ import annotations
@@ -30,10 +35,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from data.random_streams import STUDY_SAMPLE
 from engine import cli, config
-from engine.config import ConfigError, did_you_mean
+from engine.config import ConfigError
 from engine.state import mode_of
-from engine.study_report import Line, add_gains, measure, read_run, table, write
+from engine.study_report import VariantResult, add_gains, format_table, read_run, summarize_run, write_report
 from engine.tasks import find_task
 
 USAGE = (
@@ -41,89 +47,92 @@ USAGE = (
     "[--seeds N] [--section.key=value ...]"
 )
 REPEATED = {
-    "vary": "KEY=VALUE,VALUE,...: a setting and the values it takes; given several times, all combinations are run",
-    "change": "'NAME: KEY=VALUE KEY=VALUE ...': settings that are changed together; given several times, the recipe is "
-    "run as it is and with each change alone",
+    "vary": "KEY=VALUE,VALUE,...: a setting and its values; if given several times, all combinations are run",
+    "change": "'NAME: KEY=VALUE KEY=VALUE ...': settings that are changed together; the recipe is run unchanged, and "
+    "with each change alone; may be given several times",
 }
 OPTIONS = {
-    "seeds": "how many seeds each of them is run with, from run.seed on (default 1)",
-    "sample": "run only so many of the combinations of --vary, drawn at random from run.seed (default: all)",
-    "parallel": "how many runs at a time; each has a GPU of its own, or a share of the CPU's threads (default 1)",
-    "folder": "where the runs and their table go (default: studies/NAME of the recipe)",
-    "keep_weights": "true: keep best/ and last/ of runs that have ended (default: only their metrics and recipe)",
+    "seeds": "number of seeds for each variant: run.seed, run.seed + 1, ... (default 1)",
+    "sample": "number of the combinations of --vary to run, chosen at random from run.seed (default: all)",
+    "parallel": "number of runs at a time; each has a GPU, or a share of the CPU's threads (default 1)",
+    "folder": "folder for the runs and their table (default: studies/NAME of the recipe)",
+    "keep_weights": "true: keep best/ and last/ of finished runs (default: only their metrics and recipe)",
 }
 DEFAULTS = {"seeds": "1", "sample": "0", "parallel": "1"}
-AS_IT_IS = {"change": "as it is"}
-GRID = "regularize.l2=0,1e-4"  # as examples in messages
-CHANGE = "'stop early: eval.patience=2 eval.metric=loss'"
+UNCHANGED = {"change": "as it is"}
+GRID_EXAMPLE = "regularize.l2=0,1e-4"  # in messages
+CHANGE_EXAMPLE = "'stop early: eval.patience=2 eval.metric=loss'"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What is changed of the recipe, and what the table says of it."""
+    """A change of the recipe, and its row in the table."""
 
     labels: dict[str, str]  # {column: cell}
     settings: dict[str, str]
-    folder: str  # its name
+    folder_name: str
 
 
 @dataclass
 class Study:
-    """What is to be run, how, and by which metric the runs are compared."""
+    """The runs of a study, and the metric that compares them."""
 
     recipe: str
     common: dict[str, str]  # settings of all runs
     variants: list[Variant]
     seeds: list[int]
     folder: Path
-    metric: str  # the one that the recipe watches, better when `mode`
-    mode: str
+    metric: str  # the metric that the recipe watches
+    mode: str  # "max" or "min": which values of it are better
     parallel: int = 1
     keep_weights: bool = False
     stopping: threading.Event = field(default_factory=threading.Event)
     children: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def runs(self) -> list[tuple[Variant, int]]:
-        """(variant, seed) of every run; all variants come before the next seed, so that a part of them compares."""
+        """Return (variant, seed) of every run; all variants precede the next seed, so that a part of them compares."""
         return [(variant, seed) for seed in self.seeds for variant in self.variants]
 
-    def place(self, variant: Variant, seed: int) -> Path:
-        """The folder of a run."""
-        return self.folder / variant.folder / f"seed{seed}"
+    def run_folder(self, variant: Variant, seed: int) -> Path:
+        """Return the folder of a run."""
+        return self.folder / variant.folder_name / f"seed{seed}"
 
 
 def parse(argv: Sequence[str]) -> Study:
-    """The study of a command line, every variant of it checked; ConfigError, or SystemExit(0) after --help."""
+    """Return the study that a command line describes, with the settings of every variant checked.
+
+    Raises ConfigError, or SystemExit(0) after printing --help.
+    """
     if "--help" in argv or "-h" in argv:
         lines = [USAGE, "", *(f"  --{name}\n        {doc}" for name, doc in (REPEATED | OPTIONS).items())]
         print("\n".join([*lines, "", "Any setting of the recipe can be given too: python -m engine.train --help"]))
         raise SystemExit(0)
     repeated, rest = _take_repeated(list(argv))
     positional, given = config.split_arguments(rest)
-    own = {name: given.pop(name) for name in OPTIONS if name in given}
+    options = {name: given.pop(name) for name in OPTIONS if name in given}
     if len(positional) != 1:
         raise ConfigError(f"name one recipe: {USAGE}")
     recipe = positional[0]
     base = config.override(config.read_recipe(recipe), given)
-    numbers = {name: _whole(name, own.get(name, default)) for name, default in DEFAULTS.items()}
+    numbers = {name: _whole(name, options.get(name, default)) for name, default in DEFAULTS.items()}
     if repeated["change"] and (repeated["vary"] or numbers["sample"]):
         raise ConfigError("--change runs each change alone, --vary (and --sample) a grid: give one of them")
     variants = _changes(repeated["change"]) if repeated["change"] else _grid(repeated["vary"])
     if numbers["sample"] and numbers["sample"] < len(variants):
-        rng = np.random.default_rng([base.run.seed, 0x57D1])
+        rng = np.random.default_rng([base.run.seed, STUDY_SAMPLE])
         chosen = sorted(rng.choice(len(variants), numbers["sample"], replace=False).tolist())
         variants = [variants[i] for i in chosen]
     for key in ("run.folder", "run.seed", "run.resume", "run.dry_run"):
-        if any(key in one.settings for one in variants) or (key != "run.seed" and key in given):
-            raise ConfigError(f"{key} is the study's to set; --folder and --seeds are its options")
-    for one in variants:  # before any of them is run
-        changed = config.override(base, one.settings)
+        if any(key in variant.settings for variant in variants) or (key != "run.seed" and key in given):
+            raise ConfigError(f"{key} is set by the study itself; use its options --folder and --seeds")
+    for variant in variants:  # before any of them is run
+        changed = config.override(base, variant.settings)
         config.check(changed)
-        if repeated["change"] and one.settings and changed == base:
-            raise ConfigError(f"--change {one.labels['change']!r} changes nothing: the recipe has this already")
+        if repeated["change"] and variant.settings and changed == base:
+            raise ConfigError(f"--change {variant.labels['change']!r} changes nothing: the recipe has this already")
     seeds = [base.run.seed + i for i in range(numbers["seeds"])]
-    folder = Path(own.get("folder", f"studies/{Path(recipe).stem}"))
-    keep = own.get("keep_weights", "false").lower() == "true"
+    folder = Path(options.get("folder", f"studies/{Path(recipe).stem}"))
+    keep = options.get("keep_weights", "false").lower() == "true"
     given.pop("run.seed", None)
     _, metric = find_task(base.run.task, base.eval.metric)
     mode = mode_of(base.eval, metric)
@@ -131,74 +140,79 @@ def parse(argv: Sequence[str]) -> Study:
 
 
 def _whole(name: str, text: str) -> int:
-    least = 0 if name == "sample" else 1
-    if not text.isdecimal() or int(text) < least:
-        raise ConfigError(f"--{name} = {text!r} should be a whole number from {least}")
+    smallest = 0 if name == "sample" else 1
+    if not text.isdecimal() or int(text) < smallest:
+        raise ConfigError(f"--{name} = {text!r} should be a whole number from {smallest}")
     return int(text)
 
 
 def _take_repeated(argv: list[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """({option: what it was given, each time}, the other arguments) of the options that may be given several times."""
-    taken: dict[str, list[str]] = {name: [] for name in REPEATED}
+    """Split off the options that may be given several times; return ({option: its values}, the other arguments)."""
+    values: dict[str, list[str]] = {name: [] for name in REPEATED}
     rest: list[str] = []
     while argv:
         argument = argv.pop(0)
         option, equals, text = argument.partition("=")
         if option.removeprefix("--") not in REPEATED or not option.startswith("--"):
             rest.append(argument)
+        elif not equals:
+            values[option.removeprefix("--")].append(argv.pop(0) if argv else "")
         else:
-            taken[option.removeprefix("--")].append(text if equals else argv.pop(0) if argv else "")
-    return taken, rest
+            values[option.removeprefix("--")].append(text)
+    return values, rest
 
 
 def _grid(texts: Iterable[str]) -> list[Variant]:
-    """All combinations of the values of each "KEY=VALUE,VALUE,..."; for none, the recipe as it is."""
+    """Return all combinations of the values of each "KEY=VALUE,VALUE,..."; without any, the recipe unchanged."""
     varied: dict[str, list[str]] = {}
     for text in texts:
         key, _, values = text.partition("=")
-        known = config.all_settings(config.Config())
-        if key not in known:
-            raise ConfigError(
-                f"--vary {text!r}: unknown setting {key!r}{did_you_mean(key, known)}; as in --vary {GRID}"
-            )
         if key in varied:
             raise ConfigError(f"--vary {key} is given twice: name all its values in one")
         varied[key] = [value.strip() for value in values.split(",")]
         if len(set(varied[key])) < len(varied[key]) or varied[key] == [""]:
-            raise ConfigError(f"--vary {text!r} should name each value once, as in --vary {GRID}")
-    combinations = [dict(zip(varied, chosen, strict=True)) for chosen in itertools.product(*varied.values())]
-    names = [",".join(f"{key}={value}" for key, value in one.items()) for one in combinations]
-    return [Variant(one, one, _as_folder(name or "as it is")) for one, name in zip(combinations, names, strict=True)]
+            raise ConfigError(f"--vary {text!r} should name each value once, as in --vary {GRID_EXAMPLE}")
+    variants = []
+    for chosen in itertools.product(*varied.values()):
+        settings = dict(zip(varied, chosen, strict=True))
+        name = ",".join(f"{key}={value}" for key, value in settings.items())
+        variants.append(Variant(settings, settings, _as_folder_name(name or UNCHANGED["change"])))
+    return variants
 
 
 def _changes(texts: Iterable[str]) -> list[Variant]:
-    """The recipe as it is, and then each "NAME: KEY=VALUE KEY=VALUE ..." alone."""
-    variants = [Variant(AS_IT_IS, {}, _as_folder("as it is"))]
+    """Return the recipe unchanged, and then each "NAME: KEY=VALUE KEY=VALUE ..." alone."""
+    variants = [Variant(UNCHANGED, {}, _as_folder_name(UNCHANGED["change"]))]
     for text in texts:
         name, _, rest = (part.strip() for part in text.partition(":"))
         try:
             pairs = [word.partition("=") for word in shlex.split(rest)]
-        except ValueError:  # a quotation mark without the other one
+        except ValueError:  # an unclosed quotation mark
             pairs = []
         settings = {key: value for key, equals, value in pairs if equals}
         if not any(map(str.isalnum, name)) or not pairs or len(settings) < len(pairs):
-            raise ConfigError(f"--change {text!r} should be a name and settings, each once, as in --change {CHANGE}")
-        one = Variant({"change": name}, settings, _as_folder(name))
-        if one.folder in (other.folder for other in variants):
-            raise ConfigError(f"--change {text!r}: another change has this name, or one too like it for a folder")
-        variants.append(one)
+            raise ConfigError(
+                f"--change {text!r} should be a name and settings, each once, as in --change {CHANGE_EXAMPLE}"
+            )
+        variant = Variant({"change": name}, settings, _as_folder_name(name))
+        if variant.folder_name in (other.folder_name for other in variants):
+            raise ConfigError(f"--change {text!r}: another change has this name, or one with the same folder name")
+        variants.append(variant)
     return variants
 
 
-def _as_folder(name: str) -> str:
+def _as_folder_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in ".,=+-_" else "_" for c in name)
 
 
-def run(study: Study, slot: int, variant: Variant, seed: int) -> str:
-    """One run to its end, unless it has ended before; "" or, in a sentence, what went wrong."""
+def run_variant(study: Study, index: int, variant: Variant, seed: int) -> str:
+    """Train one run to its end, unless it has ended before; return "", or a sentence that says what went wrong.
+
+    index: of the run in the study; it chooses the GPU.
+    """
     if study.stopping.is_set():
         return "not begun"
-    folder = study.place(variant, seed)
+    folder = study.run_folder(variant, seed)
     if read_run(folder) is not None:
         return ""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -206,61 +220,62 @@ def run(study: Study, slot: int, variant: Variant, seed: int) -> str:
     settings |= {"run.folder": str(folder), "run.seed": str(seed), "run.resume": "auto"}
     environment = dict(os.environ)
     if gpus := torch.cuda.device_count():
-        environment["CUDA_VISIBLE_DEVICES"] = str(slot % gpus)
+        environment["CUDA_VISIBLE_DEVICES"] = str(index % gpus)
     else:
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // study.parallel))
     command = [sys.executable, "-m", "engine.train", study.recipe, *(f"--{k}={v}" for k, v in settings.items())]
-    printed = folder.parent / f"{folder.name}.txt"
-    code = launch(study, command, environment, printed)
+    output = folder.parent / f"{folder.name}.txt"
+    code = launch(study, command, environment, output)
     if read_run(folder) is None:
-        if code > 128 or code < 0:
+        if code > 128 or code < 0:  # ended by a signal
             study.stopping.set()
             return f"{folder}: stopped"
-        text = printed.read_text(encoding="utf-8").strip()
+        text = output.read_text(encoding="utf-8").strip()
         return f"{folder}: {text.splitlines()[-1] if text else f'ended with code {code}'}"
     if not study.keep_weights:
-        _drop_weights(folder)
+        _delete_weights(folder)
     return ""
 
 
-def launch(study: Study, command: list[str], environment: dict[str, str], printed: Path) -> int:
-    """Run a command to its end, what it prints in a file; its exit code."""
-    with printed.open("w", encoding="utf-8") as stream:
+def launch(study: Study, command: list[str], environment: dict[str, str], output: Path) -> int:
+    """Run a command to its end, with its output in a file; return its exit code."""
+    with output.open("w", encoding="utf-8") as stream:
         child = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
         study.children.append(child)
         return child.wait()
 
 
 def _stop(study: Study) -> None:
-    """No more runs are begun, and those under way leave a checkpoint; a terminal's Ctrl-C has told them already."""
+    """Begin no more runs, and let those in progress save a checkpoint. A terminal's Ctrl-C has reached them already."""
     study.stopping.set()
     for child in study.children:
         if child.poll() is None:
             child.terminate()
 
 
-def _drop_weights(folder: Path) -> None:
-    """Keep the recipe beside the metrics; a grid of checkpoints would fill the disk."""
-    if (recipe := _recipe_in(folder)) is not None:
+def _delete_weights(folder: Path) -> None:
+    """Delete the checkpoints of a finished run, which would fill the disk; keep its recipe beside its metrics."""
+    recipe = _recipe_in(folder)
+    if recipe is not None:
         shutil.copy(recipe, folder / "recipe.toml")
     for name in ("best", "last", "previous"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _recipe_in(folder: Path) -> Path | None:
-    """The resolved recipe of a run that has ended, where it is found."""
-    places = (folder / name / "recipe.toml" for name in ("best", "last"))
-    return next((path for path in places if path.is_file()), None)
+    """Return the resolved recipe in a run's checkpoints; None if there is none."""
+    paths = (folder / name / "recipe.toml" for name in ("best", "last"))
+    return next((path for path in paths if path.is_file()), None)
 
 
 def check_earlier(study: Study) -> None:
-    """ConfigError where a run that has ended is of other settings: a name stayed, and what it stands for did not."""
+    """Raise ConfigError for a finished run of other settings: the variant kept its name and changed its meaning."""
     recipe = config.read_recipe(study.recipe)
     for variant, seed in study.runs():
-        folder = study.place(variant, seed)
+        folder = study.run_folder(variant, seed)
         kept = folder / "recipe.toml"
         earlier = kept if kept.is_file() else _recipe_in(folder)
-        if earlier is None or read_run(folder) is None:  # a begun one is engine.train's to compare
+        if earlier is None or read_run(folder) is None:  # engine.train compares the settings of an unfinished run
             continue
         ours = config.override(recipe, study.common | variant.settings | {"run.seed": str(seed)})
         if changed := config.differences(ours, config.read_recipe(str(earlier))):
@@ -269,23 +284,24 @@ def check_earlier(study: Study) -> None:
             )
 
 
-def summarize(study: Study) -> list[Line]:
-    """A Line for every variant of which a run has ended."""
-    lines = []
+def collect_results(study: Study) -> list[VariantResult]:
+    """Return the result of every variant with a finished run."""
+    results = []
     for variant in study.variants:
-        found = {seed: read_run(study.place(variant, seed)) for seed in study.seeds}
-        runs = {seed: measure(rows, study.metric, study.mode) for seed, rows in found.items() if rows is not None}
+        rows = {seed: read_run(study.run_folder(variant, seed)) for seed in study.seeds}
+        runs = {seed: summarize_run(own, study.metric, study.mode) for seed, own in rows.items() if own is not None}
         if runs:
-            lines.append(Line(variant.labels, runs))
-    if lines and lines[0].labels == AS_IT_IS:
-        add_gains(lines, study.metric, study.mode)
-    return lines
+            results.append(VariantResult(variant.labels, runs))
+    if results and results[0].labels == UNCHANGED:
+        add_gains(results, study.metric, study.mode)
+    return results
 
 
 def main(argv: Sequence[str]) -> int:
+    """Run the study that a command line describes; return the exit code."""
     study = parse(argv)
     check_earlier(study)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # handled like Ctrl-C
     runs = study.runs()
     print(f"{len(runs)} runs: {len(study.variants)} variants x {len(study.seeds)} seeds, in {study.folder}")
     study.folder.mkdir(parents=True, exist_ok=True)
@@ -295,21 +311,21 @@ def main(argv: Sequence[str]) -> int:
         ThreadPoolExecutor(study.parallel) as pool,
     ):
 
-        def one(slot: int) -> str:
-            problem = run(study, slot, *runs[slot])
+        def run_one(index: int) -> str:
+            problem = run_variant(study, index, *runs[index])
             bar.update()
             return problem
 
         try:
-            problems = [problem for problem in pool.map(one, range(len(runs))) if problem]
+            problems = [problem for problem in pool.map(run_one, range(len(runs))) if problem]
         except KeyboardInterrupt:
             _stop(study)
-    lines = summarize(study)
-    paths = write(study.folder, lines, study.metric)
-    print(f"\n{table(lines)}\n\n{', '.join(map(str, paths))}")
+    results = collect_results(study)
+    paths = write_report(study.folder, results, study.metric)
+    print(f"\n{format_table(results)}\n\n{', '.join(map(str, paths))}")
     if study.stopping.is_set():
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 128 + 2
+        print("stopped; the same command continues the study", file=sys.stderr)
+        return 128 + signal.SIGINT
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0

@@ -1,4 +1,4 @@
-"""The study command: which runs it is, that it goes on where it was, and what its tables and its picture say."""
+"""The study command: the runs of a study, how it continues after a stop, its table and its plot."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ import pytest
 from support.runs import QuietStop, StopAfter, run_module, run_training
 
 from engine import config as configs
-from engine import study
-from engine import study_report as outcomes
+from engine import study, study_report
 from engine.config import ConfigError
 
 
@@ -39,12 +38,12 @@ def recipe(tiny, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def here(monkeypatch):
-    """Runs in this process; (their commands, a box whose "steps" stops a run after so many)."""
+    """Run in this process; return (the commands, a box whose "steps" stops each run after this many)."""
     commands, box = [], {"steps": 0}
 
-    def launch(_study, command, _environment, printed):
+    def launch(_study, command, _environment, output):
         commands.append(command)
-        printed.write_text("")
+        output.write_text("")
         run_training(configs.parse(command[3:], ""), StopAfter(box["steps"]) if box["steps"] else QuietStop())
         return 128 + signal.SIGTERM if box["steps"] else 0
 
@@ -52,7 +51,7 @@ def here(monkeypatch):
     return commands, box
 
 
-def test_a_grid_is_run_once_and_its_table_is_that_of_its_runs(recipe, here, tmp_path, capsys):
+def test_a_grid_is_run_once_and_its_table_matches_its_runs(recipe, here, tmp_path, capsys):
     commands, _ = here
     folder = tmp_path / "study"
     arguments = [
@@ -65,7 +64,7 @@ def test_a_grid_is_run_once_and_its_table_is_that_of_its_runs(recipe, here, tmp_
     ]
     assert study.main(arguments) == 0
     assert len(commands) == 4
-    assert study.main(arguments) == 0  # which finds that all has been done
+    assert study.main(arguments) == 0  # finds every run finished
     assert len(commands) == 4
     printed = capsys.readouterr().out
     assert (folder / "table.md").read_text().strip() in printed
@@ -94,7 +93,7 @@ CHANGES = [
 ]
 
 
-def test_each_change_is_run_alone_and_all_are_compared_by_the_recipes_metric(recipe, here, tmp_path, capsys):
+def test_changes_are_compared_by_the_metric_of_the_recipe(recipe, here, tmp_path, capsys):
     commands, _ = here
     folder = tmp_path / "study"
     arguments = [str(recipe), *CHANGES, "--seeds=2", "--eval.train_subset_size=8", f"--folder={folder}"]
@@ -113,7 +112,7 @@ def test_each_change_is_run_alone_and_all_are_compared_by_the_recipes_metric(rec
         rows = [[json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()] for run in runs]
         at_best = [next(x for x in own if "evaluation" in x and x["step"] == own[-1]["best_step"]) for own in rows]
         at_last = [[x for x in own if "evaluation" in x][-1] for own in rows]
-        for at, found in (("best", at_best), ("last", at_last)):  # of the one that watches the loss, its accuracy too
+        for at, found in (("best", at_best), ("last", at_last)):  # the accuracy also of the run that watches the loss
             train, validation = ([x[part]["accuracy"] for x in found] for part in ("training", "evaluation"))
             gaps = [a - b for a, b in zip(train, validation, strict=True)]
             assert float(lines[name][f"{at}_train_accuracy_mean"]) == pytest.approx(fmean(train))
@@ -122,48 +121,51 @@ def test_each_change_is_run_alone_and_all_are_compared_by_the_recipes_metric(rec
             base = as_it_is.setdefault(at, validation)
             gains = [a - b for a, b in zip(validation, base, strict=True)]
             assert (lines[name][f"{at}_accuracy_gain_mean"] == "nan") == (name == "as it is")
-            if name != "as it is":  # of the same seed, so not of the means
+            if name != "as it is":  # of each seed, not of the means
                 assert float(lines[name][f"{at}_accuracy_gain_sd"]) == pytest.approx(stdev(gains))
     printed = capsys.readouterr().out
     assert "6 runs: 3 variants x 2 seeds" in printed
     head = "| change | runs | step | train accuracy | validation accuracy | accuracy gap | train loss |"
-    assert printed.count(head) == 2  # at the best evaluation, and at the last
+    assert printed.count(head) == 2  # the best evaluation and the last
 
 
 def ended(best_step, *evaluations):
-    """Rows of a run, of {"training": {...}, "evaluation": {...}} at steps 1, 2, ..."""
+    """Return the rows of a finished run with {"training": {...}, "evaluation": {...}} at steps 1, 2, ..."""
     rows = [{"step": i, "loss": 9.0, "lr": 1e-3} for i in range(1, 21)]
     rows += [{"step": i, **row} for i, row in enumerate(evaluations, start=1)]
     return [*rows, {"step": 20, "end": "all steps done", "best_loss": 1.0, "best_step": float(best_step)}]
 
 
 @pytest.mark.parametrize(("metric", "mode", "gap"), [("f1", "max", 0.4), ("mae", "min", -0.4), ("loss", "min", 1.5)])
-def test_a_gap_is_how_much_better_the_training_examples_fare(metric, mode, gap):
-    """By hand: 0.9 on training and 0.5 on validation overfits where higher is better, and does not where lower is."""
+def test_a_gap_is_positive_where_training_examples_are_better(metric, mode, gap):
+    """0.9 on training and 0.5 on validation is overfitting if higher is better, and is not if lower is better."""
     first = {"training": {metric: 0.8, "loss": 1.0}, "evaluation": {metric: 0.7, "loss": 1.0}}
     second = {"training": {metric: 0.9, "loss": 0.5}, "evaluation": {metric: 0.5, "loss": 2.0}}
-    found = outcomes.measure(ended(1, first, second), metric, mode)
+    found = study_report.summarize_run(ended(1, first, second), metric, mode)
     assert found[f"last {metric} gap"] == pytest.approx(gap)
     assert (found["last loss gap"], found["best loss gap"]) == (1.5, 0.0)
     assert (found["best step"], found["last step"]) == (1, 2)
 
 
 @pytest.mark.parametrize(("mode", "gain"), [("max", 0.2), ("min", -0.2)])
-def test_a_gain_is_over_the_recipe_as_it_is_with_the_same_seed(mode, gain):
+def test_a_gain_compares_with_the_recipe_under_the_same_seed(mode, gain):
     runs = [
-        {seed: outcomes.measure(ended(1, {"evaluation": {"f1": f1}}), "f1", mode) for seed, f1 in by_seed.items()}
+        {
+            seed: study_report.summarize_run(ended(1, {"evaluation": {"f1": f1}}), "f1", mode)
+            for seed, f1 in by_seed.items()
+        }
         for by_seed in ({0: 0.1, 1: 0.5}, {1: 0.7, 2: 0.9})
     ]
-    lines = [outcomes.Line({"change": str(i)}, by_seed) for i, by_seed in enumerate(runs)]
-    outcomes.add_gains(lines, "f1", mode)
-    assert [found.get("best f1 gain") for found in lines[1].runs.values()] == [pytest.approx(gain), None]
-    assert "best f1 gain" not in lines[0].runs[1]
+    results = [study_report.VariantResult({"change": str(i)}, by_seed) for i, by_seed in enumerate(runs)]
+    study_report.add_gains(results, "f1", mode)
+    assert [found.get("best f1 gain") for found in results[1].runs.values()] == [pytest.approx(gain), None]
+    assert "best f1 gain" not in results[0].runs[1]
 
 
-def test_without_training_examples_the_training_loss_is_that_of_the_last_steps():
+def test_the_training_loss_without_a_training_subset():
     rows = ended(1, {"evaluation": {"f1": 0.7, "loss": 12.0}})
     rows[18]["loss"] = 7.0  # the last tenth of 20 is two
-    assert outcomes.measure(rows, "f1", "max") == {
+    assert study_report.summarize_run(rows, "f1", "max") == {
         "best f1": 0.7,
         "train loss": 8.0,
         "validation loss": 12.0,
@@ -171,15 +173,17 @@ def test_without_training_examples_the_training_loss_is_that_of_the_last_steps()
     }
 
 
-def test_what_no_run_has_has_no_column():
-    """A task without a loss, and a run whose metric was never a number, which has no best evaluation."""
+def test_a_number_that_no_run_has_gets_no_column():
+    """A task without a loss, and a run without a best evaluation because its metric was never a number."""
     row = {"training": {"f1": 0.5}, "evaluation": {"f1": math.nan}}
-    lines = [outcomes.Line({"change": "as it is"}, {0: outcomes.measure(ended(0, row), "f1", "max")})]
-    assert outcomes.columns(lines) == ["last step", "last train f1"]
-    assert "| as it is | 1 | 1 | 0.500 |" in outcomes.table(lines)
+    results = [
+        study_report.VariantResult({"change": "as it is"}, {0: study_report.summarize_run(ended(0, row), "f1", "max")})
+    ]
+    assert study_report.columns(results) == ["last step", "last train f1"]
+    assert "| as it is | 1 | 1 | 0.500 |" in study_report.format_table(results)
 
 
-def test_a_run_that_ended_is_not_taken_for_one_of_other_settings(recipe, here, tmp_path):
+def test_a_finished_run_of_other_settings_is_refused(recipe, here, tmp_path):
     folder = tmp_path / "study"
     weak, strong = (f"--change=L2: regularize.l2={value}" for value in (0.01, 0.1))
     assert study.main([str(recipe), weak, f"--folder={folder}"]) == 0
@@ -188,20 +192,20 @@ def test_a_run_that_ended_is_not_taken_for_one_of_other_settings(recipe, here, t
     assert len(here[0]) == 2
 
 
-def test_weights_are_kept_when_asked_for(recipe, here, tmp_path):
+def test_keep_weights_keeps_the_checkpoints(recipe, here, tmp_path):
     folder = tmp_path / "study"
     assert study.main([str(recipe), "--vary=regularize.l1=0", f"--folder={folder}", "--keep-weights=true"]) == 0
     assert (folder / "regularize.l1=0" / "seed0" / "best" / "model.safetensors").is_file()
 
 
-def test_a_stopped_study_goes_on_from_the_checkpoint_of_its_run(recipe, here, tmp_path, capsys):
+def test_a_stopped_study_continues_from_its_checkpoint(recipe, here, tmp_path, capsys):
     commands, box = here
     folder = tmp_path / "study"
     arguments = [str(recipe), "--vary=regularize.l2=0,0.1", f"--folder={folder}"]
     box["steps"] = 4
     assert study.main(arguments) == 130
-    assert len(commands) == 1  # the second was not begun
-    assert "stopped; the same command goes on" in capsys.readouterr().err
+    assert len(commands) == 1  # the second run was not begun
+    assert "stopped; the same command continues the study" in capsys.readouterr().err
     assert (folder / "table.md").read_text() == "no run has ended\n"
     box["steps"] = 0
     assert study.main(arguments) == 0
@@ -209,7 +213,7 @@ def test_a_stopped_study_goes_on_from_the_checkpoint_of_its_run(recipe, here, tm
     assert steps == [1, 2, 3, 3, 4, 5, 6, 6, 6]
 
 
-def test_a_sample_of_a_grid_is_of_the_grid_and_always_the_same(recipe):
+def test_a_sample_of_a_grid_depends_on_the_seed_only(recipe):
     values = ",".join(str(i / 100) for i in range(10))
     arguments = [str(recipe), f"--vary=regularize.l2={values}", f"--vary=model.dropout.head={values}", "--sample=7"]
     first, again = study.parse(arguments), study.parse(arguments)
@@ -223,14 +227,14 @@ def test_a_sample_of_a_grid_is_of_the_grid_and_always_the_same(recipe):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--vary=regularize.l3=1"], "unknown setting 'regularize.l3'; did you mean 'regularize.l"),
+        (["--vary=regularize.l3=1"], "unknown setting 'regularize.l3'; regularize has"),
         (["--vary=regularize.l2"], "should name each value once"),
         (["--vary=regularize.l2=1,1"], "should name each value once"),
         (["--vary=regularize.l2=1", "--vary=regularize.l2=2"], "is given twice"),
         (["--vary=regularize.l2=1,x"], "regularize.l2 = 'x' should be a finite number"),
         (["--vary=model.dropout.all=0.1,1.5"], "model.dropout.all = 1.5 must be in [0, 1)"),
-        (["--vary=run.seed=1,2"], "run.seed is the study's to set; --folder and --seeds are its options"),
-        (["--run.folder=x"], "run.folder is the study's to set"),
+        (["--vary=run.seed=1,2"], "run.seed is set by the study itself; use its options --folder and --seeds"),
+        (["--run.folder=x"], "run.folder is set by the study itself"),
         (["--change=regularize.l2=1"], "should be a name and settings, each once, as in --change 'stop early: "),
         (["--change=model.name=package:x"], "should be a name and settings"),
         (["--change=x:"], "should be a name and settings"),
@@ -247,30 +251,30 @@ def test_a_sample_of_a_grid_is_of_the_grid_and_always_the_same(recipe):
         (["--change=as it is: regularize.l2=1"], "another change has this name"),
         (
             ["--change=a/b: regularize.l2=1", "--change=a b: regularize.l2=2"],
-            "this name, or one too like it",
+            "this name, or one with the same folder name",
         ),
-        (["--change=x: run.folder=y"], "run.folder is the study's to set"),
+        (["--change=x: run.folder=y"], "run.folder is set by the study itself"),
         (["--change=x: regularize.l2=1", "--vary=regularize.l1=0,1"], "give one of them"),
         (["--change=x: regularize.l2=1", "--sample=1"], "give one of them"),
         (["--seeds=0"], "--seeds = '0' should be a whole number from 1"),
         (["another"], "name one recipe"),
     ],
 )
-def test_a_mistake_is_one_sentence_before_any_run(recipe, here, arguments, message):
+def test_a_mistake_is_refused_before_any_run(recipe, here, arguments, message):
     with pytest.raises(ConfigError) as caught:
         study.main([str(recipe), *arguments])
     assert message in str(caught.value)
     assert here[0] == []
 
 
-def test_a_run_that_fails_is_named_and_the_others_go_on(recipe, here, tmp_path, monkeypatch, capsys):
+def test_a_failed_run_is_named_and_the_others_are_run(recipe, here, tmp_path, monkeypatch, capsys):
     ours = study.launch
 
-    def launch(of_study, command, environment, printed):
+    def launch(its_study, command, environment, output):
         if "--regularize.l2=0" in command:
-            printed.write_text("much\nerror: a sentence\n")
+            output.write_text("much\nerror: a sentence\n")
             return 2
-        return ours(of_study, command, environment, printed)
+        return ours(its_study, command, environment, output)
 
     monkeypatch.setattr(study, "launch", launch)
     folder = tmp_path / "study"
@@ -281,21 +285,23 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(recipe, here, tmp_path, 
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["with_training_examples", "without"])
-def test_a_plot_is_drawn(tmp_path, training):
+def test_a_plot_is_written(tmp_path, training):
     pytest.importorskip("matplotlib")
-    lines = []
+    results = []
     for i in range(3):
         found = [{"f1": 0.5 + i / 9, "loss": 1.0 + i + later} for later in (0, 1)]
         rows = ended(1, *({"evaluation": x} | ({"training": x} if training else {}) for x in found))
-        lines.append(
-            outcomes.Line({"change": f"change {i}"}, {k: outcomes.measure(rows, "f1", "max") for k in range(i + 1)})
+        results.append(
+            study_report.VariantResult(
+                {"change": f"change {i}"}, {k: study_report.summarize_run(rows, "f1", "max") for k in range(i + 1)}
+            )
         )
-    assert tmp_path / "plot.png" in outcomes.write(tmp_path, lines, "f1")
+    assert tmp_path / "plot.png" in study_report.write_report(tmp_path, results, "f1")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
-def test_the_command_itself_is_interrupted_and_goes_on(recipe, tmp_path):
+def test_the_command_is_interrupted_and_continues(recipe, tmp_path):
     folder = tmp_path / "study"
     arguments = [str(recipe), "--vary=regularize.l2=0,0.1", "--parallel=2", f"--folder={folder}"]
     longer = [*arguments, "--train.max_steps=400", "--eval.every_steps=100"]
@@ -307,7 +313,7 @@ def test_the_command_itself_is_interrupted_and_goes_on(recipe, tmp_path):
     os.kill(first.pid, signal.SIGTERM)
     _, printed = first.communicate(timeout=120)
     assert first.returncode == 130
-    assert "stopped; the same command goes on" in printed
+    assert "stopped; the same command continues the study" in printed
     done = run_module("engine.study", *longer)
     assert done.returncode == 0, done.stderr
     assert "| 0.1 | 1 |" in done.stdout
