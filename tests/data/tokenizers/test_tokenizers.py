@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_text_classification import VOCAB, added
+from support.wordpiece import VOCAB, added
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from data import DataError, copy_tokenizer, load_tokenizer

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.runs import run_training
-from test_squad import official_scores, official_threshold
+from support.squad_rules import official_scores, official_threshold
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers import models as vocabularies
 

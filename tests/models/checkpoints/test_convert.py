@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.payloads import PAYLOADS, Call
 from support.runs import run_module
 
 import models
@@ -50,28 +50,6 @@ def test_a_converted_checkpoint_loads(tmp_path, checkpoint_folder):
     assert done.returncode == 0, done.stderr
     ours, original = models.from_pretrained(tmp_path), models.from_pretrained(checkpoint_folder)
     assert all(map(torch.equal, ours.parameters(), original.parameters()))
-
-
-class Call:
-    """A pickle that calls a function when it is loaded."""
-
-    def __init__(self, function, *arguments):
-        self.call = (function, arguments)
-
-    def __reduce__(self):
-        return self.call
-
-
-PAYLOADS = [
-    (os.system, "touch MARK"),
-    (os.mkdir, "MARK"),
-    (os.popen, "touch MARK"),
-    (eval, "open('MARK', 'w')"),
-    (exec, "open('MARK', 'w')"),
-    (open, "MARK", "w"),
-    (Path.touch, Path("MARK")),
-    (subprocess.call, ["touch", "MARK"]),
-]
 
 
 @pytest.mark.parametrize("payload", PAYLOADS, ids=lambda p: p[0].__name__)

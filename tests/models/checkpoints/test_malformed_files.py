@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import torch
 from support import tiny_models as tiny
+from support.payloads import PAYLOADS, Call
 from support.zoo import ZOO
-from test_convert import PAYLOADS, Call
 
 import models
 from models import ModelError
