@@ -36,9 +36,9 @@ import torch
 from tqdm import tqdm
 
 from data.random_streams import STUDY_SAMPLE
-from engine import cli, config
+from engine import cli, config, plugins
 from engine.config import ConfigError
-from engine.state import mode_of
+from engine.state import metric_direction
 from engine.study_report import VariantResult, add_gains, format_table, read_run, summarize_run, write_report
 from engine.tasks import find_task
 
@@ -114,6 +114,7 @@ def parse(argv: Sequence[str]) -> Study:
         raise ConfigError(f"name one recipe: {USAGE}")
     recipe = positional[0]
     base = config.override(config.read_recipe(recipe), given)
+    plugins.load_plugins(base.run.plugins)
     numbers = {name: _whole(name, options.get(name, default)) for name, default in DEFAULTS.items()}
     if repeated["change"] and (repeated["vary"] or numbers["sample"]):
         raise ConfigError("--change runs each change alone, --vary (and --sample) a grid: give one of them")
@@ -135,7 +136,7 @@ def parse(argv: Sequence[str]) -> Study:
     keep = options.get("keep_weights", "false").lower() == "true"
     given.pop("run.seed", None)
     _, metric = find_task(base.run.task, base.eval.metric)
-    mode = mode_of(base.eval, metric)
+    mode = metric_direction(base.eval, metric)
     return Study(recipe, given, variants, seeds, folder, metric, mode, numbers["parallel"], keep)
 
 

@@ -1,4 +1,4 @@
-"""Settings: where they come from, how they are read and written back, and what a user's mistake is answered with."""
+"""Settings: their sources, conversion and writing, and the answers to mistakes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def recipe_error(tmp_path, body: str) -> str:
     return error_of(read_recipe, recipe(tmp_path, f"schema = 2\n{body}"))
 
 
-# where values come from
+# sources of values
 
 
 def test_defaults_then_the_recipe_then_the_command_line(tmp_path):
@@ -64,7 +64,7 @@ def test_defaults_then_the_recipe_then_the_command_line(tmp_path):
     assert parse([path], USAGE).optim.lr == 1e-4
 
 
-def test_without_a_recipe_the_default_one_is_read():
+def test_the_default_recipe_is_read_without_a_name():
     assert parse([], USAGE) == read_recipe(configs.DEFAULT_RECIPE)
 
 
@@ -78,7 +78,7 @@ def test_without_a_recipe_the_default_one_is_read():
         (["--train.max_steps=1_000"], "train.max_steps", 1000),
         (["--log.tensorboard"], "log.tensorboard", True),
         (["--log.tensorboard", "False"], "log.tensorboard", False),
-        (["--log.tensorboard", "movie_reviews"], "log.tensorboard", True),  # what follows is the recipe
+        (["--log.tensorboard", "movie_reviews"], "log.tensorboard", True),  # the next argument is the recipe
         (["--log.tensorboard", "--optim.lr=1"], "log.tensorboard", True),
         (["--train.micro_batch_size", "auto"], "train.micro_batch_size", "auto"),
         (["--train.micro_batch_size=16"], "train.micro_batch_size", 16),
@@ -92,7 +92,7 @@ def test_without_a_recipe_the_default_one_is_read():
         (["--data.labels=no, yes"], "data.labels", ("no", "yes")),
         (["--data.labels="], "data.labels", ()),
         (["--data.text_column=--x=y"], "data.text_column", "--x=y"),
-        (["--optim.lr=1", "--optim.lr=2"], "optim.lr", 2.0),  # the last one wins
+        (["--optim.lr=1", "--optim.lr=2"], "optim.lr", 2.0),  # the last value counts
         (["--optim.lr=2", "--optim.lr", "1"], "optim.lr", 1.0),
     ],
 )
@@ -186,7 +186,7 @@ def test_a_value_of_the_wrong_kind_is_named(tmp_path, key, toml, message):
 
 
 def test_text_that_no_recipe_could_hold_is_refused():
-    """A file name that is not UTF-8 comes from the shell as lone surrogates, and would fail when first saved."""
+    """The shell gives a file name that is not UTF-8 as lone surrogates, which cannot be saved."""
     assert error_of(override, Config(), {"run.folder": "runs/\udcff"}).endswith("should be text in valid Unicode")
 
 
@@ -267,11 +267,15 @@ def test_a_validation_file_makes_the_fraction_irrelevant():
 
 
 @pytest.mark.parametrize("path", sorted(configs.RECIPES.glob("*.toml")), ids=lambda path: path.stem)
-def test_every_shipped_recipe_is_one(path):
+def test_every_shipped_recipe_is_valid(path):
     config = read_recipe(path.stem)
     check(config)
     assert config == read_recipe(str(path))
-    assert "torchrun" in path.read_text(encoding="utf-8"), "a recipe says its command"
+    text = path.read_text(encoding="utf-8")
+    assert re.search(rf"^# Command: .*torchrun -m engine.train {path.stem}$", text, re.MULTILINE)
+    assert re.search("^# Measured: .*[0-9]", text, re.MULTILINE)
+    keys = re.findall(r"^\[([a-z0-9_.]+)\]$", text, re.MULTILINE)
+    assert keys == [section for section in settings.sections(Config()) if section in keys], "the order of --help"
 
 
 @pytest.mark.parametrize(
@@ -303,7 +307,7 @@ def test_p20_a_recipe_that_cannot_be_read_says_why(tmp_path, text, message):
     assert message in error
 
 
-def test_a_recipe_that_is_not_there(tmp_path):
+def test_a_recipe_that_does_not_exist(tmp_path):
     shipped = ", ".join(configs.shipped_recipes())
     assert f"name a .toml file or one of {shipped}; did you mean 'movie_reviews'?" in error_of(
         read_recipe, "movie_review"
@@ -342,7 +346,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("text", ODD)
-def test_what_is_written_reads_back_as_the_same(tmp_path, text):
+def test_a_written_recipe_reads_back_as_the_same(tmp_path, text):
     values = {"model.name": text, "data.labels": (text.strip(), "other, with a comma"), "model.dropout.drop_path": 0.3}
     values |= {"optim.lr": 1e-300, "optim.eps": 0.1 + 0.2, "run.seed": 2**63 - 1, "log.tensorboard": True}
     values["train.micro_batch_size"] = "auto"
@@ -350,7 +354,7 @@ def test_what_is_written_reads_back_as_the_same(tmp_path, text):
     assert read_recipe(recipe(tmp_path, to_toml(config))) == config
 
 
-def test_every_setting_stands_in_what_is_written(tmp_path):
+def test_every_setting_is_written(tmp_path):
     written = to_toml(RUNNABLE)
     assert read_recipe(recipe(tmp_path, written)) == RUNNABLE
     for section in settings.sections(Config()):
@@ -568,7 +572,7 @@ def test_help_shows_what_a_recipe_has(tmp_path, capsys):
         ),
     ],
 )
-def test_one_rate_for_all_sites_gives_way_to_a_sites_own(dropout, rates):
+def test_a_sites_own_rate_precedes_the_rate_of_all(dropout, rates):
     assert dropout.rates() == rates
 
 
@@ -589,12 +593,12 @@ def test_a_nested_section_is_a_field_like_any_other():
         ({"text_column": "label"}, "data.text_column = 'label', data.label_column = 'label'"),
     ],
 )
-def test_two_columns_of_one_name_are_refused_also_where_the_task_names_one(given, named):
+def test_two_columns_of_one_name_are_refused(given, named):
     with pytest.raises(ConfigError, match=f"{named} must differ"):
         Columns().fill(replace(Config().data, **given))
 
 
-def test_a_column_that_the_recipe_leaves_open_is_the_tasks():
+def test_a_column_without_a_setting_has_the_tasks_name():
     data = Columns("question", "context", "answers", "context").fill(replace(Config().data, text_column="ask"))
     assert (data.text_column, data.text_pair_column, data.label_column, data.group_column) == (
         "ask",

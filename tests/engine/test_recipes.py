@@ -1,4 +1,4 @@
-"""Every shipped recipe begins as it is, on its own data: two steps, an evaluation, a prediction of what it held out."""
+"""Every shipped recipe, unchanged and on its own data: two steps, an evaluation, a prediction of a few rows."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ ROOT = Path(native.__file__).parent.parent
 SHORT = {"train.max_steps": 2, "eval.every_steps": 2, "eval.num_shown_generations": 1, "run.device": "cpu"}
 
 
-def prepared(name: str) -> bool:
-    """Whether a file is there: what may not be handed on, or is a package of its own, must be fetched before."""
+def is_prepared(name: str) -> bool:
+    """Return whether a file exists: some data may not be redistributed, or is in another package."""
     if name.startswith("package:") and importlib.util.find_spec(name.removeprefix("package:").split("/")[0]) is None:
         return False
     return name.startswith("package:") or locate(name).exists()
@@ -32,9 +32,9 @@ def prepared(name: str) -> bool:
 def test_a_recipe_trains_evaluates_and_predicts(tmp_path, monkeypatch, name):
     monkeypatch.chdir(ROOT)
     recipe = configs.read_recipe(name)
-    missing = [file for file in (recipe.data.train, recipe.model.name) if not prepared(file)]
+    missing = [file for file in (recipe.data.train, recipe.model.name) if not is_prepared(file)]
     if missing:
-        pytest.skip(f"{', '.join(missing)}: its first lines say how it is prepared")
+        pytest.skip(f"{', '.join(missing)}: the first lines of the recipe say how to prepare it")
     writes = {"generate.max_new_tokens": 4} if TASKS[recipe.run.task].generates else {}
     config = configs.override(recipe, SHORT | writes | {"run.folder": str(tmp_path / "run")})
     result = run_training(config)
@@ -50,6 +50,6 @@ def test_a_recipe_trains_evaluates_and_predicts(tmp_path, monkeypatch, name):
             assert all("id" in json.loads(line) for line in output.read_text().splitlines())
 
 
-def test_a_recipe_is_named_with_those_there_are():
+def test_an_unknown_recipe_is_answered_with_the_shipped_ones():
     with pytest.raises(ConfigError, match=r"name a .toml file or one of .*movie_reviews"):
         configs.read_recipe("movie_review_")
