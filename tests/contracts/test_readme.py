@@ -6,6 +6,7 @@ commands are the same, except that nothing is installed. The accuracies are chec
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ from engine.tasks import TASKS
 
 ROOT = Path(native.__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+LEGEND = (ROOT / "tests" / "contracts" / "README.md").read_text(encoding="utf-8")
 PACKAGES = ("engine", "models", "data")
 PAGES = ("README.md", *(f"{name}/README.md" for name in (*PACKAGES, "benchmarks", "tests", "tests/contracts")))
 SAMPLE = Path("data/samples/movie_reviews/reviews.tsv")
@@ -212,3 +214,23 @@ def test_first_table_is_right(tmp_path, command, expected):
     accuracy = float(re.search(r"^best_accuracy (\S+)", printed, flags=re.MULTILINE)[1])
     assert accuracy == pytest.approx(expected, abs=0.015 if "scratch" not in command else 0.04)
     assert accuracy >= 0.80 or "scratch" in command
+
+
+def test_legend_of_promises_names_the_tests():
+    """Each pattern of the legend matches a test, and each test with a code in its name is in the row of the code."""
+    rows = re.findall(r"^\| ([PF]\d+) \|.*$", LEGEND, flags=re.MULTILINE)
+    assert rows == [f"P{i}" for i in range(1, 22)] + [f"F{i}" for i in range(1, 21) if i != 16]
+    listed = {code: re.findall(r"`(tests/[\w/.]+)::([\w*]+)`", line) for code, line in _rows_by_code().items()}
+    tests: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        tests[path.relative_to(ROOT).as_posix()] = re.findall(r"^def (test_\w+)", path.read_text(), flags=re.MULTILINE)
+    for file, pattern in (entry for entries in listed.values() for entry in entries):
+        assert fnmatch.filter(tests[file], pattern), (file, pattern)
+    for file, names in tests.items():
+        for name in names:
+            for kind, number in re.findall(r"(?<=_)([pf])(\d\d)(?=_)", name):
+                assert file in dict(listed[f"{kind.upper()}{int(number)}"]), (file, name)
+
+
+def _rows_by_code() -> dict[str, str]:
+    return {line.split()[1]: line for line in LEGEND.splitlines() if re.match(r"\| [PF]\d", line)}
