@@ -78,7 +78,7 @@ class LoopTimer:
         stack = ExitStack()
         for owner, name, part in PARTS:
             stack.enter_context(patch.object(owner, name, self._timed(part, getattr(owner, name))))
-        stack.enter_context(patch.object(RunLog, "count", self._count(RunLog.count)))
+        stack.enter_context(patch.object(RunLog, "count_step", self._count(RunLog.count_step)))
         stack.enter_context(patch.object(train, "training_steps", self._steps(train.training_steps)))
         stack.enter_context(patch.object(train, "build_model", self._build(train.build_model)))
         stack.enter_context(patch.object(distributed, "wrap", self._wrap(distributed.wrap)))

@@ -1,4 +1,4 @@
-"""What this process asks of the machine before it computes: speed alone depends on it."""
+"""The C library's memory allocator, set up before anything is computed. Only the speed depends on it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def keep_freed_memory(device: torch.device) -> bool:
-    """Have the C library keep the memory that tensors on a CPU give back, for the next ones; says whether it does.
+    """Make glibc keep the memory of freed CPU tensors for the next ones; return whether it does.
 
-    By default glibc hands every large block back to the kernel, which must zero its pages when the next step asks for
-    it again: the gradient of an embedding matrix alone is tens of megabytes a step. Nothing is done where the C library
-    is another one (macOS, musl), where the user has tuned it by MALLOC_*_ or GLIBC_TUNABLES, and on a GPU, where torch
-    keeps memory itself.
+    By default glibc returns every large block to the kernel, which must zero its pages when the next step asks for the
+    memory again: the gradient of an embedding matrix alone is tens of megabytes a step. Nothing is done
+    - with another C library (macOS, musl);
+    - where the user has tuned it by MALLOC_*_ or GLIBC_TUNABLES;
+    - on a GPU, where torch keeps memory itself.
     """
     tuned = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None

@@ -1,4 +1,4 @@
-"""Where a NaN or an infinity came from: runs only once it has happened, so it may be slow."""
+"""Find the source of a NaN or an infinity. It runs only after one has occurred, so it may be slow."""
 
 from __future__ import annotations
 
@@ -18,78 +18,84 @@ from engine.state import TrainState
 from models import TaskModel
 
 
-def left_out(
+def explain_skipped_step(
     train: TrainSettings,
     seed: int,
     state: TrainState,
     model: TaskModel,
-    group: Sequence[Batch],
+    micro_batches: Sequence[Batch],
     amp: Precision,
     ranks: Ranks,
 ) -> str:
-    """A sentence on the step just left out, called on all ranks; TrainingError unless steps may be left out.
+    """Return a sentence on the step just skipped; call it on all ranks, before the gradients are zeroed.
 
-    seed: the run's, which its dropout came from. In fp16 an overflow is part of finding the loss scale, so there a step
-    is left out under either policy; in all cases at most train.max_skipped in a row.
+    seed: that of the run, to repeat its dropout.
+    Raises TrainingError where train.nan_policy = "raise", except in fp16, where an overflow is part of finding the
+    loss scale; and after more than train.max_skipped skipped steps in a row.
     """
-    what = f"step {state.step + 1} (position {state.position - 1}): the gradient is not finite"
+    message = f"step {state.step + 1} (position {state.position - 1}): the gradient is not finite"
     allowed = train.nan_policy == "skip" or amp.name == "fp16"
     too_many = state.skipped_in_a_row > train.max_skipped
     if amp.name == "fp16" and not too_many:
-        return f"{what}, step left out, loss scale now {amp.scaler.get_scale():g}"
-    what += "; " + _causes(seed, state.position - 1, model, group, amp, ranks)
+        return f"{message}, step skipped, loss scale now {amp.scaler.get_scale():g}"
+    message += "; " + _causes(seed, state.position - 1, model, micro_batches, amp, ranks)
     if not allowed:
-        raise TrainingError(f"{what}. train.nan_policy = raise; skip would leave the step out")
+        raise TrainingError(f"{message}. train.nan_policy = raise; with skip the step would be skipped")
     if too_many:
         raise TrainingError(
-            f"{what}. {state.skipped_in_a_row} steps in a row were left out (train.max_skipped = {train.max_skipped})"
+            f"{message}. {state.skipped_in_a_row} steps in a row were skipped (train.max_skipped = {train.max_skipped})"
         )
-    return f"{what}. The step is left out"
+    return f"{message}. The step is skipped"
 
 
 @torch.no_grad()
-def _causes(seed: int, position: int, model: TaskModel, group: Sequence[Batch], amp: Precision, ranks: Ranks) -> str:
-    """What is not finite, and on which ranks. A gradient is blamed only when every rank's forward is finite: the sum
-    over the ranks has carried it to all of them."""
-    found = gather(_in_forward(seed, position, model, group, amp, ranks))
+def _causes(
+    seed: int, position: int, model: TaskModel, micro_batches: Sequence[Batch], amp: Precision, ranks: Ranks
+) -> str:
+    """Return what is not finite, and on which ranks.
+
+    A gradient is named only when the forward is finite on every rank, since the sum over the ranks spreads a gradient
+    that is not finite to all of them.
+    """
+    found = gather(_in_forward(seed, position, model, micro_batches, amp, ranks))
     if not any(found):
-        found = gather(_in_gradient(model, group))
+        found = gather(_in_gradient(model, micro_batches))
     return "; ".join(f"rank {rank}: {cause}" for rank, cause in enumerate(found) if cause) or "its norm overflows"
 
 
 def _in_forward(
-    seed: int, position: int, model: TaskModel, group: Sequence[Batch], amp: Precision, ranks: Ranks
+    seed: int, position: int, model: TaskModel, micro_batches: Sequence[Batch], amp: Precision, ranks: Ranks
 ) -> str:
-    """The first thing on this rank that is not finite, a weight or a module's output; "" if there is none."""
+    """Return the first weight or module's output on this rank that is not finite; "" if there is none."""
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             return f"the weight {name} is not finite"
-    for i, batch in enumerate(group):
+    for i, batch in enumerate(micro_batches):
         bad: list[str] = []
         hooks = [
             module.register_forward_hook(_note_non_finite(name, bad)) for name, module in model.named_modules() if name
         ]
-        seed_dropout(seed, position, i, ranks.rank, ranks.device)  # the same dropout as when it happened
-        with amp.autocast():
-            out = model(batch.to(ranks.device))
+        seed_dropout(seed, position, i, ranks.rank, ranks.device)  # the same dropout as in the step
+        output = amp.forward(model, batch.to(ranks.device))
         for hook in hooks:
             hook.remove()
-        if bad or not out.loss_sum.isfinite():
-            blamed = ", ".join(_ids_to_blame(batch, out.logits)[:8])
+        if bad or not output.loss_sum.isfinite():
+            blamed = ", ".join(_ids_to_blame(batch, output.logits)[:8])
             return f"first not finite: {bad[0] if bad else 'the loss'}, example ids {blamed}"
     return ""
 
 
-def _in_gradient(model: TaskModel, group: Sequence[Batch]) -> str:
+def _in_gradient(model: TaskModel, micro_batches: Sequence[Batch]) -> str:
+    """Return the first parameter whose gradient is not finite; "" if there is none."""
     for name, parameter in model.named_parameters():
         if parameter.grad is not None and not parameter.grad.isfinite().all():
-            ids = [x for batch in group for x in batch.ids]
+            ids = [name for batch in micro_batches for name in batch.ids]
             return f"the forward is finite, the gradient of {name} is not, example ids {', '.join(ids[:8])}"
     return ""
 
 
 def _ids_to_blame(batch: Batch, logits: Tensor) -> Sequence[str]:
-    """The examples whose own logits are not finite; all of the micro-batch where that cannot be told."""
+    """Return the ids of examples whose logits are not finite; all of the micro-batch where logits are not per example."""
     if len(logits) != len(batch.ids):
         return batch.ids
     finite = logits.isfinite().flatten(1).all(1).tolist()
@@ -97,6 +103,8 @@ def _ids_to_blame(batch: Batch, logits: Tensor) -> Sequence[str]:
 
 
 def _note_non_finite(name: str, bad: list[str]) -> Any:
+    """Return a forward hook that adds the module `name` to `bad` when its output is not finite."""
+
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
         tensors = [output] if isinstance(output, Tensor) else [x for x in output if isinstance(x, Tensor)]
         if not all(x.isfinite().all() for x in tensors):

@@ -1,6 +1,6 @@
-"""Ranks started by torchrun, their collectives, and how a command ends. On one process everything here is a no-op.
+"""The ranks that torchrun starts, DDP, and collectives for host values. In a single process these do nothing.
 
-Host values (counts, flags, metrics) travel over gloo, also on GPUs, so that summing them never waits for a device.
+Host values (counts, flags, metrics) are sent by gloo, also on GPUs, so that summing them never waits for a device.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from engine.optim import without_gradient
 
 @dataclass(frozen=True)
 class Ranks:
+    """This process among those of the run, and its device."""
+
     rank: int
     world_size: int
     device: torch.device
@@ -34,8 +36,12 @@ class Ranks:
 
 
 def setup(device: str) -> Ranks:
-    """Join the process group that torchrun describes in the environment; one process needs none."""
-    world_size, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    """Join the process group that torchrun describes in the environment; a single process needs none.
+
+    device: "auto" (a GPU where there is one), "cuda" or "cpu". Raises ConfigError for more processes than GPUs.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and local_rank >= torch.cuda.device_count():
@@ -52,35 +58,48 @@ def setup(device: str) -> Ranks:
     return Ranks(int(os.environ.get("RANK", 0)), world_size, chosen)
 
 
-def wrap(model: nn.Module, ranks: Ranks, nothing: Batch, instead_of: nn.Module | None = None) -> nn.Module:
-    """DDP over several ranks, the model itself on one; TrainingError for trained parameters that no gradient reaches.
+def wrap(model: nn.Module, ranks: Ranks, empty_batch: Batch, previous: nn.Module | None = None) -> nn.Module:
+    """Return the model in DDP, or the model itself on a single rank.
 
-    nothing: a batch without examples, whose backward reaches what that of any batch does. It finds a parameter that is
-    built but not used, which DDP would wait for forever. And DDP orders its buckets anew after the first backward, and
-    from three ranks on the order decides how a sum is rounded; with one before the first step, the first step after a
-    resume has the order of the run that was not interrupted.
-    instead_of: the wrapper from before other parameters were trained, of no use from now on.
+    empty_batch: a batch without examples. Its backward reaches every parameter that one with examples does. It runs
+    here once, for two reasons:
+    - It finds trained parameters that are never used, for whose gradients DDP would wait forever.
+    - DDP reorders its buckets after the first backward, and from three ranks on that order decides how a sum is
+      rounded. After a resume the first step then has the same order as in an uninterrupted run.
+    previous: an earlier result, made before other parameters were trained; it cannot be used any more.
+    Raises TrainingError with the names of trained parameters that no gradient reaches.
     """
-    if isinstance(instead_of, DistributedDataParallel):
-        instead_of.reducer._remove_autograd_hooks()  # at once, not when the garbage is collected
+    if isinstance(previous, DistributedDataParallel):
+        remove_gradient_hooks(previous)
     parallel = model
     if ranks.world_size > 1:
         parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
-    parallel(nothing.to(ranks.device)).loss_sum.backward()
+    parallel(empty_batch.to(ranks.device)).loss_sum.backward()
     if unused := without_gradient(model):
         raise TrainingError(f"parameters that no gradient reaches: {', '.join(unused)}")
     model.zero_grad()
     return parallel
 
 
+def remove_gradient_hooks(parallel: DistributedDataParallel) -> None:
+    """Detach DDP from the gradients of its model, by a private method of torch.
+
+    A reducer removes its hooks only when it is destroyed, and the cycles around a module delay that until the garbage
+    is collected. Until then the old hooks also run in a backward through the new wrapper: for the same parameters they
+    reduce once more, and wait for ranks that have collected theirs already. tests/engine/test_distributed.py fails
+    where torch no longer has this method or it no longer does this.
+    """
+    parallel.reducer._remove_autograd_hooks()
+
+
 def set_gradient_sync(model: nn.Module, last: bool) -> None:
-    """Let DDP reduce gradients in the backward of the last micro-batch only."""
+    """Make DDP reduce gradients in the next backward if it is that of the last micro-batch, else only add them."""
     if isinstance(model, DistributedDataParallel):
         model.require_backward_grad_sync = last
 
 
 def all_sum(*values: float) -> list[float]:
-    """Each host value summed over the ranks, in fp64."""
+    """Return each host value summed over the ranks, in fp64."""
     if not dist.is_initialized():
         return list(values)
     total = torch.tensor(values, dtype=torch.float64)
@@ -89,7 +108,7 @@ def all_sum(*values: float) -> list[float]:
 
 
 def reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy of the tensor summed over the ranks, in fp64 on the CPU, on all of them."""
+    """Return the sum of a tensor over the ranks, on all of them: a copy in fp64 on the CPU."""
     total = tensor.to("cpu", torch.float64, copy=True)
     if dist.is_initialized():
         dist.all_reduce(total)
@@ -97,7 +116,7 @@ def reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def gather(value: Any) -> list[Any]:
-    """One (small, picklable) value of every rank, in rank order, on all of them."""
+    """Return one (small, picklable) value of every rank in rank order, on all of them."""
     if not dist.is_initialized():
         return [value]
     values = [None] * dist.get_world_size()
@@ -106,7 +125,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def gather_on_main(value: Any) -> list[Any]:
-    """One (picklable) value of every rank, in rank order, on rank 0; nothing on the others."""
+    """Return one (picklable) value of every rank in rank order on rank 0, and [] on the others."""
     if not dist.is_initialized():
         return [value]
     values = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
@@ -115,7 +134,7 @@ def gather_on_main(value: Any) -> list[Any]:
 
 
 def on_main(ranks: Ranks, function: Callable[..., Any], *args: Any) -> Any:
-    """Call on rank 0 only and hand its result, or its error for the user, to all ranks."""
+    """Call a function on rank 0 only; return its result, or raise its error for the user, on all ranks."""
     result: Any = None
     if ranks.is_main:
         try:
@@ -123,9 +142,9 @@ def on_main(ranks: Ranks, function: Callable[..., Any], *args: Any) -> Any:
         except USER_ERRORS as error:
             result = error
     if dist.is_initialized():
-        box = [result]
-        dist.broadcast_object_list(box, src=0)
-        result = box[0]
+        results = [result]
+        dist.broadcast_object_list(results, src=0)
+        result = results[0]
     if isinstance(result, BaseException):
         raise result
     return result

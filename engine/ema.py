@@ -1,4 +1,4 @@
-"""The average of the weights over the steps of a run, which often generalises better than the last of them."""
+"""The average of the weights over the steps of a run, which often generalises better than the last weights."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 class Ema:
     """average = d * average + (1 - d) * weights after every step of the optimizer (Polyak & Juditsky 1992).
 
-    d rises with the steps, min(decay, (1 + step) / (10 + step)), so that a short run does not average where it began
-    (as TensorFlow's ExponentialMovingAverage with num_updates). The averages are part of the optimizer's state, under
-    "average", and so of every checkpoint that a run goes on from. decay 0: there is none, and nothing is done.
+    d = min(decay, (1 + step) / (10 + step)) rises with the steps, so that a short run does not average its first
+    weights (as TensorFlow's ExponentialMovingAverage with num_updates). The averages are part of the optimizer's state,
+    under "average", and so of every checkpoint to resume from. With decay 0 there is no average.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, decay: float):
@@ -22,19 +22,19 @@ class Ema:
 
     @torch.no_grad()
     def update_(self, step: int) -> None:
-        """Take in the weights after `step` steps of the optimizer, counted from 1."""
+        """Add the weights after `step` steps of the optimizer, counted from 1, to the average."""
         if not self.decay:
             return
         weights = [p for group in self.optimizer.param_groups for p in group["params"] if self.optimizer.state[p]]
         for p in weights:
-            if "average" not in self.optimizer.state[p]:  # a weight's first step, before which the optimizer has none
+            if "average" not in self.optimizer.state[p]:  # the first step of this weight
                 self.optimizer.state[p]["average"] = p.detach().clone()
         averages = [self.optimizer.state[p]["average"] for p in weights]
         torch._foreach_lerp_(averages, weights, 1 - min(self.decay, (1 + step) / (10 + step)))
 
     @contextmanager
     def in_place_of_weights(self) -> Iterator[None]:
-        """The model is its average inside, to be evaluated and saved; after that it is as it was."""
+        """Exchange the weights for their average inside the block, to be evaluated and saved."""
         self._swap()
         try:
             yield
@@ -43,7 +43,7 @@ class Ema:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        """By value: DDP and the optimizer hold the parameters themselves."""
+        """Exchange the values and not the tensors, since DDP and the optimizer refer to the parameters themselves."""
         averaged = {p: state["average"] for p, state in self.optimizer.state.items() if "average" in state}
         if averaged:
             weights: list[Tensor] = [*averaged]

@@ -1,4 +1,4 @@
-"""What a run says: a progress bar and lines on the console, metrics.jsonl, and TensorBoard when asked for."""
+"""The log of a run: a progress bar and lines on the console, metrics.jsonl, and TensorBoard if it is switched on."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from engine.errors import TrainingError
 
 
 class RunLog:
-    """Written by rank 0; on the other ranks every method returns at once.
+    """The log that rank 0 writes; on other ranks every method returns at once.
 
-    metrics.jsonl has one JSON object a line: {"step", "loss", "lr", "grad_norm", ...} while training and
+    metrics.jsonl has one JSON object a line: {"step", "loss", "lr", "grad_norm", ...} while training, and
     {"step", "evaluation": {...}} after an evaluation, with "training": {...} where training examples were evaluated
-    too. Rates and data_wait_seconds are of the steps since the training line before; the time that evaluation and
-    saving took in between is left out.
+    too. Rates and data_wait_seconds are of the steps since the last training line, without the time of evaluation and
+    saving.
 
-    start: the step the run goes on from; what was logged of later ones is dropped, so that the files read as one run.
-    Raises ConfigError, on every rank, when TensorBoard is asked for and cannot be imported.
+    start: the step the run resumes from; later lines are removed, so that the files read as those of one run.
+    Raises ConfigError, on every rank, when TensorBoard is wanted and cannot be imported.
     """
 
     def __init__(self, folder: Path, ranks: Ranks, *, start: int, total: int, tensorboard: bool):
@@ -45,13 +45,14 @@ class RunLog:
         self.bar = tqdm(total=total, initial=start, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
         self.since, self.samples, self.tokens, self.waited = time.perf_counter(), 0.0, 0.0, 0.0
 
-    def count(self, step: int, samples: float, tokens: float, waited: float) -> None:
-        """Add one step's examples and non-pad tokens (over all ranks) and the seconds rank 0 waited for its data."""
+    def count_step(self, step: int, samples: float, tokens: float, waited: float) -> None:
+        """Add the examples and non-pad tokens of a step (all ranks), and the seconds rank 0 waited for its data."""
         if self.on:
-            self.bar.update(step - self.bar.n)  # a step left out moves nothing
+            self.bar.update(step - self.bar.n)  # by 0 for a skipped step
             self.samples, self.tokens, self.waited = self.samples + samples, self.tokens + tokens, self.waited + waited
 
-    def train(self, step: int, loss: float, lr: float, grad_norm: float, more: dict[str, float]) -> None:
+    def log_step(self, step: int, loss: float, lr: float, grad_norm: float, more: dict[str, float]) -> None:
+        """Write a training line, of this step and of the rates since the last one."""
         if not self.on:
             return
         seconds = time.perf_counter() - self.since
@@ -65,9 +66,13 @@ class RunLog:
             self.say(f"step {step:>6}  loss {loss:.4f}  lr {lr:.2e}  norm {grad_norm:.2f}  {rate:.1f} examples/s")
         self.since, self.samples, self.tokens, self.waited = time.perf_counter(), 0.0, 0.0, 0.0
 
-    def evaluation(
+    def log_evaluation(
         self, step: int, metrics: dict[str, float], on_training: dict[str, float], best: bool, seconds: float
     ) -> None:
+        """Write the metrics of the validation data, and of training examples where there are any; stop the clock.
+
+        seconds: how long the evaluation took. `restart_clock` ends the pause, once the checkpoints are saved.
+        """
         if not self.on:
             return
         self.paused = time.perf_counter() - seconds
@@ -82,17 +87,18 @@ class RunLog:
             self.say(f"{'':>11}  training    {_shown(on_training)}")
 
     def restart_clock(self) -> None:
-        """It stands still from the start of an evaluation until here: evaluation and saving are no training time."""
+        """Leave the time since the evaluation began out of the rates."""
         if self.on:
             self.since += time.perf_counter() - self.paused
 
     def say(self, text: str) -> None:
-        if self.on:
+        """Print a text beside the progress bar; nothing where it is empty."""
+        if self.on and text:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
     def table(self) -> str:
-        """The evaluations of the run, one a line, the best one marked."""
+        """Return the evaluations of the run, one a line, the best one marked."""
         if not self.evaluations:
             return "no evaluation"
         names = [name for name in self.evaluations[0] if name not in ("step", "best")]
@@ -105,7 +111,7 @@ class RunLog:
         return "\n".join(lines)
 
     def final(self, step: int, result: dict[str, float], reason: str) -> None:
-        """The last words: why it ended, every evaluation, the result; also kept in metrics.jsonl."""
+        """Print why the run ended, its evaluations and its result, add the result to metrics.jsonl, and close."""
         if not self.on:
             return
         self.bar.close()
@@ -117,6 +123,7 @@ class RunLog:
         self.close()
 
     def close(self) -> None:
+        """Close the files and the bar."""
         if not self.on:
             return
         self.bar.close()
@@ -148,17 +155,17 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _keep_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """Drop from the file, and return without, what was logged after the last checkpoint, and the end of the run."""
+    """Remove lines after `step`, and the line that ended the run, from the file; return the lines that stay."""
     kept: list[dict[str, Any]] = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 row = json.loads(line)
-            except ValueError:  # cut short by a crash
+            except ValueError:  # a line that a crash left incomplete
                 continue
             if row["step"] <= step and "end" not in row:
                 kept.append(row)
-        # Beside and then renamed: a crash here keeps the old file.
+        # Written beside it and renamed, so that a crash here keeps the old file.
         temporary = path.with_name(path.name + ".writing")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         temporary.replace(path)
@@ -169,7 +176,7 @@ NO_TENSORBOARD = "log.tensorboard = true needs the tensorboard package: pip inst
 
 
 def require_tensorboard(wanted: bool) -> None:
-    """ConfigError where it is wanted and not installed. Imports nothing, so that it can be asked first of all."""
+    """Raise ConfigError where TensorBoard is wanted and not installed. It imports nothing, so it can come first."""
     if wanted and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError(NO_TENSORBOARD)
 
@@ -183,13 +190,13 @@ def _summary_writer() -> Any:
 
 
 def peak_memory_mb(device: torch.device) -> int:
-    """Peak memory so far: allocated on the GPU, or resident in this process on the CPU."""
+    """Return the peak memory so far in MiB: allocated on the GPU, or resident in this process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) // 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def progress(ranks: Ranks, total: int, what: str) -> Callable[[int], object]:
-    """An update(n) for a bar of `total` examples; nothing on other ranks or when the console is no terminal."""
+    """Return update(n) of a bar of `total` examples. It does nothing on other ranks and without a terminal."""
     bar = tqdm(total=total, desc=what, unit="ex", leave=False, disable=not (ranks.is_main and sys.stderr.isatty()))
     return bar.update

@@ -1,21 +1,24 @@
-"""Mixed precision as one object whose parts do nothing when off, so that the loop has no `if amp`.
+"""Mixed precision as one object whose parts do nothing when it is off, so that the loop has no `if amp`.
 
-Weights, gradients and the optimizer stay fp32; autocast runs the matrix products in bf16 or fp16. fp16 also needs the
-loss scaled so that small gradients survive (Micikevicius et al. 2018): scale, backward, unscale, clip, step or skip.
+Weights, gradients and the optimizer stay fp32; autocast runs the matrix products in bf16 or fp16. fp16 also needs a
+scaled loss, so that small gradients survive (Micikevicius et al. 2018): scale, backward, unscale, clip, step or skip.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+InputT = TypeVar("InputT")
+OutputT = TypeVar("OutputT")
 
 
 class Precision:
-    """autocast, the loss scale, clipping and the step, for the precision `name` (a key of DTYPES) on `device`."""
+    """Autocast, loss scale, clipping and step for the precision `name` (a key of DTYPES) on `device`."""
 
     def __init__(self, name: str, device: torch.device):
         self.name = name
@@ -23,21 +26,31 @@ class Precision:
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
     def autocast(self) -> torch.autocast:
+        """Return a context in which matrix products are computed in this precision."""
         return torch.autocast(self.device.type, DTYPES[self.name], enabled=self.name != "fp32")
 
+    def forward(self, model: Callable[[InputT], OutputT], batch: InputT) -> OutputT:
+        """Return model(batch), computed in this precision."""
+        with self.autocast():
+            return model(batch)
+
     def backward(self, loss: Tensor) -> None:
-        """A loss that is not finite makes its gradient so, and through their sum the gradient of every rank; to others
-        the factor is exactly 1."""
+        """Add the gradient of the (scaled) loss.
+
+        A loss that is not finite makes every gradient so, and through the sum over the ranks that of every rank. For
+        another loss the factor below is exactly 1.
+        """
         self.scaler.scale(loss * (1 + 0 * loss.detach())).backward()
 
     def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide the gradients by the loss scale."""
         self.scaler.unscale_(optimizer)
 
     def clip_(self, parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-        """Scale the gradients down to `max_norm` (0: leave them); returns their norm before.
+        """Scale the gradients down to the norm `max_norm` (0: leave them); return their norm before, a host value.
 
-        The loop needs the norm on the host in any case, so gradients below `max_norm` are not written again. A norm
-        that is not finite clips nothing: which gradient it came from can then still be told.
+        Gradients within `max_norm` are not written again: the loop needs the norm on the host in any case. A norm that
+        is not finite clips nothing, so that its source can still be found.
         """
         parameters = list(parameters)
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
@@ -47,7 +60,7 @@ class Precision:
         return on_host
 
     def step(self, optimizer: torch.optim.Optimizer, grad_norm: float) -> bool:
-        """Step unless the gradient is NaN or infinite; says whether it did. A skipped step lowers fp16's loss scale."""
+        """Step if the gradient is finite, and return whether it is. A skipped step lowers the loss scale of fp16."""
         finite = -float("inf") < grad_norm < float("inf")
         if finite:
             self.scaler.step(optimizer)

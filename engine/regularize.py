@@ -1,8 +1,9 @@
-"""What keeps a fine-tuned model from overfitting, each a function called from the loop."""
+"""Regularisation and schedules that the loop calls: penalties, class weights, dropout, gradual unfreezing; seeds."""
 
 from __future__ import annotations
 
 import difflib
+import random
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -19,23 +20,24 @@ from models import TaskModel
 class Penalties:
     """l1 * sum |w| + l2 / 2 * sum w^2 + l2_sp / 2 * sum (w - w0)^2, a part of the loss of every optimizer step.
 
-    w: the trained matrices and embeddings whose names match regularize.penalized_parameters (all for no pattern); never biases and
-    norms (one dimension), and no parameter that no gradient reaches. w0: what a weight was in the checkpoint the recipe
-    names (L2-SP: Li et al. 2018, "Explicit inductive bias for transfer learning"); a new head has none, so l2_sp does
-    not hold it. ConfigError for a pattern that matches nothing, and for l2_sp where nothing is pretrained.
-
-    pretrained: the model as the recipe's checkpoint has it, before any training; needed for l2_sp only.
+    w: the trained matrices and embeddings whose names match regularize.penalized_parameters (all without a pattern) and
+    that a gradient reaches; never biases and norms (one dimension).
+    w0: the value of a weight in the checkpoint that the recipe names (L2-SP: Li et al. 2018, "Explicit inductive bias
+    for transfer learning"). A new head has none, so l2_sp leaves it out.
+    pretrained: the model as in the recipe's checkpoint, before any training; needed for l2_sp only.
+    Raises ConfigError for a pattern that matches nothing, and for l2_sp where nothing is pretrained.
     """
 
     def __init__(self, model: nn.Module, settings: RegularizeSettings, pretrained: TaskModel | None = None):
         self.settings = settings
-        self.value: Tensor | float = 0.0  # of the last step, a tensor once there was one: read it where it is logged
+        self.value: Tensor | float = 0.0  # of the last step; a tensor is read only when it is logged
         names = {name: p for name, p in model.named_parameters() if p.requires_grad and p.ndim >= 2}
         for pattern in settings.penalized_parameters:
             if not any(fnmatchcase(name, pattern) for name in names):
                 near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
                 raise ConfigError(
-                    f"regularize.penalized_parameters = {pattern!r} matches no trained matrix or embedding; one is {near[0]!r}"
+                    f"regularize.penalized_parameters = {pattern!r} matches no trained matrix or embedding; "
+                    f"one is {near[0]!r}"
                 )
         patterns = settings.penalized_parameters or ("*",)
         self.weights = {n: p for n, p in names.items() if any(fnmatchcase(n, pattern) for pattern in patterns)}
@@ -52,8 +54,10 @@ class Penalties:
 
     @torch.no_grad()
     def add_gradients_(self) -> None:
-        """Once per optimizer step, after unscaling and after the ranks have summed their gradients, so that it counts
-        once however the step was cut."""
+        """Add the gradient of the penalties. Call it once per optimizer step, on unscaled gradients summed over the ranks.
+
+        Then a penalty counts once, whatever the number of micro-batches and ranks.
+        """
         l1, l2, l2_sp = self.settings.l1, self.settings.l2, self.settings.l2_sp
         if not (l1 or l2 or l2_sp):
             return
@@ -68,24 +72,25 @@ class Penalties:
             torch._foreach_add_([*gradients.values()], weights, alpha=l2)
             parts += [l2 / 2 * norm.square() for norm in torch._foreach_norm(weights, 2)]
         if l2_sp:
-            held = [name for name in reached if name in self.start]
-            moved = torch._foreach_sub([reached[name] for name in held], [self.start[name] for name in held])
-            torch._foreach_add_([gradients[name] for name in held], moved, alpha=l2_sp)
-            parts += [l2_sp / 2 * norm.square() for norm in torch._foreach_norm(moved, 2)]
+            pretrained = [name for name in reached if name in self.start]
+            change = torch._foreach_sub([reached[name] for name in pretrained], [self.start[n] for n in pretrained])
+            torch._foreach_add_([gradients[name] for name in pretrained], change, alpha=l2_sp)
+            parts += [l2_sp / 2 * norm.square() for norm in torch._foreach_norm(change, 2)]
         self.value = torch.stack(parts).sum() if parts else 0.0
 
     def log(self) -> dict[str, float]:
-        """{"penalty": its value in the last step}, for metrics.jsonl; nothing where there is none."""
+        """Return {"penalty": its value in the last step} for metrics.jsonl; {} without a penalty."""
         on = self.settings.l1 or self.settings.l2 or self.settings.l2_sp
         return {"penalty": float(self.value)} if on else {}
 
 
-def weigh_classes_(model: TaskModel, settings: RegularizeSettings, counts: np.ndarray | None) -> None:
-    """Give the head regularize.class_weights. counts: the training targets of each class, None where there are none.
+def apply_class_weights(model: TaskModel, settings: RegularizeSettings, counts: np.ndarray | None) -> None:
+    """Set regularize.class_weights in the head.
 
-    balanced: N / (C * counts), so that every class has the same weight in all and the mean over the targets is 1 (King
-    & Zeng 2001; scikit-learn's formula); a class without a target has 0. ConfigError where the weights are not one
-    number above 0 for each class, or there are no classes.
+    counts: (C,) the training targets of each class; None where no single class is learned.
+    balanced: N / (C * counts), so that every class has the same total weight and the mean over the targets is 1 (King
+    & Zeng 2001; scikit-learn's formula). A class without a target has weight 0.
+    Raises ConfigError without classes, and unless there is one number above 0 for each class.
     """
     given = settings.class_weights
     if not given:
@@ -109,11 +114,14 @@ def weigh_classes_(model: TaskModel, settings: RegularizeSettings, counts: np.nd
 
 
 class DropoutSchedule:
-    """Every dropout of the model, drop path too, times a factor that is a pure function of the step.
+    """Every dropout rate of the model, drop path too, times a factor that is a pure function of the step.
 
-    With p the share of the run that is done and s that of model.dropout.switch_step: constant: 1; linear: p (after Morerio
-    et al. 2017, "Curriculum dropout"); early: max(0, 1 - p / s), against underfitting; late: 0 until s, then 1, against
-    overfitting (both Liu et al. 2023, "Dropout reduces underfitting").
+    With p the share of the run that is done and s the share that model.dropout.switch_step is of it, the factor is
+
+    - constant: 1;
+    - linear: p (after Morerio et al. 2017, "Curriculum dropout");
+    - early: max(0, 1 - p / s), against underfitting (Liu et al. 2023, "Dropout reduces underfitting");
+    - late: 0 until s, then 1, against overfitting (the same paper).
     """
 
     def __init__(self, model: nn.Module, settings: DropoutSettings, total: int):
@@ -121,12 +129,12 @@ class DropoutSchedule:
         self.rates: list[tuple[Any, str, float]] = [
             (module, name, float(getattr(module, name)))
             for module in model.modules()
-            for name in (("p",) if isinstance(module, nn.Dropout) else ("dropout", "path"))
+            for name in (("p",) if isinstance(module, nn.Dropout) else ("dropout", "drop_path_rate"))
             if isinstance(getattr(module, name, None), float)
         ]
 
     def set_(self, step: int) -> None:
-        """The rates of optimizer step `step`, from 0."""
+        """Set the rates of optimizer step `step`, from 0."""
         if self.settings.schedule == "constant":
             return
         factor = self.factor(step)
@@ -134,7 +142,7 @@ class DropoutSchedule:
             setattr(module, name, rate * factor)
 
     def factor(self, step: int) -> float:
-        """By what the rates are multiplied in optimizer step `step`, from 0."""
+        """Return the factor of the rates in optimizer step `step`, from 0."""
         switch = steps_of(self.settings.switch_step, self.total)
         if self.settings.schedule == "linear":
             return step / max(1, self.total - 1)
@@ -143,12 +151,12 @@ class DropoutSchedule:
         return 1.0 if self.settings.schedule == "constant" or step >= switch else 0.0
 
 
-class Unfreezing:
-    """Gradual unfreezing (Howard & Ruder 2018, "ULMFiT"): the head is trained first, then one layer more at a time.
+class GradualUnfreezing:
+    """Gradual unfreezing (Howard & Ruder 2018, "ULMFiT"): the head is trained first, then one more layer at a time.
 
-    Every `model.gradual_unfreezing` steps the next layer joins, from the last down; the embeddings come at the end. What
-    model.freeze or LoRA leaves untrained stays so, and where nothing of a layer is trained, its turn falls out. A pure
-    function of the step. ConfigError where the run ends before the last of them is trained.
+    Every `model.gradual_unfreezing` steps the next layer is added, from the last down, and the embeddings at the end.
+    What model.freeze or LoRA freezes stays frozen, and a layer without a trained parameter takes no turn. What is
+    trained is a pure function of the step. Raises ConfigError where the run ends before everything is trained.
     """
 
     def __init__(self, model: nn.Module, every: float, total: int):
@@ -159,28 +167,38 @@ class Unfreezing:
         self.turns = [(p, turns.index(depth[name])) for name, p in trained.items()]
         if self.every and self.every * (len(turns) - 1) >= total > 0:
             raise ConfigError(
-                f"model.gradual_unfreezing = {every:g}: {len(turns)} parts of this model, one every {self.every} steps, are more "
-                f"than {total:,} steps reach; lower it below {total / (len(turns) - 1):.4g} steps, or name what stays "
-                "frozen in model.freeze"
+                f"model.gradual_unfreezing = {every:g}: {len(turns)} parts of this model, one every {self.every} steps, "
+                f"are more than {total:,} steps reach; lower it below {total / (len(turns) - 1):.4g} steps, or name "
+                "what stays frozen in model.freeze"
             )
 
     def set_(self, step: int) -> bool:
-        """What is trained in optimizer step `step`, from 0; True where that is not what was before."""
+        """Set what is trained in optimizer step `step`, from 0; return whether that changed."""
         if not self.every:
             return False
-        joined = step // self.every
+        last_turn = step // self.every
         changed = False
         for p, turn in self.turns:
-            changed |= p.requires_grad != (turn <= joined)
-            p.requires_grad_(turn <= joined)
+            changed |= p.requires_grad != (turn <= last_turn)
+            p.requires_grad_(turn <= last_turn)
         return changed
 
 
 def seed_dropout(seed: int, position: int, micro_batch: int, rank: int, device: torch.device) -> None:
-    """Make the dropout of one micro-batch a pure function of these four numbers: no state to save, no ranks alike.
+    """Make the dropout of one micro-batch a pure function of four numbers: no state to save, another one on each rank.
 
-    Only the generator of `device` is seeded: torch.manual_seed goes through all devices, much slower than this.
+    Only the generator of `device` is seeded. torch.manual_seed seeds all devices, which is much slower.
     """
     entropy = np.random.SeedSequence([seed, position, micro_batch, rank])
     generators = torch.cuda.default_generators if device.type == "cuda" else [torch.default_generator]
     generators[device.index or 0].manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch, on the CPU and the GPUs, for code of the user's own.
+
+    Nothing of the engine depends on them: its draws have streams of their own, or `seed_dropout` comes before.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002, the legacy generator is the one that such code uses
+    torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Everything about a run that changes while it runs, apart from the weights and the optimizer."""
+"""The state of a run that changes while it runs, apart from the weights and the optimizer."""
 
 from __future__ import annotations
 
@@ -12,23 +12,26 @@ LOWER_IS_BETTER = ("loss", "mse", "mae", "perplexity", "bits_per_byte")
 
 @dataclass
 class TrainState:
+    """The counters of a run, and what its evaluations found; saved with every checkpoint."""
+
     step: int = 0  # optimizer steps taken: the schedule's clock
-    position: int = 0  # steps of data consumed; ahead of `step` by those left out
+    position: int = 0  # steps of data consumed: `step` and the skipped steps
     skipped_in_a_row: int = 0
     samples: int = 0  # training examples seen
     best: float | None = None  # best value of the watched metric
     best_step: int = 0
-    bad_evaluations: int = 0  # evaluations since the best: the patience used
+    bad_evaluations: int = 0  # evaluations since the best one: the patience used
     watched: float | None = None  # value of the watched metric in the last evaluation
 
     def advance(self, stepped: bool, samples: int) -> None:
+        """Count one step of data; stepped: the optimizer took it."""
         self.step += stepped
         self.position += 1
         self.samples += samples
         self.skipped_in_a_row = 0 if stepped else self.skipped_in_a_row + 1
 
     def record(self, value: float, mode: str, min_delta: float) -> bool:
-        """Take note of an evaluation; True if it is the best so far. NaN never is."""
+        """Note an evaluation, and return whether it is the best so far. NaN never is."""
         self.watched = value
         gain = math.inf if self.best is None else value - self.best if mode == "max" else self.best - value
         if not math.isnan(value) and gain > min_delta:
@@ -38,7 +41,7 @@ class TrainState:
         return False
 
     def reason_to_stop(self, total_steps: int, settings: EvalSettings, mode: str) -> str:
-        """Why the run is done, in words; "" while it is not. A run that is resumed comes to the same answer."""
+        """Return why the run is done, in words; "" while it is not. A resumed run gets the same answer."""
         worst, value = settings.stop_if_worse_than, self.watched
         if worst is not None and value is not None:
             beyond = value < worst if mode == "max" else value > worst
@@ -49,8 +52,8 @@ class TrainState:
         return "out of patience" if 0 < settings.patience <= self.bad_evaluations else ""
 
 
-def mode_of(settings: EvalSettings, metric: str) -> str:
-    """Is the watched metric better when "max" or "min"?"""
+def metric_direction(settings: EvalSettings, metric: str) -> str:
+    """Return "max" or "min": which values of the watched metric are better."""
     if settings.mode != "auto":
         return settings.mode
     return "min" if metric in LOWER_IS_BETTER else "max"

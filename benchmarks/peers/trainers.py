@@ -76,7 +76,7 @@ def ours(job: Job) -> None:
     from engine.log import RunLog
 
     watch = Stopwatch(job)
-    count, steps_of = RunLog.count, data.training_steps
+    count, steps_of = RunLog.count_step, data.training_steps
     first: list[int] = []
 
     def training_steps(examples: Any, *rest: Any, **options: Any) -> Iterator[Any]:
@@ -95,9 +95,9 @@ def ours(job: Job) -> None:
         watch.step(loss, grad_norm, examples=first)
 
     patch.object(data, "training_steps", training_steps).start()  # never undone: the process ends with the run
-    patch.object(RunLog, "count", counted).start()
+    patch.object(RunLog, "count_step", counted).start()
     if job["check"]:
-        patch.object(RunLog, "train", logged).start()
+        patch.object(RunLog, "log_step", logged).start()
     sys.argv[1:] = job["arguments"]
     runpy.run_module("engine.train", run_name="__main__")
 

@@ -37,7 +37,7 @@ def contents(checkpoint_folder, reviews, tmp_path_factory):
     rows, *_, labels = read_training_data(task, config.data, 0)
     model = models.from_pretrained(checkpoint_folder, head=task.head, labels=labels, pooling="cls")
     examples = task.encode(rows[:8], load_tokenizer(checkpoint_folder), config.data, labels, True)
-    optimizer = build_optimizer(model, config.optim, 0.0)
+    optimizer = build_optimizer(dict(model.named_parameters()), override(config, {"optim.weight_decay": 0.0}).optim)
     model(examples.batch(range(8))).loss_sum.backward()
     optimizer.step()
     return checkpoint.Contents(config, model, optimizer, Precision("fp32", CPU.device), checkpoint_folder, (examples,))

@@ -234,7 +234,7 @@ def test_p18_raise_says_step_rank_examples_and_module(tiny, monkeypatch, not_hel
         run_training(config)
     assert str(error.value).startswith(step)
     assert f": the gradient is not finite; rank 0: {message}" in str(error.value)
-    assert "train.nan_policy = raise; skip would leave the step out" in str(error.value)
+    assert "train.nan_policy = raise; with skip the step would be skipped" in str(error.value)
     assert all("nan" not in line.lower() for line in (folder_of(config) / "metrics.jsonl").read_text().splitlines())
     for name in ("best", "last", "previous"):
         if (folder_of(config) / name).exists():
@@ -250,7 +250,7 @@ def test_p18_skip_leaves_the_step_out_and_says_so(tiny, monkeypatch, capsys, not
     out = capsys.readouterr().out
     lines = re.findall(r"^step \d+ \(position \d+\): .*$", out, re.MULTILINE)
     assert lines
-    assert all(line.endswith("head.classifier, example ids r17. The step is left out") for line in lines)
+    assert all(line.endswith("head.classifier, example ids r17. The step is skipped") for line in lines)
     state = state_of(config)
     assert (state["step"], state["position"], state["skipped_in_a_row"]) == (20, 20 + len(lines), 0)
     rows = [row for row in logged_rows(config.run.folder) if "loss" in row]
@@ -261,7 +261,7 @@ def test_p18_skip_leaves_the_step_out_and_says_so(tiny, monkeypatch, capsys, not
 def test_p18_skip_is_bounded(tiny, monkeypatch):
     changed_model(monkeypatch, nan_weight)
     config = tiny(**{"train.nan_policy": "skip", "train.max_skipped": 3})
-    with pytest.raises(TrainingError, match=r"4 steps in a row were left out \(train\.max_skipped = 3\)"):
+    with pytest.raises(TrainingError, match=r"4 steps in a row were skipped \(train\.max_skipped = 3\)"):
         run_training(config)
     assert not (folder_of(config) / "last").exists()
 
@@ -276,7 +276,7 @@ def test_p15_a_step_that_overflows_does_not_advance_the_schedule(tiny, monkeypat
     config = tiny(**{"train.precision": "fp16", "eval.every_steps": 10})
     run_training(config)
     skipped = re.findall(
-        r"^step (\d+) \(position \d+\): .* step left out, loss scale now", capsys.readouterr().out, re.M
+        r"^step (\d+) \(position \d+\): .* step skipped, loss scale now", capsys.readouterr().out, re.M
     )
     assert skipped[:2] == ["1", "1"]
     rows = [row for row in logged_rows(config.run.folder) if "loss" in row]
@@ -498,4 +498,4 @@ def test_f04_a_log_that_cannot_be_written_is_a_sentence(tmp_path):
     log = RunLog(tmp_path, CPU, start=0, total=1, tensorboard=False)
     log.file = open("/dev/full", "w")  # noqa: SIM115
     with pytest.raises(TrainingError, match=r"metrics\.jsonl cannot be written: No space left on device"):
-        log.train(1, 0.5, 1e-3, 1.0, {})
+        log.log_step(1, 0.5, 1e-3, 1.0, {})

@@ -16,7 +16,7 @@ from engine.metrics.text_classification import (
     confusion_matrix,
     precision_recall_f1,
 )
-from engine.state import TrainState, mode_of
+from engine.state import TrainState, metric_direction
 
 
 def statistics(logits, labels):
@@ -188,5 +188,5 @@ def test_advance_counts_steps_taken_apart_from_data_seen():
     ("mode", "metric", "expected"),
     [("auto", "loss", "min"), ("auto", "f1", "max"), ("auto", "accuracy", "max"), ("max", "loss", "max")],
 )
-def test_mode_of_a_metric(mode, metric, expected):
-    assert mode_of(EvalSettings(mode=mode), metric) == expected
+def test_direction_of_a_metric(mode, metric, expected):
+    assert metric_direction(EvalSettings(mode=mode), metric) == expected
