@@ -3,17 +3,34 @@
 torchrun -m engine.train            fine-tune (engine/train.py is the loop, to read and to copy)
 python -m engine.evaluate runs/x    one pass over labelled data
 python -m engine.predict runs/x     a file in, predictions with their ids out
+
+From Python: engine.run_training, engine.evaluate_rows and engine.predict_rows (engine/api.py).
 """
 
 import importlib.util
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.api import evaluate_rows, predict_rows, run_training
+
+__all__ = ["evaluate_rows", "predict_rows", "run_training"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import engine/api.py when one of its functions is first asked for, so that `import engine` stays light."""
+    if name in __all__:
+        from engine import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'engine' has no attribute {name!r}")
 
 
 def _refuse_namesakes() -> None:
-    """End in one sentence where a `data` or `models` of the user's own would be imported in the place of ours.
+    """End in one sentence where a `data` or `models` of the user's own would be imported instead of ours.
 
-    A plain folder of files of these names does no harm; a package or module in the current folder comes before us.
+    A folder of plain files with one of these names does no harm; a package or module in the current folder hides ours.
     """
     for name in ("data", "models"):
         spec = importlib.util.find_spec(name)

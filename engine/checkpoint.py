@@ -1,14 +1,14 @@
-"""Checkpoints: safetensors and JSON, written beside and renamed into place, verified when read.
+"""Checkpoints: safetensors and JSON files, written to a temporary folder, renamed into place, verified when read.
 
-A checkpoint is an export that transformers reads (model.safetensors, config.json, tokenizer files) plus what a run
-needs to go on: optimizer.safetensors, state.json and the resolved recipe.toml. manifest.json, written last, has the
-size and sha256 of each file. A run folder holds
+A checkpoint is an export that transformers reads (model.safetensors, config.json, tokenizer files) plus what a resumed
+run needs: optimizer.safetensors, state.json and the resolved recipe.toml. Modules of the objective beside the model are
+in objective.safetensors. manifest.json, written last, has the size and SHA-256 of each file. A run folder holds
 
     best/      the best evaluation so far, without the optimizer
     last/      the newest checkpoint, to resume from
-    previous/  the one before it, in case last/ turns out damaged
+    previous/  the one before it, in case last/ turns out to be damaged
 
-Nothing in it is a pickle.
+No file is a pickle.
 """
 
 from __future__ import annotations
@@ -28,20 +28,23 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import models
 from data import Examples, copy_tokenizer
 from engine import config as configs
+from engine import plugins
 from engine.config import Config, ConfigError
 from engine.distributed import Ranks, on_main
 from engine.errors import TrainingError
+from engine.objective import extra_state, named_parameters
 from engine.precision import Precision
 from engine.state import TrainState
 
 SCHEMA = 1
 BEST, LAST, PREVIOUS = "best", "last", "previous"
-WRITING, OLD_BEST, DAMAGED = ".writing-", ".old-best", "damaged"  # names that only live through a crash
+WRITING, OLD_BEST, DAMAGED = ".writing-", ".old-best", "damaged"  # names that only a crash leaves behind
+OPTIMIZER, OBJECTIVE = "optimizer.safetensors", "objective.safetensors"
 
 
 @dataclass(frozen=True)
@@ -49,64 +52,73 @@ class Contents:
     """What a checkpoint is made of, apart from the state of the run."""
 
     config: Config
+    objective: nn.Module  # what the loop calls: the model, or a module that contains it
     model: models.TaskModel
     optimizer: torch.optim.Optimizer
     amp: Precision
     tokenizer_folder: Path
     data: tuple[Examples, ...]
-    teacher: Tensor | None = None  # (N, C) logits that the first of `data` is taught with
+    teacher: Tensor | None = None  # (N, C) logits for the first of `data`
 
     @cached_property
     def fingerprint(self) -> str:
+        """A checksum of all that is trained and evaluated on."""
         parts = [examples.fingerprint() for examples in self.data]
         if self.teacher is not None:
             parts.append(hashlib.sha256(self.teacher.numpy().tobytes()).hexdigest()[:16])
         return "-".join(parts)
 
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters of the objective by name, those of the model under the model's names."""
+        return named_parameters(self.objective, self.model)
+
 
 @contextmanager
 def claim(config: Config, ranks: Ranks) -> Iterator[Path | None]:
-    """Hold the run folder for this run alone; gives the checkpoint to go on from, or None to start anew.
+    """Lock the run folder for this run; yield the checkpoint to resume from, or None to start a new run.
 
-    The lock is the kernel's and falls with the process, so a crashed run leaves none behind. Raises ConfigError when
-    another run has the folder, when it holds a run and run.resume is "no", or holds none and it is "yes", and when the
-    recipe is not the checkpoint's, unless run.allow_changes.
+    The kernel drops the lock when the process ends, so a crashed run leaves none behind. Raises ConfigError
+
+    - when another run uses the folder;
+    - when the folder holds a run and run.resume is "no", or holds none and run.resume is "yes";
+    - when the recipe differs from the checkpoint's, unless run.allow_changes.
     """
     if config.run.dry_run:
         yield None
         return
-    # Not closed before the end: closing the file is what gives the lock back.
-    with ExitStack() as held:
-        yield on_main(ranks, _claim, config, held)
+    # Closing the lock's file releases the lock, so the stack stays open until the run ends.
+    with ExitStack() as stack:
+        yield on_main(ranks, _claim, config, stack)
 
 
-def _claim(config: Config, held: ExitStack) -> Path | None:
+def _claim(config: Config, stack: ExitStack) -> Path | None:
     folder, resume = Path(config.run.folder), config.run.resume
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = held.enter_context((folder / ".lock").open("a"))
+        lock = stack.enter_context((folder / ".lock").open("a"))
     except OSError as error:
         raise ConfigError(f"run.folder = {str(folder)!r} cannot be written: {error.strerror}") from None
     try:
-        # lockf and not flock: a loader's worker that outlives a killed run for seconds does not inherit it.
+        # lockf, not flock: a loader's worker that outlives a killed run for seconds does not inherit it.
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samestat(os.fstat(lock.fileno()), (folder / ".lock").stat()):
-            raise OSError  # its owner took it away, and another run has made a new one, since it was opened
+            raise OSError  # since it was opened, its owner has removed it and another run has made a new one
     except OSError:
-        raise ConfigError(f"run.folder = {str(folder)!r} is in use by another run; choose another folder") from None
-    held.callback(_leave_nothing, folder)
-    _mend(folder)
+        raise ConfigError(f"run.folder = {str(folder)!r} is in use by another run: choose another folder") from None
+    stack.callback(_remove_if_empty, folder)
+    _recover(folder)
     existing = [name for name in (LAST, PREVIOUS, BEST) if (folder / name).exists()]
     if existing and resume == "no":
         raise ConfigError(
             f"run.folder = {str(folder)!r} already holds a run ({', '.join(existing)}): "
-            "--resume goes on with it, another --run.folder starts anew"
+            "--resume continues it, another --run.folder starts a new one"
         )
-    if not {LAST, PREVIOUS} & {*existing}:  # at most a best/, of a run that died before its first last/
+    if not {LAST, PREVIOUS} & {*existing}:  # at most a best/ of a run that died before it first wrote last/
         if resume == "yes":
             raise ConfigError(
-                f"--resume: run.folder = {str(folder)!r} holds no checkpoint to go on from; "
-                "--run.resume auto starts anew where there is none"
+                f"--resume: run.folder = {str(folder)!r} holds no checkpoint to resume from; "
+                "--run.resume auto starts a new run where there is none"
             )
         return None
     newest = _newest(folder)
@@ -114,15 +126,15 @@ def _claim(config: Config, held: ExitStack) -> Path | None:
     return newest
 
 
-def _leave_nothing(folder: Path) -> None:
-    """Take away the folder of a run that ended, by a mistake in its recipe or data, before it wrote anything."""
+def _remove_if_empty(folder: Path) -> None:
+    """Remove the folder of a run that ended before it wrote anything, because of a mistake in its recipe or data."""
     if folder.is_dir() and [path.name for path in folder.iterdir()] == [".lock"]:
         (folder / ".lock").unlink()
         folder.rmdir()
 
 
 def _allow(folder: Path, changes: list[str], config: Config) -> None:
-    """Raise ConfigError for what is not as the checkpoint was made with; say it where run.allow_changes insists."""
+    """Raise ConfigError that lists the changes since the checkpoint; with run.allow_changes, print them instead."""
     if not changes:
         return
     listed = "\n  ".join(changes)
@@ -131,11 +143,11 @@ def _allow(folder: Path, changes: list[str], config: Config) -> None:
             f"{folder} was made by another recipe:\n  {listed}\n"
             "go back to it, start in another --run.folder, or insist with --run.allow_changes"
         )
-    print(f"warning: going on from {folder} with changes (run.allow_changes):\n  {listed}", flush=True)
+    print(f"warning: resuming from {folder} with changes (run.allow_changes):\n  {listed}", flush=True)
 
 
-def _mend(folder: Path) -> None:
-    """Undo what a process that died while saving left half done; the lock says that it is gone."""
+def _recover(folder: Path) -> None:
+    """Undo what a process that died while saving left half done; holding the lock proves that it has died."""
     old_best = folder / OLD_BEST
     if old_best.exists() and not (folder / BEST).exists():
         old_best.rename(folder / BEST)
@@ -144,24 +156,27 @@ def _mend(folder: Path) -> None:
 
 
 def _newest(folder: Path) -> Path:
-    """The newest checkpoint that is whole: last/, else, loudly, previous/."""
+    """Return the newest checkpoint that is whole: last/, or previous/ with a warning."""
     problems: list[str] = []
     for name in (LAST, PREVIOUS):
         checkpoint = folder / name
         problem = verify(checkpoint) if checkpoint.exists() else f"{checkpoint} is not there"
         if problem is None:
             if problems:
-                print(f"warning: {problems[0]}; going back to {checkpoint}", flush=True)
-                if (folder / LAST).exists():  # set aside, so that it never takes the place of a whole previous/
+                print(f"warning: {problems[0]}; resuming from {checkpoint}", flush=True)
+                if (folder / LAST).exists():  # set aside, so that it never replaces a whole previous/
                     shutil.rmtree(folder / DAMAGED, ignore_errors=True)
                     (folder / LAST).rename(folder / DAMAGED)
             return checkpoint
         problems.append(problem)
-    raise ConfigError("no whole checkpoint to go on from: " + "; ".join(problems))
+    raise ConfigError("no whole checkpoint to resume from: " + "; ".join(problems))
 
 
 def verify(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, in a sentence, or None: every file of its manifest, by size and checksum."""
+    """Return what is wrong with a checkpoint, in a sentence, or None.
+
+    Every file of its manifest is compared by size and SHA-256.
+    """
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if manifest["schema"] != SCHEMA:
@@ -187,15 +202,17 @@ def verify(folder: Path) -> str | None:
 
 
 def save(target: Path, contents: Contents, state: TrainState, ranks: Ranks) -> None:
-    """Write a checkpoint beside `target` and rename it into place; what was there stays until the new one is whole.
+    """Write a checkpoint to a temporary folder and rename it to `target`; the old one stays until the new one is whole.
 
-    Only last/ has the optimizer. Raises TrainingError, on all ranks, when a weight is not finite or the disk fails.
+    Only last/ has the optimizer. Raises TrainingError, on all ranks, when a weight is not finite or a write fails.
     """
     on_main(ranks, _save, target, contents, state)
 
 
 def _save(target: Path, contents: Contents, state: TrainState) -> None:
-    broken = [key for key, tensor in contents.model.state_dict().items() if not tensor.isfinite().all()]
+    extra = {key: tensor.detach() for key, tensor in extra_state(contents.objective, contents.model).items()}
+    weights = contents.model.state_dict() | extra
+    broken = [key for key, tensor in weights.items() if not tensor.isfinite().all()]
     if broken:
         raise TrainingError(f"{broken[0]} has NaN or infinite values at step {state.step}; no checkpoint is written")
     temporary = target.with_name(f"{WRITING}{target.name}")
@@ -208,10 +225,13 @@ def _save(target: Path, contents: Contents, state: TrainState) -> None:
         (temporary / "recipe.toml").write_text(configs.to_toml(configs.recipe_of(contents.config)), encoding="utf-8")
         run = {"schema": SCHEMA, "train": asdict(state), "data": contents.fingerprint}
         run["scaler"] = contents.amp.scaler.state_dict()
+        run["plugins"] = plugins.loaded_checksums()
+        if extra:
+            save_file({key: tensor.cpu().contiguous() for key, tensor in extra.items()}, temporary / OBJECTIVE)
         if target.name == LAST:
             tensors, values = _optimizer_state(contents)
             run["optimizer"] = {"class": type(contents.optimizer).__name__, "values": values}
-            save_file(tensors, temporary / "optimizer.safetensors")
+            save_file(tensors, temporary / OPTIMIZER)
         (temporary / "state.json").write_text(json.dumps(run, indent=2), encoding="utf-8")
         _seal(temporary)
         _replace(temporary, target)
@@ -225,7 +245,7 @@ def _save(target: Path, contents: Contents, state: TrainState) -> None:
 
 
 def _seal(folder: Path) -> None:
-    """Flush every file to the disk, and then the manifest that vouches for them."""
+    """Flush every file to the disk, then write and flush the manifest."""
     files = {}
     for path in sorted(folder.iterdir()):
         with path.open("rb") as stream:
@@ -239,7 +259,7 @@ def _seal(folder: Path) -> None:
 
 
 def _replace(temporary: Path, target: Path) -> None:
-    """Rename into place. A crash between the two renames leaves the old one under a name that is looked for."""
+    """Rename into place. A crash between the two renames leaves the old one under a name that _recover knows."""
     old = target.with_name(PREVIOUS if target.name == LAST else OLD_BEST)
     if target.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -264,19 +284,21 @@ def _sha256(path: Path) -> str:
 
 
 def _size(contents: Contents, target: Path) -> int:
-    """Bytes of the tensors of a checkpoint; its other files are small."""
-    tensors: list[Tensor] = [*contents.model.parameters()]
+    """Return the bytes of the tensors of a checkpoint; its other files are small."""
+    tensors: list[Tensor] = [*contents.parameters.values()]
     if target.name == LAST:
         tensors += _optimizer_state(contents)[0].values()
     return sum(tensor.nbytes for tensor in tensors)
 
 
 def _optimizer_state(contents: Contents) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """{"exp_avg/backbone.layers.0...": tensor}, the optimizer's state by the name of the parameter; and in the same
-    way what is no tensor, as the count of steps is in some optimizers."""
+    """Return the optimizer's state as {"exp_avg/backbone.layers.0...": tensor}, and in the same way its plain values.
+
+    A plain value is a number or None, such as the count of steps in some optimizers.
+    """
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
-    for name, parameter in contents.model.named_parameters():
+    for name, parameter in contents.parameters.items():
         for kind, value in contents.optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 tensors[f"{kind}/{name}"] = value.detach().cpu().contiguous()
@@ -284,37 +306,53 @@ def _optimizer_state(contents: Contents) -> tuple[dict[str, Tensor], dict[str, A
                 values[f"{kind}/{name}"] = value
             else:
                 raise TrainingError(
-                    f"{type(contents.optimizer).__name__} keeps a {type(value).__name__} ({kind} of {name}), which a "
-                    "checkpoint cannot hold: tensors, numbers and None it can"
+                    f"{type(contents.optimizer).__name__} keeps a {type(value).__name__} ({kind} of {name}); a "
+                    "checkpoint holds tensors, numbers and None"
                 )
     return tensors, values
 
 
 def restore(folder: Path, contents: Contents, ranks: Ranks) -> TrainState:
-    """Put the optimizer and the loss scale back as they were, the model being loaded; returns the state of the run.
+    """Restore the optimizer, the loss scale and the objective's own modules; return the state of the run.
 
-    Raises ConfigError, on all ranks, when the data or the optimizer's class is not that of the checkpoint, unless
-    run.allow_changes; an optimizer of another class then starts anew.
+    The model has been loaded before. Raises ConfigError, on all ranks, when the data, a plugin or the class of the
+    optimizer differs from the checkpoint's, unless run.allow_changes; another optimizer then starts without a state.
     """
     run = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     changes = [] if run["data"] == contents.fingerprint else ["the encoded training or validation data is not the same"]
+    changes += plugins.changed_since(run["plugins"])
     theirs, ours = run["optimizer"]["class"], type(contents.optimizer).__name__
     if theirs != ours:
-        changes.append(f"the optimizer: {theirs} -> {ours}, which starts anew")
+        changes.append(f"the optimizer: {theirs} -> {ours}, which starts without a state")
     on_main(ranks, _allow, folder, changes, contents.config)
+    _load_extra(folder, contents)
     if theirs == ours:
-        # Copies of their own: arithmetic on memory aligned as it was before the stop gives the same bits.
-        tensors = {key: tensor.clone() for key, tensor in load_file(folder / "optimizer.safetensors").items()}
+        # Copies: arithmetic on memory that is aligned as it was before the stop gives the same bits.
+        tensors = {key: tensor.clone() for key, tensor in load_file(folder / OPTIMIZER).items()}
         _load_optimizer(contents, tensors | run["optimizer"]["values"])
     if contents.amp.scaler.is_enabled() and run["scaler"]:
         contents.amp.scaler.load_state_dict(run["scaler"])
     return TrainState(**run["train"])
 
 
-def _load_optimizer(contents: Contents, saved: dict[str, Any]) -> None:
-    """Through load_state_dict, which knows what belongs on which device; the settings of the groups stay as they are.
+@torch.no_grad()
+def _load_extra(folder: Path, contents: Contents) -> None:
+    """Copy objective.safetensors into the objective; ConfigError where its tensors are not those of the objective."""
+    extra = extra_state(contents.objective, contents.model)
+    path = folder / OBJECTIVE
+    saved = load_file(path) if path.is_file() else {}
+    if differing := sorted(extra.keys() ^ saved.keys()):
+        raise ConfigError(f"{folder}: the modules of the objective are others than before: {', '.join(differing[:4])}")
+    for key, tensor in extra.items():
+        if tensor.shape != saved[key].shape:
+            raise ConfigError(f"{path}: {key} has shape {list(saved[key].shape)}, not {list(tensor.shape)}")
+        tensor.copy_(saved[key])
 
-    It counts parameters through the groups, while `saved` ({"exp_avg/backbone...": value}) has their names.
+
+def _load_optimizer(contents: Contents, saved: dict[str, Any]) -> None:
+    """Load {"exp_avg/backbone...": value} through load_state_dict, which puts each value on the right device.
+
+    load_state_dict numbers the parameters through the groups; the settings of the groups stay as they are.
     """
     state = contents.optimizer.state_dict()
     places = {
@@ -322,7 +360,7 @@ def _load_optimizer(contents: Contents, saved: dict[str, Any]) -> None:
         for group, counted in zip(contents.optimizer.param_groups, state["param_groups"], strict=True)
         for parameter, place in zip(group["params"], counted["params"], strict=True)
     }
-    parameters = dict(contents.model.named_parameters())
+    parameters = contents.parameters
     state["state"] = {}
     for key, value in saved.items():
         kind, _, name = key.partition("/")
@@ -332,7 +370,7 @@ def _load_optimizer(contents: Contents, saved: dict[str, Any]) -> None:
 
 
 def open_run(path: str) -> Path:
-    """The checkpoint to use of `path`, a run folder (its best/, else last/) or a checkpoint folder; verified."""
+    """Return the verified checkpoint of `path`, a checkpoint folder, or a run folder: best/ comes before last/."""
     folder = Path(path)
     if not folder.is_dir():
         raise ConfigError(f"{path!r}: no such run folder")
@@ -343,3 +381,9 @@ def open_run(path: str) -> Path:
     if problem := verify(candidates[0]):
         raise ConfigError(f"{problem}; name another checkpoint folder of the run")
     return candidates[0]
+
+
+def plugins_of(folder: Path) -> dict[str, str]:
+    """Return {plugin: SHA-256} of the plugins that a checkpoint was trained with."""
+    loaded: dict[str, str] = json.loads((folder / "state.json").read_text(encoding="utf-8"))["plugins"]
+    return loaded

@@ -1,10 +1,11 @@
-"""What the commands share: how they end, how they are stopped, how a trained model is opened, where results go."""
+"""What the commands share: how they end and are stopped, how a trained model is configured, where results go."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -14,21 +15,24 @@ from typing import Any, NoReturn
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from engine import checkpoint
+from engine import checkpoint, plugins
 from engine.config import Config, ConfigError, all_settings, check, did_you_mean, override, read_recipe, split_arguments
 from engine.errors import USER_ERRORS, TrainingError
+from engine.tasks import TASKS
 
-# What a trained model still listens to: how data is read (less what only training reads), and the machine.
+# What a trained model still reads: how data is read and texts are written, and the machine.
+ALWAYS_USED = ("run.device", "run.plugins", "train.precision", "eval.batch_tokens")
 ONLY_TRAINING_READS = (
-    *("train", "validation", "validation_fraction", "limit", "test", "group", "labels", "teacher", "workers"),
+    *("data.train", "data.validation", "data.validation_fraction", "data.max_train_examples", "data.test"),
+    *("data.group_column", "data.labels", "data.teacher_file", "data.num_workers"),
 )
-ALWAYS_USED = ("run.device", "train.precision", "eval.batch_tokens")
 
 
 class StopRequest:
-    """SIGINT, SIGTERM and SIGUSR1 only raise this flag, while listening; the loop reads it between two steps.
+    """A flag that SIGINT, SIGTERM and SIGUSR1 raise while it listens; the loop reads it between two steps.
 
-    A second SIGINT kills. Where nothing would be saved, before and after the loop, signals do what they always do.
+    A second SIGINT ends the process. Before and after the loop nothing would be saved, so signals keep their usual
+    effect there. Outside the main thread Python delivers no signals, and the flag stays down.
     """
 
     def __init__(self) -> None:
@@ -37,13 +41,15 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def listen(self, announce: bool) -> None:
-        """announce: say so when the first signal comes; for the main rank."""
+        """Take over the three signals. announce: print a line when the first one arrives (for the main rank)."""
         self._announce = announce
+        if threading.current_thread() is not threading.main_thread():
+            return
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             self._before[number] = signal.signal(number, self._receive)
 
     def unlisten(self) -> None:
-        """Put back what was there before listen."""
+        """Restore the handlers from before `listen`."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -51,7 +57,7 @@ class StopRequest:
         if self.signal and number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
-        if self._announce and not self.signal:  # not by print, which this may have interrupted
+        if self._announce and not self.signal:  # print may be what the signal has interrupted
             os.write(2, b"\nstopping after this step; Ctrl-C again ends at once\n")
         self.signal = number
 
@@ -60,15 +66,15 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal, as a shell reports it; SIGTERM on a rank that stopped because another one was told to."""
+        """128 + the signal, as a shell reports it; SIGTERM on a rank that stopped because of another."""
         return 128 + (self.signal or signal.SIGTERM)
 
 
-@record  # so that torchrun ends with the traceback of the rank that failed first
+@record  # torchrun then ends with the traceback of the rank that failed first
 def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Run a command line; a user's mistake ends in one sentence and code 2, never in a traceback.
+    """Run a command and exit; a user's mistake ends in one sentence, never in a traceback.
 
-    Exit codes: 0 done; 1 a bug, with its traceback; 2 a user's mistake; 128 + n stopped by signal n, to be resumed.
+    Exit codes: 0 done; 1 a bug, with its traceback; 2 a user's mistake; 128 + n stopped by signal n, can be resumed.
     """
     try:
         code = main(sys.argv[1:])
@@ -77,7 +83,7 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
         code = 2
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
-    except BrokenPipeError:  # whoever read what is printed has gone, as `| head` does
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         code = 128 + signal.SIGPIPE
     if dist.is_initialized():
@@ -86,7 +92,7 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
 
 
 def _print_once(error: str) -> None:
-    """An error that all ranks have is rank 0's to print; one that rank 0 has not got within 2 s is a rank's own."""
+    """Print an error; one that all ranks share on rank 0 only, which reports it within 2 s."""
     rank = int(os.environ.get("RANK", 0))
     own = "" if rank == 0 else f" (rank {rank})"
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -106,9 +112,9 @@ def _print_once(error: str) -> None:
 def open_model(
     argv: Sequence[str], usage: str, options: Mapping[str, str], more: Sequence[str] = ()
 ) -> tuple[Path, Config, dict[str, str]]:
-    """(checkpoint folder, its recipe with the overrides, the values of `options`) of a command line.
+    """Return (checkpoint folder, its recipe with overrides, values of `options`) of a command line.
 
-    options: {name: what it is} of the command's own options; more: settings that this command reads beside the usual.
+    options: {name: meaning} of the command's own options. more: settings that this command reads beside the usual ones.
     Raises ConfigError for anything that would have no effect; SystemExit(0) after --help.
     """
     known = all_settings(Config())
@@ -119,30 +125,48 @@ def open_model(
         print("\n".join([*shown, *(f"  --{key}\n        {doc}" for key, doc in settings.items())]))
         raise SystemExit(0)
     positional, given = split_arguments(list(argv))
+    own = {key: given.pop(key) for key in options if key in given}
     for key in given:
-        if key in known and key not in settings:
-            raise ConfigError(f"--{key} has no effect on a trained model; --help lists what has one")
-        if key not in (*options, *settings):
+        if key not in known:
             raise ConfigError(f"unknown option --{key}{did_you_mean(key, [*options, *settings])}")
     if len(positional) != 1:
         raise ConfigError(f"name one run folder: {usage}")
     folder = checkpoint.open_run(positional[0])
-    own = {key: given.pop(key) for key in options if key in given}
+    return folder, configure(folder, given, more), own
+
+
+def configure(folder: Path, given: Mapping[str, Any], more: Sequence[str] = ()) -> Config:
+    """Return the recipe of a checkpoint with the settings `given` for this use, its plugins loaded.
+
+    more: settings that are read beside the usual ones. Raises ConfigError for a setting without effect on a trained
+    model, and where the recipe names plugins and `given` does not.
+    """
+    for key in given:
+        if key in all_settings(Config()) and not _is_used(key, more):
+            raise ConfigError(f"--{key} has no effect on a trained model; --help lists the settings that have one")
     recipe = read_recipe(str(folder / "recipe.toml"))
-    config = override(replace(recipe, run=replace(recipe.run, device="auto")), given)
+    named = override(Config(), {key: value for key, value in given.items() if key == "run.plugins"}).run.plugins
+    plugins.check_named(named, recipe.run.plugins, folder)
+    plugins.load_plugins(named)
+    # Where a run was trained, on which device, says nothing about where it is used.
+    config = override(replace(recipe, run=replace(recipe.run, device="auto")), dict(given))
     check(config)
-    return folder, config, own
+    for change in plugins.changed_since(checkpoint.plugins_of(folder)):
+        print(f"warning: {folder}: {change}", file=sys.stderr)
+    return config
 
 
 def _is_used(key: str, more: Sequence[str]) -> bool:
-    section, _, name = key.partition(".")
+    section = key.partition(".")[0]
+    if key in ALWAYS_USED or key in more:
+        return True
     if section == "data":
-        return key in more or name not in ONLY_TRAINING_READS
-    return key in ALWAYS_USED or section == "generate"
+        return key not in ONLY_TRAINING_READS
+    return section == "generate" or section in {task.section for task in TASKS.values()}
 
 
 def check_output(name: str, source: str) -> Path:
-    """The file to write results to; ConfigError now, not after the work, where it cannot be written."""
+    """Return the file to write results to; ConfigError before the work where it cannot be written."""
     output = Path(name)
     if output.is_dir():
         raise ConfigError(f"--output {name!r} is a folder; name a file")
@@ -155,8 +179,8 @@ def check_output(name: str, source: str) -> Path:
     return output
 
 
-def write_whole(output: Path, lines: Iterable[str]) -> None:
-    """Write beside `output` and rename, so that a file of this name is always a whole one."""
+def write_output(output: Path, lines: Iterable[str]) -> None:
+    """Write lines to a temporary file and rename it to `output`, so that `output` is always complete."""
     temporary = output.with_name(output.name + ".writing")
     try:
         with temporary.open("w", encoding="utf-8") as stream:

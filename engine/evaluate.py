@@ -2,13 +2,15 @@
 
     python -m engine.evaluate RUN --data.test FILE [--output FILE.json] [--section.key=value ...]
 
-RUN is a run folder (its best/ is used) or a checkpoint folder; settings are those of its recipe unless given.
+RUN is a run folder, whose best/ is used, or a checkpoint folder. Settings are those of its recipe unless given.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,11 +18,7 @@ import torch
 import models
 from data import Examples, MicroBatching, evaluation_batches
 from engine import cli, distributed, validate
-from engine.cli import check_output, open_model, write_whole
-from engine.config import (
-    ConfigError,
-    GenerateSettings,
-)
+from engine.config import Config, ConfigError, GenerateSettings
 from engine.distributed import Ranks
 from engine.log import progress
 from engine.precision import Precision
@@ -30,81 +28,96 @@ USAGE = "python -m engine.evaluate RUN --data.test FILE [--output FILE.json] [--
 OPTIONS = {"output": "also write the metrics to this file, as one JSON object"}
 
 
+@dataclass(frozen=True)
+class EvaluationContext:
+    """What all evaluations and predictions of a run share."""
+
+    task: Task
+    precision: Precision
+    ranks: Ranks
+    batch_tokens: int  # of one batch on one rank, at most
+    generate: GenerateSettings
+
+    @property
+    def limits(self) -> MicroBatching:
+        """The limits of a batch, and the share of this rank."""
+        return MicroBatching(max_tokens=self.batch_tokens, rank=self.ranks.rank, world_size=self.ranks.world_size)
+
+
+def evaluate(model: models.TaskModel, examples: Examples, context: EvaluationContext) -> dict[str, float]:
+    """Return the metrics of one pass over the examples, equal on all ranks; {} for no examples."""
+    if not len(examples):
+        return {}
+    return context.task.compute_metrics(sum_statistics(model, examples, context), model.labels)
+
+
 @torch.no_grad()
-def evaluate(
-    model: models.TaskModel,
-    examples: Examples,
-    task: Task,
-    amp: Precision,
-    ranks: Ranks,
-    batch_tokens: int,
-    generate: GenerateSettings,
-) -> torch.Tensor:
-    """The task's statistics summed over every example once, on all ranks. Leaves the model in its mode."""
+def sum_statistics(model: models.TaskModel, examples: Examples, context: EvaluationContext) -> torch.Tensor:
+    """Return the task's statistics summed over every example once, on all ranks, in fp64 on the CPU.
+
+    The model is in evaluation mode during the pass; afterwards its mode is restored.
+    """
     was_training = model.training
     model.eval()
-    cut = MicroBatching(tokens=batch_tokens, rank=ranks.rank, world_size=ranks.world_size)
+    ranks = context.ranks
     update = progress(ranks, len(examples) // ranks.world_size, "evaluating")
 
-    def count(part: np.ndarray) -> torch.Tensor:
-        batch = examples.batch(part).to(ranks.device)
-        with amp.autocast():
-            statistics = task.measure(model, batch, examples, generate)
-        update(len(part))
+    def statistics_of(indices: np.ndarray) -> torch.Tensor:
+        batch = examples.batch(indices).to(ranks.device)
+        with context.precision.autocast():
+            statistics = context.task.evaluate_batch(model, batch, examples, context.generate)
+        update(len(indices))
         return statistics.to(ranks.device)
 
-    total = count(np.empty(0, dtype=np.int64))  # zeros, also on a rank that has no example
-    for part in evaluation_batches(examples, cut):
-        total += count(part)
+    total = statistics_of(np.empty(0, dtype=np.int64))  # zeros, so that a rank without examples has a sum too
+    for indices in evaluation_batches(examples, context.limits):
+        total += statistics_of(indices)
     model.train(was_training)
     return distributed.reduce_sum(total)
 
 
-def measure(
-    model: models.TaskModel,
-    examples: Examples,
-    task: Task,
-    amp: Precision,
-    ranks: Ranks,
-    batch_tokens: int,
-    generate: GenerateSettings,
-) -> dict[str, float]:
-    """The metrics of one pass; none of no examples."""
-    if not len(examples):
-        return {}
-    statistics = evaluate(model, examples, task, amp, ranks, batch_tokens, generate)
-    return task.summarize(statistics, model.labels)
+def open_trained(
+    folder: Path, config: Config, source: str, labelled: bool
+) -> tuple[models.TaskModel, Examples, EvaluationContext]:
+    """Return a trained model, the encoded examples of `source`, and the context to evaluate or predict them in.
+
+    folder: a checkpoint. config: its recipe with overrides. source: a file, a folder of images, or in-memory rows.
+    Raises ConfigError, DataError or ModelError for all that does not fit.
+    """
+    ranks = distributed.setup(config.run.device)
+    task, _ = find_task(config.run.task)
+    settings = validate.task_settings(config, task)
+    rows = task.read(source, settings, labelled)
+    model = models.from_pretrained(folder, head=task.head)
+    if labelled:
+        task.check_labels(source, rows, settings, model.labels)
+    processor = task.load_processor(folder)
+    validate.check_fit(config, model, processor)
+    examples = task.encode(rows, processor, settings, model.labels, labelled)
+    precision = Precision(config.train.precision, ranks.device)
+    model.to(ranks.device)
+    return model, examples, EvaluationContext(task, precision, ranks, config.eval.batch_tokens, config.generate)
 
 
 def main(argv: Sequence[str]) -> int:
-    folder, config, own = open_model(argv, USAGE, OPTIONS, more=["data.test"])
-    if not config.data.test:
+    folder, config, options = cli.open_model(argv, USAGE, OPTIONS, more=["data.test"])
+    test = config.data.test
+    if not test:
         raise ConfigError("data.test is empty: --data.test FILE names the labelled file to evaluate on")
-    output = check_output(own["output"], config.data.test) if "output" in own else None
-    ranks = distributed.setup(config.run.device)
-    task, _ = find_task(config.run.task)
-    data = config.data
-    settings = validate.task_settings(config, task)
-    rows = task.read(data.test, settings, True)
-    model = models.from_pretrained(folder, head=task.head)
-    task.check_labels(data.test, rows, settings, model.labels)
-    processor = task.load(folder)
-    validate.check_fit(config, model, processor)
-    examples = task.encode(rows, processor, settings, model.labels, True)
-    amp = Precision(config.train.precision, ranks.device)
-    model.to(ranks.device)
-    statistics = evaluate(model, examples, task, amp, ranks, config.eval.batch_tokens, config.generate)
-    if ranks.is_main:
-        metrics = task.summarize(statistics, model.labels)
-        cut = f" ({examples.truncated:,} cut to data.max_length)" if examples.truncated else ""
-        print(f"{folder}: {len(examples):,} examples of {config.data.test}{cut}")
+    output = cli.check_output(options["output"], test) if "output" in options else None
+    model, examples, context = open_trained(folder, config, test, labelled=True)
+    statistics = sum_statistics(model, examples, context)
+    if context.ranks.is_main:
+        metrics = context.task.compute_metrics(statistics, model.labels)
+        truncated = f" ({examples.truncated:,} truncated to data.max_length)" if examples.truncated else ""
+        print(f"{folder}: {len(examples):,} examples of {test}{truncated}")
         width = max(10, *map(len, metrics))
         print("\n".join(f"{name:>{width}}  {value:.4f}" for name, value in metrics.items()))
-        if table := task.table(statistics, model.labels):
+        if table := context.task.format_table(statistics, model.labels):
             print(table)
         if output is not None:
-            result = {"checkpoint": str(folder), "data": config.data.test, "examples": len(examples), **metrics}
-            write_whole(output, [json.dumps(result)])
+            result = {"checkpoint": str(folder), "data": test, "examples": len(examples), **metrics}
+            cli.write_output(output, [json.dumps(result)])
     return 0
 
 

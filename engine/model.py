@@ -1,4 +1,4 @@
-"""The model a recipe asks for, new or as an earlier part of the run left it."""
+"""The model that a recipe asks for, new or as an earlier part of the run left it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,21 @@ from models import TaskModel
 
 
 def build_model(
-    settings: ModelSettings, task: Task, labels: Sequence[str], label_smoothing: float, seed: int, resumed: Path | None
+    settings: ModelSettings,
+    task: Task,
+    labels: Sequence[str],
+    label_smoothing: float,
+    seed: int,
+    resumed: Path | None,
 ) -> tuple[TaskModel, Path]:
-    """(the model on the CPU, the folder that has its tokenizer).
+    """Return (the model on the CPU, the folder that has its tokenizer).
 
-    resumed: a checkpoint of this run, whose weights take the place of those the recipe names. Under LoRA it holds them
-    merged, so there the run starts from the recipe's weights again and takes only the adapter from the checkpoint.
+    resumed: a checkpoint of this run, whose weights replace those that the recipe names. With LoRA it holds merged
+    weights, so the run starts from the recipe's weights again and takes only the adapter from the checkpoint.
     """
     start = settings
     if resumed is not None and not settings.lora.rank:
-        # What the recipe cuts off or starts anew already is, in there.
+        # The checkpoint has been made shallower and partly reset already.
         start = replace(
             settings,
             name=str(resumed),
@@ -33,8 +38,8 @@ def build_model(
             reinit_layers=0,
         )
     rates = start.dropout.rates()
-    if start.dropout.head is None and task.head.endswith("-lm"):
-        rates.pop("head", None)  # which has no dropout, so that `all` does not mean it
+    if start.dropout.head is None and task.head in models.HEADS and models.HEADS[task.head].is_language_model:
+        rates.pop("head", None)  # such a head has no dropout, so `all` does not mean it
     model = models.from_pretrained(
         start.name,
         head=task.head,
@@ -57,11 +62,11 @@ def build_model(
         models.add_lora(model, lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=targets, seed=seed)
         if resumed is not None:
             models.load_adapter(model, resumed)
-    return model, models.checkpoints.hub.resolve(start.name)
+    return model, models.hub.resolve(start.name)
 
 
-def spare_memory_or_time(model: TaskModel, settings: TrainSettings) -> None:
-    """Have the layers of the model computed as the machine wants it: none of this changes what they compute."""
+def apply_machine_settings(model: TaskModel, settings: TrainSettings) -> None:
+    """Compile the layers or checkpoint their activations, as the settings say; neither changes what they compute."""
     if settings.compile:
         models.compile_layers(model)
     if settings.activation_checkpointing:

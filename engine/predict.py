@@ -2,82 +2,63 @@
 
     python -m engine.predict RUN --input FILE --output FILE.jsonl [--section.key=value ...]
 
-RUN is a run folder (its best/ is used) or a checkpoint folder. Each line of the output is {"id": ...} and what the
-task predicts: {"label": ..., "probabilities": {label: probability}, "logits": {label: number}} for classes, from whose
-logits another model can learn (data.teacher_file); a text for what generates one.
+RUN is a run folder, whose best/ is used, or a checkpoint folder. Each line of the output is {"id": ...} and what the
+task predicts. For classes that is {"label": ..., "probabilities": {label: probability}, "logits": {label: number}};
+another model can learn from the logits (data.teacher_file). A task that writes texts predicts {"text": ...}.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 import models
-from data import Examples, MicroBatching, evaluation_batches
-from engine import cli, distributed, validate
-from engine.cli import check_output, open_model, write_whole
-from engine.config import ConfigError, GenerateSettings
-from engine.distributed import Ranks
+from data import Examples, evaluation_batches
+from engine import cli, distributed
+from engine.config import ConfigError
+from engine.evaluate import EvaluationContext, open_trained
 from engine.log import progress
-from engine.precision import Precision
-from engine.tasks import Task, find_task
 
 USAGE = "python -m engine.predict RUN --input FILE --output FILE.jsonl [--section.key=value ...]"
 OPTIONS = {
     "input": "the examples, as a file like those of training; labels are not needed, and not read",
-    "output": "one line of JSON for each of them, in their order",
+    "output": "one line of JSON for each example, in their order",
 }
 
 
 @torch.no_grad()
-def predict(
-    model: models.TaskModel,
-    examples: Examples,
-    task: Task,
-    amp: Precision,
-    ranks: Ranks,
-    batch_tokens: int,
-    generate: GenerateSettings,
-) -> list[str]:
-    """One line of JSON for each example, in their order, on rank 0; none on the others."""
+def predict(model: models.TaskModel, examples: Examples, context: EvaluationContext) -> list[dict[str, Any]]:
+    """Return {"id": ..., what the task predicts} for each example, in their order, on rank 0; [] on other ranks."""
     model.eval()
-    cut = MicroBatching(tokens=batch_tokens, rank=ranks.rank, world_size=ranks.world_size)
+    ranks = context.ranks
     update = progress(ranks, len(examples) // ranks.world_size, "predicting")
-    lines: list[tuple[int, str]] = []
-    for part in evaluation_batches(examples, cut):
-        batch = examples.batch(part).to(ranks.device)
-        with amp.autocast():
-            rows = task.predict(model, batch, examples, generate)
-        for index, name, row in zip(batch.indices, batch.ids, rows, strict=True):
-            lines.append((index, json.dumps({"id": name, **row}, ensure_ascii=False)))
-        update(len(part))
-    gathered = distributed.gather_on_main(lines)
-    return [line for _, line in sorted(line for lines in gathered for line in lines)]
+    rows: list[tuple[int, dict[str, Any]]] = []
+    for indices in evaluation_batches(examples, context.limits):
+        batch = examples.batch(indices).to(ranks.device)
+        with context.precision.autocast():
+            predictions = context.task.predict_batch(model, batch, examples, context.generate)
+        for index, name, prediction in zip(batch.indices, batch.ids, predictions, strict=True):
+            rows.append((index, {"id": name, **prediction}))
+        update(len(indices))
+    gathered = [row for part in distributed.gather_on_main(rows) for row in part]
+    return [prediction for _, prediction in sorted(gathered, key=lambda row: row[0])]
 
 
 def main(argv: Sequence[str]) -> int:
-    folder, config, files = open_model(argv, USAGE, OPTIONS)
+    folder, config, options = cli.open_model(argv, USAGE, OPTIONS)
     for name in OPTIONS:
-        if name not in files:
+        if name not in options:
             raise ConfigError(f"--{name} is missing: {USAGE}")
-    output = check_output(files["output"], files["input"])
-    ranks = distributed.setup(config.run.device)
-    task, _ = find_task(config.run.task)
-    settings = validate.task_settings(config, task)
-    rows = task.read(files["input"], settings, False)
-    model = models.from_pretrained(folder, head=task.head)
-    processor = task.load(folder)
-    validate.check_fit(config, model, processor)
-    examples = task.encode(rows, processor, settings, model.labels, False)
-    amp = Precision(config.train.precision, ranks.device)
-    model.to(ranks.device)
-    lines = predict(model, examples, task, amp, ranks, config.eval.batch_tokens, config.generate)
-    if ranks.is_main:
-        write_whole(output, lines)
-        cut = f" ({examples.truncated:,} texts cut to data.max_length)" if examples.truncated else ""
-        print(f"{len(examples):,} predictions in {output}{cut}")
+    output = cli.check_output(options["output"], options["input"])
+    model, examples, context = open_trained(folder, config, options["input"], labelled=False)
+    predictions = predict(model, examples, context)
+    if context.ranks.is_main:
+        cli.write_output(output, (json.dumps(prediction, ensure_ascii=False) for prediction in predictions))
+        truncated = f" ({examples.truncated:,} texts truncated to data.max_length)" if examples.truncated else ""
+        print(f"{len(examples):,} predictions in {output}{truncated}")
     return 0
 
 

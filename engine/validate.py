@@ -56,7 +56,7 @@ def _check_tokens(config: Config, model: TaskModel, tokenizer: Tokenizer) -> Non
         raise ConfigError(
             f"data.max_length = {config.data.max_length} leaves no room beside {special} special tokens: raise it"
         )
-    rows = model.backbone.config.vocab_size
+    rows = model.vocab_size
     token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])  # more than their number, with gaps
     if largest >= rows:
         raise ConfigError(

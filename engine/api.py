@@ -1,0 +1,106 @@
+"""Training, evaluation and prediction from Python, without files: `engine.run_training` and its neighbours.
+
+    import engine
+    from data import Row
+
+    rows = [Row(text="A fine film.", label="good"), Row(text="Dull, dull, dull.", label="bad"), ...]
+    engine.run_training("my_recipe.toml", train_rows=rows, **{"run.folder": "runs/mine", "train.epochs": 2})
+    engine.evaluate_rows("runs/mine", rows)                      # {"accuracy": ..., ...}
+    engine.predict_rows("runs/mine", ["A fine film.", "Dull."])  # [{"id": "1", "label": "good", ...}, ...]
+
+Overrides are settings by their dotted names, `**{"optim.lr": 1e-4}`, or with two underscores, `optim__lr=1e-4`.
+Everything works in a notebook, and any number of times in one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data import Row
+from data.formats.memory import in_memory
+from engine import checkpoint, cli, distributed, plugins, validate
+from engine.config import DEFAULT_RECIPE, Config, ConfigError, DataSettings, check, override, read_recipe
+from engine.evaluate import evaluate, open_trained
+from engine.predict import predict
+from engine.tasks import find_task
+
+
+def run_training(
+    config: Config | str | Path = DEFAULT_RECIPE,
+    train_rows: Sequence[Any] | None = None,
+    validation_rows: Sequence[Any] | None = None,
+    test_rows: Sequence[Any] | None = None,
+    **overrides: Any,
+) -> dict[str, float]:
+    """Run a recipe in this process as `python -m engine.train` does; return its final metrics.
+
+    config: a Config, a recipe's file, or the name of a shipped recipe. The rows replace data.train, data.validation
+    and data.test; each is a Row or a dict of the columns that a file would have.
+    Raises ConfigError, DataError, ModelError or TrainingError with one sentence; KeyboardInterrupt after Ctrl-C, once
+    the checkpoint is written (run.resume="yes" continues the run).
+    """
+    from engine import train  # imported here: the loop is a program like any other, and only this function runs it
+
+    given = {"train_rows": train_rows, "validation_rows": validation_rows, "test_rows": test_rows}
+    with in_memory(**{name: rows for name, rows in given.items() if rows is not None}) as sources:
+        in_place_of = {f"data.{name.removesuffix('_rows')}": source for name, source in sources.items()}
+        start = config if isinstance(config, Config) else read_recipe(str(config))
+        cfg = override(start, in_place_of | _dotted(overrides))
+        plugins.load_plugins(cfg.run.plugins)
+        check(cfg)
+        ranks = distributed.setup(cfg.run.device)
+        stop = cli.StopRequest()
+        with checkpoint.claim(cfg, ranks) as resumed:
+            result = train.train(cfg, ranks, stop, resumed)
+    if result is None:
+        raise KeyboardInterrupt(f"stopped by signal {stop.signal}; run.resume = 'yes' continues the run")
+    return result
+
+
+def evaluate_rows(run: str | Path, rows: Sequence[Any], **overrides: Any) -> dict[str, float]:
+    """Return the metrics of a trained model on labelled rows, each a Row or a dict of a file's columns.
+
+    run: a run folder, whose best/ is used, or a checkpoint folder. overrides: settings that a trained model reads.
+    """
+    folder = checkpoint.open_run(str(run))
+    config = cli.configure(folder, _dotted(overrides))
+    with in_memory(rows=rows) as sources:
+        model, examples, context = open_trained(folder, config, sources["rows"], labelled=True)
+        return evaluate(model, examples, context)
+
+
+def predict_rows(run: str | Path, rows: Sequence[Any], **overrides: Any) -> list[dict[str, Any]]:
+    """Return what engine.predict writes for each row, as dicts in the order of the rows.
+
+    A row is what the task reads: a string (a text), a pair of strings (two texts, a question and its context), a list
+    (tokens, the turns of a conversation), an image (Pillow, or a uint8 array), or a dict or Row of a file's columns.
+    Ids are those of the rows' id column, else numbers from 1. Other arguments as for evaluate_rows.
+    """
+    folder = checkpoint.open_run(str(run))
+    config = cli.configure(folder, _dotted(overrides))
+    task, _ = find_task(config.run.task)
+    columns = validate.task_settings(config, task).data
+    with in_memory(rows=[_as_columns(row, columns) for row in rows]) as sources:
+        model, examples, context = open_trained(folder, config, sources["rows"], labelled=False)
+        return predict(model, examples, context)
+
+
+def _dotted(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the overrides with "section.key" in the place of "section__key"."""
+    return {key.replace("__", "."): value for key, value in overrides.items()}
+
+
+def _as_columns(row: Any, data: DataSettings) -> Row | dict[str, Any]:
+    """Return a row as a file would have it; ConfigError for a pair where the task reads one text."""
+    if isinstance(row, Row | dict):
+        return row
+    if isinstance(row, tuple) and len(row) == 2:
+        if not data.text_pair_column:
+            raise ConfigError(
+                f"the row {row!r} is a pair, and this model reads one text a row; "
+                "name data.text_pair_column if it reads two"
+            )
+        return {data.text_column: row[0], data.text_pair_column: row[1]}
+    return {data.text_column: row}

@@ -1,0 +1,222 @@
+"""Parts of a researcher's own: tables in his own Python files, added to the engine's tables for this process.
+
+A plugin is a Python file (or an importable module) that defines one or more of these dictionaries:
+
+    ARCHITECTURES  {model_type: models.architecture.Architecture}
+    HEADS          {name: subclass of models.heads.Head}
+    TASKS          {name: engine.tasks.Task}
+    METRICS        {task: {name: function(statistics, labels) -> float}}, from what the task's evaluate_batch sums
+    LOSSES         {name: function(logits, batch) -> scalar}, the sum over the targets of a micro-batch
+    OPTIMIZERS     {name: function(parameter groups, [optim]) -> torch.optim.Optimizer}
+    SCHEDULES      {name: function(step, total steps, [optim]) -> factor of optim.lr after the warm-up}
+
+and is named by whoever runs a command: `--run.plugins my_parts.py`, or `plugins` under [run] of a recipe. Loading a
+checkpoint never imports anything by itself: its recipe says which plugins it was trained with, state.json their
+checksums, and the user names them again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+import models
+from engine.config import ConfigError, choose_from
+from engine.objective import LOSSES
+from engine.optim import OPTIMIZERS, SCHEDULES
+from engine.tasks import TASKS, Task
+from models.architecture import Architecture
+from models.heads import Head
+
+Metric = Callable[[Tensor, Sequence[str]], float]
+
+# Name of a plugin's table -> the engine's own, and what a value must be.
+TABLES: dict[str, tuple[dict[str, Any], str]] = {
+    "ARCHITECTURES": (models.ARCHITECTURES, "an Architecture"),
+    "HEADS": (models.HEADS, "a subclass of models.heads.Head"),
+    "TASKS": (TASKS, "a Task"),
+    "LOSSES": (LOSSES, "a function"),
+    "OPTIMIZERS": (OPTIMIZERS, "a function"),
+    "SCHEDULES": (SCHEDULES, "a function"),
+}
+METRICS = "METRICS"
+
+
+_undo: list[tuple[dict[str, Any], str, Any]] = []  # (table, name, what stood there before or None), oldest first
+_checksums: dict[str, str] = {}  # of the plugins that are loaded
+
+
+def load_plugins(plugins: Sequence[str]) -> None:
+    """Add the tables of these plugins to the engine's, in the place of those that an earlier call added.
+
+    plugins: paths of Python files, or dotted names of importable modules. Raises ConfigError for a plugin that cannot
+    be imported, defines no table, or has an entry of the wrong kind or under a name that is taken.
+    """
+    _unload()
+    try:
+        for plugin in plugins:
+            sha256 = checksum(plugin)
+            _add(plugin, _import(plugin))
+            _checksums[plugin] = sha256
+    except ConfigError:
+        _unload()
+        raise
+
+
+def _unload() -> None:
+    """Put every table back as it was before the first plugin."""
+    while _undo:
+        table, name, before = _undo.pop()
+        if before is None:
+            table.pop(name, None)
+        else:
+            table[name] = before
+    _checksums.clear()
+
+
+def _put(table: dict[str, Any], name: str, value: Any) -> None:
+    _undo.append((table, name, table.get(name)))
+    table[name] = value
+
+
+def check_named(plugins: Sequence[str], trained_with: Sequence[str], folder: Path) -> None:
+    """Raise ConfigError unless the user has named the plugins that the checkpoint in `folder` was trained with."""
+    if trained_with and not plugins:
+        raise ConfigError(
+            f"{folder} was trained with parts of your own; loading a checkpoint imports nothing by itself: "
+            f"name them with --run.plugins {','.join(trained_with)}"
+        )
+
+
+def loaded_checksums() -> dict[str, str]:
+    """Return {plugin: SHA-256 of its file} of the plugins that are loaded, as their files were then."""
+    return dict(_checksums)
+
+
+def changed_since(trained_with: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each difference between the loaded plugins and those a checkpoint was trained with.
+
+    trained_with: {plugin: SHA-256}, from state.json. A file is known by its checksum: its path may be another one.
+    """
+    loaded, known = set(_checksums.values()), set(trained_with.values())
+    changes = [f"the plugin {name} is not loaded as it was" for name, sha in trained_with.items() if sha not in loaded]
+    return changes + [
+        f"the plugin {name} is new or has changed" for name, sha in _checksums.items() if sha not in known
+    ]
+
+
+def checksum(plugin: str) -> str:
+    """Return the SHA-256 of a plugin's file; ConfigError where there is none."""
+    path = _file_of(plugin)
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(f"run.plugins = {plugin!r} cannot be read: {error.strerror}") from None
+
+
+def _file_of(plugin: str) -> Path:
+    if plugin.endswith(".py") or "/" in plugin:
+        if not Path(plugin).is_file():
+            raise ConfigError(f"run.plugins = {plugin!r}: no such file")
+        return Path(plugin)
+    try:
+        spec = importlib.util.find_spec(plugin)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        raise ConfigError(f"run.plugins = {plugin!r} is neither a file ending in .py nor a module that can be imported")
+    return Path(spec.origin)
+
+
+def _import(plugin: str) -> ModuleType:
+    """Run the plugin's file; an error in it becomes a ConfigError with file, line and reason."""
+    path = _file_of(plugin)
+    try:
+        if not plugin.endswith(".py"):
+            module = importlib.import_module(plugin)
+            return importlib.reload(module) if plugin in sys.modules else module
+        folder = str(path.resolve().parent)
+        if folder not in sys.path:
+            sys.path.append(folder)  # at the end: modules beside the file are found, and hide none of ours
+        name = f"engine_plugin_{path.stem}"
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise ConfigError(f"run.plugins = {plugin!r} is no Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses and pickling look classes up there
+        spec.loader.exec_module(module)
+        return module
+    except ConfigError:
+        raise
+    except SyntaxError as error:
+        raise ConfigError(f"run.plugins: {error.filename}:{error.lineno}: {error.msg}") from None
+    except Exception as error:  # code of the user's own fails with errors of every kind
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+        line = f":{frames[-1].lineno}" if frames else ""
+        raise ConfigError(f"run.plugins: {path}{line}: {type(error).__name__}: {error}") from error
+
+
+def _add(plugin: str, module: ModuleType) -> None:
+    """Add every table of the module; all entries are checked before the first is added."""
+    tables = {name: getattr(module, name) for name in (*TABLES, METRICS) if hasattr(module, name)}
+    if not tables:
+        raise ConfigError(f"run.plugins: {plugin} defines none of {', '.join((*TABLES, METRICS))}: nothing to add")
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise ConfigError(f"run.plugins: {plugin}: {name} should be a dictionary, not a {type(table).__name__}")
+        if name != METRICS:
+            _check_entries(plugin, name, table)
+    metrics = tables.pop(METRICS, {})
+    _check_metrics(plugin, metrics, TASKS | tables.get("TASKS", {}))
+    for name, table in tables.items():
+        for key, value in table.items():
+            _put(TABLES[name][0], key, value)
+    for task, functions in metrics.items():
+        _put(TASKS, task, with_metrics(TASKS[task], functions))
+
+
+def _check_entries(plugin: str, name: str, table: Mapping[str, Any]) -> None:
+    ours, kind = TABLES[name]
+    for key, value in table.items():
+        if key in ours:
+            raise ConfigError(f"run.plugins: {plugin}: {name}[{key!r}] exists already: choose another name")
+        right = {
+            "ARCHITECTURES": isinstance(value, Architecture),
+            "HEADS": isinstance(value, type) and issubclass(value, Head),
+            "TASKS": isinstance(value, Task),
+        }.get(name, callable(value))
+        if not right:
+            raise ConfigError(f"run.plugins: {plugin}: {name}[{key!r}] should be {kind}, not {value!r}")
+
+
+def _check_metrics(plugin: str, metrics: Mapping[str, Any], tasks: Mapping[str, Task]) -> None:
+    for task, functions in metrics.items():
+        if task not in tasks:
+            raise ConfigError(f"run.plugins: {plugin}: METRICS[{task!r}] is no task; {choose_from(task, tasks)}")
+        if not isinstance(functions, dict) or not all(map(callable, functions.values())):
+            raise ConfigError(
+                f"run.plugins: {plugin}: METRICS[{task!r}] should be {{name: function(statistics, labels) -> float}}"
+            )
+        for name in functions:
+            if name in tasks[task].metrics:
+                raise ConfigError(f"run.plugins: {plugin}: {task} has a metric {name!r} already: choose another name")
+
+
+def with_metrics(task: Task, functions: Mapping[str, Metric]) -> Task:
+    """Return the task with further metrics, each computed from the statistics that its evaluate_batch sums."""
+
+    def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
+        added = {name: float(function(statistics, labels)) for name, function in functions.items()}
+        return task.compute_metrics(statistics, labels) | added
+
+    return replace(task, metrics=(*task.metrics, *functions), compute_metrics=compute_metrics)

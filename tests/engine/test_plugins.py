@@ -1,0 +1,201 @@
+"""Parts of a researcher's own (engine/plugins.py): trained, resumed, evaluated and predicted with."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from support import my_parts
+from support.runs import SPECIAL, WORDS, StopAfter, assert_same_run, logged_rows, run_module, run_training
+
+import engine
+import models
+from engine import plugins
+from engine.config import Config, ConfigError, override
+from engine.plugins import TABLES, changed_since, load_plugins, loaded_checksums
+from engine.tasks import TASKS
+
+STEPS = 6
+
+
+@pytest.fixture(autouse=True)
+def _tables_as_they_were():
+    yield
+    load_plugins([])
+
+
+@pytest.fixture
+def lab(tmp_path: Path, checkpoint_folder: Path) -> Path:
+    """A folder outside the checkout with the parts, a data file in their format, and a model of their architecture."""
+    folder = tmp_path / "lab"
+    (folder / "bag").mkdir(parents=True)
+    shutil.copy(my_parts.__file__, folder / "my_parts.py")
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(WORDS, k=rng.randint(3, 20))) for _ in range(80)]
+    pairs = [[text, "good" if "film" in text.split() else "bad"] for text in texts]
+    (folder / "reviews.json").write_text(json.dumps(pairs))
+    config = {"model_type": "bag", "vocab_size": len(WORDS) + len(SPECIAL)}
+    (folder / "bag" / "config.json").write_text(json.dumps(config))
+    shutil.copy(checkpoint_folder / "tokenizer.json", folder / "bag")
+    return folder
+
+
+SETTINGS = {
+    "run.plugins": "my_parts.py",
+    "run.task": "my-reviews",
+    "model.name": "bag",
+    "model.init": "scratch",
+    "data.train": "reviews.json",
+    "data.max_length": 32,
+    "train.global_batch_size": 16,
+    "train.max_steps": STEPS,
+    "train.loss": "hinge",
+    "optim.name": "sign-sgd",
+    "optim.lr": 3e-3,
+    "optim.lr_schedule": "halves",
+    "eval.metric": "worst_class",
+    "eval.every_steps": 3,
+    "log.every_steps": 1,
+    "run.device": "cpu",
+}
+
+
+def flags(**changes: object) -> list[str]:
+    return [f"--{key}={value}" for key, value in (SETTINGS | changes).items()]
+
+
+def config(lab: Path, folder: str, **changes: object) -> Config:
+    paths = {"run.folder": str(lab / folder), "run.plugins": str(lab / "my_parts.py"), "model.name": str(lab / "bag")}
+    return override(Config(), SETTINGS | paths | {"data.train": str(lab / "reviews.json")} | changes)
+
+
+def test_one_of_everything_by_the_commands(lab):
+    """Train, resume, evaluate and predict, each as a command in the researcher's folder."""
+    done = run_module("engine.train", *flags(**{"run.folder": "run"}), cwd=lab)
+    assert done.returncode == 0, done.stderr
+    assert "best_worst_class" in done.stdout
+    lrs = [row["lr"] for row in logged_rows(lab / "run") if "lr" in row]
+    assert lrs[0] == pytest.approx(3e-3) and lrs[-1] == pytest.approx(3e-3 / 8)
+    assert json.loads((lab / "run/last/state.json").read_text())["optimizer"]["class"] == "SignSGD"
+
+    longer = flags(**{"run.folder": "run", "train.max_steps": STEPS + 2})
+    done = run_module("engine.train", *longer, "--resume", "--run.allow_changes", cwd=lab)
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in logged_rows(lab / "run") if "lr" in row] == list(range(1, STEPS + 3))
+
+    given = ["--run.plugins=my_parts.py", "--run.device=cpu"]
+    arguments = ["--data.test", "reviews.json", "--output", "metrics.json", *given]
+    done = run_module("engine.evaluate", "run", *arguments, cwd=lab)
+    assert done.returncode == 0, done.stderr
+    assert "worst_class" in json.loads((lab / "metrics.json").read_text())
+    done = run_module("engine.predict", "run", "--input", "reviews.json", "--output", "out.jsonl", *given, cwd=lab)
+    assert done.returncode == 0, done.stderr
+    predicted = [json.loads(line) for line in (lab / "out.jsonl").read_text().splitlines()]
+    assert len(predicted) == 80 and {row["label"] for row in predicted} <= {"good", "bad"}
+
+
+def test_p04_a_run_with_own_parts_resumes_bit_for_bit(lab):
+    load_plugins([str(lab / "my_parts.py")])
+    run_training(config(lab, "whole"))
+    assert run_training(config(lab, "parts"), StopAfter(4)) is None
+    run_training(config(lab, "parts", **{"run.resume": "yes"}))
+    assert_same_run(lab / "whole", lab / "parts")
+
+
+def test_own_parts_from_python(lab):
+    result = engine.run_training(config(lab, "run"))
+    assert "best_worst_class" in result
+    parts = str(lab / "my_parts.py")
+    rows = engine.predict_rows(lab / "run", [{"text": "a film", "label": "good"}][:0], **{"run.plugins": parts})
+    assert rows == []
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_a_checkpoint_imports_nothing_by_itself(lab, command):
+    engine.run_training(config(lab, "run"))
+    (lab / "my_parts.py").write_text("raise SystemExit('imported')")
+    options = {
+        "evaluate": ["--data.test", "reviews.json"],
+        "predict": ["--input", "reviews.json", "--output", "o.jsonl"],
+    }
+    done = run_module(f"engine.{command}", "run", *options[command], cwd=lab)
+    assert done.returncode == 2
+    assert "loading a checkpoint imports nothing by itself: name them with --run.plugins" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_changed_plugin_stops_a_resume_unless_allowed(lab):
+    load_plugins([str(lab / "my_parts.py")])
+    assert run_training(config(lab, "run"), StopAfter(4)) is None
+    parts = lab / "my_parts.py"
+    parts.write_text(parts.read_text() + "\n# changed\n")
+    load_plugins([str(parts)])
+    with pytest.raises(ConfigError, match=r"my_parts\.py is not loaded as it was"):
+        run_training(config(lab, "run", **{"run.resume": "yes"}))
+    assert run_training(config(lab, "run", **{"run.resume": "yes", "run.allow_changes": True}))
+
+
+def test_tables_hold_what_was_named_last_and_no_more(lab):
+    before = {name: dict(table) for name, (table, _) in TABLES.items()}
+    parts = str(lab / "my_parts.py")
+    load_plugins([parts])
+    assert "bag" in models.ARCHITECTURES and "worst_class" in TASKS["my-reviews"].metrics
+    assert loaded_checksums() == {parts: plugins.checksum(parts)}
+    load_plugins([parts])  # again, as a notebook does
+    load_plugins([])
+    assert {name: dict(table) for name, (table, _) in TABLES.items()} == before
+    assert changed_since({"x.py": "0" * 64}) == ["the plugin x.py is not loaded as it was"]
+
+
+MISTAKES = {
+    "nowhere.py": (None, "'nowhere.py': no such file"),
+    "no_such_module": (None, "is neither a file ending in .py nor a module"),
+    "empty.py": ("x = 1\n", "empty.py defines none of ARCHITECTURES, HEADS,"),
+    "broken.py": ("import torch\n\nHEADS = {'x': undefined}\n", "broken.py:3: NameError: name 'undefined'"),
+    "syntax.py": ("def f(:\n", "syntax.py:1: "),
+    "list.py": ("HEADS = ['x']\n", "HEADS should be a dictionary, not a list"),
+    "kind.py": ("HEADS = {'x': int}\n", "HEADS['x'] should be a subclass of models.heads.Head"),
+    "taken.py": ("OPTIMIZERS = {'adamw': print}\n", "OPTIMIZERS['adamw'] exists already: choose another name"),
+    "task.py": ("METRICS = {'text-clasification': {}}\n", "did you mean 'text-classification'?"),
+    "metric.py": ("METRICS = {'text-classification': {'accuracy': len}}\n", "has a metric 'accuracy' already"),
+    "metrics.py": ("METRICS = {'text-classification': [len]}\n", "should be {name: function(statistics, labels)"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_in_a_plugin_is_one_sentence(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    text, message = MISTAKES[name]
+    if text is not None:
+        Path(name).write_text(text)
+    before = {table: dict(entries) for table, (entries, _) in TABLES.items()}
+    with pytest.raises(ConfigError) as caught:
+        load_plugins([name])
+    assert message in str(caught.value)
+    assert {table: dict(entries) for table, (entries, _) in TABLES.items()} == before
+
+
+def test_a_module_beside_the_plugin_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("beside_the_plugin.py").write_text("def constant(step, total_steps, optim):\n    return 1.0\n")
+    Path("parts.py").write_text("from beside_the_plugin import constant\nSCHEDULES = {'flat': constant}\n")
+    load_plugins(["parts.py"])
+    assert TABLES["SCHEDULES"][0]["flat"](3, 9, None) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optim.name": "lion"}, "optim.name = 'lion'"),
+        ({"optim.lr_schedule": "zigzag"}, "optim.lr_schedule = 'zigzag'"),
+        ({"train.loss": "huber"}, "train.loss = 'huber': there is none; run.plugins names a file that defines LOSSES"),
+        ({"run.task": "my-reviews"}, "run.task = 'my-reviews'"),
+    ],
+)
+def test_a_name_that_no_table_has_is_answered_with_the_choices(tiny, changes, message):
+    with pytest.raises(ConfigError) as caught:
+        run_training(tiny(**changes))
+    assert message in str(caught.value)
