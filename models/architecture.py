@@ -3,48 +3,101 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import Field, dataclass, fields
+from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from models.checkpoints.tensor_files import JsonObject
 from models.checkpoints.weights import WeightTable
 from models.errors import ModelError
-from models.heads import HeadShape
+from models.generation.cache import Cache
+from models.heads import Head, HeadShape
+from models.inputs import ModelInputs
+from models.ops.layers import DropoutRates
+from models.ops.packing import Packing
 
-C = TypeVar("C")
-LARGEST = 2**24  # of any size in config.json; no model comes near it
+MAX_SIZE = 2**24  # of any size in config.json; no model comes near it
+
+
+class BackboneConfig(Protocol):
+    """What every config has: a frozen dataclass of the fields that change the mathematics."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+
+    @property
+    def initializer_range(self) -> float:
+        """The standard deviation of new weights."""
+
+    @property
+    def rates(self) -> DropoutRates:
+        """The dropout rates."""
+
+
+class Backbone(Protocol):
+    """An nn.Module from inputs to hidden states.
+
+    One whose output matrix can be tied also has `embedding`, an nn.Embedding. One that drops paths has the rate of each
+    layer as its `drop_path_rate`.
+    """
+
+    @property
+    def config(self) -> BackboneConfig:
+        """What it was built from."""
+
+    @property
+    def max_length(self) -> int:
+        """The maximum number of tokens of a sequence."""
+
+    @property
+    def layers(self) -> Iterable[nn.Module]:
+        """The layers from the input to the output."""
+
+    def __call__(self, inputs: ModelInputs, cache: Cache | None = None) -> tuple[Tensor, Packing]:
+        """Return the hidden states (T, D) and their packing. Only one that generates text takes a cache."""
+
+    def init_weights(self, generator: torch.Generator, modules: Iterable[nn.Module] = ()) -> None:
+        """Initialise every weight from `generator`, or only those of these modules."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield every parameter, as nn.Module.parameters does."""
+
+
+ConfigT = TypeVar("ConfigT", bound=BackboneConfig)
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """One value of config.json's model_type.
+class Architecture(Generic[ConfigT]):
+    """One value of config.json's model_type."""
 
-    `config` is a frozen dataclass with at least hidden_size, num_hidden_layers, initializer_range and
-    `rates: DropoutRates`. A backbone is a module with forward(batch) -> (hidden states (T, D), Packing), config,
-    max_length, `layers` from the input to the output, init_weights(generator, modules), where a language model's
-    output may be tied to it `embedding`, and where it writes text forward(batch, cache) (models/generation/cache.py).
-    """
-
-    read_config: Callable[[dict[str, Any]], Any]  # config.json -> config; ModelError for what it does not support
-    build: Callable[[Any, str | None], nn.Module]  # (config, head) -> backbone
-    head_shape: Callable[[Any, str, str], HeadShape]  # (config, head, pooling); labels and losses are filled in later
+    read_config: Callable[[JsonObject], ConfigT]  # of a config.json; ModelError for what it does not support
+    build: Callable[[ConfigT, type[Head] | None], Backbone]
+    # (config, name of the head, its class, pooling); labels and losses are filled in later
+    head_shape: Callable[[ConfigT, str, type[Head], str], HeadShape]
     weights: WeightTable
     heads: Mapping[str | None, str]  # the heads it takes -> the class of transformers that reads their export
     depth: tuple[str, ...]  # the fields of config.json that say how many layers there are
     pooling: str = "cls"  # unless the checkpoint or the recipe says otherwise
-    complete: Callable[[dict[str, Any]], dict[str, Any]] = dict  # config.json -> with the fields that others imply
+    complete: Callable[[JsonObject], JsonObject] = dict  # add to config.json the fields that others imply
+
+
+# Each entry of ARCHITECTURES goes with a config class of its own, which no type of one dictionary can say.
+AnyArchitecture: TypeAlias = Architecture[Any]
 
 
 def read_fields(
-    cls: type[C],
-    raw: dict[str, Any],
+    cls: type[ConfigT],
+    raw: JsonObject,
     names: Mapping[str, str] | None = None,
-    supported: Mapping[str, Sequence[Any]] | None = None,
-) -> C:
-    """A config dataclass from config.json: the fields it declares, each a number, text or bool like its default.
+    supported: Mapping[str, Sequence[object]] | None = None,
+) -> ConfigT:
+    """Return a config dataclass from config.json: the fields it declares, each a number, text or bool like its default.
 
     names: {our field: the hub's}, where they differ. supported: {hub field: values}, for settings that change the
     mathematics and of which only these values are implemented; any other is refused by name.
@@ -55,7 +108,7 @@ def read_fields(
             shown = reprlib.repr(raw[name])
             raise ModelError(f"config.json: {name} = {shown} is not supported; this architecture takes {choices}")
     given = {}
-    for declared in fields(cls):  # type: ignore[arg-type]
+    for declared in fields(cls):
         name = (names or {}).get(declared.name, declared.name)
         value = raw.get(name)
         if declared.name in ("rates", "head_rates") or value is None:
@@ -64,21 +117,21 @@ def read_fields(
     return cls(**given)
 
 
-def _checked(name: str, value: Any, kind: str, example: Any) -> Any:
-    good: Any = {"int": int, "float": int | float, "str": str, "bool": bool}[kind.split(" ")[0]]
-    if not isinstance(value, good) or (isinstance(value, bool) and good is not bool):
+def _checked(name: str, value: Any, kind: str, example: object) -> Any:
+    expected: Any = {"int": int, "float": int | float, "str": str, "bool": bool}[kind.split(" ")[0]]
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
         raise ModelError(f"config.json: {name} = {reprlib.repr(value)} should be like {example!r}")
-    if good in (str, bool):
+    if expected in (str, bool):
         return value
-    least = -1 if name.endswith("_id") else 1 if good is int and name != "type_vocab_size" else 0
-    if not least <= value <= LARGEST:
-        bound = f"at least {least}" if value < least else f"at most {LARGEST}"
+    minimum = -1 if name.endswith("_id") else 1 if expected is int and name != "type_vocab_size" else 0
+    if not minimum <= value <= MAX_SIZE:
+        bound = f"at least {minimum}" if value < minimum else f"at most {MAX_SIZE}"
         raise ModelError(f"config.json: {name} = {reprlib.repr(value)} should be {bound}")
     return value
 
 
-def read_rates(raw: dict[str, Any], **sites: tuple[str, float]) -> dict[str, float]:
-    """{site: rate} for {site: (the hub's field, its default)}; ModelError unless 0 <= rate < 1."""
+def read_rates(raw: JsonObject, **sites: tuple[str, float]) -> dict[str, float]:
+    """Return {site: rate} for {site: (the hub's field, its default)}; ModelError unless 0 <= rate < 1."""
     rates = {}
     for site, (name, default) in sites.items():
         value = raw.get(name)
@@ -90,14 +143,14 @@ def read_rates(raw: dict[str, Any], **sites: tuple[str, float]) -> dict[str, flo
 
 
 def check_divides(raw_name: str, size: int, heads_name: str, heads: int) -> None:
-    """ModelError unless the hidden size splits into equal attention heads."""
+    """Raise ModelError unless the hidden size splits into equal attention heads."""
     if size % heads:
         raise ModelError(f"config.json: {raw_name} = {size} is not a multiple of {heads_name} = {heads}")
 
 
 @torch.no_grad()
 def init_normal(module: nn.Module, std: float, generator: torch.Generator, skip: Collection[Tensor] = ()) -> None:
-    """Every Linear, Embedding and Conv2d below `module` from Normal(0, std), biases 0, LayerNorms at identity.
+    """Initialise every Linear, Embedding and Conv2d below `module` from Normal(0, std), biases 0, LayerNorms identity.
 
     In the fixed order of module.modules() and from one generator, so that the seed decides every weight. A parameter
     that a module owns itself (a class token) is the architecture's to initialise. skip: weights of another module that

@@ -1,24 +1,27 @@
 """BERT (Devlin et al. 2018), RoBERTa (Liu et al. 2019) and DistilBERT (Sanh et al. 2019): one encoder, post-LayerNorm.
 
-They differ in where positions start, in token types, in what stands before a classifier's output, and in the names of
-their files: a Config and a WEIGHTS table each. Shapes are those of models/ops/layers.py; the text is packed, so a batch is
-(T, D) from the embeddings to the last layer.
+They differ in the first position, in token types, in the layers before a classifier's output, and in the names of their
+files: each has a function that reads its config.json and a table of weights. The text is packed, so a micro-batch is
+(T, D) from the embeddings to the last layer. Shapes: models/ops/packing.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models.architecture import Architecture, check_divides, init_normal, read_fields, read_rates
+from models.checkpoints.tensor_files import JsonObject
 from models.checkpoints.weights import WeightRow, WeightTable, linear
-from models.heads import HeadShape
+from models.heads import Head, HeadShape
+from models.inputs import ModelInputs, required
+from models.ops.attention import SelfAttention
 from models.ops.dropout import Dropout
-from models.ops.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, Packing, SelfAttention, drop_path
+from models.ops.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, drop_path
+from models.ops.packing import Packing
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class BertConfig:
     initializer_range: float = 0.02
     pad_token_id: int = 0
     first_position: int = 0  # RoBERTa's first token is at pad_token_id + 1
-    sinusoidal: bool = False  # DistilBERT's positions, fixed sines where they are not loaded
-    drop_attention_branch: bool = True  # DistilBERT adds what attention says to the residual undropped
+    sinusoidal: bool = False  # DistilBERT's positions: fixed sines unless they are loaded
+    drop_attention_branch: bool = True  # False in DistilBERT: no dropout on the attention branch
     rates: DropoutRates = NO_DROPOUT
     head_rates: Mapping[str, float] = field(default_factory=dict)  # head -> dropout before its output
 
@@ -49,7 +52,7 @@ class BertConfig:
 class BertLayer(nn.Module):
     """x -> LN(x + attention(x)) -> LN(x + mlp(x)), with dropout on both branches (DistilBERT: on the second)."""
 
-    def __init__(self, config: BertConfig, path: float):
+    def __init__(self, config: BertConfig, drop_path_rate: float):
         super().__init__()
         self.attention = SelfAttention(config.hidden_size, config.num_attention_heads, config.rates.attention)
         self.attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
@@ -57,14 +60,16 @@ class BertLayer(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = Dropout(config.rates.hidden)
         self.drop_attention_branch = config.drop_attention_branch
-        self.path = path
+        self.drop_path_rate = drop_path_rate
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
-        path = self.path if self.training else 0.0
-        mixed = self.attention(x, packing)
-        mixed = self.dropout(mixed) if self.drop_attention_branch else mixed
-        x = self.attention_norm(x + drop_path(mixed, packing, path))
-        return self.mlp_norm(x + drop_path(self.dropout(self.mlp(x)), packing, path))
+        """(T, D) -> (T, D)"""
+        rate = self.drop_path_rate if self.training else 0.0
+        attended = self.attention(x, packing)
+        attended = self.dropout(attended) if self.drop_attention_branch else attended
+        x = self.attention_norm(x + drop_path(attended, packing, rate))
+        out: Tensor = self.mlp_norm(x + drop_path(self.dropout(self.mlp(x)), packing, rate))
+        return out
 
 
 class BertModel(nn.Module):
@@ -81,11 +86,11 @@ class BertModel(nn.Module):
         )
         self.embedding_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = Dropout(config.rates.embedding)
-        self.layers = nn.ModuleList(BertLayer(config, config.rates.path_of(i, depth)) for i in range(depth))
+        self.layers = nn.ModuleList(BertLayer(config, config.rates.drop_path_of(i, depth)) for i in range(depth))
 
     @property
     def max_length(self) -> int:
-        """The most tokens a sequence may have."""
+        """The maximum number of tokens of a sequence."""
         return self.config.max_position_embeddings - self.config.first_position
 
     @property
@@ -93,22 +98,23 @@ class BertModel(nn.Module):
         """The matrix that a masked-LM head is tied to."""
         return self.word_embeddings
 
-    def forward(self, batch: Any) -> tuple[Tensor, Packing]:
-        """batch.input_ids, batch.token_type_ids: (T,). Returns the last hidden states, (T, D)."""
-        packing = Packing(batch.lengths, batch.cu_seqlens)
-        x = self.word_embeddings(batch.input_ids)
+    def forward(self, inputs: ModelInputs) -> tuple[Tensor, Packing]:
+        """Return the last hidden states, (T, D). inputs.input_ids, inputs.token_type_ids: (T,)."""
+        input_ids = required(inputs.input_ids, "input_ids")
+        packing = Packing(inputs.lengths, inputs.cu_seqlens)
+        x = self.word_embeddings(input_ids)
         if self.token_type_embeddings is not None:
-            x = x + self.token_type_embeddings(batch.token_type_ids)
-        x = self.dropout(self.embedding_norm(x + self.position_embeddings(self.positions(batch.input_ids, packing))))
+            x = x + self.token_type_embeddings(required(inputs.token_type_ids, "token_type_ids"))
+        x = self.dropout(self.embedding_norm(x + self.position_embeddings(self.positions(input_ids, packing))))
         for layer in self.layers:
             x = layer(x, packing)
         return x, packing
 
     def positions(self, input_ids: Tensor, packing: Packing) -> Tensor:
-        """(T,) the row of the position embeddings for each token.
+        """Return (T,): the row of the position embeddings for each token.
 
-        RoBERTa counts the tokens that are not the pad token, from pad_token_id + 1; a pad token *inside* a text (a
-        literal <pad>) sits at pad_token_id and does not count, as in the published code.
+        RoBERTa counts the tokens that are not the pad token, from pad_token_id + 1. A pad token *inside* a text (a
+        literal <pad>) has the position pad_token_id and does not count, as in the published code.
         """
         if not self.config.first_position:
             return packing.positions
@@ -120,9 +126,9 @@ class BertModel(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator, modules: Iterable[nn.Module] = ()) -> None:
-        """Normal(0, initializer_range) weights, zero biases, LayerNorm at identity (the published initialisation).
+        """Draw weights from Normal(0, initializer_range), set biases to 0 and LayerNorms to identity, as published.
 
-        Of the whole encoder, or only of these `modules` of it.
+        In the whole encoder, or only in these `modules` of it.
         """
         for module in modules or [self]:
             init_normal(module, self.config.initializer_range, generator)
@@ -131,13 +137,13 @@ class BertModel(nn.Module):
 
 
 def sinusoids(positions: int, width: int) -> Tensor:
-    """(positions, width): sin in the even columns, cos in the odd ones (Vaswani et al. 2017, 3.5)."""
+    """Return (positions, width): sin in the even columns, cos in the odd ones (Vaswani et al. 2017, 3.5)."""
     columns = torch.arange(width, dtype=torch.float64)
     angles = torch.arange(positions, dtype=torch.float64)[:, None] / 10000 ** (2 * (columns // 2) / width)
     return torch.where(columns.long() % 2 == 0, angles.sin(), angles.cos()).float()
 
 
-# What the three kinds of checkpoints have in common.
+# Common to the three kinds of checkpoints.
 
 SUPPORTED = {
     "position_embedding_type": ("absolute", None),
@@ -173,7 +179,7 @@ HEAD_ROWS = {
 
 
 def _exported_as(name: str) -> dict[str | None, str]:
-    """head -> class of transformers; a relation classifier has no counterpart there, so it is read as the encoder."""
+    """Return {head: class of transformers}; it has no relation classifier, so it reads the encoder of one."""
     return {
         None: f"{name}Model",
         "sequence-classification": f"{name}ForSequenceClassification",
@@ -184,30 +190,41 @@ def _exported_as(name: str) -> dict[str | None, str]:
     }
 
 
-def _head_shape(config: BertConfig, head: str, dense: str, before_dense: bool, lm_activation: str) -> HeadShape:
-    shape = HeadShape(config.hidden_size, dropout=config.head_rates.get(head, 0.0))
-    if head == "masked-lm":
+def _head_shape(
+    config: BertConfig,
+    name: str,
+    head: type[Head],
+    pooling: str,
+    *,
+    pooler: str,
+    dropout_before_pooler: bool = False,
+    lm_activation: str,
+) -> HeadShape:
+    """Return the shape of a head. pooler: the activation of the dense layer on the first token."""
+    shape = HeadShape(config.hidden_size, dropout=config.head_rates.get(name, 0.0))
+    if head.is_language_model:
         eps = config.layer_norm_eps
         return replace(shape, vocab_size=config.vocab_size, dense=lm_activation, layer_norm_eps=eps)
-    if head == "sequence-classification":
-        return replace(shape, dense=dense, dropout_before_dense=before_dense)
+    if head.reads_pooled:
+        dense = pooler if pooling == "cls" else ""
+        return replace(shape, dense=dense, dropout_before_dense=dropout_before_pooler)
     return shape
 
 
 # BERT
 
 
-def _read_bert(raw: dict[str, Any], **changes: Any) -> BertConfig:
+def _read_bert(raw: JsonObject) -> BertConfig:
     config = read_fields(BertConfig, raw, supported=SUPPORTED)
     hidden = ("hidden_dropout_prob", 0.1)
     rates = read_rates(raw, embedding=hidden, attention=("attention_probs_dropout_prob", 0.1), hidden=hidden)
     head = read_rates(raw, head=("classifier_dropout", rates["hidden"]))["head"]
     heads = ("sequence-classification", "token-classification", "relation-classification")
-    return replace(config, rates=DropoutRates(**rates), head_rates=dict.fromkeys(heads, head), **changes)
+    return replace(config, rates=DropoutRates(**rates), head_rates=dict.fromkeys(heads, head))
 
 
-def _bert_head(config: BertConfig, head: str, pooling: str) -> HeadShape:
-    return _head_shape(config, head, "tanh" if pooling == "cls" else "", False, config.hidden_act)
+def _bert_head(config: BertConfig, name: str, head: type[Head], pooling: str) -> HeadShape:
+    return _head_shape(config, name, head, pooling, pooler="tanh", lm_activation=config.hidden_act)
 
 
 BERT = Architecture(
@@ -243,14 +260,14 @@ BERT = Architecture(
 # RoBERTa
 
 
-def _read_roberta(raw: dict[str, Any]) -> BertConfig:
+def _read_roberta(raw: JsonObject) -> BertConfig:
     pad = 1 if raw.get("pad_token_id") is None else raw["pad_token_id"]
     config = _read_bert(raw | {"pad_token_id": pad})
     return replace(config, first_position=config.pad_token_id + 1)
 
 
-def _roberta_head(config: BertConfig, head: str, pooling: str) -> HeadShape:
-    return _head_shape(config, head, "tanh" if pooling == "cls" else "", True, "gelu")
+def _roberta_head(config: BertConfig, name: str, head: type[Head], pooling: str) -> HeadShape:
+    return _head_shape(config, name, head, pooling, pooler="tanh", dropout_before_pooler=True, lm_activation="gelu")
 
 
 ROBERTA = Architecture(
@@ -299,7 +316,7 @@ DISTILBERT_NAMES = {
 }
 
 
-def _read_distilbert(raw: dict[str, Any]) -> BertConfig:
+def _read_distilbert(raw: JsonObject) -> BertConfig:
     config = read_fields(BertConfig, raw, DISTILBERT_NAMES, supported={"activation": tuple(ACTIVATIONS)})
     dropout = ("dropout", 0.1)
     rates = read_rates(raw, embedding=dropout, attention=("attention_dropout", 0.1), hidden=dropout)
@@ -314,8 +331,8 @@ def _read_distilbert(raw: dict[str, Any]) -> BertConfig:
     return replace(config, rates=DropoutRates(**rates), head_rates=head_rates)
 
 
-def _distilbert_head(config: BertConfig, head: str, pooling: str) -> HeadShape:
-    return _head_shape(config, head, "relu" if pooling == "cls" else "", False, config.hidden_act)
+def _distilbert_head(config: BertConfig, name: str, head: type[Head], pooling: str) -> HeadShape:
+    return _head_shape(config, name, head, pooling, pooler="relu", lm_activation=config.hidden_act)
 
 
 DISTILBERT = Architecture(

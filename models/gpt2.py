@@ -1,7 +1,7 @@
 """GPT-2 (Radford et al. 2019): a decoder-only transformer, pre-LayerNorm.
 
-The text is packed, so a batch is (T, D) from the embeddings to the last layer; shapes are those of models/ops/layers.py.
-With a models.generation.cache.Cache it goes on from tokens that were already read.
+The text is packed, so a micro-batch is (T, D) from the embeddings to the last layer. With a cache
+(models/generation/cache.py) it continues from the tokens that it has read. Shapes: models/ops/packing.py.
 """
 
 from __future__ import annotations
@@ -9,22 +9,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models.architecture import Architecture, check_divides, init_normal, read_fields, read_rates
+from models.checkpoints.tensor_files import JsonObject
 from models.checkpoints.weights import WeightRow, WeightTable, linear
 from models.generation.cache import Cache
-from models.heads import HeadShape, widened
+from models.heads import Head, HeadShape, widened
+from models.inputs import ModelInputs, required
+from models.ops.attention import packed_attention
 from models.ops.dropout import Dropout
-from models.ops.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, Packing, drop_path, packed_attention
+from models.ops.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, drop_path
+from models.ops.packing import Packing
 
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """The fields of a config.json that change the mathematics, under the names of ours (NAMES has GPT-2's)."""
+    """The fields of a config.json that change the mathematics, under our names (NAMES has GPT-2's)."""
 
     vocab_size: int = 50257
     hidden_size: int = 768
@@ -46,7 +49,7 @@ class GPT2Config:
 
 
 class Attention(nn.Module):
-    """Causal self-attention, its query, key and value one product (as in the file: `c_attn`)."""
+    """Causal self-attention; query, key and value are one product (as in the file: `c_attn`)."""
 
     def __init__(self, config: GPT2Config, layer: int):
         super().__init__()
@@ -62,12 +65,15 @@ class Attention(nn.Module):
         self.output = nn.Linear(width, width)
 
     def forward(self, x: Tensor, packing: Packing, cache: Cache | None) -> Tensor:
+        """(T, D) -> (T, D)"""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # (T, H, K) each
         if not self.in_fp32:
-            return self.output(self.attend(q, k, v, packing, cache))
+            out: Tensor = self.output(self.attend(q, k, v, packing, cache))
+            return out
         with torch.autocast(x.device.type, enabled=False):
-            mixed = self.attend(widened(q), widened(k), widened(v), packing, cache)
-        return self.output(mixed.to(q.dtype))
+            attended = self.attend(widened(q), widened(k), widened(v), packing, cache)
+        out = self.output(attended.to(q.dtype))
+        return out
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, packing: Packing, cache: Cache | None) -> Tensor:
         """(T, H, K) each -> (T, D)"""
@@ -88,12 +94,13 @@ class GPT2Layer(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = MLP(config.hidden_size, config.intermediate_size or 4 * config.hidden_size, config.hidden_act)
         self.dropout = Dropout(config.rates.hidden)
-        self.path = config.rates.path_of(layer, config.num_hidden_layers)
+        self.drop_path_rate = config.rates.drop_path_of(layer, config.num_hidden_layers)
 
     def forward(self, x: Tensor, packing: Packing, cache: Cache | None) -> Tensor:
-        path = self.path if self.training else 0.0
-        x = x + drop_path(self.dropout(self.attention(self.attention_norm(x), packing, cache)), packing, path)
-        return x + drop_path(self.dropout(self.mlp(self.mlp_norm(x))), packing, path)
+        """(T, D) -> (T, D)"""
+        rate = self.drop_path_rate if self.training else 0.0
+        x = x + drop_path(self.dropout(self.attention(self.attention_norm(x), packing, cache)), packing, rate)
+        return x + drop_path(self.dropout(self.mlp(self.mlp_norm(x))), packing, rate)
 
 
 class GPT2Model(nn.Module):
@@ -110,7 +117,7 @@ class GPT2Model(nn.Module):
 
     @property
     def max_length(self) -> int:
-        """The most tokens a sequence may have."""
+        """The maximum number of tokens of a sequence."""
         return self.config.max_position_embeddings
 
     @property
@@ -118,20 +125,21 @@ class GPT2Model(nn.Module):
         """The matrix that a causal-LM head is tied to."""
         return self.word_embeddings
 
-    def forward(self, batch: Any, cache: Cache | None = None) -> tuple[Tensor, Packing]:
-        """batch.input_ids: (T,), with a cache the new tokens only. Returns the last hidden states, (T, D)."""
-        packing = Packing(batch.lengths, batch.cu_seqlens)
+    def forward(self, inputs: ModelInputs, cache: Cache | None = None) -> tuple[Tensor, Packing]:
+        """Return the last hidden states, (T, D). inputs.input_ids: (T,), with a cache the new tokens only."""
+        packing = Packing(inputs.lengths, inputs.cu_seqlens)
         positions = packing.positions if cache is None else cache.extend(packing)
-        x = self.dropout(self.word_embeddings(batch.input_ids) + self.position_embeddings(positions))
+        words = self.word_embeddings(required(inputs.input_ids, "input_ids"))
+        x = self.dropout(words + self.position_embeddings(positions))
         for layer in self.layers:
             x = layer(x, packing, cache)
         return self.norm(x), packing
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator, modules: Iterable[nn.Module] = ()) -> None:
-        """Normal(0, initializer_range) weights, zero biases, LayerNorm at identity.
+        """Draw weights from Normal(0, initializer_range), set biases to 0 and LayerNorms to identity.
 
-        Of the whole model, or only of these `modules` of it. The matrices whose product joins the residual start
+        In the whole model, or only in these `modules` of it. The matrices whose product joins the residual start
         smaller by 1 / sqrt(2 layers), so that it does not grow with depth (Radford et al. 2019, 2.3).
         """
         std, depth = self.config.initializer_range, self.config.num_hidden_layers
@@ -159,7 +167,7 @@ SUPPORTED = {
 }
 
 
-def _read_config(raw: dict[str, Any]) -> GPT2Config:
+def _read_config(raw: JsonObject) -> GPT2Config:
     config = read_fields(GPT2Config, raw, NAMES, supported=SUPPORTED)
     rates = read_rates(raw, embedding=("embd_pdrop", 0.1), attention=("attn_pdrop", 0.1), hidden=("resid_pdrop", 0.1))
     token = read_rates(
@@ -169,11 +177,11 @@ def _read_config(raw: dict[str, Any]) -> GPT2Config:
     return replace(config, rates=DropoutRates(**rates), head_rates={"token-classification": token["token"]})
 
 
-def _head_shape(config: GPT2Config, head: str, pooling: str) -> HeadShape:
-    shape = HeadShape(config.hidden_size, dropout=config.head_rates.get(head, 0.0))
-    if head == "causal-lm":
+def _head_shape(config: GPT2Config, name: str, head: type[Head], pooling: str) -> HeadShape:
+    shape = HeadShape(config.hidden_size, dropout=config.head_rates.get(name, 0.0))
+    if head.is_language_model:
         return replace(shape, vocab_size=config.vocab_size, bias=False)
-    return replace(shape, bias=head != "sequence-classification")
+    return replace(shape, bias=not head.reads_pooled)
 
 
 GPT2 = Architecture(

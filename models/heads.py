@@ -1,70 +1,124 @@
-"""Task heads: features of a packed micro-batch -> logits and the *sum* of the losses of its targets.
+"""Heads: hidden states of a packed micro-batch -> logits and the *sum* of the losses of its targets.
 
 A head never averages. The loop divides by the number of targets of the whole optimizer step, over all micro-batches and
-ranks, so that the way a step is cut cannot change the loss. A label that is no target: IGNORE among integers, NaN among
-floats. (Among the floats of several labels IGNORE is none either; in a regression it is a number like any other.)
+ranks, so that the split of a step into micro-batches cannot change the loss. A label that is no target is IGNORE_INDEX
+among integers and NaN among floats. (Among the floats of several labels IGNORE_INDEX is no target either; in a
+regression it is a number like any other.)
 
-Legend of shapes as in models/ops/layers.py, and: C classes, V vocabulary.
+A head of your own is a subclass of Head and an entry in HEADS. Every architecture takes it; its parameters are saved
+under their own names ("head.x"), and config.json gets `"head": NAME`.
+
+Legend of shapes as in models/ops/packing.py, and: C classes, V vocabulary.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.errors import ModelError
+from models.inputs import IGNORE_INDEX, ModelInputs, required
 from models.ops.dropout import Dropout
-from models.ops.layers import ACTIVATIONS, POOLINGS, Packing, mean_pool, padded
+from models.ops.layers import ACTIVATIONS, POOLINGS, mean_pool
 from models.ops.linear_cross_entropy import linear_cross_entropy
+from models.ops.packing import Packing, padded
 
-IGNORE = -100  # a label without a target; torch's own default
 PROBLEMS = ("single-label", "multi-label", "regression")
 
 
 @dataclass(frozen=True)
 class HeadShape:
-    """All that decides what a head is; each architecture fills in what its published checkpoints have."""
+    """Everything that a head is built from; each architecture fills in what its published checkpoints have."""
 
     hidden_size: int
     dropout: float = 0.0
     num_labels: int = 2
     pooling: str = "cls"  # a key of layers.POOLINGS
-    num_special: int = 0  # tokens before an image's patches, which the mean leaves out
-    dense: str = ""  # activation of a dense layer before the output; empty: there is none
+    num_special: int = 0  # tokens before the patches of an image, which the mean leaves out
+    dense: str = ""  # activation of a dense layer before the output; empty: no such layer
     dropout_before_dense: bool = False
     bias: bool = True
     problem: str = "single-label"
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] = ()  # of the loss in training, one a class; empty: all 1
     vocab_size: int = 0
-    tied: bool = True  # a language model's output matrix is its embedding
+    tied: bool = True  # the output matrix of a language model is its embedding
     layer_norm_eps: float = 1e-12
-    scale: float = 1.0  # of the features a language model's output matrix reads
+    scale: float = 1.0  # factor of the features that the output matrix of a language model reads
 
 
-class SequenceClassification(nn.Module):
-    """One text or image -> classes: pool -> [dropout] -> [dense, activation] -> dropout -> linear.
+class Head(nn.Module):
+    """The base of all heads: what the rest of the package and the engine ask of a head."""
 
-    `dense` is BERT's pooler, RoBERTa's and DistilBERT's extra layer; mean pooling has none, so that no parameter is
-    left unused. Problems: single-label (cross entropy), multi-label (a sigmoid and binary cross entropy per class),
-    regression (squared error per output).
-    """
+    is_language_model: ClassVar[bool] = False  # logits over the vocabulary; it has no dropout
+    generates_text: ClassVar[bool] = False
+    needs_decoder: ClassVar[bool] = False  # an encoder-decoder builds its decoder for this head only
+    has_labels: ClassVar[bool] = False  # its classes have names
+    reads_pooled: ClassVar[bool] = False  # it reads one vector of each example, as shape.pooling says
+    problems: ClassVar[tuple[str, ...]] = PROBLEMS[:1]  # the problem types that it can learn
+    supports_distillation: ClassVar[bool] = False  # its logits are (B, C), as a teacher has them
+    supports_label_smoothing: ClassVar[bool] = False
+    divergence_scale: ClassVar[float] = 1.0  # of a divergence of its log_probabilities, beside its loss
+
+    # Whoever reads no logits in training sets it False; a language model then computes only the loss, with less memory.
+    keep_logits: bool = True
 
     def __init__(self, shape: HeadShape):
         super().__init__()
         self.shape = shape
+
+    def forward(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
+        """Return the logits and the sum of the losses, a scalar in fp32 or wider, 0 without labels.
+
+        hidden: (T, D), of an encoder-decoder (U, D) of the decoder.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.forward")
+
+    def log_probabilities(self, logits: Tensor, inputs: ModelInputs) -> Tensor:
+        """Return the log-probabilities of all outcomes at each target, in fp32 or wider; other places are left out.
+
+        logits: as forward returns them, (n, C). Returns (targets, C), or for several labels (targets, 2), of each label
+        and of its absence. Raises TypeError without labels.
+        """
+        wide, labels = widened(logits), _training_labels(inputs)
+        if self.shape.problem == "multi-label":
+            chosen = wide[~labels.isnan() & (labels != IGNORE_INDEX)]
+            return torch.stack([F.logsigmoid(chosen), F.logsigmoid(-chosen)], -1)
+        is_target = ~labels.isnan().any(-1) if labels.is_floating_point() else labels != IGNORE_INDEX
+        return wide[is_target].log_softmax(-1)
+
+    def tie(self, embedding: nn.Embedding) -> None:
+        """Make the output matrix the embedding; a head without an output matrix has nothing to tie."""
+
+
+class SequenceClassification(Head):
+    """One text or image -> classes: pool -> [dropout] -> [dense, activation] -> dropout -> linear.
+
+    `dense` is the pooler of BERT and the extra layer of RoBERTa and DistilBERT; mean pooling has none, so that no
+    parameter is left unused. Problems: single-label (cross entropy), multi-label (a sigmoid and binary cross entropy
+    for each class), regression (squared error for each output).
+    """
+
+    has_labels = True
+    reads_pooled = True
+    problems = PROBLEMS
+    supports_distillation = True
+    supports_label_smoothing = True
+
+    def __init__(self, shape: HeadShape):
+        super().__init__(shape)
         self.dense = nn.Linear(shape.hidden_size, shape.hidden_size) if shape.dense else None
         self.dropout = Dropout(shape.dropout)
         self.classifier = nn.Linear(shape.hidden_size, shape.num_labels, bias=shape.bias)
 
-    def forward(self, hidden: Tensor, packing: Packing, batch: Any) -> tuple[Tensor, Tensor]:
-        """hidden: (T, D); batch.labels: (B,) classes, or (B, C) floats for multi-label and regression, or None.
+    def forward(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
+        """Return logits (B, C) and the sum of the losses.
 
-        Returns logits (B, C) and the sum of the losses, a scalar in fp32 or wider.
+        hidden: (T, D). inputs.labels: (B,) classes, or (B, C) floats for multi-label and regression, or None.
         """
         if self.shape.pooling == "mean":
             x = mean_pool(hidden, packing, self.shape.num_special)
@@ -74,120 +128,138 @@ class SequenceClassification(nn.Module):
             x = self.dropout(x) if self.shape.dropout_before_dense else x
             x = ACTIVATIONS[self.shape.dense](self.dense(x))
         logits = self.classifier(self.dropout(x))
-        return logits, classification_loss(logits, batch.labels, self.shape, self.training)
+        return logits, classification_loss(logits, inputs.labels, self.shape, self.training)
 
 
-class DistilledClassification(nn.Module):
+class DistilledClassification(Head):
     """One image -> classes: the mean of two classifiers, of the class token and of the distillation token.
 
     Touvron et al. 2021, "classification with our approach: joint classifiers". Both learn from the labels, through
-    their mean; a teacher is not part of a fine-tuning run here.
+    their mean; a fine-tuning run has no teacher for the distillation token.
     """
 
+    has_labels = True
+    problems = PROBLEMS
+    supports_distillation = True
+    supports_label_smoothing = True
+
     def __init__(self, shape: HeadShape):
-        super().__init__()
-        self.shape = shape
+        super().__init__(shape)
         self.dropout = Dropout(shape.dropout)
         self.classifier = nn.Linear(shape.hidden_size, shape.num_labels, bias=shape.bias)
         self.distilled_classifier = nn.Linear(shape.hidden_size, shape.num_labels, bias=shape.bias)
 
-    def forward(self, hidden: Tensor, packing: Packing, batch: Any) -> tuple[Tensor, Tensor]:
-        """hidden: (T, D); batch.labels as for SequenceClassification. Returns logits (B, C), the sum of the losses."""
+    def forward(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
+        """Return logits (B, C) and the sum of the losses; labels as for SequenceClassification."""
         first = packing.cu_seqlens[:-1].long()
         class_token, distillation_token = (self.dropout(hidden[first + i]) for i in range(2))
         logits = (self.classifier(class_token) + self.distilled_classifier(distillation_token)) / 2
-        return logits, classification_loss(logits, batch.labels, self.shape, self.training)
+        return logits, classification_loss(logits, inputs.labels, self.shape, self.training)
 
 
-class TokenClassification(nn.Module):
+class TokenClassification(Head):
     """A class for every token: dropout -> linear -> cross entropy."""
 
+    has_labels = True
+    supports_label_smoothing = True
+
     def __init__(self, shape: HeadShape):
-        super().__init__()
-        self.shape = shape
+        super().__init__(shape)
         self.dropout = Dropout(shape.dropout)
         self.classifier = nn.Linear(shape.hidden_size, shape.num_labels, bias=shape.bias)
 
-    def forward(self, hidden: Tensor, packing: Packing, batch: Any) -> tuple[Tensor, Tensor]:
-        """hidden: (T, D); batch.labels: (T,) or None. Returns logits (T, C) and the sum of the losses."""
+    def forward(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
+        """Return logits (T, C) and the sum of the losses. hidden: (T, D). inputs.labels: (T,) or None."""
         logits = self.classifier(self.dropout(hidden))
-        return logits, classification_loss(logits, batch.labels, self.shape, self.training)
+        return logits, classification_loss(logits, inputs.labels, self.shape, self.training)
 
 
-class QuestionAnswering(nn.Module):
+class QuestionAnswering(Head):
     """The first and the last token of an answer: linear to two scores a token, softmax within each sequence."""
 
+    divergence_scale = 0.5  # its loss is the mean of the losses of the first and of the last token
+
     def __init__(self, shape: HeadShape):
-        super().__init__()
-        self.shape = shape
+        super().__init__(shape)
         self.dropout = Dropout(shape.dropout)
         self.span = nn.Linear(shape.hidden_size, 2, bias=shape.bias)
 
-    def forward(self, hidden: Tensor, packing: Packing, batch: Any) -> tuple[Tensor, Tensor]:
-        """hidden: (T, D); batch.labels: (B, 2), the answer's first and last token within its sequence, or None.
+    def forward(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
+        """Return logits (T, 2) and the sum over the sequences of (loss of the first + loss of the last token) / 2.
 
-        Returns logits (T, 2) and the sum over the sequences of (loss of the first + loss of the last) / 2, so that a
-        sequence is one target.
+        So a sequence is one target. hidden: (T, D). inputs.labels: (B, 2), the first and the last token of the answer
+        within its sequence, or None.
         """
         logits = self.span(self.dropout(hidden))
-        if batch.labels is None:
+        if inputs.labels is None:
             return logits, widened(logits).new_zeros(())
         scores = widened(padded(logits, packing, float("-inf")))  # (B, L, 2)
-        loss_sum = F.cross_entropy(scores, batch.labels, ignore_index=IGNORE, reduction="sum") / 2
+        loss_sum = F.cross_entropy(scores, inputs.labels, ignore_index=IGNORE_INDEX, reduction="sum") / 2
         return logits, loss_sum
 
+    def log_probabilities(self, logits: Tensor, inputs: ModelInputs) -> Tensor:
+        """Return (n,): of each token to be the first, and to be the last, of the answer in its sequence."""
+        wide, labels = widened(logits), _training_labels(inputs)
+        packing = Packing(inputs.lengths, inputs.cu_seqlens)
+        spans = padded(wide, packing, float("-inf")).log_softmax(1)  # (B, L, 2)
+        is_token = torch.arange(spans.shape[1], device=wide.device) < packing.cu_seqlens.diff()[:, None]
+        return spans[is_token[:, :, None] & (labels != IGNORE_INDEX)[:, None]]
 
-class RelationClassification(nn.Module):
+
+class RelationClassification(Head):
     """The relation of two marked entities: their start markers, side by side -> dropout -> linear -> cross entropy.
 
     Baldini Soares et al. 2019 ("entity markers, entity start").
     """
 
+    has_labels = True
+    problems = PROBLEMS
+    supports_distillation = True
+    supports_label_smoothing = True
+
     def __init__(self, shape: HeadShape):
-        super().__init__()
-        self.shape = shape
+        super().__init__(shape)
         self.dropout = Dropout(shape.dropout)
         self.classifier = nn.Linear(2 * shape.hidden_size, shape.num_labels, bias=shape.bias)
 
-    def forward(self, hidden: Tensor, packing: Packing, batch: Any) -> tuple[Tensor, Tensor]:
-        """hidden: (T, D); batch.markers: (B, 2), their places in the sequence; batch.labels: (B,) or None.
+    def forward(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
+        """Return logits (B, C) and the sum of the losses.
 
-        Returns logits (B, C) and the sum of the losses.
+        hidden: (T, D). inputs.markers: (B, 2), positions of the markers in their sequence. inputs.labels: (B,) or None.
         """
         starts = packing.cu_seqlens[:-1, None].long()
-        pair = hidden[starts + batch.markers].flatten(1)  # (B, 2 D)
+        pair = hidden[starts + required(inputs.markers, "markers")].flatten(1)  # (B, 2 D)
         logits = self.classifier(self.dropout(pair))
-        return logits, classification_loss(logits, batch.labels, self.shape, self.training)
+        return logits, classification_loss(logits, inputs.labels, self.shape, self.training)
 
 
-class LanguageModel(nn.Module):
-    """[dense -> activation -> LayerNorm] -> output matrix -> cross entropy; masked, causal and sequence-to-sequence.
+class LanguageModel(Head):
+    """[dense -> activation -> LayerNorm] -> output matrix -> cross entropy.
 
-    batch.labels says what to predict *at* each token (whoever encodes a causal text has shifted it by one), so that the
-    three differ in their data only. With labels, the matrix is applied at supervised tokens alone: on masked text and
-    on dialogue that spares most of the work.
+    inputs.labels says what to predict *at* each token (whoever encodes a causal text has shifted it by one), so that
+    masked, causal and sequence-to-sequence models differ in their data only. With labels, the matrix is applied at
+    supervised tokens alone, which spares most of the work on masked text and on dialogue.
 
-    keep_logits: whoever reads no logits in training sets it False, and then only the loss is computed there, in a
-    fraction of the memory (models/ops/linear_cross_entropy.py). In evaluation the logits are always there.
+    Without keep_logits, training computes only the loss (models/ops/linear_cross_entropy.py). Evaluation always has the
+    logits.
     """
 
-    keep_logits = True
+    is_language_model = True
+    supports_label_smoothing = True
 
     def __init__(self, shape: HeadShape):
-        super().__init__()
-        self.shape = shape
+        super().__init__(shape)
         self.dense = nn.Linear(shape.hidden_size, shape.hidden_size) if shape.dense else None
         self.norm = nn.LayerNorm(shape.hidden_size, shape.layer_norm_eps) if shape.dense else None
         self.decoder = nn.Linear(shape.hidden_size, shape.vocab_size, bias=shape.bias)
 
-    def forward(self, hidden: Tensor, packing: Packing, batch: Any) -> tuple[Tensor, Tensor]:
-        """hidden: (T, D); batch.labels: (T,) or None.
+    def forward(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
+        """Return logits and the sum of the losses. hidden: (T, D). inputs.labels: (T,) or None.
 
-        Returns logits, of all tokens (T, V) without labels, else of the supervised ones, or where they are not kept of
-        none (0, V), and the sum of the losses.
+        Logits are (T, V) without labels, those of the supervised tokens with labels, and (0, V) where not kept.
         """
-        labels = batch.labels
-        if labels is not None and (places := supervised_places(batch)) is not None:
+        labels = inputs.labels
+        if labels is not None and (places := supervised_places(labels, inputs.num_targets)) is not None:
             hidden, labels = hidden.index_select(0, places), labels.index_select(0, places)
         if self.dense is not None and self.norm is not None:
             hidden = self.norm(ACTIVATIONS[self.shape.dense](self.dense(hidden)))
@@ -199,66 +271,114 @@ class LanguageModel(nn.Module):
         logits = self.decoder(hidden)
         return logits, classification_loss(logits, labels, self.shape, self.training)
 
+    def log_probabilities(self, logits: Tensor, inputs: ModelInputs) -> Tensor:
+        """Return (targets, V). Raises TypeError for logits that were not kept, and without labels."""
+        labels, count = _training_labels(inputs), inputs.num_targets
+        if len(logits) != (int((labels != IGNORE_INDEX).sum()) if count is None else count):
+            raise TypeError("a language model that has not kept its logits cannot be compared")
+        return widened(logits).log_softmax(-1)
+
+    def tie(self, embedding: nn.Embedding) -> None:
+        """Make the output matrix the embedding."""
+        self.decoder.weight = embedding.weight
+
     def _needs_no_logits(self, hidden: Tensor) -> bool:
-        """A training forward whose loss alone is wanted, in a precision that linear_cross_entropy can do."""
+        """Return whether only the loss is needed, in training, in a precision that linear_cross_entropy supports."""
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         training = self.training and torch.is_grad_enabled() and not self.shape.class_weights
         return training and not self.keep_logits and dtype != torch.float16
 
 
-def supervised_places(batch: Any) -> Tensor | None:
-    """The tokens of a packed micro-batch that are a target, ascending; None: all are.
+class MaskedLM(LanguageModel):
+    """Predict masked tokens of a text."""
 
-    A data.Batch says how many they are, so that the host need not wait for the device to count them.
+
+class CausalLM(LanguageModel):
+    """Predict the next token of a text."""
+
+    generates_text = True
+
+
+class Seq2SeqLM(LanguageModel):
+    """Predict the next token of a target, given a source."""
+
+    generates_text = True
+    needs_decoder = True
+
+
+HEADS: dict[str, type[Head]] = {
+    "sequence-classification": SequenceClassification,
+    "token-classification": TokenClassification,
+    "question-answering": QuestionAnswering,
+    "relation-classification": RelationClassification,
+    "image-classification": SequenceClassification,
+    "distilled-image-classification": DistilledClassification,
+    "masked-lm": MaskedLM,
+    "causal-lm": CausalLM,
+    "seq2seq-lm": Seq2SeqLM,
+}
+
+
+def supervised_places(labels: Tensor, num_targets: int | None) -> Tensor | None:
+    """Return the places of the labels that are targets, ascending; None where all are.
+
+    num_targets: their number, so that the host need not wait for the device to count them; None: not known.
     """
-    targets = batch.labels != IGNORE
-    count = getattr(batch, "num_targets", None)
-    if count is None:
-        return targets.nonzero().squeeze(1)
-    return None if count == len(targets) else torch.nonzero_static(targets, size=count).squeeze(1)
+    is_target = labels != IGNORE_INDEX
+    if num_targets is None:
+        return is_target.nonzero().squeeze(1)
+    if num_targets == len(is_target):
+        return None
+    return torch.nonzero_static(is_target, size=num_targets).squeeze(1)
 
 
 def classification_loss(logits: Tensor, labels: Tensor | None, shape: HeadShape, training: bool) -> Tensor:
-    """The sum of the losses of all targets, 0 without labels; in fp32, or fp64 for fp64 logits.
+    """Return the sum of the losses of all targets, 0 without labels; in fp32, or fp64 for fp64 logits.
 
     Single labels are classes, or (B, C) floats: the share of each class in the target, as mixup and cutmix make them.
-    Label smoothing (Szegedy et al. 2016) and class weights are part of the training objective only; evaluation is
-    without them. A weight multiplies the loss of its class, and the sum is still divided by the number of targets, not
-    by their weights as torch's mean is: so a step's loss does not depend on how it is cut.
-    ModelError for numbers that are not one for each output, and for the integers where a regression takes floats.
+    Label smoothing (Szegedy et al. 2016) and class weights are part of the training objective only. A weight multiplies
+    the loss of its class. The sum is still divided by the number of targets, not by their weights as torch's mean is,
+    so the loss of a step does not depend on its micro-batches.
+    Raises ModelError for labels whose shape is not that of the logits, and for integer labels of a regression.
     """
     wide = widened(logits)
     if labels is None:
         return wide.new_zeros(())
-    shared = shape.problem == "single-label" and labels.is_floating_point()
-    if labels.shape != logits.shape and (shared or shape.problem != "single-label"):
+    are_shares = shape.problem == "single-label" and labels.is_floating_point()
+    if labels.shape != logits.shape and (are_shares or shape.problem != "single-label"):
         raise ModelError(
             f"{shape.problem} labels of shape {[*labels.shape]} should be {[*logits.shape]}, as the logits"
         )
     if shape.problem == "single-label":
         smoothing = shape.label_smoothing if training else 0.0
         weight = wide.new_tensor(shape.class_weights) if training and shape.class_weights else None
-        if not shared:
+        if not are_shares:
             return F.cross_entropy(
-                wide, labels, weight, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing
+                wide, labels, weight, ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=smoothing
             )
         shares = labels.nan_to_num().to(wide.dtype)
         losses = F.cross_entropy(wide, shares, weight, reduction="none", label_smoothing=smoothing)
         return losses.where(~labels.isnan().any(-1), 0.0).sum()
-    target = ~labels.isnan()
+    is_target = ~labels.isnan()
     if shape.problem == "multi-label":
-        target &= labels != IGNORE
+        is_target &= labels != IGNORE_INDEX
     elif not labels.is_floating_point():
         raise ModelError(
             "regression labels should be floats, NaN where there is no target: an integer -100 is a number"
         )
-    wide, labels = wide[target], labels[target].to(wide.dtype)
+    wide, labels = wide[is_target], labels[is_target].to(wide.dtype)
     if shape.problem == "multi-label":
         return F.binary_cross_entropy_with_logits(wide, labels, reduction="sum")
     return F.mse_loss(wide, labels, reduction="sum")
 
 
 def widened(x: Tensor) -> Tensor:
-    """fp16 and bf16 raised to fp32, in which losses are computed; fp64 stays."""
+    """Raise fp16 and bf16 to fp32, in which losses are computed; fp64 stays."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _training_labels(inputs: ModelInputs) -> Tensor:
+    if inputs.labels is None:
+        raise TypeError("only labelled examples can be trained on")
+    return inputs.labels

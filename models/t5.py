@@ -1,48 +1,50 @@
 """T5 (Raffel et al. 2020), T5 v1.1 / Flan-T5 and mT5: an encoder-decoder, pre-norm, without biases.
 
-Both stacks hold their text packed: the encoder the source, T tokens, the decoder the target, U tokens, each with its
-Packing. Without a decoder the model is an encoder like BERT's. Shapes: models/ops/layers.py. Unlike in other models,
-- attention scores are not divided by sqrt(K); the initialisation of the query takes its place;
+Both stacks read packed text: the encoder the source, T tokens, the decoder the target, U tokens, each with its Packing.
+Without a decoder the model is an encoder like BERT's. Shapes: models/ops/packing.py. Unlike in the other models,
+- attention scores are not divided by sqrt(K); the initialisation of the query makes up for it;
 - positions enter only as a learnt bias on the scores, one per head and distance, shared by all layers of a stack;
 - the norm has neither mean nor bias (RMSNorm, Zhang & Sennrich 2019), its variance in fp32 or wider;
-- v1.0 ties the output matrix to the embedding and scales its input by D^-0.5; v1.1 and mT5 have one of their own.
+- v1.0 ties the output matrix to the embedding and scales its input by D^-0.5; v1.1 and mT5 have a separate matrix.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models.architecture import Architecture, read_fields, read_rates
+from models.checkpoints.tensor_files import JsonObject
 from models.checkpoints.weights import WeightRow, WeightTable, linear
 from models.errors import ModelError
 from models.generation.cache import Cache
-from models.heads import HeadShape
+from models.heads import Head, HeadShape
+from models.inputs import ModelInputs, required
+from models.ops.attention import Bias, packed_attention
 from models.ops.dropout import Dropout
-from models.ops.layers import ACTIVATIONS, NO_DROPOUT, DropoutRates, Packing, drop_path, packed_attention, padded
+from models.ops.layers import ACTIVATIONS, NO_DROPOUT, DropoutRates, drop_path
+from models.ops.packing import Packing, padded
 from models.ops.relative_bias import RelativeBias
 
-Source = tuple[Tensor, Packing]  # the hidden states that keys and values are made of, and how they are cut
-Bias = Callable[[int, int], Tensor]  # (query length, key length) -> (H, L, S)
+Source = tuple[Tensor, Packing]  # the hidden states that keys and values are computed from, and their packing
 
 
 @dataclass(frozen=True)
 class T5Config:
-    """The fields of a config.json that change the mathematics, under the names of ours (NAMES has T5's)."""
+    """The fields of a config.json that change the mathematics, under our names (NAMES has T5's)."""
 
     vocab_size: int = 32128
     hidden_size: int = 512
     num_hidden_layers: int = 6
     num_decoder_layers: int = 6
     num_attention_heads: int = 8
-    head_size: int = 64  # K, not bound to hidden_size / num_attention_heads
+    head_size: int = 64  # K, independent of hidden_size / num_attention_heads
     intermediate_size: int = 2048
     hidden_act: str = "relu"
     is_gated_act: bool = False
@@ -66,8 +68,11 @@ class T5Config:
 
     @property
     def initializer_range(self) -> float:
-        """Of a new head, the output matrix too, as in T5's own code; transformers draws that one from Normal(0, 1)."""
-        return self.initializer_factor * self.hidden_size**-0.5
+        """The standard deviation of a new head, the output matrix included, as in T5's own code.
+
+        (transformers draws that matrix from Normal(0, 1).)
+        """
+        return float(self.initializer_factor * self.hidden_size**-0.5)
 
 
 class Attention(nn.Module):
@@ -88,7 +93,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, packing: Packing, source: Source | None, bias: Bias | None, cache: Cache | None
     ) -> Tensor:
-        """x: (T, D), cut by `packing`. source: for cross-attention, unless the cache has its keys. Returns (T, D)."""
+        """(T, D) -> (T, D). source: for cross-attention, unless the cache has its keys."""
         hidden, key_packing = source or (x, packing)
         query = self.query(x).unflatten(-1, (self.num_heads, -1))
         if cache is None or source is not None or not self.cross:
@@ -97,11 +102,13 @@ class Attention(nn.Module):
                 cache.append(self.layer, key, value)
         if cache is not None:
             table = bias(max(packing.lengths), cache.longest) if bias is not None else None
-            return self.output(cache.attend(self.layer, query, packing, bias=table, scale=1.0))
+            out: Tensor = self.output(cache.attend(self.layer, query, packing, bias=table, scale=1.0))
+            return out
         dropout = self.dropout if self.training else 0.0
-        return self.output(
+        out = self.output(
             packed_attention(query, key, value, packing, key_packing=key_packing, bias=bias, scale=1.0, dropout=dropout)
         )
+        return out
 
 
 class FeedForward(nn.Module):
@@ -123,8 +130,8 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(T, D) -> (T, D).
 
-        Published T5s were trained in bf16, and here they leave the range of fp16 (65,504): in the product with the
-        gate, and in the sums of `down`. So fp16 autocast goes on in fp32, and a model cast to fp16 is a ModelError.
+        Published T5s were trained in bf16, and this layer leaves the range of fp16 (65,504): in the product with the
+        gate, and in the sums of `down`. So fp16 autocast continues in fp32, and a model cast to fp16 is a ModelError.
         """
         inner = self.gate(x) if self.gated else self.up(x)
         linear = self.linear(x) if self.gated else None
@@ -133,7 +140,8 @@ class FeedForward(nn.Module):
             raise ModelError("a T5 model cast to fp16 would overflow; cast it to bf16, or use fp16 autocast on fp32")
         with torch.autocast(x.device.type, enabled=False) if overflows else nullcontext():
             inner = self.activation(inner.float() if overflows else inner)
-            return self.down(self.dropout(inner if linear is None else inner * linear))
+            out: Tensor = self.down(self.dropout(inner if linear is None else inner * linear))
+            return out
 
 
 class T5Layer(nn.Module):
@@ -149,13 +157,13 @@ class T5Layer(nn.Module):
         self.mlp_norm = norm()
         self.mlp = FeedForward(config)
         self.dropout = Dropout(config.rates.hidden)
-        self.path = config.rates.path_of(layer, depth)
+        self.drop_path_rate = config.rates.drop_path_of(layer, depth)
 
     def forward(self, x: Tensor, packing: Packing, bias: Bias, source: Source | None, cache: Cache | None) -> Tensor:
-        """x: (T, D). source: the encoder's hidden states, in a decoder whose cache does not have them yet."""
+        """(T, D) -> (T, D). source: the encoder's hidden states, in a decoder whose cache does not have them yet."""
 
         def branch(x: Tensor) -> Tensor:
-            return drop_path(self.dropout(x), packing, self.path if self.training else 0.0)
+            return drop_path(self.dropout(x), packing, self.drop_path_rate if self.training else 0.0)
 
         x = x + branch(self.attention(self.attention_norm(x), packing, None, bias, cache))
         if self.cross_attention is not None and self.cross_attention_norm is not None:
@@ -165,7 +173,7 @@ class T5Layer(nn.Module):
 
 
 class Stack(nn.Module):
-    """The layers of the encoder or of the decoder, the bias that they share, and the last norm."""
+    """The layers of the encoder or of the decoder, the bias that they share, and the final norm."""
 
     def __init__(self, config: T5Config, depth: int, decoder: bool):
         super().__init__()
@@ -177,17 +185,18 @@ class Stack(nn.Module):
         self.dropout = Dropout(config.rates.hidden)
 
     def forward(self, x: Tensor, packing: Packing, source: Source | None = None, cache: Cache | None = None) -> Tensor:
-        """x: (T, D) embeddings. Returns (T, D)."""
+        """(T, D) embeddings -> (T, D) hidden states"""
         bias = self.cached_bias(packing, cache) if cache is not None else self.relative_bias.of_lengths(packing.lengths)
         x = self.embedding_dropout(x)
         for layer in self.layers:
             x = layer(x, packing, bias, source, cache)
-        return self.dropout(self.norm(x))
+        out: Tensor = self.dropout(self.norm(x))
+        return out
 
     def cached_bias(self, packing: Packing, cache: Cache) -> Bias:
-        """That of new tokens to all cached ones, (B, H, L, S): each sequence has come so far."""
+        """Return the bias of new tokens on all cached ones, (B, H, L, S), for positions that differ by sequence."""
         positions = padded(cache.extend(packing), packing, 0)  # (B, L)
-        bias = self.relative_bias(positions, cache.longest)
+        bias: Tensor = self.relative_bias(positions, cache.longest)
         return lambda length, keys: bias
 
 
@@ -203,7 +212,7 @@ class T5Model(nn.Module):
 
     @property
     def max_length(self) -> int:
-        """No limit: there are no absolute positions."""
+        """The maximum number of tokens of a sequence: no limit, since there are no absolute positions."""
         return sys.maxsize
 
     @property
@@ -213,35 +222,36 @@ class T5Model(nn.Module):
 
     @property
     def layers(self) -> list[nn.Module]:
-        """Those of the encoder, then those of the decoder."""
+        """The layers of the encoder, then those of the decoder."""
         return [*self.encoder.layers, *(self.decoder.layers if self.decoder is not None else ())]
 
-    def forward(self, batch: Any, cache: Cache | None = None) -> tuple[Tensor, Packing]:
-        """batch.input_ids: (T,); with a decoder batch.decoder_input_ids: (U,), the target shifted right.
+    def forward(self, inputs: ModelInputs, cache: Cache | None = None) -> tuple[Tensor, Packing]:
+        """Return the last hidden states and their packing: (U, D) of the decoder, or without one (T, D) of the encoder.
 
-        Returns the last hidden states of the encoder, (T, D), or else of the decoder, (U, D), and their packing. With a
-        cache, the encoder runs at the first batch only, and decoder_input_ids are the new tokens (models/generation/cache.py).
+        inputs.input_ids: (T,). inputs.decoder_input_ids: (U,), the target shifted right. With a cache, the encoder runs
+        on the first inputs only, and decoder_input_ids are the new tokens (models/generation/cache.py).
         """
         if self.decoder is None:
-            return self.encode(batch)
-        source = self.encode(batch) if cache is None or cache.cross is None else None
+            return self.encode(inputs)
+        source = self.encode(inputs) if cache is None or cache.cross is None else None
         if source is not None and cache is not None:
             cache.cross = Cache(causal=False)
             cache.cross.extend(source[1])
-        packing = Packing(batch.decoder_lengths, batch.decoder_cu_seqlens)
-        return self.decoder(self.word_embeddings(batch.decoder_input_ids), packing, source, cache), packing
+        packing = Packing(inputs.decoder_lengths, required(inputs.decoder_cu_seqlens, "decoder_cu_seqlens"))
+        words = self.word_embeddings(required(inputs.decoder_input_ids, "decoder_input_ids"))
+        return self.decoder(words, packing, source, cache), packing
 
-    def encode(self, batch: Any) -> Source:
-        """(T,) ids -> (T, D) hidden states and their packing."""
-        packing = Packing(batch.lengths, batch.cu_seqlens)
-        return self.encoder(self.word_embeddings(batch.input_ids), packing), packing
+    def encode(self, inputs: ModelInputs) -> Source:
+        """Return the hidden states of the encoder, (T, D), and their packing."""
+        packing = Packing(inputs.lengths, inputs.cu_seqlens)
+        return self.encoder(self.word_embeddings(required(inputs.input_ids, "input_ids")), packing), packing
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator, modules: Iterable[nn.Module] = ()) -> None:
-        """Normal weights, each product's as wide as keeps its output at unit variance, times initializer_factor.
+        """Draw normal weights, of the width that keeps the output of each product at unit variance.
 
-        The query's is smaller by sqrt(K), in the place of the scores' scale. Of the whole model, or only of these
-        `modules` of it.
+        Times initializer_factor; the query's are smaller by sqrt(K), which replaces the scale of the scores. In the
+        whole model, or only in these `modules` of it.
         """
         config = self.config
         width = config.hidden_size**-0.5
@@ -275,11 +285,11 @@ NAMES = {
 SUPPORTED = {"dense_act_fn": tuple(ACTIVATIONS), "is_decoder": (False,)}
 
 
-def _complete(raw: dict[str, Any], feed_forward: str, scaled: bool) -> dict[str, Any]:
-    """config.json with the fields that others imply and that newer files spell out.
+def _complete(raw: JsonObject, feed_forward: str, scaled: bool) -> JsonObject:
+    """Return config.json with the fields that others imply and that newer files spell out.
 
-    feed_forward: feed_forward_proj where it is missing. scaled: may the output be scaled? Then it is, where a file does
-    not say, when it is tied.
+    feed_forward: feed_forward_proj where it is missing. scaled: whether the output can be scaled; then it is, unless
+    the file says, when it is tied.
     """
     kind = raw.get("feed_forward_proj") or feed_forward
     *gated, activation = str(kind).split("-")
@@ -296,7 +306,7 @@ def _complete(raw: dict[str, Any], feed_forward: str, scaled: bool) -> dict[str,
     return implied | given | ({} if scaled else {"scale_decoder_outputs": False})
 
 
-def _read_config(raw: dict[str, Any]) -> T5Config:
+def _read_config(raw: JsonObject) -> T5Config:
     config = read_fields(T5Config, raw, NAMES, supported=SUPPORTED)
     dropout = ("dropout_rate", 0.1)
     rates = read_rates(raw, embedding=dropout, attention=dropout, hidden=dropout)
@@ -304,15 +314,15 @@ def _read_config(raw: dict[str, Any]) -> T5Config:
     return replace(config, rates=DropoutRates(**rates), classifier_dropout=head)
 
 
-def _head_shape(config: T5Config, head: str, pooling: str) -> HeadShape:
-    if head != "seq2seq-lm":
+def _head_shape(config: T5Config, name: str, head: type[Head], pooling: str) -> HeadShape:
+    if not head.is_language_model:
         return HeadShape(config.hidden_size, dropout=config.classifier_dropout)
     scale = config.hidden_size**-0.5 if config.scale_decoder_outputs else 1.0
     return HeadShape(config.hidden_size, vocab_size=config.vocab_size, bias=False, scale=scale)
 
 
 def _stack_rows(ours: str, theirs: str, group: str, mlp: int) -> tuple[WeightRow, ...]:
-    """The rows of a stack; `mlp` is the number of the feed-forward part within a block of the file."""
+    """Return the rows of a stack; `mlp` is the number of the feed-forward part within a block of the file."""
     names = {
         "attention_norm": "0.layer_norm",
         "attention.query": "0.SelfAttention.q",
@@ -350,9 +360,9 @@ def _stack_rows(ours: str, theirs: str, group: str, mlp: int) -> tuple[WeightRow
 T5 = Architecture(
     complete=functools.partial(_complete, feed_forward="relu", scaled=True),
     read_config=_read_config,
-    build=lambda config, head: T5Model(config, decoder=head == "seq2seq-lm"),
+    build=lambda config, head: T5Model(config, decoder=head is not None and head.needs_decoder),
     head_shape=_head_shape,
-    # Where transformers has a class of that name but one that reads a decoder, ours are read as encoders.
+    # T5EncoderModel: the class of that name in transformers reads a decoder too, or there is none.
     heads={
         None: "T5EncoderModel",
         "seq2seq-lm": "T5ForConditionalGeneration",

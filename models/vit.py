@@ -1,8 +1,8 @@
 """ViT (Dosovitskiy et al. 2020) and DeiT (Touvron et al. 2021): one encoder of image patches, pre-LayerNorm.
 
 They differ in DeiT's second special token, the distillation token. (A DeiT that was trained without a teacher has no
-such token: the hub calls it a "vit".) Shapes are those of models/ops/layers.py, and: C channels, (Y, X) patches.
-An image is a sequence of its special tokens and Y * X patches, row by row; images of one micro-batch are of one size.
+such token; the hub calls it a "vit".) An image is a sequence of its special tokens and Y * X patches, row by row; all
+images of a micro-batch have one size. Shapes: models/ops/packing.py, and: C channels, (Y, X) patches.
 """
 
 from __future__ import annotations
@@ -10,18 +10,21 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.architecture import LARGEST, Architecture, check_divides, init_normal, read_fields, read_rates
+from models.architecture import MAX_SIZE, Architecture, check_divides, init_normal, read_fields, read_rates
+from models.checkpoints.tensor_files import JsonObject
 from models.checkpoints.weights import WeightRow, WeightTable, linear
 from models.errors import ModelError
-from models.heads import HeadShape
+from models.heads import DistilledClassification, Head, HeadShape
+from models.inputs import ModelInputs, required
+from models.ops.attention import SelfAttention
 from models.ops.dropout import Dropout
-from models.ops.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, Packing, SelfAttention, drop_path
+from models.ops.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, drop_path
+from models.ops.packing import Packing
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class ViTConfig:
     qkv_bias: bool = True
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
-    image_size: tuple[int, int] = (224, 224)  # that of the learned positions; others interpolate them
+    image_size: tuple[int, int] = (224, 224)  # of the learned positions; other sizes interpolate them
     patch_size: tuple[int, int] = (16, 16)
     distilled: bool = False  # DeiT: a distillation token after the class token
     rates: DropoutRates = NO_DROPOUT
@@ -54,7 +57,7 @@ class ViTConfig:
 class ViTLayer(nn.Module):
     """x + attention(LN(x)), then x + mlp(LN(x)), with dropout on both branches."""
 
-    def __init__(self, config: ViTConfig, path: float):
+    def __init__(self, config: ViTConfig, drop_path_rate: float):
         super().__init__()
         size, rates = config.hidden_size, config.rates
         self.attention_norm = nn.LayerNorm(size, config.layer_norm_eps)
@@ -62,12 +65,13 @@ class ViTLayer(nn.Module):
         self.mlp_norm = nn.LayerNorm(size, config.layer_norm_eps)
         self.mlp = MLP(size, config.intermediate_size, config.hidden_act)
         self.dropout = Dropout(rates.hidden)
-        self.path = path
+        self.drop_path_rate = drop_path_rate
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
-        path = self.path if self.training else 0.0
-        x = x + drop_path(self.dropout(self.attention(self.attention_norm(x), packing)), packing, path)
-        return x + drop_path(self.dropout(self.mlp(self.mlp_norm(x))), packing, path)
+        """(T, D) -> (T, D)"""
+        rate = self.drop_path_rate if self.training else 0.0
+        x = x + drop_path(self.dropout(self.attention(self.attention_norm(x), packing)), packing, rate)
+        return x + drop_path(self.dropout(self.mlp(self.mlp_norm(x))), packing, rate)
 
 
 class ViTModel(nn.Module):
@@ -82,26 +86,27 @@ class ViTModel(nn.Module):
         self.patch_embeddings = nn.Conv2d(config.num_channels, size, config.patch_size, stride=config.patch_size)
         self.position_embeddings = nn.Parameter(torch.zeros(1, self.max_length, size))  # special tokens, then patches
         self.dropout = Dropout(config.rates.embedding)
-        self.layers = nn.ModuleList(ViTLayer(config, config.rates.path_of(i, depth)) for i in range(depth))
+        self.layers = nn.ModuleList(ViTLayer(config, config.rates.drop_path_of(i, depth)) for i in range(depth))
         self.norm = nn.LayerNorm(size, config.layer_norm_eps)
 
     @property
     def num_special(self) -> int:
-        """Tokens before the patches."""
+        """The number of tokens before the patches."""
         return 2 if self.config.distilled else 1
 
     @property
     def max_length(self) -> int:
-        """The tokens of an image of the config's size. No limit: a larger image has its positions interpolated."""
+        """The number of tokens of an image of the config's size. A larger image has its positions interpolated."""
         return self.num_special + self.config.grid[0] * self.config.grid[1]
 
-    def forward(self, batch: Any) -> tuple[Tensor, Packing]:
-        """batch.pixel_values: (B, C, height, width). Returns the last hidden states, (T, D).
+    def forward(self, inputs: ModelInputs) -> tuple[Tensor, Packing]:
+        """Return the last hidden states, (T, D). inputs.pixel_values: (B, C, height, width).
 
-        ModelError unless the sizes are multiples of the patch's and the channels are the config's.
+        Raises ModelError unless the sizes are multiples of the patch's and the channels are the config's.
         """
-        self._check(batch.pixel_values)
-        pixels = batch.pixel_values.to(self.patch_embeddings.weight.dtype)  # of a model in bf16, say
+        pixels = required(inputs.pixel_values, "pixel_values")
+        self._check(pixels)
+        pixels = pixels.to(self.patch_embeddings.weight.dtype)  # of a model in bf16, for example
         patches = self.patch_embeddings(pixels)  # (B, D, Y, X)
         positions = self.positions(*patches.shape[2:])
         special = [token for token in (self.class_token, self.distillation_token) if token is not None]
@@ -116,15 +121,15 @@ class ViTModel(nn.Module):
         return self.norm(x), packing
 
     def positions(self, rows: int, columns: int) -> Tensor:
-        """(1, L, D) position embeddings of a grid of rows x columns patches.
+        """Return (1, L, D): the position embeddings of a grid of rows x columns patches.
 
-        A grid that is not the config's gets the learned one interpolated, bicubic as published; those of the special
-        tokens are kept.
+        For a grid that is not the config's, the learned one is interpolated, bicubic as published; the positions of the
+        special tokens stay.
         """
         if (rows, columns) == self.config.grid:
             return self.position_embeddings
         special, patches = self.position_embeddings.tensor_split([self.num_special], 1)
-        grid = patches.unflatten(1, self.config.grid).permute(0, 3, 1, 2)  # (1, D, Y, X)
+        grid = torch.unflatten(patches, 1, self.config.grid).permute(0, 3, 1, 2)  # (1, D, Y, X)
         grid = F.interpolate(grid, (rows, columns), mode="bicubic", align_corners=False)
         return torch.cat([special, grid.flatten(2).transpose(1, 2)], 1)
 
@@ -141,9 +146,9 @@ class ViTModel(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator, modules: Iterable[nn.Module] = ()) -> None:
-        """Normal(0, initializer_range) weights, tokens and positions, zero biases, LayerNorms at identity.
+        """Draw weights, tokens and positions from Normal(0, initializer_range); biases 0, LayerNorms identity.
 
-        Of the whole encoder, or only of these `modules` of it.
+        In the whole encoder, or only in these `modules` of it.
         """
         std = self.config.initializer_range
         for module in modules or [self]:
@@ -154,7 +159,7 @@ class ViTModel(nn.Module):
                     parameter.normal_(0.0, std, generator=generator)
 
 
-def _read(raw: dict[str, Any], distilled: bool) -> ViTConfig:
+def _read(raw: JsonObject, distilled: bool) -> ViTConfig:
     image, patch = _pair(raw, "image_size", 224), _pair(raw, "patch_size", 16)
     if image[0] % patch[0] or image[1] % patch[1]:
         raise ModelError(
@@ -168,20 +173,21 @@ def _read(raw: dict[str, Any], distilled: bool) -> ViTConfig:
     return replace(config, image_size=image, patch_size=patch, distilled=distilled, rates=DropoutRates(**rates))
 
 
-def _pair(raw: dict[str, Any], name: str, default: int) -> tuple[int, int]:
-    """A size in config.json, one number or (height, width)."""
+def _pair(raw: JsonObject, name: str, default: int) -> tuple[int, int]:
+    """Return a size of config.json, there one number or [height, width], as a pair."""
     value = raw.get(name)
     value = default if value is None else value
     pair = value if isinstance(value, list) else [value, value]
-    if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= LARGEST for n in pair):
+    sizes = [n for n in pair if isinstance(n, int) and not isinstance(n, bool) and 0 < n <= MAX_SIZE]
+    if len(pair) != 2 or len(sizes) != 2:
         shown = reprlib.repr(value)
         raise ModelError(f"config.json: {name} = {shown} should be like {default} or [{default}, {default}]")
-    return pair[0], pair[1]
+    return sizes[0], sizes[1]
 
 
-def _head_shape(config: ViTConfig, head: str, pooling: str) -> HeadShape:
-    if head == "distilled-image-classification" and pooling != "cls":
-        raise ModelError(f"model.pooling = {pooling!r}: a {head} head reads the two special tokens, as with 'cls'")
+def _head_shape(config: ViTConfig, name: str, head: type[Head], pooling: str) -> HeadShape:
+    if issubclass(head, DistilledClassification) and pooling != "cls":
+        raise ModelError(f"model.pooling = {pooling!r}: a {name} head reads the two special tokens, as with 'cls'")
     if pooling == "last":
         raise ModelError("model.pooling = 'last': the last token of an image is one patch; choose from cls, mean")
     return HeadShape(config.hidden_size, num_special=2 if config.distilled else 1)
@@ -202,7 +208,7 @@ ROWS = (
     *linear("backbone.norm", "layernorm"),
 )
 CLASSIFIER = linear("head.classifier", "classifier", "head")
-# The pooler; and what a checkpoint of masked image modelling has besides its encoder.
+# The pooler, and the parts of a checkpoint of masked image modelling besides its encoder.
 IGNORED = (r"pooler\.dense\.(weight|bias)", r"embeddings\.mask_token", r"decoder\.0\.(weight|bias)")
 
 VIT = Architecture(

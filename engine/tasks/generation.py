@@ -19,7 +19,7 @@ def generation_settings(model: TaskModel, generate: GenerateSettings, **changes:
     Where neither config.json nor `changes` has an end token, a text ends at its limit. Raises ModelError for settings
     that exclude each other.
     """
-    config = model.origin.config
+    config = model.spec.config
     end_tokens = config.get("eos_token_id")
     of_model = {
         "eos_token_id": tuple(end_tokens)

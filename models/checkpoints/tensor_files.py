@@ -1,9 +1,13 @@
 """The files of a checkpoint folder, read without trust: JSON, and the tensors of safetensors files.
 
 A safetensors file is eight bytes with the length of its header (little-endian), the header as JSON,
-{name: {"dtype", "shape", "data_offsets"}}, and the bytes of the tensors one after another, without gaps. The library's
-own reader keeps the last of two tensors of one name, names no tensor in its errors, and maps the file into memory,
-where each page counts beside its copy; so the header is checked here, and the bytes are read to where they are wanted.
+{name: {"dtype", "shape", "data_offsets"}}, and the bytes of the tensors one after another, without gaps.
+
+Why not the reader of the safetensors library:
+- it keeps the last of two tensors of one name;
+- its errors name no tensor;
+- it maps the file into memory, where each page counts beside its copy.
+So the header is checked here, and the bytes are read directly into the parameters.
 """
 
 from __future__ import annotations
@@ -14,12 +18,15 @@ import reprlib
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeGuard
+from typing import BinaryIO, NamedTuple, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
 
+from models.checkpoints import hub
 from models.errors import ModelError
+
+JsonObject: TypeAlias = dict[str, object]  # its values are checked by whoever reads them
 
 MAX_JSON = 3_000_000  # bytes; as Python objects they are up to thirty times as much
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -40,8 +47,8 @@ DTYPES = FLOATS | {
 }
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; ModelError names it where it cannot be read (FileNotFoundError is the caller's)."""
+def read_json(path: Path) -> object:
+    """Return the content of a JSON file. Raises FileNotFoundError, and ModelError where it cannot be read."""
     try:
         with path.open("rb") as stream:
             content = stream.read(MAX_JSON + 1)
@@ -54,10 +61,10 @@ def read_json(path: Path) -> Any:
     return parse_json(content, path)
 
 
-def parse_json(content: bytes, path: Path, place: str = "the file") -> Any:
-    """JSON as its standard has it: in UTF-8, each name once in its object, no NaN. ModelError names `path`."""
+def parse_json(content: bytes, path: Path, place: str = "the file") -> object:
+    """Parse JSON strictly: in UTF-8, each name once in its object, no NaN. Raises ModelError, which names `path`."""
 
-    def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def each_once(pairs: list[tuple[str, object]]) -> JsonObject:
         found = dict(pairs)
         if len(found) < len(pairs):
             counts = Counter(name for name, _ in pairs)
@@ -65,7 +72,8 @@ def parse_json(content: bytes, path: Path, place: str = "the file") -> Any:
         return found
 
     try:
-        return json.loads(content.decode("utf-8"), object_pairs_hook=each_once, parse_constant=_no_number)
+        parsed: object = json.loads(content.decode("utf-8"), object_pairs_hook=each_once, parse_constant=_no_number)
+        return parsed
     except ModelError:
         raise
     except RecursionError:
@@ -79,7 +87,7 @@ def _no_number(name: str) -> None:
 
 
 class Stored(NamedTuple):
-    """One tensor of a file."""
+    """One tensor of a file, as the header describes it."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -88,7 +96,7 @@ class Stored(NamedTuple):
 
 
 def read_header(stream: BinaryIO, path: Path) -> dict[str, Stored]:
-    """{name: where its tensor is}; ModelError unless the tensors are all well-formed and fill the file exactly."""
+    """Return {name: its tensor}; ModelError unless all tensors are well-formed and fill the file exactly."""
     size = stream.seek(0, 2)
     stream.seek(0)
     length = int.from_bytes(stream.read(8), "little")
@@ -113,10 +121,10 @@ def read_header(stream: BinaryIO, path: Path) -> dict[str, Stored]:
     return found
 
 
-def _stored(name: str, value: Any, begin: int, path: Path) -> Stored:
+def _stored(name: str, value: object, begin: int, path: Path) -> Stored:
     if not (name.isprintable() and 0 < len(name) <= 400):
         raise ModelError(f"{path}: {reprlib.repr(name)} cannot be a tensor's name")
-    entry = value if isinstance(value, dict) else {}
+    entry: JsonObject = value if isinstance(value, dict) else {}
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ModelError(f"{path}: tensor {name!r} has dtype {reprlib.repr(dtype)}; known are {', '.join(DTYPES)}")
@@ -130,17 +138,18 @@ def _stored(name: str, value: Any, begin: int, path: Path) -> Stored:
     return Stored(DTYPES[dtype], tuple(shape), begin + offsets[0], nbytes)
 
 
-def _are_sizes(value: Any) -> TypeGuard[list[int]]:
+def _are_sizes(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
 
 
 class TensorFiles:
-    """The tensors of some safetensors files, open while `stack` is, read by name.
+    """The tensors of some safetensors files, read by name; the files stay open as long as `stack`.
 
-    ModelError for a file that is not well-formed and for a name that two of them have.
+    Raises ModelError for a file that is not well-formed, and for a name that occurs in two files.
     """
 
-    def __init__(self, paths: list[Path], stack: ExitStack):
+    def __init__(self, folder: Path, paths: list[Path], stack: ExitStack):
+        self.folder = folder
         self.where: dict[str, Stored] = {}
         self._files: dict[str, tuple[Path, BinaryIO]] = {}
         for path in paths:
@@ -155,22 +164,22 @@ class TensorFiles:
             self._files |= dict.fromkeys(header, (path, stream))
 
     def read_into(self, key: str, target: Tensor, transpose: bool = False) -> None:
-        """Copy a tensor to where `target` is, in the target's precision; the caller has checked the shape.
+        """Copy a tensor into `target`, in the precision of the target; the caller has checked the shape.
 
-        transpose: the file has it the other way round.
-        ModelError for numbers that are not floating-point ones, or not finite.
+        transpose: the file has it transposed.
+        Raises ModelError for numbers that are not floating-point ones, or not finite.
         """
         if not transpose and target.is_contiguous() and self.where[key].dtype == target.dtype:
             self._fill(key, target)
         else:
             tensor = self.read(key)
             target.copy_(tensor.T if transpose else tensor)
-        # A sum is quick, and finite unless a number is not, or all of them are too large together.
+        # A sum is quick to compute, and not finite only if a number is not, or if the numbers add up to too much.
         if not target.sum().isfinite() and not target.isfinite().all():
             raise ModelError(f"{self._files[key][0]}: {key} holds NaN or infinity")
 
     def read(self, key: str) -> Tensor:
-        """A tensor of its own, in the precision of the file; ModelError for what is not floating point."""
+        """Return a new tensor in the precision of the file; ModelError unless it is floating point."""
         stored = self.where[key]
         if stored.dtype not in FLOATS.values():
             known = ", ".join(FLOATS)
@@ -189,3 +198,48 @@ class TensorFiles:
             raise ModelError(f"{path} cannot be read: {error.strerror}") from None
         if not complete:
             raise ModelError(f"{path} is not a complete safetensors file: it has become shorter")
+
+
+def open_checkpoint(folder: Path, stack: ExitStack) -> TensorFiles:
+    """Open model.safetensors, or the shards that its index lists; ModelError where there are neither."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return TensorFiles(folder, [folder / "model.safetensors"], stack)
+    if not index.is_file():
+        raise ModelError(f"{folder}: no model.safetensors and no model.safetensors.index.json{_hint_of_pickle(folder)}")
+    shard_of = _read_index(index)
+    files = TensorFiles(folder, [folder / name for name in sorted(set(shard_of.values()))], stack)
+    for key, name in shard_of.items():
+        if key not in files.where:
+            raise ModelError(f"{index}: tensor {reprlib.repr(key)} should be in {name}, which does not have it")
+    return files
+
+
+def _hint_of_pickle(folder: Path) -> str:
+    """Return how to convert the pickle that a folder has, or may have on the hub; empty where there is none."""
+    convert = "python -m models.checkpoints.convert"
+    pickled = sorted(p.name for p in folder.glob("*.bin"))
+    if pickled:
+        command = f"{convert} {folder / pickled[0]}"
+        return f" (it has {pickled[0]}, a pickle, which is never loaded: `{command}` makes safetensors of it)"
+    name = hub.snapshot_name(folder)
+    if name:  # it may be published as a pickle, which is fetched on request only
+        return f" (if the hub has its pytorch_model.bin: `{convert} {name}` fetches and converts it)"
+    return ""
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    """Return {tensor: name of its shard}; every shard is a file beside the index."""
+    content = read_json(index)
+    shard_of = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shard_of, dict) or not shard_of:
+        raise ModelError(f"{index}: not a safetensors index: no weight_map of tensors to shards")
+    for name in shard_of.values():
+        if not isinstance(name, str):
+            raise ModelError(f"{index}: shard name {reprlib.repr(name)} must be a plain file name")
+    for name in sorted(set(shard_of.values())):
+        if Path(name).name != name or not name.isprintable() or len(name) > 200:
+            raise ModelError(f"{index}: shard name {reprlib.repr(name)} must be a plain file name")
+        if not (index.parent / name).is_file():
+            raise ModelError(f"{index}: shard {name} is missing")
+    return shard_of

@@ -2,18 +2,18 @@
 
 The contract between a backbone and generation (models/generation/generate.py):
 
-    hidden, packing = backbone(batch, cache)
+    hidden, packing = backbone(inputs, cache)
 
-With a cache, `batch` holds only the *new* tokens of every sequence, packed as ever: first the prompts, of any lengths,
-then one token each. In an encoder-decoder these are the decoder's tokens; the first batch also has the encoder's ids,
-later ones need none, as the cross-attention's keys and values are kept in `cache.cross`. The backbone calls
+With a cache, `inputs` has only the *new* tokens of every sequence, packed as ever: first the prompts, of any lengths,
+then one token each. In an encoder-decoder these are the decoder's tokens. Its first inputs also have the encoder's ids;
+later ones need none, because `cache.cross` keeps the keys and values of the cross-attention. The backbone calls
 
-    positions = cache.extend(packing)                   # once, before its layers; (T,), going on from what is cached
+    positions = cache.extend(packing)                   # once, before its layers; (T,), continuing the cached ones
     cache.append(layer, key, value)                     # in each layer: (T, H, K)
     out = cache.attend(layer, query, packing, ...)      # (T, H, K) -> (T, H * K)
 
 Nothing is padded on the left: the sequences start at slot 0, and their lengths, not a mask of the caller's, say how far
-they go. Shapes are those of models/ops/layers.py; S is the longest cached length. Not for training: appending is in place.
+they go. Shapes: models/ops/packing.py; S is the longest cached length. Not for training: appending is in place.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.ops.layers import Packing, padded
+from models.ops.packing import Packing, padded
 
 ROOM = 64  # slots to begin with; doubled whenever they are full
 
 
 class Cache:
-    """The keys and values of B sequences in every layer. One is used for one call of generate.
+    """The keys and values of B sequences in every layer, for one call of generate.
 
-    lengths: the tokens of each sequence that are cached, those announced by the last `extend` included.
-    cross: the encoder's, in an encoder-decoder; its backbone makes it at the first batch, as Cache(causal=False).
+    lengths: the number of cached tokens of each sequence, those announced by the last `extend` included.
+    cross: the cache of the encoder, which an encoder-decoder makes at its first inputs, as Cache(causal=False).
     """
 
     def __init__(self, causal: bool = True):
@@ -41,9 +41,9 @@ class Cache:
         self.lengths: tuple[int, ...] = ()
         self.cross: Cache | None = None
         self._layers: list[Tensor] = []  # (2, B, H, slots, K) each: keys and values
-        self._origins: tuple[int, ...] = ()  # the sequence of the first batch that each row goes back to
+        self._origins: tuple[int, ...] = ()  # the sequence of the first inputs that each row descends from
         self._slots = ROOM
-        self._rows = self._positions = torch.empty(0)  # (T,) of the new tokens: their sequence, their place in it
+        self._rows = self._positions = torch.empty(0)  # (T,) of the new tokens: sequence, position in it
         self._mask: Tensor | None = None
 
     @property
@@ -52,7 +52,7 @@ class Cache:
         return max(self.lengths, default=0)
 
     def extend(self, packing: Packing) -> Tensor:
-        """Announce new tokens. Returns (T,) the position of each in its sequence, for position embeddings or biases."""
+        """Announce new tokens; return (T,), the position of each in its sequence, for position embeddings or biases."""
         device = packing.cu_seqlens.device
         if not self.lengths:
             self.lengths = (0,) * len(packing.lengths)
@@ -68,7 +68,7 @@ class Cache:
         return self._positions
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """key, value: (T, H, K), of the tokens announced by `extend`; layers come in order."""
+        """Store the keys and values, (T, H, K), of the tokens announced by `extend`; layers come in order."""
         if layer == len(self._layers):
             shape = (2, len(self.lengths), key.shape[1], self._slots, key.shape[2])
             self._layers.append(key.new_zeros(shape))  # not empty: a weight of 0 times a NaN would be a NaN
@@ -80,14 +80,15 @@ class Cache:
     def attend(
         self, layer: int, query: Tensor, packing: Packing, *, bias: Tensor | None = None, scale: float | None = None
     ) -> Tensor:
-        """softmax(q k^T * scale + bias) v over all that is cached, as layers.packed_attention does it without a cache.
+        """Return softmax(q k^T * scale + bias) v over all cached tokens, (T, H * K); without a cache: packed_attention.
 
-        query: (T, H, K), cut by `packing`, in a causal cache of the tokens just announced. bias: (H, N, S) or
-        (B, H, N, S), N the most new tokens of a sequence. scale: 1 / sqrt(K) unless given. Returns (T, H * K).
+        query: (T, H, K), packed as `packing` says; in a causal cache of the tokens just announced.
+        bias: (H, N, S) or (B, H, N, S), N the largest number of new tokens of a sequence.
+        scale: 1 / sqrt(K) unless given.
         """
         keys, values = self._layers[layer][:, :, :, : self.longest]  # (B, H, S, K)
         single = max(packing.lengths) == 1
-        # (B, H, N, K); what `padded` puts behind the shorter prompts is computed and thrown away
+        # (B, H, N, K); the padding behind the shorter prompts is computed and thrown away
         q = query.unsqueeze(2) if single else padded(query, packing, 0.0).transpose(1, 2)
         mask = self._visible(packing)
         if bias is not None:
@@ -98,7 +99,7 @@ class Cache:
         return torch.cat([one[:, :n].transpose(0, 1) for one, n in zip(out, packing.lengths, strict=True)]).flatten(1)
 
     def _visible(self, packing: Packing) -> Tensor | None:
-        """(B, 1, N, S): may the new token see the cached one? None where all may. The same in every layer."""
+        """Return (B, 1, N, S): whether the new token sees the cached one; None where all do."""
         single = max(packing.lengths) == 1
         if min(self.lengths) == self.longest and (single or not self.causal):
             return None
@@ -113,7 +114,7 @@ class Cache:
         return self._mask
 
     def reorder(self, rows: Sequence[int]) -> None:
-        """Let row i continue what was row rows[i]: beams change places, multiply, or, finished, are left out."""
+        """Make row i continue the old row rows[i]: beams change places, multiply, or are left out when finished."""
         if list(rows) == list(range(len(self.lengths))):
             return
         origins = tuple(self._origins[row] for row in rows)

@@ -3,9 +3,10 @@
     settings = GenerationSettings.read(folder, num_beams=4, max_new_tokens=60)
     for ids, score in generate(model, [[464, 3290], [40]], settings): ...
 
-Prompts are packed like everything else, so unequal ones need no padding; a finished text leaves the batch. What becomes
-of a prompt does not depend on its company. Greedy and beam search give the ids, and beam search the scores, of
-transformers' generate. The cache and what a backbone does with it: models/generation/cache.py. Shapes as in models/ops/layers.py.
+Prompts are packed like all text, so unequal ones need no padding; a finished text leaves the batch. The result for a
+prompt does not depend on the other prompts. Greedy and beam search give the ids, and beam search the scores, of
+transformers' generate. The cache, and what a backbone does with it: models/generation/cache.py. Shapes:
+models/ops/packing.py.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,22 +23,24 @@ from torch import Tensor
 from models.errors import ModelError
 from models.generation.cache import Cache
 from models.generation.settings import GenerationSettings
+from models.heads import Head
 from models.inputs import Inputs, pack
 from models.ops.layers import last_pool
+from models.task_model import TaskModel
 
 HOPELESS = -1e9  # the score of the beams that do not exist yet
 
-__all__ = ["Generated", "GenerationSettings", "generate"]
-
 
 class Generated(NamedTuple):
-    ids: list[int]  # the new tokens, with the end token if it came; no prompt, no padding
+    """One generated text."""
+
+    ids: list[int]  # the new tokens, including the end token if there is one; no prompt, no padding
     score: float  # sum of their log-probabilities / their number ** length_penalty
 
 
 @torch.inference_mode()
 def generate(
-    model: Any,
+    model: TaskModel,
     prompts: Sequence[Sequence[int]],
     settings: GenerationSettings,
     *,
@@ -45,21 +48,22 @@ def generate(
 ) -> list[Generated]:
     """Continue each prompt (causal-lm), or answer it (seq2seq-lm): num_return_sequences results a prompt, best first.
 
-    model: a TaskModel with a language-model head. prompts: lists of token ids, together one batch. examples: a number
-    for each prompt, by default its place; a sampled text is a function of the model, the seed and this number only.
-    Dropout is off. The score is of the model's own distribution in greedy search and sampling, and in beam search of
-    the one that was searched, with penalties. Raises ModelError where prompt and settings do not fit the model.
+    model: one whose head generates text. prompts: lists of token ids, together one batch.
+    examples: a number for each prompt, by default its index; a sampled text is a function of the model, the seed and
+    this number only. Dropout is off. In greedy search and sampling, the score is that of the model's distribution; in
+    beam search, that of the searched distribution, with penalties.
+    Raises ModelError where prompts and settings do not fit the model.
     """
-    if model.origin.head not in ("causal-lm", "seq2seq-lm"):
-        raise ModelError(f"a {model.origin.head} model generates no text; load it with head causal-lm or seq2seq-lm")
+    if model.head is None or not model.head.generates_text:
+        raise ModelError(f"a {model.head_name} model generates no text; load it with head causal-lm or seq2seq-lm")
     numbers = range(len(prompts)) if examples is None else examples
-    texts = [_begin(model, prompt, settings, place) for place, prompt in enumerate(prompts)]
+    texts = [_begin(model, model.head, prompt, settings, place) for place, prompt in enumerate(prompts)]
     if not texts:
         return []
     training = model.training
     model.eval()
     try:
-        reader = _Reader(model, prompts, settings)
+        reader = _Reader(model, model.head, prompts, settings)
         if settings.num_beams > 1:
             return _beam_search(reader, texts, settings)
         return _one_by_one(reader, texts, settings, numbers)
@@ -69,35 +73,39 @@ def generate(
 
 @dataclass
 class _Text:
-    """One text in the making, on the host."""
+    """One unfinished text, on the host."""
 
-    ids: list[int]  # what repetitions are counted in: the prompt, or an encoder-decoder's start token, and what follows
-    begin: int  # where the new tokens begin
+    ids: list[int]  # the prompt, or an encoder-decoder's start token, and the new tokens; repetitions count all of it
+    begin: int  # the index of the first new token
     longest: int  # new tokens, at most
     shortest: int  # new tokens before it may end
 
     @property
     def new(self) -> int:
+        """The number of new tokens."""
         return len(self.ids) - self.begin
 
     def followed_by(self, token: int) -> _Text:
+        """Return the text with one more token."""
         return _Text([*self.ids, token], self.begin, self.longest, self.shortest)
 
     def ended(self, settings: GenerationSettings) -> bool:
+        """Return whether an end token or the length limit has been reached."""
         return self.ids[-1] in settings.eos_token_id or self.new >= self.longest
 
     def result(self, log_probability: float, settings: GenerationSettings) -> Generated:
+        """Return the new tokens and their score."""
         return Generated(self.ids[self.begin :], log_probability / self.new**settings.length_penalty)
 
 
-def _begin(model: Any, prompt: Sequence[int], settings: GenerationSettings, place: int) -> _Text:
-    """A prompt as a text without new tokens; ModelError where it cannot be continued."""
+def _begin(model: TaskModel, head: Head, prompt: Sequence[int], settings: GenerationSettings, place: int) -> _Text:
+    """Return a prompt as a text without new tokens; ModelError where it cannot be continued."""
     if not prompt:
         raise ModelError(
             f"prompt {place} is empty: a model needs at least one token, such as the one that begins a text"
         )
     ids, room = list(prompt), None
-    if model.origin.head == "seq2seq-lm":
+    if head.needs_decoder:
         if settings.decoder_start_token_id is None:
             raise ModelError("decoder_start_token_id is set neither by the caller nor in the checkpoint's files")
         ids = [settings.decoder_start_token_id]
@@ -116,18 +124,18 @@ def _begin(model: Any, prompt: Sequence[int], settings: GenerationSettings, plac
 
 
 class _Reader:
-    """The model's logits for what comes next, its cache kept in step with the texts."""
+    """The model's logits for the next token of each text, and its cache, which follows the texts."""
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], settings: GenerationSettings):
-        self.model = model
+    def __init__(self, model: TaskModel, head: Head, prompts: Sequence[Sequence[int]], settings: GenerationSettings):
+        self.backbone, self.head = model.backbone, head
         self.cache = Cache()
         self.device = next(model.parameters()).device
-        self.seq2seq = model.origin.head == "seq2seq-lm"
-        start = [[settings.decoder_start_token_id]] * len(prompts) if self.seq2seq else None
-        self.logits = self._read(pack(prompts, decoder=start, device=self.device))  # type: ignore[arg-type]
+        self.seq2seq, start_id = head.needs_decoder, settings.decoder_start_token_id
+        start = [[start_id]] * len(prompts) if self.seq2seq and start_id is not None else None
+        self.logits = self._read(pack(prompts, decoder=start, device=self.device))
 
     def go_on(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
-        """Read one more token of each text; text i continues what was text rows[i]."""
+        """Read one more token of each text; text i continues the old text rows[i]."""
         self.cache.reorder(rows)
         new = [[token] for token in tokens]
         if self.seq2seq:
@@ -135,27 +143,27 @@ class _Reader:
         else:
             self.logits = self._read(pack(new, device=self.device))
 
-    def _read(self, batch: Inputs) -> Tensor:
-        """(B, V) in fp32."""
-        hidden, packing = self.model.backbone(batch, self.cache)
-        logits, _ = self.model.head(last_pool(hidden, packing), packing, batch)
+    def _read(self, inputs: Inputs) -> Tensor:
+        """Return the logits of the next tokens, (B, V) in fp32."""
+        hidden, packing = self.backbone(inputs, self.cache)
+        logits: Tensor = self.head(last_pool(hidden, packing), packing, inputs)[0]
         return logits.float()
 
 
 def _one_by_one(
     reader: _Reader, prompts: list[_Text], settings: GenerationSettings, examples: Sequence[int]
 ) -> list[Generated]:
-    """Greedy search and sampling: every text on its own, one token a step."""
+    """Generate by greedy search or sampling: every text on its own, one token a step."""
     copies = [(row, copy) for row in range(len(prompts)) for copy in range(settings.num_return_sequences)]
     texts = [prompts[row] for row, _ in copies]
-    dice = [np.random.default_rng((settings.seed, examples[row], copy)) for row, copy in copies]
+    generators = [np.random.default_rng((settings.seed, examples[row], copy)) for row, copy in copies]
     totals = [0.0] * len(texts)
-    active, rows = list(range(len(texts))), [row for row, _ in copies]  # texts that go on; their rows in the logits
+    active, rows = list(range(len(texts))), [row for row, _ in copies]  # unfinished texts; their rows in the logits
     while True:
         logits = reader.logits[torch.tensor(rows, device=reader.device)]
         scores = adjusted(logits, [texts[i] for i in active], settings)
         if settings.do_sample:
-            draws = torch.tensor([dice[i].random() for i in active], dtype=torch.float64, device=reader.device)
+            draws = torch.tensor([generators[i].random() for i in active], dtype=torch.float64, device=reader.device)
             chosen = sampled(truncated(scores, settings), draws)
         else:
             chosen = scores.argmax(-1)
@@ -171,9 +179,9 @@ def _one_by_one(
 
 
 def adjusted(scores: Tensor, texts: Sequence[_Text], settings: GenerationSettings) -> Tensor:
-    """(N, V) scores of the next tokens of N texts, after all that discourages or forbids a token.
+    """Return (N, V) scores of the next tokens of N texts after repetition penalty, forbidden n-grams, minimum length.
 
-    Repetition penalty: Keskar et al. 2019, 4.1, on whatever scores it is given, as the hub has it.
+    Repetition penalty: Keskar et al. 2019, 4.1, on logits or log-probabilities, as in transformers.
     """
     scores = scores.clone()
     for row, text in zip(scores, texts, strict=True):
@@ -189,7 +197,7 @@ def adjusted(scores: Tensor, texts: Sequence[_Text], settings: GenerationSetting
 
 
 def repeats(ids: list[int], size: int) -> list[int]:
-    """The tokens that would make the last `size` ids a sequence that was there before; none for size 0."""
+    """Return the tokens that would repeat an n-gram of `size` ids of the text; none for size 0."""
     if not 0 < size <= len(ids):
         return []
     last = ids[len(ids) - size + 1 :]
@@ -197,7 +205,7 @@ def repeats(ids: list[int], size: int) -> list[int]:
 
 
 def truncated(scores: Tensor, settings: GenerationSettings) -> Tensor:
-    """(N, V) scores over the temperature, then -inf outside of the top k and of the nucleus (Holtzman et al. 2019).
+    """Return (N, V) scores / temperature, with -inf outside of the top k and of the nucleus (Holtzman et al. 2019).
 
     The nucleus is the smallest set of the likeliest tokens whose probability is at least top_p.
     """
@@ -213,7 +221,7 @@ def truncated(scores: Tensor, settings: GenerationSettings) -> Tensor:
 
 
 def sampled(scores: Tensor, draws: Tensor) -> Tensor:
-    """(N,) a token of each row of softmax(scores), (N, V), by inverting its distribution at draws, (N,) in [0, 1)."""
+    """Return (N,): a token of each row of softmax(scores), (N, V), by inverting its distribution at draws in [0, 1)."""
     cumulative = scores.double().softmax(-1).cumsum(-1)
     tokens = torch.searchsorted(cumulative, (draws * cumulative[:, -1])[:, None], right=True)[:, 0]
     return tokens.clamp(max=scores.shape[-1] - 1)
@@ -221,7 +229,7 @@ def sampled(scores: Tensor, draws: Tensor) -> Tensor:
 
 @dataclass
 class _Search:
-    """The beams of one prompt, the best first, and the finished texts, the best first."""
+    """The beams of one prompt and its finished texts, both best first."""
 
     beams: list[_Text]
     scores: list[float]
@@ -230,10 +238,10 @@ class _Search:
     def advance(
         self, candidates: Sequence[tuple[float, int, int]], settings: GenerationSettings
     ) -> tuple[list[int], bool]:
-        """Go one token on. candidates: (log-probability, beam, token), the best first.
+        """Extend the beams by one token; return the beam that each new beam continues, and whether the search is over.
 
-        Returns the beam that each of the new beams continues, and whether the search is over. A candidate that ends
-        is kept if it is among the best num_beams; those that do not end are the new beams.
+        candidates: (log-probability, beam, token), best first. One that ends is kept if it is among the best num_beams;
+        those that do not end are the new beams.
         """
         best, going = [], []
         for rank, (score, beam, token) in enumerate(candidates):
@@ -248,21 +256,21 @@ class _Search:
         return [beam for _, beam, _ in going], not going or self._decided(settings)
 
     def _decided(self, settings: GenerationSettings) -> bool:
-        """Are there num_beams finished texts, and (unless that suffices) is no beam expected to beat the worst?"""
+        """Return whether num_beams texts are finished and, unless early_stopping is True, no beam can be better."""
         if len(self.finished) < settings.num_beams:
             return False
         if settings.early_stopping is True:
             return True
         text = self.beams[0]
         longest = settings.early_stopping == "never" and settings.length_penalty > 0
-        hoped = self.scores[0] / (text.longest if longest else text.new) ** settings.length_penalty
-        return hoped <= self.finished[-1].score
+        expected: float = self.scores[0] / (text.longest if longest else text.new) ** settings.length_penalty
+        return expected <= self.finished[-1].score
 
 
 def _beam_search(reader: _Reader, prompts: list[_Text], settings: GenerationSettings) -> list[Generated]:
-    """Every prompt has num_beams rows; those of a prompt that is decided leave the batch."""
+    """Generate by beam search; every prompt has num_beams rows, which leave the batch when its search is over."""
     width = settings.num_beams
-    keep = max(2, 1 + len(settings.eos_token_id)) * width  # so that num_beams go on even if each beam ends in every way
+    keep = max(2, 1 + len(settings.eos_token_id)) * width  # num_beams continue even if each beam has all end tokens
     vocab = reader.logits.shape[-1]
     if keep > vocab:
         raise ModelError(f"num_beams = {width}: {keep} candidates a step are more than the {vocab} tokens there are")

@@ -1,4 +1,4 @@
-"""How to generate: what a checkpoint's files say, overridden by the caller."""
+"""The settings of generation, from the files of a checkpoint and from the caller."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from models.errors import ModelError
 
 DEFAULT_NEW_TOKENS = 20  # the hub's
 
-# Of the hub's fields, those that would change the text and are not implemented here -> the value that changes nothing
-# (None, false and an empty list do not either); any other is refused by name.
-UNSUPPORTED: dict[str, Any] = {
+# The hub's fields that would change the text and are not implemented here -> the value that changes nothing. (None,
+# false and an empty list change nothing either.) Any other value is refused by name.
+UNSUPPORTED: dict[str, object] = {
     "assistant_early_exit": None,
     "bad_words_ids": None,
     "begin_suppress_tokens": None,
@@ -47,7 +47,7 @@ UNSUPPORTED: dict[str, Any] = {
     "use_mtp": False,
     "watermarking_config": None,
 }
-# Those that say nothing about the text: padding (there is none), how it is computed, and what else is returned.
+# The hub's fields without influence on the text: padding (we have none), ways to compute it, further return values.
 IRRELEVANT = (
     *("_from_model_config", "_commit_hash", "transformers_version", "bos_token_id", "pad_token_id"),
     *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "return_legacy_cache", "low_memory"),
@@ -61,13 +61,14 @@ IRRELEVANT = (
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """Under the hub's names and with the hub's defaults, which its files leave out.
+    """The settings of generate, with the hub's names and the hub's defaults, which its files leave out.
 
-    Lengths: max_new_tokens and min_new_tokens count the new tokens; max_length and min_length also the prompt's, or in
-    an encoder-decoder the start token. Without any limit, 20 tokens are written. A text of another length than its
-    limit ends with one of eos_token_id. top_k, top_p and temperature have a part in sampling only, length_penalty in
-    scores, early_stopping in beam search: it ends a search at num_beams finished texts (True), or when the best beam,
-    scored as if it ended now (False) or at its longest ("never"), is not better than the worst of them.
+    - Lengths: max_new_tokens and min_new_tokens count the new tokens; max_length and min_length also count the prompt,
+      or in an encoder-decoder the start token. Without any limit, 20 tokens are written. A text shorter than its limit
+      ends with one of eos_token_id.
+    - top_k, top_p and temperature influence sampling only, length_penalty the scores.
+    - early_stopping ends a beam search at num_beams finished texts (True), or when the best beam, scored as if it ended
+      now (False) or at its maximum length ("never"), is not better than the worst of them.
     """
 
     max_new_tokens: int | None = None
@@ -101,12 +102,12 @@ class GenerationSettings:
             )
 
     @classmethod
-    def read(cls, folder: Path, task: str = "", **changes: Any) -> GenerationSettings:
-        """Settings for a checkpoint folder: `changes` before generation_config.json before config.json.
+    def read(cls, folder: Path, task: str = "", **changes: object) -> GenerationSettings:
+        """Return the settings for a checkpoint folder: `changes` before generation_config.json before config.json.
 
-        task: a key of config.json's task_specific_params (old T5 checkpoints have them), which come before the rest of
-        config.json; their `prefix` is text, and the caller's to put before the input. Raises ModelError for a field
-        that would change the text and is not supported, and for one that nobody knows.
+        task: a key of config.json's task_specific_params (old T5 checkpoints have them), which take precedence over the
+        rest of config.json. Their `prefix` is left to the caller, to put before the input. Raises ModelError for a
+        field that would change the text and is not supported, and for an unknown one.
         """
         config = _json(folder / "config.json")
         layers = [{name: value for name, value in config.items() if name in KNOWN or name in UNSUPPORTED}]
@@ -121,13 +122,13 @@ class GenerationSettings:
         for layer in layers:
             given = {name: value for name, value in layer.items() if value is not None}
             for one, other in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-                if one in given or other in given:  # a limit of a file does not survive another one of the caller
+                if one in given or other in given:  # a limit of the caller replaces both kinds of the file
                     settings = {name: value for name, value in settings.items() if name not in (one, other)}
             settings |= given
         return cls(**_supported(settings, folder))
 
     def new_tokens(self, prompt: int, room: int | None) -> tuple[int, int]:
-        """(the most, the fewest) new tokens after `prompt` tokens; `room` bounds the most where no setting does."""
+        """Return (maximum, minimum) of new tokens after `prompt` tokens; `room` is the maximum where no setting is."""
         if self.max_new_tokens is not None:
             most = self.max_new_tokens
         elif self.max_length is not None:
@@ -172,7 +173,7 @@ KNOWN = tuple(f.name for f in fields(GenerationSettings))
 
 
 def _supported(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The fields that are ours; ModelError for any other that would change the text, or that nobody knows."""
+    """Return the fields of GenerationSettings; ModelError for unknown ones and for unsupported ones."""
     for name, value in settings.items():
         if name in KNOWN or name in IRRELEVANT:
             continue
@@ -189,7 +190,7 @@ def _supported(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """An object read from JSON; an empty one where there is no file."""
+    """Read a JSON object; an empty one where there is no file."""
     try:
         raw = read_json(path)
     except FileNotFoundError:

@@ -1,1 +1,1 @@
-"""The operations that the architectures share: attention, dropout, losses, layers."""
+"""Parts of the architectures below the level of a model: packing, attention, dropout, losses, compilation."""

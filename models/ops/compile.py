@@ -1,8 +1,8 @@
 """Regional compilation (torch.compile): the layers of a model, each without its attention.
 
-Text is packed, so micro-batches differ in T and in every sequence's length. Between two attentions nothing knows of
-more than T, which a graph can leave open; attention, which has kernels of its own, goes on as it is. So a layer is as
-many graphs as its attentions cut it into, and these serve all layers and all lengths.
+Text is packed, so micro-batches differ in T and in the length of every sequence. Between two attentions nothing depends
+on more than T, which a graph can leave open. Attention has kernels of its own and stays uncompiled. So a layer becomes
+one graph for each part between its attentions, and these graphs serve all layers and all lengths.
 """
 
 from __future__ import annotations
@@ -10,55 +10,57 @@ from __future__ import annotations
 from collections.abc import Callable
 from inspect import signature
 from types import MethodType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models.errors import ModelError
+from models.ops.layers import LayeredModel
 
 Forward = Callable[..., Tensor]
 
 
-def compile_layers(model: Any, backend: str = "inductor") -> None:
-    """Compile the layers of a TaskModel for training, at its first step; with gradients off they stay as they are.
+def compile_layers(model: LayeredModel, backend: str = "inductor") -> None:
+    """Compile the layers of a TaskModel for training, at its first step; without gradients they run uncompiled.
 
-    Parameters, checkpoints and copies of the model are as before. To be called before checkpoint_activations, which
-    then runs the compiled layers again. Dropout is another draw than the uncompiled model's, as much a function of the
-    seed. Layers that drop whole paths are left out, since a path is dropped for a sequence. ModelError where the
-    backend "inductor" lacks the compiler that it calls for the model's device.
+    - Parameters, checkpoints and copies of the model stay as before.
+    - Call it before checkpoint_activations, which then runs the compiled layers again.
+    - Dropout draws other numbers than the uncompiled model, equally a function of the seed.
+    - Layers with drop path are left out, since a path is dropped for a sequence.
+    Raises ModelError where the backend "inductor" lacks the compiler that it calls for the model's device.
     """
-    layers = [layer for layer in model.backbone.layers if not layer.path]
+    layers = [layer for layer in model.backbone.layers if not getattr(layer, "drop_path_rate", 0.0)]
     if any("forward" in vars(layer) for layer in layers):
         raise ModelError("compile_layers comes once, and before checkpoint_activations")
     if backend == "inductor":
         _check_compiler(next(model.parameters()).device)
     # The functions of the classes, not the methods of the layers: what is compiled for one layer serves the next.
-    kinds = {type(layer) for layer in layers}
+    layer_classes = {type(layer) for layer in layers}
     compiled = {
-        kind: _in_training(kind.forward, torch.compile(kind.forward, dynamic=True, backend=backend)) for kind in kinds
+        cls: _in_training(cls.forward, torch.compile(cls.forward, dynamic=True, backend=backend))
+        for cls in layer_classes
     }
-    kinds = {
+    packed_classes = {
         type(module) for layer in layers for module in layer.modules() if _is_packed(module) and module is not layer
     }
-    left_out = {kind: torch.compiler.disable(kind.forward) for kind in kinds}
+    left_out = {cls: torch.compiler.disable(cls.forward) for cls in packed_classes}  # type: ignore[no-untyped-call]
     for layer in layers:
         for module in layer.modules():
             if type(module) in left_out:
-                module.forward = MethodType(left_out[type(module)], module)  # which a deepcopy binds to the copy
+                module.forward = MethodType(left_out[type(module)], module)  # a deepcopy binds it to the copy
         layer.forward = MethodType(compiled[type(layer)], layer)
 
 
 def _is_packed(module: nn.Module) -> bool:
-    """Is it told where sequences begin, so that a graph of it would be good for these lengths only?"""
+    """Return whether the module is told where sequences begin, so that a graph of it would serve these lengths only."""
     return "packing" in signature(type(module).forward).parameters
 
 
 def _in_training(plain: Forward, compiled: Forward) -> Forward:
-    """The forward of a layer class: compiled while gradients are kept, for the shapes that one graph can serve."""
+    """Return the forward of a layer class: compiled while gradients are kept, for shapes that one graph can serve."""
 
-    def forward(layer: nn.Module, x: Tensor, *rest: Any) -> Tensor:
-        """x: (T, D). T = 0 and T = 1 would be a graph each, and a view another one, with guards on what it views."""
+    def forward(layer: nn.Module, x: Tensor, *rest: object) -> Tensor:
+        """x: (T, D). T = 0 and T = 1 would be a graph each, and a view another one, with guards on its base."""
         if len(x) < 2 or not torch.is_grad_enabled():
             return plain(layer, x, *rest)
         return compiled(layer, x if x._base is None else x.clone(), *rest)
@@ -67,8 +69,8 @@ def _in_training(plain: Forward, compiled: Forward) -> Forward:
 
 
 def _check_compiler(device: torch.device) -> None:
-    """ModelError, in the place of a traceback out of the first step, where there is nothing to compile with."""
-    # Imported here: who does not compile need not wait for it.
+    """Raise ModelError where no compiler is installed, instead of a traceback out of the first step."""
+    # Imported here, because only a run that compiles should wait for it.
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 

@@ -1,7 +1,8 @@
-"""Dropout (Srivastava et al. 2014) that draws only what it drops, since on a CPU the random numbers are what is dear.
+"""Dropout (Srivastava et al. 2014) that draws a random number only for each dropped element.
 
-The places dropped from n are found by their distances: independent, and geometrically distributed with the rate p, as
-the waiting times of Bernoulli trials are. So n * p numbers are drawn in the place of n, from the same distribution.
+On a CPU the random numbers take most of the time of a dropout. The distances between dropped elements are independent
+and geometrically distributed with the rate p, like the waiting times of Bernoulli trials. So n * p numbers are drawn
+instead of n, and the result has the same distribution.
 """
 
 from __future__ import annotations
@@ -13,37 +14,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FEWEST = 8192  # elements; below it a draw for each of them is as fast
-MOST_DROPPED = 0.5  # and so it is above this rate
+MIN_ELEMENTS = 8192  # with fewer elements, one draw for each of them is as fast
+MAX_RATE = 0.5  # and so it is above this rate
 
 
 class Dropout(nn.Dropout):
-    """torch's Dropout by `dropout` below."""
+    """nn.Dropout, computed by `dropout` below."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(...) -> (...)"""
         return dropout(x, self.p) if self.training else x
 
 
 def dropout(x: Tensor, rate: float) -> Tensor:
-    """Each element of x zero with probability `rate`, else divided by 1 - rate; independent of all others.
+    """Set each element of x to zero with probability `rate`, independently; divide the others by 1 - rate.
 
-    On a CPU the draws are from torch's default generator, and fewer than torch's own; elsewhere, or compiled, it is
-    F.dropout, which has a kernel of its own there.
+    On a CPU the draws are from torch's default generator, and fewer than those of F.dropout. Elsewhere, or compiled, it
+    is F.dropout, which has its own kernel there.
     """
-    own = x.device.type == "cpu" and x.numel() >= FEWEST and rate <= MOST_DROPPED and not torch.compiler.is_compiling()
-    if not rate or not own:
+    sparse = (
+        x.device.type == "cpu" and x.numel() >= MIN_ELEMENTS and rate <= MAX_RATE and not torch.compiler.is_compiling()
+    )
+    if not rate or not sparse:
         return F.dropout(x, rate)
-    return _Dropped.apply(x, dropped_places(x.numel(), rate), 1 / (1 - rate))
+    out: Tensor = _Dropped.apply(x, dropped_places(x.numel(), rate), 1 / (1 - rate))
+    return out
 
 
 def dropped_places(n: int, rate: float) -> Tensor:
-    """The indices, ascending, of those among n that are dropped, each with probability `rate`; 0 < rate < 1.
+    """Return the ascending indices of the dropped among n elements, each dropped with probability `rate`, 0 < rate < 1.
 
     The distance to the next one is ceil(log(u) / log(1 - rate)), u uniform in [0, 1): it is at most g with probability
-    1 - (1 - rate)^g. In fp64, so that a rate of 1e-9 is as true as one of 0.1.
+    1 - (1 - rate)^g. In fp64, so that a rate of 1e-9 is as exact as one of 0.1.
     """
     expected = n * rate
-    count = math.ceil(expected + 4 * math.sqrt(expected) + 8)  # enough but for one case in thousands
+    count = math.ceil(expected + 4 * math.sqrt(expected) + 8)  # too few in one of thousands of cases
     found: list[Tensor] = []
     last = 0.0
     while last <= n:
@@ -55,7 +60,7 @@ def dropped_places(n: int, rate: float) -> Tensor:
 
 
 class _Dropped(torch.autograd.Function):
-    """x * scale, zero at `places` of the flat x; its gradient is the same of its gradient."""
+    """x * scale, zero at `places` of the flat x; the backward does the same to the gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, places: Tensor, scale: float) -> Tensor:
@@ -70,5 +75,5 @@ class _Dropped(torch.autograd.Function):
 
 
 def scaled_but_zero_at(x: Tensor, places: Tensor, scale: float) -> Tensor:
-    """x * scale, with 0 at `places` of the flat x."""
+    """Return x * scale, with 0 at `places` of the flat x."""
     return x.contiguous().view(-1).mul(scale).index_fill_(0, places, 0.0).view(x.shape)

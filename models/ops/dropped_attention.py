@@ -1,9 +1,9 @@
-"""Attention over packed sequences with dropout on its weights, on a CPU, which has no kernel for that.
+"""Attention over packed sequences with dropout on its weights, for a CPU, which has no kernel for that.
 
-Composed of plain calls, one run of equal lengths after another, attention spends most of its time on short sentences in
-the calls themselves and in what autograd does for each. Here a layer is one node of the graph: rows are put in order
-for all runs at once, and the weights of all runs lie in one tensor, dropped by one draw. On long texts it spends it on
-waiting for memory, so a few sequences are worked on at a time: what is made of their weights never leaves the cache.
+Composed of plain calls, one run of equal lengths after another, attention over short sentences spends most of its time
+in the calls themselves and in autograd. Here the attention of a layer is one node of the graph: rows are reordered for
+all runs at once, and the weights of all runs lie in one tensor, which one draw drops. On long texts the time goes into
+waiting for memory, so a few sequences are processed at a time, and their weights never leave the processor's cache.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from models.ops.dropout import dropped_places, scaled_but_zero_at
 
-BLOCK = 2**19  # weights that are worked on together: as many as stay in a core's cache from one product to the next
-# (count, query length L, key length S) of neighbouring sequences that are alike
+BLOCK = 2**19  # weights that are processed together: as many as stay in a core's cache from one product to the next
+# (count, query length L, key length S) of neighbouring sequences that agree in both lengths
 Runs = tuple[tuple[int, int, int], ...]
 
 
@@ -33,16 +33,18 @@ def dropped_attention(
     scale: float,
     rate: float,
 ) -> Tensor:
-    """dropout(softmax(q k^T * scale + bias), rate) v inside each sequence, as layers.packed_attention says it.
+    """Return dropout(softmax(q k^T * scale + bias), rate) v inside each sequence, (T, H, K); see packed_attention.
 
-    query: (T, H, K); key, value: (S, H, K); all in one floating-point type. biases: (H, L, S) for each run, or none at
-    all. 0 < rate < 1; the draws are from torch's default generator. Returns (T, H, K).
+    query: (T, H, K). key, value: (S, H, K). All in one floating-point type.
+    biases: (H, L, S) for each run, or none at all.
+    rate: 0 < rate < 1; the draws are from torch's default generator.
     """
-    return _DroppedAttention.apply(query, key, value, runs, causal, scale, rate, *biases)
+    out: Tensor = _DroppedAttention.apply(query, key, value, runs, causal, scale, rate, *biases)
+    return out
 
 
 class _DroppedAttention(torch.autograd.Function):
-    """With P the softmax and M / (1 - rate) what dropout multiplies it by:
+    """Forward and backward, with P the softmax and M / (1 - rate) the factors of dropout:
 
     O = (P M / (1 - rate)) V,   dS = P (dP - rowsum(P dP)),   dP = dO V^T M / (1 - rate).
     """
@@ -63,23 +65,23 @@ class _DroppedAttention(torch.autograd.Function):
         q = _by_run(query, runs, 1).mul_(scale)
         k, v = _by_run(key, runs, 2), _by_run(value, runs, 2)
         out = torch.empty_like(q)
-        parts, blocks = _parts(runs, heads), _blocks(runs, heads)
+        chunks, blocks = _chunks(runs, heads), _blocks(runs, heads)
         weights = q.new_empty(blocks[-1].stop)
         places = dropped_places(len(weights), rate)
         hidden = _hidden(max(length for _, length, _ in runs), q.dtype) if causal else None
-        qs, ks, vs, outs = (_cut(x, parts, side) for x, side in ((q, 1), (k, 2), (v, 2), (out, 1)))
+        qs, ks, vs, outs = (_split(x, chunks, side) for x, side in ((q, 1), (k, 2), (v, 2), (out, 1)))
         for block, at in zip(blocks, _places_of(blocks, places), strict=True):
             p = weights[block.start : block.stop]
-            for i, p_run in zip(block.parts, _cut_weights(p, parts, block), strict=True):
+            for i, p_run in zip(block.chunks, _split_weights(p, chunks, block), strict=True):
                 scores = torch.bmm(qs[i], ks[i].transpose(1, 2))  # (count H, L, S)
                 length, source = scores.shape[1:]
                 if biases:
-                    scores.view(-1, heads, length, source).add_(biases[parts[i].run])
+                    scores.view(-1, heads, length, source).add_(biases[chunks[i].run])
                 if hidden is not None:
                     scores.add_(hidden[:length, :source])
                 torch.softmax(scores, -1, out=p_run)
             dropped = scaled_but_zero_at(p, at, 1 / (1 - rate))
-            for i, p_run in zip(block.parts, _cut_weights(dropped, parts, block), strict=True):
+            for i, p_run in zip(block.chunks, _split_weights(dropped, chunks, block), strict=True):
                 torch.bmm(p_run, vs[i], out=outs[i])
         ctx.save_for_backward(q, k, v, weights, places)
         ctx.runs, ctx.heads, ctx.scale, ctx.rate, ctx.biased = runs, heads, scale, rate, len(biases)
@@ -91,32 +93,32 @@ class _DroppedAttention(torch.autograd.Function):
         q, k, v, weights, places = ctx.saved_tensors
         runs, heads = ctx.runs, ctx.heads
         d_out, d_q, d_k, d_v = _by_run(grad, runs, 1), torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        parts, blocks = _parts(runs, heads), _blocks(runs, heads)
-        d_outs, qs, d_qs = (_cut(x, parts, 1) for x in (d_out, q, d_q))
-        ks, vs, d_ks, d_vs = (_cut(x, parts, 2) for x in (k, v, d_k, d_v))
+        chunks, blocks = _chunks(runs, heads), _blocks(runs, heads)
+        d_outs, qs, d_qs = (_split(x, chunks, 1) for x in (d_out, q, d_q))
+        ks, vs, d_ks, d_vs = (_split(x, chunks, 2) for x in (k, v, d_k, d_v))
         d_biases: list[Tensor | None] = [None] * ctx.biased
         for block, at in zip(blocks, _places_of(blocks, places), strict=True):
             p = weights[block.start : block.stop]
             dropped = scaled_but_zero_at(p, at, 1 / (1 - ctx.rate))
             d_p = torch.empty_like(p)
-            ps, drops, d_ps = (_cut_weights(x, parts, block) for x in (p, dropped, d_p))
-            for i, d_p_run, drop in zip(block.parts, d_ps, drops, strict=True):
+            ps, drops, d_ps = (_split_weights(x, chunks, block) for x in (p, dropped, d_p))
+            for i, d_p_run, drop in zip(block.chunks, d_ps, drops, strict=True):
                 torch.bmm(d_outs[i], vs[i].transpose(1, 2), out=d_p_run)
                 torch.bmm(drop.transpose(1, 2), d_outs[i], out=d_vs[i])
             d_p.mul_(dropped)  # P dP
-            for i, d_p_run, p_run in zip(block.parts, d_ps, ps, strict=True):
+            for i, d_p_run, p_run in zip(block.chunks, d_ps, ps, strict=True):
                 d_scores = d_p_run.addcmul_(p_run, d_p_run.sum(-1, keepdim=True), value=-1)
                 torch.bmm(d_scores, ks[i], out=d_qs[i])
                 torch.bmm(d_scores.transpose(1, 2), qs[i], out=d_ks[i])
                 if ctx.biased:
-                    d_bias, before = d_scores.view(-1, heads, *d_scores.shape[1:]).sum(0), d_biases[parts[i].run]
-                    d_biases[parts[i].run] = d_bias if before is None else before + d_bias
+                    d_bias, before = d_scores.view(-1, heads, *d_scores.shape[1:]).sum(0), d_biases[chunks[i].run]
+                    d_biases[chunks[i].run] = d_bias if before is None else before + d_bias
         d_q.mul_(ctx.scale)
         tokens = (_by_token(d_q, runs, heads, 1), _by_token(d_k, runs, heads, 2), _by_token(d_v, runs, heads, 2))
         return *tokens, None, None, None, None, *d_biases
 
 
-class _Part(NamedTuple):
+class _Chunk(NamedTuple):
     """Some sequences of one run."""
 
     run: int
@@ -126,41 +128,41 @@ class _Part(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """Parts that are worked on together; start, stop: where their weights lie among all."""
+    """Chunks that are processed together; start, stop: the range of their weights among all."""
 
-    parts: range
+    chunks: range
     start: int
     stop: int
 
 
-@lru_cache(maxsize=8)  # the layers of a model ask one after another, of a decoder for three kinds
-def _parts(runs: Runs, heads: int) -> list[_Part]:
-    """The runs, each cut into parts of at most BLOCK weights, or of one sequence."""
-    parts = []
+@lru_cache(maxsize=8)  # all layers of a model ask for the same one; those of a decoder for three kinds
+def _chunks(runs: Runs, heads: int) -> list[_Chunk]:
+    """Split each run into chunks of at most BLOCK weights, or of one sequence."""
+    chunks = []
     for run, (count, length, source) in enumerate(runs):
         most = max(1, BLOCK // (heads * length * source))
         sizes = [min(most, count - start) for start in range(0, count, most)]
-        parts += [_Part(run, size * heads, length, source) for size in sizes]
-    return parts
+        chunks += [_Chunk(run, size * heads, length, source) for size in sizes]
+    return chunks
 
 
 @lru_cache(maxsize=8)
 def _blocks(runs: Runs, heads: int) -> list[_Block]:
-    """Neighbouring parts, together of at most BLOCK weights, or one part."""
+    """Group neighbouring chunks into blocks of at most BLOCK weights, or of one chunk."""
     blocks: list[_Block] = []
     first = start = stop = 0
-    parts = _parts(runs, heads)
-    for i, part in enumerate(parts):
-        size = part.matrices * part.length * part.source
+    chunks = _chunks(runs, heads)
+    for i, chunk in enumerate(chunks):
+        size = chunk.matrices * chunk.length * chunk.source
         if i > first and stop + size - start > BLOCK:
             blocks.append(_Block(range(first, i), start, stop))
             first, start = i, stop
         stop += size
-    return [*blocks, _Block(range(first, len(parts)), start, stop)]
+    return [*blocks, _Block(range(first, len(chunks)), start, stop)]
 
 
 def _places_of(blocks: Sequence[_Block], places: Tensor) -> list[Tensor]:
-    """`places`, ascending among all weights, as places within each block."""
+    """Split `places`, ascending among all weights, into places within each block."""
     if len(blocks) == 1:
         return [places]
     borders = torch.searchsorted(places, torch.tensor([block.stop for block in blocks])).tolist()
@@ -170,41 +172,43 @@ def _places_of(blocks: Sequence[_Block], places: Tensor) -> list[Tensor]:
 
 @lru_cache(maxsize=8)
 def _rows(runs: Runs, heads: int, side: int) -> tuple[Tensor, Tensor]:
-    """How the (T H) rows of all tokens' heads lie run by run, there sequence by sequence, head by head; and back.
+    """Return the permutation of (T H) rows from token order to run, sequence and head order, and its inverse.
 
-    side: 1 of the queries, 2 of the keys.
+    side: 1 for the queries, 2 for the keys.
     """
     total = sum(run[0] * run[side] for run in runs)
     rows = torch.arange(total * heads, device="cpu").view(total, heads)
-    runs_of_rows = zip(rows.split([run[0] * run[side] for run in runs]), runs, strict=True)
-    there = torch.cat([part.view(run[0], run[side], heads).transpose(1, 2).flatten() for part, run in runs_of_rows])
-    return there, there.argsort()
+    runs_of_rows = zip(torch.split(rows, [run[0] * run[side] for run in runs]), runs, strict=True)
+    order = torch.cat([chunk.view(run[0], run[side], heads).transpose(1, 2).flatten() for chunk, run in runs_of_rows])
+    return order, order.argsort()
 
 
 def _by_run(x: Tensor, runs: Runs, side: int) -> Tensor:
-    """(T, H, K) -> (T H, K) in the order of _rows."""
+    """Return (T H, K), in the order of _rows, of (T, H, K)."""
     return x.reshape(-1, x.shape[-1]).index_select(0, _rows(runs, x.shape[1], side)[0])
 
 
 def _by_token(x: Tensor, runs: Runs, heads: int, side: int) -> Tensor:
-    """_by_run the other way round."""
+    """Return (T, H, K) of (T H, K): the inverse of _by_run."""
     return x.index_select(0, _rows(runs, heads, side)[1]).view(-1, heads, x.shape[-1])
 
 
-def _cut(x: Tensor, parts: Sequence[_Part], side: int) -> list[Tensor]:
-    """(T H, K) -> a view (count H, L, K) of each part; side as in _rows."""
-    lengths = [part.length if side == 1 else part.source for part in parts]
-    cuts = x.split([part.matrices * length for part, length in zip(parts, lengths, strict=True)])
-    return [cut.view(part.matrices, length, -1) for cut, part, length in zip(cuts, parts, lengths, strict=True)]
+def _split(x: Tensor, chunks: Sequence[_Chunk], side: int) -> list[Tensor]:
+    """Split (T H, K) into a view (count H, L, K) of each chunk; side as in _rows."""
+    lengths = [chunk.length if side == 1 else chunk.source for chunk in chunks]
+    pieces = torch.split(x, [chunk.matrices * length for chunk, length in zip(chunks, lengths, strict=True)])
+    sizes = zip(pieces, chunks, lengths, strict=True)
+    return [piece.view(chunk.matrices, length, -1) for piece, chunk, length in sizes]
 
 
-def _cut_weights(x: Tensor, parts: Sequence[_Part], block: _Block) -> list[Tensor]:
-    """The weights of a block -> a view (count H, L, S) of each of its parts."""
-    shapes = [parts[i][1:] for i in block.parts]
-    return [cut.view(shape) for cut, shape in zip(x.split([math.prod(s) for s in shapes]), shapes, strict=True)]
+def _split_weights(x: Tensor, chunks: Sequence[_Chunk], block: _Block) -> list[Tensor]:
+    """Split the weights of a block into a view (count H, L, S) of each of its chunks."""
+    shapes = [chunks[i][1:] for i in block.chunks]
+    pieces = torch.split(x, [math.prod(shape) for shape in shapes])
+    return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
 @lru_cache(maxsize=2)
 def _hidden(length: int, dtype: torch.dtype) -> Tensor:
-    """(length, length): -inf above the diagonal, else 0."""
+    """Return (length, length): -inf above the diagonal, 0 elsewhere."""
     return torch.full((length, length), float("-inf"), dtype=dtype, device="cpu").triu_(1)

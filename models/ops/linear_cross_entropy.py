@@ -1,8 +1,8 @@
 """The cross entropy of a language model's output without the logits of all tokens, in training.
 
-(T, V) logits in fp32, with their gradient, are most of the memory of a step with a vocabulary of 50,000. Here they live
-for a chunk of tokens at a time: the gradient with respect to what they were made of is found at once, in the forward,
-and only scaled in the backward, so that no product is computed twice.
+With a vocabulary of 50,000, the (T, V) logits in fp32 and their gradient take most of the memory of a step. Here they
+exist for one chunk of tokens at a time. The forward computes the gradients of hidden states, weight and bias at once;
+the backward only scales them. So no product is computed twice.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ CHUNK_BYTES = 2**25  # of fp32 logits: small beside the activations of a step, l
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, label_smoothing: float = 0.0
 ) -> Tensor:
-    """The sum of F.cross_entropy(F.linear(hidden, weight, bias), labels), a scalar in fp32 or wider.
+    """Return the sum of F.cross_entropy(F.linear(hidden, weight, bias), labels), a scalar in fp32 or wider.
 
-    hidden: (T, D), weight: (V, D), bias: (V,), labels: (T,) classes, each of them a target. Under autocast the products
-    are in its precision, what they are summed in is fp32. Not for fp16: its gradients need the loss scale before they
-    are rounded, and here they come before it is known.
+    hidden: (T, D). weight: (V, D). bias: (V,). labels: (T,) classes, each of them a target.
+    Under autocast the products are in its precision and their sums in fp32. Not for fp16: its gradients need the loss
+    scale before they are rounded, and the forward does not know it.
     """
     dtype = hidden.dtype
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
-    return _LinearCrossEntropy.apply(hidden, weight, bias, labels, label_smoothing, dtype)
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, labels, label_smoothing, dtype)
+    return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """d loss / d logits = softmax - target, and by it the gradients of hidden, weight and bias, chunk after chunk."""
+    """With d loss / d logits = softmax - target, accumulate the gradients of hidden, weight and bias chunk by chunk."""
 
     @staticmethod
     def forward(
@@ -83,7 +84,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b, in the precision of the total where that is another."""
+    """Add a @ b to `total`, in the precision of `total`."""
     if total.dtype == a.dtype:
         total.addmm_(a, b)
     else:

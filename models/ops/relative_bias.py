@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from models.ops.attention import Bias
+
 
 class RelativeBias(nn.Module):
-    """One row of the embedding a bucket of distances, one column a head; causal: a decoder's, which looks back only."""
+    """An embedding with a row for each bucket of distances and a column for each head.
+
+    causal: that of a decoder, which looks back only.
+    """
 
     def __init__(self, num_heads: int, num_buckets: int, max_distance: int, causal: bool):
         super().__init__()
@@ -23,35 +28,36 @@ class RelativeBias(nn.Module):
     def forward(self, queries: Tensor, num_keys: int) -> Tensor:
         """queries: (..., L) positions; the keys are at 0 ... num_keys - 1. Returns (..., H, L, S).
 
-        Keys before the query take the first half of the buckets and keys after it the second; in a decoder the former
-        take them all, and the latter are hidden by -inf.
+        Keys before the query take the first half of the buckets, keys after it the second. In a decoder, keys before
+        the query take all buckets, and keys after it get -inf.
         """
         distance = torch.arange(num_keys, device=queries.device) - queries.unsqueeze(-1)  # (..., L, S)
         table = bucket_of_distance(self.buckets, self.max_distance, queries.device)
         bucket = table[distance.abs().clamp(max=self.max_distance)]
         if self.causal:
-            bias = self.embedding(bucket).movedim(-1, -3)
+            bias: Tensor = self.embedding(bucket).movedim(-1, -3)
             return bias.masked_fill((distance > 0).unsqueeze(-3), float("-inf"))
-        return self.embedding(bucket + self.buckets * (distance > 0)).movedim(-1, -3)
+        bias = self.embedding(bucket + self.buckets * (distance > 0)).movedim(-1, -3)
+        return bias
 
-    def of_lengths(self, lengths: Sequence[int]) -> Callable[[int, int], Tensor]:
-        """The bias of whole sequences, by their length: (L, L) -> (H, L, L); computed once, of the longest one.
+    def of_lengths(self, lengths: Sequence[int]) -> Bias:
+        """Return the bias of whole sequences by their length, (L, L) -> (H, L, L).
 
-        And before the first of them: what a layer computes may be computed again in the backward
-        (layers.checkpoint_activations). Without a sequence the bias is still a part of the graph.
+        It is computed once, for the longest sequence, and before the first layer, because checkpoint_activations runs
+        a layer again in the backward. Without a sequence the bias is still a part of the graph.
         """
         longest = max(lengths, default=1)
-        bias = self(torch.arange(longest, device=self.embedding.weight.device), longest)
+        bias: Tensor = self(torch.arange(longest, device=self.embedding.weight.device), longest)
         biases = {n: bias[:, :n, :n] for n in {*lengths} or {1}}
         return lambda length, keys: biases[length]
 
 
 @functools.lru_cache(maxsize=16)
 def bucket_of_distance(buckets: int, max_distance: int, device: torch.device) -> Tensor:
-    """(max_distance + 1,) int64: half of the buckets for a distance each, the others logarithmically wider.
+    """Return (max_distance + 1,) int64: half of the buckets for a distance each, the others logarithmically wider.
 
-    The borders are those that fp32 gives, as in the published code, and always the CPU's: the last bit of a logarithm
-    may not decide on one device otherwise than on another.
+    The borders are those of fp32, as in the published code, and always computed on the CPU: the last bit of a logarithm
+    must not give one device other borders than another.
     """
     exact = buckets // 2
     distance = torch.arange(max_distance + 1, device="cpu")

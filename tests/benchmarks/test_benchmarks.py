@@ -186,7 +186,7 @@ def explicit_attention(query, key, value, packing, *, key_packing=None, bias=Non
     ],
 )
 def test_model_flops_equal_torchs_counter(name, settings, workloads, monkeypatch):
-    for module in ("ops.layers", "gpt2", "t5"):
+    for module in ("ops.attention", "gpt2", "t5"):
         monkeypatch.setattr(f"models.{module}.packed_attention", explicit_attention)
     model, batches = load(configs.override(recipe_of(name, workloads), settings))
     model.eval()

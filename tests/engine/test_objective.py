@@ -26,7 +26,8 @@ from data.examples import count_targets
 from engine import distributed, objective, optim
 from engine.config import ConfigError, RegularizeSettings
 from engine.objective import training_objective
-from models.heads import IGNORE, PROBLEMS
+from models.heads import PROBLEMS
+from models.inputs import IGNORE_INDEX
 
 HEADS = ("sequence-classification", "token-classification", "question-answering", "relation-classification")
 TEXTS = [
@@ -50,7 +51,7 @@ def build(folder: Path, kind: str, head: str, *, dropout: float = 0.0, dtype: to
     model = tiny.scratch(folder, kind, head, dropout=rates, **options).to(dtype).train()
     inputs = tiny.inputs_of(model, problem=options.get("problem", "single-label"))
     nothing = tiny.select(inputs, head, [2]).labels
-    nothing[...] = torch.nan if nothing.is_floating_point() else IGNORE
+    nothing[...] = torch.nan if nothing.is_floating_point() else IGNORE_INDEX
     inputs = tiny.replace_labels(inputs, head, 2, nothing)
     return model, as_batch(inputs, range(tiny.count_examples(inputs)))
 
@@ -138,14 +139,14 @@ def divergence(head: str, problem: str, first: Tensor, second: Tensor, batch: Ba
     if head == "question-answering":
         pairs = zip(first.split(batch.lengths), second.split(batch.lengths), labels, strict=True)
         for a, b, target in pairs:
-            total = total + sum(both_ways(a[:, k], b[:, k]) / 2 for k in (0, 1) if target[k] != IGNORE)
+            total = total + sum(both_ways(a[:, k], b[:, k]) / 2 for k in (0, 1) if target[k] != IGNORE_INDEX)
         return total
     if problem == "multi-label":
         for a, b, target in zip(first.flatten(), second.flatten(), labels.flatten(), strict=True):
             if not target.isnan():
                 total = total + both_ways(torch.stack([a, a * 0]), torch.stack([b, b * 0]))
         return total
-    kept = torch.ones(len(first)) if head.endswith("-lm") else labels != IGNORE
+    kept = torch.ones(len(first)) if head.endswith("-lm") else labels != IGNORE_INDEX
     for i in range(len(first)):
         if kept[i]:
             total = total + both_ways(first[i], second[i])
@@ -163,7 +164,7 @@ def test_r_drop_of_several_labels_is_of_each_of_them(tmp_path):
 
 def check_r_drop(model, batch):
     """Against two passes of the model with the same draws."""
-    head, problem = model.origin.head, model.head.shape.problem
+    head, problem = model.head_name, model.head.shape.problem
     torch.manual_seed(3)
     ours = gradients(training_objective(model, RegularizeSettings(r_drop_weight=1.7), None), [batch])
     model.zero_grad()
@@ -245,7 +246,7 @@ def test_fgm_takes_every_problem_and_labels_without_a_target(tmp_path, problem):
     model, batch = build(tmp_path, "bert", "sequence-classification", problem=problem)
     found = training_objective(model, RegularizeSettings(fgm_epsilon=0.1), None)(batch).loss_sum
     assert found > 2 * model(batch).loss_sum > 0
-    batch.labels[...] = torch.nan if batch.labels.is_floating_point() else IGNORE
+    batch.labels[...] = torch.nan if batch.labels.is_floating_point() else IGNORE_INDEX
     loss, none = gradients(training_objective(model, RegularizeSettings(fgm_epsilon=0.1), None), [batch])
     assert loss == 0
     assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in none.values())
@@ -285,7 +286,7 @@ def test_fgm_moves_the_same_way_in_16_bits(tmp_path, monkeypatch, kind, head, sm
     """small: also where the gradient is below what fp16 can hold."""
     model, batch = build(tmp_path, kind, head, dtype=torch.float32)
     if small:
-        batch.labels[batch.labels != IGNORE] = 1
+        batch.labels[batch.labels != IGNORE_INDEX] = 1
         with torch.no_grad():
             model.head.classifier.weight.mul_(1e-3)
             model.head.classifier.bias.copy_(torch.tensor([0.0, 11.0, 0.0]))
@@ -302,14 +303,14 @@ def test_fgm_moves_the_same_way_in_16_bits(tmp_path, monkeypatch, kind, head, sm
 
 
 def test_each_sequence_moves_by_its_own_length_and_not_for_what_is_no_number():
-    packing = models.ops.layers.Packing.of([2, 1, 3, 1])
+    packing = models.ops.packing.Packing.of([2, 1, 3, 1])
     gradient = torch.tensor([[3.0, 0], [0, 4], [1e-30, 0], [0, 0], [0, 0], [0, 0], [torch.inf, 1]])
     moved = objective.by_sequence(gradient, packing)
     assert moved.dtype == torch.float32
     expected = torch.tensor([[0.6, 0], [0, 0.8], [1, 0], [0, 0], [0, 0], [0, 0], [0, 0]])
     torch.testing.assert_close(moved, expected)
     assert not objective.by_sequence(torch.full_like(gradient, torch.nan), packing).any()
-    assert objective.by_sequence(gradient[:0], models.ops.layers.Packing.of([])).shape == (0, 2)
+    assert objective.by_sequence(gradient[:0], models.ops.packing.Packing.of([])).shape == (0, 2)
 
 
 def test_a_frozen_embedding_is_moved_as_well(tmp_path):
@@ -357,7 +358,7 @@ def test_distillation_has_the_gradient_of_the_paper(tmp_path, kind, head, temper
     teacher = teacher_of(model, batch)
     settings = RegularizeSettings(distillation_weight=0.7, distillation_temperature=temperature)
     out = training_objective(model, settings, teacher)(batch)
-    z, v, target = out.logits.detach(), teacher.double(), batch.labels != IGNORE
+    z, v, target = out.logits.detach(), teacher.double(), batch.labels != IGNORE_INDEX
     y = F.one_hot(batch.labels.clamp(min=0), 3)
     expected = 0.3 * (z.softmax(-1) - y) + 0.7 * temperature * (
         (z / temperature).softmax(-1) - (v / temperature).softmax(-1)
@@ -399,7 +400,7 @@ def test_smoothing_and_class_weights_are_of_the_labels_not_of_the_teacher(tmp_pa
     model.head.shape = replace(model.head.shape, class_weights=(0.5, 2.0, 3.0))
     teacher = teacher_of(model, batch)
     out = training_objective(model, RegularizeSettings(distillation_weight=0.25), teacher)(batch)
-    target = batch.labels != IGNORE
+    target = batch.labels != IGNORE_INDEX
     z, v = out.logits[target], teacher[target].double()
     ours = F.cross_entropy(z, batch.labels[target], torch.tensor([0.5, 2, 3.0]).double(), None, reduction="none")
     assert ours.sum().item() != pytest.approx(model(batch).loss_sum.item())  # which is smoothed too

@@ -34,7 +34,8 @@ from engine.optim import (
 )
 from engine.precision import Precision
 from engine.regularize import DropoutSchedule, Penalties, seed_dropout, weigh_classes_
-from models.heads import IGNORE, HeadShape, classification_loss
+from models.heads import HeadShape, classification_loss
+from models.inputs import IGNORE_INDEX
 
 CPU = torch.device("cpu")
 ROOT = Path(models.__file__).parent.parent
@@ -146,7 +147,7 @@ def test_below_one_is_a_share(value, total, steps):
 
 @pytest.mark.parametrize("head", sorted(filter(None, models.ARCHITECTURES["bert"].heads)))
 def test_biases_and_norms_do_not_decay(checkpoint_folder, head):
-    labels = ["a", "b"] if head in models.LABELLED else None
+    labels = ["a", "b"] if models.HEADS[head].has_labels else None
     model = models.from_pretrained(checkpoint_folder, head=head, labels=labels)
     model.backbone.word_embeddings.weight.requires_grad_(False)
     optimizer = build_optimizer(model, OptimSettings(lr=1e-3, beta1=0.8, beta2=0.95, eps=1e-6), weight_decay=0.3)
@@ -316,7 +317,7 @@ def test_a_penalty_on_nothing_is_refused(checkpoint_folder):
 @pytest.mark.parametrize("shares", [False, True])
 def test_class_weights_are_those_of_torch_without_its_mean(smoothing, shares):
     generator = torch.Generator().manual_seed(0)
-    logits, labels = torch.randn(9, 4, generator=generator), torch.tensor([0, 1, 1, 2, 1, 0, 2, 1, IGNORE])
+    logits, labels = torch.randn(9, 4, generator=generator), torch.tensor([0, 1, 1, 2, 1, 0, 2, 1, IGNORE_INDEX])
     counts = np.array([2, 4, 2, 0])
     head = SimpleNamespace(shape=HeadShape(hidden_size=2, num_labels=4, label_smoothing=smoothing))
     model = SimpleNamespace(head=head, labels=("a", "b", "c", "d"))

@@ -122,7 +122,7 @@ def described(config, cut: MicroBatching) -> str:
     task = TASKS[config.run.task]
     train_rows, validation_rows, test_rows, labels = read_training_data(task, config.data, config.run.seed)
     model = models.from_pretrained(config.model.name, head=task.head, labels=labels, pooling="cls")
-    tokenizer = load_tokenizer(models.checkpoints.hub.resolve(config.model.name))
+    tokenizer = load_tokenizer(models.hub.resolve(config.model.name))
     sets = [
         task.encode(rows, tokenizer, config.data, model.labels, True)
         for rows in (train_rows, validation_rows, test_rows)

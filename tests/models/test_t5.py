@@ -23,7 +23,8 @@ from models.errors import ModelError
 from models.generation.cache import Cache
 from models.generation.generate import GenerationSettings, generate
 from models.ops import relative_bias
-from models.ops.layers import Packing, mean_pool
+from models.ops.layers import mean_pool
+from models.ops.packing import Packing
 
 V10 = {"feed_forward_proj": "relu"}
 V11 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
@@ -230,7 +231,7 @@ def test_depth_is_cut_and_begun_anew_in_both_stacks(checkpoint):
     model = models.from_pretrained(checkpoint, head="seq2seq-lm", keep_layers=1, reinit_layers=1)
     assert [len(model.backbone.encoder.layers), len(model.backbone.decoder.layers)] == [1, 1]
     assert all(name.startswith("backbone.decoder.layers.0.") for name in model.report.initialised)
-    assert model.origin.config["num_decoder_layers"] == model.origin.config["num_layers"] == 1
+    assert model.spec.config["num_decoder_layers"] == model.spec.config["num_layers"] == 1
 
 
 def test_the_decoder_reads_the_target_shifted_right():

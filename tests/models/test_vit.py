@@ -13,7 +13,8 @@ from support import zoo
 
 import models
 from models import ModelError
-from models.ops.layers import DropoutRates, Packing
+from models.ops.layers import DropoutRates
+from models.ops.packing import Packing
 
 HEADS = [("vit", "image-classification"), ("deit", "image-classification"), ("deit", "distilled-image-classification")]
 LABELS = ["cat", "dog", "owl"]
@@ -116,7 +117,7 @@ def test_the_class_token_or_the_mean_of_the_patches_is_read(tmp_path, kind, pool
 
 def test_drop_path_drops_whole_images_more_often_the_deeper(tmp_path):
     model = scratch(tmp_path, config={"num_hidden_layers": 3}, dropout={"drop_path": 0.5})
-    assert [layer.path for layer in model.backbone.layers] == [0.0, 0.25, 0.5]
+    assert [layer.drop_path_rate for layer in model.backbone.layers] == [0.0, 0.25, 0.5]
     layer = model.backbone.layers[-1].train()
     x, packing = pixels(64 * 5, 24), Packing.of([5] * 64)
     with torch.no_grad():

@@ -15,7 +15,7 @@ from torch import Tensor
 import models
 from models import Inputs
 from models.inputs import cumulative
-from support.zoo import ZOO, make_inputs
+from support.zoo import ZOO, has_labels, make_inputs
 
 PER_TOKEN = ("token-classification", "masked-lm", "causal-lm", "seq2seq-lm")  # heads with a label for every token
 
@@ -29,7 +29,7 @@ def config_folder(folder: Path, model_type: str, **changes: Any) -> Path:
 
 def scratch(folder: Path, model_type: str, head: str | None, *, seed: int = 0, **options: Any) -> models.TaskModel:
     """A random tiny model of ours; nothing in it is at its initial zero or one."""
-    labels = [f"class {i}" for i in range(options.pop("num_labels", 3))] if head in models.LABELLED else None
+    labels = [f"class {i}" for i in range(options.pop("num_labels", 3))] if has_labels(head) else None
     config_folder(folder, model_type)
     options = {"dropout": 0.0, "labels": labels} | options
     model = models.from_pretrained(folder, head=head, init="scratch", seed=seed, **options)
@@ -42,9 +42,9 @@ def scratch(folder: Path, model_type: str, head: str | None, *, seed: int = 0, *
 
 def inputs_of(model: models.TaskModel, seed: int = 0, problem: str = "single-label") -> Inputs:
     """make_inputs for a model of ours."""
-    head = model.origin.head
+    head = model.head_name
     config = SimpleNamespace(**vars(model.backbone.config), num_labels=len(model.labels))
-    inputs = make_inputs(model.origin.architecture.weights.model_type, head, config, seed, problem)
+    inputs = make_inputs(model.spec.architecture.weights.model_type, head, config, seed, problem)
     if head == "relation-classification":
         return with_relations(inputs, config.num_labels, torch.Generator().manual_seed(seed + 1))
     return inputs

@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 import models
 from models import Inputs
-from models.heads import IGNORE
+from models.inputs import IGNORE_INDEX
 
 LENGTHS = (9, 1, 5, 5, 14, 2, 9)
 TARGET_LENGTHS = (4, 12, 3, 3, 1, 1, 13)  # of sequence-to-sequence
@@ -175,6 +175,16 @@ def cases() -> list[tuple[str, str]]:
     ]
 
 
+def has_labels(head: str | None) -> bool:
+    """Return whether the classes of a head have names."""
+    return head is not None and models.HEADS[head].has_labels
+
+
+def reads_pooled(head: str | None) -> bool:
+    """Return whether a head reads one vector of each example."""
+    return head is not None and models.HEADS[head].reads_pooled
+
+
 def poolings(model_type: str) -> tuple[str, ...]:
     """Those its classifiers take: the last token of an image is nothing special."""
     return ("cls", "mean") if ZOO[model_type].modality == "image" else ("cls", "mean", "last")
@@ -280,16 +290,16 @@ def _labels(head: str | None, config: Any, inputs: Inputs, generator: torch.Gene
         labels = torch.randint(0, config.vocab_size, (tokens,), generator=generator)
     elif head == "causal-lm":
         labels = torch.cat([inputs.input_ids[1:], inputs.input_ids[:1]])
-        labels[inputs.cu_seqlens[1:].long() - 1] = IGNORE  # nothing follows a text's last token
+        labels[inputs.cu_seqlens[1:].long() - 1] = IGNORE_INDEX  # nothing follows a text's last token
     else:
         return None
-    labels[torch.rand(tokens, generator=generator) < 0.3] = IGNORE
+    labels[torch.rand(tokens, generator=generator) < 0.3] = IGNORE_INDEX
     return labels
 
 
 def num_targets(head: str, labels: Tensor) -> int:
     """What the loss of a step is divided by."""
-    return len(labels) if head == "question-answering" else int((labels != IGNORE).sum())
+    return len(labels) if head == "question-answering" else int((labels != IGNORE_INDEX).sum())
 
 
 def pad(values: Tensor, lengths: tuple[int, ...], fill: float = 0) -> Tensor:
@@ -318,14 +328,14 @@ def oracle_inputs(model_type: str, head: str | None, inputs: Inputs, pad_id: int
     if head is None or labels is None:
         return theirs
     if head == "seq2seq-lm":
-        return theirs | {"labels": pad(labels, inputs.decoder_lengths, IGNORE)}
+        return theirs | {"labels": pad(labels, inputs.decoder_lengths, IGNORE_INDEX)}
     if head == "question-answering":
         return theirs | {"start_positions": labels[:, 0], "end_positions": labels[:, 1]}
     if head == "causal-lm":  # transformers shifts by itself
-        labels = pad(labels, lengths, IGNORE)
-        return theirs | {"labels": torch.cat([labels.new_full((len(labels), 1), IGNORE), labels[:, :-1]], 1)}
+        labels = pad(labels, lengths, IGNORE_INDEX)
+        return theirs | {"labels": torch.cat([labels.new_full((len(labels), 1), IGNORE_INDEX), labels[:, :-1]], 1)}
     if head in ("token-classification", "masked-lm"):
-        labels = pad(labels, lengths, IGNORE)
+        labels = pad(labels, lengths, IGNORE_INDEX)
     return theirs | {"labels": labels}
 
 
@@ -340,7 +350,7 @@ def run_oracle(oracle: Any, model_type: str, head: str | None, inputs: Inputs) -
     theirs = oracle_inputs(model_type, head, inputs)
     if head == "causal-lm" and inputs.labels is not None:  # its own loss is in fp32 even for a model in fp64
         logits = oracle_logits(head, oracle(**theirs), inputs)
-        return F.cross_entropy(logits, inputs.labels, ignore_index=IGNORE), logits
+        return F.cross_entropy(logits, inputs.labels, ignore_index=IGNORE_INDEX), logits
     if head != "question-answering":
         out = oracle(**theirs)
         return getattr(out, "loss", None), oracle_logits(head, out, inputs)
@@ -397,4 +407,4 @@ def our_gradients(model: models.TaskModel) -> dict[str, Tensor]:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.grad)
-    return models.checkpoints.weights.export(model, model.origin.architecture.weights, model.origin.head)
+    return models.checkpoints.weights.export(model.named_parameters(), model.spec.architecture.weights, model.head_name)

@@ -28,7 +28,7 @@ from engine.metrics.causal_lm import language_metrics, language_statistics
 from engine.precision import Precision
 from engine.tasks import TASKS
 from engine.tasks.generation import generation_settings
-from models.heads import IGNORE
+from models.inputs import IGNORE_INDEX
 
 LM = TASKS["causal-lm"]
 END = "<|endoftext|>"
@@ -119,7 +119,7 @@ def test_p13_the_end_of_text_is_learned_though_it_is_also_the_pad(by_bytes, tmp_
     model = tiny_gpt2(tmp_path, pad_token_id=0)
     examples = encode_language(rows_of(["ab", "abcd"]), by_bytes, max_length=64)
     assert (examples.token_labels == 0).sum() == 2
-    assert not (examples.token_labels == IGNORE).any()
+    assert not (examples.token_labels == IGNORE_INDEX).any()
     batch = examples.batch([0, 1])
     out = model(batch)
     (gradient,) = torch.autograd.grad(out.loss_sum, out.logits)
@@ -220,9 +220,9 @@ def test_p02_measured_is_plain_cross_entropy_whatever_the_batches(by_bytes, tmp_
 def test_statistics_against_numpy_and_at_their_limits():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(9, 5)), rng.integers(0, 5, 12)
-    labels[[0, 4, 11]] = IGNORE
+    labels[[0, 4, 11]] = IGNORE_INDEX
     statistics = language_statistics(torch.tensor(7.0), torch.tensor(logits), torch.tensor(labels), 20)
-    hits = (logits.argmax(-1) == labels[labels != IGNORE]).sum()
+    hits = (logits.argmax(-1) == labels[labels != IGNORE_INDEX]).sum()
     assert statistics.tolist() == [7.0, hits, 9, 20]
     assert statistics.dtype == torch.float64
     nothing = language_statistics(torch.tensor(0.0), torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64), 0)
@@ -324,11 +324,11 @@ def test_a_score_is_what_evaluation_says_of_the_same_tokens(prompted, by_bytes):
     """One distribution: of generation with its cache, and of measuring."""
     model, prompts = prompted
     for i, row in enumerate(lines(model, prompts)[:5]):
-        ids = models.generation.generate(
+        ids = models.generate(
             model, [prompts.sequence(i)], generation_settings(model, GenerateSettings(max_new_tokens=7)), examples=[i]
         )[0].ids
         assert by_bytes.decode(ids) == row["text"]
-        labels = np.array([*[IGNORE] * (len(prompts.sequence(i)) - 1), *ids])
+        labels = np.array([*[IGNORE_INDEX] * (len(prompts.sequence(i)) - 1), *ids])
         text = replace(
             encode_prompts([], by_bytes, max_length=64),
             ids=["1"],

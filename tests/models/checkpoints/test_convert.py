@@ -44,7 +44,7 @@ def test_tensors_come_over_as_they_are_and_a_shared_one_once(tmp_path, name, nes
 def test_a_converted_checkpoint_loads(tmp_path, checkpoint_folder):
     torch.save(load_file(checkpoint_folder / "model.safetensors"), tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_bytes((checkpoint_folder / "config.json").read_bytes())
-    with pytest.raises(ModelError, match=r"models\.convert"):
+    with pytest.raises(ModelError, match=r"models\.checkpoints\.convert"):
         models.from_pretrained(tmp_path)
     done = run_module("models.checkpoints.convert", tmp_path / "pytorch_model.bin")
     assert done.returncode == 0, done.stderr
@@ -117,7 +117,7 @@ def test_a_checkpoint_published_as_a_pickle_only_says_how_to_fetch_it(tmp_path, 
     monkeypatch.setattr(hub, "snapshot_download", lambda name, **options: str(snapshot))
     monkeypatch.setattr(hub, "hf_hub_download", download)
     assert models.from_pretrained("some-org/old-model", init="scratch")
-    with pytest.raises(ModelError, match=r"`python -m models\.convert some-org/old-model` fetches and converts it"):
+    with pytest.raises(ModelError, match=r"`python -m models\.checkpoints\.convert some-org/old-model` fetches and converts it"):
         models.from_pretrained("some-org/old-model")
     assert main(["some-org/old-model"]) == 0
     assert str(snapshot / "model.safetensors") in capsys.readouterr().out

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import tiny_models as tiny
 from support import zoo
+from support.zoo import has_labels, reads_pooled
 
 import models
 from models import ModelError
@@ -21,8 +22,8 @@ from models import ModelError
 CASES = zoo.cases()
 PAIRS = [(kind, head) for kind in zoo.ZOO for head in models.ARCHITECTURES[kind].heads if head]
 UNTIED = [(kind, head) for kind, head in CASES if head.endswith("-lm")]
-OWN = [(kind, head, None) for kind, head in PAIRS if (kind, head) not in CASES and head not in models.POOLED]
-OWN += [(kind, head, pooling) for kind, head in PAIRS if head in models.POOLED for pooling in zoo.poolings(kind)]
+OWN = [(kind, head, None) for kind, head in PAIRS if (kind, head) not in CASES and not reads_pooled(head)]
+OWN += [(kind, head, pooling) for kind, head in PAIRS if reads_pooled(head) for pooling in zoo.poolings(kind)]
 BERTS = ("bert", "roberta", "distilbert")
 
 
@@ -159,7 +160,7 @@ def test_half_precision_files_become_fp32(saved, dtype):
 
 def test_without_the_prefix(saved):
     model, folder, head = saved
-    prefix = model.origin.architecture.weights.prefix
+    prefix = model.spec.architecture.weights.prefix
     rewrite(folder, lambda tensors: {name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
     assert_same_model(models.from_pretrained(folder, head=head), model)
 
@@ -188,7 +189,7 @@ def lm_folder(tmp_path, kind):
     head = "masked-lm" if kind in BERTS else "causal-lm"
     model = tiny.scratch(tmp_path / "config", kind, head)
     models.save_pretrained(model, tmp_path)
-    table = model.origin.architecture.weights
+    table = model.spec.architecture.weights
     return model, head, table
 
 
@@ -247,7 +248,7 @@ def test_an_untied_file_may_miss_the_second_bias(tmp_path, kind):
     oracle_of(tmp_path, kind, "masked-lm", tie_word_embeddings=False)
     rewrite(tmp_path, lambda t: {name: tensor for name, tensor in t.items() if not name.endswith("decoder.bias")})
     model = models.from_pretrained(tmp_path, head="masked-lm")
-    row = model.origin.architecture.weights.row_of("head.decoder.bias", "masked-lm")
+    row = model.spec.architecture.weights.row_of("head.decoder.bias", "masked-lm")
     assert torch.equal(model.head.decoder.bias, tensors_of(tmp_path)[row.theirs])
 
 
@@ -268,7 +269,7 @@ def test_a_pretraining_file_under_any_head(tmp_path, head):
     config = transformers.BertConfig(**zoo.BERT_FIELDS)
     oracle = transformers.BertForPreTraining(config).eval()
     oracle.save_pretrained(tmp_path)
-    labels = ["a", "b", "c"] if head in models.LABELLED else None
+    labels = ["a", "b", "c"] if has_labels(head) else None
     model = models.from_pretrained(tmp_path, head=head, labels=labels)
     new = set(model.report.initialised)
     assert new == {"masked-lm": set(), "question-answering": {"head.span.weight", "head.span.bias"}}.get(
@@ -291,7 +292,7 @@ def test_a_roberta_file_with_a_pooler(tmp_path):
         assert {name for name in model.report.ignored if "pooler" in name} == set(model.report.ignored) != set()
 
 
-@pytest.mark.parametrize(("kind", "head"), [(kind, head) for kind, head in CASES if head in models.LABELLED])
+@pytest.mark.parametrize(("kind", "head"), [(kind, head) for kind, head in CASES if has_labels(head)])
 def test_a_published_head_comes_with_its_labels(tmp_path, kind, head):
     names = ["LOC", "O", "PER"]
     oracle_of(tmp_path, kind, head, id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
@@ -307,7 +308,7 @@ SAME_NAMES = [
     (kind, saved, asked)
     for kind, saved in PAIRS
     for asked in models.ARCHITECTURES[kind].heads
-    if saved in models.LABELLED and asked in models.LABELLED and saved != asked
+    if has_labels(saved) and has_labels(asked) and saved != asked
 ]
 
 
@@ -316,7 +317,7 @@ def test_a_head_of_another_task_is_never_used(tmp_path, kind, of, asked):
     """Refused where its tensors have the same names, else left in the file and a new one started."""
     model = tiny.scratch(tmp_path / "config", kind, of)
     models.save_pretrained(model, tmp_path)
-    tables = model.origin.architecture.weights.heads
+    tables = model.spec.architecture.weights.heads
     names = {row.theirs for row in tables[of] if row.group == "head"}
     if names & {row.theirs for row in tables[asked] if row.group == "head"}:
         with pytest.raises(ModelError, match=f"no {asked} head; --model.head_init reset starts a new head"):
@@ -360,7 +361,7 @@ def test_a_class_that_nobody_knows_is_not_held_against_a_head(tmp_path, saved_as
 
 def test_half_of_any_head_is_refused(saved):
     model, folder, head = saved
-    table = model.origin.architecture.weights
+    table = model.spec.architecture.weights
     names = [table.exported_name(name, head) for name, _ in model.named_parameters() if name.startswith("head.")]
     names = [name for name in names if name in tensors_of(folder)]
     for missing in names if len(names) > 1 else []:

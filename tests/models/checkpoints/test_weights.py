@@ -15,7 +15,7 @@ from torch import nn
 import models
 from models import ModelError
 from models.checkpoints import hub, weights
-from models.ops.layers import SelfAttention
+from models.ops.attention import SelfAttention
 
 HEAD = "sequence-classification"
 LABELS = ["no", "yes", "maybe"]

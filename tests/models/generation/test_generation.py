@@ -195,24 +195,24 @@ def test_cached_hidden_states_are_the_recomputed_ones(tmp_path, upcast):
 
 def test_a_cross_cache_follows_its_texts_and_rests_while_beams_change_places():
     generator = torch.Generator().manual_seed(0)
-    source, target = models.ops.layers.Packing.of([3, 2]), models.ops.layers.Packing.of([1, 1])
+    source, target = models.ops.packing.Packing.of([3, 2]), models.ops.packing.Packing.of([1, 1])
     key, value, query = (torch.randn(n, 2, 4, generator=generator) for n in (5, 5, 2))
     cache = Cache()
     cache.extend(target)
     cache.cross = Cache(causal=False)
     cache.cross.extend(source)
     cache.cross.append(0, key, value)
-    wanted = models.ops.layers.packed_attention(query, key, value, target, key_packing=source)
+    wanted = models.ops.attention.packed_attention(query, key, value, target, key_packing=source)
     torch.testing.assert_close(cache.cross.attend(0, query, target), wanted)
     cache.reorder([0, 0, 1, 1])
     assert cache.cross.lengths == (3, 3, 2, 2)
-    four = cache.cross.attend(0, query.repeat_interleave(2, 0), models.ops.layers.Packing.of([1] * 4))
+    four = cache.cross.attend(0, query.repeat_interleave(2, 0), models.ops.packing.Packing.of([1] * 4))
     torch.testing.assert_close(four, wanted.repeat_interleave(2, 0))
     stored = cache.cross._layers[0]
     cache.reorder([1, 0, 3, 2])
     assert cache.cross._layers[0] is stored
     cache.reorder([2])
-    one = cache.cross.attend(0, query[1:], models.ops.layers.Packing.of([1]))
+    one = cache.cross.attend(0, query[1:], models.ops.packing.Packing.of([1]))
     torch.testing.assert_close(one, wanted[1:])
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from support import tiny_models as tiny
 from support import zoo
+from support.zoo import has_labels
 from torch._dynamo.utils import counters
 
 import models
@@ -83,7 +84,7 @@ def test_loss_and_gradients_are_the_same_for_all_lengths_in_as_many_graphs_as_fo
 def test_more_layers_are_no_more_graphs(tmp_path, kind):
     depth = dict.fromkeys(models.ARCHITECTURES[kind].depth, 5)
     folder = tiny.config_folder(tmp_path, kind, **depth)
-    labels = ["a", "b", "c"] if head_of(kind) in models.LABELLED else None
+    labels = ["a", "b", "c"] if has_labels(head_of(kind)) else None
     model = models.from_pretrained(folder, head=head_of(kind), labels=labels, init="scratch", dropout=0.0).train()
     assert len(model.backbone.layers) >= 5
     models.compile_layers(model, "aot_eager")

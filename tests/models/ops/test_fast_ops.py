@@ -13,11 +13,13 @@ from support import zoo
 from torch import nn
 
 import models
-from models.heads import IGNORE, supervised_places
+from models.heads import supervised_places
+from models.inputs import IGNORE_INDEX
 from models.ops import dropped_attention
-from models.ops.dropout import FEWEST, MOST_DROPPED, Dropout, dropout, dropped_places
-from models.ops.layers import Packing, packed_attention, padded_attention
+from models.ops.attention import packed_attention, padded_attention
+from models.ops.dropout import MAX_RATE, MIN_ELEMENTS, Dropout, dropout, dropped_places
 from models.ops.linear_cross_entropy import linear_cross_entropy
+from models.ops.packing import Packing
 
 LANGUAGE = [(kind, head) for kind in zoo.ZOO for head in models.ARCHITECTURES[kind].heads if head and "-lm" in head]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
@@ -97,7 +99,7 @@ def test_a_language_model_without_logits_has_the_same_loss_and_gradients(tmp_pat
         out = model(inputs)
         (out.loss_sum / 11).backward()
         found[keep] = [out.loss_sum.detach(), *(p.grad.clone() for p in model.parameters())]
-        assert len(out.logits) == keep * (inputs.labels != IGNORE).sum()
+        assert len(out.logits) == keep * (inputs.labels != IGNORE_INDEX).sum()
     scale = max(x.abs().max().item() for x in found[True])
     torch.testing.assert_close(found[False], found[True], rtol=0, atol=TOLERANCE[dtype] * scale)
 
@@ -106,7 +108,7 @@ def test_logits_are_there_wherever_someone_may_read_them(tmp_path):
     model = tiny.scratch(tmp_path, "gpt2", "causal-lm").train()
     model.head.keep_logits = False
     inputs = tiny.inputs_of(model)
-    count = (inputs.labels != IGNORE).sum()
+    count = (inputs.labels != IGNORE_INDEX).sum()
     assert len(model(inputs).logits) == 0
     assert len(model(replace(inputs, labels=None)).logits) == len(inputs.input_ids)
     assert len(model.eval()(inputs).logits) == count
@@ -114,19 +116,15 @@ def test_logits_are_there_wherever_someone_may_read_them(tmp_path):
         assert len(model.train()(inputs).logits) == count
 
 
-class Counted:
-    """A batch that says how many of its labels are a target, as data.Batch does."""
-
-    def __init__(self, labels):
-        self.labels, self.num_targets = labels, int((labels != IGNORE).sum())
-
-
-@pytest.mark.parametrize("labels", [[], [IGNORE] * 3, [4, IGNORE, 0, IGNORE, IGNORE, 7], [1, 2, 3]])
-def test_supervised_places_are_those_that_a_batch_has_counted(labels):
-    batch = Counted(torch.tensor(labels, dtype=torch.int64))
-    places = supervised_places(batch)
-    assert (places is None) == (batch.num_targets == len(labels))
-    expected = [i for i, label in enumerate(labels) if label != IGNORE]
+@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize(
+    "labels", [[], [IGNORE_INDEX] * 3, [4, IGNORE_INDEX, 0, IGNORE_INDEX, IGNORE_INDEX, 7], [1, 2, 3]]
+)
+def test_supervised_places_with_and_without_a_count(labels, counted):
+    num_targets = sum(label != IGNORE_INDEX for label in labels)
+    places = supervised_places(torch.tensor(labels, dtype=torch.int64), num_targets if counted else None)
+    assert (places is None) == (counted and num_targets == len(labels))
+    expected = [i for i, label in enumerate(labels) if label != IGNORE_INDEX]
     assert (list(range(len(labels))) if places is None else places.tolist()) == expected
 
 
@@ -193,7 +191,7 @@ def test_a_draw_at_the_end_of_its_range_is_a_distance_too(monkeypatch, draw):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_what_is_left_is_scaled_and_the_gradient_falls_in_the_same_places(dtype):
     torch.manual_seed(0)
-    x = torch.ones(2 * FEWEST, dtype=dtype, requires_grad=True)
+    x = torch.ones(2 * MIN_ELEMENTS, dtype=dtype, requires_grad=True)
     y = dropout(x, 0.25)
     assert y.dtype == dtype
     assert set(y.tolist()) == {0.0, torch.tensor(1 / 0.75, dtype=dtype).item()}
@@ -202,7 +200,7 @@ def test_what_is_left_is_scaled_and_the_gradient_falls_in_the_same_places(dtype)
 
 
 def test_gradcheck_of_dropout_of_any_layout(monkeypatch):
-    monkeypatch.setattr("models.ops.dropout.FEWEST", 1)
+    monkeypatch.setattr("models.ops.dropout.MIN_ELEMENTS", 1)
     x = torch.randn(4, 3, 5, dtype=torch.float64).transpose(0, 2).requires_grad_()
 
     def seeded(x):
@@ -215,7 +213,7 @@ def test_gradcheck_of_dropout_of_any_layout(monkeypatch):
 
 
 def test_dropout_is_a_function_of_the_default_generator():
-    x = torch.ones(FEWEST)
+    x = torch.ones(MIN_ELEMENTS)
     found = []
     for seed in (0, 0, 1):
         torch.default_generator.manual_seed(seed)
@@ -224,8 +222,8 @@ def test_dropout_is_a_function_of_the_default_generator():
     assert not torch.equal(found[0], found[2])
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.1, MOST_DROPPED + 0.1, 1.0])
-@pytest.mark.parametrize("count", [0, 100, FEWEST])
+@pytest.mark.parametrize("rate", [0.0, 0.1, MAX_RATE + 0.1, 1.0])
+@pytest.mark.parametrize("count", [0, 100, MIN_ELEMENTS])
 def test_the_module_is_torchs_in_evaluation_and_at_every_rate(rate, count):
     torch.manual_seed(0)
     module = Dropout(rate)
@@ -283,10 +281,10 @@ def assert_the_formula(attention, causal, cross, scale, biased):
 def blocks(request, monkeypatch):
     """Weights that are worked on together."""
     monkeypatch.setattr(dropped_attention, "BLOCK", request.param)
-    for remembered in (dropped_attention._parts, dropped_attention._blocks):
+    for remembered in (dropped_attention._chunks, dropped_attention._blocks):
         remembered.cache_clear()
     yield
-    for remembered in (dropped_attention._parts, dropped_attention._blocks):
+    for remembered in (dropped_attention._chunks, dropped_attention._blocks):
         remembered.cache_clear()
 
 
@@ -335,13 +333,13 @@ def test_how_many_sequences_are_worked_on_together_changes_no_draw(monkeypatch):
     tensors = [torch.randn(231, 2, 3, dtype=torch.float64) for _ in range(3)]
     for block in (2**20, 5_000, 1):
         monkeypatch.setattr(dropped_attention, "BLOCK", block)
-        dropped_attention._parts.cache_clear()
+        dropped_attention._chunks.cache_clear()
         dropped_attention._blocks.cache_clear()
         torch.manual_seed(0)
         found.append(packed_attention(*tensors, packing, dropout=0.4))
         blocks = dropped_attention._blocks(((3, 30, 30), (1, 41, 41), (2, 50, 50)), 2)
         assert len(blocks) == {2**20: 1, 5_000: 5, 1: 6}[block]
-    dropped_attention._parts.cache_clear()
+    dropped_attention._chunks.cache_clear()
     dropped_attention._blocks.cache_clear()
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=1e-12, atol=1e-12)
@@ -385,11 +383,11 @@ def loss_and_elements_kept(model):
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 @pytest.mark.parametrize("kind", zoo.ZOO)
 def test_checkpointed_activations_change_no_gradient_and_no_name(tmp_path, monkeypatch, kind, rate):
-    monkeypatch.setattr("models.ops.dropout.FEWEST", 1)
+    monkeypatch.setattr("models.ops.dropout.MIN_ELEMENTS", 1)
     head = next(head for head in models.ARCHITECTURES[kind].heads if head and head.endswith(("classification", "-lm")))
     if kind in ("t5", "mt5"):
         head = "seq2seq-lm"
-    sites = dict.fromkeys(("embedding", "attention", "hidden", "path"), rate)
+    sites = dict.fromkeys(("embedding", "attention", "hidden", "drop_path"), rate)
     found = []
     for checkpointed in (False, True):
         model = tiny.scratch(tmp_path / str(checkpointed), kind, head, dropout=sites).train()

@@ -1,0 +1,142 @@
+"""The files of a LoRA adapter, in the names and the form of peft: adapter_model.safetensors, adapter_config.json."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models.checkpoints.tensor_files import JsonObject, TensorFiles, read_json
+from models.errors import ModelError
+from models.lora import LoraLinear, lora_layers
+from models.task_model import TaskModel
+
+WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+
+# An adapter_config.json may ask for more than we compute. UNREAD: fields that have no part in y, or that the tensors
+# repeat. STARTS: values of init_lora_weights that leave W alone. Any other field is refused by name unless it is OFF.
+UNREAD = (
+    *("peft_type", "r", "lora_alpha", "init_lora_weights"),  # compared
+    *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
+    *("target_modules", "exclude_modules", "modules_to_save", "lora_dropout", "fan_in_fan_out"),
+    *("megatron_core", "qalora_group_size", "eva_config"),  # options of what is off, or of the start
+)
+STARTS: tuple[object, ...] = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
+OFF: tuple[object, ...] = (None, False, "none", "", [], {})
+
+
+def save_adapter(model: TaskModel, folder: str | Path) -> None:
+    """Write A, B and a trained head, and a config, in the names and the form that peft reads."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    layers = lora_layers(model)
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in _adapter_tensors(model).items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    (folder / CONFIG_FILE).write_text(json.dumps(_adapter_config(model, layers), indent=2) + "\n", encoding="utf-8")
+
+
+def load_adapter(model: TaskModel, folder: str | Path) -> None:
+    """Copy an adapter, ours or peft's, into a model that add_lora has prepared in the same way.
+
+    A part of the head that the adapter lacks stays as it is, if it came from the file of the base (peft leaves out
+    BERT's pooler). Raises ModelError where adapter and model differ, in config or in tensors.
+    """
+    path = Path(folder) / WEIGHTS_FILE
+    ours = _adapter_tensors(model)
+    trained = _check_config(Path(folder) / CONFIG_FILE, lora_layers(model))
+    new = {parameter for name, parameter in model.named_parameters() if name in set(model.report.initialised)}
+    with ExitStack() as stack:
+        files = TensorFiles(path.parent, [path], stack)
+        odd = files.where.keys() - ours.keys()
+        for key in ours.keys() - files.where.keys():
+            if ".lora_" in key or ours[key] in new or any(f".{module}." in key for module in trained):
+                odd.add(key)
+        if odd:
+            raise ModelError(
+                f"{path}: its tensors are not those of this model's adapter (differing: "
+                f"{', '.join(sorted(odd)[:4])}); the targets and the head must be those it was trained with"
+            )
+        with torch.no_grad():
+            for key in files.where:
+                shape, parameter = files.where[key].shape, ours[key]
+                if shape != parameter.shape:
+                    raise ModelError(f"{path}: {key} has shape {list(shape)}, not {list(parameter.shape)}")
+                files.read_into(key, parameter)
+
+
+def _check_config(path: Path, layers: dict[str, LoraLinear]) -> list[str]:
+    """Return the modules that the config says were trained whole; ModelError unless its change is that of `layers`.
+
+    The names of the tensors say which layers it changes.
+    """
+    try:
+        config = read_json(path)
+    except FileNotFoundError:
+        raise ModelError(f"{path} is missing; without it the alpha of the adapter is unknown") from None
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise ModelError(f"{path}: not the config of a LoRA adapter (peft_type = LORA)")
+    if not layers:
+        raise ModelError("this model has no LoRA layers to load an adapter into; models.add_lora makes them")
+    first = next(iter(layers.values()))
+    for name, setting, value in (("r", "rank", first.rank), ("lora_alpha", "alpha", first.alpha)):
+        if config.get(name) != value:
+            theirs = reprlib.repr(config.get(name))
+            raise ModelError(f"{path}: {name} = {theirs}, but this model has model.lora.{setting} = {value:g}")
+    start = config.get("init_lora_weights")
+    if start not in STARTS:
+        raise ModelError(f"{path}: init_lora_weights = {reprlib.repr(start)} is not supported: it changes the base too")
+    for name, value in config.items():
+        if name not in UNREAD and value not in OFF:
+            raise ModelError(f"{path}: {reprlib.repr(name)} = {reprlib.repr(value)} is not supported in an adapter")
+    trained = config.get("modules_to_save") or []
+    if not isinstance(trained, list):
+        raise ModelError(f"{path}: modules_to_save = {reprlib.repr(trained)} is no list of names")
+    return [str(module) for module in trained]
+
+
+def _hub_name(model: TaskModel, ours: str) -> str:
+    """Return the hub's name of a parameter, as peft writes it before "lora_A"."""
+    return "base_model.model." + model.spec.architecture.weights.exported_name(ours, model.head_name)
+
+
+def _adapter_tensors(model: TaskModel) -> dict[str, Tensor]:
+    """Return {name in the file: parameter} of A, B and the trained parts of the head."""
+    tensors: dict[str, Tensor] = {}
+    for name, layer in lora_layers(model).items():
+        key = _hub_name(model, f"{name}.weight").removesuffix(".weight")
+        tensors |= {f"{key}.lora_A.weight": layer.lora_a, f"{key}.lora_B.weight": layer.lora_b}
+    if model.head is not None:
+        for name, parameter in model.head.named_parameters():
+            if parameter.requires_grad:
+                tensors[_hub_name(model, f"head.{name}")] = parameter
+    return tensors
+
+
+def _adapter_config(model: TaskModel, layers: dict[str, LoraLinear]) -> JsonObject:
+    """Return the adapter_config.json of a model."""
+    if not layers:
+        raise ModelError("this model has no LoRA layers to save; models.save_pretrained writes the whole of it")
+    first = next(iter(layers.values()))
+    table, head = model.spec.architecture.weights, model.head_name
+    names = [table.exported_name(f"{name}.weight", head).removesuffix(".weight") for name in layers]
+    parameters = model.head.named_parameters() if model.head is not None else ()
+    trained = [f"head.{name}" for name, p in parameters if p.requires_grad]
+    modules = sorted({table.exported_name(name, head).rpartition(".")[0] for name in trained})
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": model.report.source,
+        "r": first.rank,
+        "lora_alpha": first.alpha,
+        "lora_dropout": first.rate,  # as configured: a schedule may have changed the rate of this step
+        "target_modules": names,
+        "modules_to_save": modules or None,
+        "fan_in_fan_out": any(table.row_of(f"{name}.weight", head).transpose for name in layers),
+        "bias": "none",
+        "inference_mode": True,
+    }

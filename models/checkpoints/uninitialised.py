@@ -1,0 +1,65 @@
+"""Build modules without giving their parameters values: every value comes from a file or from init_weights.
+
+This is the one place that relies on how torch initialises its modules: they call functions of torch.nn.init, which a
+TorchFunctionMode sees. tests/models/checkpoints/test_uninitialised.py fails when a torch version does it differently.
+
+Why not the documented way: building on the meta device with Module.to_empty pulls in torch's decompositions and its
+compiler, which was measured to cost 2 s of start-up and 160 MB. (nn.utils.skip_init goes through the meta device too.)
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from models.checkpoints.tensor_files import TensorFiles
+from models.errors import ModelError
+
+MAX_TENSORS = 20_000  # of a model from scratch; a thousand layers have as many
+
+
+class Uninitialised(TorchFunctionMode):
+    """A context in which modules get memory without values: torch.nn.init does nothing, and draws nothing.
+
+    Raises ModelError where the config.json of `folder` asks for more than `max_tensors` tensors or `max_numbers`
+    numbers, or for more than the machine has. Memory without values costs nothing yet, so the error comes in time.
+    """
+
+    def __init__(self, folder: Path, max_tensors: float, max_numbers: float):
+        super().__init__()
+        self.folder, self.max_tensors, self.max_numbers = folder, max_tensors, max_numbers
+        self.tensors = self.numbers = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        if function in (torch.empty, torch.zeros, torch.ones):
+            return self._allocate(args, kwargs or {})
+        return function(*args, **(kwargs or {}))
+
+    def _allocate(self, args: Any, kwargs: Any) -> Tensor:
+        try:
+            tensor = torch.empty(*args, **kwargs)
+        except (RuntimeError, MemoryError):
+            raise ModelError(f"{self.folder}: config.json describes a model that is larger than the memory") from None
+        self.tensors += 1
+        self.numbers += tensor.numel()
+        if self.tensors > self.max_tensors or self.numbers > self.max_numbers:
+            raise ModelError(
+                f"{self.folder}: config.json describes a model of {self.tensors:,} tensors and {self.numbers:,} "
+                "numbers or more, which is far too large"
+            )
+        return tensor
+
+
+def size_limits(files: TensorFiles | None) -> tuple[float, float]:
+    """Return (tensors, numbers) that a model may have: ample for these files and any new head. None: from scratch."""
+    if files is None:
+        return MAX_TENSORS, math.inf
+    shapes = [stored.shape for stored in files.where.values()]
+    return 4 * len(shapes) + 100, 4 * sum(map(math.prod, shapes)) + 2**24

@@ -1,0 +1,79 @@
+"""Packed micro-batches: the sequences lie one after another, without padding.
+
+Legend of shapes, used in every comment of this package:
+
+    B  sequences in a micro-batch          D  hidden_size
+    T  tokens in a micro-batch             H  attention heads
+    L  length of one sequence              K  D // H, the width of one head
+
+The tokens of a micro-batch form one flat (T,) tensor, T = the sum of the lengths. No pad token exists, so none is
+computed, and none can leak into a result. Only attention and pooling need to know where a sequence begins; `Packing`
+tells them. The patches of an image are a sequence like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Packing:
+    """The borders of the sequences of a packed micro-batch.
+
+    lengths: the length of each sequence, on the host, so that no kernel launch waits for the device.
+    cu_seqlens: (B + 1,) int32, cumulative lengths from 0 to T, on the model's device.
+    """
+
+    lengths: tuple[int, ...]
+    cu_seqlens: Tensor
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device | str | None = None) -> Packing:
+        """Return the packing of sequences of these lengths."""
+        return cls(tuple(lengths), cumulative(lengths, device))
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """(T,) int64: the number of the sequence that each token belongs to, from 0."""
+        sequences = torch.arange(len(self.lengths), device=self.cu_seqlens.device)
+        return torch.repeat_interleave(sequences, self.cu_seqlens.diff().long(), output_size=sum(self.lengths))
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """(T,) int64: the position of each token within its own sequence, from 0."""
+        total = sum(self.lengths)
+        starts, lengths = self.cu_seqlens[:-1].long(), self.cu_seqlens.diff().long()
+        of_token = torch.repeat_interleave(starts, lengths, output_size=total)
+        return torch.arange(total, device=starts.device) - of_token
+
+    @cached_property
+    def runs(self) -> list[tuple[slice, int, int]]:
+        """(tokens, count, length) for each run of neighbouring sequences of equal length.
+
+        The loader sorts a micro-batch by length, so runs are long. A run is a (count, length, ...) view, not a copy.
+        """
+        runs: list[tuple[slice, int, int]] = []
+        start = first = 0
+        for i, length in enumerate(self.lengths):
+            if i + 1 == len(self.lengths) or self.lengths[i + 1] != length:
+                count = i + 1 - first
+                runs.append((slice(start, start + count * length), count, length))
+                start, first = start + count * length, i + 1
+        return runs
+
+
+def cumulative(lengths: Sequence[int], device: torch.device | str | None = None) -> Tensor:
+    """Return (B + 1,) int32: 0 and the running sums of the lengths."""
+    return F.pad(torch.tensor(list(lengths), dtype=torch.int64).cumsum(0), (1, 0)).to(device, torch.int32)
+
+
+def padded(x: Tensor, packing: Packing, fill: float) -> Tensor:
+    """Return (B, L, ...) of (T, ...), L the longest sequence, with `fill` behind the end of each sequence."""
+    out = x.new_full((len(packing.lengths), max(packing.lengths, default=0), *x.shape[1:]), fill)
+    return out.index_put((packing.rows, packing.positions), x)

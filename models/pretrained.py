@@ -1,0 +1,270 @@
+"""Load a TaskModel from a checkpoint, save one as a checkpoint, and freeze parts of one."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import reprlib
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from models import bert, gpt2, model_options, t5, vit
+from models.architecture import AnyArchitecture, BackboneConfig, init_normal
+from models.checkpoints import hub, weights
+from models.checkpoints.tensor_files import JsonObject, TensorFiles, open_checkpoint, read_json
+from models.checkpoints.uninitialised import Uninitialised, size_limits
+from models.errors import ModelError
+from models.heads import HEADS, Head, HeadShape
+from models.lora import merged_parameters
+from models.model_options import ModelOptions
+from models.task_model import ModelSpec, TaskModel
+
+ARCHITECTURES: dict[str, AnyArchitecture] = {
+    "bert": bert.BERT,
+    "roberta": bert.ROBERTA,
+    "distilbert": bert.DISTILBERT,
+    "gpt2": gpt2.GPT2,
+    "vit": vit.VIT,
+    "deit": vit.DEIT,
+    "t5": t5.T5,
+    "mt5": t5.MT5,
+}
+
+# Fields of config.json that the export writes anew, or that would be untrue of it, since it is in fp32.
+REPLACED = ("id2label", "label2id", "num_labels", "problem_type", "pooling", "head")
+STALE = ("_name_or_path", "torch_dtype", "dtype")
+
+
+def from_pretrained(
+    name_or_path: str | Path,
+    head: str | None = None,
+    labels: Sequence[str] | None = None,
+    *,
+    init: str = "pretrained",
+    head_init: str = "auto",
+    pooling: str | None = None,
+    problem: str | None = None,
+    dropout: float | Mapping[str, float] | None = None,
+    label_smoothing: float = 0.0,
+    keep_layers: int = 0,
+    reinit_layers: int = 0,
+    seed: int = 0,
+    sha256: str = "",
+) -> TaskModel:
+    """Build a model on the CPU in fp32 from a local folder, a package resource or a hub name.
+
+    head: a key of HEADS, or None for the backbone's hidden states.
+    labels: names of the classes, each once; None takes those of config.json. A head found in the file keeps the order
+        of its own labels, and they must be these; `head_init="reset"` starts a new head instead.
+    init: "pretrained", or "scratch" for random weights in the same shape, drawn from `seed` (as a new head is).
+    pooling: "cls", "mean" or "last" (not of images); None takes the checkpoint's, else the architecture's.
+    problem: of a classifier of texts or images: "single-label", "multi-label" or "regression"; None takes that of the
+        head in the file (one label and no problem_type: regression), and single-label for a new one.
+    dropout: one rate for every site, or {"embedding" | "attention" | "hidden" | "drop_path" | "head": rate}; the
+        checkpoint's where not given. Language-model heads have no dropout.
+    keep_layers: use only the first so many layers of the checkpoint (0: all of them), of an encoder-decoder the first
+        so many of each stack.
+    reinit_layers: start the last so many layers anew, from `seed`; of an encoder-decoder those nearest its output,
+        so the decoder's, and the encoder's only when there are more than the decoder has.
+    Raises ModelError when the files and the request do not fit, and for an option without effect on this head.
+    `model.report` says what became of each tensor.
+    """
+    options = ModelOptions(head, labels, pooling, problem, dropout, label_smoothing)
+    model_options.check_values(options, init, head_init, reinit_layers)
+    folder = hub.resolve(str(name_or_path))
+    if sha256 and init == "pretrained":
+        hub.verify_sha256(folder, sha256)
+    raw = read_config(folder)
+    architecture = ARCHITECTURES[str(raw["model_type"])]
+    head_class = _head_class(head, architecture, folder)
+    raw = model_options.shallower(raw, architecture, keep_layers)
+    config = architecture.read_config(raw)
+    config = replace(config, rates=config.rates._replace(**options.backbone_rates()))
+    generator = torch.Generator().manual_seed(seed)
+    with ExitStack() as stack, torch.device("cpu"):  # whatever the caller's default device, meta too
+        files = open_checkpoint(folder, stack) if init == "pretrained" else None
+        head_in_file = (
+            head is not None
+            and files is not None
+            and head_init == "auto"
+            and model_options.is_head_in_file(raw, architecture, head, files)
+        )
+        model = _build(architecture, config, raw, options, head_class, head_in_file, files, folder)
+        if model.head is not None and not head_in_file:  # drawn first: a new head is the same, whatever the backbone
+            of_file = [*model.backbone.parameters()] if files is not None else []  # a tied output is the embedding
+            init_normal(model.head, config.initializer_range, generator, skip=of_file)
+        if files is None:
+            model.backbone.init_weights(generator)
+            model.report = weights.LoadReport(f"none, scratch from seed {seed}")
+            model.report.initialised = [name for name, _ in model.named_parameters()]
+            return model
+        model.report = weights.load(
+            model,
+            architecture.weights,
+            files,
+            head=head,
+            reset=head is not None and not head_in_file,
+            drop_from=keep_layers or None,
+            own_head="head" in raw,
+        )
+        if reinit_layers:
+            _restart(model, reinit_layers, generator)
+        return model
+
+
+def _head_class(head: str | None, architecture: AnyArchitecture, folder: Path) -> type[Head] | None:
+    """Return the class of a head; ModelError unless the architecture takes it.
+
+    It takes those that it lists, and those that no architecture lists: a researcher's own.
+    """
+    listed = {name for other in ARCHITECTURES.values() for name in other.heads}
+    if head in architecture.heads or (head in HEADS and head not in listed):
+        return None if head is None else HEADS[head]
+    takes = [name for name in (*architecture.heads, *HEADS) if name in architecture.heads or name not in listed]
+    known = ", ".join(dict.fromkeys(name for name in takes if name))
+    raise ModelError(f"{folder}: a {architecture.weights.model_type} model takes no head {head!r}; choose from {known}")
+
+
+def _build(
+    architecture: AnyArchitecture,
+    config: BackboneConfig,
+    raw: JsonObject,
+    options: ModelOptions,
+    head_class: type[Head] | None,
+    head_in_file: bool,
+    files: TensorFiles | None,
+    folder: Path,
+) -> TaskModel:
+    """Build the modules; tie a language model's output to the embedding where it should be."""
+    name = options.head
+    pooling = model_options.choose_pooling(options.pooling, raw, architecture)
+    if name is None or head_class is None:
+        model_options.check_used(options, None, None)
+        with Uninitialised(folder, *size_limits(files)):
+            return TaskModel(architecture.build(config, None), None, ModelSpec(architecture, raw, None, ()))
+    if head_class.has_labels and head_in_file:
+        model_options.check_head(raw, architecture, name, pooling, folder)
+    labels = model_options.choose_labels(options.labels, raw, head_class, head_in_file, folder)
+    shape: HeadShape = architecture.head_shape(config, name, head_class, pooling)
+    problem = model_options.choose_problem(options.problem, raw, name, head_in_file, labels)
+    shape = replace(
+        shape,
+        pooling=pooling,
+        num_labels=len(labels),
+        problem=problem,
+        dropout=options.rates().get("head", shape.dropout),
+        label_smoothing=options.label_smoothing,
+        tied=not shape.vocab_size or model_options.is_tied(raw, architecture, name, files),
+    )
+    model_options.check_used(options, head_class, problem)
+    spec = ModelSpec(architecture, raw, name, tuple(labels))
+    with Uninitialised(folder, *size_limits(files)):
+        model = TaskModel(architecture.build(config, head_class), head_class(shape), spec)
+    if model.head is not None and model.embedding is not None and shape.vocab_size and shape.tied:
+        model.head.tie(model.embedding)
+    return model
+
+
+def read_config(folder: Path) -> JsonObject:
+    """Return the config.json of a checkpoint folder, its model_type checked against ARCHITECTURES."""
+    path = folder / "config.json"
+    try:
+        raw = read_json(path)
+    except FileNotFoundError:
+        raise ModelError(f"{folder}: no config.json, so this is not a checkpoint folder") from None
+    kind = raw.get("model_type") if isinstance(raw, dict) else raw
+    if isinstance(raw, dict) and kind is None:
+        raise ModelError(
+            f"{path} has no model_type, which old files lack; add the right one, for a BERT "
+            f'"model_type": "bert" (supported: {", ".join(ARCHITECTURES)})'
+        )
+    if not isinstance(kind, str) or not isinstance(raw, dict) or kind not in ARCHITECTURES:
+        shown = reprlib.repr(kind)
+        raise ModelError(f"{path}: model_type = {shown} is not supported; choose from {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[kind].complete(raw)
+
+
+@torch.no_grad()
+def _restart(model: TaskModel, count: int, generator: torch.Generator) -> None:
+    """Initialise the last `count` layers again, and correct the report of what was loaded."""
+    layers = list(model.backbone.layers)
+    if not 0 < count <= len(layers):
+        raise ModelError(f"model.reinit_layers = {count}: the model has {len(layers)} layers")
+    restarted = layers[-count:]
+    model.backbone.init_weights(generator, restarted)
+    chosen = {p for layer in restarted for p in layer.parameters()}
+    fresh = {name: p for name, p in model.named_parameters() if p in chosen}
+    table, report = model.spec.architecture.weights, model.report
+    of_file = {table.row_of(name, model.head_name).theirs for name in fresh}
+    unread = [key for key in report.loaded if table.current_name(key) in of_file]
+    report.loaded = [key for key in report.loaded if key not in unread]
+    report.renamed = [line for line in report.renamed if line.partition(" -> ")[0] not in unread]
+    report.ignored += unread
+    report.parameters -= sum(p.numel() for p in fresh.values())
+    report.initialised += fresh
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Freeze the parameters whose names match a shell pattern ("backbone.layers.0.*"); return their names.
+
+    The backward skips them as far as nothing below them is trained. Raises ModelError for a pattern that matches
+    nothing, for one that matches a tied parameter under its second name only, and when nothing is left to train.
+    """
+    parameters = dict(model.named_parameters())
+    first_name = {p: name for name, p in parameters.items()}
+    names = {name: first_name[p] for name, p in model.named_parameters(remove_duplicate=False)}
+    matched = {pattern: [name for name in names if fnmatchcase(name, pattern)] for pattern in patterns}
+    frozen = [name for name in parameters if any(name in of_pattern for of_pattern in matched.values())]
+    for pattern, of_pattern in matched.items():
+        if not of_pattern:
+            nearest = (difflib.get_close_matches(pattern, parameters, n=1, cutoff=0.3) or [*parameters])[0]
+            raise ModelError(f"model.freeze = {pattern!r} matches no parameter; one is called {nearest!r}")
+        for name in of_pattern:
+            if names[name] not in frozen:
+                raise ModelError(
+                    f"model.freeze = {pattern!r}: {name} is tied to {names[name]!r}, which would go on training; "
+                    f"name that too, or leave {name} out"
+                )
+    if frozen and not any(p.requires_grad for name, p in parameters.items() if name not in frozen):
+        raise ModelError(f"model.freeze = {', '.join(patterns)!r} leaves nothing to train")
+    for name in frozen:
+        parameters[name].requires_grad_(False)
+    return frozen
+
+
+def save_pretrained(model: TaskModel, folder: str | Path) -> None:
+    """Write model.safetensors and config.json, in the names that transformers reads, into a new or existing folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = weights.export(merged_parameters(model), model.spec.architecture.weights, model.head_name)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(_exported_config(model), indent=2) + "\n", encoding="utf-8")
+
+
+def _exported_config(model: TaskModel) -> JsonObject:
+    """Return the config.json of a model."""
+    spec, head = model.spec, model.head
+    config = {k: v for k, v in spec.config.items() if k not in (*REPLACED, *STALE)}
+    if head is None or spec.head_name is None:
+        return config | {"architectures": [spec.architecture.heads[None]]}
+    shape = head.shape
+    config["architectures"] = [model_options.hub_class(spec.architecture, spec.head_name, shape.pooling)]
+    if spec.head_name not in spec.architecture.weights.heads:
+        config["head"] = spec.head_name
+    if shape.vocab_size:
+        return config | {"tie_word_embeddings": shape.tied}
+    if head.reads_pooled or head.has_labels:
+        config["pooling"] = shape.pooling
+    if head.has_labels or len(head.problems) > 1:
+        config["problem_type"] = model_options.HUB_PROBLEMS[shape.problem]
+    if head.has_labels:
+        config["id2label"] = {str(i): label for i, label in enumerate(model.labels)}
+        config["label2id"] = {label: i for i, label in enumerate(model.labels)}
+    return config

@@ -1,0 +1,82 @@
+"""TaskModel: backbone, head and loss in one module, and what it says about itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from models.architecture import AnyArchitecture, Backbone
+from models.checkpoints.tensor_files import JsonObject
+from models.checkpoints.weights import LoadReport
+from models.errors import ModelError
+from models.heads import Head
+from models.inputs import ModelInputs
+
+
+class Output(NamedTuple):
+    """What a forward returns."""
+
+    loss_sum: Tensor  # scalar: the sum over the targets of this micro-batch
+    logits: Tensor  # in the shape of the head (models/heads.py); without a head, the hidden states (T, D)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a model is, apart from its modules: enough to write its config.json."""
+
+    architecture: AnyArchitecture
+    config: JsonObject  # the config.json, with the depth of this model
+    head_name: str | None  # a key of HEADS
+    labels: tuple[str, ...]
+
+
+class TaskModel(nn.Module):
+    """Backbone -> head -> loss, in one forward, so that DDP sees one call."""
+
+    backbone: Backbone
+    head: Head | None
+
+    def __init__(self, backbone: Backbone, head: Head | None, spec: ModelSpec):
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.spec = spec
+        self.report = LoadReport("not loaded")
+
+    def forward(self, inputs: ModelInputs) -> Output:
+        """Return the sum of the losses and the logits. ModelError for a sequence longer than max_length."""
+        longest = max(inputs.lengths, default=0)
+        if longest > self.max_length:
+            raise ModelError(f"a sequence of {longest} tokens is longer than the model's {self.max_length} positions")
+        hidden, packing = self.backbone(inputs)
+        if self.head is None:
+            return Output(hidden.new_zeros(()), hidden)
+        logits, loss_sum = self.head(hidden, packing, inputs)
+        return Output(loss_sum, logits)
+
+    @property
+    def head_name(self) -> str | None:
+        """The key of the head in HEADS; None without a head."""
+        return self.spec.head_name
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the logits."""
+        return self.spec.labels
+
+    @property
+    def max_length(self) -> int:
+        """The maximum number of tokens of a sequence."""
+        return int(self.backbone.max_length)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of token ids that the model reads; 0 where it reads images."""
+        return self.embedding.num_embeddings if self.embedding is not None else 0
+
+    @property
+    def embedding(self) -> nn.Embedding | None:
+        """The embedding of the backbone's words; None where it reads images."""
+        return getattr(self.backbone, "embedding", None)
