@@ -90,17 +90,17 @@ def time_loading(shape: str, runs: int) -> list[dict[str, Any]]:
         head, auto = HEADS.get(shape, (None, "AutoModel"))
         run_python(WRITE.format(shape=shape, path=str(path), head=head))
         size = (path / "model.safetensors").stat().st_size / 2**20
-        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in PROGRAMS}
+        measured: dict[str, list[tuple[float, float]]] = {name: [] for name in PROGRAMS}
         for round_number in tqdm(range(runs + 1), desc=shape, unit="round", disable=not sys.stderr.isatty()):
             for name, program in PROGRAMS.items():
                 figures = run_python(program.format(path=str(path), head=head, auto=auto))
                 if round_number:  # the first round fills the page cache
-                    taken[name].append(figures)
+                    measured[name].append(figures)
     print(f"\n{shape}, {size:.0f} MB of weights, {runs} runs each, median (minimum - maximum)")
-    for name, figures in taken.items():
+    for name, figures in measured.items():
         seconds, memory = zip(*figures, strict=True)
         print(f"  {name:<14}{format_spread(list(seconds))} s   {format_spread(list(memory))} MB")
-    pairs = list(zip(taken["transformers"], taken["models"], strict=True))
+    pairs = list(zip(measured["transformers"], measured["models"], strict=True))
     for figure, i in (("seconds", 0), ("peak memory", 1)):
         print(f"  transformers / models, {figure:<12}{format_spread([a[i] / b[i] for a, b in pairs])}")
     return [
@@ -109,7 +109,7 @@ def time_loading(shape: str, runs: int) -> list[dict[str, Any]]:
             "variant": name,
             "runs": [dict(zip(("seconds", "peak_memory_mb"), figures, strict=True)) for figures in runs_of_name],
         }
-        for name, runs_of_name in taken.items()
+        for name, runs_of_name in measured.items()
     ]
 
 

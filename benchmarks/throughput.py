@@ -124,36 +124,36 @@ def run_cases(
 
     No case is started after `minutes`.
     """
-    taken: dict[Case, list[Any]] = {case: [] for case in cases}
+    measured: dict[Case, list[Any]] = {case: [] for case in cases}
     problems: dict[Case, str] = {}
-    begun = time.monotonic()
+    started = time.monotonic()
     bar = tqdm(total=runs * len(cases), unit="run", disable=not sys.stderr.isatty())
     try:
         for round_number in range(runs):
             for case in cases:
                 bar.set_postfix_str(f"{case.workload} {case.variant}")
-                if not taken[case] and time.monotonic() - begun > 60 * minutes:
+                if not measured[case] and time.monotonic() - started > 60 * minutes:
                     problems.setdefault(case, f"not started within {minutes:g} minutes")
                 elif case not in problems:
                     try:
-                        taken[case].append(bench.run_case(case, split=round_number == 0))
+                        measured[case].append(bench.run_case(case, split=round_number == 0))
                     except FailedError as error:
                         problems[case] = str(error)
                 bar.update()
     except KeyboardInterrupt:
         print("interrupted; the finished runs follow", file=sys.stderr)
     bar.close()
-    return {case: found for case, found in taken.items() if found}, [
+    return {case: found for case, found in measured.items() if found}, [
         f"not measured: {case.workload}, {case.variant}: {problem}" for case, problem in problems.items()
     ]
 
 
-def table(taken: dict[Case, list[dict[str, Any]]]) -> str:
+def table(measured: dict[Case, list[dict[str, Any]]]) -> str:
     """Return a line per case: samples/s as median (minimum - maximum) over its runs, the rest as medians."""
-    width = max(len(case.variant) for case in taken)
+    width = max(len(case.variant) for case in measured)
     head = f"{'workload':<16} {'variant':<{width}}  {'samples/s':>24} {'tokens/s':>10} {'MFU':>6} {'stated':>6}"
     lines = [f"{head} {'peak MB':>8} {'waiting':>7}  parts of the loop"]
-    for case, runs in taken.items():
+    for case, runs in measured.items():
 
         def median(name: str, runs: list[dict[str, Any]] = runs) -> float:
             return statistics.median(run[name] for run in runs)
@@ -167,11 +167,11 @@ def table(taken: dict[Case, list[dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def ratios(taken: dict[Case, list[dict[str, Any]]]) -> list[str]:
+def ratios(measured: dict[Case, list[dict[str, Any]]]) -> list[str]:
     """Return a line per case with further settings: its rate and memory over those without them, run by run."""
     lines = []
-    for case, runs in taken.items():
-        plain = taken.get(replace(case, against=""), [])
+    for case, runs in measured.items():
+        plain = measured.get(replace(case, against=""), [])
         pairs = list(zip(runs, plain, strict=False))
         if not case.against or not pairs:
             continue
@@ -257,18 +257,18 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
         bench = Bench(arguments.folder or scratch, scratch, settings, arguments.steps, arguments.shrink)
-        taken, problems = run_cases(choose_cases(arguments), bench, arguments.runs, minutes)
-    if taken:
-        print(table(taken))
+        measured, problems = run_cases(choose_cases(arguments), bench, arguments.runs, minutes)
+    if measured:
+        print(table(measured))
         always = [*settings, *["shrunk"] * arguments.shrink]  # part of the name, so that only equal cases are compared
         results = [
             {"work": case.workload, "variant": " ".join([case.variant, *always]), "runs": runs}
-            for case, runs in taken.items()
+            for case, runs in measured.items()
         ]
         path = record.write(arguments.history, "throughput", results, list(argv))
         problems.append(f"written to {path}")
-    print("\n".join(ratios(taken) + problems))
-    return 0 if taken else 1
+    print("\n".join(ratios(measured) + problems))
+    return 0 if measured else 1
 
 
 if __name__ == "__main__":

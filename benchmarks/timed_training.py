@@ -103,13 +103,13 @@ class LoopTimer:
         def steps(*args: Any, **kwargs: Any) -> Iterator[list[Batch]]:
             loader = function(*args, **kwargs)
             fetch = self._timed("data", lambda: next(loader))
-            begun = 0.0
+            started = 0.0
             while True:
                 if self.split and self.step == self.split.start and not self.splitting:
-                    self.splitting, begun = True, self.now()
+                    self.splitting, started = True, self.now()
                 elif self.step == self.split.stop and self.splitting:
                     self.splitting = False
-                    self.seconds["whole"] = self.now() - begun
+                    self.seconds["whole"] = self.now() - started
                 micro_batches = fetch()
                 self.micro_batches.append([Sizes.from_batch(batch) for batch in micro_batches])
                 yield micro_batches
@@ -142,16 +142,18 @@ class LoopTimer:
                 if compiled := getattr(parallel, "_compiled_call_impl", None):  # hooks would be compiled as well
                     parallel._compiled_call_impl = self._timed("forward", compiled)
                 else:
-                    begun: list[float] = []
-                    parallel.register_forward_pre_hook(lambda *_: begun.append(self.now()) if self.splitting else None)
-                    parallel.register_forward_hook(lambda *_: self._forward(begun))
+                    started: list[float] = []
+                    parallel.register_forward_pre_hook(
+                        lambda *_: started.append(self.now()) if self.splitting else None
+                    )
+                    parallel.register_forward_hook(lambda *_: self._forward(started))
             return parallel
 
         return wrap
 
-    def _forward(self, begun: list[float]) -> None:
-        if begun:
-            self.seconds["forward"] += self.now() - begun.pop()
+    def _forward(self, started: list[float]) -> None:
+        if started:
+            self.seconds["forward"] += self.now() - started.pop()
 
     def parts(self) -> dict[str, float]:
         """Return {part: its share of the split steps}; "other" is the time between the parts."""

@@ -205,8 +205,8 @@ def _sample_length(words: tuple[float, float], rng: random.Random) -> float:
 
 def _join(reviews: list[dict[str, Any]], words: tuple[float, float], rng: random.Random) -> str:
     """Return sentences joined to a text of a random length."""
-    wanted, text = _sample_length(words, rng), ""
-    while len(text.split()) < wanted:
+    length, text = _sample_length(words, rng), ""
+    while len(text.split()) < length:
         text = f"{text} {rng.choice(reviews)['text']}".lstrip()
     return text
 
@@ -218,9 +218,9 @@ def _dialogues(workload: Workload, rng: random.Random) -> Iterator[dict[str, Any
     for row in rows:
         of_topic.setdefault(row["topic"], []).append(row["messages"])
     while True:
-        wanted, messages = 6 * _sample_length(workload.words, rng), list[str]()  # bytes, since Chinese has no spaces
+        length, messages = 6 * _sample_length(workload.words, rng), list[str]()  # bytes, since Chinese has no spaces
         topic = of_topic[rng.choice(rows)["topic"]]
-        while len("".join(messages).encode()) < wanted:
+        while len("".join(messages).encode()) < length:
             messages += rng.choice(topic)
         yield {"messages": messages}
 
