@@ -22,7 +22,7 @@ class TextAugmentSettings:
     )
     synonym_file: str = setting("", "file of synonyms, .tsv or .jsonl; empty: none")
     synonym_rate: float = setting(
-        0.1, "share of the words in the synonym file that are replaced by a synonym", within="in [0, 1]"
+        0.1, "share of the words with synonyms that are replaced by one of them", within="in [0, 1]"
     )
     back_translation_file: str = setting(
         "", "file of paraphrases by id, .jsonl; each epoch takes the text or one of them; empty: none"

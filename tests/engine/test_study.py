@@ -17,7 +17,7 @@ import pytest
 from support.runs import QuietStop, StopAfter, run_module, run_training
 
 from engine import config as configs
-from engine import study, study_report
+from engine import plugins, study, study_report
 from engine.config import ConfigError
 
 
@@ -224,10 +224,23 @@ def test_a_sample_of_a_grid_depends_on_the_seed_only(recipe):
     assert len(study.parse([*arguments[:-1], "--sample=500"]).variants) == 100
 
 
+def test_a_study_knows_the_metrics_of_its_plugins(recipe, tmp_path):
+    plugin = tmp_path / "my_metrics.py"
+    plugin.write_text("METRICS = {'text-classification': {'always_one': lambda statistics, labels: 1.0}}\n")
+    try:
+        with pytest.raises(ConfigError, match="always_one"):
+            study.parse([str(recipe), "--eval.metric=always_one"])
+        assert study.parse([str(recipe), f"--run.plugins={plugin}", "--eval.metric=always_one"]).metric == "always_one"
+    finally:
+        plugins.load_plugins(())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--vary=regularize.l3=1"], "unknown setting 'regularize.l3'; regularize has"),
+        (["--vary=train.batch_size=8,16"], "train.batch_size is now train.global_batch_size"),
+        (["--learning_rate=1"], "--learning_rate (Hugging Face's name) is here --optim.lr"),
         (["--vary=regularize.l2"], "should name each value once"),
         (["--vary=regularize.l2=1,1"], "should name each value once"),
         (["--vary=regularize.l2=1", "--vary=regularize.l2=2"], "is given twice"),
