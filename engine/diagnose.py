@@ -95,7 +95,7 @@ def _in_gradient(model: TaskModel, micro_batches: Sequence[Batch]) -> str:
 
 
 def _ids_to_blame(batch: Batch, logits: Tensor) -> Sequence[str]:
-    """Return the ids of examples whose logits are not finite; all of the micro-batch where logits are not per example."""
+    """Return the ids of examples whose logits are not finite; all ids where logits are not per example."""
     if len(logits) != len(batch.ids):
         return batch.ids
     finite = logits.isfinite().flatten(1).all(1).tolist()

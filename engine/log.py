@@ -199,4 +199,5 @@ def peak_memory_mb(device: torch.device) -> int:
 def progress(ranks: Ranks, total: int, what: str) -> Callable[[int], object]:
     """Return update(n) of a bar of `total` examples. It does nothing on other ranks and without a terminal."""
     bar = tqdm(total=total, desc=what, unit="ex", leave=False, disable=not (ranks.is_main and sys.stderr.isatty()))
-    return bar.update
+    update: Callable[[int], object] = bar.update
+    return update

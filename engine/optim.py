@@ -145,7 +145,7 @@ def depths(names: Iterable[str]) -> dict[str, int]:
 def count_steps(train: TrainSettings, epoch_steps: int) -> int:
     """Return the optimizer steps of a run: train.max_steps, or those of train.epochs, where a begun step is whole.
 
-    A product that is a whole number within rounding is that number: 1.1 epochs of 50 steps are 55, though 1.1 * 50 > 55.
+    A product that is whole within rounding is that number: 1.1 epochs of 50 steps are 55, though 1.1 * 50 > 55.
     Raises ConfigError for more than 2^53 steps.
     """
     setting, value = ("max_steps", train.max_steps) if train.max_steps else ("epochs", train.epochs)

@@ -40,7 +40,7 @@ class Precision:
         A loss that is not finite makes every gradient so, and through the sum over the ranks that of every rank. For
         another loss the factor below is exactly 1.
         """
-        self.scaler.scale(loss * (1 + 0 * loss.detach())).backward()
+        torch.autograd.backward(self.scaler.scale(loss * (1 + 0 * loss.detach())))
 
     def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide the gradients by the loss scale."""

@@ -54,7 +54,7 @@ class Penalties:
 
     @torch.no_grad()
     def add_gradients_(self) -> None:
-        """Add the gradient of the penalties. Call it once per optimizer step, on unscaled gradients summed over the ranks.
+        """Add the gradient of the penalties, once per optimizer step, to unscaled gradients summed over the ranks.
 
         Then a penalty counts once, whatever the number of micro-batches and ranks.
         """
@@ -95,7 +95,8 @@ def apply_class_weights(model: TaskModel, settings: RegularizeSettings, counts: 
     given = settings.class_weights
     if not given:
         return
-    if counts is None or model.head.shape.problem != "single-label":
+    head = model.head
+    if counts is None or head is None or head.shape.problem != "single-label":
         raise ConfigError(f"regularize.class_weights = {list(given)} has no effect where no single class is learned")
     if given == ("balanced",):
         present = np.count_nonzero(counts)
@@ -110,7 +111,7 @@ def apply_class_weights(model: TaskModel, settings: RegularizeSettings, counts: 
                 f"regularize.class_weights = {list(given)} should be balanced, or {len(model.labels)} numbers above 0, "
                 f"for {', '.join(map(repr, model.labels))}"
             )
-    model.head.shape = replace(model.head.shape, class_weights=tuple(weights))
+    head.shape = replace(head.shape, class_weights=tuple(weights))
 
 
 class DropoutSchedule:
@@ -166,9 +167,10 @@ class GradualUnfreezing:
         turns = sorted({depth[name] for name in trained})
         self.turns = [(p, turns.index(depth[name])) for name, p in trained.items()]
         if self.every and self.every * (len(turns) - 1) >= total > 0:
+            most = total / (len(turns) - 1)
             raise ConfigError(
-                f"model.gradual_unfreezing = {every:g}: {len(turns)} parts of this model, one every {self.every} steps, "
-                f"are more than {total:,} steps reach; lower it below {total / (len(turns) - 1):.4g} steps, or name "
+                f"model.gradual_unfreezing = {every:g}: {len(turns)} parts of this model, one every "
+                f"{self.every} steps, are more than {total:,} steps reach; lower it below {most:.4g} steps, or name "
                 "what stays frozen in model.freeze"
             )
 
@@ -200,5 +202,5 @@ def seed_everything(seed: int) -> None:
     Nothing of the engine depends on them: its draws have streams of their own, or `seed_dropout` comes before.
     """
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002, the legacy generator is the one that such code uses
+    np.random.seed(seed % 2**32)  # NumPy's legacy generator, which such code uses
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Every architecture that classifies text, through the engine: it learns, however cut, resumes, evaluates, predicts."""
+"""Every architecture that classifies text, through the engine: it learns, in any micro-batches, and resumes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from support import zoo
 from support.runs import SPECIAL, WORDS, StopAfter, assert_same_run, logged_rows, run_training, write_reviews
+from support.task_settings import settings_of
 from support.tiny_models import config_folder
 
 import models
@@ -20,7 +21,7 @@ KINDS = [name for name in zoo.ZOO if HEAD in models.ARCHITECTURES[name].heads]
 
 @pytest.fixture(params=KINDS)
 def checkpoint(request, tmp_path, checkpoint_folder) -> Path:
-    """A random tiny checkpoint of each architecture, with conftest's tokenizer."""
+    """Return a random tiny checkpoint of each architecture, with conftest's tokenizer."""
     vocabulary = {"vocab_size": len(WORDS) + len(SPECIAL), "pad_token_id": 0}
     positions = {"max_position_embeddings": 40, "n_positions": 40}
     fields = {k: v for k, v in positions.items() if k in zoo.ZOO[request.param].fields}
@@ -30,7 +31,7 @@ def checkpoint(request, tmp_path, checkpoint_folder) -> Path:
     return folder
 
 
-def test_it_learns_sixteen_examples_by_heart(tiny, tmp_path, checkpoint):
+def test_architecture_learns_sixteen_examples_by_heart(tiny, tmp_path, checkpoint):
     few = str(write_reviews(tmp_path / "few.jsonl", 16))
     changes = {"model.name": str(checkpoint), "model.pooling": "", "model.dropout.all": 0.0, "optim.lr": 3e-3}
     changes |= {"data.train": few, "data.validation": few, "train.max_steps": 120, "eval.every_steps": 120}
@@ -39,32 +40,33 @@ def test_it_learns_sixteen_examples_by_heart(tiny, tmp_path, checkpoint):
     assert [row["loss"] for row in logged_rows(tiny().run.folder) if "lr" in row][-1] < 0.05
 
 
-def test_p01_the_cut_changes_neither_loss_nor_gradient(tiny, checkpoint):
+def test_p01_micro_batches_change_no_gradient(tiny, checkpoint):
     config = tiny(**{"model.name": str(checkpoint)})
     task = TASKS["text-classification"]
-    rows, _, _, labels = read_training_data(task, config.data, 0)
+    settings = settings_of(config)
+    rows, _, _, labels = read_training_data(task, settings, 0)
     model = models.from_pretrained(checkpoint, head=HEAD, labels=labels, dropout=0.0).double().train()
-    examples = task.encode(rows, load_tokenizer(checkpoint), config.data, labels, True)
+    examples = task.encode(rows, load_tokenizer(checkpoint), settings, labels, True)
 
-    def gradients(*cuts):
+    def gradients(*limits_of_ranks):
         model.zero_grad()
-        groups = [next(training_steps(examples, 16, 0, cut)) for cut in cuts]
-        for batch in (batch for group in groups for batch in group):
-            (model(batch).loss_sum / 16).backward()
+        for limits in limits_of_ranks:
+            for batch in next(training_steps(examples, 16, 0, limits)):
+                (model(batch).loss_sum / 16).backward()
         return [p.grad.clone() for p in model.parameters()]
 
     whole = gradients(MicroBatching())
     scale = max(gradient.abs().max() for gradient in whole)
-    for cuts in (
+    for limits_of_ranks in (
         [MicroBatching(max_examples=1)],
         [MicroBatching(max_tokens=50)],
         [MicroBatching(max_examples=5, rank=r, world_size=2) for r in (0, 1)],
     ):
-        for found, expected in zip(gradients(*cuts), whole, strict=True):
+        for found, expected in zip(gradients(*limits_of_ranks), whole, strict=True):
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-12 * scale.item())
 
 
-def test_p04_it_resumes_bit_for_bit_with_dropout(tiny, tmp_path, checkpoint):
+def test_p04_architecture_resumes_bit_for_bit_with_dropout(tiny, tmp_path, checkpoint):
     changes = {
         "model.name": str(checkpoint),
         "model.pooling": "",
@@ -73,7 +75,7 @@ def test_p04_it_resumes_bit_for_bit_with_dropout(tiny, tmp_path, checkpoint):
     }
     changes |= {"train.max_steps": 8, "eval.every_steps": 4, "train.micro_batch_size": 5}
     run_training(tiny(**changes | {"run.folder": str(tmp_path / "whole")}))
-    cut = changes | {"run.folder": str(tmp_path / "cut")}
-    assert run_training(tiny(**cut), StopAfter(5)) is None
-    run_training(tiny(**cut | {"run.resume": "yes"}))
-    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+    stopped = changes | {"run.folder": str(tmp_path / "stopped")}
+    assert run_training(tiny(**stopped), StopAfter(5)) is None
+    run_training(tiny(**stopped | {"run.resume": "yes"}))
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")

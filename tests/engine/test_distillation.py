@@ -1,4 +1,4 @@
-"""A teacher's logits: what is read, what is refused, and that a student learns from what engine.predict writes."""
+"""The logits of a teacher: reading them, refusing bad files, and a student that learns from engine.predict's output."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ def row(name: object, *logits: float) -> dict:
     return {"id": name, "logits": dict(zip(LABELS, logits, strict=True))}
 
 
-def test_rows_are_in_the_order_of_the_ids_and_columns_in_that_of_the_labels(tmp_path):
-    """Whatever the order of the file; a list is in that of the labels; other ids and columns are left out."""
+def test_teacher_logits_follow_the_order_of_ids_and_labels(tmp_path):
+    """The file's order does not matter; a list is in the order of the labels; other ids and columns are ignored."""
     backwards = {"id": "c", "label": "x", "logits": {"positive": 9, "neutral": 8.25, "negative": -7e-3}}
-    path = write(tmp_path / "teacher.jsonl", backwards, {"id": 2, "logits": [4, 5, 6.5]}, row("held out", 0, 0, 0), "")
+    path = write(
+        tmp_path / "teacher.jsonl", backwards, {"id": 2, "logits": [4, 5, 6.5]}, row("validation", 0, 0, 0), ""
+    )
     expected = torch.tensor([[4, 5, 6.5], [-7e-3, 8.25, 9]])
     found = read_teacher(str(path), ["2", "c"], LABELS)
     assert found.dtype == torch.float32
@@ -60,14 +62,14 @@ BAD = {
 
 
 @pytest.mark.parametrize("line", BAD)
-def test_f13_a_bad_line_is_named_with_its_reason(tmp_path, line):
+def test_f13_bad_teacher_line_is_named_with_its_reason(tmp_path, line):
     path = write(tmp_path / "teacher.jsonl", row("first", 1, 2, 3), "", line)
     with pytest.raises(DataError) as raised:
         read_teacher(str(path), ["first"], LABELS)
     assert str(raised.value) == f"{path}:3: {BAD[line]}"
 
 
-def test_f13_all_bad_lines_are_one_error_in_their_order(tmp_path):
+def test_f13_bad_teacher_lines_are_one_error_in_their_order(tmp_path):
     path = write(tmp_path / "teacher.jsonl", row("first", 1, 2, 3), *BAD)
     with pytest.raises(DataError) as raised:
         read_teacher(str(path), ["nobody"], LABELS)
@@ -75,7 +77,7 @@ def test_f13_all_bad_lines_are_one_error_in_their_order(tmp_path):
     assert [line.split(":")[1] for line in lines] == [str(i + 2) for i in range(len(BAD))]
 
 
-def test_training_examples_that_the_teacher_has_not_seen_are_counted_and_the_first_is_named(tmp_path):
+def test_training_examples_unknown_to_the_teacher_are_counted(tmp_path):
     path = write(tmp_path / "teacher.jsonl", row("b", 1, 2, 3))
     with pytest.raises(DataError) as raised:
         read_teacher(str(path), ["b", "d", "c"], LABELS)
@@ -86,7 +88,7 @@ def test_training_examples_that_the_teacher_has_not_seen_are_counted_and_the_fir
 
 
 @pytest.mark.parametrize("name", ["nowhere.jsonl", "empty.jsonl"])
-def test_a_file_without_rows_is_an_error(tmp_path, name):
+def test_teacher_file_without_rows_is_an_error(tmp_path, name):
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(DataError, match=f"{name}: no"):
         read_teacher(str(tmp_path / name), ["a"], LABELS)
@@ -97,7 +99,7 @@ def test_a_file_without_rows_is_an_error(tmp_path, name):
 
 @pytest.fixture(scope="module")
 def taught(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
-    """(the recipe of a teacher that has learnt something, its predictions of the training file)."""
+    """Return (the recipe of a teacher that has learnt something, its predictions of the training file)."""
     folder = tmp_path_factory.mktemp("taught")
     reviews = write_reviews(folder / "reviews.jsonl", 120)
     cfg = tiny_config(checkpoint_folder, reviews, folder / "run", {"optim.lr": 3e-3, "train.max_steps": 40})
@@ -107,7 +109,7 @@ def taught(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return cfg, output
 
 
-def test_predictions_are_a_teachers_file_that_gives_its_logits_back(taught):
+def test_predictions_are_a_teacher_file_with_its_logits(taught):
     _, file = taught
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     ids = [line["id"] for line in lines][::-1]
@@ -119,7 +121,7 @@ def test_predictions_are_a_teachers_file_that_gives_its_logits_back(taught):
 
 
 def disagreement(cfg: Config, teacher: Path, output: Path) -> float:
-    """Mean KL(teacher || model) over the training file, of the weights at the end of a run."""
+    """Return the mean KL(teacher || model) over the training file, for the weights at the end of a run."""
     last = Path(cfg.run.folder) / "last"
     assert predict.main([str(last), "--input", cfg.data.train, "--output", str(output)]) == 0
     ids = [json.loads(line)["id"] for line in teacher.read_text().splitlines()]
@@ -127,25 +129,25 @@ def disagreement(cfg: Config, teacher: Path, output: Path) -> float:
     return F.kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), log_target=True, reduction="batchmean").item()
 
 
-def test_a_student_moves_towards_its_teacher_and_only_with_distillation(taught, tmp_path):
-    """The labels of the student's file are noise, so that all that it can learn is the teacher's."""
+def test_student_approaches_its_teacher_only_by_distillation(taught, tmp_path):
+    """The labels of the student's file are noise, so it can learn from the teacher only."""
     cfg, teacher = taught
     rows = [json.loads(line) for line in Path(cfg.data.train).read_text().splitlines()]
     noise = [{**row, "label": ("negative", "positive")[i // 2 % 2]} for i, row in enumerate(rows)]
     changes = {"data.train": str(write(tmp_path / "noise.jsonl", *noise)), "model.dropout.all": 0.0}
-    apart = {}
+    divergence = {}
     for share in (0.0, 0.5, 1.0):
         given = {"data.teacher_file": str(teacher), "regularize.distillation_temperature": 2.0} if share else {}
         student = override(
             cfg, {"run.folder": str(tmp_path / f"{share}"), "regularize.distillation_weight": share, **changes, **given}
         )
         run_training(student)
-        apart[share] = disagreement(student, teacher, tmp_path / f"{share}.jsonl")
-    assert apart[1.0] < apart[0.5] < apart[0.0]
-    assert apart[1.0] < 0.1 * apart[0.0]
+        divergence[share] = disagreement(student, teacher, tmp_path / f"{share}.jsonl")
+    assert divergence[1.0] < divergence[0.5] < divergence[0.0]
+    assert divergence[1.0] < 0.1 * divergence[0.0]
 
 
-def test_a_teacher_that_has_not_seen_the_training_file_is_found_before_anything_is_trained(taught, tmp_path):
+def test_teacher_of_other_examples_is_refused_before_training(taught, tmp_path):
     cfg, teacher = taught
     few = tmp_path / "few.jsonl"
     few.write_text("".join(teacher.read_text().splitlines(keepends=True)[:50]))

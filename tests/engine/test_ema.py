@@ -1,4 +1,4 @@
-"""The average of the weights: its formula, what is evaluated and saved, and what stays as it was."""
+"""The average of the weights: its formula, its use in evaluation and checkpoints, and that training ignores it."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from engine.ema import Ema
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.99])
-def test_the_average_is_the_weighted_sum_of_all_weights_there_were(decay):
-    """In fp64, unrolled: each step's weights count 1 - d of that step times the d of all later ones."""
+def test_average_is_the_weighted_sum_of_all_earlier_weights(decay):
+    """In fp64: the weights of a step count 1 - d of that step times the d of all later steps."""
     torch.manual_seed(0)
     model = nn.Linear(3, 2).double()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    ema, seen = Ema(optimizer, decay), []
+    ema, history = Ema(optimizer, decay), []
     for step in range(1, 8):
         model(torch.randn(4, 3, dtype=torch.float64)).square().sum().backward()
         optimizer.step()
         ema.update_(step)
-        seen.append(model.weight.detach().clone())
+        history.append(model.weight.detach().clone())
     rates = [min(decay, (1 + step) / (10 + step)) for step in range(1, 8)]
     shares = [(1 - rates[i]) * math.prod(rates[i + 1 :]) for i in range(7)]
     shares[0] = math.prod(rates[1:])  # the first weights are the first average
-    expected = sum(share * weight for share, weight in zip(shares, seen, strict=True))
+    expected = sum(share * weight for share, weight in zip(shares, history, strict=True))
     last = model.weight.detach().clone()
     with ema.in_place_of_weights():
         torch.testing.assert_close(model.weight.detach(), expected, rtol=1e-12, atol=1e-12)
@@ -36,7 +36,7 @@ def test_the_average_is_the_weighted_sum_of_all_weights_there_were(decay):
     torch.testing.assert_close(optimizer.state[model.weight]["average"], expected, rtol=1e-12, atol=1e-12)
 
 
-def test_weights_come_back_when_what_is_done_with_the_average_fails():
+def test_weights_are_restored_after_an_error():
     model = nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     ema = Ema(optimizer, 0.9)
@@ -56,7 +56,7 @@ def test_weights_come_back_when_what_is_done_with_the_average_fails():
     assert torch.equal(model.weight, last)
 
 
-def test_the_average_is_what_is_evaluated_and_saved_and_training_does_not_notice(tiny, tmp_path):
+def test_average_is_evaluated_and_saved_and_training_is_the_same(tiny, tmp_path):
     plain, averaged = (
         tiny(**{"run.folder": str(tmp_path / name), "regularize.ema_decay": decay, "eval.every_steps": 20})
         for name, decay in (("plain", 0.0), ("averaged", 0.9))

@@ -1,4 +1,4 @@
-"""What only a GPU can show: the same run as on the CPU, mixed precision, exact resume, ranks over NCCL."""
+"""Tests that need a GPU: the same run as on the CPU, mixed precision, exact resume, ranks over NCCL."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from engine.distributed import Ranks
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 GPU = Ranks(rank=0, world_size=1, device=torch.device("cuda", 0))
+VARIANTS = {"whole": {}, "micro": {"train.micro_batch_size": 3}, "workers": {"data.num_workers": 2}}
 
 
 @pytest.fixture
 def on_gpu(checkpoint_folder, reviews, tmp_path):
-    """on_gpu(name, **settings): a tiny run on the GPU in its own folder; returns its logged rows."""
+    """Return on_gpu(name, **settings), which trains a tiny run on the GPU in its own folder and returns its log."""
 
     def run(name, stop=None, **changes):
         folder = tmp_path / name
@@ -39,18 +40,18 @@ def on_gpu(checkpoint_folder, reviews, tmp_path):
     return run
 
 
-def test_p01_a_run_is_the_cpus_however_cut(on_gpu, tiny):
+def test_p01_gpu_run_equals_the_cpus_in_any_micro_batches(on_gpu, tiny):
     changes = {"model.dropout.all": 0.0, "train.max_steps": 8}
     run_training(tiny(**changes))
     expected = [row["loss"] for row in logged_rows(tiny().run.folder) if "lr" in row]
-    for name, cut in {"whole": {}, "micro": {"train.micro_batch_size": 3}, "workers": {"data.num_workers": 2}}.items():
-        found = [row["loss"] for row in on_gpu(name, **changes | cut)]
+    for name, machine in VARIANTS.items():
+        found = [row["loss"] for row in on_gpu(name, **changes | machine)]
         assert found == pytest.approx(expected, rel=1e-3)
         assert found[0] == pytest.approx(expected[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_mixed_precision_learns_beside_fp32(on_gpu, precision):
+def test_mixed_precision_learns_as_fp32(on_gpu, precision):
     changes = {"model.dropout.all": 0.0, "train.max_steps": 50, "optim.lr": 3e-3}
     fp32 = [row["loss"] for row in on_gpu("fp32", **changes)]
     mixed = [row["loss"] for row in on_gpu(precision, **changes | {"train.precision": precision})]
@@ -59,12 +60,12 @@ def test_mixed_precision_learns_beside_fp32(on_gpu, precision):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_p04_stopped_and_resumed_is_never_stopped(on_gpu, tmp_path, precision):
+def test_p04_resumed_gpu_run_equals_the_uninterrupted_one(on_gpu, tmp_path, precision):
     changes = {"train.precision": precision, "model.dropout.all": 0.1, "train.micro_batch_size": 5}
     on_gpu("whole", **changes)
-    on_gpu("cut", StopAfter(7), **changes)
-    on_gpu("cut", **changes | {"run.resume": "yes"})
-    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+    on_gpu("stopped", StopAfter(7), **changes)
+    on_gpu("stopped", **changes | {"run.resume": "yes"})
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")

@@ -1,4 +1,4 @@
-"""Gradual unfreezing: what is trained in each step, and that the rest is neither computed nor moved."""
+"""Gradual unfreezing: which parameters are trained in each step, and that the others do not change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.tiny_models import scratch
 
 import models
 from engine.config import ConfigError
-from engine.regularize import Unfreezing
+from engine.regularize import GradualUnfreezing
 
 
 def trained(model: torch.nn.Module) -> set[str]:
@@ -20,10 +20,10 @@ def trained(model: torch.nn.Module) -> set[str]:
 
 
 @pytest.mark.parametrize(("model_type", "head"), [("bert", "sequence-classification"), ("gpt2", "causal-lm")])
-def test_one_layer_more_at_a_time_from_the_top(tmp_path, model_type, head):
+def test_unfreezing_adds_one_layer_at_a_time_from_the_top(tmp_path, model_type, head):
     model = scratch(tmp_path, model_type, head)
     everything = trained(model)
-    unfreezing = Unfreezing(model, 3, 100)
+    unfreezing = GradualUnfreezing(model, 3, 100)
     changes = [step for step in range(20) if unfreezing.set_(step)]
     layers = len(model.backbone.layers)
     assert changes == [0, *range(3, 3 * (layers + 2), 3)]
@@ -32,21 +32,21 @@ def test_one_layer_more_at_a_time_from_the_top(tmp_path, model_type, head):
     for count in range(1, layers + 1):
         before = trained(model)
         unfreezing.set_(3 * count)
-        joined = trained(model) - before
-        assert joined
-        assert all(name.startswith(f"backbone.layers.{layers - count}.") for name in joined)
+        added = trained(model) - before
+        assert added
+        assert all(name.startswith(f"backbone.layers.{layers - count}.") for name in added)
     unfreezing.set_(3 * layers + 3)
     assert trained(model) == everything
-    assert unfreezing.set_(4) is True  # a pure function of the step: it goes back as well
+    assert unfreezing.set_(4) is True  # a pure function of the step, so it also goes back
     assert unfreezing.set_(5) is False
 
 
-def test_what_is_frozen_for_good_stays_so_and_has_no_turn(tmp_path):
+def test_frozen_layer_stays_frozen_and_takes_no_turn(tmp_path):
     model = scratch(tmp_path, "bert", "sequence-classification")
     top = len(model.backbone.layers) - 1
     models.freeze(model, ["backbone.*embedding*", f"backbone.layers.{top}.*"])
     wanted = trained(model)
-    unfreezing = Unfreezing(model, 3, 100)
+    unfreezing = GradualUnfreezing(model, 3, 100)
     unfreezing.set_(0)
     assert all(name.startswith("head.") for name in trained(model))
     unfreezing.set_(3)  # the layer below the frozen one is the second part
@@ -55,8 +55,8 @@ def test_what_is_frozen_for_good_stays_so_and_has_no_turn(tmp_path):
     assert trained(model) == wanted
 
 
-def test_a_stage_is_the_run_with_the_rest_frozen(tiny, tmp_path):
-    """Up to the second stage the losses are those of model.freeze, to the bit."""
+def test_first_stage_equals_a_run_with_the_backbone_frozen(tiny, tmp_path):
+    """Until the second stage the losses equal those with model.freeze, bit for bit."""
     gradual = tiny(**{"model.gradual_unfreezing": 5, "run.folder": str(tmp_path / "gradual")})
     frozen = tiny(**{"model.freeze": ("backbone.*",), "run.folder": str(tmp_path / "frozen")})
     run_training(gradual)
@@ -64,11 +64,11 @@ def test_a_stage_is_the_run_with_the_rest_frozen(tiny, tmp_path):
     ours, theirs = (
         [row["loss"] for row in logged_rows(config.run.folder) if "lr" in row] for config in (gradual, frozen)
     )
-    assert ours[:6] == theirs[:6]  # the loss of step 6 is of the weights after five
+    assert ours[:6] == theirs[:6]  # step 6 has the weights after five steps
     assert ours[6:] != theirs[6:]
 
 
-def test_each_weight_takes_the_steps_from_its_turn_on(tiny):
+def test_weight_takes_the_steps_from_its_turn_on(tiny):
     config = tiny(**{"model.gradual_unfreezing": 5})
     run_training(config)
     state = load_file(Path(config.run.folder) / "last" / "optimizer.safetensors")
@@ -79,6 +79,6 @@ def test_each_weight_takes_the_steps_from_its_turn_on(tiny):
 
 def test_more_stages_than_steps_are_refused(tiny):
     with pytest.raises(
-        ConfigError, match=r"model\.unfreeze = 0\.4: 4 parts of this model, one every 8 steps, are more"
+        ConfigError, match=r"model\.gradual_unfreezing = 0\.4: 4 parts of this model, one every 8 steps, are more"
     ):
         run_training(tiny(**{"model.gradual_unfreezing": 0.4}))

@@ -1,4 +1,4 @@
-"""The rates of a run's log, and what it needs."""
+"""The log of a run: its rates, TensorBoard, and the evaluation of training examples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine import log as logs
 from engine.config import ConfigError
 
 
-def test_the_time_of_an_evaluation_and_a_checkpoint_is_left_out_and_nothing_else(tmp_path, monkeypatch):
+def test_rates_leave_out_only_evaluation_and_saving(tmp_path, monkeypatch):
     now = SimpleNamespace(seconds=100.0)
     monkeypatch.setattr(logs, "time", SimpleNamespace(perf_counter=lambda: now.seconds))
     log = logs.RunLog(tmp_path, CPU, start=0, total=8, tensorboard=False)
@@ -21,25 +21,25 @@ def test_the_time_of_an_evaluation_and_a_checkpoint_is_left_out_and_nothing_else
     def steps(numbers):
         for step in numbers:
             now.seconds += 2
-            log.count(step, samples=8, tokens=100, waited=0.5)
+            log.count_step(step, samples=8, tokens=100, waited=0.5)
 
     def evaluation(step):
         now.seconds += 30
-        log.evaluation(step, {"accuracy": 1.0}, {}, True, seconds=30)
-        now.seconds += 50  # to save
+        log.log_evaluation(step, {"accuracy": 1.0}, {}, True, seconds=30)
+        now.seconds += 50  # of saving
         log.restart_clock()
 
     steps([1, 2])
-    evaluation(2)  # before the first line
+    evaluation(2)  # before the first training line
     steps([3])
     evaluation(3)
     steps([4])
-    log.train(4, 0.5, 1e-3, 1.0, {})
-    evaluation(4)  # right after a line
+    log.log_step(4, 0.5, 1e-3, 1.0, {})
+    evaluation(4)  # right after a training line
     steps([5, 6])
-    log.train(6, 0.5, 1e-3, 1.0, {})
+    log.log_step(6, 0.5, 1e-3, 1.0, {})
     steps([7, 8])
-    log.train(8, 0.5, 1e-3, 1.0, {})
+    log.log_step(8, 0.5, 1e-3, 1.0, {})
     log.close()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "loss" in row]
@@ -49,7 +49,7 @@ def test_the_time_of_an_evaluation_and_a_checkpoint_is_left_out_and_nothing_else
 
 
 @pytest.mark.parametrize("dry", [False, True])
-def test_tensorboard_that_is_missing_is_found_before_any_file_is_read(tiny, monkeypatch, dry):
+def test_missing_tensorboard_is_found_before_any_file_is_read(tiny, monkeypatch, dry):
     original = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *more: None if name == "tensorboard" else original(name, *more)
@@ -59,7 +59,7 @@ def test_tensorboard_that_is_missing_is_found_before_any_file_is_read(tiny, monk
         run_training(config)
 
 
-def test_training_examples_are_evaluated_beside_the_others_where_that_is_asked_for(tiny, capsys):
+def test_training_examples_are_evaluated_if_the_recipe_says_so(tiny, capsys):
     config = tiny(**{"eval.train_subset_size": 30, "data.max_train_examples": 60})
     run_training(config)
     rows = [row for row in logged_rows(config.run.folder) if "evaluation" in row]
@@ -73,4 +73,4 @@ def test_training_examples_are_evaluated_beside_the_others_where_that_is_asked_f
     run_training(plain)
     assert [{k: v for k, v in row.items() if k != "training"} for row in logged_rows(config.run.folder)] == logged_rows(
         plain.run.folder
-    )  # which changes nothing else
+    )  # nothing else changes

@@ -1,8 +1,7 @@
-"""The loss of 30 steps, for every row of TASKS: ours against a plain loop around transformers' model.
+"""The loss of 30 steps for every task of TASKS: engine/train.py against a plain loop around transformers' model.
 
-Theirs is what one would write by hand: one padded batch a step, AdamW, a linear schedule with warm-up, clipping. Ours
-is the loop of engine/train.py, in micro-batches of packed texts. Both begin with the same weights and see the same
-examples in each step.
+The plain loop takes one padded batch a step, with AdamW, a linear schedule with warm-up, and clipping. The engine takes
+micro-batches of packed texts. Both start with the same weights and see the same examples in each step.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from support.runs import run_training
 from support.task_data import kind_of, write
+from support.task_settings import settings_of
 from support.zoo import oracle_inputs, run_oracle
 from torch import Tensor, nn
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.oracle
 
 
 class Relations(nn.Module):
-    """What transformers has no class for: two marked places of BERT's last layer, side by side, to classes."""
+    """Relation classification, which transformers has no class for: BERT's last layer at two markers, concatenated."""
 
     def __init__(self, encoder: Any, head: dict[str, Tensor]):
         super().__init__()
@@ -51,7 +51,7 @@ class Relations(nn.Module):
 
 
 def begin(task: str, folder: Path) -> tuple[Config, Examples, Any]:
-    """(the recipe; its training examples; transformers' model) from the same folder of weights."""
+    """Return (the recipe, its training examples, transformers' model), with weights from one folder."""
     transformers = pytest.importorskip("transformers")
     settings = write(task, folder)
     scratch, start, row = Path(settings["model.name"]), folder / "start", TASKS[task]
@@ -70,33 +70,33 @@ def begin(task: str, folder: Path) -> tuple[Config, Examples, Any]:
         "optim.weight_decay": DECAY,
         "eval.every_steps": 1_000,
     }
-    if row.head.endswith("-lm"):
+    if models.HEADS[row.head].is_language_model:
         changes.pop("model.dropout.all")
         changes |= {f"model.dropout.{site}": 0.0 for site in ("embedding", "attention", "hidden")}
     config = configs.override(Config(), settings | changes)
     configs.check(config)
-    data = row.columns.fill(config.data)
-    rows = row.read(data.train, data, True)
-    labels = row.find_labels(data.train, rows, data)
+    data = settings_of(config)
+    rows = row.read(data.data.train, data, True)
+    labels = row.find_labels(data.data.train, rows, data)
 
     model = models.from_pretrained(
         scratch, head=row.head, labels=labels or None, problem=row.problem, init="scratch", seed=SEED
     )
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
-        for parameter in model.parameters():  # none begins at zero or one, where mistakes do not show
+        for parameter in model.parameters():  # none starts at zero or one, where mistakes would not show
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     models.save_pretrained(model, start)
     copy_tokenizer(scratch, start)
     class_of = getattr(transformers, models.ARCHITECTURES[kind_of(task).model_type].heads[row.head])
-    oracle = class_of.from_pretrained(start).eval()  # which is without dropout
+    oracle = class_of.from_pretrained(start).eval()  # without dropout
     if row.head == "relation-classification":
         oracle = Relations(oracle, load_file(start / "model.safetensors"))
-    return config, row.encode(rows, row.load(start), data, model.labels, True), oracle
+    return config, row.encode(rows, row.load_processor(start), data, model.labels, True), oracle
 
 
 def plain_loop(task: str, examples: Examples, oracle: Any) -> list[float]:
-    """The loss of each step."""
+    """Return the loss of each step."""
     decayed = [p for p in oracle.parameters() if p.ndim > 1]
     others = [p for p in oracle.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
@@ -125,15 +125,15 @@ def plain_loop(task: str, examples: Examples, oracle: Any) -> list[float]:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_loss_of_30_steps_is_that_of_a_plain_loop_around_transformers(task, tmp_path):
+def test_loss_of_30_steps_equals_a_plain_loops(task, tmp_path):
     config, examples, oracle = begin(task, tmp_path)
     assert run_training(config) is not None
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     ours = [line["loss"] for line in lines if "loss" in line]
     theirs = plain_loop(task, examples, oracle)
     assert len(ours) == len(theirs) == STEPS
-    # AdamW divides by the size of a gradient, so what the processor rounds otherwise grows from step to step.
-    apart = [abs(a / b - 1) for a, b in zip(ours, theirs, strict=True)]
-    assert max(apart[:10]) < 1e-5
-    assert max(apart) < 5e-4
-    assert ours[-1] < 0.9 * ours[0]  # something was learned, so the curves could have parted
+    # AdamW divides by the size of a gradient, so that a difference in rounding grows from step to step.
+    differences = [abs(a / b - 1) for a, b in zip(ours, theirs, strict=True)]
+    assert max(differences[:10]) < 1e-5
+    assert max(differences) < 5e-4
+    assert ours[-1] < 0.9 * ours[0]  # something was learned, so the curves could have diverged

@@ -191,7 +191,9 @@ def test_p20_out_of_memory_on_one_of_several_ranks_says_how_to_go_on():
     error = torch.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(TrainingError, match=r"of rank 1; go on .* with --resume --train.micro_batch_tokens=150"):
         fit.halve_micro_batches(MicroBatching(), [Batch()], error, 6, ranks)
-    assert fit.halve_micro_batches(MicroBatching(max_examples=4), [Batch()], error, 6, CPU) == MicroBatching(max_tokens=150)
+    assert fit.halve_micro_batches(MicroBatching(max_examples=4), [Batch()], error, 6, CPU) == MicroBatching(
+        max_tokens=150
+    )
 
 
 # what is free
