@@ -3,8 +3,10 @@
 from data.batch import IGNORE_INDEX, Batch, totals
 from data.errors import DataError
 from data.examples import TextExamples
-from data.formats.rows import Row, read_rows, sample_rows, split_rows
+from data.formats.rows import read_rows
 from data.loader import Examples, MicroBatching, evaluation_batches, steps_per_epoch, training_steps
+from data.row import Row
+from data.split import sample_rows, split_rows
 from data.tokenizers.load import copy_tokenizer, load_tokenizer
 
 __all__ = [

@@ -1,8 +1,8 @@
-"""Texts for a causal language model: every token is predicted from those before it, from the first to the end of text.
+"""Texts for a causal language model: every token is predicted from those before it, up to the end-of-text token.
 
 A text is read behind an end-of-text token and is itself followed by one (as in GPT-2's training data: Radford et al.
-2019), so that its first token and its end are predicted like all others. Nothing is masked by what an id is: a pad that
-is also the end of text, as GPT-2 has it, still leaves every end a target.
+2019), so that its first token and its end are predicted like all others. No target is ignored because of its id: a
+padding token that is also the end of text, as in GPT-2, leaves every end a target.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from data import text_classification as text
 from data.errors import DataError, ErrorList
 from data.examples import TextExamples, count_notes
-from data.formats import rows as readers
-from data.formats.rows import Row
+from data.formats.memory import is_in_memory
+from data.formats.rows import locate, read_rows
+from data.formats.text import read_lines
+from data.row import Row
+from data.text_classification import check_texts, in_chunks
 
-END_TOKENS = ("<|endoftext|>", "</s>", "<eos>", "[SEP]")  # of GPT-2; of others; of GPT-2 with BERT's vocabulary
+END_TOKENS = ("<|endoftext|>", "</s>", "<eos>", "[SEP]")  # GPT-2; others; GPT-2 with BERT's vocabulary
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class PromptRecord:
 
 
 def end_token(tokenizer: Tokenizer) -> int:
-    """The id of the token that ends a text: the first of END_TOKENS that the vocabulary has; DataError for none."""
+    """Return the id of the token that ends a text: the first of END_TOKENS in the vocabulary; DataError for none."""
     for token in END_TOKENS:
         if (found := tokenizer.token_to_id(token)) is not None:
             return found
@@ -57,48 +59,33 @@ def read_texts(
     format: str = "auto",
     may_be_empty: bool = False,
 ) -> list[Row]:
-    """Rows with a text in `column`: from .jsonl, .csv and .tsv, or one a non-empty line of a .txt (format text).
+    """Return rows with a text in `column`: of a file of rows, or of the non-empty lines of a .txt (format text).
 
-    may_be_empty: the texts are prompts, and an empty one is continued too. DataError with all the bad lines.
+    may_be_empty: the texts are prompts, and an empty one is continued too. Raises one DataError with all bad lines.
     """
     errors = ErrorList()
-    if format == "text" or (format == "auto" and readers.locate(name).suffix.lower() == ".txt"):
+    is_text = format == "text" or (format == "auto" and locate(name).suffix.lower() == ".txt")
+    if is_text and not is_in_memory(name):
         if group:
             raise DataError(
-                f"{name}: lines of text have no column {group!r}; drop data.group_column, or give a .jsonl file"
+                f"{name}: lines of text have no column {group!r}; leave data.group_column out, or give a .jsonl file"
             )
-        rows = _read_lines(name, column, errors)
+        rows = read_lines(name, column, errors)
     else:
-        rows = readers.read_rows(name, [column, *([group] if group else [])], id_column, errors, format)
+        rows = read_rows(name, [column, *([group] if group else [])], id_column, errors, format)
     checked = [row for row in rows if not (may_be_empty and row.values[column] == "")]
-    text.check_rows(name, checked, [column], "", errors)
+    check_texts(name, checked, [column], "", errors)
     errors.raise_if_any()
-    return rows
-
-
-def _read_lines(name: str, column: str, errors: ErrorList) -> list[Row]:
-    path = readers.locate(name)
-    rows: list[Row] = []
-    try:
-        for line, content in readers.clean_lines(path, errors):
-            if content.strip():
-                rows.append(Row(str(len(rows) + 1), line, {column: content}))
-    except FileNotFoundError:
-        raise DataError(f"{name}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read: {error.strerror}") from None
-    if not rows and not errors:
-        raise DataError(f"{name}: no lines of text")
     return rows
 
 
 def encode_language(
     rows: Sequence[Row], tokenizer: Tokenizer, *, column: str = "text", max_length: int, concatenate: bool = False
 ) -> TextExamples[LanguageModelRecord]:
-    """Examples of at most max_length tokens in which each token of each text, and its end, is a target exactly once.
+    """Return examples of at most max_length tokens. Each token of each text, and its end, is a target exactly once.
 
-    A longer text goes on in further examples, `7#2` and so on, whose first input is the last target of the one before.
-    concatenate: all texts make one, end to end, which is split into blocks of max_length tokens.
+    A longer text continues in further examples, with ids `7#2` and so on, whose first input is the last target of the
+    example before. concatenate: all texts make one, end to end, which is split into blocks of max_length tokens.
     """
     end = end_token(tokenizer)
     targets, sizes = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
@@ -108,7 +95,7 @@ def encode_language(
         sizes.append(bytes_of_tokens(content, encoding))
         counts.append(len(encoding.ids) + 1)
     labels = np.concatenate(targets)
-    inputs = np.concatenate([[end], labels])[:-1].astype(np.int32)  # the target before; each text's last one is the end
+    inputs = np.concatenate([[end], labels])[:-1].astype(np.int32)  # the target before; a text ends with the end token
     begins, ids = [], []
     if concatenate:
         begins = list(range(0, len(labels), max_length))
@@ -121,7 +108,7 @@ def encode_language(
             ids += [row.id, *(f"{row.id}#{i}" for i in range(2, len(pieces) + 1))]
             start += count
     offsets = np.array([*begins, len(labels)], dtype=np.int64)
-    spent = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
+    bytes_before = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
     return TextExamples(
         input_ids=inputs,
         token_type_ids=np.zeros(len(inputs), dtype=np.uint8),
@@ -130,7 +117,7 @@ def encode_language(
         token_labels=labels,
         ids=ids,
         truncated=0,
-        record=LanguageModelRecord(tokenizer, end, np.diff(spent[offsets])),
+        record=LanguageModelRecord(tokenizer, end, np.diff(bytes_before[offsets])),
     )
 
 
@@ -163,25 +150,25 @@ def pack_prompts(
 
 
 def note_dropped(num_dropped: np.ndarray) -> tuple[str, ...]:
-    """Return the note about prompts that lost tokens; num_dropped: (N,) of each."""
+    """Return the note about prompts that lost tokens; num_dropped: (N,) tokens that each lost."""
     return count_notes((int(np.count_nonzero(num_dropped)), "prompt", "truncated to its last data.max_length tokens"))
 
 
 def encodings(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[tuple[str, Encoding]]:
-    """Each text with its tokens, without special ones around it; a chunk of them in memory at a time."""
-    for chunk in text.in_chunks(texts):
+    """Yield each text with its tokens, without special ones around it; only a chunk of them is in memory at a time."""
+    for chunk in in_chunks(texts):
         yield from zip(chunk, tokenizer.encode_batch(chunk, add_special_tokens=False), strict=True)
 
 
 def bytes_of_tokens(content: str, encoding: Encoding) -> np.ndarray:
-    """(tokens + 1,) int64: the UTF-8 bytes of the text that each token and the end stand for; together all of them.
+    """Return (tokens + 1,) int64: the UTF-8 bytes of the text that each token, and the end, stands for.
 
-    What no token stands for belongs to the token before it, or to the first. Of a character in several tokens the last
-    one has the bytes.
+    The sum is all bytes of the text. Characters without a token belong to the token before, or to the first one. Of a
+    character in several tokens the last one has the bytes.
     """
     codes = np.frombuffer(content.encode("utf-32-le"), dtype=np.uint32)
     widths = 1 + (codes > 0x7F) + (codes > 0x7FF) + (codes > 0xFFFF)
-    before = np.concatenate([[0], np.cumsum(widths)])  # bytes before each character, and in all
+    before = np.concatenate([[0], np.cumsum(widths)])  # bytes before each character, and in total
     begins = np.array([begin for begin, _ in encoding.offsets], dtype=np.int64)
     if not len(begins):
         return before[-1:]

@@ -1,7 +1,7 @@
 """Conversations for a causal language model: the turns end to end, each followed by the end-of-text token.
 
-So DialoGPT reads them (Zhang et al. 2020, "DialoGPT", 3.1), which learns every turn; here only the assistant's replies
-and their ends are targets. A conversation that the assistant begins answers an empty turn.
+The format is that of DialoGPT (Zhang et al. 2020, "DialoGPT", 3.1), which learns every turn; here only the assistant's
+replies and their ends are targets. A conversation that the assistant begins answers an empty turn.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from data.causal_lm import (
 )
 from data.errors import DataError, ErrorList
 from data.examples import TextExamples, count_notes
-from data.formats.rows import Row, read_rows
+from data.formats.rows import read_rows
+from data.row import Row
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 
@@ -38,12 +39,15 @@ class Turn(NamedTuple):
 def read_dialogues(
     name: str, column: str, labelled: bool, *, group: str = "", id_column: str = "id", format: str = "auto"
 ) -> list[Row]:
-    """Rows whose `column` holds a conversation, as a list of Turns.
+    """Return rows whose `column` holds a conversation, as a list of Turns.
 
-    In the file it is a list of {"role": ..., "content": ...}, with the roles user and assistant in turn, after one of
-    the system if there is any; or a list of strings, the user's and the assistant's in turn. With labels its last turn
-    is the assistant's; without, a last turn of the assistant's is not read, since that is what is to be predicted.
-    DataError with all the bad lines, and for a file that can hold no lists.
+    In the file a conversation is
+    - a list of {"role": ..., "content": ...}, with the roles user and assistant in turn, perhaps after one turn of the
+      system; or
+    - a list of strings, the user's and the assistant's in turn.
+
+    With labels the last turn is the assistant's. Without labels a last turn of the assistant is dropped, since it is
+    what is to be predicted. Raises one DataError with all bad lines, also for a file that cannot hold lists.
     """
     errors = ErrorList()
     rows = read_rows(name, [column, *([group] if group else [])], id_column, errors, format)
@@ -57,7 +61,7 @@ def read_dialogues(
 
 
 def _turns(value: Any, column: str, labelled: bool) -> list[Turn]:
-    """A conversation, checked; DataError with the reason."""
+    """Return a checked conversation; DataError with the reason alone."""
     if not isinstance(value, list) or not value:
         raise DataError(f"{column!r} should be a list of turns, this is {value!r}")
     turns = [_turn(item, place, column) for place, item in enumerate(value)]
@@ -78,9 +82,11 @@ def _turns(value: Any, column: str, labelled: bool) -> list[Turn]:
 
 
 def _turn(item: Any, place: int, column: str) -> Turn:
-    """One turn, from a string or an object; place counts from 0."""
+    """Return one turn, of a string or an object; place counts from 0. DataError with the reason alone."""
     if isinstance(item, str):
         item = {"role": (USER, ASSISTANT)[place % 2], "content": item}
+    elif isinstance(item, Turn):  # of rows that this reader made, in memory
+        item = item._asdict()
     where = f"turn {place + 1} of {column!r}"
     if not isinstance(item, dict) or not {"role", "content"} <= item.keys():
         raise DataError(f'{where} should be a text or {{"role": ..., "content": ...}}, this is {item!r}')
@@ -96,34 +102,31 @@ def _turn(item: Any, place: int, column: str) -> Turn:
 def encode_dialogues(
     rows: Sequence[Row], tokenizer: Tokenizer, *, column: str = "messages", max_length: int, labelled: bool = True
 ) -> TextExamples[LanguageModelRecord] | TextExamples[PromptRecord]:
-    """One example a conversation, of at most max_length tokens.
+    """Return one example of at most max_length tokens for each conversation; prompts without labels.
 
-    A conversation that is longer loses its oldest exchanges, and if that is not enough the system's turn, then the
-    beginning of the last question, then the end of the last reply. Each that lost anything counts as truncated.
+    A longer conversation loses, until it fits:
+    1. its oldest exchanges,
+    2. the system's turn,
+    3. the beginning of the last question,
+    4. the end of the last reply.
+
+    Each that lost anything counts as truncated.
     """
     end = end_token(tokenizer)
     conversations = _encode_turns([row.values[column] for row in rows], tokenizer, end)
     ids = [row.id for row in rows]
     if not labelled:
-        prompts = [_flat(_fit(turns, 1, max_length), end)[0].tolist() for turns in conversations]
-        examples = pack_prompts(ids, prompts, tokenizer, max_length)
-        lost = np.array([_size(turns) for turns in conversations], dtype=np.int64) - examples.lengths
-        return replace(
-            examples,
-            truncated=int(np.count_nonzero(lost)),
-            notes=note_dropped(lost),
-            record=replace(examples.record, num_dropped=lost),
-        )
+        return _encode_questions(ids, conversations, tokenizer, end, max_length)
     inputs, labels = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.int64)]
     shortened, truncated, num_bytes = [], [], []
     for turns in conversations:
         fitted = _fit(turns, 2, max_length + 1)  # the last token is a target only
-        tokens, learned, sizes = _flat(fitted, end)
-        whole = len(turns[-1].tokens)
-        reply, context = min(whole, max_length), len(tokens) - whole
+        tokens, learned, sizes = _flatten(fitted, end)
+        reply_length = len(turns[-1].tokens)
+        reply, context = min(reply_length, max_length), len(tokens) - reply_length
         kept = slice(max(0, context + reply - max_length - 1), context + reply)
         shortened.append(len(fitted) < len(turns) or kept.start > 0)
-        truncated.append(reply < whole)
+        truncated.append(reply < reply_length)
         inputs.append(tokens[kept][:-1].astype(np.int32))
         labels.append(np.where(learned, tokens, IGNORE_INDEX)[kept][1:])
         num_bytes.append(sizes[kept][learned[kept]].sum())
@@ -143,16 +146,31 @@ def encode_dialogues(
     )
 
 
-class _Encoded(NamedTuple):
-    """A turn as tokens, the end of text after it, and the bytes of text that each of them stands for."""
-
+class _EncodedTurn(NamedTuple):
     role: str
-    tokens: list[int]
-    sizes: np.ndarray
+    tokens: list[int]  # with the end of text
+    sizes: np.ndarray  # (tokens,) UTF-8 bytes of text that each token stands for
 
 
-def _encode_turns(conversations: Sequence[list[Turn]], tokenizer: Tokenizer, end: int) -> list[list[_Encoded]]:
-    """All turns as tokens. What someone writes is text even if it looks like the end of text: no turn ends itself."""
+def _encode_questions(
+    ids: list[str], conversations: Sequence[list[_EncodedTurn]], tokenizer: Tokenizer, end: int, max_length: int
+) -> TextExamples[PromptRecord]:
+    prompts = [_flatten(_fit(turns, 1, max_length), end)[0].tolist() for turns in conversations]
+    examples = pack_prompts(ids, prompts, tokenizer, max_length)
+    lost = np.array([_count_tokens(turns) for turns in conversations], dtype=np.int64) - examples.lengths
+    return replace(
+        examples,
+        truncated=int(np.count_nonzero(lost)),
+        notes=note_dropped(lost),
+        record=replace(examples.record, num_dropped=lost),
+    )
+
+
+def _encode_turns(conversations: Sequence[list[Turn]], tokenizer: Tokenizer, end: int) -> list[list[_EncodedTurn]]:
+    """Return all turns as tokens.
+
+    Special tokens in a content are encoded as text: no turn can end itself.
+    """
     contents = [turn.content for turns in conversations for turn in turns]
     as_text, tokenizer.encode_special_tokens = tokenizer.encode_special_tokens, True
     try:
@@ -161,31 +179,31 @@ def _encode_turns(conversations: Sequence[list[Turn]], tokenizer: Tokenizer, end
         tokenizer.encode_special_tokens = as_text
     in_order = iter(encoded)
     return [
-        [_Encoded(turn.role, [*ids, end], sizes) for turn, (ids, sizes) in zip(turns, in_order, strict=False)]
+        [_EncodedTurn(turn.role, [*ids, end], sizes) for turn, (ids, sizes) in zip(turns, in_order, strict=False)]
         for turns in conversations
     ]
 
 
-def _flat(turns: Sequence[_Encoded], end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(the tokens; which are a reply's; their sizes) of a conversation, with an empty turn before an opening reply."""
+def _flatten(turns: Sequence[_EncodedTurn], end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (tokens, which belong to a reply, their sizes) of a conversation; an opening reply gets an empty turn."""
     if turns[0].role == ASSISTANT:
-        turns = [_Encoded(USER, [end], np.zeros(1, dtype=np.int64)), *turns]
+        turns = [_EncodedTurn(USER, [end], np.zeros(1, dtype=np.int64)), *turns]
     learned = [np.full(len(turn.tokens), turn.role == ASSISTANT) for turn in turns]
     tokens = [token for turn in turns for token in turn.tokens]
     return np.array(tokens, dtype=np.int64), np.concatenate(learned), np.concatenate([turn.sizes for turn in turns])
 
 
-def _size(turns: Sequence[_Encoded]) -> int:
-    """The tokens of _flat."""
+def _count_tokens(turns: Sequence[_EncodedTurn]) -> int:
+    """Return the number of tokens of the flattened turns."""
     return (turns[0].role == ASSISTANT) + sum(len(turn.tokens) for turn in turns)
 
 
-def _fit(turns: Sequence[_Encoded], last: int, room: int) -> Sequence[_Encoded]:
-    """The conversation without its oldest exchanges, and then without the system's turn, as far as `room` needs it.
+def _fit(turns: Sequence[_EncodedTurn], last: int, max_length: int) -> Sequence[_EncodedTurn]:
+    """Return the conversation without its oldest exchanges, and then without the system's turn, until it fits.
 
-    The `last` turns stay, though they be too long; no reply is left without what it answers.
+    The `last` turns stay, even if they are too long. No reply stays without the turn that it answers.
     """
     system, rest = (turns[:1], turns[1:]) if turns[0].role == SYSTEM else (turns[:0], turns)
-    while _size([*system, *rest]) > room and len(rest) > last:
+    while _count_tokens([*system, *rest]) > max_length and len(rest) > last:
         rest = rest[1:] if rest[0].role == ASSISTANT else rest[2:]
-    return rest if _size([*system, *rest]) > room else [*system, *rest]
+    return rest if _count_tokens([*system, *rest]) > max_length else [*system, *rest]

@@ -1,14 +1,16 @@
-"""The one error that bad data raises, and the collector that lets a file report all of its errors at once."""
+"""The error for unusable data, and the list in which a reader collects all errors of a file."""
 
 from __future__ import annotations
 
+MEMORY = "memory:"  # begins the names of rows in memory (data/formats/memory.py)
+
 
 class DataError(ValueError):
-    """The data cannot be used; the message says file, line, reason and what would work."""
+    """The data cannot be used. The message says the file, the line, the reason and what would work."""
 
 
 class ErrorList:
-    """Collects `file:line: reason` while a file is read, and raises all of them together, in the order of the lines."""
+    """Collects `file:line: reason` while a file is read, and raises all of them together, sorted by line."""
 
     SHOWN = 20
 
@@ -19,9 +21,11 @@ class ErrorList:
         return len(self.found)
 
     def add(self, path: object, line: int, reason: str) -> None:
-        self.found.append((line, f"{path}:{line}: {reason}"))
+        """Add an error; `path` is a file, or the name of rows in memory, whose lines are their numbers."""
+        self.found.append((line, f"{str(path).removeprefix(MEMORY)}:{line}: {reason}"))
 
     def raise_if_any(self) -> None:
+        """Raise one DataError with the first errors and the number of the others; do nothing without errors."""
         if self.found:
             shown = [text for _, text in sorted(self.found, key=lambda item: item[0])[: self.SHOWN]]
             left = len(self.found) - len(shown)

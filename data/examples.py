@@ -75,9 +75,11 @@ class TextExamples(Generic[RecordT]):
         if labels is None or not num_labels or self.target_ids is not None:
             return None
         if labels.ndim == 1:
-            return np.bincount(labels[labels != IGNORE_INDEX], minlength=num_labels)
+            counts: np.ndarray = np.bincount(labels[labels != IGNORE_INDEX], minlength=num_labels)
+            return counts
         if labels.dtype.kind == "f" and labels.shape[1] > 1:
-            return np.nansum(labels, axis=0).astype(np.int64)
+            totals: np.ndarray = np.nansum(labels, axis=0).astype(np.int64)
+            return totals
         return None
 
     def fingerprint(self) -> str:
@@ -91,13 +93,15 @@ class TextExamples(Generic[RecordT]):
 
     def sequence(self, index: int) -> list[int]:
         """Return the token ids of sequence `index`."""
-        return self.input_ids[self.offsets[index] : self.offsets[index + 1]].tolist()
+        ids: list[int] = self.input_ids[self.offsets[index] : self.offsets[index + 1]].tolist()
+        return ids
 
     def target(self, index: int) -> list[int]:
         """Return the token ids that a decoder should write for sequence `index`; [] where there is no target."""
         if self.target_ids is None or self.target_offsets is None:
             return []
-        return self.target_ids[self.target_offsets[index] : self.target_offsets[index + 1]].tolist()
+        ids: list[int] = self.target_ids[self.target_offsets[index] : self.target_offsets[index + 1]].tolist()
+        return ids
 
     def batch(self, indices: Sequence[int] | np.ndarray, epoch: int | None = None) -> Batch:
         """Return the packed micro-batch of these examples, in this order; an empty batch for no indices."""
@@ -177,7 +181,7 @@ def count_notes(*counts: tuple[int, str, str]) -> tuple[str, ...]:
 
 
 def _gather(offsets: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (positions of all elements of the chosen units, end to end; number of elements of each), without a loop."""
+    """Return (positions of all elements of the chosen units, end to end; number of elements of each)."""
     counts = offsets[chosen + 1] - offsets[chosen]
     begins = np.cumsum(counts) - counts
     return np.arange(counts.sum()) + np.repeat(offsets[chosen] - begins, counts), counts

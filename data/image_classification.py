@@ -1,7 +1,8 @@
-"""Files of images -> rows -> examples: a folder per class, a list of paths with labels, or MNIST's IDX files.
+"""Images with one class each: checked rows of any format, and examples that are decoded as they are needed.
 
-Every image is decoded once before anything is trained, by the same function that reads it later, so that what is broken
-is known with its path and which images are left out does not depend on where a run stands.
+The formats: a folder for each class, a list of paths with labels, MNIST's IDX files, and images in memory. Every image
+is decoded once before training starts, by the function that reads it later. So bad images are known with their paths,
+and which ones are skipped does not depend on where a run resumes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,23 +19,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.augmentation.image import ImageAugmentation, mix_of
+from data.augmentation.image import ImageAugmentation, choose_mix
 from data.batch import Batch
-from data.errors import DataError, ErrorList
+from data.errors import MEMORY, DataError, ErrorList
 from data.formats import idx
-from data.formats.rows import Row, locate, read_rows
+from data.formats.folders import read_folder
+from data.formats.image_files import check_all, checksum, decode, from_memory
+from data.formats.memory import is_in_memory
+from data.formats.rows import locate, read_rows
 from data.image_preprocessing import Preprocessing, fit, normalize, to_pixels
-from data.text_classification import check_rows, label_name
+from data.labels import label_name
+from data.row import Row
+from data.text_classification import check_texts
 
-# Kinds of files, by Pillow's names: what is read is decided by the content, so a PNG called .jpg is one image like any
-# other. Those left out run other programs (EPS) or are hardly photos.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
-SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-LEFT_BY_SYSTEMS = {"thumbs.db", "desktop.ini"}
-MAX_PIXELS = 89_478_485  # a quarter of a GiB as RGB; more is a decompression bomb to Pillow too
-MAX_RATIO = 100  # a shorter side of 1 pixel that is resized to 256 makes the other one 256 times as long
-THREADS = 4  # that decode at a time, when all images are checked
 SHOWN = 20  # bad images that are named
+
+# Files -> rows
 
 
 def read_images(
@@ -49,98 +48,90 @@ def read_images(
     bad_images: str = "raise",
     format: str = "auto",
 ) -> list[Row]:
-    """Rows with the image in column `image`, a Path, or (height, width) uint8 of an IDX file, and its `label`.
+    """Return rows with an image in column `image` and its `label` ("": without labels).
 
-    name: a folder, whose folders are the classes (for `label` "", none is needed); a .jsonl, .csv or .tsv with paths in
-    column `image`, relative to the file; or an IDX file of images, as train-images-idx3-ubyte[.gz], with that of its
-    labels beside it. In IDX a label is a number, the place of its name in `labels` where they are given. Ids are
-    the paths below the folder, those of the list (`id_column`, else row numbers), or the numbers from 1.
-    Rows from files also have their "digest", a checksum. group: a column that the list must have.
-    format: folder, idx, or one of read_rows; auto: as the name says.
+    - A folder (format folder): its folders are the classes. Ids are the paths below it. The image is a Path.
+    - A file of rows (format as in read_rows): the column has paths, relative to the file. The image is a Path.
+    - An IDX file of images (format idx), such as train-images-idx3-ubyte[.gz], with the file of its labels beside it.
+      Labels are numbers, the positions in `labels` where these are given. The image is (height, width) uint8.
+    - Rows in memory: the column has Pillow images, arrays of uint8, or paths. The image is a Pillow image or a Path.
 
-    bad_images: "raise" a DataError that names all bad images and why, or "skip" them and say so.
+    format "auto" decides by the name. group: a column that a file of rows must have.
+    Rows of image files and of images in memory get a column "digest", a checksum.
+    bad_images: "raise" a DataError that names the bad images with reasons, or "skip" them and print them.
     """
     path = locate(name)
-    if format == "auto":
+    if is_in_memory(name):
+        format = "memory"
+    elif format == "auto":
         format = "folder" if path.is_dir() else "idx" if idx.is_images(path) else "auto"
     if group and format in ("folder", "idx"):
         raise DataError(
             f"{name}: data.group_column = {group!r} is a column, and there are none; list the images in a .csv file"
         )
     if format == "idx":
-        return _idx_rows(name, path, image, label, labels)
+        return _read_idx(name, path, image, label, labels)
     bad: list[str] = []
     if format == "folder":
         if not path.is_dir():
             raise DataError(f"{name}: no such folder")
-        rows = _folder_rows(path, image, label, bad)
-        where = {id(row): f"{path / row.id}" for row in rows}
+        rows = read_folder(path, image, label, bad)
+        places = [f"{path / row.id}" for row in rows]
     else:
-        errors = ErrorList()
-        rows = read_rows(name, [image, *filter(None, (label, group))], id_column, errors, format)
-        check_rows(name, rows, [image], label, errors)
-        errors.raise_if_any()
-        where = {id(row): f"{name}:{row.line}: {row.values[image]}" for row in rows}
-        for row in rows:
-            row.values[image] = path.parent / row.values[image]
+        rows = _read_listed(name, image, label, group, id_column, format)
+        places = [f"{name.removeprefix(MEMORY)}:{row.line}" for row in rows]
+        if not is_in_memory(name):
+            places = [f"{place}: {row.values[image]}" for place, row in zip(places, rows, strict=True)]
+            for row in rows:
+                row.values[image] = path.parent / row.values[image]
+    check = _check_in_memory(rows, image) if is_in_memory(name) else check_all([row.values[image] for row in rows])
     good = []
-    for row, (digest, reason) in zip(rows, _check_all([row.values[image] for row in rows]), strict=True):
+    for row, place, (digest, reason) in zip(rows, places, check, strict=True):
         row.values["digest"] = digest
         if reason:
-            bad.append(f"{where[id(row)]}: {reason}")
+            bad.append(f"{place}: {reason}")
         else:
             good.append(row)
     _report(name, bad, len(good), bad_images)
     return good
 
 
-def _report(name: str, bad: list[str], good: int, policy: str) -> None:
-    """Raise or print what is bad."""
-    shown = "\n".join(bad[:SHOWN]) + (f"\n... and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else "")
-    if bad and policy == "raise":
-        raise DataError(f'{shown}\n(image_classification.bad_images = "skip" leaves bad images out)')
-    if not good:
-        raise DataError(f"{shown}\n{name}: no images".strip())
-    if bad and os.environ.get("RANK", "0") == "0":  # every rank reads, one says it
-        print(f"{name}: {len(bad):,} of {good + len(bad):,} images are bad and left out:\n{shown}", file=sys.stderr)
-
-
-def _folder_rows(root: Path, image: str, label: str, bad: list[str]) -> list[Row]:
-    """The images below a folder, in the order of their paths; the label is the first folder on the way."""
-    rows: list[Row] = []
-    for path in sorted(_files_below(root), key=lambda path: path.relative_to(root).parts):
-        place = path.relative_to(root)
-        if not _is_utf8(str(place)):  # it becomes an id, and those are written
-            bad.append(f"{path!a}: its name is not UTF-8")
-        elif path.suffix.lower() not in SUFFIXES:
-            bad.append(f"{path}: not an image by its name; those end in {', '.join(sorted(SUFFIXES))}")
-        elif label and len(place.parts) == 1:
-            bad.append(f"{path}: in no folder of a class; {root} should have one for each class")
-        else:
-            values = {image: path, **({label: place.parts[0]} if label else {})}
-            rows.append(Row(place.as_posix(), len(rows) + 1, values))
+def _read_listed(name: str, image: str, label: str, group: str, id_column: str, format: str) -> list[Row]:
+    """Return the rows of a list of paths, or of images in memory; DataError for columns that cannot be used."""
+    errors = ErrorList()
+    rows = read_rows(name, [image, *filter(None, (label, group))], id_column, errors, format)
+    check_texts(name, rows, [] if is_in_memory(name) else [image], label, errors)
+    errors.raise_if_any()
     return rows
 
 
-def _is_utf8(name: str) -> bool:
-    """Whether a file's name is text; bytes that are none are halves of surrogate pairs to Python."""
-    return not any("\ud800" <= character <= "\udfff" for character in name)
+def _check_in_memory(rows: Sequence[Row], image: str) -> Iterator[tuple[str, str]]:
+    """Make each image a Pillow image; yield (checksum, why it is bad or "") of each."""
+    for row in rows:
+        value = row.values[image]
+        if isinstance(value, str | Path):
+            row.values[image] = Path(value)
+            yield from check_all([Path(value)])
+            continue
+        try:
+            row.values[image] = from_memory(value)
+            yield checksum(row.values[image]), ""
+        except DataError as error:
+            yield "", str(error)
 
 
-def _files_below(root: Path) -> Iterator[Path]:
-    """Every file but hidden ones and what systems leave in a folder of pictures; links are followed, but no circles."""
-
-    def stop(error: OSError) -> None:
-        raise DataError(f"{error.filename}: cannot be read: {error.strerror}")
-
-    for name, folders, files in os.walk(root, onerror=stop, followlinks=True):
-        folder = Path(name)
-        around = {path.resolve() for path in (folder, *folder.parents)}
-        folders[:] = [f for f in folders if not f.startswith(".") and (folder / f).resolve() not in around]
-        yield from (folder / f for f in files if not f.startswith(".") and f.lower() not in LEFT_BY_SYSTEMS)
+def _report(name: str, bad: list[str], num_good: int, policy: str) -> None:
+    """Raise or print the bad images."""
+    shown = "\n".join(bad[:SHOWN]) + (f"\n... and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else "")
+    if bad and policy == "raise":
+        raise DataError(f'{shown}\n(image_classification.bad_images = "skip" leaves bad images out)')
+    if not num_good:
+        raise DataError(f"{shown}\n{name}: no images".strip())
+    if bad and os.environ.get("RANK", "0") == "0":  # every rank reads, one prints it
+        print(f"{name}: {len(bad):,} of {num_good + len(bad):,} images are bad and left out:\n{shown}", file=sys.stderr)
 
 
-def _idx_rows(name: str, path: Path, image: str, label: str, labels: Sequence[str]) -> list[Row]:
+def _read_idx(name: str, path: Path, image: str, label: str, labels: Sequence[str]) -> list[Row]:
     pixels = idx.read(path, dimensions=3)
     rows = [Row(str(i), i, {image: picture}) for i, picture in enumerate(pixels, start=1)]
     if not rows:
@@ -158,68 +149,15 @@ def _idx_rows(name: str, path: Path, image: str, label: str, labels: Sequence[st
     return rows
 
 
-def _check_all(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
-    """(checksum, why the image is bad or "") of each, decoded a few at a time and not kept."""
-
-    def check(path: Path) -> tuple[str, str]:
-        try:
-            if path.exists() and not path.is_file():  # a pipe would wait for a writer
-                return "", "not a regular file"
-            with path.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            decode(path)
-        except DataError as error:
-            return "", str(error)
-        except OSError as error:
-            return "", f"cannot be read: {error.strerror}"
-        return digest, ""
-
-    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        yield from pool.map(check, paths)
-
-
-def decode(path: Path) -> Any:
-    """A Pillow image of 8 bits a channel, upright; DataError says why a file is none, without its path.
-
-    The camera's note on how it was held (EXIF) is followed. Of 16 bits the upper 8 are kept, CMYK becomes RGB, and
-    transparency is dropped. Animations are refused, since a label belongs to one picture.
-    """
-    from PIL import Image, ImageOps
-
-    if path.stat().st_size == 0:
-        raise DataError("an empty file")
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise DataError(f"{width:,} x {height:,} pixels; at most {MAX_PIXELS:,} are decoded")
-            if max(width, height) > MAX_RATIO * min(width, height):
-                raise DataError(f"{width:,} x {height:,} pixels: one side is over {MAX_RATIO} times the other")
-            if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's preview beside its photo
-                raise DataError("several pictures in one file; a label belongs to one")
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I;16"):
-                return Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            if upright.mode in ("I", "F"):
-                raise DataError(f"levels of 32 bits (mode {upright.mode}), of which nothing says which is white")
-            return upright.convert("RGBA") if "transparency" in upright.info else upright
-    except DataError:
-        raise
-    except Image.UnidentifiedImageError:
-        raise DataError(f"not an image of a kind that is read: {', '.join(FORMATS)}") from None
-    except Image.DecompressionBombError:
-        raise DataError(f"a decompression bomb; at most {MAX_PIXELS:,} pixels are decoded") from None
-    except Exception as error:  # decoders meet broken files with errors of every kind
-        raise DataError(f"cannot be decoded: {error}") from None
+# Rows -> examples
 
 
 @dataclass(frozen=True)
 class ImageExamples:
-    """N images, made into tensors as they are asked for: decoded from files, or taken from an array of an IDX file."""
+    """N images, made into tensors when they are needed: decoded from files, or taken from memory."""
 
-    images: Sequence[Path] | np.ndarray  # (N, height, width) uint8
-    digests: list[str]  # of the files
+    images: Sequence[Any] | np.ndarray  # (N,) a Path or a Pillow image each; or (N, height, width) uint8
+    digests: list[str]  # (N,) checksums of the files; "" in an IDX file
     labels: np.ndarray | None  # (N,) int64
     ids: list[str]
     preprocessing: Preprocessing  # of one size for all images
@@ -233,15 +171,15 @@ class ImageExamples:
 
     @property
     def lengths(self) -> np.ndarray:
-        """(N,) tokens: what each image costs."""
+        """(N,) tokens of each image: its cost."""
         return np.full(len(self), self.preprocessing.tokens, dtype=np.int64)
 
     def label_counts(self, num_labels: int) -> np.ndarray | None:
-        """(num_labels,) images of each class."""
+        """Return (num_labels,) the number of images of each class."""
         return None if self.labels is None else np.bincount(self.labels, minlength=num_labels)
 
     def fingerprint(self) -> str:
-        """Changes when any image, label, id, the order, or how images are prepared does."""
+        """Return a checksum that changes with any image, label or id, their order, and the preprocessing."""
         digest = hashlib.sha256(repr((self.ids, self.digests, self.preprocessing)).encode())
         for array in (self.images, self.labels):
             if isinstance(array, np.ndarray):
@@ -249,7 +187,7 @@ class ImageExamples:
         return digest.hexdigest()[:16]
 
     def show(self, index: int, processor: Any, labels: Sequence[str]) -> list[str]:
-        """One image in words, with what its tensor is like."""
+        """Return lines about one image: its id and label, its size, and the statistics of its tensor."""
         x = self.tensor(index, None)
         label = "" if self.labels is None else f"  {labels[self.labels[index]]}"
         height, width = self.pixels(index).shape[1:]
@@ -259,39 +197,36 @@ class ImageExamples:
         ]
 
     def pixels(self, index: int) -> Tensor:
-        """(channels, height, width) uint8, as in the file; DataError names one that can no longer be read."""
-        if isinstance(self.images, np.ndarray):
-            grey = torch.from_numpy(self.images[index])
-            return grey.expand(len(self.preprocessing.mean), -1, -1)
-        path = self.images[index]
+        """Return (channels, height, width) uint8 in the file's size; DataError for a file that changed since."""
+        image = self.images[index]
+        if isinstance(image, np.ndarray):
+            return torch.from_numpy(image).expand(len(self.preprocessing.mean), -1, -1)
+        if not isinstance(image, Path):
+            return to_pixels(image, self.preprocessing)
         try:
-            return to_pixels(decode(path), self.preprocessing)
+            return to_pixels(decode(image), self.preprocessing)
         except (DataError, OSError) as error:
-            raise DataError(f"{path}: {error}; it was an image when the run began") from None
+            raise DataError(f"{image}: {error}; it was an image when the run began") from None
 
     def tensor(self, index: int, epoch: int | None) -> Tensor:
-        """(channels, height, width) fp32, augmented by (seed, epoch, id) in training; not mixed with another."""
+        """Return (channels, height, width) fp32, in training augmented by (seed, epoch, id), but not mixed."""
         pixels = self.pixels(index)
         if epoch is None or self.augmentation is None:
             return normalize(fit(pixels, self.preprocessing), self.preprocessing)
         return self.augmentation.apply(pixels, self.preprocessing, epoch, self.ids[index])
 
     def batch(self, indices: Sequence[int] | np.ndarray, epoch: int | None = None) -> Batch:
-        """The micro-batch of these images, in this order; an empty one for no indices.
+        """Return the micro-batch of these images, in this order; an empty one for no indices.
 
         epoch: of training, for the augmentation. Where it mixes images, labels are (B, C) shares of the classes.
         """
         chosen = np.asarray(indices, dtype=np.int64)
-        made = [self.tensor(int(i), epoch) for i in chosen]
+        tensors = [self.tensor(int(i), epoch) for i in chosen]
         labels = None if self.labels is None else torch.from_numpy(self.labels[chosen])
         if epoch is not None and labels is not None and self.augmentation is not None and self.augmentation.mixes:
             labels = torch.nn.functional.one_hot(labels, self.num_labels).float()
-            self._mix(chosen, epoch, self.augmentation, made, labels)
-        pixels = (
-            torch.stack(made)
-            if made
-            else torch.empty(0, len(self.preprocessing.mean), *(self.preprocessing.shape or (0, 0)))
-        )
+            self._mix(chosen, epoch, self.augmentation, tensors, labels)
+        shape = (len(self.preprocessing.mean), *(self.preprocessing.shape or (0, 0)))
         return Batch(
             lengths=(),
             cu_seqlens=torch.zeros(1, dtype=torch.int32),
@@ -299,16 +234,16 @@ class ImageExamples:
             num_targets=0 if labels is None else len(labels),
             indices=tuple(chosen.tolist()),
             ids=tuple(self.ids[i] for i in chosen),
-            pixel_values=pixels,
+            pixel_values=torch.stack(tensors) if tensors else torch.empty(0, *shape),
             image_tokens=self.preprocessing.tokens * len(chosen),
         )
 
     def _mix(
-        self, chosen: np.ndarray, epoch: int, how: ImageAugmentation, images: list[Tensor], labels: Tensor
+        self, chosen: np.ndarray, epoch: int, augmentation: ImageAugmentation, images: list[Tensor], labels: Tensor
     ) -> None:
         """Mix images and labels, (B, C), in place: each with another training image, drawn by (seed, epoch, id)."""
         for place, index in enumerate(chosen):
-            mix = mix_of(how, epoch, self.ids[index], len(self))
+            mix = choose_mix(augmentation, epoch, self.ids[index], len(self))
             if mix is not None and self.labels is not None:
                 images[place], share = mix.join(images[place], self.tensor(mix.partner, epoch))
                 labels[place] *= share
@@ -316,9 +251,14 @@ class ImageExamples:
 
 
 def encode_images(
-    rows: Sequence[Row], how: Preprocessing, *, image: str = "path", label: str = "label", labels: Sequence[str]
+    rows: Sequence[Row],
+    preprocessing: Preprocessing,
+    *,
+    image: str = "path",
+    label: str = "label",
+    labels: Sequence[str],
 ) -> ImageExamples:
-    """Examples of rows that read_images made and whose labels are known; `label` "" for unlabelled ones."""
+    """Return examples of rows of read_images whose labels are known; label: "" for unlabelled rows."""
     images = [row.values[image] for row in rows]
     number = {name: i for i, name in enumerate(labels)}
     return ImageExamples(
@@ -326,6 +266,25 @@ def encode_images(
         digests=[row.values.get("digest", "") for row in rows],
         labels=np.array([number[label_name(r.values[label])] for r in rows], dtype=np.int64) if label else None,
         ids=[row.id for row in rows],
-        preprocessing=how,
+        preprocessing=preprocessing,
         num_labels=len(labels),
     )
+
+
+def draw_augmented(examples: ImageExamples, path: Path, count: int = 8, epochs: int = 6) -> None:
+    """Write a PNG with a line for each of `count` images from the whole data set: as evaluated, then by epoch."""
+    from PIL import Image
+
+    if not len(examples):
+        raise DataError("there are no images to show")
+    places = np.linspace(0, len(examples) - 1, min(count, len(examples))).round().astype(int)
+    preprocessing = examples.preprocessing
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    lines = []
+    for place in places.tolist():
+        views = [examples.batch([place], epoch).pixel_values for epoch in (None, *range(epochs))]
+        tiles = [(x[0] * std + mean) / preprocessing.scale for x in views if x is not None]
+        tiles = [torch.nn.functional.pad(tile, (0, 4, 0, 4), value=255.0) for tile in tiles]
+        lines.append(torch.cat(tiles, 2))
+    pixels = torch.cat(lines, 1).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+    Image.fromarray(pixels.squeeze()).save(path, "PNG")

@@ -142,7 +142,8 @@ def to_pixels(image: Any, how: Preprocessing) -> Tensor:
     if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != channels:
         wanted = f"uint8 ({channels}, height, width)"
         raise DataError(f"an image of type {image.dtype}, shape {list(image.shape)} should be {wanted}")
-    return image
+    pixels: Tensor = image
+    return pixels
 
 
 def fit(pixels: Tensor, how: Preprocessing) -> Tensor:

@@ -1,7 +1,8 @@
-"""Questions and their contexts -> windows of tokens, and scores of tokens -> answers, which are spans of characters.
+"""Questions and contexts -> windows of tokens, and scores of tokens -> answers, which are spans of characters.
 
 An example is a question. A context that is too long for one sequence is read in several windows, and the answer is the
-best span of all of them. Evaluation and prediction both take it from Windows.answers().
+best span of all of them. Evaluation and prediction both take it from Windows.answers(). data/formats/squad.py reads the
+files.
 """
 
 from __future__ import annotations
@@ -18,45 +19,49 @@ from tokenizers import Encoding, Tokenizer
 from data.batch import IGNORE_INDEX
 from data.errors import DataError
 from data.examples import TextExamples, count_notes
-from data.formats.rows import Row
+from data.row import Row
+from data.words import MARKS
 
-CHUNK = 1_000  # questions encoded at a time; an encoding holds far more than its ids
-NO_ANSWER = 0  # where a window without an answer points: its first token, [CLS] or <s>
+CHUNK = 1_000  # questions encoded at a time; an encoding needs far more memory than its ids
+NO_ANSWER = 0  # the target of a window without an answer: its first token, [CLS] or <s>
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A span of the context, and its probability among all spans and no answer at all."""
+    """A span of the context, and its probability among all spans and no answer."""
 
     text: str
     start: int  # context[start:end] == text, in characters
     end: int
-    score: float  # first token's plus last token's
+    score: float  # of its first token plus its last token
     probability: float
 
 
 @dataclass(frozen=True)
 class Windows:
-    """What leads from tokens back to characters: the windows of N questions, S in all."""
+    """The windows of N questions, S in total, and the way from their tokens back to characters."""
 
     contexts: list[str]  # (N,)
     golds: list[list[str]]  # (N,) the accepted answers; empty lists without labels
-    spans: list[np.ndarray]  # (N,) of (tokens of the context, 2) int32: characters of each token
-    places: np.ndarray  # (S, 3) int64: first token of the context within the sequence, its number, how many there are
+    spans: list[np.ndarray]  # (N,) arrays (tokens of the context, 2) int32: characters of each token
+    places: np.ndarray  # (S, 3) int64: the context's first token in the sequence, its number in the context, the count
     sequences: np.ndarray  # (N + 1,) int64: where the windows of each question begin
     max_answer_length: int  # tokens
     no_answer_threshold: float
 
     def answers(self, index: int, logits: Sequence[np.ndarray], count: int) -> tuple[list[Candidate], float, float]:
-        """(the best `count` spans, the score of no answer, its probability) for question `index`.
+        """Return (the best `count` spans, the score of no answer, its probability) for question `index`.
 
-        logits: of each of its windows, (tokens, 2), scores to be the first and the last token. A span's score is the
-        sum of the two, that of the window that likes it best; of no answer it is the first token's, in the window that
-        likes it least (Devlin et al. 2019; their code for SQuAD 2). Probabilities are a softmax over no answer and all
-        spans of at most max_answer_length tokens. A context of which no token is left has no span.
+        logits: (tokens, 2) for each of its windows, the scores to be the first and the last token.
+        - The score of a span is the sum of the two, the largest of all windows.
+        - The score of no answer is that of the first token, the smallest of all windows (Devlin et al. 2019; their code
+          for SQuAD 2).
+        - Probabilities are a softmax over no answer and all spans of at most max_answer_length tokens.
+
+        A context of which no token is left has no span.
         """
         spans = self.spans[index]
-        empty = spans[:, 0] >= spans[:, 1]  # a token without a character, as a space of its own, ends no answer
+        empty = spans[:, 0] >= spans[:, 1]  # a token without a character, such as a space, ends no answer
         longest = min(self.max_answer_length, max(1, len(spans)))
         scores = np.full((len(spans), longest), -np.inf)  # [i, k]: from token i of the context to token i + k
         no_answer = math.inf
@@ -93,14 +98,16 @@ def encode_questions(
     max_answer_length: int,
     no_answer_threshold: float = 0.0,
 ) -> TextExamples[Windows]:
-    """The windows of all questions: question first, then as much of the context as max_length leaves room for.
+    """Return the windows of all questions: the question first, then as much of the context as max_length allows.
 
-    Neighbours share doc_stride tokens of the context, so an answer of up to doc_stride + 1 is whole in one of them.
-    Labels, (S, 2): the first of the row's answers where it lies whole in the window, else (0, 0), the first token; both
-    IGNORE_INDEX where the tokenizer leaves nothing of the answer. answers: "" without labels.
+    - Neighbouring windows share doc_stride tokens of the context, so every answer of up to doc_stride + 1 tokens is
+      whole in one of them.
+    - Labels, (S, 2): the first of the row's answers where it is whole in the window, else (0, 0), the first token.
+      Both are IGNORE_INDEX where the tokenizer leaves nothing of the answer. answers: "" without labels.
+    - Nothing of a context is lost. A question too long for windows to advance loses its last tokens, and counts as
+      truncated.
 
-    Nothing of a context is lost. A question so long that a window could not move on loses its last tokens, counted in
-    `truncated`. Rows have been checked before (data.formats.squad). DataError where not even a question of no tokens fits.
+    The rows have been checked (data/formats/squad.py). DataError where not even an empty question fits.
     """
     ids, types = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.uint8)]
     labels = [np.empty((0, 2), dtype=np.int64)]
@@ -112,15 +119,15 @@ def encode_questions(
         encodings = tokenizer.encode_batch([(row.values[question], row.values[context]) for row in chunk])
         for row, encoding in zip(chunk, encodings, strict=True):
             spans.append(token_spans(encoding, row.values[context]))
-            cut, shorter = _cut(encoding, len(spans[-1]), max_length, doc_stride)
-            truncated += shorter
-            for sequence_ids, sequence_types, _ in cut:
+            windows, is_truncated = _split(encoding, len(spans[-1]), max_length, doc_stride)
+            truncated += is_truncated
+            for sequence_ids, sequence_types, _ in windows:
                 ids.append(sequence_ids)
                 types.append(sequence_types)
-            places.append(np.array([place for _, _, place in cut], dtype=np.int64))
+            places.append(np.array([place for _, _, place in windows], dtype=np.int64))
             if answers:
                 labels.append(_labels(row.values[answers], spans[-1], places[-1]))
-    windows = Windows(
+    record = Windows(
         contexts=[row.values[context] for row in rows],
         golds=[[answer.text for answer in row.values[answers]] if answers else [] for row in rows],
         spans=spans,
@@ -136,17 +143,17 @@ def encode_questions(
         labels=np.concatenate(labels) if answers else None,
         ids=[row.id for row in rows],
         truncated=truncated,
-        sequences=windows.sequences,
+        sequences=record.sequences,
         notes=count_notes((truncated, "question", "truncated to data.max_length")),
-        record=windows,
+        record=record,
     )
 
 
 def token_spans(encoding: Encoding, context: str) -> np.ndarray:
-    """(tokens of the context, 2) int32: the characters of each, so that a span of tokens is text as it stands there.
+    """Return (tokens of the context, 2) int32: the characters of each token, so that a span of tokens is a text.
 
-    A token is without the spaces around it, and with the marks behind it that the tokenizer left out: BERT's lower-case
-    models drop the accent of an e + U+0301, which is no reason to cut it off an answer.
+    A token does not include the spaces around it. It includes the marks behind it that the tokenizer dropped: BERT's
+    lower-case models drop the accent of an e + U+0301, and an answer should keep it.
     """
     pairs = zip(encoding.offsets, encoding.sequence_ids, strict=True)
     spans = [list(offsets) for offsets, sequence in pairs if sequence == 1]
@@ -163,20 +170,20 @@ def token_spans(encoding: Encoding, context: str) -> np.ndarray:
 
 
 def _is_mark(character: str) -> bool:
-    """Does it belong to the character before: a combining mark, a joiner, a variation selector?"""
-    return unicodedata.category(character) in ("Mn", "Mc", "Me", "Cf")
+    """Return whether it belongs to the character before: a combining mark, a joiner, a variation selector."""
+    return unicodedata.category(character) in MARKS
 
 
-def _cut(
+def _split(
     encoding: Encoding, tokens: int, max_length: int, doc_stride: int
 ) -> tuple[list[tuple[np.ndarray, np.ndarray, tuple[int, int, int]]], bool]:
-    """([(ids, type ids, place as in Windows.places) of each window], did the question lose tokens?)."""
+    """Return ([(ids, type ids, place as in Windows.places) of each window], whether the question lost tokens)."""
     ids, types = np.array(encoding.ids, dtype=np.int32), np.array(encoding.type_ids, dtype=np.uint8)
     sequence = np.array([-1 if number is None else number for number in encoding.sequence_ids])
-    # Where the context stands; one without a token would stand before the last special one.
+    # The context's first token; a context without a token would be before the last special one.
     begin = int(np.argmax(sequence == 1)) if tokens else len(ids) - 1
     of_question = np.flatnonzero(sequence == 0)
-    # A window that moves on by less would come to hundreds of them.
+    # The least that a window advances; less would make hundreds of windows.
     advance = max(1, max_length // 16)
     room = max_length - (len(ids) - tokens)
     missing = min(tokens, doc_stride + advance) - room
@@ -200,7 +207,7 @@ def _cut(
 
 
 def _labels(answers: Sequence[Any], spans: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """(windows, 2): the tokens of the first answer in each window, (0, 0) where it is not whole or there is none."""
+    """Return (windows, 2): the tokens of the first answer, (0, 0) where the window has no or not the whole answer."""
     if not answers:
         return np.full((len(places), 2), NO_ANSWER, dtype=np.int64)
     text, start = answers[0]

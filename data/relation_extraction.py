@@ -1,10 +1,10 @@
-"""Sentences with two entities and the relation between them: files -> rows -> examples with typed entity markers."""
+"""Texts with two entities and the relation between them: checked rows, and examples with typed entity markers."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,24 +12,27 @@ from tokenizers import Encoding, Tokenizer
 
 from data.errors import DataError, ErrorList
 from data.examples import TextExamples, count_notes
-from data.formats.rows import Row, locate, read_rows
-from data.text_classification import check_rows, label_name
+from data.formats.rows import locate, read_rows
+from data.labels import label_name
+from data.row import Row
+from data.text_classification import check_texts
 from data.words import UNSPACED
 
 ROLES = ("subject", "object")
-SENTENCE = "sentence"  # a second name of the column with the text, as files of triples have it
-CHUNK = 10_000  # rows encoded at a time; an encoding holds far more than its ids
+SENTENCE = "sentence"  # another name of the text column, used in files of triples
+CHUNK = 10_000  # rows encoded at a time; an encoding needs far more memory than its ids
 
 
 @dataclass(frozen=True)
 class Entity:
-    """Where an entity stands in its text, in characters, and what it is."""
+    """The place of an entity in its text, in characters, and its type."""
 
     start: int
-    end: int  # the character after its last
-    type: str = ""  # "": the file does not say
+    end: int  # one after the last
+    type: str = ""  # "": not given
 
     def of(self, text: str) -> str:
+        """Return the entity as text."""
         return text[self.start : self.end]
 
 
@@ -53,13 +56,14 @@ def read_relations(
     id_column: str = "id",
     format: str = "auto",
 ) -> list[Row]:
-    """Rows whose values "subject" and "object" are an Entity each, from .jsonl, .csv, .tsv or .parquet.
+    """Return rows whose columns "subject" and "object" are an Entity each.
 
-    In the file an entity is {"start", "end", "type"} in characters of the text, or a string that the text holds once;
-    its type may then be in the column "subject_type" or "object_type". A type may be left out. With "text" in an
-    entity, that is compared with what stands at its place. `label`: the column of the relation, "" where none is read.
+    In the file an entity is
+    - {"start", "end", "type"} in characters of the text, perhaps with "text", which is then compared with the place; or
+    - a string that the text has once, perhaps with its type in the column "subject_type" or "object_type".
 
-    Raises DataError with all that is wrong in the file, as `file:line: reason`.
+    A type may be left out. label: the column of the relation; "": none is read.
+    Raises one DataError with everything that is wrong, as `file:line: reason`.
     """
     errors = ErrorList()
     required = [*ROLES, *(column for column in (label, group) if column)]
@@ -67,10 +71,10 @@ def read_relations(
     for row in rows:
         if text not in row.values and SENTENCE in row.values:
             row.values[text] = row.values[SENTENCE]
-    check_rows(name, rows, [text], label, errors)
+    check_texts(name, rows, [text], label, errors)
     for row in rows:
         if not isinstance(row.values.get(text), str):
-            continue  # which check_rows has said
+            continue  # check_texts has reported it
         try:
             row.values |= dict(zip(ROLES, _find_entities(row.values, row.values[text]), strict=True))
         except DataError as error:
@@ -80,11 +84,14 @@ def read_relations(
 
 
 def _find_entities(values: dict[str, Any], text: str) -> tuple[Entity, Entity]:
-    """The subject and the object; DataError with the reason why they are none."""
+    """Return the subject and the object; DataError with the reason alone."""
     found: dict[str, Entity] = {}
-    # What has a place first, then strings, the longest first: in "University of Ulm, Ulm" the object is the second Ulm.
+    # First the entities with a place, then strings, the longest first: of "University of Ulm" and "Ulm" in
+    # "University of Ulm, Ulm" the second is the last word.
     for role in sorted(ROLES, key=lambda role: (isinstance(values[role], str), -len(str(values[role])))):
         value, kind = values[role], values.get(f"{role}_type") or ""
+        if isinstance(value, Entity):  # of rows that this reader made, in memory
+            value = asdict(value)
         if isinstance(value, dict):
             found[role] = _read_span(role, value, text)
         elif isinstance(value, str) and isinstance(kind, str):
@@ -121,7 +128,7 @@ def _read_span(role: str, value: dict[str, Any], text: str) -> Entity:
 
 
 def _find_string(role: str, string: str, kind: str, text: str, taken: Sequence[Entity]) -> Entity:
-    """The one place of a string that is no part of a longer word or of an entity found before."""
+    """Return the only place of a string outside longer words and outside the entities in `taken`."""
     if not string.strip():
         raise DataError(f"the {role} is empty")
     starts = [match.start() for match in re.finditer(f"(?={re.escape(string)})", text)]
@@ -141,7 +148,7 @@ def _find_string(role: str, string: str, kind: str, text: str, taken: Sequence[E
 
 
 def _joined(text: str, place: int) -> bool:
-    """Do the characters before and at `place` belong to one word? Between Chinese ones nobody can tell."""
+    """Return whether the characters before and at `place` belong to one word; never between Chinese characters."""
     around = text[max(0, place - 1) : place + 1]
     return len(around) == 2 and place > 0 and around.isalnum() and not UNSPACED.search(around)
 
@@ -150,11 +157,11 @@ def _joined(text: str, place: int) -> bool:
 
 
 def mark(text: str, subject: Entity, obj: Entity) -> tuple[str, list[tuple[int, int]]]:
-    """(the text with its entities marked; where the two marked entities begin and end in it, the subject's first).
+    """Return (the text with marked entities, [(start, end) of the marked subject and of the marked object in it]).
 
-    "@ * person * Bill @ was born in # ^ city ^ Seattle #.": the typed entity markers (punct) of Zhou & Chen 2021, An
-    Improved Baseline for Sentence-level Relation Extraction. Every vocabulary has their characters, so no embedding is
-    added. An entity without a type is "@ Bill @". A space stands around each of them, in Chinese too.
+    "@ * person * Bill @ was born in # ^ city ^ Seattle #." has the typed entity markers (punct) of Zhou & Chen 2021,
+    "An Improved Baseline for Sentence-level Relation Extraction". Every vocabulary has these characters, so that no
+    embedding is added. An entity without a type is "@ Bill @". There are spaces around each, in Chinese too.
     """
     out, done, places = "", 0, [(0, 0), (0, 0)]
     by_place = sorted([(subject, 0, "@", "*"), (obj, 1, "#", "^")], key=lambda item: item[0].start)
@@ -180,10 +187,10 @@ def encode_relations(
     max_length: int,
     no_relation: int | None = None,
 ) -> TextExamples[RelationRecord]:
-    """Mark and encode all rows, as read_relations has them; `label` is a column, or "" for unlabelled rows.
+    """Mark and encode rows of read_relations; `label` is a column, or "" for unlabelled rows.
 
-    A text of more than `max_length` tokens keeps those nearest to its entities, so both markers always, and is counted.
-    `markers` are the positions of the two start markers.
+    A text of more than `max_length` tokens keeps the tokens nearest to its entities, always with both markers, and
+    counts as truncated. `markers` are the positions of the two start markers.
     no_relation: the number of the label that means that there is no relation.
     DataError where `max_length` has no room for both markers.
     """
@@ -229,10 +236,10 @@ def _entity_text(row: Row, text: str, role: str) -> str:
 
 
 def _nearest(encoding: Encoding, places: Sequence[tuple[int, int]], max_length: int) -> tuple[np.ndarray, list[int]]:
-    """(the tokens that are kept, in their order; where the two start markers are among them).
+    """Return (the tokens that are kept, in their order; the positions of the two start markers among them).
 
-    Special tokens and start markers come first, then the marked entities from their beginnings, then what is nearest to
-    one of them. So it is a window around the entities, or two if they are far apart.
+    The order of preference: special tokens, start markers, the marked entities from their beginnings, then the tokens
+    nearest to one of them. The result is a window around the entities, or two windows if they are far apart.
     """
     count = len(encoding.ids)
     token = np.arange(count)
@@ -240,7 +247,7 @@ def _nearest(encoding: Encoding, places: Sequence[tuple[int, int]], max_length: 
     offsets = np.array(encoding.offsets)  # (count, 2), in characters; of special tokens they are empty
     begins = []
     for start, end in places:
-        # The last of the tokens that hold a marker's character: SentencePiece may give the space before it to another.
+        # The last of the tokens with a marker's character: SentencePiece may put the space before it into another.
         holding = [np.flatnonzero((offsets[:, 0] <= i) & (i < offsets[:, 1])) for i in (start, end - 1)]
         if not all(map(len, holding)):
             raise DataError("this tokenizer has no token for the markers '@' and '#' of entities")

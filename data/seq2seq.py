@@ -1,29 +1,29 @@
-"""Pairs of a text and what to write for it, from rows or from two files side by side, and their encoding."""
+"""Pairs of a source text and the target text to write for it: rows, and examples for an encoder-decoder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
-from data.errors import DataError, ErrorList
+from data.errors import ErrorList
 from data.examples import TextExamples, count_notes
-from data.formats import rows as readers
-from data.formats.rows import Row, locate, read_rows
-from data.text_classification import check_rows, encode_texts
+from data.formats.memory import is_in_memory
+from data.formats.rows import read_rows
+from data.formats.text import read_parallel
+from data.row import Row
+from data.text_classification import check_texts, encode_texts
 
 
 @dataclass(frozen=True)
 class PairTokenizer:
-    """A tokenizer, and what no file of a tokenizer says: the token that the model's decoder reads first."""
+    """A tokenizer, and the token that the model's decoder reads first, which no file of a tokenizer says."""
 
     tokenizer: Tokenizer
     decoder_start_id: int
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> Any:
+    def encode(self, text: str, add_special_tokens: bool = True) -> Encoding:
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def id_to_token(self, number: int) -> str | None:
@@ -46,47 +46,20 @@ class Seq2SeqRecord:
 def read_pairs(
     name: str, source: str, target: str, *, id_column: str = "id", format: str = "auto", more: Sequence[str] = ()
 ) -> list[Row]:
-    """Rows with the columns `source` and `target` ("": there is none, to predict), both of them text and not empty.
+    """Return rows with a text in the columns `source` and `target` ("": no target, to predict); none is empty.
 
-    format: parallel reads NAME.source and NAME.target, whose lines belong together; any other is of rows (read_rows),
-    where the columns in `more` are needed too. DataError with all that is bad.
+    format: parallel reads NAME.source and NAME.target, whose lines belong together; any other is one of read_rows,
+    where the columns in `more` are required too. Raises one DataError with everything that is wrong.
     """
     columns = [source, *([target] if target else [])]
-    if format == "parallel":
-        return _read_parallel(name, columns)
     errors = ErrorList()
-    rows = read_rows(name, [*columns, *more], id_column, errors, format)
-    check_rows(name, rows, columns, "", errors)
-    errors.raise_if_any()
-    return rows
-
-
-def _read_parallel(name: str, suffixes: Sequence[str]) -> list[Row]:
-    """Rows of the lines of NAME.suffix for each suffix, which are the columns; ids are the line numbers."""
-    errors = ErrorList()
-    texts: dict[str, list[str]] = {}
-    for suffix in suffixes:
-        path = Path(f"{locate(name)}.{suffix}")
-        try:
-            texts[suffix] = [text for _, text in readers.clean_lines(path, errors)]
-        except FileNotFoundError:
-            read = " and ".join(f"{name}.{suffix}" for suffix in suffixes)
-            raise DataError(f"{path}: no such file; data.format = 'parallel' reads {read}") from None
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    errors.raise_if_any()  # first, since a line that could not be read is not counted
-    counts = {f"{name}.{suffix}": len(lines) for suffix, lines in texts.items()}
-    if len(set(counts.values())) > 1:
-        have = " and ".join(f"{path} has {count:,}" for path, count in counts.items())
-        raise DataError(f"{have} lines: line n of one belongs to line n of the other, so they must be equal")
-    rows = [
-        Row(str(i), i, dict(zip(suffixes, pair, strict=True)))
-        for i, pair in enumerate(zip(*texts.values(), strict=True), start=1)
-    ]
-    if not rows:
-        raise DataError(f"{name}.{suffixes[0]}: no lines")
-    for suffix in suffixes:
-        check_rows(f"{name}.{suffix}", rows, [suffix], "", errors)
+    if format == "parallel" and not is_in_memory(name):
+        rows = read_parallel(name, columns)
+        for column in columns:
+            check_texts(f"{name}.{column}", rows, [column], "", errors)
+    else:
+        rows = read_rows(name, [*columns, *more], id_column, errors, format)
+        check_texts(name, rows, columns, "", errors)
     errors.raise_if_any()
     return rows
 
@@ -108,14 +81,14 @@ def encode_pairs(
     target: a column, or "" for rows without. bleu_tokenizer: see Seq2SeqRecord.
     `truncated` counts the sources; `notes` name the targets too.
     """
-    prefixed = [Row(row.id, row.line, {source: prefix + row.values[source]}) for row in rows]
-    examples = encode_texts(prefixed, processor.tokenizer, text=source, max_length=max_length)
     record = Seq2SeqRecord(
         tokenizer=processor.tokenizer,
         sources=[row.values[source] for row in rows],
         references=[row.values[target] for row in rows] if target else [],
         bleu_tokenizer=bleu_tokenizer,
     )
+    prefixed = [Row(row.id, row.line, {source: prefix + row.values[source]}) for row in rows]
+    examples = encode_texts(prefixed, processor.tokenizer, text=source, max_length=max_length)
     if not target:
         return examples.with_record(record)
     targets = encode_texts(rows, processor.tokenizer, text=target, max_length=max_target_length)

@@ -1,8 +1,11 @@
-"""Tags of words: IOB1, IOB2 and IOBES for entities, told apart and checked; all other tags are classes as they are.
+"""Tag schemes for entities (IOB1, IOB2, IOBES): told apart, checked, and converted. All other tags are plain classes.
 
-IOB1 (Ramshaw & Marcus 1995): every word of an entity is I-TYPE, but the first one is B-TYPE where the entity before it
-has the same type and ends right there. IOB2 (Tjong Kim Sang & Veenstra 1999): the first word always is B-TYPE. IOBES:
-also, the last word is E-TYPE, and an entity of one word S-TYPE. In all three a word outside of entities is O.
+- IOB1 (Ramshaw & Marcus 1995): every word of an entity is I-TYPE. The first one is B-TYPE only where the entity before
+  it has the same type and ends right there.
+- IOB2 (Tjong Kim Sang & Veenstra 1999): the first word is always B-TYPE.
+- IOBES: as IOB2, but the last word is E-TYPE, and an entity of one word is S-TYPE.
+
+In all three a word outside of entities is O.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ ENTITY_TAG = re.compile(r"([BIES])-(.+)", re.DOTALL)
 
 
 def split_tag(tag: str) -> tuple[str, str]:
-    """(prefix, type): ("B", "PER") of B-PER, ("O", "") of O, and ("", tag) of what is no tag of an entity."""
+    """Return (prefix, type): ("B", "PER") for B-PER, ("O", "") for O, and ("", tag) for a tag of no entity."""
     if tag == OUTSIDE:
         return OUTSIDE, ""
     match = ENTITY_TAG.fullmatch(tag)
@@ -24,8 +27,10 @@ def split_tag(tag: str) -> tuple[str, str]:
 
 
 def mark_entities(tags: Iterable[str]) -> bool:
-    """Do these tags mark entities? So they do where all but O have a prefix; where there is an O, one prefix is enough,
-    so that a slip among the tags of entities is an error in them and does not turn them into something else.
+    """Return whether these tags mark entities.
+
+    They do where all tags but O have a prefix. Where there is an O, a single prefix is enough: a typing error among the
+    tags of entities is then reported as an error, and does not turn all tags into plain classes.
     """
     names = set(tags)
     prefixes = {split_tag(tag)[0] for tag in names}
@@ -33,9 +38,9 @@ def mark_entities(tags: Iterable[str]) -> bool:
 
 
 def find_scheme(sentences: Sequence[Sequence[str]], setting: str = "auto") -> str:
-    """IOB1, IOB2, IOBES, or none; `setting` unless that is auto.
+    """Return IOB1, IOB2, IOBES or none; `setting` unless that is auto.
 
-    IOB1 and IOB2 have the same tags: it is the one that fewer tags break, IOB2 if none or as many do.
+    IOB1 and IOB2 have the same tags: the one with fewer violations is taken, and IOB2 where both have as many.
     """
     if setting != "auto":
         return setting
@@ -44,32 +49,28 @@ def find_scheme(sentences: Sequence[Sequence[str]], setting: str = "auto") -> st
         return "none"
     if any(split_tag(tag)[0] in ("E", "S") for tag in names):
         return "IOBES"
-    broken = {scheme: sum(len(breaches(tags, scheme)) for tags in sentences) for scheme in ("IOB2", "IOB1")}
-    return min(broken, key=lambda scheme: broken[scheme])  # the first of equals
+    violations = {scheme: sum(len(find_violations(tags, scheme)) for tags in sentences) for scheme in ("IOB2", "IOB1")}
+    return min(violations, key=lambda scheme: violations[scheme])  # the first of equals
 
 
-def breaches(tags: Sequence[str], scheme: str) -> list[tuple[int, str]]:
-    """(place, reason) of each tag that `scheme` does not allow there, or at all."""
+def find_violations(tags: Sequence[str], scheme: str) -> list[tuple[int, str]]:
+    """Return (position, reason) of each tag that `scheme` does not allow there, or at all."""
     found = []
-    before, open_type = OUTSIDE, ""  # open_type: of the entity that the tag before belongs to, and may go on
+    before, open_type = OUTSIDE, ""  # open_type: type of the entity of the tag before, if it may continue
     for i, tag in enumerate(tags):
         prefix, kind = split_tag(tag)
         if prefix not in (OUTSIDE, *PREFIXES[scheme]):
             allowed = ", ".join(f"{letter}-TYPE" for letter in PREFIXES[scheme])
-            found.append(
-                (
-                    i,
-                    f"{tag!r} is no tag of {scheme}, whose tags are O, {allowed}; token_classification.tag_scheme names another",
-                )
-            )
+            reason = f"{tag!r} is no tag of {scheme}, whose tags are O, {allowed}"
+            found.append((i, f"{reason}; token_classification.tag_scheme names another"))
             before, open_type = OUTSIDE, ""
             continue
-        goes_on = bool(open_type) and kind == open_type
-        if scheme == "IOB2" and prefix == "I" and not goes_on:
+        continues = bool(open_type) and kind == open_type
+        if scheme == "IOB2" and prefix == "I" and not continues:
             found.append((i, f"{tag!r} after {before!r}: in IOB2 an entity begins with 'B-{kind}'"))
-        elif scheme == "IOB1" and prefix == "B" and not goes_on:
+        elif scheme == "IOB1" and prefix == "B" and not continues:
             found.append((i, f"{tag!r} after {before!r}: in IOB1 it only parts two entities of one type"))
-        elif scheme == "IOBES" and prefix in ("I", "E") and not goes_on:
+        elif scheme == "IOBES" and prefix in ("I", "E") and not continues:
             found.append((i, f"{tag!r} after {before!r}: in IOBES an entity begins with 'B-{kind}' or is 'S-{kind}'"))
         elif scheme == "IOBES" and open_type and prefix not in ("I", "E"):
             found.append((i, f"{tag!r} after {before!r}: in IOBES an entity ends with 'E-{open_type}'"))
@@ -80,9 +81,9 @@ def breaches(tags: Sequence[str], scheme: str) -> list[tuple[int, str]]:
 
 
 def complete(tags: Iterable[str], scheme: str) -> list[str]:
-    """The classes to be learned, sorted: the tags, O, and all of each type, since some may be in other files only.
+    """Return the classes to learn, sorted: the tags, O, and all prefixes of each type, which other files may have.
 
-    IOB1's B-TYPE is too rare to be expected, so nothing is added there but O.
+    IOB1's B-TYPE is too rare to be expected, so only O is added there.
     """
     names = set(tags)
     if scheme != "none":
@@ -94,7 +95,7 @@ def complete(tags: Iterable[str], scheme: str) -> list[str]:
 
 
 def tag_entities(entities: Sequence[tuple[int, int, str]], count: int, scheme: str = "IOB2") -> list[str]:
-    """The tags of `count` words; entities: (first word, one after the last, type), in order and without overlap."""
+    """Return the tags of `count` words. entities: (first word, one after the last, type), sorted, without overlap."""
     tags = [OUTSIDE] * count
     for start, end, kind in entities:
         tags[start:end] = [f"I-{kind}"] * (end - start)
@@ -111,10 +112,11 @@ def tag_entities(entities: Sequence[tuple[int, int, str]], count: int, scheme: s
 
 
 def find_entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
-    """(first word, one after the last, type) of each entity, by the rules of CoNLL's conlleval for all three schemes.
+    """Return (first word, one after the last, type) of each entity, by the rules of CoNLL's conlleval for all schemes.
 
-    A word goes on with the entity of the word before it if it is I or E, that one B or I, and both have one type; every
-    other word that is not O begins an entity. So tags that break the scheme, as a model may predict, mark entities too.
+    A word continues the entity of the word before if its prefix is I or E, that of the word before is B or I, and both
+    have one type. Every other word that is not O begins an entity. So tags that violate their scheme, as a model may
+    predict them, mark entities too.
     """
     found: list[tuple[int, int, str]] = []
     open_type = ""

@@ -1,4 +1,4 @@
-"""A teacher's logits for the training examples, to distil from: what engine.predict writes of the training file."""
+"""A teacher's logits for the training examples, to distil from: what engine.predict writes for the training file."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ LARGEST = torch.finfo(torch.float32).max
 
 
 def read_teacher(name: str, ids: Sequence[str], labels: Sequence[str]) -> Tensor:
-    """(N, C) fp32: the logits of each example of `ids`, in their order, for each of `labels`, in theirs.
+    """Return (N, C) fp32: the logits of each example of `ids` for each of `labels`, both in their order.
 
-    name: a .jsonl file with, on each line, an "id" and "logits": {label: number}, or the numbers alone in the order of
-    the labels. It may have other ids too: those of examples that are held out, say. All that is wrong with its lines is
-    one DataError; so is an id that it does not have.
+    name: a .jsonl file with "id" and "logits" on each line: {label: number}, or numbers in the order of the labels.
+    It may have other ids too, such as those of examples that are held out.
+    Raises one DataError for all bad lines, and for missing ids.
     """
-    place = {example: i for i, example in enumerate(ids)}
+    position = {example: i for i, example in enumerate(ids)}
     known = dict.fromkeys(labels)
-    taught = torch.empty(len(ids), len(labels))
+    logits_of = torch.empty(len(ids), len(labels))
     errors, lines = ErrorList(), dict[str, int]()
     for row in read_rows(name, ["id", "logits"], id_column="", errors=errors, format="jsonl"):
         value = row.values["id"]
@@ -40,27 +40,27 @@ def read_teacher(name: str, ids: Sequence[str], labels: Sequence[str]) -> Tensor
             except DataError as error:
                 errors.add(name, row.line, str(error))
             else:
-                if example in place:
-                    taught[place[example]] = torch.tensor(logits)
+                if example in position:
+                    logits_of[position[example]] = torch.tensor(logits)
     errors.raise_if_any()
     if missing := [example for example in ids if example not in lines]:
         raise DataError(
             f"{name}: no logits for {len(missing):,} of the {len(ids):,} training examples, the first with the id "
             f"{missing[0]!r}; let the teacher predict the file of data.train"
         )
-    return taught
+    return logits_of
 
 
 def _logits(value: Any, labels: Mapping[str, None]) -> list[float]:
-    """One number for each label, in their order; DataError with the reason alone."""
+    """Return one number for each label, in their order; DataError with the reason alone."""
     if isinstance(value, list):
         if len(value) != len(labels):
-            raise DataError(f"{len(value)} logits for {_named(labels)}")
+            raise DataError(f"{len(value)} logits for {_quoted(labels)}")
         value = dict(zip(labels, value, strict=True))
     if not isinstance(value, dict):
         raise DataError(f"'logits' should be {{label: number}}, or a list of numbers, this is {reprlib.repr(value)}")
     if unknown := [label for label in value if label not in labels]:
-        raise DataError(f"a logit of the unknown label {unknown[0]!r}, beside {_named(labels)}")
+        raise DataError(f"a logit of the unknown label {unknown[0]!r}, beside {_quoted(labels)}")
     if missing := [label for label in labels if label not in value]:
         raise DataError(f"no logit of the label {missing[0]!r}")
     for label, number in value.items():
@@ -69,5 +69,5 @@ def _logits(value: Any, labels: Mapping[str, None]) -> list[float]:
     return [float(value[label]) for label in labels]
 
 
-def _named(labels: Mapping[str, None]) -> str:
+def _quoted(labels: Mapping[str, None]) -> str:
     return f"the {len(labels)} labels {', '.join(map(repr, labels))}"

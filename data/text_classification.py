@@ -1,27 +1,30 @@
-"""Rows of text -> examples, encoded once into compact arrays."""
+"""Texts, single or in pairs, with one class each -> examples. Other tasks that read texts share these functions."""
 
 from __future__ import annotations
 
 import os
-import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from data.errors import DataError, ErrorList
+from data.errors import ErrorList
 from data.examples import TextExamples, count_notes
-from data.formats.rows import Row
+from data.labels import label_name
+from data.row import Row
 
-# Characters of the texts encoded at a time. An encoding also holds strings, and all that lies beyond max_length, some
-# 20 bytes a character: it is given back before the next ones are made.
+# Characters of the texts that are encoded at a time. An encoding also holds strings, and everything beyond max_length,
+# about 20 bytes a character. It is freed before the next texts are encoded.
 CHUNK = 4_000_000
 
 
-def check_rows(name: str, rows: Sequence[Row], columns: Sequence[str], label: str, errors: ErrorList) -> None:
-    """In every row each of `columns` must be text, and `label`, a column or "", text or a number; none is empty."""
+def check_texts(name: str, rows: Sequence[Row], columns: Sequence[str], label: str, errors: ErrorList) -> None:
+    """Add to `errors` every row where one of `columns` is no text, or `label`, a column or "", is no text or number.
+
+    Empty ones are errors too.
+    """
     for row in rows:
         for column in columns:
             value = row.values.get(column)
@@ -35,37 +38,6 @@ def check_rows(name: str, rows: Sequence[Row], columns: Sequence[str], label: st
             errors.add(name, row.line, f"the label in {label!r} is empty")
 
 
-def label_name(value: object) -> str:
-    """A label as its name: JSON's true, 1 and "1" are 'true', '1' and '1'."""
-    return str(value).lower() if isinstance(value, bool) else str(value).strip()
-
-
-def label_names(name: str, rows: Sequence[Row], column: str, declared: Sequence[str]) -> list[str]:
-    """The classes, sorted (as numbers where all are numbers) or as declared; at least two of them must occur."""
-    found = dict.fromkeys(label_name(row.values[column]) for row in rows)
-    declared_all = not declared or found.keys() <= set(declared)  # else check_labels says which, and where
-    if len(found) < 2 and declared_all:
-        raise DataError(f"{name}: column {column!r} has one class only, {next(iter(found))!r}; two are needed to learn")
-    return list(declared) or sort_labels(found)
-
-
-def sort_labels(found: Iterable[str]) -> list[str]:
-    """In the order of their characters; as numbers where all are numbers."""
-    names = sorted(found)
-    numeric = all(re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", name) for name in names)
-    return sorted(names, key=float) if numeric else names
-
-
-def check_labels(name: str, rows: Sequence[Row], column: str, labels: Sequence[str]) -> None:
-    """Every label must be one of `labels`; all that are not are reported together."""
-    errors, known = ErrorList(), set(labels)
-    for row in rows:
-        if label_name(row.values[column]) not in known:
-            reason = f"unknown label {row.values[column]!r}; the labels are {', '.join(map(repr, labels))}"
-            errors.add(name, row.line, reason)
-    errors.raise_if_any()
-
-
 def encode_texts(
     rows: Sequence[Row],
     tokenizer: Tokenizer,
@@ -76,18 +48,18 @@ def encode_texts(
     labels: Sequence[str] = (),
     max_length: int,
 ) -> TextExamples[None]:
-    """Encode all rows, truncated (longest of a pair first) to `max_length` tokens with the special ones.
+    """Encode checked rows, truncated to `max_length` tokens including the special ones (the longest of a pair first).
 
-    `label` is a column name, or "" for unlabelled rows. Rows have been checked before.
+    label: a column, or "" for unlabelled rows.
     """
     tokenizer.enable_truncation(max_length, strategy="longest_first")
-    # An array of nothing first, so that no rows make an empty data set.
+    # An empty array first, so that no rows make an empty data set.
     ids, types = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.uint8)]
     lengths: list[int] = []
     truncated = 0
     inputs = [(r.values[text], r.values[text_pair]) if text_pair else r.values[text] for r in rows]
-    off = not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0"  # every rank encodes, one shows it
-    with tqdm(total=len(rows), desc="encoding", unit="text", leave=False, delay=1, disable=off) as bar:
+    hidden = not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0"  # every rank encodes, one shows it
+    with tqdm(total=len(rows), desc="encoding", unit="text", leave=False, delay=1, disable=hidden) as bar:
         for chunk in in_chunks(inputs):
             encodings = tokenizer.encode_batch_fast(chunk)
             ids += [np.asarray(e.ids, dtype=np.int32) for e in encodings]
@@ -110,7 +82,7 @@ def encode_texts(
 
 
 def in_chunks(inputs: Sequence[str | tuple[str, str]]) -> Iterator[Sequence[str | tuple[str, str]]]:
-    """Runs of texts or pairs of about CHUNK characters together; a longer one stands alone."""
+    """Yield runs of texts or pairs of about CHUNK characters in total; a longer one is a run of its own."""
     start, characters = 0, 0
     for i, texts in enumerate(inputs):
         length = len(texts) if isinstance(texts, str) else sum(map(len, texts))

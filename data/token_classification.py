@@ -1,30 +1,38 @@
-"""Words with tags: the files they stand in, and the checks.
+"""Words with tags: checked rows of any format, and examples with a label at the first token of each word.
 
-A row has its words in the column data.text_column and their tags in data.label_column, both lists, however the file had them:
-- conll: a word a line, its tag the last column, an empty line after each sentence (.conll, .bio, .iob);
+A row has its words in the text column and their tags in the label column, both lists. The formats:
+- conll: a word a line, its tag in the last column, an empty line after each sentence (.conll, .bio, .iob);
 - word/tag: a sentence a line;
-- jsonl: lists of words and of tags; or a text and its spans, {"start", "end", "label"} in characters.
+- text: a text a line, without tags;
+- jsonl, and rows in memory: lists of words and of tags; or a text and its spans, {"start", "end", "label"} in
+  characters.
 
-A text is cut into words by `split_words` of data/words.py, each with the spaces before it.
+A text is split into words by data/words.py, each with the spaces before it.
 """
 
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from tokenizers import Tokenizer
+
+from data.batch import IGNORE_INDEX
 from data.errors import DataError, ErrorList
-from data.formats import rows as readers
-from data.formats.rows import Row
-from data.tag_schemes import breaches, complete, find_scheme, tag_entities
+from data.examples import TextExamples, count_notes
+from data.formats.conll import LINES, read_sentences
+from data.formats.memory import is_in_memory
+from data.formats.rows import locate, read_rows
+from data.row import Row
+from data.tag_schemes import complete, find_scheme, find_violations, tag_entities
 from data.words import TEXT, split_words, word_places
 
 SUFFIXES = {".jsonl": "jsonl", ".conll": "conll", ".bio": "conll", ".iob": "conll"}
 FORMATS = ("jsonl", "conll", "word/tag", "text")
-LINES = "<lines>"  # where each word of a row stands; no name that a column would have
+CHUNK = 20_000  # rows encoded at a time; an encoding needs far more memory than its ids
 
 
 # Files -> rows
@@ -40,111 +48,35 @@ def read_tagged(
     format: str = "auto",
     scheme: str = "auto",
 ) -> list[Row]:
-    """The rows of a file; label: the column of the tags, or "" for words alone. All that is wrong is one DataError.
+    """Return the rows of a file. label: the column of the tags, or "" for words alone.
 
-    group: a column that every row of jsonl must have, or "". Other files have no columns but words and tags.
+    group: a column that every row of jsonl must have, or "". Files of other formats have no such columns.
+    Raises one DataError with everything that is wrong.
     """
-    kind = SUFFIXES.get(readers.locate(name).suffix.lower(), "") if format == "auto" else format
+    kind = SUFFIXES.get(locate(name).suffix.lower(), "") if format == "auto" else format
+    kind = "jsonl" if is_in_memory(name) else kind
     if kind not in FORMATS:
         what = f"data.format = {format!r}" if format != "auto" else "the name does not tell its format"
         known = ", ".join(SUFFIXES)
         raise DataError(f"{name}: {what}; tagged words are in {known}, or data.format is one of {', '.join(FORMATS)}")
     errors = ErrorList()
     if kind == "jsonl":
-        rows = readers.read_rows(name, [c for c in (text, label, group) if c], id_column, errors, "jsonl")
+        rows = read_rows(name, [c for c in (text, label, group) if c], id_column, errors, "jsonl")
         rows = [row for row in rows if _check_row(name, row, text, label, scheme, errors)]
     elif group:
         raise DataError(f"{name}: data.group_column = {group!r} needs columns, so a .jsonl file")
     elif kind == "text" and label:
         raise DataError(f"{name}: data.format = 'text' has no tags; it is for predictions")
     else:
-        rows = _read_lines(name, kind, text, label, errors)
+        rows = read_sentences(name, kind, text, label, errors)
     if label:
-        _check_tags(name, rows, label, scheme, errors)
+        _check_scheme(name, rows, label, scheme, errors)
     errors.raise_if_any()
     return rows
 
 
-def _read_lines(name: str, kind: str, text: str, label: str, errors: ErrorList) -> list[Row]:
-    """Of the formats that have no columns of their own."""
-    path = readers.locate(name)
-    if path.is_dir():
-        raise DataError(f"{name}: this is a folder; name a file")
-    read = {"conll": _conll, "word/tag": _word_tag, "text": _texts}[kind]
-    rows: list[Row] = []
-    try:
-        for line, words, tags, more in read(path, bool(label), errors):
-            values = {text: words, **({label: tags} if label else {}), **more}
-            rows.append(Row(str(len(rows) + 1), line, values))
-    except FileNotFoundError:
-        raise DataError(f"{name}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read: {error.strerror}") from None
-    if not rows and not errors:
-        raise DataError(f"{name}: no rows")
-    return rows
-
-
-Sentences = Iterator[tuple[int, list[str], list[str], dict[str, Any]]]  # first line, words, tags, more of the row
-
-
-def _conll(path: Path, labelled: bool, errors: ErrorList) -> Sentences:
-    """A word a line: the first column, and the last one its tag; columns between tabs where there is one, else spaces.
-
-    -DOCSTART- lines are left out. Every line has as many columns as the first.
-    """
-    columns = 0
-    words: list[str] = []
-    tags: list[str] = []
-    lines: list[int] = []
-    for number, line in itertools.chain(readers.clean_lines(path, errors), [(0, "")]):  # the last sentence ends too
-        if not line.strip() or line.startswith("-DOCSTART-"):
-            if words:
-                yield lines[0], words, tags, {LINES: lines}
-            words, tags, lines = [], [], []
-            continue
-        fields = line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))
-        columns = columns or len(fields)
-        if len(fields) != columns:
-            errors.add(path, number, f"{len(fields)} columns, the lines before have {columns}")
-        elif labelled and columns < 2:
-            errors.add(path, number, f"no tag: {line!r} is one column; a word and its tag are needed")
-            return  # which holds for all lines
-        elif not fields[0].strip():
-            errors.add(path, number, "the word is empty")
-        elif labelled and not fields[-1].strip():
-            errors.add(path, number, "the tag is empty")
-        else:
-            words.append(fields[0])
-            tags.append(fields[-1].strip())
-            lines.append(number)
-
-
-def _word_tag(path: Path, labelled: bool, errors: ErrorList) -> Sentences:
-    """A sentence a line, as word/tag word/tag; a slash within a word belongs to it.
-
-    Without labels, a line in which every word has a tag is read without them, any other as words alone.
-    """
-    for number, line in readers.clean_lines(path, errors):
-        parts = line.split()
-        pairs = [part.rpartition("/") for part in parts]
-        bad = [part for part, (word, _, tag) in zip(parts, pairs, strict=True) if not (word and tag)]
-        if labelled and bad:
-            more = f", and {len(bad) - 1:,} more on this line" if len(bad) > 1 else ""
-            errors.add(path, number, f"{bad[0]!r} is no word/tag{more}")
-        elif parts:
-            yield number, parts if bad else [word for word, _, _ in pairs], [tag for _, _, tag in pairs], {}
-
-
-def _texts(path: Path, labelled: bool, errors: ErrorList) -> Sentences:
-    """A text a line, without tags."""
-    for number, line in readers.clean_lines(path, errors):
-        if line.strip():
-            yield number, split_words(line), [], {TEXT: line}
-
-
 def _check_row(name: str, row: Row, text: str, label: str, scheme: str, errors: ErrorList) -> bool:
-    """Put words and tags into a row of jsonl; False, and the errors, where it is wrong."""
+    """Put words and tags into a row of jsonl. Where it is wrong, add the errors and return False."""
     words, before = row.values[text], len(errors)
     if isinstance(words, str):
         if not words.strip():
@@ -177,7 +109,7 @@ def _check_row(name: str, row: Row, text: str, label: str, scheme: str, errors: 
 
 
 def _spans_to_tags(row: Row, source: str, text: str, label: str, scheme: str) -> list[str]:
-    """Put the tags into a row whose `label` has spans of the text `source`; what is wrong with them."""
+    """Replace the spans of the text `source` in column `label` by tags; return the reasons why that is impossible."""
     spans = row.values[label]
     if not isinstance(spans, list):
         return [f"{label!r} should be a list of spans of the text, this is {spans!r}"]
@@ -190,9 +122,9 @@ def _spans_to_tags(row: Row, source: str, text: str, label: str, scheme: str) ->
         if not reason:
             start, end = span["start"], span["end"]
             inside = [i for i, (first, last) in enumerate(places) if first < end and start < last]
-            cut = [source[first:last] for first, last in (places[i] for i in inside) if first < start or last > end]
-            if cut:
-                reason = f"the span {span} has only a part of the word {cut[0]!r}"
+            partial = [source[first:last] for first, last in (places[i] for i in inside) if first < start or last > end]
+            if partial:
+                reason = f"the span {span} has only a part of the word {partial[0]!r}"
             elif not inside:
                 reason = f"the span {span} has only spaces"
             else:
@@ -210,7 +142,7 @@ def _spans_to_tags(row: Row, source: str, text: str, label: str, scheme: str) ->
 
 
 def _check_span(span: Any, source: str) -> str:
-    """What is wrong with a span by itself, or ""."""
+    """Return what is wrong with a single span; "" for a good one."""
     if not isinstance(span, dict) or not {"start", "end", "label"} <= span.keys():
         return f"a span should be an object with start, end and label, this is {span!r}"
     start, end, label = span["start"], span["end"], span["label"]
@@ -223,27 +155,27 @@ def _check_span(span: Any, source: str) -> str:
     return ""
 
 
-def _check_tags(name: str, rows: Sequence[Row], label: str, scheme: str, errors: ErrorList) -> None:
-    """Tags must keep to their scheme."""
+def _check_scheme(name: str, rows: Sequence[Row], label: str, scheme: str, errors: ErrorList) -> None:
+    """Add to `errors` all tags that violate their scheme."""
     found = find_scheme([row.values[label] for row in rows], scheme)
     if found == "none":
         return
     for row in rows:
-        for place, reason in breaches(row.values[label], found):
-            errors.add(name, _line_of(row, place), _at(row, place) + reason)
+        for place, reason in find_violations(row.values[label], found):
+            errors.add(name, _line_of(row, place), _word(row, place) + reason)
 
 
 def _line_of(row: Row, place: int) -> int:
-    """The line of a word, where words have one."""
+    """Return the line of a word; the line of its row where the words have none."""
     return row.values[LINES][place] if LINES in row.values else row.line
 
 
-def _at(row: Row, place: int) -> str:
+def _word(row: Row, place: int) -> str:
     return "" if LINES in row.values else f"word {place}: "
 
 
-def tag_names(name: str, rows: Sequence[Row], label: str, declared: Sequence[str], scheme: str) -> list[str]:
-    """The classes: those declared, or those found, completed by their scheme and sorted; at least two."""
+def find_tag_names(name: str, rows: Sequence[Row], label: str, declared: Sequence[str], scheme: str) -> list[str]:
+    """Return the classes: those declared, else those found, completed by their scheme. DataError for fewer than two."""
     if declared:
         return list(declared)
     sentences = [row.values[label] for row in rows]
@@ -253,12 +185,133 @@ def tag_names(name: str, rows: Sequence[Row], label: str, declared: Sequence[str
     return names
 
 
-def check_tags(name: str, rows: Sequence[Row], label: str, labels: Sequence[str]) -> None:
-    """Every tag must be one of `labels`; all that are not are reported together."""
+def check_tag_names(name: str, rows: Sequence[Row], label: str, labels: Sequence[str]) -> None:
+    """Raise one DataError for all tags that are not among `labels`."""
     errors, known = ErrorList(), set(labels)
     for row in rows:
         for i, tag in enumerate(row.values[label]):
             if tag not in known:
-                reason = f"{_at(row, i)}unknown label {tag!r}; the labels are {', '.join(map(repr, labels))}"
+                reason = f"{_word(row, i)}unknown label {tag!r}; the labels are {', '.join(map(repr, labels))}"
                 errors.add(name, _line_of(row, i), reason)
     errors.raise_if_any()
+
+
+# Rows -> examples
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of N examples, end to end, and the token of each."""
+
+    offsets: np.ndarray  # (N + 1,) int64: where the words of each example begin
+    places: np.ndarray  # (total,) int32: the word's first token in its sequence; -1: it has no token
+    labels: np.ndarray | None  # (total,) int64: classes
+    truncated: int  # number of words that lost their tokens to max_length
+    unreadable: int  # number of words that have no token in this tokenizer, such as a lone control character
+    rows: Sequence[Row]
+    column: str  # the column of the words in the rows
+    entities: bool  # whether the tags mark entities
+
+    @property
+    def num_lost(self) -> int:
+        """Number of words without a token."""
+        return self.truncated + self.unreadable
+
+    def part(self, index: int) -> slice:
+        """Return the positions of the words of example `index`."""
+        return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+
+
+def encode_tagged(
+    rows: Sequence[Row],
+    tokenizer: Tokenizer,
+    *,
+    text: str,
+    label: str = "",
+    labels: Sequence[str] = (),
+    max_length: int,
+    entities: bool = True,
+) -> TextExamples[Words]:
+    """Encode checked rows word by word, truncated to `max_length` tokens including the special ones.
+
+    A word's label stands at its first token, and IGNORE_INDEX at all others (Devlin et al. 2019, section 5.3). The
+    tokenizer says which tokens belong to a word. label: the column of the tags, or "".
+    """
+    ids, types = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.uint8)]
+    places = [np.empty(0, dtype=np.int32)]
+    lengths: list[int] = []
+    truncated_words = unreadable = truncated = 0
+    tokenizer.enable_truncation(max_length)
+    for begin in range(0, len(rows), CHUNK):
+        chunk = [_inputs(row, text, tokenizer) for row in rows[begin : begin + CHUNK]]
+        for words, encoding in zip(chunk, tokenizer.encode_batch(chunk, is_pretokenized=True), strict=True):
+            ids.append(np.asarray(encoding.ids, dtype=np.int32))
+            types.append(np.asarray(encoding.type_ids, dtype=np.uint8))
+            lengths.append(len(encoding.ids))
+            places.append(_first_tokens(encoding.word_ids, len(words)))
+            beyond = {word for overflow in encoding.overflowing for word in overflow.word_ids}
+            lost = set(np.flatnonzero(places[-1] < 0).tolist())
+            truncated += bool(beyond)
+            truncated_words += len(lost & beyond)
+            unreadable += len(lost - beyond)
+    tokenizer.no_truncation()
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    counts = [len(row.values[text]) for row in rows]
+    number = {name: i for i, name in enumerate(labels)}
+    tags = np.array([number[tag] for row in rows for tag in row.values[label]], dtype=np.int64) if label else None
+    record = Words(
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        places=np.concatenate(places),
+        labels=tags,
+        truncated=truncated_words,
+        unreadable=unreadable,
+        rows=rows,
+        column=text,
+        entities=entities,
+    )
+    return TextExamples(
+        input_ids=np.concatenate(ids),
+        token_type_ids=np.concatenate(types),
+        offsets=offsets,
+        labels=None,
+        ids=[row.id for row in rows],
+        truncated=truncated,
+        token_labels=None if tags is None else _at_tokens(record, tags, counts, offsets),
+        notes=count_notes(
+            (truncated, "text", "truncated to data.max_length"), (record.num_lost, "word", "without a token")
+        ),
+        record=record,
+    )
+
+
+def _inputs(row: Row, text: str, tokenizer: Tokenizer) -> list[str]:
+    """Return the words as the tokenizer should see them: with one space before them, unless the text has none there.
+
+    - To a byte-level tokenizer (RoBERTa), a word after a space is another word, and a second space would be a token.
+    - To WordPiece there is no difference.
+    - A tokenizer that does not split texts would take the space for a part of the word, so there is none.
+    """
+    words: list[str] = row.values[text]
+    if tokenizer.pre_tokenizer is None:
+        return [word.lstrip() for word in words]
+    if TEXT in row.values:
+        return [" " + word.lstrip() if word[0].isspace() else word for word in words]
+    return [" " + word for word in words]
+
+
+def _first_tokens(word_ids: Sequence[int | None], count: int) -> np.ndarray:
+    """Return (count,) the first token of each word, or -1."""
+    places = np.full(count, -1, dtype=np.int32)
+    for place in range(len(word_ids) - 1, -1, -1):  # backwards, so that the first token is written last
+        word = word_ids[place]
+        if word is not None:
+            places[word] = place
+    return places
+
+
+def _at_tokens(words: Words, tags: np.ndarray, counts: Sequence[int], offsets: np.ndarray) -> np.ndarray:
+    """Return (total tokens,) the label of each word at its first token, IGNORE_INDEX elsewhere."""
+    labels = np.full(offsets[-1], IGNORE_INDEX, dtype=np.int64)
+    kept = words.places >= 0
+    labels[(np.repeat(offsets[:-1], counts) + words.places)[kept]] = tags[kept]
+    return labels

@@ -25,12 +25,13 @@ from torch.utils.data import get_worker_info
 
 from data.batch import Batch
 from data.errors import ErrorList
-from data.formats.rows import Row, read_rows
+from data.formats.rows import read_rows
 from data.loader import Examples
+from data.row import Row
+from data.scripts import KANA_AND_HAN
 from data.tag_schemes import OUTSIDE
 
-UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # kana and Han
-WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
+WORD = re.compile(rf"[{KANA_AND_HAN}]|[^\s{KANA_AND_HAN}]+")
 MASKS = ("[MASK]", "<mask>")  # of BERT and of RoBERTa
 
 Change = Callable[[Row, np.random.Generator], Row]
@@ -286,7 +287,7 @@ def _reorder(text: str, rng: np.random.Generator, changes: TextChanges) -> str:
 
 
 def _unspaced(word: str) -> bool:
-    return re.match(f"[{UNSPACED}]", word) is not None
+    return re.match(f"[{KANA_AND_HAN}]", word) is not None
 
 
 # Where it comes from

@@ -1,4 +1,4 @@
-"""MNIST's file format (LeCun et al. 1998): a header of sizes, then bytes; plain or compressed with gzip."""
+"""MNIST's file format, IDX (LeCun et al. 1998): a header of sizes, then bytes; plain or compressed with gzip."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ UINT8 = 8  # the code of the only type that image sets use
 
 
 def is_images(path: Path) -> bool:
-    """Whether a file has the usual name, as train-images-idx3-ubyte or t10k-images-idx3-ubyte.gz."""
+    """Return whether a file has the usual name, like train-images-idx3-ubyte or t10k-images-idx3-ubyte.gz."""
     return IMAGES in path.name
 
 
 def labels_of(path: Path) -> Path:
-    """train-images-idx3-ubyte.gz -> train-labels-idx1-ubyte.gz."""
+    """Return the file of the labels: train-images-idx3-ubyte.gz -> train-labels-idx1-ubyte.gz."""
     return path.with_name(path.name.replace(IMAGES, LABELS))
 
 
 def read(path: Path, dimensions: int) -> np.ndarray:
-    """The array of bytes in a file; DataError for one that is missing, broken or has not so many dimensions.
+    """Return the array of bytes in a file. DataError where it is missing, broken or has other dimensions.
 
-    The header is two zeros, the code of the type, the number of dimensions, and each of them as a big-endian uint32.
+    The header: two zeros, the code of the type, the number of dimensions, and each of them as a big-endian uint32.
     """
     try:
         packed = path.suffix == ".gz"
@@ -38,9 +38,9 @@ def read(path: Path, dimensions: int) -> np.ndarray:
                 raise DataError(f"{path}: not an IDX file of bytes in {dimensions} dimensions, by its first bytes")
             shape = tuple(np.frombuffer(header, ">u4", offset=4).tolist())
             size = math.prod(shape)
-            # gzip makes nothing more than 1,032 times smaller, so a header that claims more is known to be wrong.
+            # gzip compresses at most 1,032 times, so a header that claims more is wrong.
             if size > path.stat().st_size * (1032 if packed else 1):
-                raise DataError(f"{path}: cut short: {size:,} bytes should follow the header")
+                raise DataError(f"{path}: incomplete: {size:,} bytes should follow the header")
             content = stream.read(size)
             if len(content) != size or stream.read(1):
                 found = "more" if len(content) == size else f"{len(content):,}"

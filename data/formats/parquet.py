@@ -1,4 +1,4 @@
-"""Parquet files -> rows, with pyarrow, an optional extra. A row has no line; its number from 1 stands in its place."""
+"""Parquet files -> rows, with pyarrow, an optional package. A row's number from 1 takes the place of its line."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 from data.errors import DataError, ErrorList
 
-MAX_TEXT = 1_000_000  # characters of a value; as of a line of the other kinds of file
+MAX_TEXT = 1_000_000  # characters of a value; the same as of a line of text files
 ROWS = 1_000  # read at a time
 
 
 def read_parquet(
     path: Path, lines: Iterator[tuple[int, str]], errors: ErrorList, required: Sequence[str]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number from 1, {column: value}) of each row; `lines`, of text, has nothing to say here and is not read.
+    """Yield (number from 1, {column: value}) of each row. `lines`, of a text file, is not read.
 
-    Values keep their type: text, whole numbers, floats, lists. NaN, as which pandas writes a missing number, is null.
+    Values keep their type: text, whole numbers, floats, lists. NaN is null, since pandas writes missing numbers so.
     A row that no text file could hold (bad UTF-8, a NUL) is added to `errors`. DataError where nothing can be read.
     """
     try:
@@ -39,7 +39,7 @@ def read_parquet(
                     if isinstance(values, UnicodeDecodeError):
                         byte = values.object[values.start]
                         errors.add(path, number, f"not UTF-8 at byte {values.start} of a text ({byte:#04x})")
-                    elif reason := _unreadable(values):
+                    elif reason := unreadable_reason(values):
                         errors.add(path, number, reason)
                     else:
                         yield number, {name: None if value != value else value for name, value in values.items()}
@@ -49,17 +49,17 @@ def read_parquet(
 
 
 def _check_columns(path: Path, columns: list[str], required: Sequence[str]) -> None:
-    have = ", ".join(map(repr, columns)) or "none"
+    found = ", ".join(map(repr, columns)) or "none"
     for column in required:
         if column not in columns:
-            raise DataError(f"{path}: no column {column!r}; the columns are {have}")
+            raise DataError(f"{path}: no column {column!r}; the columns are {found}")
     twice = [column for column in columns if columns.count(column) > 1]
     if twice:
         raise DataError(f"{path}: two columns are named {twice[0]!r}")
 
 
 def _values(batch: Any) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
-    """Each row of a pyarrow batch, one by one only where a text is not UTF-8, which parquet itself does not check."""
+    """Yield each row of a pyarrow batch; one by one only where a text is not UTF-8, which parquet does not check."""
     try:
         yield from batch.to_pylist()
         return
@@ -72,8 +72,8 @@ def _values(batch: Any) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
             yield error
 
 
-def _unreadable(values: dict[str, Any]) -> str:
-    """Why this row could not stand in a file of text; "" where it could."""
+def unreadable_reason(values: dict[str, Any]) -> str:
+    """Return why no text file could hold this row; "" where one could."""
     for column, value in values.items():
         if isinstance(value, str) and "\0" in value:
             return f"a NUL character in {column!r}"

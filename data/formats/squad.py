@@ -1,4 +1,4 @@
-"""Questions about paragraphs: SQuAD's json files (versions 1 and 2) and rows of jsonl -> rows with checked answers."""
+"""Questions about contexts: SQuAD's json files (versions 1 and 2), and rows -> rows with checked answers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.errors import DataError, ErrorList
-from data.formats.rows import Row, locate, parse_json, read_rows
+from data.formats.memory import is_in_memory
+from data.formats.rows import locate, parse_json, read_rows
+from data.row import Row
 
-# The columns of a row that a SQuAD file has.
+# The columns that the rows of a SQuAD file have.
 COLUMNS = ("id", "title", "context", "question", "answers", "is_impossible")
 
 
@@ -31,17 +33,19 @@ def read_questions(
     id_column: str = "id",
     format: str = "auto",
 ) -> list[Row]:
-    """One row for each question, whose `answers` are a list of Answer, none where it has no answer.
+    """Return a row for each question, whose `answers` are a list of Answer; [] where there is no answer.
 
-    A file of format "squad" (auto: one that ends in .json) is SQuAD's, version 1 or 2; any other is read by read_rows,
-    with answers as {"text": [..], "answer_start": [..]} or [{"text": .., "answer_start": ..}, ..].
-    answers: "" for a file without, or whose answers are not to be read. others: further columns that are needed.
+    - format "squad" (auto: a name that ends in .json) is SQuAD's, version 1 or 2.
+    - Any other file is read by read_rows, with answers as {"text": [..], "answer_start": [..]} or
+      [{"text": .., "answer_start": ..}, ..].
 
-    Raises DataError with all that is wrong: `file:line: reason` in rows, `file: question ID: reason` in SQuAD's files,
-    where a line has thousands of questions.
+    answers: "" for a file without answers, or where they should not be read. others: further required columns.
+    Raises one DataError with everything that is wrong: `file:line: reason` in rows, `file: question ID: reason` in
+    SQuAD's files, where a line has thousands of questions.
     """
     errors = ErrorList()
-    if format == "squad" or (format == "auto" and locate(name).suffix.lower() == ".json"):
+    is_squad = format == "squad" or (format == "auto" and locate(name).suffix.lower() == ".json")
+    if is_squad and not is_in_memory(name):
         wanted = [column for column in (question, context, answers, *others, id_column) if column]
         if unknown := [column for column in wanted if column not in COLUMNS and column != id_column]:
             raise DataError(f"{name}: a SQuAD file has no column {unknown[0]!r}; it has {', '.join(COLUMNS)}")
@@ -63,7 +67,7 @@ def read_questions(
 
 
 def _problems(values: dict[str, Any], question: str, context: str, answers: str) -> list[str]:
-    """What is wrong with a row that has these columns."""
+    """Return what is wrong with a row that has these columns."""
     reasons = []
     for column in (question, context):
         value = values[column]
@@ -86,7 +90,7 @@ def _problems(values: dict[str, Any], question: str, context: str, answers: str)
 
 
 def _answers(value: Any) -> list[Answer]:
-    """Of either form; DataError says how it should look."""
+    """Return the answers of either form; DataError, with the reason alone, says the right form."""
     wanted = 'should be {"text": [..], "answer_start": [..]} or a list of {"text": .., "answer_start": ..}'
     if isinstance(value, dict):
         texts, starts = value.get("text"), value.get("answer_start")
@@ -95,6 +99,8 @@ def _answers(value: Any) -> list[Answer]:
         if len(texts) != len(starts):
             raise DataError(f"has {len(texts)} texts and {len(starts)} starts")
         pairs = list(zip(texts, starts, strict=True))
+    elif isinstance(value, list) and all(isinstance(item, Answer) for item in value):
+        pairs = [(item.text, item.start) for item in value]  # of rows that this reader made, in memory
     elif isinstance(value, list) and all(isinstance(item, dict) for item in value):
         pairs = [(item.get("text"), item.get("answer_start")) for item in value]
     else:
@@ -106,7 +112,7 @@ def _answers(value: Any) -> list[Answer]:
 
 
 def _misplaced(answer: Answer, context: str) -> str:
-    """Why the answer is not a span of its context; "" where it is one."""
+    """Return why the answer is not a span of its context; "" where it is one."""
     text, start = answer
     if not text.strip():
         return "an answer is empty; a question that has none has an empty list of answers"
@@ -129,7 +135,7 @@ def _short(value: Any) -> str:
 
 
 def _read_squad(name: str, labelled: bool, errors: ErrorList) -> list[Row]:
-    """Rows with the columns of COLUMNS. A file that is no JSON, or not of this form, is a DataError at once."""
+    """Return rows with COLUMNS. DataError at once for a file that is no JSON, or not of this form."""
     rows: list[Row] = []
     places: dict[str, str] = {}
     for place, title, context, entry in _questions(name, _load(name)):
@@ -147,7 +153,7 @@ def _read_squad(name: str, labelled: bool, errors: ErrorList) -> list[Row]:
         reasons += [f"no {column!r}" for column in missing]
         if not missing:
             reasons += _problems(values, "question", "context", "answers" if labelled else "")
-        # Appended whole: what names the place is a question here, not a line.
+        # Added without a line number: here the place is a question.
         errors.found += [(number, f"{locate(name)}: {place}: {reason}") for reason in reasons]
         rows.append(Row(str(key), number, values))
     if not rows:
@@ -182,25 +188,26 @@ def _load(name: str) -> Any:
 
 
 def _line(path: Path, raw: bytes, byte: int) -> str:
+    """Return `file:line` of a byte."""
     return f"{path}:{raw.count(bytes([10]), 0, byte) + 1}"
 
 
 def _questions(name: str, values: Any) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-    """(place in the file, title, context, the question's object) of each; DataError where it has another form."""
+    """Yield (place in the file, title, context, the question's object); DataError for another form."""
 
-    def part(value: Any, key: str, kind: type, place: str) -> Any:
+    def member(value: Any, key: str, kind: type, place: str) -> Any:
         found = value.get(key) if isinstance(value, dict) else None
         if not isinstance(found, kind):
-            have = f"an object with {_short(list(value))}" if isinstance(value, dict) else f"a {type(value).__name__}"
+            actual = f"an object with {_short(list(value))}" if isinstance(value, dict) else f"a {type(value).__name__}"
             wanted = "a list" if kind is list else "text"
-            raise DataError(f"{name}: {place} should have {key!r}, {wanted}, as a SQuAD file does; this is {have}")
+            raise DataError(f"{name}: {place} should have {key!r}, {wanted}, as a SQuAD file does; this is {actual}")
         return found
 
-    for i, article in enumerate(part(values, "data", list, "the file")):
+    for i, article in enumerate(member(values, "data", list, "the file")):
         title = article.get("title", "") if isinstance(article, dict) else ""
-        for j, paragraph in enumerate(part(article, "paragraphs", list, f"data[{i}]")):
+        for j, paragraph in enumerate(member(article, "paragraphs", list, f"data[{i}]")):
             place = f"data[{i}].paragraphs[{j}]"
-            context = part(paragraph, "context", str, place)
-            for k, entry in enumerate(part(paragraph, "qas", list, place)):
-                part(entry, "question", str, f"{place}.qas[{k}]")
+            context = member(paragraph, "context", str, place)
+            for k, entry in enumerate(member(paragraph, "qas", list, place)):
+                member(entry, "question", str, f"{place}.qas[{k}]")
                 yield f"{place}.qas[{k}]", title, context, entry

@@ -115,7 +115,8 @@ def _is_bytes(value: int | bytes) -> bytes:
 
 def _score(piece: Fields) -> float:
     content = _last(piece, 2, bytes(4))
-    if len(content) != 4 or not math.isfinite(score := struct.unpack("<f", content)[0]):
+    score: float = struct.unpack("<f", content)[0] if len(content) == 4 else math.nan
+    if not math.isfinite(score):
         raise ValueError("a score that is no finite number")
     return score
 

@@ -16,10 +16,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from data.scripts import KANA_AND_HAN
+
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 # Scripts without spaces: Han with its extensions, kana.
-IDEOGRAPH = re.compile("([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])")
+IDEOGRAPH = re.compile(f"([{KANA_AND_HAN}])")
 
 # The numbers of a question's row.
 COLUMNS = ("exact_match", "f1", "character_f1", "has_answer", "answered", "not_empty", "margin")

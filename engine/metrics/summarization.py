@@ -12,12 +12,10 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from data.scripts import ROUGE_CHARACTERS
+
 ROUGES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-# Kana, Chinese characters and their extensions, Korean syllables.
-ALONE = (
-    "\u3005\u3007\u3041-\u3096\u30a1-\u30fa\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7a3\U00020000-\U000323af"
-)
-TOKEN = re.compile(f"[a-z0-9]+|[{ALONE}]")
+TOKEN = re.compile(f"[a-z0-9]+|[{ROUGE_CHARACTERS}]")
 
 
 def tokenize(text: str) -> list[str]:

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from data import scripts
 from engine.config import ConfigError
 
 TOKENIZERS = ("13a", "zh", "char")  # names of sacrebleu
 NUM_BLEU_COUNTS = 10  # two lengths, and 4 orders x (correct, total)
 NUM_CHRF_COUNTS = 18  # 6 orders x (ours, theirs, common)
-CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
-KANA = re.compile("[\u3041-\u3096\u30a1-\u30fa]")
+CHINESE = re.compile(f"[{scripts.CHINESE}]")
+KANA = re.compile(f"[{scripts.KANA_LETTERS}]")
 
 
 def require_sacrebleu() -> None:

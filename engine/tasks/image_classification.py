@@ -10,12 +10,12 @@ from torch import Tensor
 
 import models
 from data import Batch, Examples, Row
-from data import text_classification as texts
-from data.augmentation.image import ImageAugmentation, sheet
+from data.augmentation.image import ImageAugmentation
 from data.errors import DataError
 from data.formats.rows import locate
-from data.image_classification import ImageExamples, encode_images, read_images
+from data.image_classification import ImageExamples, draw_augmented, encode_images, read_images
 from data.image_preprocessing import FILE, Preprocessing, read_preprocessing
+from data.labels import check_label_names
 from engine.config import AugmentSettings, ConfigError, GenerateSettings
 from engine.metrics import image_classification as metrics
 from engine.tasks import text_classification
@@ -42,7 +42,7 @@ def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
 def check_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Sequence[str]) -> None:
     """Raise DataError for every row whose class is unknown; for a folder per class, once for each folder."""
     if not locate(name).is_dir():
-        return texts.check_labels(name, rows, settings.data.label_column, labels)
+        return check_label_names(name, rows, settings.data.label_column, labels)
     if unknown := sorted({str(row.values[settings.data.label_column]) for row in rows} - set(labels)):
         known = f"the labels are {', '.join(map(repr, labels))}"
         raise DataError(
@@ -103,7 +103,7 @@ def show_augmented(examples: ImageExamples, path: Path) -> str:
     if examples.augmentation is None:
         return ""
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet(examples, path)
+    draw_augmented(examples, path)
     return f"augmented samples: {path}, a line for each image, first as it is, then as in each epoch"
 
 

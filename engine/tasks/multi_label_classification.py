@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from data import Batch, Examples, Row, TextExamples
-from data import labels as label_sets
+from data import multi_label_classification as label_sets
 from engine.config import GenerateSettings
 from engine.metrics import multi_label_classification as metrics
 from engine.tasks import text_classification
@@ -26,12 +26,12 @@ def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
 
 def find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
     """Return all labels that occur, as declared or sorted."""
-    return label_sets.label_set_names(name, rows, settings.data.label_column, settings.data.labels)
+    return label_sets.find_label_set_names(name, rows, settings.data.label_column, settings.data.labels)
 
 
 def check_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Sequence[str]) -> None:
     """Raise DataError for every unknown label."""
-    label_sets.check_known_labels(name, rows, settings.data.label_column, labels)
+    label_sets.check_label_set_names(name, rows, settings.data.label_column, labels)
 
 
 def encode(

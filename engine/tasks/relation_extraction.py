@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from data import Batch, Examples, Row, TextExamples
-from data import text_classification as texts
 from data.augmentation import text as text_augmentation
+from data.labels import check_label_names
 from data.relation_extraction import ROLES, Entity, RelationRecord, encode_relations, read_relations
 from engine.config import AugmentSettings, ConfigError, GenerateSettings, RelationExtractionSettings, choose_from
 from engine.metrics import relation_extraction as metrics
@@ -46,20 +46,21 @@ def check_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Seq
         raise ConfigError(
             f"relation_extraction.no_relation_label = {no_relation!r} is no label: {choose_from(no_relation, labels)}"
         )
-    texts.check_labels(name, rows, settings.data.label_column, labels)
+    check_label_names(name, rows, settings.data.label_column, labels)
 
 
 def encode(
     rows: list[Row], processor: Tokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
 ) -> TextExamples[RelationRecord]:
     """Encode the texts with markers around their entities, and with labels the number of each relation."""
+    no_relation = settings.own.no_relation_label
     return encode_relations(
         rows,
         processor,
         text=settings.data.text_column,
         label=settings.label_column(labelled),
         labels=labels,
-        no_relation=settings.own.no_relation_label,
+        no_relation=list(labels).index(no_relation) if no_relation in labels else None,
         max_length=settings.data.max_length,
     )
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from data import Batch, Examples, Row, TextExamples, read_rows
 from data import text_classification as texts
 from data.errors import ErrorList
+from data.labels import check_label_names, find_label_names
 from engine.config import AugmentSettings, GenerateSettings
 from engine.metrics import text_classification as metrics
 from engine.tasks.augmentation import RowEncoder, augment_columns
@@ -34,7 +35,7 @@ def read_texts(name: str, settings: TaskSettings, labelled: bool, check_targets:
     more = [column for column in (label, settings.group_column(name, labelled)) if column]
     errors = ErrorList()
     rows = read_rows(name, columns + more, data.id_column, errors, data.format)
-    texts.check_rows(name, rows, columns, label if check_targets is None else "", errors)
+    texts.check_texts(name, rows, columns, label if check_targets is None else "", errors)
     if labelled and check_targets is not None:
         check_targets(name, rows, label, errors)
     errors.raise_if_any()
@@ -43,12 +44,12 @@ def read_texts(name: str, settings: TaskSettings, labelled: bool, check_targets:
 
 def find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
     """Return the classes, as declared or sorted."""
-    return texts.label_names(name, rows, settings.data.label_column, settings.data.labels)
+    return find_label_names(name, rows, settings.data.label_column, settings.data.labels)
 
 
 def check_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Sequence[str]) -> None:
     """Raise DataError for every row whose class is unknown."""
-    texts.check_labels(name, rows, settings.data.label_column, labels)
+    check_label_names(name, rows, settings.data.label_column, labels)
 
 
 def encode(

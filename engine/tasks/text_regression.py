@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from data import Batch, Examples, Row, TextExamples
-from data import labels as label_sets
+from data import text_regression as targets
 from engine.config import ConfigError, GenerateSettings
 from engine.metrics import text_regression as metrics
 from engine.tasks import text_classification
@@ -21,7 +21,7 @@ from models import TaskModel
 
 def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
     """Read rows with a text, perhaps a second one, and with labels a number."""
-    return text_classification.read_texts(name, settings, labelled, label_sets.check_scores)
+    return text_classification.read_texts(name, settings, labelled, targets.check_scores)
 
 
 def find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
@@ -38,7 +38,7 @@ def encode(
 ) -> TextExamples[None]:
     """Encode the texts, and with labels the number of each."""
     examples = text_classification.encode(rows, processor, settings, labels, False)
-    return replace(examples, labels=label_sets.scores(rows, settings.data.label_column)) if labelled else examples
+    return replace(examples, labels=targets.scores(rows, settings.data.label_column)) if labelled else examples
 
 
 def evaluate_batch(model: TaskModel, batch: Batch, examples: Examples, generate: GenerateSettings) -> Tensor:

@@ -15,7 +15,8 @@ from data import Batch, Examples, Row, TextExamples
 from data import token_classification as tagging
 from data.augmentation import text as text_augmentation
 from data.tag_schemes import find_entities, mark_entities
-from data.words import TEXT, Words, encode_tagged, word_places
+from data.token_classification import Words, encode_tagged
+from data.words import TEXT, word_places
 from engine.config import AugmentSettings, GenerateSettings
 from engine.metrics import token_classification as metrics
 from engine.tasks.augmentation import CHANGES_IN_PLACE, RowEncoder, augment_rows, check_text_changes, text_changes
@@ -39,12 +40,12 @@ def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
 
 def find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
     """Return the tags, as declared, or sorted and completed by their scheme."""
-    return tagging.tag_names(name, rows, settings.data.label_column, settings.data.labels, settings.own.tag_scheme)
+    return tagging.find_tag_names(name, rows, settings.data.label_column, settings.data.labels, settings.own.tag_scheme)
 
 
 def check_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Sequence[str]) -> None:
     """Raise DataError for every word whose tag is unknown."""
-    tagging.check_tags(name, rows, settings.data.label_column, labels)
+    tagging.check_tag_names(name, rows, settings.data.label_column, labels)
 
 
 def encode(

@@ -1,4 +1,4 @@
-"""The order of examples, and how a step is cut for the machine: what P1, P3, P4 and P17 rest on."""
+"""The order of examples, and limits_of_rank a step is split for the machine: what P1, P3, P4 and P17 rest on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from data import MicroBatching, TextExamples, evaluation_batches, steps_per_epoch, training_steps
 from data.loader import epoch_order, split_into_micro_batches
 
-CUTS = [
+LIMITS = [
     {},
     {"max_examples": 1},
     {"max_examples": 3},
@@ -77,7 +77,7 @@ def test_the_loader_draws_nothing_from_the_global_random_state():
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(1, 1), (1, 8), (8, 8), (9, 8), (33, 8), (33, 100), (12, 5)])
-def test_an_epoch_has_each_example_once_and_its_last_step_what_is_left(count, batch_size):
+def test_an_epoch_has_each_example_once(count, batch_size):
     examples = make_examples(count)
     steps = steps_per_epoch(count, batch_size)
     stream = training_steps(examples, batch_size, 5, MicroBatching(max_examples=2))
@@ -91,16 +91,18 @@ def test_an_epoch_has_each_example_once_and_its_last_step_what_is_left(count, ba
         assert sorted(chain(*groups)) == list(range(count))
 
 
-# The cut
+# Micro-batches
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-@pytest.mark.parametrize("limits", CUTS, ids=str)
-def test_p17_each_example_of_a_step_is_on_one_rank_once_and_ranks_have_equal_counts(world_size, limits):
+@pytest.mark.parametrize("limits", LIMITS, ids=str)
+def test_p17_each_example_of_a_step_is_on_one_rank_once(world_size, limits):
     for count in range(1, 34):
         lengths = make_examples(50, seed=count).lengths
         step = epoch_order(0, count, 50)[:count]
-        parts = [split_into_micro_batches(step, lengths, how) for how in all_ranks(world_size, limits)]
+        parts = [
+            split_into_micro_batches(step, lengths, limits_of_rank) for limits_of_rank in all_ranks(world_size, limits)
+        ]
         assert len({len(part) for part in parts}) == 1, "every rank must run the same number of micro-batches"
         assert sorted(np.concatenate(list(chain(*parts)))) == sorted(step)
         for micro in chain(*parts):
@@ -108,22 +110,25 @@ def test_p17_each_example_of_a_step_is_on_one_rank_once_and_ranks_have_equal_cou
             assert len(micro) <= 1 or lengths[micro].sum() <= limits.get("max_tokens", 10**9)
 
 
-@pytest.mark.parametrize("limits", CUTS, ids=str)
+@pytest.mark.parametrize("limits", LIMITS, ids=str)
 def test_a_rank_takes_its_share_from_short_to_long(limits):
     lengths = make_examples(64).lengths
-    for how in all_ranks(3, limits):
-        share = lengths[np.concatenate(split_into_micro_batches(np.arange(64), lengths, how))]
+    for limits_of_rank in all_ranks(3, limits):
+        share = lengths[np.concatenate(split_into_micro_batches(np.arange(64), lengths, limits_of_rank))]
         assert np.array_equal(share, np.sort(share))
 
 
-@pytest.mark.parametrize("limits", CUTS, ids=str)
-def test_the_cut_makes_no_more_micro_batches_than_the_limit_asks(limits):
+@pytest.mark.parametrize("limits", LIMITS, ids=str)
+def test_a_step_makes_no_more_micro_batches_than_needed(limits):
     lengths = make_examples(64).lengths
     for world_size in (1, 2, 3, 4):
-        hows = all_ranks(world_size, limits)
-        counts = [len(split_into_micro_batches(np.arange(64), lengths, how)) for how in hows]
+        all_limits = all_ranks(world_size, limits)
+        counts = [
+            len(split_into_micro_batches(np.arange(64), lengths, limits_of_rank)) for limits_of_rank in all_limits
+        ]
         full = [
-            len([part for part in split_into_micro_batches(np.arange(64), lengths, how) if len(part)]) for how in hows
+            len([part for part in split_into_micro_batches(np.arange(64), lengths, limits_of_rank) if len(part)])
+            for limits_of_rank in all_limits
         ]
         assert counts[0] == max(full), "some micro-batch is empty on every rank"
         if "max_examples" in limits:
@@ -150,8 +155,8 @@ def test_ranks_have_equal_work(world_size):
         lengths = np.minimum(rng.geometric(0.03, 300), 128)
         step = rng.permutation(300)[: rng.integers(1, 65)]
         shares = [
-            np.concatenate(split_into_micro_batches(step, lengths, how))
-            for how in all_ranks(world_size, {"max_examples": 4})
+            np.concatenate(split_into_micro_batches(step, lengths, limits_of_rank))
+            for limits_of_rank in all_ranks(world_size, {"max_examples": 4})
         ]
         tokens = [lengths[share.astype(int)].sum() for share in shares]
         assert max(tokens) - min(tokens) <= lengths[step].max()
@@ -164,11 +169,11 @@ def test_ranks_have_equal_work(world_size):
 @pytest.mark.parametrize("limits", [{}, {"max_examples": 2}, {"max_tokens": 60}], ids=str)
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("start", [0, 3, 13])
-def test_p04_any_workers_and_any_start_give_the_same_micro_batches(limits, workers, start):
+def test_p04_micro_batches_do_not_depend_on_workers_and_start(limits, workers, start):
     """start = k is skipping k: 33 examples in steps of 8 are 5 steps an epoch, so 3 is amid one and 13 amid another."""
     examples = make_examples(33)
-    how = MicroBatching(**limits, rank=1, world_size=2)
-    expected = list(islice(training_steps(examples, 8, 1, how), start, start + 8))
+    limits_of_rank = MicroBatching(**limits, rank=1, world_size=2)
+    expected = list(islice(training_steps(examples, 8, 1, limits_of_rank), start, start + 8))
     stream = training_steps(examples, 8, 1, how, start=start, num_workers=workers)
     for ours, theirs in zip(islice(stream, 8), expected, strict=True):
         assert len(ours) == len(theirs)
@@ -183,7 +188,10 @@ def test_a_step_is_the_same_examples_for_any_number_of_ranks():
     examples = make_examples(33)
     runs = []
     for world_size in (1, 2, 3, 4, 9):
-        streams = [training_steps(examples, 8, 0, how) for how in all_ranks(world_size, {"max_examples": 2})]
+        streams = [
+            training_steps(examples, 8, 0, limits_of_rank)
+            for limits_of_rank in all_ranks(world_size, {"max_examples": 2})
+        ]
         steps = [list(chain(*groups)) for groups in islice(zip(*streams, strict=True), 12)]
         runs.append([sorted(i for batch in step for i in batch.indices) for step in steps])
     assert all(run == runs[0] for run in runs)
@@ -193,11 +201,11 @@ def test_a_step_is_the_same_examples_for_any_number_of_ranks():
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-@pytest.mark.parametrize("limits", CUTS, ids=str)
+@pytest.mark.parametrize("limits", LIMITS, ids=str)
 def test_p03_evaluation_takes_each_example_on_one_rank_once(world_size, limits):
     for count in range(1, 34):
         examples = make_examples(count)
-        parts = [evaluation_batches(examples, how) for how in all_ranks(world_size, limits)]
+        parts = [evaluation_batches(examples, limits_of_rank) for limits_of_rank in all_ranks(world_size, limits)]
         assert sorted(np.concatenate(list(chain(*parts)))) == list(range(count))
         for part in chain(*parts):
             assert 0 < len(part) <= limits.get("max_examples", count)
@@ -278,7 +286,7 @@ def test_f18_the_fingerprint_changes_with_any_token_or_label(field, place):
     assert examples.fingerprint() != changed.fingerprint()
 
 
-def test_f18_the_fingerprint_changes_with_the_order_and_the_bounds_of_examples():
+def test_f18_the_fingerprint_changes_with_order_and_bounds():
     def of(texts: list[list[int]], labels: list[int]) -> str:
         return TextExamples(
             input_ids=np.array([*chain(*texts)], dtype=np.int32),

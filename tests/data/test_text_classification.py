@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import random
-import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.wordpiece import SPECIAL, VOCAB, added, odd_texts, write_vocab
+from support.wordpiece import VOCAB, odd_texts, write_vocab
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from data import DataError, Row, copy_tokenizer, load_tokenizer
+from data import DataError, Row, labels, load_tokenizer
 from data import text_classification as texts
 from data.errors import ErrorList
 from data.text_classification import encode_texts
@@ -23,159 +20,6 @@ from engine.tasks import TASKS, read_training_data
 
 def oracle(folder: Path):
     return pytest.importorskip("transformers").BertTokenizer.from_pretrained(str(folder))
-
-
-FLAGS = [
-    {"do_lower_case": lower, "strip_accents": strip, "tokenize_chinese_chars": chinese}
-    for lower in (True, False)
-    for strip in (None, True, False)
-    for chinese in (True, False)
-]
-N = len(VOCAB)
-SETTINGS = [
-    *({"tokenizer_config": flags} for flags in FLAGS),
-    {},
-    {"tokenizer_config": {"additional_special_tokens": ["<ent>", "[unused1]"]}},
-    {"tokenizer_config": {"extra_special_tokens": ["<ent>"]}},
-    {
-        "tokenizer_config": {
-            "added_tokens_decoder": {
-                "5": added("[unused1]"),
-                str(N): added("MyTok"),
-                str(N + 1): added("<ent>", special=True, normalized=False, lstrip=True),
-            }
-        }
-    },
-    {"added_tokens": {"<ent>": N + 1, "MyTok": N}},
-    {"added_tokens": {"<ent>": N}, "special_tokens_map": {"additional_special_tokens": ["<ent>"]}},
-    {"special_tokens_map": {"cls_token": "[unused1]", "mask_token": {"content": "[MASK]", "lstrip": False}}},
-]
-
-
-@pytest.mark.parametrize("files", SETTINGS, ids=str)
-def test_vocab_txt_gives_the_ids_of_transformers(tmp_path, files):
-    ours, theirs = load_tokenizer(write_vocab(tmp_path, **files)), oracle(tmp_path)
-    for text in odd_texts(400):
-        assert ours.encode(text).ids == theirs(text)["input_ids"], repr(text)
-    batch = odd_texts(200, seed=1)
-    for first, second in zip(batch[::2], batch[1::2], strict=True):
-        encoding, expected = ours.encode(first, second), theirs(first, second)
-        assert (encoding.ids, encoding.type_ids) == (expected["input_ids"], expected["token_type_ids"])
-
-
-def test_special_tokens_surround_a_text_and_a_pair(tmp_path):
-    tokenizer = load_tokenizer(write_vocab(tmp_path))
-    assert tokenizer.encode("the film").tokens == ["[CLS]", "the", "film", "[SEP]"]
-    pair = tokenizer.encode("the film", "was good")
-    assert pair.tokens == ["[CLS]", "the", "film", "[SEP]", "was", "good", "[SEP]"]
-    assert pair.type_ids == [0, 0, 0, 0, 1, 1, 1]
-    assert tokenizer.encode("").tokens == ["[CLS]", "[SEP]"]
-
-
-def test_vocab_txt_with_windows_line_ends_and_without_a_last_one(tmp_path):
-    expected = load_tokenizer(write_vocab(tmp_path)).get_vocab()
-    for content in ("\r\n".join(VOCAB) + "\r\n", "\n".join(VOCAB)):
-        (tmp_path / "vocab.txt").write_bytes(content.encode())
-        assert load_tokenizer(tmp_path).get_vocab() == expected
-
-
-def test_an_id_is_the_number_of_its_line_whatever_the_line_holds(tmp_path):
-    """A vocabulary has tokens that look like space; to strip or skip them would shift every id below."""
-    vocab = [*SPECIAL, "\u2028", "\x85", "\u3000", "", "film"]
-    tokenizer = load_tokenizer(write_vocab(tmp_path, vocab))
-    assert [tokenizer.token_to_id(token) for token in vocab] == list(range(len(vocab)))
-
-
-def test_tokenizer_json_comes_before_vocab_txt_without_its_padding_and_truncation(tmp_path):
-    tokenizer = load_tokenizer(write_vocab(tmp_path))
-    tokenizer.enable_padding(length=20)
-    tokenizer.enable_truncation(3)
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "vocab.txt").write_text("only\n")
-    assert load_tokenizer(tmp_path).encode("the film was good").tokens[1:-1] == ["the", "film", "was", "good"]
-
-
-BROKEN = [
-    ({"tokenizer": "{"}, "the tokenizer cannot be used"),
-    ({"tokenizer": ""}, "the tokenizer cannot be used"),
-    ({"tokenizer": "[]"}, "the tokenizer cannot be used"),
-    ({"tokenizer": '{"model": {"type": "WordPiece", "vocab": {"a": -1}}}'}, "the tokenizer cannot be used"),
-    ({"tokenizer_config": "{"}, "tokenizer_config.json: not JSON: Expecting property name"),
-    ({"tokenizer_config": "[" * 100_000}, "tokenizer_config.json: not JSON: maximum recursion depth exceeded"),
-    ({"tokenizer_config": "[1]"}, "tokenizer_config.json: a JSON object is needed, this is a list"),
-    ({"special_tokens_map": "null"}, "special_tokens_map.json: a JSON object is needed, this is a NoneType"),
-    ({"added_tokens": "3"}, "added_tokens.json: a JSON object is needed, this is a int"),
-    (
-        {"tokenizer_config": {"do_lower_case": "yes"}},
-        "do_lower_case = 'yes' should be true or false",
-    ),
-    ({"tokenizer_config": {"strip_accents": 3}}, "tokenizer_config.json: strip_accents = 3 should be true or false"),
-    ({"tokenizer_config": {"cls_token": "<s>"}}, "vocab.txt: no token '<s>'"),
-    ({"tokenizer_config": {"tokenizer_class": "BertJapaneseTokenizer"}}, "a BertJapaneseTokenizer is more than"),
-    ({"tokenizer_config": {"added_tokens_decoder": {"1": added("film")}}}, "'film' should have the id 1, it comes to"),
-    (
-        {"tokenizer_config": {"added_tokens_decoder": {"x": added("a")}}},
-        "the tokenizer cannot be used: invalid literal",
-    ),
-    ({"tokenizer_config": {"added_tokens_decoder": {"1": {"nonsense": 1}}}}, "the added token '' should have the id 1"),
-    ({"tokenizer_config": {"added_tokens_decoder": [1]}}, "the tokenizer cannot be used"),
-    ({"tokenizer_config": {"extra_special_tokens": {"a": "b"}}}, "the special tokens should be a list"),
-    ({"added_tokens": {"<ent>": N + 7}}, f"'<ent>' should have the id {N + 7}, it comes to {N}"),
-]
-
-
-@pytest.mark.parametrize(("files", "reason"), BROKEN, ids=lambda value: str(value)[:60])
-def test_f14_broken_tokenizer_files_are_a_sentence(tmp_path, files, reason):
-    with pytest.raises(DataError, match=re.escape(reason)) as caught:
-        load_tokenizer(write_vocab(tmp_path, **files))
-    assert str(tmp_path) in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"", "no token '[UNK]'"),
-        (b"a\nb\n", "no token '[UNK]'"),
-        (b"[UNK]\n[SEP]\n", "no token '[CLS]'"),
-        ("\n".join(SPECIAL).encode() + b"\n\xff\n", "codec can't decode"),
-    ],
-)
-def test_f14_broken_vocab_txt(tmp_path, content, reason):
-    (tmp_path / "vocab.txt").write_bytes(content)
-    with pytest.raises(DataError, match=re.escape(reason)):
-        load_tokenizer(tmp_path)
-
-
-def test_a_folder_without_a_tokenizer(tmp_path):
-    with pytest.raises(DataError, match=r"no tokenizer.json and no vocab.txt"):
-        load_tokenizer(tmp_path)
-
-
-def test_f14_a_tokenizer_that_panics_at_its_first_text_is_refused_when_it_is_read(tmp_path, capfd):
-    load_tokenizer(write_vocab(tmp_path)).save(str(tmp_path / "tokenizer.json"))
-    content = json.loads((tmp_path / "tokenizer.json").read_text())
-    content["post_processor"] = {
-        "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
-        "special_tokens": {},
-    }
-    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match="the tokenizer cannot be used"):
-        load_tokenizer(tmp_path)
-
-
-def test_a_copied_tokenizer_is_the_same_one(tmp_path):
-    source, target = tmp_path / "source", tmp_path / "target"
-    source.mkdir()
-    target.mkdir()
-    files = {"tokenizer_config": {"do_lower_case": False}, "added_tokens": {"<ent>": N}, "special_tokens_map": {}}
-    write_vocab(source, **files)
-    copy_tokenizer(source, target)
-    assert sorted(p.name for p in target.iterdir()) == sorted(p.name for p in source.iterdir())
-    ids = load_tokenizer(source).encode("École <ent> film").ids
-    shutil.rmtree(source)
-    assert load_tokenizer(target).encode("École <ent> film").ids == ids
 
 
 # Encoding
@@ -236,7 +80,7 @@ def test_texts_are_encoded_in_chunks_without_a_seam(tmp_path, monkeypatch):
         assert (cut.fingerprint(), cut.ids, cut.truncated) == (whole.fingerprint(), whole.ids, whole.truncated)
 
 
-def test_a_chunk_is_bounded_in_characters_so_that_long_texts_do_not_fill_the_memory(tmp_path, monkeypatch):
+def test_a_chunk_is_bounded_in_characters(tmp_path, monkeypatch):
     monkeypatch.setattr(texts, "CHUNK", 100)
     inputs = [("x" * a, "y" * b) for a, b in ((30, 30), (40, 0), (1, 0), (500, 2), (0, 0), (99, 1), (0, 1))]
     assert [len(chunk) for chunk in texts.in_chunks(inputs)] == [2, 1, 1, 2, 1]
@@ -291,18 +135,18 @@ def labelled(values: list[object]) -> list[Row]:
         (["é", "z", "Z", "中"], ["Z", "z", "é", "中"]),
     ],
 )
-def test_p09_label_names_are_sorted_whatever_the_order_of_the_rows(found, names):
+def test_p09_label_names_do_not_depend_on_the_order_of_rows(found, names):
     rng = random.Random(0)
     for _ in range(5):
         rng.shuffle(found)
-        assert texts.label_names("FILE", labelled(found), "label", ()) == names
-    texts.check_labels("FILE", labelled(found), "label", names)
+        assert labels.find_label_names("FILE", labelled(found), "label", ()) == names
+    labels.check_label_names("FILE", labelled(found), "label", names)
 
 
-def test_p09_declared_labels_keep_their_order_and_number_the_examples(tmp_path):
+def test_p09_declared_labels_keep_their_order(tmp_path):
     tokenizer = load_tokenizer(write_vocab(tmp_path))
     rows = labelled(["b", " a ", "c", "b"])
-    declared = texts.label_names("FILE", rows, "label", ("c", "b", "a", "unseen"))
+    declared = labels.find_label_names("FILE", rows, "label", ("c", "b", "a", "unseen"))
     assert declared == ["c", "b", "a", "unseen"]
     assert encode(tokenizer, rows, labels=tuple(declared)).labels.tolist() == [1, 2, 0, 1]
     assert encode(tokenizer, rows[::-1], labels=tuple(declared)).labels.tolist() == [1, 0, 2, 1]
@@ -311,23 +155,23 @@ def test_p09_declared_labels_keep_their_order_and_number_the_examples(tmp_path):
 
 def test_one_class_is_not_enough():
     with pytest.raises(DataError, match="FILE: column 'label' has one class only, 'a'"):
-        texts.label_names("FILE", labelled(["a", " a"]), "label", ())
+        labels.find_label_names("FILE", labelled(["a", " a"]), "label", ())
     with pytest.raises(DataError, match="FILE: column 'label' has one class only, 'a'"):
-        texts.label_names("FILE", labelled(["a", " a"]), "label", ("a", "b"))
-    # One that was not declared is more likely a typing error, which check_labels reports by its line.
-    assert texts.label_names("FILE", labelled(["c", "c"]), "label", ("a", "b")) == ["a", "b"]
+        labels.find_label_names("FILE", labelled(["a", " a"]), "label", ("a", "b"))
+    # One that was not declared is more likely a typing error, which check_label_names reports by its line.
+    assert labels.find_label_names("FILE", labelled(["c", "c"]), "label", ("a", "b")) == ["a", "b"]
 
 
 def found_in(rows: list[Row], label: str = "") -> list[str]:
     errors = ErrorList()
-    texts.check_rows("FILE", rows, ["a"], label, errors)
+    texts.check_texts("FILE", rows, ["a"], label, errors)
     return [text for _, text in errors.found]
 
 
 def test_f13_bad_labels_and_texts_are_reported_together():
     rows = labelled(["a", "c", "A", "b"])
     with pytest.raises(DataError) as caught:
-        texts.check_labels("FILE", rows, "label", ["a", "b", ""])
+        labels.check_label_names("FILE", rows, "label", ["a", "b", ""])
     assert str(caught.value).split("\n") == [
         "FILE:2: unknown label 'c'; the labels are 'a', 'b', ''",
         "FILE:3: unknown label 'A'; the labels are 'a', 'b', ''",
@@ -365,7 +209,7 @@ def test_f13_all_that_is_wrong_in_all_files_is_reported_together(tmp_path):
     ]
 
 
-def test_f13_unknown_labels_of_all_files_are_reported_together_in_the_order_of_the_files(tmp_path):
+def test_f13_unknown_labels_of_all_files_are_reported_together(tmp_path):
     names = [str(tmp_path / name) for name in ("train.jsonl", "val.jsonl", "test.jsonl")]
     for name, other in zip(names, "bxy", strict=True):
         Path(name).write_text("".join(f'{{"text": "x", "label": "{label}"}}\n' for label in ("a", other)))

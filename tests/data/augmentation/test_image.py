@@ -12,14 +12,21 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from data import DataError, MicroBatching, training_steps
-from data.augmentation.image import ImageAugmentation, Mix, drawn_from, mix_of, sheet
-from data.image_classification import ImageExamples
+from data.augmentation.image import ImageAugmentation, Mix, choose_mix, seeded
+from data.image_classification import ImageExamples, draw_augmented
 from data.image_preprocessing import Preprocessing, fit, normalize
 from models import ModelError
 from models.heads import HeadShape, classification_loss
 
-HOW = Preprocessing((16, 16), 2, None, 1 / 255, (0.5,) * 3, (0.5,) * 3, tokens=5)
-ALL = {"crop": 0.3, "flip": 0.5, "rotate": 20.0, "jitter": 0.4, "policy": "randaugment", "erase": 0.5}
+PREPROCESSING = Preprocessing((16, 16), 2, None, 1 / 255, (0.5,) * 3, (0.5,) * 3, tokens=5)
+ALL = {
+    "random_crop_min_scale": 0.3,
+    "horizontal_flip": 0.5,
+    "rotation_degrees": 20.0,
+    "color_jitter": 0.4,
+    "auto_augment": "randaugment",
+    "random_erasing": 0.5,
+}
 MIXED = ALL | {"mixup": 0.8, "cutmix": 1.0}
 
 
@@ -30,7 +37,7 @@ def examples(count=12, size=20, num_labels=3, **augmentation) -> ImageExamples:
         digests=[""] * count,
         labels=rng.integers(0, num_labels, count),
         ids=[f"img-{7 * i}" for i in range(count)],
-        preprocessing=HOW,
+        preprocessing=PREPROCESSING,
         num_labels=num_labels,
         augmentation=ImageAugmentation(seed=3, **augmentation) if augmentation else None,
     )
@@ -46,7 +53,7 @@ def assert_same(ours, theirs):
 
 
 @pytest.mark.parametrize(
-    "settings", [ALL, MIXED, ALL | {"policy": "trivialaugment"}], ids=["plain", "mixed", "trivial"]
+    "settings", [ALL, MIXED, ALL | {"auto_augment": "trivialaugment"}], ids=["plain", "mixed", "trivial"]
 )
 def test_an_image_depends_on_seed_epoch_and_id_alone(settings):
     ours = examples(**settings)
@@ -73,7 +80,7 @@ def test_drawing_leaves_the_global_state_as_it_was():
     examples(**MIXED).batch(range(12), epoch=0)
     assert torch.equal(torch.rand(3), expected)
     torch.manual_seed(5)
-    with pytest.raises(RuntimeError), drawn_from(1, 2, "x"):
+    with pytest.raises(RuntimeError), seeded(1, 2, "x"):
         torch.rand(-1)
     assert torch.equal(torch.rand(3), expected)
 
@@ -85,7 +92,7 @@ def test_evaluation_sees_the_images_as_they_are():
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("limits", [{}, {"max_examples": 2}, {"max_tokens": 15}])
-def test_p04_a_step_has_the_same_images_whoever_makes_it_and_wherever_the_run_begins(workers, limits):
+def test_p04_a_step_has_the_same_images_in_every_process(workers, limits):
     """Steps 0 to 6 of 5 images, into the third epoch, of one pass against runs that begin at step 4."""
     ours = examples(**MIXED)
     through = training_steps(ours, 5, 0, MicroBatching())
@@ -101,27 +108,29 @@ def test_p04_a_step_has_the_same_images_whoever_makes_it_and_wherever_the_run_be
 @pytest.mark.parametrize(
     ("settings", "transform"),
     [
-        ({"flip": 1.0}, v2.RandomHorizontalFlip(1.0)),
-        ({"rotate": 30.0}, v2.RandomRotation(30.0, interpolation=v2.InterpolationMode.BILINEAR)),
-        ({"jitter": 0.4}, v2.ColorJitter(0.4, 0.4, 0.4, 0.1)),
-        ({"policy": "randaugment"}, v2.RandAugment()),
-        ({"policy": "trivialaugment"}, v2.TrivialAugmentWide()),
+        ({"horizontal_flip": 1.0}, v2.RandomHorizontalFlip(1.0)),
+        ({"rotation_degrees": 30.0}, v2.RandomRotation(30.0, interpolation=v2.InterpolationMode.BILINEAR)),
+        ({"color_jitter": 0.4}, v2.ColorJitter(0.4, 0.4, 0.4, 0.1)),
+        ({"auto_augment": "randaugment"}, v2.RandAugment()),
+        ({"auto_augment": "trivialaugment"}, v2.TrivialAugmentWide()),
     ],
 )
 def test_one_operation_is_the_transform_of_torchvision(settings, transform):
     pixels = torch.randint(0, 256, (3, 20, 20), dtype=torch.uint8)
-    ours = ImageAugmentation(3, **settings).apply(pixels, HOW, 1, "a")
-    with drawn_from(3, 1, "a"):
-        expected = normalize(transform(fit(pixels, HOW)), HOW)
+    ours = ImageAugmentation(3, **settings).apply(pixels, PREPROCESSING, 1, "a")
+    with seeded(3, 1, "a"):
+        expected = normalize(transform(fit(pixels, PREPROCESSING)), PREPROCESSING)
     assert torch.equal(ours, expected)
-    assert not torch.equal(ours, normalize(fit(pixels, HOW), HOW))
+    assert not torch.equal(ours, normalize(fit(pixels, PREPROCESSING), PREPROCESSING))
 
 
 def test_a_crop_is_of_the_image_and_has_the_size_of_the_model():
     pixels = torch.zeros(3, 40, 40, dtype=torch.uint8)
     pixels[0] = torch.arange(40) * 6  # red says the column, green the row
     pixels[1] = torch.arange(40)[:, None] * 6
-    crops = [ImageAugmentation(0, random_crop_min_scale=0.2).apply(pixels, HOW, epoch, "a") for epoch in range(50)]
+    crops = [
+        ImageAugmentation(0, random_crop_min_scale=0.2).apply(pixels, PREPROCESSING, epoch, "a") for epoch in range(50)
+    ]
     assert {x.shape for x in crops} == {(3, 16, 16)}
     widths = torch.stack([(x[0, 0, -1] - x[0, 0, 0]) for x in crops])
     heights = torch.stack([(x[1, -1, 0] - x[1, 0, 0]) for x in crops])
@@ -132,16 +141,16 @@ def test_a_crop_is_of_the_image_and_has_the_size_of_the_model():
 
 def test_erasing_takes_the_mean_colour():
     pixels = torch.full((3, 20, 20), 255, dtype=torch.uint8)
-    x = ImageAugmentation(0, random_erasing=1.0).apply(pixels, HOW, 0, "a")
+    x = ImageAugmentation(0, random_erasing=1.0).apply(pixels, PREPROCESSING, 0, "a")
     share = (x == 0).float().mean()
     assert 0 < share < 0.4
     assert torch.equal((x == 0) | (x == 1), torch.ones_like(x, dtype=torch.bool))
 
 
 def test_grey_images_take_all_operations():
-    how = replace(HOW, mean=(0.5,), std=(0.5,))
+    how = replace(PREPROCESSING, mean=(0.5,), std=(0.5,))
     for policy in ("randaugment", "trivialaugment"):
-        augmentation = ImageAugmentation(0, **ALL | {"policy": policy})
+        augmentation = ImageAugmentation(0, **ALL | {"auto_augment": policy})
         for epoch in range(40):  # each draws other operations
             x = augmentation.apply(torch.randint(0, 256, (1, 20, 20), dtype=torch.uint8), how, epoch, "a")
             assert x.shape == (1, 16, 16)
@@ -156,7 +165,7 @@ def test_mixup_is_a_mean_and_its_labels_have_the_same_shares():
     plain, mixed = ours.batch(range(12)), ours.batch(range(12), epoch=4)
     assert mixed.labels.dtype == torch.float32
     for i in range(12):
-        mix = mix_of(ours.augmentation, 4, ours.ids[i], 12)
+        mix = choose_mix(ours.augmentation, 4, ours.ids[i], 12)
         x, other = plain.pixel_values[i], plain.pixel_values[mix.partner]
         torch.testing.assert_close(mixed.pixel_values[i], mix.share * x + (1 - mix.share) * other)
         shares = torch.zeros(3).index_add_(
@@ -165,11 +174,11 @@ def test_mixup_is_a_mean_and_its_labels_have_the_same_shares():
         torch.testing.assert_close(mixed.labels[i], shares)
 
 
-def test_cutmix_is_a_rectangle_and_its_share_is_counted_in_pixels():
+def test_cutmix_is_a_rectangle_with_its_share_in_pixels():
     ours = examples(cutmix=1.0)
     plain, mixed = ours.batch(range(12)), ours.batch(range(12), epoch=1)
     for i in range(12):
-        mix = mix_of(ours.augmentation, 1, ours.ids[i], 12)
+        mix = choose_mix(ours.augmentation, 1, ours.ids[i], 12)
         x, other = plain.pixel_values[i], plain.pixel_values[mix.partner]
         _, share = mix.join(x, other)
         taken = (mixed.pixel_values[i] != x).any(0)
@@ -193,12 +202,14 @@ def test_a_mixture_of_both_ends():
 
 
 def test_partners_and_kinds_are_spread():
-    mixes = [mix_of(ImageAugmentation(0, mixup=1.0, cutmix=1.0), e, f"i{i}", 10) for e in range(20) for i in range(50)]
+    mixes = [
+        choose_mix(ImageAugmentation(0, mixup=1.0, cutmix=1.0), e, f"i{i}", 10) for e in range(20) for i in range(50)
+    ]
     partners = np.bincount([mix.partner for mix in mixes], minlength=10)
     assert partners.min() > 70
-    assert 400 < sum(mix.cut for mix in mixes) < 600
+    assert 400 < sum(mix.is_cutmix for mix in mixes) < 600
     assert 0.45 < np.mean([mix.share for mix in mixes]) < 0.55
-    assert mix_of(ImageAugmentation(0, mixup=1.0), 0, "only", 1) is None
+    assert choose_mix(ImageAugmentation(0, mixup=1.0), 0, "only", 1) is None
 
 
 def test_a_single_image_and_no_image_mix_with_nothing():
@@ -234,7 +245,7 @@ def test_the_loss_of_shares_is_that_of_torch(dtype, smoothing, training):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_shares_of_one_class_are_that_class_and_rows_of_nan_are_none(smoothing):
+def test_shares_of_one_class_and_rows_of_nan(smoothing):
     logits = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([0, 4, 2, 2, 1, 3])
     shares = F.one_hot(labels, 5).float()
@@ -262,11 +273,11 @@ def test_shares_of_another_number_of_classes_are_refused():
 
 
 def test_the_sheet_has_a_line_for_each_image(tmp_path):
-    sheet(examples(**MIXED), tmp_path / "sheet.png", count=4, epochs=3)
+    draw_augmented(examples(**MIXED), tmp_path / "sheet.png", count=4, epochs=3)
     with Image.open(tmp_path / "sheet.png") as picture:
         assert picture.size == (4 * 20, 4 * 20)
         first = np.asarray(picture)[:16, :16]
     expected = examples().batch([0]).pixel_values[0] * 0.5 + 0.5
     assert np.array_equal(first, (expected * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
     with pytest.raises(DataError, match="no images to show"):
-        sheet(examples(count=0), tmp_path / "none.png")
+        draw_augmented(examples(count=0), tmp_path / "none.png")

@@ -5,25 +5,20 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from support.runs import StopAfter, assert_same_run, run_training
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from data.augmentation import text as augment
 from data.augmentation.text import Augmented, TextChanges, change_around, change_tagged, change_text, sheet
 from data.errors import DataError
-from data.formats.rows import Row
-from data.formats.squad import Answer
 from data.loader import MicroBatching, training_steps
-from data.relation_extraction import Entity
-from data.tag_schemes import breaches, find_entities, tag_entities
+from data.row import Row
+from data.tag_schemes import find_entities, find_violations, tag_entities
 from data.text_classification import encode_texts
-from engine.config import AugmentSettings, ConfigError, DataSettings, ImageAugmentSettings, TextAugmentSettings
-from engine.tasks import augmentation as augmenting
 
 WORDS = ["the", "a", "film", "story", "was", "very", "quite", "good", "great", "bad", "dull", "and", "so", "long"]
 FILLS = ["cat", "dog"]
@@ -141,20 +136,20 @@ def test_in_chinese_a_word_is_a_character():
         ("motion  picture of motion", "cinema of moving"),
     ],
 )
-def test_synonyms_keep_capitals_and_punctuation_and_the_longest_entry_wins(text, expected):
+def test_synonyms_keep_capitals_and_the_longest_entry_wins(text, expected):
     table = {("film",): ["movie"], ("motion", "picture"): ["cinema"], ("motion",): ["moving"]}
     if "," in text and "motion" in text:
         table.pop(("motion",))
     assert change(text, synonym=1.0, synonyms=table) == expected
 
 
-def test_a_wording_is_the_text_or_one_of_the_others_with_equal_chance():
+def test_wordings_are_equally_likely():
     drawn = [change("a", seed, wordings={"a": ["b", "c"], "other": ["d"]}) for seed in range(3_000)]
     assert {text: drawn.count(text) / 1_000 for text in "abc"} == pytest.approx({"a": 1, "b": 1, "c": 1}, rel=0.1)
     assert len(drawn) == sum(map(drawn.count, "abc"))
 
 
-def test_both_texts_of_a_pair_change_and_other_wordings_are_of_the_first():
+def test_both_texts_of_a_pair_change_wordings_only_the_first():
     row = Row("a", 1, {"text": "one two three four", "other": "five six seven eight", "label": "x"})
     changes = TextChanges(delete=0.5, wordings={"a": ["one"]})
     new = [change_text(row, np.random.default_rng(s), changes, ["text", "other"]).values for s in range(50)]
@@ -180,7 +175,7 @@ def test_tagged_words_keep_their_tags_and_entities_stay_whole(scheme):
         row = Row(str(i), 1, {"words": words, "tags": tags})
         changes = TextChanges(delete=0.7, mask=0.3, synonym=0.5, mask_token="[MASK]", synonyms={("w1",): ["v1"]})
         new = change_tagged(row, np.random.default_rng(i), changes, "words", "tags", entities=True).values
-        assert breaches(new["tags"], scheme) == []
+        assert find_violations(new["tags"], scheme) == []
         found = [(kind, end - start) for start, end, kind in find_entities(new["tags"])]
         assert found == [(kind, end - start) for start, end, kind in find_entities(tags)]
         for word, tag in zip(new["words"], new["tags"], strict=True):
@@ -190,7 +185,7 @@ def test_tagged_words_keep_their_tags_and_entities_stay_whole(scheme):
     assert deleted > 100
 
 
-def test_tags_that_are_no_entities_go_with_any_word_but_one_always_stays():
+def test_deletion_with_plain_tags_keeps_one_word():
     row = Row("a", 1, {"words": list("abcd"), "tags": ["N", "V", "N", "V"]})
     seen, tag_of = set(), {"a": "N", "b": "V", "c": "N", "d": "V"}
     for seed in range(200):
@@ -222,30 +217,6 @@ def test_spans_are_where_their_text_is_and_it_never_changes():
     assert different > 400
 
 
-def test_answers_and_entities_are_found_where_they_have_moved_to(tmp_path):
-    table = tmp_path / "synonyms.tsv"
-    table.write_text("word\tsynonyms\nfilm\tmotion picture\nUlm\tSomewhere\nwas\tis,had been\n")
-    wanted = {"synonyms": str(table), "synonym": 0.7, "mask": 0.2}
-    text = "A film, the film was made in Ulm; it was very good."
-    row = Row("a", 1, {"question": "Where was the film made?", "context": text, "answers": [Answer("Ulm", 29)]})
-    columns = {"text": "question", "text_pair": "context", "label": "answers"}
-    ours = ask("augment_questions", wanted, rows=[row], **columns)
-    changed = [ours.changed(0, epoch).values for epoch in range(40)]
-    assert len({values["context"] for values in changed}) > 10
-    assert len({values["question"] for values in changed}) > 5
-    for values in changed:
-        (answer,) = values["answers"]
-        assert values["context"][answer.start : answer.start + 3] == answer.text == "Ulm"
-
-    entities = {"subject": Entity(12, 16, "WORK"), "object": Entity(29, 32, "PLACE")}
-    ours = ask("augment_relations", wanted, rows=[Row("a", 1, {"text": text, "label": "made in", **entities})])
-    changed = [ours.changed(0, epoch).values for epoch in range(40)]
-    assert len({values["text"] for values in changed}) > 10
-    for values in changed:
-        assert (values["subject"].of(values["text"]), values["object"].of(values["text"])) == ("film", "Ulm")
-        assert (values["subject"].type, values["object"].type, values["label"]) == ("WORK", "PLACE", "made in")
-
-
 # (seed, epoch, id) decide, and nothing else
 
 
@@ -258,7 +229,7 @@ def tokens_by_id(batches) -> dict[str, list[int]]:
     return found
 
 
-def test_without_an_epoch_and_for_nothing_the_examples_are_as_they_were():
+def test_without_an_epoch_the_examples_do_not_change():
     ours = augmented()
     assert torch.equal(ours.batch([3, 1]).input_ids, ours.examples.batch([3, 1]).input_ids)
     assert ours.batch([], epoch=1).lengths == ()
@@ -269,7 +240,7 @@ def test_without_an_epoch_and_for_nothing_the_examples_are_as_they_were():
     assert replace(ours, files="x").fingerprint() != ours.fingerprint()
 
 
-def test_an_example_changes_with_seed_and_epoch_and_keeps_id_label_and_place():
+def test_changes_keep_id_label_and_place():
     ours = augmented()
     first, again = ours.batch(range(30), epoch=0), ours.batch(range(30), epoch=0)
     assert torch.equal(first.input_ids, again.input_ids)
@@ -285,7 +256,7 @@ def test_an_example_changes_with_seed_and_epoch_and_keeps_id_label_and_place():
         assert sum(a[name] != b[name] for name in a) > 15
 
 
-def test_the_company_of_an_example_and_its_place_in_the_file_do_not_matter():
+def test_changes_do_not_depend_on_the_other_examples():
     ours = augmented()
     whole = tokens_by_id([ours.batch(range(30), epoch=2)])
     assert tokens_by_id(ours.batch([i], epoch=2) for i in range(30)) == whole
@@ -351,76 +322,6 @@ def test_the_sheet_shows_rows_as_they_are_and_in_two_epochs():
     assert "as it is" in sheet(augmented(TextChanges()), 1)
 
 
-# What is asked for
-
-
-def ask(function: str, wanted: dict, tokenizer: Tokenizer | None = None, rows=None, image: dict | None = None, **data):
-    """The examples that a function of engine/tasks/augmentation.py gives for [augment.text]."""
-    rows = rows_of(6) if rows is None else rows
-    settings = DataSettings(**{"train": "t", "validation": "v", "text": "text", "label": "label"} | data)
-    encode = augmenting.Encode(
-        lambda rows, *_: SimpleNamespace(rows=rows),
-        tokenizer or word_tokenizer(),
-        settings,
-        ("0", "1"),
-        lambda *_: rows,
-    )
-    chosen = AugmentSettings(TextAugmentSettings(**wanted), ImageAugmentSettings(**(image or {})))
-    return getattr(augmenting, function)(encode(rows), rows, encode, chosen, 0)
-
-
-KINDS = {
-    "augment_texts": ("crop", "delete", "swap", "mask", "fill"),
-    "augment_sources": ("crop", "delete", "swap", "mask", "fill"),
-    "augment_tagged": ("delete", "mask"),
-    "augment_questions": ("mask",),
-    "augment_relations": ("mask",),
-    "refuse_augmentation": (),
-}
-
-
-@pytest.mark.parametrize("function", KINDS)
-def test_each_kind_takes_what_keeps_its_labels_true_and_refuses_the_rest_by_name(function):
-    assert not isinstance(ask(function, {}), Augmented)
-    for name in ("crop", "delete", "swap", "mask", "fill"):
-        if name in KINDS[function]:
-            assert isinstance(ask(function, {name: 0.1}), Augmented)
-        else:
-            with pytest.raises(ConfigError, match=f"augment.text.{name} = 0.1 would be wrong here"):
-                ask(function, {name: 0.1})
-    with pytest.raises(ConfigError, match=r"augment.image.horizontal_flip = 0.5 has no effect on text"):
-        ask(function, {}, image={"flip": 0.5})
-    with pytest.raises(ConfigError, match=r"augment.text.synonym_rate = 0.3 has no effect: augment.text.synonym_file"):
-        ask(function, {"synonym": 0.3})
-
-
-def test_all_that_is_refused_is_said_at_once():
-    with pytest.raises(ConfigError) as error:
-        ask("augment_tagged", {"crop": 0.1, "swap": 0.2})
-    assert str(error.value).count("\n") == 1
-
-
-def test_sources_change_and_targets_do_not():
-    rows = [Row("a", 1, {"text": "one two three four five", "label": "one two three four five"})]
-    ours = ask("augment_sources", {"delete": 0.5}, rows=rows)
-    new = [ours.changed(0, epoch).values for epoch in range(20)]
-    assert {v["label"] for v in new} == {"one two three four five"}
-    assert len({v["text"] for v in new}) > 3
-
-
-def test_a_mask_needs_a_tokenizer_that_has_one():
-    plain = Tokenizer(models.WordLevel({"a": 0, "[MASK]": 1, "?": 2}, unk_token="?"))
-    plain.pre_tokenizer = pre_tokenizers.Whitespace()  # which takes [MASK] apart
-    with pytest.raises(ConfigError, match=r"augment.text.mask = 0.1 needs a tokenizer with a mask token.*delete"):
-        ask("augment_texts", {"mask": 0.1}, plain)
-    plain.add_special_tokens(["<mask>"])
-    assert augment.mask_token(plain) == "<mask>"
-    plain.normalizer = normalizers.Lowercase()
-    plain.add_special_tokens(["[MASK]"])
-    assert augment.mask_token(plain) == "[MASK]"
-    assert isinstance(ask("augment_texts", {"mask": 0.1}, plain), Augmented)
-
-
 # Files
 
 
@@ -451,14 +352,3 @@ def test_f13_bad_files_of_synonyms_and_wordings_say_the_line(tmp_path):
     lines = str(error.value).splitlines()
     assert {line.split(":")[1] for line in lines} == {"2", "3", "4", "5", "6"}
     assert any("no id 'q'" in line for line in lines)
-
-
-def test_wordings_may_be_of_rows_that_are_held_out(tmp_path):
-    file = tmp_path / "w.jsonl"
-    file.write_text('{"id": "r1", "texts": ["x"]}\n{"id": "r5", "texts": ["y"]}\n')
-    rows = rows_of(6)
-    held = rows.pop()
-    ours = ask("augment_texts", {"back_translation": str(file)}, rows=[*rows, held], validation="")
-    assert {ours.changed(1, epoch).values["text"] for epoch in range(20)} == {rows[1].values["text"], "x"}
-    with pytest.raises(DataError, match=r"w.jsonl:2: the training data has no id 'r5'"):
-        ask("augment_texts", {"back_translation": str(file)}, rows=rows)

@@ -71,7 +71,7 @@ def test_empty_lines_are_no_rows_but_count_as_lines(tmp_path, kind):
     assert [(row.id, row.line) for row in found] == [("x", 3), ("y", 5)] if kind == "jsonl" else [("x", 5), ("y", 7)]
 
 
-def test_csv_has_quotes_and_a_record_the_number_of_its_first_line(tmp_path):
+def test_csv_quotes_and_the_first_line_of_a_record(tmp_path):
     content = 'id,text,label\n1,"a\nb\n\nc",x\n2,"say ""hi"", you",y\r\n3,plain,"z"\n'
     found = read(tmp_path, "csv", content)
     assert [row.values["text"] for row in found] == ["a\nb\n\nc", 'say "hi", you', "plain"]
@@ -258,7 +258,7 @@ def test_ids_that_occur_twice_are_errors_that_name_both_lines(tmp_path, kind):
     assert [row.id for row in read(tmp_path, kind, "\n".join(encode(kind, rows)), id_column="")] == list("1234")
 
 
-def test_ids_of_different_json_types_that_print_alike_are_the_same(tmp_path):
+def test_ids_that_print_alike_are_the_same(tmp_path):
     lines = [json.dumps({"id": key, "text": "t", "label": "a"}) for key in (7, "7")]
     (error,) = errors_of(tmp_path, "jsonl", "\n".join(lines))
     assert error.startswith("FILE:2: the id '7' is that of line 1 too")
@@ -336,7 +336,7 @@ def test_a_split_that_leaves_nothing_to_train_on(count, fraction, what):
         split_rows(numbered(10, patient=lambda i: 5), 0.1, 0, "patient")
 
 
-def test_a_sample_of_rows_is_drawn_by_the_seed_and_grows_with_its_count():
+def test_a_sample_of_rows_depends_on_the_seed_and_nests():
     rows = [Row(str(i), i) for i in range(50)]
     drawn = {n: [row.id for row in sample_rows(rows, n, 3)] for n in (5, 20, 49)}
     assert [len(ids) for ids in drawn.values()] == [5, 20, 49]

@@ -207,7 +207,7 @@ def saved(folder: Path, **settings: object):
     return pytest.importorskip("transformers").AutoTokenizer.from_pretrained(folder, **settings)
 
 
-def test_the_mask_of_roberta_takes_the_space_before_it_where_no_file_says_otherwise(tmp_path):
+def test_the_mask_of_roberta_takes_the_space_before_it(tmp_path):
     """As the published tokenizer.json and transformers before 5 have it; transformers 5 needs to be told."""
     folder = roberta(tmp_path)
     compare(folder, saved(folder, mask_token=AddedToken("<mask>", lstrip=True, special=True)), 300)
@@ -259,7 +259,7 @@ def test_any_tokenizer_json_is_taken_as_it_is(tmp_path):
     ],
     ids=["bert", "bert-accents", "gpt2", "roberta"],
 )
-def test_tokenizer_config_overrules_tokenizer_json_as_in_transformers(tmp_path, make, settings):
+def test_tokenizer_config_overrules_tokenizer_json(tmp_path, make, settings):
     folder = make(tmp_path / "first")
     before = load_tokenizer(folder).encode("École 中文").tokens
     saved(folder).save_pretrained(tmp_path)
@@ -384,7 +384,7 @@ def test_spiece_model_is_read_field_by_field(tmp_path):
     assert load_tokenizer(tmp_path).encode("A aA").tokens == ["▁a", "▁a", "a", "</s>"]
 
 
-def test_spiece_model_of_the_sentencepiece_package_is_read_as_it_reads_it(tmp_path):
+def test_spiece_model_equals_the_sentencepiece_package(tmp_path):
     path = t5(tmp_path, {"user_defined_symbols": ["<usr>"]}) / "spiece.model"
     theirs = pytest.importorskip("sentencepiece").SentencePieceProcessor(model_file=str(path))
     ours = read_sentencepiece(path)

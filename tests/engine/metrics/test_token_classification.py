@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from data.tag_schemes import breaches, complete, find_entities, find_scheme, mark_entities, tag_entities
+from data.tag_schemes import find_violations, complete, find_entities, find_scheme, mark_entities, tag_entities
 from engine.metrics.token_classification import NO_TAG, entity_types, tagging_metrics, tagging_statistics, type_table
 
 TYPES = ["PER", "LOC", "ORG-X"]  # a type may have a hyphen
@@ -48,7 +48,7 @@ def test_entities_survive_being_written_as_tags(scheme):
         entities = random_entities(length, rng)
         tags = tag_entities(entities, length, scheme)
         assert find_entities(tags) == entities
-        assert breaches(tags, scheme) == []
+        assert find_violations(tags, scheme) == []
 
 
 @pytest.mark.parametrize("scheme", ["IOB1", "IOB2", "IOBES"])
@@ -95,8 +95,8 @@ def test_the_scheme_of_few_tags(sentences, scheme):
         ("IOBES", "S-A E-A", [1]),
     ],
 )
-def test_breaches_are_found_where_they_are(scheme, tags, places):
-    assert [place for place, _ in breaches(tags.split(), scheme)] == places
+def test_find_violations_are_found_where_they_are(scheme, tags, places):
+    assert [place for place, _ in find_violations(tags.split(), scheme)] == places
 
 
 @pytest.mark.parametrize(

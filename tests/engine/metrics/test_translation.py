@@ -9,8 +9,9 @@ import sys
 
 import pytest
 import sacrebleu
+from support.task_settings import task_settings
 
-from engine.config import ConfigError, DataSettings
+from engine.config import ConfigError
 from engine.metrics import summarization as rouge
 from engine.metrics import translation
 from engine.tasks import TASKS
@@ -57,13 +58,15 @@ def test_sums_over_any_batches_give_sacrebleus_corpus_scores_exactly(tokenizer, 
     written, references = corpus(*CORPORA[tokenizer], seed)
     rng = random.Random(seed)
     order = rng.sample(range(len(written)), len(written))
-    total = [0] * (translation.BLEU_COUNTS + translation.CHRF_COUNTS)
+    total = [0] * (translation.NUM_BLEU_COUNTS + translation.NUM_CHRF_COUNTS)
     while order:
         size = rng.randint(0, 7)  # some batches are empty
         part, order = order[:size], order[size:]
-        counts = translation.translation_counts([written[i] for i in part], [references[i] for i in part], tokenizer)
+        counts = translation.translation_statistics(
+            [written[i] for i in part], [references[i] for i in part], tokenizer
+        )
         total = [a + b for a, b in zip(total, counts, strict=True)]
-    found = translation.translation_scores([float(count) for count in total])
+    found = translation.translation_metrics([float(count) for count in total])
     assert found["bleu"] == sacrebleu.corpus_bleu(written, [references], tokenize=tokenizer).score
     assert found["chrf"] == sacrebleu.corpus_chrf(written, [references]).score
     assert 0 < found["bleu"] < 100
@@ -81,14 +84,14 @@ def test_sums_over_any_batches_give_sacrebleus_corpus_scores_exactly(tokenizer, 
     ],
 )
 def test_adversarial_corpora_score_as_in_sacrebleu(written, references):
-    found = translation.translation_scores(translation.translation_counts(written, references, "13a"))
+    found = translation.translation_metrics(translation.translation_statistics(written, references, "13a"))
     assert found["bleu"] == sacrebleu.corpus_bleu(written, [references], force=True).score
     assert found["chrf"] == sacrebleu.corpus_chrf(written, [references]).score
 
 
 def test_nothing_at_all_scores_zero():
-    counts = translation.translation_counts([], [], "13a")
-    assert translation.translation_scores(counts) == {"bleu": 0.0, "chrf": 0.0, "length_ratio": 0.0}
+    counts = translation.translation_statistics([], [], "13a")
+    assert translation.translation_metrics(counts) == {"bleu": 0.0, "chrf": 0.0, "length_ratio": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -111,7 +114,7 @@ def test_it_matters_for_chinese():
     """13a takes a Chinese sentence for one word, which is right or wrong as a whole."""
     written, references = ["今天天气很好。", "模型运行得很快"], ["今天天气不好。", "模型运行得快"]
     by = {
-        tokenizer: translation.translation_scores(translation.translation_counts(written, references, tokenizer))
+        tokenizer: translation.translation_metrics(translation.translation_statistics(written, references, tokenizer))
         for tokenizer in ("13a", "zh")
     }
     assert by["13a"]["bleu"] == 0.0
@@ -129,14 +132,14 @@ def test_without_sacrebleu_a_run_ends_before_anything_is_read(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     task = TASKS["translation"]
     with pytest.raises(ConfigError, match=r"sacrebleu package: pip install .*\[translation\]"):
-        task.read("no such file", task.columns.fill(DataSettings()), True)
+        task.read("no such file", task_settings("translation"), True)
 
 
 def test_predicting_needs_no_sacrebleu(monkeypatch, tmp_path):
     (tmp_path / "new.jsonl").write_text('{"source": "a text"}\n')
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     task = TASKS["translation"]
-    assert len(task.read(str(tmp_path / "new.jsonl"), task.columns.fill(DataSettings()), False)) == 1
+    assert len(task.read(str(tmp_path / "new.jsonl"), task_settings("translation"), False)) == 1
 
 
 @pytest.mark.parametrize("module", [rouge, translation])

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.runs import CPU, run_training
-from support.task_data import VOCABULARY, write, write_model
-from support.tiny_models import config_folder
+from support.evaluation import evaluation_context
+from support.runs import run_training
+from support.task_data import VOCABULARY, tiny_gpt2, write, write_model
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
@@ -25,14 +25,12 @@ from engine import config as configs
 from engine import evaluate, predict
 from engine.config import Config, GenerateSettings
 from engine.metrics.causal_lm import language_metrics, language_statistics
-from engine.precision import Precision
 from engine.tasks import TASKS
 from engine.tasks.generation import generation_settings
-from models.inputs import IGNORE_INDEX
+from models.inputs import IGNORE_INDEX_INDEX
 
 LM = TASKS["causal-lm"]
 END = "<|endoftext|>"
-AMP = Precision("fp32", torch.device("cpu"))
 TEXTS = ["a very short one", "床前明月光，疑是地上霜。", "x", "smile 😀 é\u0301", "w " * 40, "  spaces  "]
 
 
@@ -52,16 +50,10 @@ def rows_of(texts: list[str]) -> list[Row]:
     return [Row(str(i), i, {"text": text}) for i, text in enumerate(texts, 1)]
 
 
-def tiny_gpt2(folder: Path, seed: int = 0, **changes: object) -> models.TaskModel:
-    """A random model that reads 64 tokens of a vocabulary of 260."""
-    config_folder(folder, "gpt2", **{"vocab_size": 260, "n_positions": 64, "eos_token_id": 0} | changes)
-    return models.from_pretrained(folder, head="causal-lm", init="scratch", seed=seed, dropout=0.0).eval()
-
-
 def measured(
     model: models.TaskModel, examples: TextExamples, batch_tokens: int, task: str = "causal-lm"
 ) -> torch.Tensor:
-    return evaluate.evaluate(model, examples, TASKS[task], AMP, CPU, batch_tokens, GenerateSettings())
+    return evaluate.sum_statistics(model, examples, evaluation_context(task, batch_tokens))
 
 
 # What is predicted
@@ -119,7 +111,7 @@ def test_p13_the_end_of_text_is_learned_though_it_is_also_the_pad(by_bytes, tmp_
     model = tiny_gpt2(tmp_path, pad_token_id=0)
     examples = encode_language(rows_of(["ab", "abcd"]), by_bytes, max_length=64)
     assert (examples.token_labels == 0).sum() == 2
-    assert not (examples.token_labels == IGNORE_INDEX).any()
+    assert not (examples.token_labels == IGNORE_INDEX_INDEX).any()
     batch = examples.batch([0, 1])
     out = model(batch)
     (gradient,) = torch.autograd.grad(out.loss_sum, out.logits)
@@ -220,9 +212,9 @@ def test_p02_measured_is_plain_cross_entropy_whatever_the_batches(by_bytes, tmp_
 def test_statistics_against_numpy_and_at_their_limits():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(9, 5)), rng.integers(0, 5, 12)
-    labels[[0, 4, 11]] = IGNORE_INDEX
+    labels[[0, 4, 11]] = IGNORE_INDEX_INDEX
     statistics = language_statistics(torch.tensor(7.0), torch.tensor(logits), torch.tensor(labels), 20)
-    hits = (logits.argmax(-1) == labels[labels != IGNORE_INDEX]).sum()
+    hits = (logits.argmax(-1) == labels[labels != IGNORE_INDEX_INDEX]).sum()
     assert statistics.tolist() == [7.0, hits, 9, 20]
     assert statistics.dtype == torch.float64
     nothing = language_statistics(torch.tensor(0.0), torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64), 0)
@@ -232,12 +224,14 @@ def test_statistics_against_numpy_and_at_their_limits():
 
 RSS = """
 import resource, sys
-import numpy as np, torch
-sys.path.insert(0, "tests")
-from conftest import CPU
-from test_language import END, AMP, TEXTS, measured, tiny_gpt2
-from data import TextExamples
+sys.path.insert(0, sys.argv[2])  # tests/
+import numpy as np
 from pathlib import Path
+from data import TextExamples
+from data.causal_lm import LanguageModelRecord
+from support.evaluation import evaluation_context
+from support.task_data import tiny_gpt2
+from engine.evaluate import sum_statistics
 
 model = tiny_gpt2(Path(sys.argv[1]), vocab_size=3000)
 
@@ -248,7 +242,7 @@ def peak(texts):
         offsets=np.arange(texts + 1, dtype=np.int64) * 60, labels=None, token_labels=ids,
         ids=[str(i) for i in range(texts)], truncated=0, record=LanguageModelRecord(None, 0, np.ones(texts, np.int64)),
     )
-    measured(model, examples, 600)
+    sum_statistics(model, examples, evaluation_context("causal-lm", 600))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 few = peak(20)
@@ -262,9 +256,8 @@ def test_p07_memory_does_not_grow_with_the_data(tmp_path):
     import subprocess
     import sys
 
-    done = subprocess.run(
-        [sys.executable, "-c", RSS, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parent.parent
-    )
+    arguments = [sys.executable, "-c", RSS, str(tmp_path), str(Path(__file__).parents[2])]
+    done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) <= 1.05
 
@@ -328,7 +321,7 @@ def test_a_score_is_what_evaluation_says_of_the_same_tokens(prompted, by_bytes):
             model, [prompts.sequence(i)], generation_settings(model, GenerateSettings(max_new_tokens=7)), examples=[i]
         )[0].ids
         assert by_bytes.decode(ids) == row["text"]
-        labels = np.array([*[IGNORE_INDEX] * (len(prompts.sequence(i)) - 1), *ids])
+        labels = np.array([*[IGNORE_INDEX_INDEX] * (len(prompts.sequence(i)) - 1), *ids])
         text = replace(
             encode_prompts([], by_bytes, max_length=64),
             ids=["1"],

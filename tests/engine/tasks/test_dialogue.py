@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.runs import CPU, run_training
+from support.evaluation import evaluation_context
+from support.runs import run_training
 from support.task_data import VOCABULARY, write, write_model
 from support.tiny_models import config_folder
 from tokenizers import Tokenizer
@@ -20,12 +21,10 @@ from data.dialogue import Turn, encode_dialogues, read_dialogues
 from engine import config as configs
 from engine import evaluate, predict
 from engine.config import Config, GenerateSettings
-from engine.precision import Precision
 from engine.tasks import TASKS
 
 DIALOGUE = TASKS["dialogue"]
 END = VOCABULARY["<|endoftext|>"]
-AMP = Precision("fp32", torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +236,7 @@ def test_perplexity_is_of_replies_only_whatever_the_batches(by_words, tmp_path):
                 loss_sum -= log_probabilities[place - 1, ids[place]].item()
                 tokens += 1
     for batch_tokens in (1, 12, 4096):
-        statistics = evaluate.evaluate(model, examples, DIALOGUE, AMP, CPU, batch_tokens, GenerateSettings())
+        statistics = evaluate.sum_statistics(model, examples, evaluation_context("dialogue", batch_tokens))
         metrics = DIALOGUE.compute_metrics(statistics, ())
         assert statistics[2] == tokens
         assert metrics["loss"] == pytest.approx(loss_sum / tokens, rel=1e-6)

@@ -18,20 +18,21 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import f1_score, top_k_accuracy_score
-from support.runs import CPU, StopAfter, assert_same_run, logged_rows, run_training
+from support.evaluation import evaluation_context
+from support.runs import StopAfter, assert_same_run, logged_rows, run_training
+from support.task_settings import task_settings
 
 import models
 from data import DataError, MicroBatching, evaluation_batches
 from data import image_classification as image_data
-from data.image_classification import decode, encode_images, read_images
+from data.formats.image_files import decode
+from data.image_classification import encode_images, read_images
 from data.image_preprocessing import Preprocessing
 from engine import config as configs
 from engine import evaluate, predict
 from engine.config import AugmentSettings, Config, ConfigError, ImageAugmentSettings, TextAugmentSettings, override
 from engine.metrics.image_classification import image_metrics, image_statistics, image_table
-from engine.precision import Precision
 from engine.tasks import TASKS, read_training_data
-from engine.tasks.image_classification import load_preprocessing
 
 TASK = TASKS["image-classification"]
 HOW = Preprocessing((16, 16), 2, None, 1 / 255, (0.5,) * 3, (0.5,) * 3, tokens=5)
@@ -507,7 +508,7 @@ def test_preparation_that_does_not_fit_the_model(tmp_path, changes, preparation,
     if preparation is not None:
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(preparation))
     with pytest.raises(DataError, match=message):
-        load_preprocessing(tmp_path)
+        TASK.load_processor(tmp_path)
 
 
 @pytest.mark.parametrize(("model_type", "tokens"), [("vit", 1 + 6), ("deit", 2 + 6)])
@@ -515,7 +516,7 @@ def test_the_tokens_of_an_image_are_those_of_the_model(tmp_path, model_type, tok
     config = {"model_type": model_type, "image_size": 16, "patch_size": 8, "hidden_size": 8, "num_attention_heads": 2}
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1, "intermediate_size": 8}))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 16, "width": 24}}))
-    how = load_preprocessing(tmp_path)
+    how = TASK.load_processor(tmp_path)
     assert how.tokens == tokens
     model = models.from_pretrained(tmp_path, init="scratch")
     hidden = model(models.images(torch.zeros(2, 3, 16, 24))).logits
@@ -544,7 +545,7 @@ def test_metrics_are_those_of_scikit_learn(num_labels):
     assert values["accuracy"] == pytest.approx((logits.argmax(1) == labels).mean())
     assert values["f1"] == pytest.approx(f1_score(labels, logits.argmax(1), average="macro"))
     table = image_table(sum(parts), [str(i) for i in everything])
-    assert ("says nothing" in table) == (num_labels < 6)
+    assert ("always 1" in table) == (num_labels < 6)
 
 
 def test_a_model_that_says_nothing_is_not_among_the_first_five():
@@ -616,16 +617,16 @@ def test_p01_the_cut_of_a_mixed_step_does_not_change_its_loss(vit, colours, tmp_
 def examples_and_model(vit, colours):
     rows = read_images(str(colours))
     labels = ("blue", "green", "red")
-    examples = encode_images(rows, load_preprocessing(vit), labels=labels)
+    examples = encode_images(rows, TASK.load_processor(vit), labels=labels)
     return examples, models.from_pretrained(vit, head=TASK.head, labels=labels, seed=3)
 
 
 def test_p02_metrics_do_not_depend_on_the_batch_or_the_ranks(vit, colours):
     examples, model = examples_and_model(vit, colours)
-    amp, generate = Precision("fp32", CPU.device), Config().generate
+    generate = Config().generate
 
     def measured(tokens):
-        return evaluate.evaluate(model, examples, TASK, amp, CPU, tokens, generate)
+        return evaluate.sum_statistics(model, examples, evaluation_context("image-classification", tokens))
 
     whole = measured(10**6)
     for tokens in (1, 15, 5 * 16):
@@ -646,8 +647,8 @@ def test_p02_metrics_do_not_depend_on_the_batch_or_the_ranks(vit, colours):
 def test_p03_every_image_is_predicted_once_in_order(vit, colours, count):
     examples, model = examples_and_model(vit, colours)
     part = replace(examples, images=examples.images[:count], labels=examples.labels[:count], ids=examples.ids[:count])
-    lines = predict.predict(model, part, TASK, Precision("fp32", CPU.device), CPU, 15, Config().generate)
-    assert [json.loads(line)["id"] for line in lines] == examples.ids[:count]
+    rows = predict.predict(model, part, evaluation_context("image-classification", 15))
+    assert [row["id"] for row in rows] == examples.ids[:count]
 
 
 def test_a_dry_run_writes_a_sheet(vit, colours, tmp_path, capsys):
@@ -665,7 +666,7 @@ def test_unknown_classes_are_named_once_each(vit, colours, tmp_path):
     new = folder_of_colours(tmp_path, 2)
     write(new / "violet/a.png", picture())
     write(new / "violet/b.png", picture())
-    settings = TASK.columns.fill(override(Config(), {"data.train": str(colours), "data.validation": str(new)}).data)
+    settings = task_settings("image-classification", train=str(colours), validation=str(new))
     with pytest.raises(DataError) as error:
         read_training_data(TASK, settings, 0)
     assert str(error.value) == f"{new}/violet: a folder of an unknown class; the labels are 'blue', 'green', 'red'"
@@ -677,4 +678,4 @@ def test_changes_of_text_are_refused_and_none_leave_the_examples_as_they_are(vit
         TASK.augment(examples, [], None, AugmentSettings(text=TextAugmentSettings(crop=0.1, mask=0.1)), 0)
     assert TASK.augment(examples, [], None, AugmentSettings(), 0) is examples
     augmented = TASK.augment(examples, [], None, AugmentSettings(image=ImageAugmentSettings(horizontal_flip=0.5)), 7)
-    assert (augmented.augmentation.seed, augmented.augmentation.flip) == (7, 0.5)
+    assert (augmented.augmentation.seed, augmented.augmentation.horizontal_flip) == (7, 0.5)

@@ -13,21 +13,22 @@ import torch
 import torch.nn.functional as F
 from support.runs import run_training
 from support.squad_rules import official_scores, official_threshold
+from support.task_settings import settings_of, task_settings
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers import models as vocabularies
 
 import models
 from data import DataError, MicroBatching, Row, TextExamples, evaluation_batches, load_tokenizer, training_steps
+from data.batch import IGNORE_INDEX
 from data.formats.squad import Answer
 from data.question_answering import NO_ANSWER, Windows, encode_questions, token_spans
 from engine import config as configs
 from engine import evaluate, predict
-from engine.config import Config, DataSettings, GenerateSettings
+from engine.config import Config, GenerateSettings
 from engine.optim import learning_rate
 from engine.tasks import TASKS
 
 TASK = TASKS["question-answering"]
-IGNORE = -100
 
 # Windows
 
@@ -161,7 +162,7 @@ def test_an_answer_of_which_the_tokenizer_leaves_nothing_is_no_target():
     text = "the \u200b river"
     rows = [Row("a", 1, {"question": "the", "context": text, "answers": [Answer("\u200b", 4)]})]
     examples = encode(rows, TOKENIZERS["uncased"])
-    assert examples.labels.tolist() == [[IGNORE, IGNORE]]
+    assert examples.labels.tolist() == [[IGNORE_INDEX, IGNORE_INDEX]]
     assert examples.num_targets == examples.batch([0]).num_targets == 0
 
 
@@ -374,10 +375,10 @@ def test_what_is_measured_is_what_is_predicted(answered, tmp_path, threshold):
 
 def load(config: Config, source: Path, labelled: bool = True) -> tuple[models.TaskModel, TextExamples]:
     folder = Path(config.run.folder) / "best"
-    data = TASK.columns.fill(config.data)
-    rows = TASK.read(str(source), data, labelled)
+    settings = settings_of(config)
+    rows = TASK.read(str(source), settings, labelled)
     model = models.from_pretrained(folder, head=TASK.head).eval()
-    return model, TASK.encode(rows, load_tokenizer(folder), data, [], labelled)
+    return model, TASK.encode(rows, load_tokenizer(folder), settings, [], labelled)
 
 
 @torch.no_grad()
@@ -392,7 +393,9 @@ def test_p02_p03_metrics_and_predictions_do_not_depend_on_batches_or_ranks(answe
     for size, world_size in ((1, 1), (3, 1), (16, 1), (5, 2), (7, 3)):
         total, seen = empty.clone(), {}
         for rank in range(world_size):
-            for part in evaluation_batches(examples, MicroBatching(max_examples=size, rank=rank, world_size=world_size)):
+            for part in evaluation_batches(
+                examples, MicroBatching(max_examples=size, rank=rank, world_size=world_size)
+            ):
                 batch = examples.batch(part)
                 total += TASK.evaluate_batch(model, batch, examples, GenerateSettings())
                 for index, row in zip(
@@ -449,18 +452,18 @@ def test_predictions_need_no_answers(answered, tmp_path):
 
 
 def test_the_held_out_contexts_are_unseen_when_no_validation_file_is_given():
-    assert TASK.columns.fill(DataSettings()).group == "context"
-    assert TASK.columns.fill(DataSettings(validation="x")).group == ""
+    assert task_settings("question-answering").data.group_column == "context"
+    assert task_settings("question-answering", validation="x").data.group_column == ""
 
 
 @pytest.mark.parametrize("name", ["x.json", "x.jsonl"])
 def test_a_group_that_is_not_in_the_file_is_an_error(tmp_path, name):
     (tmp_path / name).write_text(json.dumps(made_up(2, 0)) if name == "x.json" else '{"question": "x", "context": "x"}')
-    settings = TASK.columns.fill(DataSettings(train=str(tmp_path / name), group_column="page"))
+    settings = task_settings("question-answering", train=str(tmp_path / name), group_column="page")
     with pytest.raises(DataError, match=r"no column '(page|answers)'"):
-        TASK.read(settings.train, settings, True)
+        TASK.read(settings.data.train, settings, True)
     if name == "x.json":
-        assert len(TASK.read(settings.train, settings, False)) == 6
+        assert len(TASK.read(settings.data.train, settings, False)) == 6
 
 
 def test_the_loss_curve_is_that_of_transformers_and_a_plain_loop(answered, tmp_path, checkpoint_folder):
@@ -490,9 +493,9 @@ def test_the_loss_curve_is_that_of_transformers_and_a_plain_loop(answered, tmp_p
     ).train()
     decayed, others = ([p for p in plain.parameters() if (p.ndim > 1) is wide] for wide in (True, False))
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}])
-    data = TASK.columns.fill(config.data)
-    rows = TASK.read(config.data.train, data, True)
-    examples = TASK.encode(rows, load_tokenizer(checkpoint_folder), data, [], True)
+    settings = settings_of(config)
+    rows = TASK.read(config.data.train, settings, True)
+    examples = TASK.encode(rows, load_tokenizer(checkpoint_folder), settings, [], True)
     theirs, steps = [], training_steps(examples, config.train.global_batch_size, 0, MicroBatching())
     for step in range(30):
         (batch,) = next(steps)

@@ -13,11 +13,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.runs import run_training
+from support.task_settings import settings_of, task_settings
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from data import DataError, MicroBatching, evaluation_batches, load_tokenizer
-from data.formats.rows import Row
 from data.relation_extraction import ROLES, Entity, encode_relations, mark, read_relations
+from data.row import Row
 from engine import config as configs
 from engine import evaluate, predict
 from engine.config import Config, ConfigError, GenerateSettings
@@ -156,7 +157,7 @@ def test_a_missing_column_is_named(tmp_path, missing):
 
 def test_unknown_labels_are_reported_by_line(tmp_path):
     path = write(tmp_path / "x.jsonl", [GOOD | {"relation": name} for name in ("a", "b", "c", "a", "d")])
-    settings = TASK.columns.fill(configs.DataSettings())
+    settings = task_settings("relation-extraction")
     rows = TASK.read(str(path), settings, True)
     assert TASK.find_labels(str(path), rows, settings) == ["a", "b", "c", "d"]
     with pytest.raises(DataError) as caught:
@@ -167,13 +168,15 @@ def test_unknown_labels_are_reported_by_line(tmp_path):
 
 def test_a_negative_label_that_is_none_is_refused(tmp_path):
     path = write(tmp_path / "x.jsonl", [GOOD | {"relation": name} for name in ("a", "NA")])
-    rows = TASK.read(str(path), TASK.columns.fill(configs.DataSettings()), True)
+    rows = TASK.read(str(path), task_settings("relation-extraction"), True)
     for negative in ("no_relation", "NA", ""):
-        TASK.check_labels(str(path), rows, TASK.columns.fill(configs.DataSettings(negative=negative)), ["NA", "a"])
+        TASK.check_labels(
+            str(path), rows, task_settings("relation-extraction", no_relation_label=negative), ["NA", "a"]
+        )
     with pytest.raises(
         ConfigError, match=r"relation_extraction.no_relation_label = 'N/A' is no label: choose from NA, a"
     ):
-        TASK.check_labels(str(path), rows, TASK.columns.fill(configs.DataSettings(negative="N/A")), ["NA", "a"])
+        TASK.check_labels(str(path), rows, task_settings("relation-extraction", no_relation_label="N/A"), ["NA", "a"])
 
 
 def test_the_sample_is_what_its_readme_says():
@@ -565,7 +568,7 @@ def test_predictions_need_no_relation_and_do_not_depend_on_the_order(learned, tm
 def test_p02_p03_evaluation_depends_neither_on_batches_nor_on_ranks(learned):
     config, test = learned
     model = from_pretrained(Path(config.run.folder) / "best", head=TASK.head).eval()
-    settings = TASK.columns.fill(config.data)
+    settings = settings_of(config)
     tokenizer = load_tokenizer(Path(config.run.folder) / "best")
     examples = TASK.encode(TASK.read(str(test), settings, True), tokenizer, settings, model.labels, True)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support.runs import run_training
+from support.task_settings import task_settings
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import T5ForConditionalGeneration
 
@@ -20,9 +21,10 @@ from data.formats.rows import locate
 from data.seq2seq import PairTokenizer, encode_pairs, read_pairs
 from engine import config as configs
 from engine import evaluate, predict
-from engine.config import Config, DataSettings, GenerateSettings
+from engine.config import Config, GenerateSettings
 from engine.metrics.translation import choose_tokenizer
 from engine.tasks import TASKS
+from engine.tasks.seq2seq import write_texts
 
 WORDS = list("abcdefgh")
 CHINESE = list("一二三四五六七八")  # each a token, with nothing between them
@@ -195,8 +197,10 @@ def test_a_missing_parallel_file_is_named_with_what_would_be_read(tmp_path):
 
 def test_a_recipe_reads_parallel_files(tmp_path):
     name = write_parallel(tmp_path, b"a b\nc\n", "一二\n三\n".encode())
-    task, data = TASKS["translation"], DataSettings(train=name, format="parallel", text_column="en", label_column="zh")
-    examples = task.encode(task.read(name, data, True), task.load_processor(write_t5(tmp_path / "t5")), data, (), True)
+    task = TASKS["translation"]
+    settings = task_settings("translation", train=name, format="parallel", text_column="en", label_column="zh")
+    processor = task.load_processor(write_t5(tmp_path / "t5"))
+    examples = task.encode(task.read(name, settings, True), processor, settings, (), True)
     assert examples.target(0) == [VOCABULARY["一"], VOCABULARY["二"], 1]
 
 
@@ -289,12 +293,10 @@ def test_p12_written_texts_have_no_padding_and_no_ids_out_of_range(beams, tmp_pa
     """A random model writes any id, those beyond the tokenizer's too, and texts of any length."""
     task = TASKS["summarization"]
     model = native.from_pretrained(write_t5(tmp_path / "t5"), head="seq2seq-lm", init="scratch", seed=5)
-    from engine.tasks.seq2seq import write
-
-    data = task.columns.fill(DataSettings())
+    settings = task_settings("summarization")
     rows = [Row(str(i), i, row) for i, row in enumerate(problem("copy", 40, 2, 1, 9))]
-    examples = task.encode(rows, task.load_processor(tmp_path / "t5"), data, (), True)
-    written = write(model, range(40), examples, GenerateSettings(max_new_tokens=7, num_beams=beams))
+    examples = task.encode(rows, task.load_processor(tmp_path / "t5"), settings, (), True)
+    written = write_texts(model, range(40), examples, GenerateSettings(max_new_tokens=7, num_beams=beams))
     assert len(written) == 40
     for text, one in written:
         assert 0 < len(one.ids) <= 7
@@ -304,14 +306,12 @@ def test_p12_written_texts_have_no_padding_and_no_ids_out_of_range(beams, tmp_pa
 
 
 def test_sampled_texts_do_not_depend_on_their_company(tmp_path):
-    from engine.tasks.seq2seq import write
-
     task, generate = TASKS["summarization"], GenerateSettings(max_new_tokens=6, do_sample=True)
     model = native.from_pretrained(write_t5(tmp_path / "t5"), head="seq2seq-lm", init="scratch", seed=5)
     rows = [Row(str(i), i, row) for i, row in enumerate(problem("copy", 9, 2, 1, 9))]
-    examples = task.encode(rows, task.load_processor(tmp_path / "t5"), task.columns.fill(DataSettings()), (), True)
-    together = [text for text, _ in write(model, range(9), examples, generate)]
-    assert [text for i in range(9) for text, _ in write(model, [i], examples, generate)] == together
+    examples = task.encode(rows, task.load_processor(tmp_path / "t5"), task_settings("summarization"), (), True)
+    together = [text for text, _ in write_texts(model, range(9), examples, generate)]
+    assert [text for i in range(9) for text, _ in write_texts(model, [i], examples, generate)] == together
     assert len(set(together)) > 5
 
 

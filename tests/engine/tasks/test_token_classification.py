@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.runs import WORDS, run_training
-from test_text_classification import PIECES, VOCAB, odd_texts, write_vocab
+from support.task_settings import settings_of
+from support.wordpiece import PIECES, VOCAB, odd_texts, write_vocab
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from data import DataError, MicroBatching, evaluation_batches, load_tokenizer
 from data.batch import IGNORE_INDEX
-from data.formats.rows import Row
+from data.row import Row
 from data.tag_schemes import find_entities
-from data.token_classification import check_tags, read_tagged, tag_names
-from data.words import TEXT, encode_tagged, split_words, word_places
+from data.token_classification import check_tag_names, encode_tagged, find_tag_names, read_tagged
+from data.words import TEXT, split_words, word_places
 from engine import config as configs
 from engine import evaluate, predict
 from engine.config import Config, ConfigError, GenerateSettings
@@ -198,15 +199,15 @@ def test_the_scheme_of_the_recipe_is_kept_to(tmp_path):
 def test_labels_are_found_completed_or_declared(tmp_path):
     path = write(tmp_path / "x.conll", "a B-X\nb O\n\nc B-Y\nd I-Y\n")
     rows = read_tagged(path, "tokens", "tags")
-    assert tag_names(path, rows, "tags", (), "auto") == ["B-X", "B-Y", "I-X", "I-Y", "O"]
-    assert tag_names(path, rows, "tags", (), "none") == ["B-X", "B-Y", "I-Y", "O"]
-    assert tag_names(path, rows, "tags", ("O", "B-X"), "auto") == ["O", "B-X"]
+    assert find_tag_names(path, rows, "tags", (), "auto") == ["B-X", "B-Y", "I-X", "I-Y", "O"]
+    assert find_tag_names(path, rows, "tags", (), "none") == ["B-X", "B-Y", "I-Y", "O"]
+    assert find_tag_names(path, rows, "tags", ("O", "B-X"), "auto") == ["O", "B-X"]
     with pytest.raises(DataError) as caught:
-        check_tags(path, rows, "tags", ["O", "B-X", "B-Y"])
+        check_tag_names(path, rows, "tags", ["O", "B-X", "B-Y"])
     assert str(caught.value) == f"{path}:5: unknown label 'I-Y'; the labels are 'O', 'B-X', 'B-Y'"
     rows = read_tagged(write(tmp_path / "y.conll", "a NN\n"), "tokens", "tags")
     with pytest.raises(DataError, match="all words have the tag 'NN'"):
-        tag_names("y", rows, "tags", (), "auto")
+        find_tag_names("y", rows, "tags", (), "auto")
 
 
 def test_a_group_needs_columns(tmp_path):
@@ -466,8 +467,7 @@ def test_a_text_is_answered_with_its_spans(learned, tmp_path, capsys):
 def encoded(config: Config, test: Path, **changes: object):
     folder = Path(config.run.folder) / "best"
     model = from_pretrained(folder, head=TASK.head).eval()
-    settings = configs.override(config, {f"data.{key}": value for key, value in changes.items()}).data
-    settings = TASK.columns.fill(settings)
+    settings = settings_of(configs.override(config, {f"data.{key}": value for key, value in changes.items()}))
     rows = TASK.read(str(test), settings, True)
     return model, TASK.encode(rows, load_tokenizer(folder), settings, model.labels, True)
 

@@ -1,0 +1,83 @@
+"""Rows in memory, in the place of a file.
+
+    with in_memory(train_rows=[{"text": "A fine film.", "label": "good"}, Row(text="Dull.", label="bad")]) as names:
+        names["train_rows"]  # "memory:train_rows", which every reader accepts as the name of a file
+
+A row has the values that a line of .jsonl would have. An image is a PIL image or an array of uint8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from data.errors import MEMORY, DataError, ErrorList
+from data.formats.parquet import unreadable_reason
+from data.row import Row
+
+_ROWS: dict[str, Sequence[Row | Mapping[str, Any]]] = {}  # by name, while their `in_memory` is active
+
+
+@contextmanager
+def in_memory(**rows: Sequence[Row | Mapping[str, Any]]) -> Iterator[dict[str, str]]:
+    """Make rows readable under the names that it gives: {"train_rows": "memory:train_rows"}.
+
+    Inside another `in_memory` with the same name, the inner rows are read until the inner one ends.
+    """
+    outer = {name: _ROWS[name] for name in rows if name in _ROWS}
+    _ROWS.update(rows)
+    try:
+        yield {name: MEMORY + name for name in rows}
+    finally:
+        for name in rows:
+            del _ROWS[name]
+        _ROWS.update(outer)
+
+
+def is_in_memory(name: str) -> bool:
+    """Return whether `name` is one that `in_memory` gives."""
+    return name.startswith(MEMORY)
+
+
+def read_memory(name: str, errors: ErrorList) -> Iterator[Row]:
+    """Yield a copy of each row, with its number from 1 as its line; its id is "" where it is a dict.
+
+    NumPy's numbers and lists become Python's, tuples become lists, and NaN is null. A row that no file could hold is
+    added to `errors`. DataError for rows that are no longer in memory.
+    """
+    rows = _ROWS.get(name.removeprefix(MEMORY))
+    if rows is None:
+        raise DataError(f"{name}: these rows are not in memory any more; give them again, or name a file")
+    for number, row in enumerate(rows, 1):
+        if isinstance(row, Row | Mapping):
+            columns = row.values if isinstance(row, Row) else row
+            values = {str(column): _plain(value) for column, value in columns.items()}
+            if reason := unreadable_reason(values) or _surrogates(values):
+                errors.add(name, number, reason)
+            else:
+                yield Row(row.id if isinstance(row, Row) else "", number, values)
+        else:
+            errors.add(name, number, f"a row should be a Row, or a dict of columns, this is {row!r:.80}")
+
+
+def _surrogates(value: Any) -> str:
+    """Return why a value with half of a surrogate pair is no text; "" for any other value."""
+    if isinstance(value, str):
+        half = next((character for character in value if "\ud800" <= character <= "\udfff"), "")
+        return half and f"\\u{ord(half):04x} is half of a surrogate pair, not a character"
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((reason for part in parts if (reason := _surrogates(part))), "")
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it; an image stays as it is."""
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim < 2):
+        value = value.tolist()
+    if type(value) is tuple:  # a NamedTuple is a value that a reader made
+        value = list(value)
+    if isinstance(value, float) and value != value:
+        return None
+    return value

@@ -1,0 +1,11 @@
+"""The numbers that keep the random streams of a run apart.
+
+A stream is seeded with (seed, ..., constant). The constants make streams with the same seed independent; their values
+have no other meaning, and a change of one changes results. Streams without a constant are: the order of the examples
+(seed, epoch), augmentation (seed, epoch, id), dropout (seed, step, micro-batch, rank), all of another length.
+"""
+
+VALIDATION_SPLIT = 0x5EED  # (seed, .): the rows that are held out for validation
+TRAINING_SAMPLE = 0x11317  # (seed, .): the rows of data.max_train_examples
+IMAGE_MIX = 0x313C  # (seed, epoch, id, .): the partner of an image in mixup and cutmix
+STUDY_SAMPLE = 0x57D1  # (seed, .): the variants of a grid that a study runs (engine/study.py)
