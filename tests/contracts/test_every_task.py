@@ -1,4 +1,4 @@
-"""What is promised of every task: each test is asked of every row of TASKS, so that a new one is tested by existing."""
+"""The promises to every task: each test runs for every row of TASKS, so that a new task is tested from the start."""
 
 from __future__ import annotations
 
@@ -13,29 +13,48 @@ import pytest
 import torch
 from support.runs import StopAfter, assert_same_run, run_training
 from support.task_data import DATA, write
+from support.task_settings import settings_of
 
 import models
-from data import Examples, MicroBatching, evaluation_batches
+from data import Batch, Examples, MicroBatching, evaluation_batches
 from engine import config as configs
 from engine import evaluate, predict
 from engine.config import Config, ConfigError
-from engine.tasks import TASKS
-from engine.tasks.task import Task
+from engine.tasks import TASKS, Task
+
+NO_LIMIT = MicroBatching()
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A run of 4 steps, its best model, and what it was validated on."""
+    """A run of 4 steps, its best model, and its validation examples."""
 
     task: Task
     config: Config
     model: models.TaskModel
-    examples: Examples
+    labelled: Examples
     unlabelled: Examples
 
     @property
     def validation(self) -> str:
         return self.config.data.validation
+
+    def evaluate(self, batch: Batch) -> torch.Tensor:
+        return self.task.evaluate_batch(self.model, batch, self.labelled, self.config.generate)
+
+    def predict(self, batch: Batch) -> list[dict[str, Any]]:
+        return self.task.predict_batch(self.model, batch, self.unlabelled, self.config.generate)
+
+    def metrics(self, limits: MicroBatching = NO_LIMIT, world_size: int = 1) -> dict[str, float]:
+        return self.task.compute_metrics(self.statistics(limits, world_size), self.model.labels)
+
+    @torch.no_grad()
+    def statistics(self, limits: MicroBatching = NO_LIMIT, world_size: int = 1) -> torch.Tensor:
+        """Return the sum over all batches of all ranks, with an empty batch before them."""
+        every = [self.labelled.batch([]), *batches(self.labelled, limits, world_size)]
+        of_batches = [self.evaluate(batch) for batch in every]
+        assert all(one.dtype == torch.float64 and one.shape == of_batches[0].shape for one in of_batches)
+        return torch.stack(of_batches).sum(0)
 
 
 def config_of(folder: Path, settings: dict[str, Any], **changes: Any) -> Config:
@@ -50,12 +69,12 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp(request.param)
     config = config_of(folder / "run", write(request.param, folder))
     assert run_training(config) is not None
-    task = TASKS[request.param]
+    task, settings = TASKS[request.param], settings_of(config)
     best = folder / "run" / "best"
     model = models.from_pretrained(best, head=task.head).eval()
-    data = task.columns.fill(config.data)
+    processor = task.load_processor(best)
     labelled, unlabelled = (
-        task.encode(task.read(data.validation, data, known), task.load_processor(best), data, model.labels, known)
+        task.encode(task.read(config.data.validation, settings, known), processor, settings, model.labels, known)
         for known in (True, False)
     )
     return Trained(task, config, model, labelled, unlabelled)
@@ -66,77 +85,71 @@ def task(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-CUTS = [
+BATCHINGS = [  # (limits of a batch, number of ranks)
     (MicroBatching(max_examples=1), 1),
     (MicroBatching(max_examples=5), 2),
     (MicroBatching(max_tokens=60), 3),
-]  # and the number of ranks
+]
 
 
-def batches(examples: Examples, cut: MicroBatching, world: int) -> list[Any]:
-    """Those of all ranks, one after the other."""
-    cuts = [MicroBatching(cut.max_examples, cut.max_tokens, rank, world) for rank in range(world)]
-    return [examples.batch(part) for how in cuts for part in evaluation_batches(examples, how)]
+def batches(examples: Examples, limits: MicroBatching, world_size: int) -> list[Batch]:
+    """Return the evaluation batches of all ranks, one rank after the other."""
+    of_ranks = [MicroBatching(limits.max_examples, limits.max_tokens, rank, world_size) for rank in range(world_size)]
+    return [examples.batch(indices) for of_rank in of_ranks for indices in evaluation_batches(examples, of_rank)]
 
 
-@torch.no_grad()
-def statistics(trained: Trained, cut: MicroBatching, world: int) -> torch.Tensor:
-    every = [trained.examples.batch([]), *batches(trained.examples, cut, world)]
-    measured = [trained.task.evaluate_batch(trained.model, b, trained.examples, trained.config.generate) for b in every]
-    assert all(m.dtype == torch.float64 and m.shape == measured[0].shape for m in measured)
-    return torch.stack(measured).sum(0)
-
-
-def test_every_metric_is_measured_and_the_watched_one_is_a_number(trained):
-    metrics = trained.task.compute_metrics(statistics(trained, MicroBatching(), 1), trained.model.labels)
+def test_every_metric_is_computed_and_the_watched_one_is_finite(trained):
+    metrics = trained.metrics()
     assert set(metrics) >= set(trained.task.metrics)
     assert math.isfinite(metrics[trained.task.metrics[0]])
     assert metrics["loss"] > 0
 
 
-def test_an_empty_batch_measures_zeros(trained):
-    empty = trained.examples.batch([])
-    assert not trained.task.evaluate_batch(trained.model, empty, trained.examples, trained.config.generate).any()
-    assert (
-        trained.task.predict_batch(trained.model, trained.unlabelled.batch([]), trained.unlabelled, trained.config.generate)
-        == []
-    )
+def test_an_empty_batch_gives_zeros_and_no_predictions(trained):
+    assert not trained.evaluate(trained.labelled.batch([])).any()
+    assert trained.predict(trained.unlabelled.batch([])) == []
 
 
-def test_p02_metrics_do_not_depend_on_the_batch_or_the_ranks(trained):
-    expected = trained.task.compute_metrics(statistics(trained, MicroBatching(), 1), trained.model.labels)
-    for cut, world in CUTS:
-        found = trained.task.compute_metrics(statistics(trained, cut, world), trained.model.labels)
-        assert found == pytest.approx(expected, rel=1e-6, abs=1e-6, nan_ok=True), cut
+def test_an_unlabelled_batch_cannot_be_evaluated(trained):
+    batch = trained.unlabelled.batch([0])
+    with pytest.raises(TypeError, match="only labelled examples can be evaluated"):
+        trained.task.evaluate_batch(trained.model, batch, trained.unlabelled, trained.config.generate)
+
+
+def test_p02_metrics_do_not_depend_on_batches_or_ranks(trained):
+    expected = trained.metrics()
+    for limits, world_size in BATCHINGS:
+        found = trained.metrics(limits, world_size)
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-6, nan_ok=True), limits
 
 
 @torch.no_grad()
-def test_p03_each_example_is_predicted_once_and_alike_in_any_company(trained):
-    def rows(cut: MicroBatching, world: int) -> dict[int, dict[str, Any]]:
+def test_p03_each_example_is_predicted_once_alike_in_any_batch(trained):
+    def rows(limits: MicroBatching, world_size: int) -> dict[int, dict[str, Any]]:
         found: dict[int, dict[str, Any]] = {}
-        for batch in batches(trained.unlabelled, cut, world):
-            predicted = trained.task.predict_batch(trained.model, batch, trained.unlabelled, trained.config.generate)
-            for index, row in zip(batch.indices, predicted, strict=True):
+        for batch in batches(trained.unlabelled, limits, world_size):
+            for index, row in zip(batch.indices, trained.predict(batch), strict=True):
                 assert index not in found
                 found[index] = row
         assert sorted(found) == list(range(len(trained.unlabelled)))
         return found
 
-    expected = rows(MicroBatching(), 1)
-    for cut, world in CUTS:
-        found = rows(cut, world)
+    expected = rows(NO_LIMIT, 1)
+    for limits, world_size in BATCHINGS:
+        found = rows(limits, world_size)
         for index, row in expected.items():
             assert_alike(found[index], row)
 
 
-JUDGED_WHOLE = {"text-classification", "multi-label-classification", "relation-extraction", "image-classification"}
+# Tasks that predict one distribution over the labels for a whole example.
+HAVE_LOGITS = {"text-classification", "multi-label-classification", "relation-extraction", "image-classification"}
 
 
 @torch.no_grad()
-def test_what_is_predicted_of_a_whole_example_has_the_logits_a_student_learns_from(trained):
+def test_predictions_of_classes_have_the_logits_for_a_student(trained):
     batch = trained.unlabelled.batch(range(len(trained.unlabelled)))
-    rows = trained.task.predict_batch(trained.model, batch, trained.unlabelled, trained.config.generate)
-    if trained.config.run.task not in JUDGED_WHOLE:
+    rows = trained.predict(batch)
+    if trained.config.run.task not in HAVE_LOGITS:
         assert not any("logits" in row for row in rows)
         return
     for row, logits in zip(rows, trained.model(batch).logits.double(), strict=True):
@@ -146,7 +159,7 @@ def test_what_is_predicted_of_a_whole_example_has_the_logits_a_student_learns_fr
 
 
 def assert_alike(ours: Any, theirs: Any) -> None:
-    """Equal but for the rounding of floats, at any depth."""
+    """Assert that both are equal, floats up to rounding, at any depth."""
     if isinstance(theirs, dict):
         assert ours.keys() == theirs.keys()
         for key in theirs:
@@ -161,25 +174,24 @@ def assert_alike(ours: Any, theirs: Any) -> None:
         assert ours == theirs
 
 
-# What the predictions of a file say of the metrics of the same file: (metric, predictions, rows of the file) -> value
+# Metrics computed again from the predictions of a file and its rows: task -> (metric, function)
 
 
-def share(right: list[bool]) -> float:
-    return sum(right) / len(right)
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 def right_tags(predictions: list[dict], rows: list[dict]) -> float:
     pairs = [
         pair for p, row in zip(predictions, rows, strict=True) for pair in zip(p["tags"], row["tags"], strict=True)
     ]
-    return share([ours == theirs for ours, theirs in pairs])
+    return mean([ours == theirs for ours, theirs in pairs])
 
 
 def mean_rouge(predictions: list[dict], rows: list[dict]) -> float:
     from engine.metrics.summarization import rouge
 
-    scores = [rouge(p["text"], row["summary"])["rougeL"] for p, row in zip(predictions, rows, strict=True)]
-    return sum(scores) / len(scores)
+    return mean([rouge(p["text"], row["summary"])["rougeL"] for p, row in zip(predictions, rows, strict=True)])
 
 
 def corpus_bleu(predictions: list[dict], rows: list[dict]) -> float:
@@ -188,36 +200,33 @@ def corpus_bleu(predictions: list[dict], rows: list[dict]) -> float:
 
 
 def equal(key: str, column: str) -> Any:
-    return lambda predictions, rows: share([p[key] == r[column] for p, r in zip(predictions, rows, strict=True)])
+    return lambda predictions, rows: mean([p[key] == r[column] for p, r in zip(predictions, rows, strict=True)])
 
 
 FROM_PREDICTIONS = {
     "text-classification": ("accuracy", equal("label", "label")),
     "multi-label-classification": (
         "subset_accuracy",
-        lambda ps, rows: share([set(p["labels"]) == set(r["labels"]) for p, r in zip(ps, rows, strict=True)]),
+        lambda ps, rows: mean([set(p["labels"]) == set(r["labels"]) for p, r in zip(ps, rows, strict=True)]),
     ),
     "text-regression": (
         "mae",
-        lambda ps, rows: sum(abs(p["score"] - r["score"]) for p, r in zip(ps, rows, strict=True)) / len(rows),
+        lambda ps, rows: mean([abs(p["score"] - r["score"]) for p, r in zip(ps, rows, strict=True)]),
     ),
     "token-classification": ("accuracy", right_tags),
     "question-answering": (
         "exact_match",
-        lambda ps, rows: share([p["answer"] == r["answers"][0]["text"] for p, r in zip(ps, rows, strict=True)]),
+        lambda ps, rows: mean([p["answer"] == r["answers"][0]["text"] for p, r in zip(ps, rows, strict=True)]),
     ),
     "relation-extraction": ("accuracy", equal("relation", "relation")),
     "summarization": ("rougeL", mean_rouge),
     "translation": ("bleu", corpus_bleu),
-    "image-classification": (
-        "accuracy",
-        lambda ps, rows: share([p["label"] == p["id"].split("/")[0] for p in ps]),
-    ),
+    "image-classification": ("accuracy", lambda ps, rows: mean([p["label"] == p["id"].split("/")[0] for p in ps])),
 }
-WRITE_FREELY = {"causal-lm", "dialogue"}  # what they write is no answer to what they are measured on
+CONTINUE_TEXTS = {"causal-lm", "dialogue"}  # their metrics are not computed from the texts they write
 
 
-def test_the_commands_measure_and_predict_the_same_of_one_file(trained, tmp_path, capsys):
+def test_the_commands_evaluate_and_predict_one_file_alike(trained, tmp_path, capsys):
     name = trained.config.run.task
     run, file = trained.config.run.folder, trained.validation
     assert evaluate.main([run, "--data.test", file, "--output", str(tmp_path / "metrics.json")]) == 0
@@ -225,8 +234,8 @@ def test_the_commands_measure_and_predict_the_same_of_one_file(trained, tmp_path
     assert predict.main([run, "--input", file, "--output", str(tmp_path / "out.jsonl")]) == 0
     predictions = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [p["id"] for p in predictions] == trained.unlabelled.ids
-    assert metrics["examples"] == len(trained.examples)
-    if name in WRITE_FREELY:
+    assert metrics["examples"] == len(trained.labelled)
+    if name in CONTINUE_TEXTS:
         assert all(isinstance(p["text"], str) for p in predictions)
         return
     rows = [json.loads(line) for line in Path(file).read_text().splitlines()] if name in DATA else []
@@ -235,8 +244,8 @@ def test_the_commands_measure_and_predict_the_same_of_one_file(trained, tmp_path
 
 
 def test_a_file_to_predict_needs_no_labels(trained, tmp_path, capsys):
-    """What predict reads of a labelled file is what it reads of the same one without labels."""
-    label = TASKS[trained.config.run.task].columns.fill(trained.config.data).label
+    """A labelled file is predicted as the same file without its labels."""
+    label = settings_of(trained.config).data.label_column
     source = Path(trained.validation)
     if source.is_dir():
         bare = tmp_path / "images"
@@ -258,49 +267,50 @@ def test_a_file_to_predict_needs_no_labels(trained, tmp_path, capsys):
         assert_alike(one, other)
 
 
-def test_a_dry_run_says_what_is_trained_on_what_and_writes_nothing(task, tmp_path, capsys):
+def test_a_dry_run_describes_the_run_and_writes_nothing(task, tmp_path, capsys):
     folder = tmp_path / "run"
     settings = write(task, tmp_path)
     assert run_training(config_of(folder, settings, **{"run.dry_run": True})) == {}
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for name, count in (("training", 24), ("validation", 12)):
-        shown = re.search(rf"^{name}: (\d+) examples", said, re.MULTILINE)
+        shown = re.search(rf"^{name}: (\d+) examples", printed, re.MULTILINE)
         assert int(shown[1]) >= count  # more where a long text is several
-    assert "first encoded examples" in said
-    assert "4 steps of 8 examples" in said
+    assert "first encoded examples" in printed
+    assert "4 steps of 8 examples" in printed
     assert not (folder / "last").exists()
 
 
 def test_p04_resume_is_exact(task, tmp_path):
     settings = write(task, tmp_path) | {"model.dropout.all": 0.1}
-    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert run_training(config_of(whole, settings))
-    assert run_training(config_of(parted, settings), StopAfter(3)) is None
-    assert run_training(config_of(parted, settings, **{"run.resume": "yes", "data.num_workers": 0}))
-    assert_same_run(whole, parted)
+    assert run_training(config_of(stopped, settings), StopAfter(3)) is None
+    assert run_training(config_of(stopped, settings, **{"run.resume": "yes", "data.num_workers": 0}))
+    assert_same_run(whole, stopped)
 
 
-NOT_CHANGED = {"causal-lm", "dialogue", "image-classification"}  # their texts are the targets, or there are none
+REFUSE_TEXT_CHANGES = {"causal-lm", "dialogue", "image-classification"}  # the texts are targets, or there are none
 
 
-def test_p04_training_texts_change_and_resume_is_exact_or_it_is_refused_by_name(task, tmp_path, capsys):
+def test_p04_resume_is_exact_with_augmented_texts(task, tmp_path, capsys):
+    """Training texts change and resume is exact; tasks that cannot change texts refuse by the setting's name."""
     synonyms = tmp_path / "synonyms.tsv"
     synonyms.write_text("word\tsynonyms\nthe\ta very\ncat\tdog,house\n")
     settings = write(task, tmp_path) | {"augment.text.synonym_file": str(synonyms), "augment.text.synonym_rate": 0.5}
     settings |= {"augment.text.mask": 0.2, "train.max_steps": 3}
-    whole, parted = tmp_path / "whole", tmp_path / "parted"
-    if task in NOT_CHANGED:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    if task in REFUSE_TEXT_CHANGES:
         with pytest.raises(ConfigError, match=r"augment\.text\.mask"):
             run_training(config_of(whole, settings))
         return
     assert run_training(config_of(whole, settings, **{"run.dry_run": True})) == {}
-    said = capsys.readouterr().out
-    assert "augmented samples" in said
-    assert "[MASK]" in said
+    printed = capsys.readouterr().out
+    assert "augmented samples" in printed
+    assert "[MASK]" in printed
     assert run_training(config_of(whole, settings))
-    assert run_training(config_of(parted, settings), StopAfter(2)) is None
-    assert run_training(config_of(parted, settings, **{"run.resume": "yes"}))
-    assert_same_run(whole, parted)
+    assert run_training(config_of(stopped, settings), StopAfter(2)) is None
+    assert run_training(config_of(stopped, settings, **{"run.resume": "yes"}))
+    assert_same_run(whole, stopped)
     plain = {key: value for key, value in settings.items() if not key.startswith("augment")}
     assert run_training(config_of(tmp_path / "plain", plain))
     assert losses(tmp_path / "plain") != losses(whole)
@@ -311,8 +321,8 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def test_p01_the_loss_does_not_depend_on_the_micro_batches(task, tmp_path):
-    """With dropout 0, four steps whose losses and gradient norms are the same however they are cut."""
+def test_p01_the_loss_does_not_depend_on_micro_batches(task, tmp_path):
+    """With dropout 0, four steps have equal losses and gradient norms for any micro-batches."""
     settings = write(task, tmp_path) | {"model.dropout.all": 0.0, "eval.every_steps": 100}
 
     def curve(name: str, **changes: Any) -> list[tuple[float, float]]:

@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, pre_tokenizers, processors
+from tokenizers import models as vocabularies
 
 from engine.tasks import TASKS
+from models import TaskModel, from_pretrained
 from support.tiny_models import config_folder
 
 SPECIAL = ["[PAD]", "[SEP]", "[CLS]", "[UNK]", "[MASK]", "<|endoftext|>", "</s>"]
@@ -200,7 +202,7 @@ def write_model(task: str, folder: Path) -> Path:
         how = {"size": SIDE, "do_rescale": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
         (folder / "preprocessor_config.json").write_text(json.dumps(how))
         return folder
-    tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="[UNK]"))
+    tokenizer = Tokenizer(vocabularies.WordLevel(VOCABULARY, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(SPECIAL)
     single, pair = ENDS[kind.model_type]
@@ -241,3 +243,9 @@ def write(task: str, folder: Path, count: int = 24, seed: int = 0) -> dict[str, 
     if TASKS[task].section == "seq2seq":
         settings["seq2seq.max_target_length"] = 8
     return settings
+
+
+def tiny_gpt2(folder: Path, seed: int = 0, **changes: Any) -> TaskModel:
+    """Return a random language model that reads 64 tokens of a vocabulary of 260."""
+    config_folder(folder, "gpt2", **{"vocab_size": 260, "n_positions": 64, "eos_token_id": 0} | changes)
+    return from_pretrained(folder, head="causal-lm", init="scratch", seed=seed, dropout=0.0).eval()

@@ -1,0 +1,80 @@
+"""The state of a run: its best evaluation, its patience, and its counts of steps."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from engine.config import EvalSettings
+from engine.state import TrainState, metric_direction
+
+
+@pytest.mark.parametrize(
+    ("mode", "min_delta", "values", "best"),
+    [
+        ("max", 0.0, [0.5, 0.6, 0.6, 0.55, 0.7], [True, True, False, False, True]),
+        ("min", 0.0, [0.5, 0.6, 0.5, 0.4, 0.45], [True, False, False, True, False]),
+        ("max", 0.25, [0.5, 0.625, 0.75, 0.875, 1.5], [True, False, False, True, True]),  # a gain of min_delta is none
+        ("min", 0.25, [1.5, 1.375, 1.25, 1.125], [True, False, False, True]),
+        ("max", 10.0, [-3.0, 5.0, 7.5], [True, False, True]),  # the first is best whatever min_delta
+    ],
+)
+def test_record_knows_the_best_evaluation(mode, min_delta, values, best):
+    state, bad = TrainState(), 0
+    for step, (value, is_best) in enumerate(zip(values, best, strict=True), 1):
+        state.step = step
+        before = (state.best, state.best_step)
+        assert state.record(value, mode, min_delta) is is_best, (step, value)
+        bad = 0 if is_best else bad + 1
+        assert (state.best, state.best_step) == ((value, step) if is_best else before)
+        assert state.bad_evaluations == bad
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_p05_nan_is_never_best(mode):
+    state = TrainState()
+    assert not state.record(math.nan, mode, 0.0)
+    assert (state.best, state.bad_evaluations) == (None, 1)
+    assert state.record(0.5, mode, 0.0)  # a NaN before it does not stand in the way
+    assert not state.record(math.nan, mode, 0.0)
+    assert (state.best, state.bad_evaluations) == (0.5, 1)
+    assert state.record(0.75 if mode == "max" else 0.25, mode, 0.0)
+
+
+@pytest.mark.parametrize(("patience", "bad", "out"), [(0, 50, False), (3, 2, False), (3, 3, True), (3, 4, True)])
+def test_out_of_patience(patience, bad, out):
+    reason = TrainState(step=7, bad_evaluations=bad).reason_to_stop(8, EvalSettings(patience=patience), "max")
+    assert reason == ("out of patience" if out else "")
+    assert (
+        TrainState(step=8, bad_evaluations=bad).reason_to_stop(8, EvalSettings(patience=patience), "max")
+        == "all steps done"
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "stops"),
+    [("min", 2.5, True), ("min", 1.5, False), ("max", 1.5, True), ("max", 2.5, False), ("max", math.nan, True)],
+)
+def test_divergence_is_a_value_worse_than_the_limit_or_none_at_all(mode, value, stops):
+    state = TrainState(step=3)
+    assert state.reason_to_stop(8, EvalSettings(stop_if_worse_than=2.0), mode) == ""  # before any evaluation
+    state.record(value, mode, 0.0)
+    reason = state.reason_to_stop(8, EvalSettings(stop_if_worse_than=2.0), mode)
+    assert (reason == f"diverged: {value:.4g} in the last evaluation, eval.stop_if_worse_than = 2") is stops
+    assert state.reason_to_stop(8, EvalSettings(), mode) == ""
+
+
+def test_advance_counts_steps_taken_apart_from_data_seen():
+    state = TrainState()
+    for stepped in (True, False, False, True, False):
+        state.advance(stepped, 8)
+    assert (state.step, state.position, state.samples, state.skipped_in_a_row) == (2, 5, 40, 1)
+
+
+@pytest.mark.parametrize(
+    ("mode", "metric", "expected"),
+    [("auto", "loss", "min"), ("auto", "f1", "max"), ("auto", "accuracy", "max"), ("max", "loss", "max")],
+)
+def test_direction_of_a_metric(mode, metric, expected):
+    assert metric_direction(EvalSettings(mode=mode), metric) == expected
