@@ -105,7 +105,7 @@ def describe_step(global_batch_size: int, examples: Examples, limits: MicroBatch
     if limits.max_tokens:
         text = f"{step} = {ranks} x about {plural(accumulation, 'micro-batch')} of at most {limits.max_tokens:,} tokens"
         longer = int((examples.lengths > limits.max_tokens).sum())
-        text += f"; {plural(longer, 'longer example')} alone in a micro-batch" if longer else ""
+        text += f"; {plural(longer, 'longer example')}, each alone in a micro-batch" if longer else ""
     else:
         sizes = [len(micro_batch) for micro_batches in by_rank for micro_batch in micro_batches]
         smallest, largest = min(sizes), max(sizes)

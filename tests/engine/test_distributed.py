@@ -1,6 +1,6 @@
-"""P17, P21, F8, F9: what holds over several ranks. One launch of torchrun runs all the scenarios of a world size.
+"""P17, P21, F8, F9: runs on several ranks. One launch of torchrun runs all scenarios of a world size.
 
-This file is also what torchrun runs: each scenario is a function called on every rank, whose result the tests read.
+torchrun runs this file too: each scenario is a function that is called on every rank, and the tests read its results.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ PRINTS_STATISTICS = replace(
 
 
 class Watch:
-    """What a run on one rank did, seen from outside: the loop is not changed for the tests."""
+    """Records of a run on one rank, taken by patches of what the loop calls."""
 
     def __init__(self, patch: pytest.MonkeyPatch):
         self.seen = {"reductions": 0, "initial": 0.0, "unused searched": None, "seeds": [], "ids": []}
@@ -60,14 +60,14 @@ class Watch:
         patch.setattr(train, "seed_dropout", self.watched_seed)
         patch.setattr(train, "training_steps", self.watched_steps)
 
-    def watched_wrap(self, model, ranks, nothing, **instead):
+    def watched_wrap(self, model, ranks, empty_batch, **previous):
         self.seen["initial"] = sum(p.double().sum().item() for p in model.parameters())
-        parallel = self.wrap(model, ranks, nothing, **instead)
+        parallel = self.wrap(model, ranks, empty_batch, **previous)
         self.seen["unused searched"] = parallel.find_unused_parameters
 
-        def counted(group, bucket):
+        def counted(state, bucket):
             self.seen["reductions"] += 1
-            return allreduce_hook(group, bucket)
+            return allreduce_hook(state, bucket)
 
         parallel.register_comm_hook(None, counted)
         return parallel
@@ -77,9 +77,9 @@ class Watch:
         self.seen["seeds"].append(torch.initial_seed())
 
     def watched_steps(self, *args, **kwargs):
-        for group in self.training_steps(*args, **kwargs):
-            self.seen["ids"].append([list(batch.ids) for batch in group])
-            yield group
+        for micro_batches in self.training_steps(*args, **kwargs):
+            self.seen["ids"].append([list(batch.ids) for batch in micro_batches])
+            yield micro_batches
 
 
 def run(cfg: Config, ranks: Ranks, stop: StopRequest | None = None):
@@ -87,7 +87,7 @@ def run(cfg: Config, ranks: Ranks, stop: StopRequest | None = None):
         return train.train(cfg, ranks, StopRequest() if stop is None else stop, resumed)
 
 
-# The scenarios, each called on every rank
+# The scenarios, each of them called on every rank
 
 
 def watched_and_interrupted(base: Config, ranks: Ranks, folder: Path):
@@ -113,8 +113,8 @@ def trained(name: str, stop: StopRequest | None = None, **changes: object):
     return scenario
 
 
-def measured(base: Config, ranks: Ranks, folder: Path):
-    """evaluate and predict as commands, on files of 1, 2, 5 and 33 examples."""
+def commands(base: Config, ranks: Ranks, folder: Path):
+    """Run evaluate and predict as commands, on files of 1, 2, 5 and 33 examples."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distributed, "setup", lambda device: ranks)  # this process is set up already
         for count in COUNTS:
@@ -124,8 +124,8 @@ def measured(base: Config, ranks: Ranks, folder: Path):
         evaluate.main([str(folder / "model"), "--data.test", str(folder / "33.jsonl")])
 
 
-def fails_alike(base: Config, ranks: Ranks, folder: Path):
-    """The error of rank 0 reaches all of them, with its type."""
+def error_of_rank_0(base: Config, ranks: Ranks, folder: Path):
+    """Return the messages of errors of rank 0, caught on this rank by their type."""
     found = []
     for kind in (ConfigError, DataError, ModelError, TrainingError):
 
@@ -140,7 +140,7 @@ def fails_alike(base: Config, ranks: Ranks, folder: Path):
 
 
 def error_of(cfg: Config, ranks: Ranks, change_model) -> str:
-    """The TrainingError of a run whose model `change_model` has changed."""
+    """Return the TrainingError of a run whose model was changed by `change_model`."""
     original = models.from_pretrained
 
     def changed(*args, **kwargs):
@@ -172,7 +172,7 @@ def with_a_bad_example(base: Config, ranks: Ranks, folder: Path):
         model.register_forward_pre_hook(note)
         model.head.classifier.register_forward_hook(lambda _, __, out: out.masked_fill(model.bad[:, None], torch.nan))
 
-    everything = {"data.validation": base.data.train}  # so that r17 is not held out
+    everything = {"data.validation": base.data.train}  # so that r17 is a training example
     return error_of(override(base, everything | {"run.folder": str(folder / "nan")}), ranks, change)
 
 
@@ -183,8 +183,8 @@ SCENARIOS = {
     "to one rank": trained("to one rank", StopAfter(3)),
     "from one rank": trained("from one rank", **{"run.resume": "yes"}),
     "unfreezing": trained("unfreezing"),
-    "measured": measured,
-    "fails alike": fails_alike,
+    "commands": commands,
+    "error of rank 0": error_of_rank_0,
     "unused": with_an_unused_parameter,
     "bad example": with_a_bad_example,
 }
@@ -220,7 +220,7 @@ def main(argv):
 
 @pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def launched(request, checkpoint_folder, reviews, tmp_path_factory):
-    """(world size, folder, {scenario: [result of each rank]}, output) of one launch of all the scenarios."""
+    """Return (world size, folder, {scenario: [result of each rank]}, process) of one launch of all scenarios."""
     folder = tmp_path_factory.mktemp(f"ranks{request.param}")
     base = tiny_config(checkpoint_folder, reviews, folder / "unset", {})
     (folder / "base.toml").write_text(config.to_toml(base))
@@ -230,7 +230,7 @@ def launched(request, checkpoint_folder, reviews, tmp_path_factory):
         write_reviews(folder / f"{count}.jsonl", count, seed=3)
     begun = override(base, SETTINGS["from one rank"] | {"run.folder": str(folder / "from one rank")})
     assert run_training(begun, StopAfter(3)) is None
-    done = run_module("test_ranks", folder, ranks=request.param, cwd=Path(__file__).parent)
+    done = run_module("test_distributed", folder, ranks=request.param, cwd=Path(__file__).parent)
     assert done.returncode == 0, done.stdout + done.stderr
     results = {
         name: [json.loads((folder / f"{name}.{rank}.json").read_text()) for rank in range(request.param)]
@@ -241,7 +241,7 @@ def launched(request, checkpoint_folder, reviews, tmp_path_factory):
 
 @pytest.fixture
 def one_rank(launched, tmp_path):
-    """one_rank(name) -> the folder of that run on one rank."""
+    """Return one_rank(name), which trains that scenario on one rank and returns its folder."""
 
     def make(name):
         base = config.read_recipe(str(launched[1] / "base.toml"))
@@ -255,12 +255,12 @@ def training_rows(folder: Path) -> list[dict]:
     return [row for row in logged_rows(folder) if "loss" in row]
 
 
-def test_p04_interrupted_ranks_end_as_those_that_were_not(launched):
+def test_p04_interrupted_ranks_end_as_uninterrupted_ones(launched):
     _, folder, _, _ = launched
     assert_same_run(folder / "interrupted", folder / "through")
 
 
-def test_p21_dropout_differs_between_ranks_and_initial_weights_do_not(launched):
+def test_p21_ranks_share_initial_weights_and_not_dropout(launched):
     world_size, _, results, _ = launched
     seen = results["interrupted"]
     assert len({rank["initial"] for rank in seen}) == 1
@@ -268,28 +268,28 @@ def test_p21_dropout_differs_between_ranks_and_initial_weights_do_not(launched):
     assert len(seeds) == len(set(seeds)) >= 10 * world_size
 
 
-def test_gradients_are_reduced_once_a_step_and_no_parameter_is_searched_for(launched):
+def test_gradients_are_reduced_once_a_step(launched):
     for rank in launched[2]["interrupted"]:
-        assert any(len(group) > 1 for group in rank["ids"])  # micro-batches, so that it could be more often
+        assert any(len(micro_batches) > 1 for micro_batches in rank["ids"])  # else there is nothing to accumulate
         assert rank["reductions"] == 10  # the tiny model is one bucket
         assert rank["unused searched"] is False
 
 
 @pytest.mark.parametrize("name", ["single example", "token budget", "unfreezing"])
-def test_p17_ranks_take_the_same_steps_whatever_their_shares(launched, one_rank, name):
-    """One example a step leaves all ranks but one without any; a token budget cuts the ranks differently."""
+def test_p17_ranks_with_unequal_shares_train_as_one_rank(launched, one_rank, name):
+    """With one example a step only one rank has any; under a token limit the ranks have unequal micro-batches."""
     _, folder, results, _ = launched
-    cuts = [[len(group) for group in rank["ids"]] for rank in results[name]]
-    assert all(cut == cuts[0] for cut in cuts)
+    counts = [[len(micro_batches) for micro_batches in rank["ids"]] for rank in results[name]]
+    assert all(count == counts[0] for count in counts)
     if name == "single example":
-        assert [sum(map(len, group)) for group in results[name][1]["ids"]] == [0] * 8
+        assert [sum(map(len, micro_batches)) for micro_batches in results[name][1]["ids"]] == [0] * 8
     ours, theirs = training_rows(folder / name), training_rows(one_rank(name))
     assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], rel=1e-5)
     assert [row["grad_norm"] for row in ours] == pytest.approx([row["grad_norm"] for row in theirs], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["to one rank", "from one rank"])
-def test_f08_another_number_of_ranks_goes_on_with_the_same_examples(launched, one_rank, name):
+def test_f08_other_number_of_ranks_resumes_the_same_examples(launched, one_rank, name):
     world_size, folder, results, _ = launched
     if name == "to one rank":
         base = config.read_recipe(str(folder / "base.toml"))
@@ -297,14 +297,14 @@ def test_f08_another_number_of_ranks_goes_on_with_the_same_examples(launched, on
     ours, theirs = training_rows(folder / name), training_rows(one_rank(name))
     assert [row["step"] for row in ours] == [row["step"] for row in theirs] == list(range(1, 9))
     assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], rel=2e-6)
-    dealt = [[[x for part in rank["ids"][i] for x in part] for i in range(3)] for rank in results["to one rank"]]
-    per_step = [[x for rank in dealt for x in rank[i]] for i in range(3)]
+    of_rank = [[[x for ids in rank["ids"][i] for x in ids] for i in range(3)] for rank in results["to one rank"]]
+    per_step = [[x for rank in of_rank for x in rank[i]] for i in range(3)]
     assert [len(set(ids)) for ids in per_step] == [16, 16, 16]
     assert len({x for ids in per_step for x in ids}) == 48  # no example twice in an epoch, none on two ranks
-    assert world_size == len(dealt)
+    assert world_size == len(of_rank)
 
 
-def test_p02_p03_measured_and_predicted_as_by_one_rank(launched, tmp_path, monkeypatch, capsys):
+def test_p02_p03_ranks_evaluate_and_predict_as_one_rank(launched, tmp_path, monkeypatch, capsys):
     _, folder, _, done = launched
     for count in COUNTS:
         alone = tmp_path / f"{count}.jsonl"
@@ -328,16 +328,16 @@ def test_p02_p03_measured_and_predicted_as_by_one_rank(launched, tmp_path, monke
     assert statistics == pytest.approx(json.loads(alone[-1]), rel=1e-6)
 
 
-def test_the_error_of_rank_0_is_everyones(launched):
-    assert launched[2]["fails alike"] == [["this went wrong"] * 4] * launched[0]
+def test_error_of_rank_0_is_raised_on_all_ranks(launched):
+    assert launched[2]["error of rank 0"] == [["this went wrong"] * 4] * launched[0]
 
 
-def test_p16_an_unused_parameter_is_named_on_every_rank(launched):
+def test_p16_unused_parameter_is_named_on_every_rank(launched):
     assert launched[2]["unused"] == ["parameters that no gradient reaches: head.idle"] * launched[0]
 
 
-def test_p18_a_nan_is_traced_to_its_rank_and_example(launched):
-    """The sum over the ranks carries the NaN into every rank's gradient; only the one that made it is blamed."""
+def test_p18_nan_is_traced_to_its_rank_and_example(launched):
+    """The sum over the ranks spreads the NaN to all gradients; only the rank that made it is named."""
     message = launched[2]["bad example"][0]
     assert launched[2]["bad example"] == [message] * launched[0]
     assert "first not finite: the output of head.classifier, example ids r17. train.nan_policy = raise" in message
@@ -353,10 +353,10 @@ def recipe(checkpoint_folder, reviews, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["bug", pytest.param("mistake", marks=pytest.mark.slow)])
-def test_f09_an_error_on_one_rank_ends_all_of_them(recipe, kind):
-    done = run_module("test_ranks", "crash", kind, recipe, ranks=2, cwd=Path(__file__).parent)
+def test_f09_error_on_one_rank_ends_all_ranks(recipe, kind):
+    done = run_module("test_distributed", "crash", kind, recipe, ranks=2, cwd=Path(__file__).parent)
     assert done.returncode != 0
-    if kind == "bug":  # the traceback of the rank that failed first is also the last thing, by torchrun
+    if kind == "bug":  # torchrun prints the traceback of the rank that failed first once more, at the end
         summary = done.stderr[done.stderr.index("Root Cause") :]
         assert "ZeroDivisionError: only rank 1 knows this" in summary
         assert "in crashing" in summary
@@ -364,7 +364,7 @@ def test_f09_an_error_on_one_rank_ends_all_of_them(recipe, kind):
         assert done.stderr.count("error (rank 1): only rank 1 knows this") == 1
 
 
-def test_an_error_that_all_ranks_have_is_printed_once(recipe):
+def test_error_of_all_ranks_is_printed_once(recipe):
     done = run_module("engine.train", recipe, "--data.train", "nowhere.jsonl", ranks=2)
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
@@ -373,7 +373,7 @@ def test_an_error_that_all_ranks_have_is_printed_once(recipe):
     assert "nowhere.jsonl" in lines[0]
 
 
-def test_a_model_alone_is_not_wrapped_and_has_no_gradient_left(checkpoint_folder):
+def test_wrap_on_one_rank_returns_the_model_without_gradients(checkpoint_folder):
     model = models.from_pretrained(checkpoint_folder, head="sequence-classification", labels=["a", "b"])
     none = np.empty(0, dtype=np.int64)
     examples = TextExamples(none, none, np.zeros(1, dtype=np.int64), none, [], 0)
@@ -381,7 +381,7 @@ def test_a_model_alone_is_not_wrapped_and_has_no_gradient_left(checkpoint_folder
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_a_process_alone_needs_no_group():
+def test_collectives_on_one_rank_need_no_group():
     assert distributed.all_sum(1, 2.5, True) == [1, 2.5, True]
     values = torch.tensor([1.0, 2.5])
     total = distributed.reduce_sum(values)

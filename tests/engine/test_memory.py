@@ -1,21 +1,24 @@
-"""How much of a step fits into memory: found when a run starts, halved when it turns out too much, and of no effect."""
+"""Micro-batches that fit into memory: found before a run, halved during it, without an effect on the loss."""
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
-from support.runs import CPU, logged_rows, run_module, run_training
+from support.runs import CPU, arguments_of, logged_rows, run_module, run_training
 
 from data import MicroBatching
-from engine import memory as fit
+from engine import memory
 from engine.allocator import keep_freed_memory
 from engine.distributed import Ranks
 from engine.errors import TrainingError
+from engine.precision import Precision
 from models import TaskModel
 
 SHORT = {"model.dropout.all": 0.0, "train.max_steps": 8, "eval.every_steps": 100}
@@ -25,8 +28,8 @@ def losses_of(config):
     return [row["loss"] for row in logged_rows(config.run.folder) if "lr" in row]
 
 
-def full_above(monkeypatch, tokens, error=None):
-    """Memory that a micro-batch of more than so many tokens does not fit into; returns the sizes of those that did."""
+def limit_memory(monkeypatch, tokens, error=None):
+    """Raise out of memory for micro-batches of more than so many tokens; return the list of sizes that fitted."""
     forward, fitted = TaskModel.forward, []
 
     def limited(self, batch):
@@ -41,28 +44,28 @@ def full_above(monkeypatch, tokens, error=None):
 
 
 @pytest.fixture
-def whole(tiny, tmp_path):
-    """The losses of a run that was never cut."""
-    config = tiny(**SHORT, **{"run.folder": str(tmp_path / "whole")})
+def expected(tiny, tmp_path):
+    """Return the losses of a run whose steps are one micro-batch each."""
+    config = tiny(**SHORT, **{"run.folder": str(tmp_path / "expected")})
     run_training(config)
     return losses_of(config)
 
 
-# found when the run starts
+# Found when the run starts
 
 
-def free(monkeypatch, share):
-    """So much memory that `share` of the longest 16 reviews fit, by the model of memory."""
-    measure = fit.kept_bytes
+def set_free_memory(monkeypatch, share):
+    """Patch the free memory so that by the model of memory `share` of the longest 16 reviews fit."""
+    measure = memory.kept_bytes
 
     def measured(objective, batch, amp):
         kept = measure(objective, batch, amp)
-        states = (1 + fit.STATES) * sum(4 * p.numel() for p in objective.parameters())
+        states = (1 + memory.STATES) * sum(4 * p.numel() for p in objective.parameters())
         wanted = states + share * 16 / len(batch.ids) * kept
-        monkeypatch.setattr(fit, "free_bytes", lambda device: wanted / fit.USED)
+        monkeypatch.setattr(memory, "free_bytes", lambda device: wanted / memory.USED)
         return kept
 
-    monkeypatch.setattr(fit, "kept_bytes", measured)
+    monkeypatch.setattr(memory, "kept_bytes", measured)
 
 
 def limit_shown(capsys):
@@ -71,9 +74,9 @@ def limit_shown(capsys):
 
 
 @pytest.mark.parametrize("share", [1.1, 0.5, 0.01])
-def test_p01_auto_finds_a_limit_that_changes_no_loss(tiny, whole, monkeypatch, capsys, share):
-    free(monkeypatch, share)
-    fitted = full_above(monkeypatch, 10**9)
+def test_p01_auto_finds_a_limit_that_changes_no_loss(tiny, expected, monkeypatch, capsys, share):
+    set_free_memory(monkeypatch, share)
+    fitted = limit_memory(monkeypatch, 10**9)
     config = tiny(**SHORT, **{"train.micro_batch_size": "auto"})
     capsys.readouterr()
     run_training(config)
@@ -82,40 +85,40 @@ def test_p01_auto_finds_a_limit_that_changes_no_loss(tiny, whole, monkeypatch, c
     if share == 0.5:
         assert 16 * 30 * 0.4 < limit < 16 * 34 * 0.6
         assert max(fitted) <= limit
-    assert losses_of(config) == pytest.approx(whole, rel=1e-5)
+    assert losses_of(config) == pytest.approx(expected, rel=1e-5)
 
 
-def test_what_does_not_fit_in_a_trial_is_halved(tiny, whole, monkeypatch, capsys):
-    fitted = full_above(monkeypatch, 150)
+def test_limit_is_halved_when_the_trial_does_not_fit(tiny, expected, monkeypatch, capsys):
+    fitted = limit_memory(monkeypatch, 150)
     config = tiny(**SHORT, **{"train.micro_batch_size": "auto"})
     capsys.readouterr()
     run_training(config)
     assert 75 < limit_shown(capsys) <= 150
     assert 75 < max(fitted) <= 150
-    assert losses_of(config) == pytest.approx(whole, rel=1e-5)
+    assert losses_of(config) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_dry_run_shows_what_was_found_and_trains_nothing(tiny, monkeypatch, capsys):
-    free(monkeypatch, 0.5)
+def test_dry_run_shows_the_limit_and_trains_nothing(tiny, monkeypatch, capsys):
+    set_free_memory(monkeypatch, 0.5)
     config = tiny(**SHORT, **{"train.micro_batch_size": "auto", "run.dry_run": True})
     assert run_training(config) == {}
     assert limit_shown(capsys)
 
 
-def test_p20_an_example_that_does_not_fit_alone_is_said_before_training(tiny, monkeypatch):
-    full_above(monkeypatch, 20)
-    with pytest.raises(TrainingError, match=r"^one example of \d+ tokens does not fit into memory; train.checkpoint_"):
+def test_p20_too_long_example_is_refused_before_training(tiny, monkeypatch):
+    limit_memory(monkeypatch, 20)
+    with pytest.raises(TrainingError, match=r"^one example of \d+ tokens does not fit into memory; train.activation_"):
         run_training(tiny(**SHORT, **{"train.micro_batch_size": "auto"}))
 
 
-def test_a_trial_leaves_no_gradient_behind_and_other_errors_are_not_taken_for_one_of_memory(tiny, monkeypatch):
-    full_above(monkeypatch, 20, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+def test_other_runtime_errors_pass(tiny, monkeypatch):
+    limit_memory(monkeypatch, 20, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     for changes in ({"train.micro_batch_size": "auto"}, {}):
         with pytest.raises(RuntimeError, match="mat1 and mat2"):
             run_training(tiny(**SHORT, **changes))
 
 
-def test_kept_bytes_are_those_of_the_storages_without_the_parameters():
+def test_kept_bytes_count_storages_without_parameters():
     layer = torch.nn.Linear(3, 5)
 
     class Objective(torch.nn.Module):
@@ -127,15 +130,11 @@ def test_kept_bytes_are_those_of_the_storages_without_the_parameters():
             x = self.layer(batch)  # keeps the batch, and the weight, which is a parameter
             return x.sigmoid().exp()  # keeps both results
 
-    from engine.precision import Precision
-
     amp = Precision("fp32", CPU.device)
-    assert fit.kept_bytes(Objective(), torch.randn(7, 3), amp) == 4 * (7 * 3 + 7 * 5 + 7 * 5)
+    assert memory.kept_bytes(Objective(), torch.randn(7, 3), amp) == 4 * (7 * 3 + 7 * 5 + 7 * 5)
 
 
-def test_two_ranks_find_one_limit_and_the_run_of_one(tiny, tmp_path, reviews, checkpoint_folder):
-    from support.runs import arguments_of
-
+def test_two_ranks_find_one_limit_and_train_as_one(tiny, tmp_path, reviews, checkpoint_folder):
     one = tiny(**SHORT)
     run_training(one)
     two = tiny(**SHORT, **{"run.folder": str(tmp_path / "two"), "train.micro_batch_size": "auto"})
@@ -144,18 +143,18 @@ def test_two_ranks_find_one_limit_and_the_run_of_one(tiny, tmp_path, reviews, ch
     assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-5)
 
 
-# halved during the run
+# Halved during the run
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("settings", [{}, {"train.micro_batch_size": 9}, {"train.micro_batch_tokens": 250}])
-def test_p01_out_of_memory_halves_the_micro_batch_and_changes_no_loss(
+def test_p01_out_of_memory_halves_micro_batches_with_equal_loss(
     tiny, tmp_path, monkeypatch, capsys, settings, precision
 ):
     settings = SHORT | settings | {"train.precision": precision}
     config = tiny(**settings, **{"run.folder": str(tmp_path / "fits")})
     run_training(config)
-    fitted = full_above(monkeypatch, 140)
+    fitted = limit_memory(monkeypatch, 140)
     other = tiny(**settings)
     capsys.readouterr()
     run_training(other)
@@ -164,59 +163,98 @@ def test_p01_out_of_memory_halves_the_micro_batch_and_changes_no_loss(
     assert losses_of(other) == pytest.approx(losses_of(config), rel=1e-5 if precision == "fp32" else 1e-2)
 
 
-def test_a_host_that_is_out_of_memory_says_it_otherwise(tiny, whole, monkeypatch):
+def test_out_of_memory_error_of_the_host_is_known_too(tiny, expected, monkeypatch):
     said = (
         "[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
     )
-    fitted = full_above(monkeypatch, 140, RuntimeError(said))
+    fitted = limit_memory(monkeypatch, 140, RuntimeError(said))
     config = tiny(**SHORT)
     run_training(config)
     assert max(fitted) <= 140
-    assert losses_of(config) == pytest.approx(whole, rel=1e-5)
+    assert losses_of(config) == pytest.approx(expected, rel=1e-5)
 
 
-def test_p20_out_of_memory_on_one_example_says_what_would_work(tiny, monkeypatch):
-    full_above(monkeypatch, 20)
+def test_p20_out_of_memory_on_one_example_names_settings(tiny, monkeypatch):
+    limit_memory(monkeypatch, 20)
     with pytest.raises(
-        TrainingError, match=r"^step 1: one example of \d+ tokens does not fit into memory; train.check"
+        TrainingError, match=r"^step 1: one example of \d+ tokens does not fit into memory; train.activation_"
     ):
         run_training(tiny(**SHORT))
 
 
-def test_p20_out_of_memory_on_one_of_several_ranks_says_how_to_go_on():
+def test_p20_out_of_memory_on_a_rank_names_the_resume_command():
     class Batch:
         num_tokens, ids = 300, ("a", "b")
 
     ranks = Ranks(rank=1, world_size=2, device=CPU.device)
     error = torch.OutOfMemoryError("CUDA out of memory")
-    with pytest.raises(TrainingError, match=r"of rank 1; go on .* with --resume --train.micro_batch_tokens=150"):
-        fit.halve_micro_batches(MicroBatching(), [Batch()], error, 6, ranks)
-    assert fit.halve_micro_batches(MicroBatching(max_examples=4), [Batch()], error, 6, CPU) == MicroBatching(
+    with pytest.raises(TrainingError, match=r"of rank 1; resume .* with --resume --train.micro_batch_tokens=150"):
+        memory.halve_micro_batches(MicroBatching(), [Batch()], error, 6, ranks)
+    assert memory.halve_micro_batches(MicroBatching(max_examples=4), [Batch()], error, 6, CPU) == MicroBatching(
         max_tokens=150
     )
 
 
-# what is free
+class Holder:
+    pass
 
 
-def test_the_host_says_what_is_free_and_ranks_share_it(monkeypatch):
-    alone = fit.free_bytes(CPU.device)
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
+def test_caught_out_of_memory_keeps_no_frame_alive(error):
+    """Without the garbage collector, as reference counts alone must free the tensors of the frames."""
+
+    def fails():
+        tensor = Holder()
+        alive.append(weakref.ref(tensor))
+        try:
+            raise KeyError(tensor)
+        finally:
+            raise error
+
+    alive: list[weakref.ref[Holder]] = []
+    gc.disable()
+    try:
+        with memory.catch_out_of_memory() as out_of_memory:
+            assert not out_of_memory
+            fails()
+        assert out_of_memory
+        assert out_of_memory.error is error
+        assert error.__traceback__ is None
+        assert alive[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_catch_out_of_memory_lets_other_errors_pass():
+    for error in (RuntimeError("mat1 and mat2"), KeyError("can't allocate memory")):
+        with pytest.raises(type(error)), memory.catch_out_of_memory():
+            raise error
+    with memory.catch_out_of_memory() as out_of_memory:
+        pass
+    assert not out_of_memory
+
+
+# Free memory
+
+
+def test_ranks_share_the_free_memory_of_the_host(monkeypatch):
+    alone = memory.free_bytes(CPU.device)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert fit.free_bytes(CPU.device) == pytest.approx(alone / 4, rel=0.3)
+    assert memory.free_bytes(CPU.device) == pytest.approx(alone / 4, rel=0.3)
 
 
-def test_what_a_container_may_have_and_what_is_unknown(tmp_path):
-    assert fit._left_in_group(tmp_path) == fit._available(tmp_path / "meminfo") == float("inf")
+def test_free_memory_of_containers_and_of_unknown_systems(tmp_path):
+    assert memory._left_in_cgroup(tmp_path) == memory._available(tmp_path / "meminfo") == float("inf")
     (tmp_path / "memory.current").write_text("300\n")
     (tmp_path / "memory.max").write_text("max\n")
-    assert fit._left_in_group(tmp_path) == float("inf")
+    assert memory._left_in_cgroup(tmp_path) == float("inf")
     (tmp_path / "memory.max").write_text("1000\n")
-    assert fit._left_in_group(tmp_path) == 700
+    assert memory._left_in_cgroup(tmp_path) == 700
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   5 kB\n")
-    assert fit._available(tmp_path / "meminfo") == 5 * 1024
+    assert memory._available(tmp_path / "meminfo") == 5 * 1024
 
 
-# what the C library keeps
+# The C library's allocator
 
 FAULTS = """
 import resource, sys, torch
@@ -230,7 +268,7 @@ print(keeps, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def test_memory_that_is_kept_is_not_asked_for_again():
+def test_kept_memory_causes_no_page_faults():
     def run(**env):
         command = [sys.executable, "-c", FAULTS]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | env, check=True)

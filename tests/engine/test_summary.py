@@ -1,21 +1,24 @@
-"""What a run says before it starts, and the dry run, which says all of it and leaves nothing behind."""
+"""The summary of a run before it starts, and the dry run, which prints all of it and leaves no file behind."""
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from support.runs import arguments_of, run_module
+from support.task_settings import settings_of
 
 import models
 from data import MicroBatching, TextExamples, load_tokenizer
 from data.examples import count_notes
-from engine import summary as describe
 from engine.config import ConfigError, read_recipe
+from engine.summary import describe_examples, describe_run, describe_step, plural
 from engine.tasks import TASKS, read_training_data
+from engine.validate import check_fit
 
 
 def examples(*lengths: int, labels: list[int] | None = None, truncated: int = 0) -> TextExamples:
@@ -32,7 +35,7 @@ def examples(*lengths: int, labels: list[int] | None = None, truncated: int = 0)
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "count", "cut", "text"),
+    ("batch_size", "count", "limits", "text"),
     [
         (8, 16, MicroBatching(), "1 rank x accumulation 1 x micro-batch of 8 examples"),
         (8, 16, MicroBatching(max_examples=4), "1 rank x accumulation 2 x micro-batch of 4 examples"),
@@ -70,42 +73,42 @@ def examples(*lengths: int, labels: list[int] | None = None, truncated: int = 0)
             1,
             2,
             MicroBatching(max_tokens=9),
-            "1 rank x about 1 micro-batch of at most 9 tokens; 2 examples with more stand alone",
+            "1 rank x about 1 micro-batch of at most 9 tokens; 2 longer examples, each alone in a micro-batch",
         ),
         (1_000, 2_000, MicroBatching(), "1 rank x accumulation 1 x micro-batch of 1,000 examples"),
     ],
 )
 @pytest.mark.parametrize("rank", [0, "last"])
-def test_how_a_step_is_cut_in_words(batch_size, count, cut, text, rank):
-    """The same words on every rank; each example has 10 tokens."""
-    cut = MicroBatching(cut.max_examples, cut.max_tokens, 0 if rank == 0 else cut.world_size - 1, cut.world_size)
-    assert describe.how_it_is_cut(batch_size, examples(*[10] * count), cut) == f"batch_size {batch_size:,} = {text}"
+def test_step_in_words(batch_size, count, limits, text, rank):
+    """The words are the same on every rank; each example has 10 tokens."""
+    limits = replace(limits, rank=0 if rank == 0 else limits.world_size - 1)
+    assert describe_step(batch_size, examples(*[10] * count), limits) == f"global_batch_size {batch_size:,} = {text}"
 
 
-def test_a_step_is_never_more_than_the_data():
-    assert describe.how_it_is_cut(8, examples(*[10] * 5), MicroBatching(world_size=2)) == (
-        "batch_size 8 is more than the training data has, so a step takes all 5 = "
+def test_step_is_at_most_the_data():
+    assert describe_step(8, examples(*[10] * 5), MicroBatching(world_size=2)) == (
+        "global_batch_size 8 is more than the training data has, so a step takes all 5 = "
         "2 ranks (1 with 3 examples, 1 with 2) x accumulation 1 x micro-batch of 2 to 3 examples"
     )
 
 
-def test_one_example_over_the_budget_stands_alone():
-    text = describe.how_it_is_cut(2, examples(3, 12), MicroBatching(max_tokens=9))
-    assert text.endswith("about 2 micro-batches of at most 9 tokens; 1 example with more stands alone")
+def test_example_above_the_limit_is_alone():
+    text = describe_step(2, examples(3, 12), MicroBatching(max_tokens=9))
+    assert text.endswith("about 2 micro-batches of at most 9 tokens; 1 longer example, each alone in a micro-batch")
 
 
-def test_the_summary_counts_tokens_labels_and_what_was_cut():
-    text = describe.summary("training", examples(2, 4, 6, labels=[0, 0, 1], truncated=1), ("no", "yes", "never"))
+def test_summary_of_examples_has_tokens_labels_and_notes():
+    text = describe_examples("training", examples(2, 4, 6, labels=[0, 0, 1], truncated=1), ("no", "yes", "never"))
     assert text == (
         "training: 3 examples, 12 tokens (mean 4.0, 50% 4, 95% 5, 100% 6); 1 text truncated to data.max_length\n"
         "  labels: no 2, yes 1, never 0"
     )
-    assert describe.summary("test", examples(1), ()) == "test: 1 example, 1 token (mean 1.0, 50% 1, 95% 1, 100% 1)"
+    assert describe_examples("test", examples(1), ()) == "test: 1 example, 1 token (mean 1.0, 50% 1, 95% 1, 100% 1)"
 
 
-def test_of_many_labels_the_first_are_shown():
+def test_first_of_many_labels_are_shown():
     names = tuple(f"c{i}" for i in range(1_025))
-    text = describe.summary("training", examples(1, labels=[0]), names)
+    text = describe_examples("training", examples(1, labels=[0]), names)
     assert text.endswith("c19 0, and 1,005 more")
     assert "c20" not in text
 
@@ -114,23 +117,24 @@ def test_of_many_labels_the_first_are_shown():
     ("count", "noun", "text"),
     [(0, "text", "0 texts"), (1, "micro-batch", "1 micro-batch"), (1_000, "batch", "1,000 batches")],
 )
-def test_plurals(count, noun, text):
-    assert describe.plural(count, noun) == text
+def test_plural(count, noun, text):
+    assert plural(count, noun) == text
 
 
-def described(config, cut: MicroBatching) -> str:
+def described(config, limits: MicroBatching) -> str:
+    """Return the summary of a run of this recipe."""
     task = TASKS[config.run.task]
-    train_rows, validation_rows, test_rows, labels = read_training_data(task, config.data, config.run.seed)
+    settings = settings_of(config)
+    train_rows, validation_rows, test_rows, labels = read_training_data(task, settings, config.run.seed)
     model = models.from_pretrained(config.model.name, head=task.head, labels=labels, pooling="cls")
     tokenizer = load_tokenizer(models.hub.resolve(config.model.name))
     sets = [
-        task.encode(rows, tokenizer, config.data, model.labels, True)
-        for rows in (train_rows, validation_rows, test_rows)
+        task.encode(rows, tokenizer, settings, model.labels, True) for rows in (train_rows, validation_rows, test_rows)
     ]
-    return describe.run(config, model, tokenizer, *sets, total_steps=20, cut=cut)
+    return describe_run(config, model, tokenizer, *sets, total_steps=20, limits=limits)
 
 
-def test_a_run_says_what_is_trained_on_what(tiny, reviews):
+def test_summary_of_a_run_has_model_data_and_plan(tiny, reviews):
     text = described(tiny(**{"data.test": str(reviews)}), MicroBatching())
     assert "weights: " in text
     assert "initialised" in text
@@ -138,26 +142,26 @@ def test_a_run_says_what_is_trained_on_what(tiny, reviews):
     assert "validation: 12 examples" in text
     assert "test: 120 examples" in text
     assert "parameters: 18,338, 18,338 of them trained\n20 steps of 16 examples, 2.857 epochs\n" in text
-    assert "schema = 1" not in text, "the recipe is in the run folder; only a dry run prints it"
+    assert "schema = " not in text, "the recipe is in the run folder; only a dry run prints it"
     assert "first encoded" not in text
     assert "test: " not in described(tiny(), MicroBatching())
 
 
-def test_a_class_that_cannot_be_learned_is_a_warning(tiny, tmp_path):
+def test_class_without_training_examples_is_a_warning(tiny, tmp_path):
     rows = [{"text": "good film", "label": f"class{i % 3}", "film": f"f{i % 3}"} for i in range(30)]
     (tmp_path / "films.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {"data.train": str(tmp_path / "films.jsonl"), "train.global_batch_size": 4}
     assert "warning" not in described(tiny(**settings), MicroBatching())
     text = described(
         tiny(**settings | {"data.group_column": "film"}), MicroBatching()
-    )  # one film of three is held out, all of a class
+    )  # the validation data is one film of three: all examples of a class
     assert re.search(r"^warning: no training example of 'class\d'$", text, re.MULTILINE)
     names = tuple(f"class{i}" for i in range(30))
     text = described(tiny(**settings | {"data.labels": names}), MicroBatching())
     assert f"warning: no training example of {', '.join(map(repr, names[3:23]))} and 7 more" in text
 
 
-def test_a_dry_run_shows_everything_and_leaves_nothing_behind(tiny, tmp_path):
+def test_dry_run_prints_everything_and_leaves_no_file(tiny, tmp_path):
     config = tiny(**{"train.global_batch_size": 15, "train.micro_batch_size": 4})
     done = run_module("engine.train", *arguments_of(config, tmp_path / "mine.toml"), "--dry-run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -177,21 +181,21 @@ def test_a_dry_run_shows_everything_and_leaves_nothing_behind(tiny, tmp_path):
         "    [CLS] ",
         "\n    [2, ",
         "parameters: 18,338, 18,338 of them trained\n20 steps of 15 examples, 2.5 epochs\n",
-        "batch_size 15 = 1 rank x accumulation 4 x micro-batch of 3 to 4 examples; "
+        "global_batch_size 15 = 1 rank x accumulation 4 x micro-batch of 3 to 4 examples; "
         "the last step of an epoch has 3 examples\n",
     ):
         assert expected in rest
     assert "loss" not in done.stdout.partition("first encoded")[2], "nothing was trained"
 
 
-def test_texts_and_ids_fit_the_model(tiny, checkpoint_folder):
+def test_texts_and_ids_must_fit_the_model(tiny, checkpoint_folder):
     config = tiny()
     model = models.from_pretrained(checkpoint_folder)
     tokenizer = load_tokenizer(checkpoint_folder)
-    describe.check_fit(tiny(**{"data.max_length": 40}), model, tokenizer)
+    check_fit(tiny(**{"data.max_length": 40}), model, tokenizer)
     for length, message in ((41, "has 40 positions: lower data.max_length"), (2, "no room beside 2 special tokens")):
         with pytest.raises(ConfigError, match=f"data.max_length = {length}.*{message}"):
-            describe.check_fit(tiny(**{"data.max_length": length}), model, tokenizer)
+            check_fit(tiny(**{"data.max_length": length}), model, tokenizer)
     larger = SimpleNamespace(get_vocab=lambda: {"<ent>": 25, "a": 0}, num_special_tokens_to_add=lambda pair: 2)
     with pytest.raises(ConfigError, match="the tokenizer gives '<ent>' the id 25, the embedding has 25 rows"):
-        describe.check_fit(config, model, larger)
+        check_fit(config, model, larger)
