@@ -174,7 +174,7 @@ def test_p04_micro_batches_do_not_depend_on_workers_and_start(limits, workers, s
     examples = make_examples(33)
     limits_of_rank = MicroBatching(**limits, rank=1, world_size=2)
     expected = list(islice(training_steps(examples, 8, 1, limits_of_rank), start, start + 8))
-    stream = training_steps(examples, 8, 1, how, start=start, num_workers=workers)
+    stream = training_steps(examples, 8, 1, limits_of_rank, start=start, num_workers=workers)
     for ours, theirs in zip(islice(stream, 8), expected, strict=True):
         assert len(ours) == len(theirs)
         for batch, other in zip(ours, theirs, strict=True):

@@ -15,7 +15,9 @@ from data import text_classification as texts
 from data.errors import ErrorList
 from data.text_classification import encode_texts
 from engine.config import DataSettings
-from engine.tasks import TASKS, read_training_data
+from engine.tasks import TASKS, TaskSettings, read_training_data
+
+TASK = TASKS["text-classification"]
 
 
 def oracle(folder: Path):
@@ -199,7 +201,7 @@ def test_f13_all_that_is_wrong_in_all_files_is_reported_together(tmp_path):
     names = [str(tmp_path / name) for name in ("train.jsonl", "val.jsonl", "none.jsonl")]
     settings = DataSettings(train=names[0], validation=names[1], test=names[2])
     with pytest.raises(DataError) as caught:
-        read_training_data(TASKS["text-classification"], TASKS["text-classification"].columns.fill(settings), 0)
+        read_training_data(TASK, TaskSettings(TASK.columns.fill(settings)), 0)
     assert [line.removeprefix(f"{tmp_path}/") for line in str(caught.value).split("\n")] == [
         "train.jsonl:1: 'text' is empty",
         "train.jsonl:2: not JSON: Expecting value: line 1 column 1 (char 0)",
@@ -214,9 +216,7 @@ def test_f13_unknown_labels_of_all_files_are_reported_together(tmp_path):
     for name, other in zip(names, "bxy", strict=True):
         Path(name).write_text("".join(f'{{"text": "x", "label": "{label}"}}\n' for label in ("a", other)))
     with pytest.raises(DataError) as caught:
-        read_training_data(
-            TASKS["text-classification"], TASKS["text-classification"].columns.fill(DataSettings(*names)), 0
-        )
+        read_training_data(TASK, TaskSettings(TASK.columns.fill(DataSettings(*names))), 0)
     assert [line.removeprefix(f"{tmp_path}/") for line in str(caught.value).split("\n")] == [
         "val.jsonl:2: unknown label 'x'; the labels are 'a', 'b'",
         "test.jsonl:2: unknown label 'y'; the labels are 'a', 'b'",

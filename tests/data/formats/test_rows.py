@@ -170,7 +170,7 @@ BAD_ROWS = {
         (b'["text", "label"]', "a JSON object is needed, this is a list"),
         (b'"text"', "a JSON object is needed, this is a str"),
         (b"null", "a JSON object is needed, this is a NoneType"),
-        (b"{}", "no column 'text'; this row has nothing"),
+        (b"{}", "no column 'text'; this row has no columns"),
         (b'{"id": 5, "label": "b"}', "no column 'text'; this row has 'id', 'label'"),
         (b'{"id": 5, "Text": "a", "label": "b"}', "no column 'text'; this row has 'id', 'Text', 'label'"),
         (b'{"id": 5, "text": "a", "label": null}', "column 'label' is null"),
