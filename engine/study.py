@@ -185,7 +185,7 @@ def _changes(texts: Iterable[str]) -> list[Variant]:
     """Return the recipe unchanged, and then each "NAME: KEY=VALUE KEY=VALUE ..." alone."""
     variants = [Variant(UNCHANGED, {}, _as_folder_name(UNCHANGED["change"]))]
     for text in texts:
-        name, _, rest = (part.strip() for part in text.partition(":"))
+        name, _, rest = map(str.strip, text.partition(":"))
         try:
             pairs = [word.partition("=") for word in shlex.split(rest)]
         except ValueError:  # an unclosed quotation mark

@@ -80,7 +80,7 @@ def summarize_run(rows: Sequence[dict[str, Any]], metric: str, mode: str) -> dic
     for name, row in (("best", best), ("last", last)):
         summary[f"{name} step"] = row.get("step", math.nan)
         for measured, better in ({metric: mode} | {"loss": "min"}).items():
-            train, validation = (row.get(part, {}).get(measured, math.nan) for part in ("training", "evaluation"))
+            train, validation = (row.get(split, {}).get(measured, math.nan) for split in ("training", "evaluation"))
             summary[f"{name} train {measured}"] = train
             summary[f"{name} validation {measured}"] = validation
             summary[f"{name} {measured} gap"] = train - validation if better == "max" else validation - train

@@ -183,7 +183,7 @@ def _read(value: Any, kind: str) -> Any:
         case "float" | "float or none", int() | float() | str() if math.isfinite(float(value)):
             return float(value)
         case "list", str():
-            return tuple(part.strip() for part in value.split(",") if part.strip())
+            return tuple(item.strip() for item in value.split(",") if item.strip())
         case "list", list() if all(type(item) in (str, int) for item in value):
             for item in value:
                 str(item).encode()
