@@ -23,7 +23,7 @@ def test_packages_are_read_from_the_index_of_apt():
     ]
 
 
-def test_the_vocabulary_of_characters_encodes_chinese_and_english(tmp_path):
+def test_character_vocabulary_encodes_chinese_and_english(tmp_path):
     texts = ["我爱北京。Good 5!"] * 3 + ["一"]
     vocab = vocabulary(texts)
     assert vocab[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

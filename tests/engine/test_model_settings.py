@@ -63,7 +63,7 @@ def test_only_what_is_trained_moves(tiny, checkpoint_folder, changes):
     assert len(trained.backbone.layers) == (config.model.keep_layers or 2)
 
 
-def test_lora_learns_and_its_checkpoint_has_adapter_and_merged_weights(tiny):
+def test_lora_checkpoint_has_adapter_and_merged_weights(tiny):
     config = tiny(**{"model.lora.rank": 4, "train.max_steps": 60, "optim.lr": 1e-2, "model.dropout.all": 0.0})
     run_training(config)
     losses = [row["loss"] for row in logged_rows(config.run.folder) if "lr" in row]

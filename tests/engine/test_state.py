@@ -56,7 +56,7 @@ def test_out_of_patience(patience, bad, out):
     ("mode", "value", "stops"),
     [("min", 2.5, True), ("min", 1.5, False), ("max", 1.5, True), ("max", 2.5, False), ("max", math.nan, True)],
 )
-def test_divergence_is_a_value_worse_than_the_limit_or_none_at_all(mode, value, stops):
+def test_divergence_is_a_value_worse_than_the_limit_or_nan(mode, value, stops):
     state = TrainState(step=3)
     assert state.reason_to_stop(8, EvalSettings(stop_if_worse_than=2.0), mode) == ""  # before any evaluation
     state.record(value, mode, 0.0)

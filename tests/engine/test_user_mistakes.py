@@ -349,7 +349,7 @@ def test_p17_a_batch_smaller_than_the_number_of_ranks(bench):
     assert "all steps done" in done.stdout
 
 
-def test_a_reader_that_has_gone_ends_the_command_without_a_traceback():
+def test_closed_pipe_ends_the_command_without_a_traceback():
     """`python -m engine.evaluate ... | head`."""
     code = "from engine.distributed import run_command; run_command(lambda a: (print('x' * 10**6), 0)[1])"
     child = subprocess.Popen(

@@ -43,7 +43,7 @@ def crafted(count: int) -> list[tuple[str, list[str]]]:
 CASES = crafted(1000)
 
 
-def test_p11_exact_match_and_f1_are_the_official_ones_on_a_thousand_cases():
+def test_p11_em_and_f1_equal_the_official_script():
     seen = set()
     for prediction, answers in CASES:
         exact, f1, _ = metrics.score(prediction, answers)
@@ -99,7 +99,7 @@ def test_f1_by_character_of_chinese_is_by_word_of_english(prediction, answers, f
     assert metrics.score(prediction, answers)[2] == pytest.approx(f1)
 
 
-def test_f1_by_character_is_the_official_one_where_there_is_no_chinese():
+def test_character_f1_without_chinese_equals_the_official_f1():
     ascii_cases = [(p, a) for p, a in CASES if (p + "".join(a)).isascii()]
     assert len(ascii_cases) > 50
     for prediction, answers in ascii_cases:

@@ -93,7 +93,7 @@ def test_chinese_is_counted_by_characters():
     assert scores["rougeL"] == pytest.approx(2 * 3 / 11)
 
 
-def test_chinese_with_spaces_between_the_characters_scores_as_letters_in_rouge_score():
+def test_spaced_chinese_scores_as_letters_in_rouge_score():
     """A letter for each character makes the two tokenisers agree, and then the scores do."""
     rng = random.Random(0)
     letters = dict(zip("甲乙丙丁戊\n", ["a ", "b ", "c ", "d ", "e ", "\n"], strict=True))
@@ -107,7 +107,7 @@ def test_chinese_with_spaces_between_the_characters_scores_as_letters_in_rouge_s
 @pytest.mark.parametrize(
     ("text", "tokens"), [("カナとかな", 5), ("한국어", 3), ("𠀀〇々x", 4), ("、。！「」", 0), ("ａ", 0)]
 )
-def test_other_scripts_without_spaces_are_counted_by_characters_too(text, tokens):
+def test_other_unspaced_scripts_are_counted_by_characters(text, tokens):
     assert len(rouge.tokenize(text)) == tokens
 
 

@@ -60,7 +60,7 @@ def test_metrics_are_those_of_sklearn(logits, labels):
         assert found[name] == pytest.approx(value, rel=1e-6 if name == "loss" else 1e-12, abs=1e-12), name
 
 
-def test_a_perfect_prediction_of_a_file_without_all_classes_is_perfect():
+def test_perfect_predictions_without_all_classes_score_one():
     found = classification_metrics(statistics(predicting([0, 2, 2, 0], 3), torch.tensor([0, 2, 2, 0])))
     assert {name: found[name] for name in ("accuracy", "precision", "recall", "f1")} == dict.fromkeys(
         ("accuracy", "precision", "recall", "f1"), 1.0

@@ -58,7 +58,7 @@ def test_a_nan_among_the_predictions_is_a_nan_of_every_metric():
 
 
 @pytest.mark.parametrize("size", [1, 3, 16, 50])
-def test_p02_scores_are_measured_the_same_in_every_order_and_split(size):
+def test_p02_score_metrics_are_equal_in_any_order_and_split(size):
     predicted, truth = (torch.from_numpy(values) for values in SCORES["correlated"])
     order = torch.randperm(50, generator=torch.Generator().manual_seed(size))
     total = regression_statistics(predicted[:0], truth[:0], (), 50)

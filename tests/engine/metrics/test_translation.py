@@ -54,7 +54,7 @@ CORPORA = {"13a": (ENGLISH, " "), "zh": (CHINESE, ""), "char": (CHINESE, "")}
 
 @pytest.mark.parametrize("tokenizer", CORPORA)
 @pytest.mark.parametrize("seed", range(5))
-def test_sums_over_any_batches_give_sacrebleus_corpus_scores_exactly(tokenizer, seed):
+def test_sums_over_any_batches_equal_sacrebleus_corpus_scores(tokenizer, seed):
     written, references = corpus(*CORPORA[tokenizer], seed)
     rng = random.Random(seed)
     order = rng.sample(range(len(written)), len(written))
@@ -106,7 +106,7 @@ def test_nothing_at_all_scores_zero():
         ([], "13a"),
     ],
 )
-def test_bleus_tokenizer_is_chosen_by_what_most_references_are_written_in(references, tokenizer):
+def test_bleu_tokenizer_follows_the_script_of_most_references(references, tokenizer):
     assert translation.choose_tokenizer(references) == tokenizer
 
 

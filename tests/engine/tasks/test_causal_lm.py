@@ -27,7 +27,6 @@ from engine.config import Config, GenerateSettings
 from engine.metrics.causal_lm import language_metrics, language_statistics
 from engine.tasks import TASKS
 from engine.tasks.generation import generation_settings
-from models.inputs import IGNORE_INDEX_INDEX
 
 LM = TASKS["causal-lm"]
 END = "<|endoftext|>"
@@ -107,11 +106,11 @@ def test_no_rows_make_no_examples(by_bytes):
         assert examples.batch([]).num_tokens == 0
 
 
-def test_p13_the_end_of_text_is_learned_though_it_is_also_the_pad(by_bytes, tmp_path):
+def test_p13_end_of_text_is_learned_although_it_is_the_pad(by_bytes, tmp_path):
     model = tiny_gpt2(tmp_path, pad_token_id=0)
     examples = encode_language(rows_of(["ab", "abcd"]), by_bytes, max_length=64)
     assert (examples.token_labels == 0).sum() == 2
-    assert not (examples.token_labels == IGNORE_INDEX_INDEX).any()
+    assert not (examples.token_labels == IGNORE_INDEX).any()
     batch = examples.batch([0, 1])
     out = model(batch)
     (gradient,) = torch.autograd.grad(out.loss_sum, out.logits)
@@ -186,7 +185,7 @@ def theirs(model: models.TaskModel, folder: Path, ids: list[int]) -> torch.Tenso
 
 @pytest.mark.parametrize("join", [False, True])
 @pytest.mark.parametrize("logits_of", [ours, pytest.param(theirs, marks=pytest.mark.oracle)])
-def test_p02_measured_is_plain_cross_entropy_whatever_the_batches(by_bytes, tmp_path, logits_of, join):
+def test_p02_loss_is_plain_cross_entropy_for_any_batches(by_bytes, tmp_path, logits_of, join):
     """The oracle reads one text after another, with the logits of a whole text at once."""
     model = tiny_gpt2(tmp_path, seed=3)
     examples = encode_language(rows_of(TEXTS), by_bytes, max_length=64, concatenate=join)
@@ -212,9 +211,9 @@ def test_p02_measured_is_plain_cross_entropy_whatever_the_batches(by_bytes, tmp_
 def test_statistics_against_numpy_and_at_their_limits():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(9, 5)), rng.integers(0, 5, 12)
-    labels[[0, 4, 11]] = IGNORE_INDEX_INDEX
+    labels[[0, 4, 11]] = IGNORE_INDEX
     statistics = language_statistics(torch.tensor(7.0), torch.tensor(logits), torch.tensor(labels), 20)
-    hits = (logits.argmax(-1) == labels[labels != IGNORE_INDEX_INDEX]).sum()
+    hits = (logits.argmax(-1) == labels[labels != IGNORE_INDEX]).sum()
     assert statistics.tolist() == [7.0, hits, 9, 20]
     assert statistics.dtype == torch.float64
     nothing = language_statistics(torch.tensor(0.0), torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64), 0)
@@ -321,7 +320,7 @@ def test_a_score_is_what_evaluation_says_of_the_same_tokens(prompted, by_bytes):
             model, [prompts.sequence(i)], generation_settings(model, GenerateSettings(max_new_tokens=7)), examples=[i]
         )[0].ids
         assert by_bytes.decode(ids) == row["text"]
-        labels = np.array([*[IGNORE_INDEX_INDEX] * (len(prompts.sequence(i)) - 1), *ids])
+        labels = np.array([*[IGNORE_INDEX] * (len(prompts.sequence(i)) - 1), *ids])
         text = replace(
             encode_prompts([], by_bytes, max_length=64),
             ids=["1"],
@@ -335,7 +334,7 @@ def test_a_score_is_what_evaluation_says_of_the_same_tokens(prompted, by_bytes):
         assert row["score"] == pytest.approx(-loss_sum / tokens, rel=1e-5)
 
 
-def test_settings_come_from_the_recipe_and_the_config_not_from_the_checkpoint(tmp_path):
+def test_generation_settings_come_from_recipe_and_config(tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps({"num_beams": 5, "eos_token_id": 9}))
     model = tiny_gpt2(tmp_path, eos_token_id=[3, 4])
     settings = generation_settings(model, GenerateSettings(top_k=7, length_penalty=0.5))

@@ -81,7 +81,7 @@ def test_no_turn_ends_itself(by_words):
     assert by_words.encode("<|endoftext|>").ids == [END]
 
 
-def test_p13_the_end_of_a_reply_is_a_target_and_the_end_of_a_question_is_not(by_words):
+def test_p13_end_of_a_reply_is_a_target_but_not_of_a_question(by_words):
     examples = encoded(by_words, *[conversation("the cat", "dog", "red", "green")] * 3)
     ends = examples.token_labels[examples.token_labels == END]
     assert len(ends) == 6  # two replies each; the two questions end too

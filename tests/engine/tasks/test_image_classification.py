@@ -132,7 +132,7 @@ def test_a_folder_for_each_class(tmp_path):
     assert rows[0].values["path"] == tmp_path / "blue/000.png"
 
 
-def test_a_folder_without_labels_may_be_flat_and_links_in_circles_end(tmp_path):
+def test_unlabelled_folder_may_be_flat_and_have_cyclic_links(tmp_path):
     write(tmp_path / "b.png", picture())
     write(tmp_path / "more/a.png", picture())
     (tmp_path / "more/around").symlink_to(tmp_path, target_is_directory=True)
@@ -457,7 +457,7 @@ def test_an_image_that_changes_during_a_run_is_named(tmp_path):
 # Examples
 
 
-def test_the_fingerprint_changes_with_pixels_labels_names_and_preparation(tmp_path):
+def test_fingerprint_covers_pixels_labels_names_and_processing(tmp_path):
     root = folder_of_colours(tmp_path, 2)
 
     def fingerprint(how=HOW):
@@ -672,7 +672,7 @@ def test_unknown_classes_are_named_once_each(vit, colours, tmp_path):
     assert str(error.value) == f"{new}/violet: a folder of an unknown class; the labels are 'blue', 'green', 'red'"
 
 
-def test_changes_of_text_are_refused_and_none_leave_the_examples_as_they_are(vit, colours):
+def test_text_augmentation_is_refused_for_images(vit, colours):
     examples, _ = examples_and_model(vit, colours)
     with pytest.raises(ConfigError, match=r"augment\.text\.crop, augment\.text\.mask: without effect on images"):
         TASK.augment(examples, [], None, AugmentSettings(text=TextAugmentSettings(crop=0.1, mask=0.1)), 0)

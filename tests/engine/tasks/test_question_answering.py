@@ -158,7 +158,7 @@ def test_an_answer_that_no_window_holds_whole_is_in_none():
     assert (examples.labels == NO_ANSWER).all()
 
 
-def test_an_answer_of_which_the_tokenizer_leaves_nothing_is_no_target():
+def test_answer_without_tokens_is_no_target():
     text = "the \u200b river"
     rows = [Row("a", 1, {"question": "the", "context": text, "answers": [Answer("\u200b", 4)]})]
     examples = encode(rows, TOKENIZERS["uncased"])
@@ -167,7 +167,7 @@ def test_an_answer_of_which_the_tokenizer_leaves_nothing_is_no_target():
 
 
 @pytest.mark.parametrize("context", ["\u200b", "\x07\u200b"])
-def test_a_context_of_which_the_tokenizer_leaves_nothing_has_no_answer(context):
+def test_context_without_tokens_has_no_answer(context):
     rows = [Row("a", 1, {"question": "the river", "context": context, "answers": []})]
     examples = encode(rows, TOKENIZERS["uncased"])
     assert examples.labels.tolist() == [[NO_ANSWER, NO_ANSWER]]
@@ -176,7 +176,7 @@ def test_a_context_of_which_the_tokenizer_leaves_nothing_has_no_answer(context):
     assert (found, score, probability) == ([], 2.0, 1.0)
 
 
-def test_a_question_that_is_too_long_loses_its_end_and_is_counted():
+def test_long_question_is_truncated_and_counted():
     tokenizer = TOKENIZERS["uncased"]
     question, context = " ".join(["black"] * 50 + ["1960"]), " ".join(["the", "river", "cafe"] * 20)
     values = {"question": question, "context": context, "answers": [Answer("cafe", context.index("cafe"))]}
@@ -223,7 +223,7 @@ def test_marks_that_a_tokenizer_drops_stay_with_their_letter():
 
 @pytest.mark.parametrize("longest", [1, 3, 30])
 @pytest.mark.parametrize("seed", range(4))
-def test_the_best_answers_are_those_of_a_search_over_all_spans_of_all_windows(seed, longest):
+def test_best_answers_equal_a_search_over_all_spans(seed, longest):
     rows = random_questions(12, seed=seed, most=25)
     examples = encode(rows, TOKENIZERS["uncased"], max_length=40, doc_stride=9, max_answer_length=longest)
     windows: Windows = examples.record
@@ -382,7 +382,7 @@ def load(config: Config, source: Path, labelled: bool = True) -> tuple[models.Ta
 
 
 @torch.no_grad()
-def test_p02_p03_metrics_and_predictions_do_not_depend_on_batches_or_ranks(answered):
+def test_p02_p03_results_are_equal_for_any_batches_and_ranks(answered):
     model, examples = load(*answered)
     assert (np.diff(examples.sequences) > 1).mean() > 0.3
     whole = TASK.evaluate_batch(model, examples.batch(range(len(examples))), examples, GenerateSettings())
@@ -451,7 +451,7 @@ def test_predictions_need_no_answers(answered, tmp_path):
         TASK.evaluate_batch(model, examples.batch([0]), examples, GenerateSettings())
 
 
-def test_the_held_out_contexts_are_unseen_when_no_validation_file_is_given():
+def test_held_out_contexts_are_unseen_in_training():
     assert task_settings("question-answering").data.group_column == "context"
     assert task_settings("question-answering", validation="x").data.group_column == ""
 

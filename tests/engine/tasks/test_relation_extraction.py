@@ -23,7 +23,7 @@ from engine import config as configs
 from engine import evaluate, predict
 from engine.config import Config, ConfigError, GenerateSettings
 from engine.metrics.relation_extraction import relation_metrics, relation_statistics, relation_table
-from engine.metrics.text_classification import precision_recall_f1
+from engine.metrics.text_classification import per_class_scores
 from engine.tasks import TASKS
 from models import from_pretrained
 
@@ -83,7 +83,7 @@ def test_triples_find_their_strings_in_the_sentence(tmp_path, kind, column):
     assert {(a.type, b.type) for a, b in entities_of(read)} == {("", "thing")}
 
 
-def test_a_column_with_the_text_comes_before_one_with_the_sentence(tmp_path):
+def test_text_column_has_precedence_over_sentence(tmp_path):
     path = str(write(tmp_path / "x.jsonl", [GOOD | {"sentence": "another"}]))
     assert read_relations(path)[0].values["text"] == GOOD["text"]
     (row,) = read_relations(
@@ -143,7 +143,7 @@ def test_f13_a_bad_row_is_named_by_line_and_reason(tmp_path, change, reason):
     assert all(error.startswith(f"{path}:2: ") for error in errors)
 
 
-def test_f13_all_bad_rows_are_reported_together_in_the_order_of_the_file(tmp_path):
+def test_f13_all_bad_rows_are_reported_together_in_order(tmp_path):
     path = tmp_path / "bad.jsonl"
     errors = errors_of(path, [GOOD, *(GOOD | change for change, _ in BAD[:17])])
     assert [error.partition(": ")[0] for error in errors] == [f"{path}:{line}" for line in range(2, 19)]
@@ -339,7 +339,7 @@ def test_two_windows_where_the_entities_are_far_apart():
     assert shown(text, Entity(4, 5), Entity(44, 45), 13) == "ab@c@dev#w#x"
 
 
-def test_long_entities_are_cut_from_their_ends_and_share_what_there_is():
+def test_long_entities_are_truncated_and_share_the_window():
     text = " ".join("abcdefghijklmnopqrstuvwxyz")
     assert shown(text, Entity(0, 19), Entity(20, 39), 9) == "@abc#klm"
 
@@ -350,7 +350,7 @@ def test_no_room_for_two_markers_is_refused(tokenizer):
         encode_relations(random_rows(1, 0), tokenizer, max_length=special + 1)
 
 
-def test_a_tokenizer_without_the_characters_of_markers_is_refused():
+def test_tokenizer_without_marker_characters_is_refused():
     tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     row = Row("x", 1, {"text": "a b", "subject": Entity(0, 1), "object": Entity(2, 3)})
@@ -527,7 +527,7 @@ def test_what_is_predicted_is_what_was_evaluated(learned, tmp_path, capsys):
     hits, counted = confusion.diagonal()[:2].sum(), confusion[:2].sum() + confusion[:, :2].sum()
     assert metrics["f1"] == pytest.approx((2 * hits / counted).item())
     assert metrics["accuracy"] == pytest.approx((confusion.diagonal().sum() / len(rows)).item())
-    f1 = precision_recall_f1(confusion)["f1"]
+    f1 = per_class_scores(confusion)["f1"]
     assert all(f"{value:.4f}" in printed for value in f1.tolist())
 
 
@@ -552,7 +552,7 @@ def test_data_negative_says_what_is_not_counted(learned, tmp_path):
         f1("none")
 
 
-def test_predictions_need_no_relation_and_do_not_depend_on_the_order(learned, tmp_path):
+def test_predictions_need_no_labels_and_ignore_the_order(learned, tmp_path):
     config, test = learned
     truth = [json.loads(line) for line in test.read_text().splitlines()]
     expected = {row["id"]: row for row in predicted(config, test, tmp_path / "p.jsonl")}
@@ -565,7 +565,7 @@ def test_predictions_need_no_relation_and_do_not_depend_on_the_order(learned, tm
 
 
 @torch.no_grad()
-def test_p02_p03_evaluation_depends_neither_on_batches_nor_on_ranks(learned):
+def test_p02_p03_evaluation_is_equal_for_any_batches_and_ranks(learned):
     config, test = learned
     model = from_pretrained(Path(config.run.folder) / "best", head=TASK.head).eval()
     settings = settings_of(config)

@@ -15,7 +15,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import T5ForConditionalGeneration
 
 import models as native
-from benchmarks.prepare.django_messages import chosen, read_catalogue
+from benchmarks.prepare.django_messages import read_catalogue, select_pairs
 from data import DataError, Row, TextExamples
 from data.formats.rows import locate
 from data.seq2seq import PairTokenizer, encode_pairs, read_pairs
@@ -99,7 +99,7 @@ def config_of(folder: Path, kind: str, **changes: Any) -> Config:
         pytest.param("translate", "chrf", marks=pytest.mark.slow),
     ],
 )
-def test_a_model_learns_what_can_be_learned_and_writes_what_was_measured(kind, metric, tmp_path, capfd):
+def test_tiny_model_learns_and_predicts_as_evaluated(kind, metric, tmp_path, capfd):
     config = config_of(
         tmp_path, kind, **{"eval.metric": "loss" if kind == "translate" else metric, "eval.num_shown_generations": 2}
     )
@@ -126,7 +126,7 @@ def test_a_model_learns_what_can_be_learned_and_writes_what_was_measured(kind, m
 # Pairs
 
 
-def test_rows_have_a_source_and_a_target_each_with_something_in_it(tmp_path):
+def test_rows_need_a_source_and_a_target_that_are_not_empty(tmp_path):
     rows = [
         {"text": "a b", "summary": "c"},
         {"text": "", "summary": "c"},
@@ -184,12 +184,12 @@ def test_parallel_files_are_read_line_by_line(tmp_path):
         (b"", b"", r"corpus\.en: no lines"),
     ],
 )
-def test_parallel_files_that_do_not_fit_are_an_error_that_says_where(en, zh, reason, tmp_path):
+def test_parallel_files_of_different_length_are_an_error(en, zh, reason, tmp_path):
     with pytest.raises(DataError, match=reason):
         read_pairs(write_parallel(tmp_path, en, zh), "en", "zh", format="parallel")
 
 
-def test_a_missing_parallel_file_is_named_with_what_would_be_read(tmp_path):
+def test_missing_parallel_file_is_named(tmp_path):
     name = write_parallel(tmp_path, b"a\n", b"b\n")
     with pytest.raises(DataError, match=r"corpus\.fr: no such file; .* reads .*corpus\.en and .*corpus\.fr$"):
         read_pairs(name, "en", "fr", format="parallel")
@@ -219,7 +219,7 @@ def test_a_prefix_stands_before_every_source_and_no_target(tmp_path):
     assert examples.target(0) == [VOCABULARY["c"], 1]
 
 
-def test_sources_and_targets_are_cut_each_to_its_own_length_and_counted(tmp_path):
+def test_sources_and_targets_are_truncated_and_counted(tmp_path):
     rows = [
         {"text": "a b c d e", "summary": "a b c d"},
         {"text": "a", "summary": "一二三四五"},
@@ -233,7 +233,7 @@ def test_sources_and_targets_are_cut_each_to_its_own_length_and_counted(tmp_path
     assert examples.notes == ("1 text truncated to data.max_length", "2 targets truncated to seq2seq.max_target_length")
 
 
-def test_the_decoder_reads_the_target_one_token_late_after_the_start_of_config_json(tmp_path):
+def test_decoder_reads_the_shifted_target_after_the_start_token(tmp_path):
     folder = write_t5(tmp_path / "t5", decoder_start_token_id=5)
     processor = TASKS["summarization"].load_processor(folder)
     rows = [Row("1", 1, {"text": "a b", "summary": "b"}), Row("2", 2, {"text": "c", "summary": "d e f"})]
@@ -289,7 +289,7 @@ def test_the_first_examples_show_what_is_to_be_written(tmp_path):
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_p12_written_texts_have_no_padding_and_no_ids_out_of_range(beams, tmp_path):
+def test_p12_generated_texts_have_valid_ids_and_no_padding(beams, tmp_path):
     """A random model writes any id, those beyond the tokenizer's too, and texts of any length."""
     task = TASKS["summarization"]
     model = native.from_pretrained(write_t5(tmp_path / "t5"), head="seq2seq-lm", init="scratch", seed=5)
@@ -318,7 +318,7 @@ def test_sampled_texts_do_not_depend_on_their_company(tmp_path):
 # What is shipped
 
 
-def test_the_shipped_messages_are_pairs_that_the_shipped_tokenizer_knows():
+def test_shipped_tokenizer_knows_the_shipped_messages():
     folder = "package:data/samples/django_messages"
     rows = read_pairs(f"{folder}/messages.jsonl", "source", "target")
     assert len(rows) == len({row.values["source"].lower() for row in rows}) == 783
@@ -356,5 +356,5 @@ msgstr ""
 """
     pairs = [*read_catalogue(text)]
     assert pairs == [("Please correct the error below.", "请修正以下错误。"), ("%(n)d weeks", "%(n)d 周")]
-    same = chosen(iter([*pairs, ("URL", "URL"), ("%s", "%s 个"), ("%(n)d Weeks", "%(n)d 星期")]))
+    same = select_pairs(iter([*pairs, ("URL", "URL"), ("%s", "%s 个"), ("%(n)d Weeks", "%(n)d 星期")]))
     assert [row["id"] for row in same] == ["1", "2"]

@@ -153,7 +153,7 @@ def test_what_is_predicted_is_what_was_evaluated(learned, tmp_path, capsys):
         assert np.corrcoef(scores, true)[0, 1] == pytest.approx(metrics["pearson"], rel=1e-6)
 
 
-def test_predictions_need_no_labels_and_do_not_depend_on_the_order(learned, tmp_path):
+def test_predictions_need_no_labels_and_ignore_the_order(learned, tmp_path):
     config, test = learned
     truth = [json.loads(line) for line in test.read_text().splitlines()]
     expected = {row["id"]: row for row in predicted(config, test, tmp_path / "p.jsonl")}

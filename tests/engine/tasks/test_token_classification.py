@@ -473,7 +473,7 @@ def encoded(config: Config, test: Path, **changes: object):
 
 
 @pytest.mark.parametrize("max_length", [32, 6])
-def test_p02_p03_evaluation_depends_neither_on_batches_nor_on_ranks(learned, max_length):
+def test_p02_p03_evaluation_is_equal_for_any_batches_and_ranks(learned, max_length):
     model, examples = encoded(*learned, max_length=max_length)
     predicted: dict[int, dict] = {}
 
@@ -510,7 +510,7 @@ def test_words_cut_off_are_wrong_and_said(learned, tmp_path, capsys):
 
 def test_settings_of_other_tasks_are_refused(learned):
     config, _ = learned
-    with pytest.raises(ConfigError, match=r"data\.negative"):
+    with pytest.raises(ConfigError, match=r"relation_extraction\.no_relation_label"):
         run_training(
             configs.override(
                 config, {"relation_extraction.no_relation_label": "none", "run.folder": config.run.folder + "2"}
