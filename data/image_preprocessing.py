@@ -1,7 +1,7 @@
-"""Images as a checkpoint wants them: preprocessor_config.json, and one image -> one tensor.
+"""The preprocessing of images: a checkpoint's preprocessor_config.json, and one image -> one tensor.
 
-The numbers are those of the hub's image processors: the image is resized in whole grey levels (with antialiasing),
-cropped, scaled to [0, 1] and normalised. The same image gives the same tensor, as a picture or as a tensor of pixels.
+The numbers equal those of the hub's image processors: the image is resized in whole grey levels (with antialiasing),
+cropped, scaled to [0, 1] and normalised. A picture and the tensor of its pixels give the same result.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ FILE = "preprocessor_config.json"
 BILINEAR, BICUBIC = 2, 3  # as Pillow numbers its filters
 HALF, CLIP_MEAN, CLIP_STD = [0.5] * 3, [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
-# Processors by name, and what each assumes where the file says nothing. `square`: a size of one number is both sides,
-# else it is the shorter one.
+# Processors by name, with the default of each setting. `square`: a size of one number is both sides; without it, the
+# shorter side.
 COMMON = {
     "do_resize": True,
     "do_center_crop": False,
@@ -37,24 +37,24 @@ PROCESSORS: dict[str, dict[str, Any]] = {"ViT": VIT, "DeiT": DEIT, "Bit": BIT}
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to an image, in this order; None: not done. Sizes are (height, width) in pixels."""
+    """The operations on an image, in this order; None leaves one out. Sizes are (height, width) in pixels."""
 
-    size: tuple[int, int] | int | None  # one number is the shorter side, the other follows
+    size: tuple[int, int] | int | None  # resize to it; one number is the shorter side, and proportions are kept
     resample: int  # BILINEAR or BICUBIC
-    crop: tuple[int, int] | None  # the middle of the image; what lies outside it is black
-    scale: float  # multiplied with the grey levels, 0 to 255
+    crop: tuple[int, int] | None  # keep the middle; padding is black
+    scale: float  # factor of the grey levels, 0 to 255
     mean: tuple[float, ...]  # by channel; one channel means grey images
     std: tuple[float, ...]
-    tokens: int = 0  # that such an image is to the model, which preprocessor_config.json does not know
+    tokens: int = 0  # tokens that the model makes of an image; preprocessor_config.json does not say it
 
     @property
     def shape(self) -> tuple[int, int] | None:
-        """(height, width) of what comes out; None where it depends on the image, so that images make no batch."""
+        """(height, width) of the result; None where it depends on the image, so that images cannot share a batch."""
         return self.crop or (self.size if isinstance(self.size, tuple) else None)
 
 
 def read_preprocessing(folder: Path) -> Preprocessing:
-    """The Preprocessing of a checkpoint folder; DataError for a file that is missing, broken or asks for more."""
+    """Return the Preprocessing of a checkpoint folder; DataError for a missing, broken or unsupported file."""
     path = folder / FILE
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -80,7 +80,7 @@ def read_preprocessing(folder: Path) -> Preprocessing:
 
 
 def _preprocessing(settings: dict[str, Any]) -> Preprocessing:
-    """From settings in which every field has a value; ValueError names one that cannot be."""
+    """Return the Preprocessing of complete settings; ValueError names a setting that is invalid."""
     size = _size("size", settings["size"], settings["square"]) if settings["do_resize"] else None
     crop = _size("crop_size", settings.get("crop_size", 224), square=True) if settings["do_center_crop"] else None
     if isinstance(crop, int):
@@ -99,7 +99,7 @@ def _preprocessing(settings: dict[str, Any]) -> Preprocessing:
 
 
 def _size(name: str, value: Any, square: bool) -> tuple[int, int] | int:
-    """224, [224, 224], {"height": 224, "width": 224} or {"shortest_edge": 224}."""
+    """Return a size given as 224, [224, 224], {"height": 224, "width": 224} or {"shortest_edge": 224}."""
     if isinstance(value, dict):
         given = {key: number for key, number in value.items() if number is not None}
         numbers = [given[key] for key in ("height", "width") if key in given]
@@ -117,24 +117,25 @@ def _size(name: str, value: Any, square: bool) -> tuple[int, int] | int:
 
 
 def _channels(name: str, value: Any) -> tuple[float, ...]:
+    """Return one number for each of 3 channels, or of 1."""
     numbers = value if isinstance(value, list) and len(value) in (1, 3) else [None]
     if not all(isinstance(number, int | float) for number in numbers):
         raise ValueError(f"{name} = {value!r} should be a list of 3 numbers, or of 1 for grey images")
     return tuple(map(float, numbers))
 
 
-def preprocess(image: Any, how: Preprocessing) -> Tensor:
-    """One image -> (channels, height, width) fp32.
+def preprocess(image: Any, preprocessing: Preprocessing) -> Tensor:
+    """Return (channels, height, width) fp32 of one image.
 
     image: a PIL image, converted to RGB (or to grey, for one channel), or a uint8 tensor (channels, height, width).
-    DataError for a tensor that is neither.
+    DataError for any other tensor.
     """
-    return normalize(fit(to_pixels(image, how), how), how)
+    return normalize(fit(to_pixels(image, preprocessing), preprocessing), preprocessing)
 
 
-def to_pixels(image: Any, how: Preprocessing) -> Tensor:
-    """A PIL image, or a tensor that is one already, -> (channels, height, width) uint8, of any size."""
-    channels = len(how.mean)
+def to_pixels(image: Any, preprocessing: Preprocessing) -> Tensor:
+    """Return (channels, height, width) uint8 in the image's own size, of a PIL image or such a tensor."""
+    channels = len(preprocessing.mean)
     if not isinstance(image, Tensor):
         from torchvision.transforms.v2 import functional
 
@@ -146,24 +147,26 @@ def to_pixels(image: Any, how: Preprocessing) -> Tensor:
     return pixels
 
 
-def fit(pixels: Tensor, how: Preprocessing) -> Tensor:
-    """uint8 pixels resized and cropped to the size that the model reads."""
-    if how.size is not None:
+def fit(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Return uint8 pixels resized and cropped to the size that the model reads."""
+    if preprocessing.size is not None:
         from torchvision.transforms.v2 import InterpolationMode, functional
 
-        mode = InterpolationMode.BILINEAR if how.resample == BILINEAR else InterpolationMode.BICUBIC
-        pixels = functional.resize(pixels, _resized(pixels.shape[1:], how.size), interpolation=mode, antialias=True)
-    return pixels if how.crop is None else _center_crop(pixels, *how.crop)
+        mode = InterpolationMode.BILINEAR if preprocessing.resample == BILINEAR else InterpolationMode.BICUBIC
+        pixels = functional.resize(
+            pixels, _resized(pixels.shape[1:], preprocessing.size), interpolation=mode, antialias=True
+        )
+    return pixels if preprocessing.crop is None else _center_crop(pixels, *preprocessing.crop)
 
 
-def normalize(pixels: Tensor, how: Preprocessing) -> Tensor:
-    """uint8 pixels -> fp32, scaled and with each channel's mean and deviation taken out."""
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (how.mean, how.std))
-    return (pixels.float() * how.scale - mean) / std
+def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Return fp32 of uint8 pixels: scaled, less each channel's mean, divided by its deviation."""
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    return (pixels.float() * preprocessing.scale - mean) / std
 
 
 def _resized(shape: torch.Size, size: tuple[int, int] | int) -> list[int]:
-    """(height, width) after a resize; of a shorter side alone, with the proportions kept."""
+    """Return (height, width) after the resize; `size` of one number is the shorter side, and proportions are kept."""
     if isinstance(size, tuple):
         return list(size)
     height, width = shape
@@ -171,11 +174,11 @@ def _resized(shape: torch.Size, size: tuple[int, int] | int) -> list[int]:
 
 
 def _center_crop(image: Tensor, height: int, width: int) -> Tensor:
-    """The middle height x width pixels, half a pixel up and to the left where it cannot be the middle."""
+    """Return the middle height x width pixels, half a pixel up and to the left where there is no exact middle."""
     for axis, wanted in ((1, height), (2, width)):
-        spare = wanted - image.shape[axis]
-        if spare > 0:
-            padding = [spare // 2, spare - spare // 2]
+        missing = wanted - image.shape[axis]
+        if missing > 0:
+            padding = [missing // 2, missing - missing // 2]
             image = torch.nn.functional.pad(image, padding if axis == 2 else [0, 0, *padding])
         image = image.narrow(axis, (image.shape[axis] - wanted) // 2, wanted)
     return image

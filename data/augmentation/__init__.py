@@ -1,1 +1,1 @@
-"""Augmentation: functions of the seed, the epoch and the id of an example."""
+"""Augmentation of training examples: pure functions of (seed, epoch, id of the example)."""

@@ -1,11 +1,11 @@
-"""Texts that are a little different in every epoch: rows -> changed rows -> the task's own encoding, on the fly.
+"""Augmentation of training texts: rows -> changed rows -> the task's own encoding, anew in every epoch.
 
-What becomes of an example is a pure function of (seed, epoch, its id). So nothing is remembered to resume a run, and it
-is the same whichever worker makes it, on whichever rank, in whichever micro-batch.
+The change of an example is a pure function of (seed, epoch, id). So nothing is stored to resume a run, and the result
+does not depend on the worker, the rank or the micro-batch.
 
-A word is what stands between spaces; in Chinese and Japanese, which have none, it is a character. Two kinds of change:
-in place, of words where they stand (synonyms, masks), after which a place in the text can still be found; and of the
-order or the number of words (swap, delete, crop, fill), which only a label of the whole text outlives.
+A word is a run between spaces; in Chinese and Japanese, which have no spaces, it is a character. Two kinds of change:
+- in place (synonyms, masks): every place in the text can still be found afterwards;
+- of the order or number of words (swap, delete, crop, fill): only labels of the whole text stay true.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from data.scripts import KANA_AND_HAN
 from data.tag_schemes import OUTSIDE
 
 WORD = re.compile(rf"[{KANA_AND_HAN}]|[^\s{KANA_AND_HAN}]+")
-MASKS = ("[MASK]", "<mask>")  # of BERT and of RoBERTa
+MASKS = ("[MASK]", "<mask>")  # BERT; RoBERTa
 
 Change = Callable[[Row, np.random.Generator], Row]
-Span = tuple[int, int]  # the first character, and the one after the last
-Edit = tuple[int, int, str]  # what stands in its place
+Span = tuple[int, int]  # (first character, one after the last)
+Edit = tuple[int, int, str]  # (first character, one after the last, the new text)
 
 
 @dataclass(frozen=True)
 class Augmented:
-    """`examples` whose batches of training have been changed; everything else, so every evaluation, is as it was."""
+    """`examples` whose training batches are augmented; everything else, and so every evaluation, is unchanged."""
 
     examples: Examples
-    rows: Sequence[Row]  # of the examples, in their order
+    rows: Sequence[Row]  # the rows of the examples, in their order
     encode: Callable[[list[Row]], Examples]
     change: Change
     seed: int
-    files: str = ""  # a digest of what else the changes were read from
+    files: str = ""  # checksum of the files that the changes were read from
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -63,7 +63,7 @@ class Augmented:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Of the examples as they are, since a step is cut before they are changed; no cut changes what they become."""
+        """Lengths without augmentation: a step is split before its examples are changed."""
         return self.examples.lengths
 
     @property
@@ -71,7 +71,7 @@ class Augmented:
         return self.examples.notes
 
     def fingerprint(self) -> str:
-        """Changes when the examples or the files do that the changes are read from; the rest is in the recipe."""
+        """Return a checksum of the examples and of the files with changes; all else is in the recipe."""
         own = self.examples.fingerprint()
         return hashlib.sha256((own + self.files).encode()).hexdigest()[:16] if self.files else own
 
@@ -82,28 +82,27 @@ class Augmented:
         return self.examples.show(index, processor, labels)
 
     def changed(self, index: int, epoch: int) -> Row:
-        """What row `index` is in `epoch`."""
+        """Return row `index` as it is in `epoch`."""
         row = self.rows[index]
         key = int.from_bytes(hashlib.sha256(row.id.encode()).digest()[:8], "little")
         return self.change(row, np.random.default_rng([self.seed, epoch, key]))
 
     def batch(self, indices: Sequence[int] | np.ndarray, epoch: int | None = None) -> Batch:
-        """The micro-batch of these examples as they are in `epoch`, the shortest first; unchanged for None."""
+        """Return the micro-batch of these examples as they are in `epoch`, the shortest first; unchanged for None."""
         if epoch is None or not len(indices):
             return self.examples.batch(indices, epoch)
-        if (
-            get_worker_info() is not None
-        ):  # a fork has none of the tokenizer's threads, and would wait for them for ever
+        if get_worker_info() is not None:
+            # A forked worker has none of the tokenizer's threads, and would wait for them forever.
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
         encoded = self.encode([self.changed(int(i), epoch) for i in indices])
-        order = np.argsort(encoded.lengths, kind="stable")  # attention takes equal lengths in one call
+        order = np.argsort(encoded.lengths, kind="stable")  # attention runs over equal lengths in one call
         chosen = np.asarray(indices, dtype=np.int64)[order]
         ids = tuple(self.ids[i] for i in chosen)
         return replace(encoded.batch(order), indices=tuple(chosen.tolist()), ids=ids)
 
 
-def sheet(examples: Examples, count: int = 3, epochs: int = 2) -> str:
-    """The first `count` rows, as they are and as they are in the first epochs; "" where nothing is augmented."""
+def show_augmented(examples: Examples, count: int = 3, epochs: int = 2) -> str:
+    """Return the first `count` rows, unchanged and in the first epochs; "" where nothing is augmented."""
     if not isinstance(examples, Augmented):
         return ""
     lines = ["augmented samples:"]
@@ -121,53 +120,57 @@ def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-# What is changed
+# Changes
 
 
 @dataclass(frozen=True)
 class TextChanges:
-    """Rates by word, and what words become."""
+    """The rate of each change by word, and the tables of new words."""
 
-    crop: float = 0.0  # the largest share of the words that is cut off at the ends
+    crop: float = 0.0  # the largest share of the words that is removed at the ends
     delete: float = 0.0
     swap: float = 0.0
     mask: float = 0.0
     fill: float = 0.0
     synonym: float = 0.0
     mask_token: str = ""
-    words: Sequence[str] = ()  # for fill
-    synonyms: Mapping[tuple[str, ...], Sequence[str]] = field(default_factory=dict)  # by words in lower case
-    wordings: Mapping[str, Sequence[str]] = field(default_factory=dict)  # other texts, by the id of a row
+    words: Sequence[str] = ()  # to insert, for fill
+    synonyms: Mapping[tuple[str, ...], Sequence[str]] = field(
+        default_factory=dict
+    )  # by the words of an entry, in lower case
+    wordings: Mapping[str, Sequence[str]] = field(
+        default_factory=dict
+    )  # other wordings of a text, by the id of its row
 
 
 def change_text(row: Row, rng: np.random.Generator, changes: TextChanges, columns: Sequence[str]) -> Row:
-    """All changes, of every column; another wording only in the first of them, which it is a wording of."""
+    """Return the row with all changes in every column; other wordings are of the first column alone."""
     values = {column: row.values[column] for column in columns}
     if others := changes.wordings.get(row.id):
         choices = [values[columns[0]], *others]
         values[columns[0]] = choices[rng.integers(len(choices))]
     for column in columns:
         text = values[column]
-        values[column] = _reorder(apply(text, find_edits(text, rng, changes)), rng, changes)
+        values[column] = _reorder(apply_edits(text, find_edits(text, rng, changes)), rng, changes)
     return row.updated(values)
 
 
 def change_around(
     row: Row, rng: np.random.Generator, changes: TextChanges, column: str, spans: Sequence[Span]
 ) -> tuple[str, list[Span]]:
-    """The text in `column`, changed in place but for words that touch one of `spans`, and where the spans are now."""
+    """Return (the text in `column`, changed in place outside `spans`; the spans in the new text)."""
     text = row.values[column]
     edits = find_edits(text, rng, changes, spans)
-    return apply(text, edits), [(shifted(start, edits), shifted(end, edits)) for start, end in spans]
+    return apply_edits(text, edits), [(shifted(start, edits), shifted(end, edits)) for start, end in spans]
 
 
 def change_tagged(
     row: Row, rng: np.random.Generator, changes: TextChanges, words: str, tags: str, entities: bool
 ) -> Row:
-    """The words of a tagged sentence, replaced or masked one by one, or left out together with their tags.
+    """Return a tagged sentence with words replaced or masked one by one, or deleted together with their tags.
 
-    entities: the tags are those of entities (IOB1, IOB2, IOBES), of which none may be cut or joined: left out are words
-    outside, "O", that follow another one outside, so that between two entities one always stays.
+    entities: whether the tags mark entities (IOB1, IOB2, IOBES), which must not be split or joined. Then only words
+    outside, "O", that follow another word outside are deleted, so that one always stays between two entities.
     """
     new, new_tags = list(row.values[words]), list(row.values[tags])
     draws = rng.random((4, len(new)))
@@ -185,10 +188,10 @@ def change_tagged(
 
 
 def find_edits(text: str, rng: np.random.Generator, changes: TextChanges, kept: Sequence[Span] = ()) -> list[Edit]:
-    """Synonyms and masks, in the order of the text; none for a word that touches one of the spans `kept`.
+    """Return the edits for synonyms and masks, in the order of the text; none for words that touch the spans `kept`.
 
-    The longest entry of the table that begins at a word is drawn; what is no synonym may become a mask. Marks around a
-    word, as quotes and full stops, stay.
+    At each word the longest entry of the table is considered. A word that is not replaced may become a mask.
+    Punctuation around a word stays.
     """
     words = [_bare(text, *match.span()) for match in WORD.finditer(text)]
     free = [not any(start < last and first < end for first, last in kept) for start, end in words]
@@ -210,22 +213,22 @@ def find_edits(text: str, rng: np.random.Generator, changes: TextChanges, kept: 
 
 
 def _entry_at(text: str, words: list[Span], i: int, longest: int, changes: TextChanges, free: list[bool]) -> int:
-    """The words of the longest entry of the table that begins at word `i`, with only spaces between; 0: none does."""
+    """Return the number of words of the longest entry that begins at word `i`, with only spaces between; 0 for none."""
     for n in range(min(longest, len(words) - i), 0, -1):
-        part = words[i : i + n]
-        gaps = "".join(text[a[1] : b[0]] for a, b in pairwise(part))
-        if all(free[i : i + n]) and not gaps.strip() and _entry(text[part[0][0] : part[-1][1]]) in changes.synonyms:
+        spans = words[i : i + n]
+        gaps = "".join(text[a[1] : b[0]] for a, b in pairwise(spans))
+        if all(free[i : i + n]) and not gaps.strip() and _entry(text[spans[0][0] : spans[-1][1]]) in changes.synonyms:
             return n
     return 0
 
 
 def _entry(words: str) -> tuple[str, ...]:
-    """What a table has them under: whatever their capitals and the spaces between them."""
+    """Return the key of words in a table, which ignores capitals and the spaces between words."""
     return tuple(WORD.findall(words.lower()))
 
 
 def _bare(text: str, start: int, end: int) -> Span:
-    """A word without the punctuation around it; a word of nothing else stays whole."""
+    """Return the span of a word without the punctuation around it; a word of punctuation alone stays whole."""
     first, last = start, end
     while first < last and unicodedata.category(text[first])[0] in "PS":
         first += 1
@@ -235,14 +238,14 @@ def _bare(text: str, start: int, end: int) -> Span:
 
 
 def _like(word: str, synonym: str) -> str:
-    """The synonym with the capitals of the word it stands for."""
+    """Return the synonym with the capitals of the word that it replaces."""
     if word.isupper() and len(word) > 1:
         return synonym.upper()
     return synonym[0].upper() + synonym[1:] if word[0].isupper() else synonym
 
 
-def apply(text: str, edits: Iterable[Edit]) -> str:
-    """The text with its edits, which are in its order and do not overlap."""
+def apply_edits(text: str, edits: Iterable[Edit]) -> str:
+    """Return the text with its edits, which are in its order and do not overlap."""
     parts, end = [], 0
     for start, stop, new in edits:
         parts += [text[end:start], new]
@@ -251,12 +254,12 @@ def apply(text: str, edits: Iterable[Edit]) -> str:
 
 
 def shifted(position: int, edits: Iterable[Edit]) -> int:
-    """Where a place in the text is after the edits, none of which is around it."""
+    """Return the position of a character after the edits, none of which contains it."""
     return position + sum(len(new) - (stop - start) for start, stop, new in edits if stop <= position)
 
 
 def _reorder(text: str, rng: np.random.Generator, changes: TextChanges) -> str:
-    """Swap, delete, crop, fill, in this order; at least one word stays, and the spaces keep their places."""
+    """Return the text after swap, delete, crop and fill, in this order; one word stays, and so does the spacing."""
     matches = list(WORD.finditer(text))
     if not matches or not (changes.swap or changes.delete or changes.crop or changes.fill):
         return text
@@ -273,9 +276,9 @@ def _reorder(text: str, rng: np.random.Generator, changes: TextChanges) -> str:
     kept = np.flatnonzero(rng.random(len(words)) >= changes.delete)
     if not len(kept):
         kept = rng.integers(len(words), size=1)
-    cut = int(rng.integers(int(changes.crop * len(kept)) + 1))  # less than all of them, as the share is below 1
-    first = int(rng.integers(cut + 1))
-    kept = kept[first : len(kept) - (cut - first)]
+    num_cropped = int(rng.integers(int(changes.crop * len(kept)) + 1))  # fewer than all, since the share is below 1
+    first = int(rng.integers(num_cropped + 1))
+    kept = kept[first : len(kept) - (num_cropped - first)]
     parts: list[str] = []
     for place, filled in zip(kept, rng.random(len(kept)) < changes.fill, strict=True):
         parts += [spaces[place] if parts else "", words[place]]
@@ -290,17 +293,17 @@ def _unspaced(word: str) -> bool:
     return re.match(f"[{KANA_AND_HAN}]", word) is not None
 
 
-# Where it comes from
+# Tables of changes
 
 
 def distinct_words(texts: Iterable[str]) -> list[str]:
-    """All words of the texts, without the punctuation around them, sorted."""
+    """Return all words of the texts, without the punctuation around them, sorted."""
     found = {text[slice(*_bare(text, *match.span()))] for text in texts for match in WORD.finditer(text)}
     return sorted(found)
 
 
 def mask_token(tokenizer: Tokenizer) -> str:
-    """The token that stands for a hidden word, as a text can name it; "" for a tokenizer without one."""
+    """Return the token of a masked word, as a text can contain it; "" for a tokenizer without one."""
     for token in MASKS:
         number = tokenizer.token_to_id(token)
         if number is not None and number in tokenizer.encode(f"a {token}", add_special_tokens=False).ids:
@@ -309,9 +312,9 @@ def mask_token(tokenizer: Tokenizer) -> str:
 
 
 def read_synonyms(name: str) -> dict[tuple[str, ...], list[str]]:
-    """{the words of an entry, in lower case: its synonyms} of a .tsv or .jsonl file with `word` and `synonyms`.
+    """Return {the words of an entry, in lower case: its synonyms} of a file of rows with `word` and `synonyms`.
 
-    The synonyms are a list, or in one field with commas between. All that is wrong is one DataError.
+    The synonyms are a list, or one field with commas between them. Raises one DataError for all bad lines.
     """
     errors = ErrorList()
     table: dict[tuple[str, ...], list[str]] = {}
@@ -334,7 +337,7 @@ def read_synonyms(name: str) -> dict[tuple[str, ...], list[str]]:
 
 
 def read_wordings(name: str, ids: Iterable[str]) -> dict[str, list[str]]:
-    """{id: other wordings} of a .jsonl file with `id` and `texts`; each id must be one of `ids`."""
+    """Return {id: other wordings} of a .jsonl file with `id` and `texts`; each id must be one of `ids`."""
     errors, known = ErrorList(), set(ids)
     wordings: dict[str, list[str]] = {}
     for row in read_rows(name, ["id", "texts"], errors=errors):
@@ -350,7 +353,7 @@ def read_wordings(name: str, ids: Iterable[str]) -> dict[str, list[str]]:
 
 
 def digest(*tables: Mapping[Any, Sequence[str]]) -> str:
-    """Changes when any table does; "" where all are empty."""
+    """Return a checksum of the tables; "" where all are empty."""
     if not any(tables):
         return ""
     return hashlib.sha256(repr([sorted(table.items()) for table in tables]).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Tokenizers, from whichever files a checkpoint folder has."""
+"""Tokenizers, from the files of a checkpoint folder."""
 
 from data.tokenizers.load import copy_tokenizer, load_tokenizer
 

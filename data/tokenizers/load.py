@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer, from the files beside its weights."""
+"""The tokenizer of a checkpoint, from the files beside its weights."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from data.errors import DataError, ErrorList
 from data.tokenizers.sentencepiece import CONTROL, USER_DEFINED, read_sentencepiece
 
 VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt", "spiece.model")
-# Copied from a checkpoint to those made from it, as they are.
+# Copied unchanged from a checkpoint to those made from it.
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", *VOCABULARIES)
-COMPANIONS = ("generation_config.json", "preprocessor_config.json")  # how to write text, how to read images
+COMPANIONS = ("generation_config.json", "preprocessor_config.json")  # settings of writing text, of reading images
 
-# The settings that are true or false, where tokenizer_config.json has them; BERT's by their names in the library.
+# The settings of tokenizer_config.json that are true or false; BERT's with their names in the tokenizers library.
 BERT_FLAGS = {
     "do_lower_case": "lowercase",
     "strip_accents": "strip_accents",
@@ -30,17 +30,17 @@ BERT_FLAGS = {
 FLAGS = (*BERT_FLAGS, "add_prefix_space", "add_bos_token", "add_eos_token", "split_special_tokens")
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
-Settings = dict[str, Any]  # of tokenizer_config.json
-Special = dict[str, AddedToken]  # by role
+Settings = dict[str, Any]  # the content of tokenizer_config.json
+Special = dict[str, AddedToken]  # {role: token}
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """tokenizer.json where there is one, else a vocabulary with the settings of tokenizer_config.json.
+    """Return the tokenizer of tokenizer.json; without that file, of a vocabulary and tokenizer_config.json.
 
-    The file's own padding and truncation are switched off: the length is the recipe's to decide, and nothing is padded.
-    DataError where there is none, where nothing says which it is, or where a file is damaged.
+    The file's own padding and truncation are switched off: the recipe decides the length, and nothing is padded.
+    DataError where there is no tokenizer, where no file says its class, or where a file is damaged.
     """
-    # Said once and explicitly, so that worker processes forked after the encoding do not warn about it.
+    # Set explicitly, so that worker processes forked after the encoding do not warn about it.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         settings = _read_settings(folder)
@@ -52,24 +52,25 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         for first_texts in (("a \N{SNOWMAN}",), ("a text", "its pair")):
-            tokenizer.encode(*first_texts)  # some broken files can be read, and fail here
+            tokenizer.encode(*first_texts)  # some broken files can be read but fail here
     except (DataError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # the tokenizers library raises bare Exceptions, and panics that are not even that
+    except BaseException as error:  # the tokenizers library raises bare Exceptions, and panics that are not Exceptions
         raise DataError(f"{folder}: the tokenizer cannot be used: {error}") from None
     return tokenizer
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy what a checkpoint has beside its weights and config.json, byte for byte, from one folder to another."""
+    """Copy a checkpoint's files beside its weights and config.json, byte for byte, from one folder to another."""
     for name in (*FILES, *COMPANIONS):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
 
 
 def _read_settings(folder: Path) -> Settings:
+    """Return the content of tokenizer_config.json; DataError where a flag is neither true nor false."""
     settings = _read_object(folder / "tokenizer_config.json")
-    if "added_tokens_decoder" not in settings:  # an older folder
+    if "added_tokens_decoder" not in settings:  # a folder of an older version
         settings |= _read_object(folder / "special_tokens_map.json")
     for name in FLAGS:
         if not isinstance(settings.get(name), bool | None):
@@ -79,7 +80,7 @@ def _read_settings(folder: Path) -> Settings:
 
 
 def _set_flags(tokenizer: Tokenizer, settings: Settings) -> None:
-    """What tokenizer_config.json says; it overrules a tokenizer.json, as it does in transformers."""
+    """Apply the flags of tokenizer_config.json, which overrule a tokenizer.json, as in transformers."""
     if isinstance(tokenizer.normalizer, normalizers.BertNormalizer):
         for name, attribute in BERT_FLAGS.items():
             if settings.get(name) is not None:
@@ -96,11 +97,11 @@ def _set_flags(tokenizer: Tokenizer, settings: Settings) -> None:
 
 @dataclass(frozen=True)
 class Kind:
-    """A tokenizer that its vocabulary and a few settings say all about."""
+    """A class of tokenizers that a vocabulary and a few settings define."""
 
     files: tuple[str, ...]
-    special: dict[str, Any]  # role -> token, unless the settings name another
-    # (folder, settings, special tokens) -> the tokenizer, and further tokens that are found whole in a text
+    special: dict[str, Any]  # {role: token}, unless the settings name another token
+    # (folder, settings, special tokens) -> (the tokenizer, further tokens that are never split)
     build: Callable[[Path, Settings, Special], tuple[Tokenizer, list[AddedToken]]]
 
 
@@ -119,23 +120,23 @@ def _from_vocabulary(folder: Path, settings: Settings) -> Tokenizer:
         )
     more = [_special_token(token) for token in more]
     listed = _listed_tokens(folder, settings, {token.content for token in [*special.values(), *more]})
-    # Of the usual ones only those that the embedding knows; those that are named come to the end where it does not.
+    # Usual tokens only where the vocabulary has them; named ones are appended where it does not.
     known = tokenizer.get_vocab()
     usual = [token for role, token in special.items() if role in named or token.content in known]
-    whole: dict[str, AddedToken] = {}
+    unsplit: dict[str, AddedToken] = {}
     for token in [*listed.values(), *usual, *more, *tokens]:
-        whole.setdefault(token.content, token)  # the first says whether the spaces around it belong to it
-    tokenizer.add_tokens(list(whole.values()))
+        unsplit.setdefault(token.content, token)  # the first one decides whether the spaces around belong to it
+    tokenizer.add_tokens(list(unsplit.values()))
     for i, token in listed.items():
-        if (have := tokenizer.token_to_id(token.content)) != i:
-            raise DataError(f"{folder}: the added token {token.content!r} should have the id {i}, it comes to {have}")
+        if (found := tokenizer.token_to_id(token.content)) != i:
+            raise DataError(f"{folder}: the added token {token.content!r} should have the id {i}, it gets {found}")
     return tokenizer
 
 
 def _find_kind(folder: Path, settings: Settings) -> tuple[str, Kind]:
-    """By the name of transformers' class: in tokenizer_config.json, in config.json, or as its model_type has it.
+    """Return (name of transformers' class, its Kind), from tokenizer_config.json, config.json, or its model_type.
 
-    A vocab.txt beside which nothing is said is BERT's: the early checkpoints say nothing.
+    A vocab.txt without any of them is BERT's, since the early checkpoints have none.
     """
     found = [name for name in VOCABULARIES if (folder / name).is_file()]
     if not found:
@@ -146,20 +147,20 @@ def _find_kind(folder: Path, settings: Settings) -> tuple[str, Kind]:
     if not name and found == ["vocab.txt"] and not model_type:
         name = "BertTokenizer"
     if not name:
-        unsaid = f"nothing says which tokenizer this {' and '.join(found)} belongs to"
+        unsaid = f"no file says which tokenizer this {' and '.join(found)} belongs to"
         unknown = f"no tokenizer is known here for model_type {model_type!r}"
         raise DataError(
             f"{folder}: {unknown if model_type else unsaid}; save it with a tokenizer.json, or say a tokenizer_class "
             f"in tokenizer_config.json: one of {', '.join(KINDS)}"
         )
     name = str(name).removesuffix("Fast")
-    if name not in KINDS:  # a Japanese one, say, also needs a splitter of words
+    if name not in KINDS:  # a Japanese one, for example, also needs a word splitter
         raise DataError(f"{folder}: a {name} is more than its {' and '.join(found)}; save it with a tokenizer.json")
     return name, KINDS[name]
 
 
 def _listed_tokens(folder: Path, settings: Settings, special: set[str]) -> dict[int, AddedToken]:
-    """The tokens that were added after pretraining, by the ids that the embedding has for them."""
+    """Return {id: token} of the tokens that were added after pretraining, sorted by id."""
     listed = {int(i): AddedToken(**token) for i, token in (settings.get("added_tokens_decoder") or {}).items()}
     if not listed:  # the older form: {token: id}
         older = _read_object(folder / "added_tokens.json")
@@ -170,13 +171,16 @@ def _listed_tokens(folder: Path, settings: Settings, special: set[str]) -> dict[
 
 
 def _special_token(token: str | dict[str, Any]) -> AddedToken:
-    """Found whole in a text, before it is normalized unless the token says otherwise; left out of decoded text."""
+    """Return a token that is never split, and that decoding leaves out.
+
+    It is found before the text is normalized, unless the token has normalized = true.
+    """
     flags = {"content": token} if isinstance(token, str) else {k: v for k, v in token.items() if k != "__type"}
     return AddedToken(**flags | {"special": True})
 
 
 def _word_piece(folder: Path, settings: Settings, special: Special) -> tuple[Tokenizer, list[AddedToken]]:
-    """BERT's: clean, split Chinese, lower-case, strip accents, WordPiece; [CLS] text [SEP] (pair [SEP])."""
+    """Build BERT's: clean, split Chinese, lower-case, strip accents, WordPiece; [CLS] text [SEP] (pair [SEP])."""
     path = folder / "vocab.txt"
     vocab = {token: i for i, token in enumerate(_read_lines(path))}
     unk, sep, cls = _required(path, vocab, special, "unk", "sep", "cls")
@@ -189,7 +193,7 @@ def _word_piece(folder: Path, settings: Settings, special: Special) -> tuple[Tok
 
 
 def _gpt2(folder: Path, settings: Settings, special: Special) -> tuple[Tokenizer, list[AddedToken]]:
-    """Byte-level BPE; the text alone, unless add_bos_token or add_eos_token say otherwise."""
+    """Build GPT-2's byte-level BPE: the text alone, with add_bos_token and add_eos_token also these tokens."""
     tokenizer, vocab = _byte_level_bpe(folder)
     ends = [role for role in ("bos", "eos") if settings.get(f"add_{role}_token")]
     tokens = _required(folder / "vocab.json", vocab, special, *ends)
@@ -203,7 +207,7 @@ def _gpt2(folder: Path, settings: Settings, special: Special) -> tuple[Tokenizer
 
 
 def _roberta(folder: Path, settings: Settings, special: Special) -> tuple[Tokenizer, list[AddedToken]]:
-    """GPT-2's byte-level BPE; <s> text </s>, or <s> text </s></s> pair </s>, all of token type 0."""
+    """Build RoBERTa's byte-level BPE: <s> text </s>, or <s> text </s></s> pair </s>, all of token type 0."""
     tokenizer, vocab = _byte_level_bpe(folder)
     sep, cls = _required(folder / "vocab.json", vocab, special, "sep", "cls")
     tokenizer.post_processor = processors.RobertaProcessing(sep, cls, add_prefix_space=False)
@@ -211,7 +215,7 @@ def _roberta(folder: Path, settings: Settings, special: Special) -> tuple[Tokeni
 
 
 def _byte_level_bpe(folder: Path) -> tuple[Tokenizer, dict[str, int]]:
-    """(GPT-2's tokenizer: words with the space before them, as bytes, which are merged; its vocabulary)."""
+    """Return (GPT-2's tokenizer: words with the space before them, as bytes that are merged; its vocabulary)."""
     vocab = _read_vocab(folder / "vocab.json")
     tokenizer = Tokenizer(BPE(vocab, _read_merges(folder / "merges.txt", vocab)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -220,10 +224,10 @@ def _byte_level_bpe(folder: Path) -> tuple[Tokenizer, dict[str, int]]:
 
 
 def _t5(folder: Path, settings: Settings, special: Special) -> tuple[Tokenizer, list[AddedToken]]:
-    """SentencePiece's unigrams; text </s> (pair </s>), all of token type 0.
+    """Build T5's SentencePiece unigrams: text </s> (pair </s>), all of token type 0.
 
-    <extra_id_99> to <extra_id_0> come after the pieces, in this order. As in transformers, a model with byte_fallback
-    (mT5's) gives <unk> for characters that it does not know.
+    <extra_id_99> to <extra_id_0> follow the pieces, in this order. As in transformers, a model with byte_fallback (mT5)
+    gives <unk> for unknown characters.
     """
     path = folder / "spiece.model"
     model = read_sentencepiece(path)
@@ -258,7 +262,7 @@ def _t5(folder: Path, settings: Settings, special: Special) -> tuple[Tokenizer, 
 BERT = {role: f"[{role.upper()}]" for role in ("unk", "sep", "pad", "cls", "mask")}
 GPT2 = dict.fromkeys(("bos", "eos", "unk"), "<|endoftext|>")
 ROBERTA: dict[str, Any] = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "sep": "</s>", "pad": "<pad>", "cls": "<s>"}
-# A mask stands for a word and the space before it: so in the published tokenizer.json, and in transformers before 5.
+# A mask includes the space before the word, as in the published tokenizer.json, and in transformers before 5.
 ROBERTA |= {"mask": {"content": "<mask>", "lstrip": True}}
 T5 = {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
 KINDS = {
@@ -286,7 +290,7 @@ MODEL_TYPES = {
 
 
 def _required(path: Path, vocab: dict[str, int], special: Special, *roles: str) -> list[tuple[str, int]]:
-    """(token, id) of the roles that a text is never without; DataError where the vocabulary has no such token."""
+    """Return (token, id) of roles that every text has; DataError where the vocabulary lacks the token."""
     for role in roles:
         if special[role].content not in vocab:
             raise DataError(f"{path}: no token {special[role].content!r}, which every text needs")
@@ -294,7 +298,7 @@ def _required(path: Path, vocab: dict[str, int], special: Special, *roles: str) 
 
 
 def _read_vocab(path: Path) -> dict[str, int]:
-    """{token: id}, with the ids 0 to N - 1, each once."""
+    """Return {token: id}; the ids are 0 to N - 1, each once, else DataError."""
     vocab = _read_object(path)
     tokens: dict[int, str] = {}
     for token, i in vocab.items():
@@ -302,13 +306,14 @@ def _read_vocab(path: Path) -> dict[str, int]:
             raise DataError(f"{path}: the id of {token!r} should be a number from 0, this is {i!r}")
         if (other := tokens.setdefault(i, token)) != token:
             raise DataError(f"{path}: {other!r} and {token!r} both have the id {i}")
-    if (gap := next((i for i in range(len(vocab)) if i not in tokens), None)) is not None:
+    gap = next((i for i in range(len(vocab)) if i not in tokens), None)
+    if gap is not None:
         raise DataError(f"{path}: no token has the id {gap}, though there are ids up to {max(tokens)}")
     return vocab
 
 
 def _read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
-    """The pairs of tokens that are merged, the first ones first; all the lines that are none are reported together."""
+    """Return the pairs of tokens to merge, in order of priority. Raises one DataError for all bad lines."""
     merges: list[tuple[str, str]] = []
     errors = ErrorList()
     for number, line in enumerate(_read_lines(path), 1):
@@ -326,7 +331,7 @@ def _read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
 
 
 def _read_lines(path: Path) -> list[str]:
-    """The lines of a file, of which a vocabulary has some that look like the end of one or like nothing."""
+    """Return the lines of a file. Only a line feed ends a line: a vocabulary has entries that look like other line ends."""
     try:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
@@ -335,7 +340,7 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, an empty one where there is no file."""
+    """Return the JSON object in a file; {} where there is no file."""
     try:
         values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (ValueError, RecursionError) as error:

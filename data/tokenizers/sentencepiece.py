@@ -1,7 +1,7 @@
 """A SentencePiece model (spiece.model), read from protobuf's wire format: the few fields that a tokenizer needs.
 
-The fields and their defaults are those of sentencepiece_model.proto (github.com/google/sentencepiece), the format is
-that of protobuf.dev/programming-guides/encoding, the table of normalizations a double array of Darts-clone.
+Sources: sentencepiece_model.proto (github.com/google/sentencepiece) for the fields and their defaults,
+protobuf.dev/programming-guides/encoding for the format. The table of normalizations is a double array of Darts-clone.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from data.errors import DataError
 
 MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 NORMALIZER_FLAGS = {3: "add_dummy_prefix", 4: "remove_extra_whitespaces", 5: "escape_whitespaces"}
-CONTROL, USER_DEFINED = 3, 4  # types of pieces that are never cut out of a text, or always
+CONTROL, USER_DEFINED = 3, 4  # types of pieces: never found in a text; always found whole
 
 T = TypeVar("T", int, bytes)
-Fields = dict[int, list[int | bytes]]  # number of a field -> its values, in the order of the file
+Fields = dict[int, list[int | bytes]]  # {number of a field: its values, in the order of the file}
 
 
 @dataclass(frozen=True)
 class SentencePiece:
-    """What a model file says. A piece's id is its place; its score is the logarithm of its probability."""
+    """The content of a model file. A piece's id is its position; its score is the logarithm of its probability."""
 
     pieces: list[tuple[str, float]]
     types: list[int]
     model_type: str  # one of MODEL_TYPES
     unk_id: int
     charsmap: bytes  # normalizations of characters, compiled; b"" for none
-    odd_spaces: str  # the settings of spaces that are not as usual, in words; "" for none
+    odd_spaces: str  # the unusual settings of spaces, as "name = value"; "" for none
 
 
 def read_sentencepiece(path: Path) -> SentencePiece:
-    """The model in a file; DataError where it is damaged or none."""
+    """Return the model in a file; DataError for a damaged file, or another kind of file."""
     try:
         model = _fields(path.read_bytes())
         pieces, types = [], []
@@ -57,13 +57,13 @@ def read_sentencepiece(path: Path) -> SentencePiece:
         _check_pieces(read)
         if read.charsmap:
             _check_charsmap(read.charsmap)
-    except ValueError as error:  # of which UnicodeDecodeError is one
+    except ValueError as error:  # UnicodeDecodeError too
         raise DataError(f"{path}: not a SentencePiece model, or a damaged one: {error}") from None
     return read
 
 
 def _fields(message: bytes) -> Fields:
-    """The fields of one message: whole numbers as they are, all else (texts, messages, floats) as bytes."""
+    """Return the fields of one message: whole numbers as int, everything else (texts, messages, floats) as bytes."""
     fields: Fields = {}
     at = 0
     while at < len(message):
@@ -84,8 +84,8 @@ def _fields(message: bytes) -> Fields:
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """(a number stored in 7 bits a byte, the lowest first; where the next field begins)."""
-    if at < len(message) and message[at] < 128:  # most are one byte, and mT5 has two million
+    """Return (a number stored in 7 bits a byte, lowest first; where the next field begins)."""
+    if at < len(message) and message[at] < 128:  # the fast path: most numbers are one byte, and mT5 has two million
         return message[at], at + 1
     value = 0
     for shift in range(0, 70, 7):
@@ -100,7 +100,7 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
 
 
 def _last(fields: Fields, number: int, default: T) -> T:
-    """The value of a field that occurs once: protobuf's rule is that the last one counts."""
+    """Return the value of a field that occurs once. By protobuf's rule the last one counts."""
     value = fields.get(number, [default])[-1]
     if not isinstance(value, type(default)):
         raise ValueError(f"field {number} holds a {type(value).__name__}, a {type(default).__name__} is needed")
@@ -122,15 +122,18 @@ def _score(piece: Fields) -> float:
 
 
 def _odd_spaces(trainer: Fields, normalizer: Fields) -> str:
-    """Usually a space is put before a text, those at its ends and all but one in a row are dropped, and they are
-    written as ▁ and belong to the word that follows."""
+    """Return the settings of spaces that differ from the usual ones.
+
+    Usually a space is put before a text; spaces at its ends, and all but one in a row, are dropped; spaces are written
+    as ▁ and belong to the word that follows.
+    """
     odd = [name for number, name in NORMALIZER_FLAGS.items() if not _last(normalizer, number, 1)]
     odd = [f"{name} = false" for name in odd]
     return ", ".join(odd + ["treat_whitespace_as_suffix = true"] * bool(_last(trainer, 24, 0)))
 
 
 def _check_pieces(model: SentencePiece) -> None:
-    """Refused here, because the tokenizers library takes them and then gives ids that mean nothing."""
+    """Raise ValueError for pieces that the tokenizers library accepts, but then gives meaningless ids for."""
     first: dict[str, int] = {}
     for i, (piece, _) in enumerate(model.pieces):
         if not piece:
@@ -144,11 +147,13 @@ def _check_pieces(model: SentencePiece) -> None:
 
 
 def _check_charsmap(charsmap: bytes) -> None:
-    """Every step through the table must stay inside it, else a text that happens to take that step ends the program.
+    """Raise ValueError where a step through the table leaves it: a text that takes this step would end the program.
 
-    Little-endian: the size of a trie in bytes, the trie, and the replacements, each ended by a NUL. A unit of the trie
-    is either a value (bit 31 set), where a replacement begins, or a node: bits 10 to 30 and 9 say how far its children
-    are, bit 8 whether the first of them is a value, and bits 0 to 7 by which byte the node is reached.
+    Layout, little-endian: the size of a trie in bytes, the trie, and the replacements, each ended by a NUL. A unit of
+    the trie is
+    - a value (bit 31 set): the beginning of a replacement; or
+    - a node: bits 10 to 30 and 9 give the distance of its children, bit 8 says whether the first of them is a value,
+      and bits 0 to 7 are the byte by which the node is reached.
     """
     size = int.from_bytes(charsmap[:4], "little")
     if size % 4 or not 0 < size <= len(charsmap) - 4:

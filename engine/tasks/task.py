@@ -53,7 +53,7 @@ def accept_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Se
 
 def show_augmented_texts(examples: Examples, path: Path) -> str:
     """Return the first rows beside their augmented versions; "" where nothing is augmented."""
-    return text_augmentation.sheet(examples)
+    return text_augmentation.show_augmented(examples)
 
 
 def no_text(*_: Any) -> str:

@@ -13,7 +13,7 @@ from support.runs import StopAfter, assert_same_run, run_training
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from data.augmentation import text as augment
-from data.augmentation.text import Augmented, TextChanges, change_around, change_tagged, change_text, sheet
+from data.augmentation.text import Augmented, TextChanges, change_around, change_tagged, change_text, show_augmented
 from data.errors import DataError
 from data.loader import MicroBatching, training_steps
 from data.row import Row
@@ -312,14 +312,14 @@ def test_a_changed_file_of_synonyms_stops_a_resume(tiny, tmp_path):
 
 def test_the_sheet_shows_rows_as_they_are_and_in_two_epochs():
     ours = augmented()
-    text = sheet(ours, 4)
+    text = show_augmented(ours, 4)
     assert text.count("  id r") == 4
     for i in range(4):
         versions = [ours.rows[i], ours.changed(i, 0), ours.changed(i, 1)]
         assert all(version.values["text"] in text for version in versions) or f"id r{i}: as it is" in text
     assert "label" not in text
-    assert sheet(ours.examples, 4) == ""
-    assert "as it is" in sheet(augmented(TextChanges()), 1)
+    assert show_augmented(ours.examples, 4) == ""
+    assert "as it is" in show_augmented(augmented(TextChanges()), 1)
 
 
 # Files

@@ -104,7 +104,7 @@ BROKEN = [
     ({"tokenizer_config": {"strip_accents": 3}}, "tokenizer_config.json: strip_accents = 3 should be true or false"),
     ({"tokenizer_config": {"cls_token": "<s>"}}, "vocab.txt: no token '<s>'"),
     ({"tokenizer_config": {"tokenizer_class": "BertJapaneseTokenizer"}}, "a BertJapaneseTokenizer is more than"),
-    ({"tokenizer_config": {"added_tokens_decoder": {"1": added("film")}}}, "'film' should have the id 1, it comes to"),
+    ({"tokenizer_config": {"added_tokens_decoder": {"1": added("film")}}}, "'film' should have the id 1, it gets"),
     (
         {"tokenizer_config": {"added_tokens_decoder": {"x": added("a")}}},
         "the tokenizer cannot be used: invalid literal",
@@ -112,7 +112,7 @@ BROKEN = [
     ({"tokenizer_config": {"added_tokens_decoder": {"1": {"nonsense": 1}}}}, "the added token '' should have the id 1"),
     ({"tokenizer_config": {"added_tokens_decoder": [1]}}, "the tokenizer cannot be used"),
     ({"tokenizer_config": {"extra_special_tokens": {"a": "b"}}}, "the special tokens should be a list"),
-    ({"added_tokens": {"<ent>": N + 7}}, f"'<ent>' should have the id {N + 7}, it comes to {N}"),
+    ({"added_tokens": {"<ent>": N + 7}}, f"'<ent>' should have the id {N + 7}, it gets {N}"),
 ]
 
 

@@ -202,7 +202,7 @@ def test_idx_files(tmp_path, ending):
         (None, None, "images-idx3-ubyte: no such file"),
         (b"\0\0\x08", b"", "not an IDX file of bytes in 3 dimensions"),
         (b"\0\0\x0d\3" + struct.pack(">3I", 1, 1, 1) + b"x", b"", "not an IDX file of bytes"),
-        (b"\0\0\x08\3" + struct.pack(">3I", 2**32 - 1, 2**32 - 1, 9), b"", "cut short"),
+        (b"\0\0\x08\3" + struct.pack(">3I", 2**32 - 1, 2**32 - 1, 9), b"", "incomplete"),
         (b"\0\0\x08\3" + struct.pack(">3I", 1, 1, 1) + b"xy", b"", "1 bytes should follow the header, there are more"),
         (b"\0\0\x08\3" + struct.pack(">3I", 0, 9, 9), b"", "no images"),
         (b"\0\0\x08\3" + struct.pack(">3I", 1, 1, 1) + b"x", None, "labels-idx1-ubyte: no such file"),
