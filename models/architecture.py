@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
@@ -146,23 +146,3 @@ def check_divides(raw_name: str, size: int, heads_name: str, heads: int) -> None
     """Raise ModelError unless the hidden size splits into equal attention heads."""
     if size % heads:
         raise ModelError(f"config.json: {raw_name} = {size} is not a multiple of {heads_name} = {heads}")
-
-
-@torch.no_grad()
-def init_normal(module: nn.Module, std: float, generator: torch.Generator, skip: Collection[Tensor] = ()) -> None:
-    """Initialise every Linear, Embedding and Conv2d below `module` from Normal(0, std), biases 0, LayerNorms identity.
-
-    In the fixed order of module.modules() and from one generator, so that the seed decides every weight. A parameter
-    that a module owns itself (a class token) is the architecture's to initialise. skip: weights of another module that
-    are tied to one of these; nothing is drawn for them.
-    """
-    tied = set(skip)
-    for child in module.modules():
-        if isinstance(child, nn.Linear | nn.Embedding | nn.Conv2d):
-            if child.weight not in tied:
-                child.weight.normal_(0.0, std, generator=generator)
-            if not isinstance(child, nn.Embedding) and child.bias is not None:
-                child.bias.zero_()
-        elif isinstance(child, nn.LayerNorm):
-            child.weight.fill_(1.0)
-            child.bias.zero_()

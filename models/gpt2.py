@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from models.architecture import Architecture, check_divides, init_normal, read_fields, read_rates
+from models.architecture import Architecture, check_divides, read_fields, read_rates
 from models.checkpoints.tensor_files import JsonObject
 from models.checkpoints.weights import WeightRow, WeightTable, linear
 from models.generation.cache import Cache
@@ -21,7 +21,7 @@ from models.heads import Head, HeadShape, widened
 from models.inputs import ModelInputs, required
 from models.ops.attention import packed_attention
 from models.ops.dropout import Dropout
-from models.ops.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, drop_path
+from models.ops.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, drop_path, init_normal
 from models.ops.packing import Packing
 
 

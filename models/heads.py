@@ -13,6 +13,7 @@ Legend of shapes as in models/ops/packing.py, and: C classes, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from models.errors import ModelError
 from models.inputs import IGNORE_INDEX, ModelInputs, required
 from models.ops.dropout import Dropout
-from models.ops.layers import ACTIVATIONS, POOLINGS, mean_pool
+from models.ops.layers import ACTIVATIONS, POOLINGS, init_normal, mean_pool
 from models.ops.linear_cross_entropy import linear_cross_entropy
 from models.ops.packing import Packing, padded
 
@@ -90,6 +91,14 @@ class Head(nn.Module):
             return torch.stack([F.logsigmoid(chosen), F.logsigmoid(-chosen)], -1)
         is_target = ~labels.isnan().any(-1) if labels.is_floating_point() else labels != IGNORE_INDEX
         return wide[is_target].log_softmax(-1)
+
+    def init_weights(self, std: float, generator: torch.Generator, skip: Collection[Tensor] = ()) -> None:
+        """Initialise a new head: weights from Normal(0, std), biases 0, LayerNorms identity; other parameters stay.
+
+        skip: weights that are tied to the backbone's. A head of your own that starts in another way overrides this; its
+        __init__ runs with the seed of from_pretrained.
+        """
+        init_normal(self, std, generator, skip)
 
     def tie(self, embedding: nn.Embedding) -> None:
         """Make the output matrix the embedding; a head without an output matrix has nothing to tie."""

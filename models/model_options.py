@@ -36,6 +36,7 @@ class ModelOptions:
     problem: str | None
     dropout: float | Mapping[str, float] | None
     label_smoothing: float
+    seed: int
 
     def rates(self) -> dict[str, float]:
         """Return {site: rate} of what the caller sets; ModelError for an unknown site or an impossible rate."""

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from models import bert, gpt2, model_options, t5, vit
-from models.architecture import AnyArchitecture, BackboneConfig, init_normal
+from models.architecture import AnyArchitecture, BackboneConfig
 from models.checkpoints import hub, weights
 from models.checkpoints.tensor_files import JsonObject, TensorFiles, open_checkpoint, read_json
 from models.checkpoints.uninitialised import Uninitialised, size_limits
@@ -76,7 +76,7 @@ def from_pretrained(
     Raises ModelError when the files and the request do not fit, and for an option without effect on this head.
     `model.report` says what became of each tensor.
     """
-    options = ModelOptions(head, labels, pooling, problem, dropout, label_smoothing)
+    options = ModelOptions(head, labels, pooling, problem, dropout, label_smoothing, seed)
     model_options.check_values(options, init, head_init, reinit_layers)
     folder = hub.resolve(str(name_or_path))
     if sha256 and init == "pretrained":
@@ -99,9 +99,10 @@ def from_pretrained(
         model = _build(architecture, config, raw, options, head_class, head_in_file, files, folder)
         if model.head is not None and not head_in_file:  # drawn first: a new head is the same, whatever the backbone
             of_file = [*model.backbone.parameters()] if files is not None else []  # a tied output is the embedding
-            init_normal(model.head, config.initializer_range, generator, skip=of_file)
+            model.head.init_weights(config.initializer_range, generator, skip=of_file)
         if files is None:
             model.backbone.init_weights(generator)
+            _check_initialised(model, folder)
             model.report = weights.LoadReport(f"none, scratch from seed {seed}")
             model.report.initialised = [name for name, _ in model.named_parameters()]
             return model
@@ -117,6 +118,15 @@ def from_pretrained(
         if reinit_layers:
             _restart(model, reinit_layers, generator)
         return model
+
+
+def _check_initialised(model: TaskModel, folder: Path) -> None:
+    """Raise ModelError for parameters that nothing has initialised in a model from scratch."""
+    empty = [name for name, p in model.named_parameters() if p.isnan().any()]
+    if empty:
+        raise ModelError(
+            f"{folder}: init_weights leaves {len(empty)} parameters without values: {', '.join(empty[:4])}"
+        )
 
 
 def _head_class(head: str | None, architecture: AnyArchitecture, folder: Path) -> type[Head] | None:
@@ -147,7 +157,7 @@ def _build(
     pooling = model_options.choose_pooling(options.pooling, raw, architecture)
     if name is None or head_class is None:
         model_options.check_used(options, None, None)
-        with Uninitialised(folder, *size_limits(files)):
+        with Uninitialised(folder, *size_limits(files), mark=files is None):
             return TaskModel(architecture.build(config, None), None, ModelSpec(architecture, raw, None, ()))
     if head_class.has_labels and head_in_file:
         model_options.check_head(raw, architecture, name, pooling, folder)
@@ -165,8 +175,14 @@ def _build(
     )
     model_options.check_used(options, head_class, problem)
     spec = ModelSpec(architecture, raw, name, tuple(labels))
-    with Uninitialised(folder, *size_limits(files)):
-        model = TaskModel(architecture.build(config, head_class), head_class(shape), spec)
+    with Uninitialised(folder, *size_limits(files), mark=files is None):
+        backbone = architecture.build(config, head_class)
+        head = head_class(shape) if name in architecture.weights.heads else None
+    if head is None:  # a researcher's own, whose __init__ may give its parameters values
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.seed)
+            head = head_class(shape)
+    model = TaskModel(backbone, head, spec)
     if model.head is not None and model.embedding is not None and shape.vocab_size and shape.tied:
         model.head.tie(model.embedding)
     return model

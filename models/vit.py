@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.architecture import MAX_SIZE, Architecture, check_divides, init_normal, read_fields, read_rates
+from models.architecture import MAX_SIZE, Architecture, check_divides, read_fields, read_rates
 from models.checkpoints.tensor_files import JsonObject
 from models.checkpoints.weights import WeightRow, WeightTable, linear
 from models.errors import ModelError
@@ -23,7 +23,7 @@ from models.heads import DistilledClassification, Head, HeadShape
 from models.inputs import ModelInputs, required
 from models.ops.attention import SelfAttention
 from models.ops.dropout import Dropout
-from models.ops.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, drop_path
+from models.ops.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, drop_path, init_normal
 from models.ops.packing import Packing
 
 

@@ -1,7 +1,8 @@
 """Build modules without giving their parameters values: every value comes from a file or from init_weights.
 
 This is the one place that relies on how torch initialises its modules: they call functions of torch.nn.init, which a
-TorchFunctionMode sees. tests/models/checkpoints/test_uninitialised.py fails when a torch version does it differently.
+TorchFunctionMode sees where they draw random numbers. tests/models/checkpoints/test_uninitialised.py fails when a
+version of torch does it differently.
 
 Why not the documented way: building on the meta device with Module.to_empty pulls in torch's decompositions and its
 compiler, which was measured to cost 2 s of start-up and 160 MB. (nn.utils.skip_init goes through the meta device too.)
@@ -24,14 +25,17 @@ MAX_TENSORS = 20_000  # of a model from scratch; a thousand layers have as many
 
 
 class Uninitialised(TorchFunctionMode):
-    """A context in which modules get memory without values: torch.nn.init does nothing, and draws nothing.
+    """A context in which modules get memory without values: the functions of torch.nn.init draw nothing.
 
+    Constants stay: torch.zeros and torch.ones, and nn.init.zeros_ and ones_, which torch does not let us see.
+    mark: fill the memory with NaN, so that a parameter that nobody initialises shows.
     Raises ModelError where the config.json of `folder` asks for more than `max_tensors` tensors or `max_numbers`
     numbers, or for more than the machine has. Memory without values costs nothing yet, so the error comes in time.
     """
 
-    def __init__(self, folder: Path, max_tensors: float, max_numbers: float):
+    def __init__(self, folder: Path, max_tensors: float, max_numbers: float, mark: bool = False):
         super().__init__()
+        self.mark = mark
         self.folder, self.max_tensors, self.max_numbers = folder, max_tensors, max_numbers
         self.tensors = self.numbers = 0
 
@@ -39,7 +43,8 @@ class Uninitialised(TorchFunctionMode):
         if getattr(function, "__module__", "") == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         if function in (torch.empty, torch.zeros, torch.ones):
-            return self._allocate(args, kwargs or {})
+            tensor = self._allocate(args, kwargs or {})
+            return tensor if function is torch.empty else tensor.fill_(function is torch.ones)
         return function(*args, **(kwargs or {}))
 
     def _allocate(self, args: Any, kwargs: Any) -> Tensor:
@@ -54,7 +59,7 @@ class Uninitialised(TorchFunctionMode):
                 f"{self.folder}: config.json describes a model of {self.tensors:,} tensors and {self.numbers:,} "
                 "numbers or more, which is far too large"
             )
-        return tensor
+        return tensor.fill_(torch.nan) if self.mark and tensor.is_floating_point() else tensor
 
 
 def size_limits(files: TensorFiles | None) -> tuple[float, float]:

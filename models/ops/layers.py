@@ -1,11 +1,11 @@
-"""Small parts shared by the architectures: activations, MLP, drop path, pooling, activation checkpointing.
+"""Small parts shared by the architectures. Shapes: models/ops/packing.py.
 
-Shapes: models/ops/packing.py.
+Activations, dropout rates, MLP, drop path, pooling, normal initialisation, activation checkpointing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -85,6 +85,26 @@ def last_pool(hidden: Tensor, packing: Packing) -> Tensor:
 
 
 POOLINGS: dict[str, Callable[[Tensor, Packing], Tensor]] = {"cls": first_pool, "mean": mean_pool, "last": last_pool}
+
+
+@torch.no_grad()
+def init_normal(module: nn.Module, std: float, generator: torch.Generator, skip: Collection[Tensor] = ()) -> None:
+    """Initialise every Linear, Embedding and Conv2d below `module` from Normal(0, std), biases 0, LayerNorms identity.
+
+    In the fixed order of module.modules() and from one generator, so that the seed decides every weight. A parameter
+    that a module owns itself (a class token) is the architecture's to initialise. skip: weights of another module that
+    are tied to one of these; nothing is drawn for them.
+    """
+    tied = set(skip)
+    for child in module.modules():
+        if isinstance(child, nn.Linear | nn.Embedding | nn.Conv2d):
+            if child.weight not in tied:
+                child.weight.normal_(0.0, std, generator=generator)
+            if not isinstance(child, nn.Embedding) and child.bias is not None:
+                child.bias.zero_()
+        elif isinstance(child, nn.LayerNorm):
+            child.weight.fill_(1.0)
+            child.bias.zero_()
 
 
 class Layered(Protocol):

@@ -1,4 +1,4 @@
-"""Ours against what transformers computed, from the files of tests/support/make_goldens.py: no transformers is needed."""
+"""Ours against the goldens of transformers (tests/support/make_goldens.py); this needs no transformers."""
 
 from __future__ import annotations
 

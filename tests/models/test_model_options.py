@@ -110,7 +110,9 @@ def test_drop_path_rises_linearly_to_its_rate(tmp_path, kind, head):
     model = tiny.scratch(tmp_path, kind, head, dropout={"drop_path": 0.4})
     for layers in stacks(model):
         count = len(layers)
-        assert [layer.drop_path_rate for layer in layers] == pytest.approx([0.4 * i / max(1, count - 1) for i in range(count)])
+        assert [layer.drop_path_rate for layer in layers] == pytest.approx(
+            [0.4 * i / max(1, count - 1) for i in range(count)]
+        )
 
 
 def test_drop_path_takes_whole_texts_and_keeps_the_mean():

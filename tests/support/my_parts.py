@@ -16,10 +16,10 @@ from torch import Tensor, nn
 import engine.tasks
 from data import Batch, Row
 from models import ModelInputs
-from models.architecture import Architecture, init_normal, read_fields
+from models.architecture import Architecture, read_fields
 from models.checkpoints.weights import WeightRow, WeightTable, linear
 from models.heads import Head, HeadShape, classification_loss
-from models.ops.layers import NO_DROPOUT, DropoutRates
+from models.ops.layers import NO_DROPOUT, DropoutRates, init_normal
 from models.ops.packing import Packing
 
 

@@ -117,7 +117,9 @@ def test_a_checkpoint_published_as_a_pickle_only_says_how_to_fetch_it(tmp_path, 
     monkeypatch.setattr(hub, "snapshot_download", lambda name, **options: str(snapshot))
     monkeypatch.setattr(hub, "hf_hub_download", download)
     assert models.from_pretrained("some-org/old-model", init="scratch")
-    with pytest.raises(ModelError, match=r"`python -m models\.checkpoints\.convert some-org/old-model` fetches and converts it"):
+    with pytest.raises(
+        ModelError, match=r"`python -m models\.checkpoints\.convert some-org/old-model` fetches and converts it"
+    ):
         models.from_pretrained("some-org/old-model")
     assert main(["some-org/old-model"]) == 0
     assert str(snapshot / "model.safetensors") in capsys.readouterr().out

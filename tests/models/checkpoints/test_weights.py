@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -330,7 +331,7 @@ def test_p08_config_must_be_json(folder, content):
 def test_p08_an_old_file_without_model_type_is_told_what_to_add(folder, content):
     (folder / "config.json").write_text(json.dumps(content))
     assert (
-        'config.json has no model_type, as in files of old; add the one that it is, for a BERT "model_type": "bert"'
+        'config.json has no model_type, which old files lack; add the right one, for a BERT "model_type": "bert"'
         in (refusal(folder))
     )
 
@@ -647,6 +648,19 @@ def test_the_table_names_every_parameter_and_no_name_twice(tmp_path, kind, head)
     model = tiny.scratch(tmp_path, kind, head)
     table = models.ARCHITECTURES[kind].weights
     assert table.model_type == kind
-    assert len(weights.export(model, table, head)) == len(list(model.parameters()))
+    assert len(weights.export(model.named_parameters(), table, head)) == len(list(model.parameters()))
     with pytest.raises(KeyError, match="has no row"):
         table.row_of("backbone.nothing.weight", head)
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"), [("bert", "masked-lm"), ("t5", "seq2seq-lm"), ("vit", "image-classification")]
+)
+def test_each_file_is_opened_once(tmp_path, monkeypatch, kind, head):
+    labels = ["a", "b"] if models.HEADS[head].has_labels else None
+    models.save_pretrained(tiny.scratch(tmp_path, kind, head, labels=labels), tmp_path)
+    opened = []
+    original = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *args, **kw: opened.append(path.name) or original(path, *args, **kw))
+    models.from_pretrained(tmp_path, head=head)
+    assert sorted(opened) == ["config.json", "model.safetensors"]

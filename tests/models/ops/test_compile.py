@@ -1,4 +1,4 @@
-"""Compiled layers (models/ops/compile.py) are the layers, in loss, gradients and names, in few graphs for all lengths."""
+"""Compiled layers have the loss, gradients and names of the layers, in few graphs for all lengths."""
 
 from __future__ import annotations
 
