@@ -58,7 +58,7 @@ def setup(device: str) -> Ranks:
     return Ranks(int(os.environ.get("RANK", 0)), world_size, chosen)
 
 
-def wrap(model: nn.Module, ranks: Ranks, empty_batch: Batch, previous: nn.Module | None = None) -> nn.Module:
+def wrap(model: nn.Module, ranks: Ranks, empty_batch: Batch) -> nn.Module:
     """Return the model in DDP, or the model itself on a single rank.
 
     empty_batch: a batch without examples. Its backward reaches every parameter that one with examples does. It runs
@@ -66,11 +66,10 @@ def wrap(model: nn.Module, ranks: Ranks, empty_batch: Batch, previous: nn.Module
     - It finds trained parameters that are never used, for whose gradients DDP would wait forever.
     - DDP reorders its buckets after the first backward, and from three ranks on that order decides how a sum is
       rounded. After a resume the first step then has the same order as in an uninterrupted run.
-    previous: an earlier result, made before other parameters were trained; it cannot be used any more.
+    Call it again when other parameters are trained, since DDP reduces those that were trained when it was made. The
+    wrapper that it replaces needs no care: without a forward of its own it reduces nothing.
     Raises TrainingError with the names of trained parameters that no gradient reaches.
     """
-    if isinstance(previous, DistributedDataParallel):
-        remove_gradient_hooks(previous)
     parallel = model
     if ranks.world_size > 1:
         parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -79,17 +78,6 @@ def wrap(model: nn.Module, ranks: Ranks, empty_batch: Batch, previous: nn.Module
         raise TrainingError(f"parameters that no gradient reaches: {', '.join(unused)}")
     model.zero_grad()
     return parallel
-
-
-def remove_gradient_hooks(parallel: DistributedDataParallel) -> None:
-    """Detach DDP from the gradients of its model, by a private method of torch.
-
-    A reducer removes its hooks only when it is destroyed, and the cycles around a module delay that until the garbage
-    is collected. Until then the old hooks also run in a backward through the new wrapper: for the same parameters they
-    reduce once more, and wait for ranks that have collected theirs already. tests/engine/test_distributed.py fails
-    where torch no longer has this method or it no longer does this.
-    """
-    parallel.reducer._remove_autograd_hooks()
 
 
 def set_gradient_sync(model: nn.Module, last: bool) -> None:

@@ -147,7 +147,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         set_learning_rate(optimizer, lr)
         dropout.set_(state.step)
         if unfreezing.set_(state.step):  # DDP must learn which parameters it reduces now
-            parallel = distributed.wrap(objective, ranks, empty_batch, previous=parallel)
+            parallel = distributed.wrap(objective, ranks, empty_batch)
 
         # Forward and backward.
         loss_sums = []

@@ -24,6 +24,7 @@ from support.runs import (
 )
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 
 import models
 from data import DataError, TextExamples
@@ -60,9 +61,9 @@ class Watch:
         patch.setattr(train, "seed_dropout", self.watched_seed)
         patch.setattr(train, "training_steps", self.watched_steps)
 
-    def watched_wrap(self, model, ranks, empty_batch, **previous):
+    def watched_wrap(self, model, ranks, empty_batch):
         self.seen["initial"] = sum(p.double().sum().item() for p in model.parameters())
-        parallel = self.wrap(model, ranks, empty_batch, **previous)
+        parallel = self.wrap(model, ranks, empty_batch)
         self.seen["unused searched"] = parallel.find_unused_parameters
 
         def counted(state, bucket):
@@ -379,6 +380,33 @@ def test_wrap_on_one_rank_returns_the_model_without_gradients(checkpoint_folder)
     examples = TextExamples(none, none, np.zeros(1, dtype=np.int64), none, [], 0)
     assert distributed.wrap(model, CPU, examples.batch([])) is model
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.fixture
+def group_of_one():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:`broadcast_buffers` is deprecated")
+def test_replaced_ddp_reduces_nothing_while_it_still_exists(group_of_one):
+    """distributed.wrap relies on it: DDP that takes no forward ignores the backward of another wrapper."""
+    model, reductions = nn.Linear(2, 2), {"old": 0, "new": 0}
+    wrappers = {name: DistributedDataParallel(model, broadcast_buffers=False) for name in reductions}
+    for name, wrapper in wrappers.items():
+
+        def counted(state, bucket):
+            reductions[state] += 1
+            return allreduce_hook(None, bucket)
+
+        wrapper.register_comm_hook(name, counted)
+    for name, steps in (("old", 2), ("new", 3)):
+        for last in (False, True) * steps:
+            distributed.set_gradient_sync(wrappers[name], last)
+            wrappers[name](torch.ones(1, 2)).sum().backward()
+    assert reductions == {"old": 2, "new": 3}
+    torch.testing.assert_close(model.bias.grad, torch.full((2,), 10.0))
 
 
 def test_collectives_on_one_rank_need_no_group():
