@@ -23,15 +23,13 @@ import numpy as np
 from tokenizers import Tokenizer
 from torch.utils.data import get_worker_info
 
+from data.augmentation.tables import WORD, entry_key
 from data.batch import Batch
-from data.errors import ErrorList
-from data.formats.rows import read_rows
 from data.loader import Examples
 from data.row import Row
 from data.scripts import KANA_AND_HAN
 from data.tag_schemes import OUTSIDE
 
-WORD = re.compile(rf"[{KANA_AND_HAN}]|[^\s{KANA_AND_HAN}]+")
 MASKS = ("[MASK]", "<mask>")  # BERT; RoBERTa
 
 Change = Callable[[Row, np.random.Generator], Row]
@@ -177,7 +175,7 @@ def change_tagged(
     for i, word in enumerate(new):
         spaces = len(word) - len(word.lstrip())
         start, end = _bare(word, spaces, len(word.rstrip()))
-        options = [text for text in changes.synonyms.get(_entry(word[start:end]), ()) if len(text.split()) == 1]
+        options = [text for text in changes.synonyms.get(entry_key(word[start:end]), ()) if len(text.split()) == 1]
         if options and draws[0, i] < changes.synonym:
             new[i] = word[:start] + _like(word[start:end], options[int(draws[1, i] * len(options))]) + word[end:]
         elif draws[2, i] < changes.mask:
@@ -204,7 +202,7 @@ def find_edits(text: str, rng: np.random.Generator, changes: TextChanges, kept: 
         count = 1
         if longest and draws[0, i] < changes.synonym and (n := _entry_at(text, words, i, longest, changes, free)):
             count, end = n, words[i + n - 1][1]
-            options = changes.synonyms[_entry(text[start:end])]
+            options = changes.synonyms[entry_key(text[start:end])]
             edits.append((start, end, _like(text[start:end], options[int(draws[1, i] * len(options))])))
         elif free[i] and draws[2, i] < changes.mask:
             edits.append((start, end, changes.mask_token))
@@ -217,14 +215,13 @@ def _entry_at(text: str, words: list[Span], i: int, longest: int, changes: TextC
     for n in range(min(longest, len(words) - i), 0, -1):
         spans = words[i : i + n]
         gaps = "".join(text[a[1] : b[0]] for a, b in pairwise(spans))
-        if all(free[i : i + n]) and not gaps.strip() and _entry(text[spans[0][0] : spans[-1][1]]) in changes.synonyms:
+        if (
+            all(free[i : i + n])
+            and not gaps.strip()
+            and entry_key(text[spans[0][0] : spans[-1][1]]) in changes.synonyms
+        ):
             return n
     return 0
-
-
-def _entry(words: str) -> tuple[str, ...]:
-    """Return the key of words in a table, which ignores capitals and the spaces between words."""
-    return tuple(WORD.findall(words.lower()))
 
 
 def _bare(text: str, start: int, end: int) -> Span:
@@ -293,7 +290,7 @@ def _unspaced(word: str) -> bool:
     return re.match(f"[{KANA_AND_HAN}]", word) is not None
 
 
-# Tables of changes
+# What changes need from the texts and the tokenizer
 
 
 def distinct_words(texts: Iterable[str]) -> list[str]:
@@ -309,51 +306,3 @@ def mask_token(tokenizer: Tokenizer) -> str:
         if number is not None and number in tokenizer.encode(f"a {token}", add_special_tokens=False).ids:
             return token
     return ""
-
-
-def read_synonyms(name: str) -> dict[tuple[str, ...], list[str]]:
-    """Return {the words of an entry, in lower case: its synonyms} of a file of rows with `word` and `synonyms`.
-
-    The synonyms are a list, or one field with commas between them. Raises one DataError for all bad lines.
-    """
-    errors = ErrorList()
-    table: dict[tuple[str, ...], list[str]] = {}
-    lines: dict[tuple[str, ...], int] = {}
-    for row in read_rows(name, ["word", "synonyms"], errors=errors):
-        word, synonyms = row.values["word"], row.values["synonyms"]
-        texts = synonyms.split(",") if isinstance(synonyms, str) else synonyms
-        if not isinstance(word, str) or not word.strip():
-            errors.add(name, row.line, f"'word' should be text, this is {word!r}")
-        elif not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
-            errors.add(name, row.line, f"'synonyms' should be texts with commas between, this is {synonyms!r}")
-        elif not texts:
-            errors.add(name, row.line, f"{word!r} has no synonyms; leave the line out")
-        elif (key := _entry(word)) in table:
-            errors.add(name, row.line, f"{word!r} is on line {lines[key]} too; put all its synonyms in one")
-        else:
-            table[key], lines[key] = [text.strip() for text in texts], row.line
-    errors.raise_if_any()
-    return table
-
-
-def read_wordings(name: str, ids: Iterable[str]) -> dict[str, list[str]]:
-    """Return {id: other wordings} of a .jsonl file with `id` and `texts`; each id must be one of `ids`."""
-    errors, known = ErrorList(), set(ids)
-    wordings: dict[str, list[str]] = {}
-    for row in read_rows(name, ["id", "texts"], errors=errors):
-        texts = row.values["texts"]
-        if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
-            errors.add(name, row.line, f"'texts' should be a list of texts, this is {texts!r}")
-        elif row.id not in known:
-            errors.add(name, row.line, f"the training data has no id {row.id!r}")
-        else:
-            wordings[row.id] = texts
-    errors.raise_if_any()
-    return wordings
-
-
-def digest(*tables: Mapping[Any, Sequence[str]]) -> str:
-    """Return a checksum of the tables; "" where all are empty."""
-    if not any(tables):
-        return ""
-    return hashlib.sha256(repr([sorted(table.items()) for table in tables]).encode()).hexdigest()[:16]

@@ -331,7 +331,7 @@ def _read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
 
 
 def _read_lines(path: Path) -> list[str]:
-    """Return the lines of a file. Only a line feed ends a line: a vocabulary has entries that look like other line ends."""
+    """Return the lines of a file. Only a line feed ends one: some entries of a vocabulary look like other line ends."""
     try:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from data import Examples, Row
+from data.augmentation import tables
 from data.augmentation import text as texts
 from data.seq2seq import PairTokenizer
 from engine.config import AugmentSettings, ConfigError, ImageAugmentSettings, TextAugmentSettings
@@ -73,7 +74,7 @@ def augment_rows(
     change: texts.Change,
 ) -> Examples:
     """Return examples whose rows `change` changes anew in every epoch."""
-    files = texts.digest(changes.synonyms, changes.wordings)
+    files = tables.checksum(changes.synonyms, changes.wordings)
     return texts.Augmented(examples, rows, encode, change, seed, files)
 
 
@@ -123,7 +124,7 @@ def text_changes(
         data = encode.settings.data
         # The file may have wordings of rows that are held out; those rows stay as they are.
         known = rows if data.validation else encode.read(data.train, encode.settings, True)
-        wordings = texts.read_wordings(settings.back_translation_file, [row.id for row in known])
+        wordings = tables.read_wordings(settings.back_translation_file, [row.id for row in known])
     return texts.TextChanges(
         crop=settings.crop,
         delete=settings.delete,
@@ -133,7 +134,7 @@ def text_changes(
         synonym=settings.synonym_rate,
         mask_token=mask_token,
         words=texts.distinct_words(row.values[c] for row in rows for c in columns) if settings.fill else (),
-        synonyms=texts.read_synonyms(settings.synonym_file) if settings.synonym_file else {},
+        synonyms=tables.read_synonyms(settings.synonym_file) if settings.synonym_file else {},
         wordings=wordings,
     )
 

@@ -12,7 +12,7 @@ import torch
 from support.runs import StopAfter, assert_same_run, run_training
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from data.augmentation import text as augment
+from data.augmentation import tables
 from data.augmentation.text import Augmented, TextChanges, change_around, change_tagged, change_text, show_augmented
 from data.errors import DataError
 from data.loader import MicroBatching, training_steps
@@ -331,7 +331,7 @@ def test_synonyms_are_read_from_tsv_and_jsonl_alike(tmp_path):
     entries = [("Film", ["movie", "picture"]), ("very good", "fine"), ("电影", ["片子"])]
     jsonl.write_text("".join(json.dumps({"word": w, "synonyms": s}) + "\n" for w, s in entries))
     expected = {("film",): ["movie", "picture"], ("very", "good"): ["fine"], ("电", "影"): ["片子"]}
-    assert augment.read_synonyms(str(tsv)) == augment.read_synonyms(str(jsonl)) == expected
+    assert tables.read_synonyms(str(tsv)) == tables.read_synonyms(str(jsonl)) == expected
 
 
 def test_f13_bad_files_of_synonyms_and_wordings_say_the_line(tmp_path):
@@ -340,7 +340,7 @@ def test_f13_bad_files_of_synonyms_and_wordings_say_the_line(tmp_path):
     entries += [{"word": "d", "synonyms": "x"}, {"word": "D", "synonyms": "y"}, {"synonyms": "y"}]
     synonyms.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     with pytest.raises(DataError) as error:
-        augment.read_synonyms(str(synonyms))
+        tables.read_synonyms(str(synonyms))
     lines = str(error.value).splitlines()
     assert [line.split(":")[1] for line in lines] == ["1", "2", "3", "5", "6"]
     assert "line 4 too" in lines[3]
@@ -348,7 +348,7 @@ def test_f13_bad_files_of_synonyms_and_wordings_say_the_line(tmp_path):
     entries += [{"id": "r3", "texts": [" "]}, {"id": "r1", "texts": ["y"]}, {"texts": ["y"]}]
     wordings.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     with pytest.raises(DataError) as error:
-        augment.read_wordings(str(wordings), ["r1", "r2", "r3"])
+        tables.read_wordings(str(wordings), ["r1", "r2", "r3"])
     lines = str(error.value).splitlines()
     assert {line.split(":")[1] for line in lines} == {"2", "3", "4", "5", "6"}
     assert any("no id 'q'" in line for line in lines)

@@ -1,0 +1,411 @@
+"""Images: folders, lists and IDX files, unusual and bad pictures (F12), and encoded examples."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import struct
+import sys
+import tracemalloc
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.pictures import COLOURS, folder_of_colours, picture, write
+
+from data import DataError
+from data import image_classification as image_data
+from data.formats.image_files import decode
+from data.image_classification import encode_images, read_images
+from data.image_preprocessing import Preprocessing
+
+HOW = Preprocessing((16, 16), 2, None, 1 / 255, (0.5,) * 3, (0.5,) * 3, tokens=5)
+
+
+def write_idx(path: Path, array: np.ndarray) -> Path:
+    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    content = header + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+# Files
+
+
+def test_a_folder_for_each_class(tmp_path):
+    folder_of_colours(tmp_path, 3)
+    write(tmp_path / "green/more/deep.PNG", picture())
+    for name in (".DS_Store", "red/Thumbs.db", "red/.hidden.png", ".git/config"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"?")
+    rows = read_images(str(tmp_path))
+    assert [row.id for row in rows] == [
+        *("blue/000.png", "blue/001.jpg", "blue/002.bmp"),
+        *("green/000.png", "green/001.jpg", "green/002.bmp", "green/more/deep.PNG"),
+        *("red/000.png", "red/001.jpg", "red/002.bmp"),
+    ]
+    assert [row.values["label"] for row in rows] == ["blue"] * 3 + ["green"] * 4 + ["red"] * 3
+    assert rows[0].values["path"] == tmp_path / "blue/000.png"
+
+
+def test_unlabelled_folder_may_be_flat_and_have_cyclic_links(tmp_path):
+    write(tmp_path / "b.png", picture())
+    write(tmp_path / "more/a.png", picture())
+    (tmp_path / "more/around").symlink_to(tmp_path, target_is_directory=True)
+    assert [row.id for row in read_images(str(tmp_path), label="")] == ["b.png", "more/a.png"]
+    with pytest.raises(DataError, match=r"b\.png: in no folder of a class"):
+        read_images(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+def test_a_list_of_paths_is_relative_to_its_file(tmp_path, kind):
+    for i in range(3):
+        write(tmp_path / f"pictures/{i}.png", picture())
+    rows = [{"path": f"pictures/{i}.png", "label": str(i % 2), "id": f"n{i}"} for i in range(3)]
+    if kind == "jsonl":
+        text = "\n".join(map(json.dumps, rows))
+    else:
+        text = "\n".join(("," if kind == "csv" else "\t").join(x) for x in (rows[0], *(r.values() for r in rows)))
+    (tmp_path / f"list.{kind}").write_text(text + "\n")
+    read = read_images(str(tmp_path / f"list.{kind}"))
+    assert [(row.id, row.values["label"], row.values["path"]) for row in read] == [
+        (f"n{i}", str(i % 2), tmp_path / f"pictures/{i}.png") for i in range(3)
+    ]
+
+
+def test_all_that_is_wrong_in_a_list_is_said_with_its_line(tmp_path):
+    write(tmp_path / "good.png", picture())
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    lines = ["path,label", "good.png,a", "missing.png,a", "bad.png,b", "good.png,b"]
+    (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError) as error:
+        read_images(str(tmp_path / "list.csv"))
+    first, second, hint = str(error.value).splitlines()
+    assert first == f"{tmp_path}/list.csv:3: missing.png: cannot be read: No such file or directory"
+    assert second.startswith(f"{tmp_path}/list.csv:4: bad.png: not an image of a kind that is read: JPEG")
+    assert 'image_classification.bad_images = "skip"' in hint
+    (tmp_path / "list.csv").write_text("path,label\ngood.png,\n,a\n")
+    with pytest.raises(
+        DataError, match=r"(?s)list\.csv:2: the label in 'label' is empty.*list\.csv:3: 'path' is empty"
+    ):
+        read_images(str(tmp_path / "list.csv"))
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_idx_files(tmp_path, ending):
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 4), dtype=np.uint8)
+    path = write_idx(tmp_path / f"train-images-idx3-ubyte{ending}", pixels)
+    write_idx(tmp_path / f"train-labels-idx1-ubyte{ending}", np.arange(7) % 3)
+    rows = read_images(str(path))
+    assert [(row.id, row.line, row.values["label"]) for row in rows] == [
+        (str(i), i, str((i - 1) % 3)) for i in range(1, 8)
+    ]
+    assert [row.values["label"] for row in read_images(str(path), labels=("x", "y", "z"))] == list("xyzxyzx")
+    examples = encode_images(rows, replace(HOW, size=None, crop=(4, 4)), labels=("0", "1", "2"))
+    assert np.array_equal(examples.images, pixels)
+    batch = examples.batch([3, 1])
+    assert batch.pixel_values.shape == (2, 3, 4, 4)
+    expected = torch.from_numpy(pixels[3, :4].astype(np.float32)) / 255 * 2 - 1
+    torch.testing.assert_close(batch.pixel_values[0], expected.expand(3, 4, 4))
+    assert batch.labels.tolist() == [0, 1]
+    (tmp_path / f"train-labels-idx1-ubyte{ending}").unlink()
+    assert len(read_images(str(path), label="")) == 7  # to predict, no labels are needed
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (None, None, "images-idx3-ubyte: no such file"),
+        (b"\0\0\x08", b"", "not an IDX file of bytes in 3 dimensions"),
+        (b"\0\0\x0d\3" + struct.pack(">3I", 1, 1, 1) + b"x", b"", "not an IDX file of bytes"),
+        (b"\0\0\x08\3" + struct.pack(">3I", 2**32 - 1, 2**32 - 1, 9), b"", "incomplete"),
+        (b"\0\0\x08\3" + struct.pack(">3I", 1, 1, 1) + b"xy", b"", "1 bytes should follow the header, there are more"),
+        (b"\0\0\x08\3" + struct.pack(">3I", 0, 9, 9), b"", "no images"),
+        (b"\0\0\x08\3" + struct.pack(">3I", 1, 1, 1) + b"x", None, "labels-idx1-ubyte: no such file"),
+        (
+            b"\0\0\x08\3" + struct.pack(">3I", 1, 1, 1) + b"x",
+            b"\0\0\x08\1" + struct.pack(">I", 2) + b"\0\1",
+            "2 labels for the 1 images",
+        ),
+        (
+            b"\0\0\x08\3" + struct.pack(">3I", 1, 1, 1) + b"x",
+            b"\0\0\x08\1" + struct.pack(">I", 1) + b"\3",
+            "labels-idx1-ubyte:1: label 3, but data.labels has 2 names",
+        ),
+    ],
+)
+def test_broken_idx_files(tmp_path, images, labels, message):
+    for name, content in (("images-idx3-ubyte", images), ("labels-idx1-ubyte", labels)):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_images(str(tmp_path / "images-idx3-ubyte"), labels=("a", "b"))
+
+
+@pytest.mark.parametrize("damage", [lambda x: x[:-9], lambda x: x[:30] + b"?????" + x[35:], lambda x: x[:2]])
+def test_damaged_gzip(tmp_path, damage):
+    path = write_idx(tmp_path / "images-idx3-ubyte.gz", np.random.default_rng(0).integers(0, 256, (9, 9, 9)))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match=r"images-idx3-ubyte\.gz: "):
+        read_images(str(path), label="")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"group": "patient"}, "data.group_column = 'patient' is a column, and there are none"),
+        ({"format": "idx"}, "cannot be read: Is a directory"),
+        ({"format": "csv"}, "this is a folder"),
+        ({}, ": no images"),
+    ],
+)
+def test_settings_that_do_not_fit_a_folder(tmp_path, options, message):
+    with pytest.raises(DataError, match=message):
+        read_images(str(tmp_path), **options)
+
+
+def test_a_folder_or_file_that_is_not_there(tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        read_images(str(tmp_path / "none"), format="folder")
+    with pytest.raises(DataError, match="unknown kind of file"):
+        read_images(str(tmp_path / "none"))
+
+
+# Pictures that are unusual, and right
+
+
+def grey_16(levels) -> Image.Image:
+    return Image.fromarray(np.asarray(levels, dtype=np.uint16))
+
+
+def test_16_bits_keep_their_upper_8(tmp_path):
+    levels = np.arange(0, 65536, 257).reshape(16, 16)
+    image = decode(write(tmp_path / "a.png", grey_16(levels)))
+    assert np.array_equal(np.asarray(image), levels >> 8)
+    assert np.array_equal(np.asarray(decode(write(tmp_path / "a.tif", grey_16(levels)))), levels >> 8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_camera_was_held_otherwise(tmp_path, orientation):
+    """EXIF says how to turn what was stored, so that it is upright."""
+    upright = picture(size=(8, 6))
+    undo = [None, 0, 3, 1, 5, 2, 6, 4][orientation - 1]  # Pillow's numbers of the opposite turn
+    stored = upright if undo is None else upright.transpose(Image.Transpose(undo))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert np.array_equal(np.asarray(decode(write(tmp_path / "a.png", stored, exif=exif))), np.asarray(upright))
+
+
+def test_other_modes_become_what_the_model_reads(tmp_path):
+    image = picture(size=(16, 16))
+    for mode, kind in [("CMYK", "jpg"), ("L", "png"), ("P", "gif"), ("RGBA", "png"), ("LA", "png"), ("1", "png")]:
+        write(tmp_path / mode / f"x.{kind}", image.convert(mode))
+    write(tmp_path / "T/x.png", image.convert("P"), transparency=bytes(range(100)))
+    examples = encode_images(read_images(str(tmp_path)), HOW, labels=("1", "CMYK", "L", "LA", "P", "RGBA", "T"))
+    assert examples.batch(range(7)).pixel_values.shape == (7, 3, 16, 16)
+    by_label = {row.id[:-6]: i for i, row in enumerate(read_images(str(tmp_path)))}
+    plain = examples.batch([by_label["RGBA"]]).pixel_values
+    cmyk = examples.batch([by_label["CMYK"]]).pixel_values
+    assert (plain - cmyk).abs().mean() < 0.2  # JPEG and the way there and back
+    how = replace(HOW, mean=(0.5,), std=(0.5,))
+    grey = encode_images(read_images(str(tmp_path), label=""), how, label="", labels=())
+    assert grey.pixels(0).shape == (1, 16, 16)
+
+
+def test_a_name_does_not_say_what_is_inside(tmp_path):
+    path = write(tmp_path / "a.jpg", picture(), "PNG")
+    assert np.array_equal(np.asarray(decode(path)), np.asarray(picture()))
+
+
+# F12
+
+
+def small_png(width: int, height: int) -> bytes:
+    """A PNG whose header claims this size, with next to nothing behind it."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    )
+
+
+def bad_images(root: Path) -> dict[str, str]:
+    """Write bad images; {path: part of the reason}."""
+    found: dict[str, str] = {}
+
+    def add(name: str, content: bytes, reason: str) -> None:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+        found[name] = reason
+
+    def encoded(kind: str, **options) -> bytes:
+        buffer = io.BytesIO()
+        picture(size=(60, 40)).save(buffer, kind, **options)
+        return buffer.getvalue()
+
+    for kind, ending in (("JPEG", "jpg"), ("PNG", "png"), ("GIF", "gif"), ("BMP", "bmp"), ("WEBP", "webp")):
+        whole = encoded(kind)
+        for share in (0.001, 0.02, *np.linspace(0.1, 0.9, 24)):
+            add(f"a/cut-{kind}-{share:.3f}.{ending}", whole[: max(1, int(len(whole) * share))], "")
+    for i in range(21):
+        add(f"b/empty-{i}.png", b"", "an empty file")
+        add(f"b/text-{i}.jpg", b"hello, world " * i + b"!", "not an image of a kind")
+        add(f"b/named-{i}.txt", b"x", "not an image by its name")
+    frames = [picture(seed=i) for i in range(3)]
+    for kind, ending in (("GIF", "gif"), ("PNG", "png"), ("WEBP", "webp"), ("TIFF", "tif")):
+        buffer = io.BytesIO()
+        frames[0].save(buffer, kind, save_all=True, append_images=frames[1:])
+        add(f"b/animated.{ending}", buffer.getvalue(), "several pictures in one file")
+    add("b/bomb.png", small_png(50_000, 50_000), "decompression bomb")
+    add("b/large.png", small_png(10_000, 9_999), "10,000 x 9,999 pixels; at most")
+    add("b/long.png", small_png(20_000, 10), "20,000 x 10 pixels: one side is over 100 times the other")
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(buffer, "TIFF")
+    add("b/float.tif", buffer.getvalue(), "levels of 32 bits")
+    add("b/program.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a kind")
+    return found
+
+
+@pytest.fixture(scope="module")
+def bad_folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("bad")
+    found = bad_images(root)
+    for i in range(6):
+        write(root / f"{'ab'[i % 2]}/good-{i}.png", picture(seed=i))
+    return root, found
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_f12_every_bad_image_is_named_with_its_reason(bad_folder, monkeypatch):
+    root, found = bad_folder
+    assert len(found) >= 200
+    monkeypatch.setattr(image_data, "SHOWN", 1000)
+    with pytest.raises(DataError) as error:
+        read_images(str(root))
+    lines = str(error.value).splitlines()[:-1]
+    assert len(lines) == len(found)
+    for name, reason in found.items():
+        (line,) = [line for line in lines if line.startswith(f"{root / name}: ")]
+        assert reason in line
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of what it finds odd
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM"])
+def test_f12_a_damaged_image_is_an_image_or_an_error_of_ours(tmp_path, kind):
+    buffer = io.BytesIO()
+    picture(size=(30, 20)).save(buffer, kind)
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(60):
+        content = np.frombuffer(buffer.getvalue(), np.uint8).copy()
+        for place in rng.integers(0, min(len(content), 200), 3):
+            content[place] = rng.integers(256)
+        (tmp_path / "x").write_bytes(content.tobytes())
+        try:
+            outcomes.add(type(image_data.to_pixels(decode(tmp_path / "x"), HOW)))
+        except DataError:
+            outcomes.add(DataError)
+    assert DataError in outcomes
+
+
+def test_files_that_no_image_can_be_read_from(tmp_path):
+    write(tmp_path / "a/x.png", picture())
+    os.mkfifo(tmp_path / "a/pipe.png")
+    (tmp_path / "a/away.png").symlink_to(tmp_path / "nothing")
+    with open(os.fsencode(tmp_path / "a") + b"/\xff.png", "wb") as stream:
+        stream.write(b"?")
+    with pytest.raises(DataError) as error:
+        read_images(str(tmp_path))
+    reasons = ["its name is not UTF-8", "away.png: cannot be read: No such file", "pipe.png: not a regular file"]
+    for reason, line in zip(reasons, str(error.value).splitlines(), strict=False):
+        assert reason in line
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_f12_bad_images_are_left_out_when_asked_and_counted(bad_folder, capsys):
+    root, found = bad_folder
+    rows = read_images(str(root), bad_images="skip")
+    assert [row.id for row in rows] == [f"{c}/good-{i}.png" for c, i in zip("aaabbb", (0, 2, 4, 1, 3, 5), strict=True)]
+    said = capsys.readouterr().err
+    assert f"{len(found)} of {len(found) + 6} images are bad and left out" in said
+    assert f"... and {len(found) - 20} more" in said
+    again = read_images(str(root), bad_images="skip")
+    assert [(row.id, row.values) for row in again] == [(row.id, row.values) for row in rows]
+
+
+def test_f12_when_all_are_bad_nothing_is_left(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/x.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"(?s)x\.png: an empty file.*: no images"):
+        read_images(str(tmp_path), bad_images="skip")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_f12_a_bomb_takes_no_memory(tmp_path):
+    resource = pytest.importorskip("resource")
+    (tmp_path / "bomb.png").write_bytes(small_png(9_400, 9_400))  # just within Pillow's own limits
+    (tmp_path / "bomb2.png").write_bytes(small_png(13_000, 13_000))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    tracemalloc.start()
+    for name in ("bomb.png", "bomb2.png"):
+        with pytest.raises(DataError):
+            decode(tmp_path / name)
+    assert tracemalloc.get_traced_memory()[1] < 5e6
+    tracemalloc.stop()
+    if sys.platform == "linux":
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 350_000  # KiB
+
+
+def test_an_image_that_changes_during_a_run_is_named(tmp_path):
+    path = write(tmp_path / "a/x.png", picture())
+    examples = encode_images(read_images(str(tmp_path)), HOW, labels=("a",))
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"a/x\.png: an empty file; it was an image when the run began"):
+        examples.batch([0])
+    path.unlink()
+    with pytest.raises(DataError, match=r"a/x\.png: .*it was an image when the run began"):
+        examples.batch([0])
+
+
+# Examples
+
+
+def test_fingerprint_covers_pixels_labels_names_and_processing(tmp_path):
+    root = folder_of_colours(tmp_path, 2)
+
+    def fingerprint(how=HOW):
+        return encode_images(read_images(str(root)), how, labels=tuple(COLOURS)).fingerprint()
+
+    prints = [fingerprint(), fingerprint(replace(HOW, size=(8, 8)))]
+    assert fingerprint() == prints[0]
+    write(root / "red/000.png", picture(seed=99))
+    prints.append(fingerprint())
+    (root / "red/000.png").rename(root / "red/00.png")
+    prints.append(fingerprint())
+    (root / "red/00.png").rename(root / "blue/00.png")
+    prints.append(fingerprint())
+    assert len(set(prints)) == 5
+
+
+def test_what_the_loop_asks_of_examples(tmp_path):
+    examples = encode_images(read_images(str(folder_of_colours(tmp_path, 4))), HOW, labels=("blue", "green", "red"))
+    assert examples.lengths.tolist() == [5] * 12
+    assert examples.label_counts(3).tolist() == [4, 4, 4]
+    batch = examples.batch([11, 0])
+    assert (batch.num_tokens, batch.num_targets, batch.ids) == (10, 2, ("red/003.png", "blue/000.png"))
+    assert batch.labels.tolist() == [2, 0]
+    empty = examples.batch([])
+    assert (empty.pixel_values.shape, empty.labels.shape, empty.num_tokens) == ((0, 3, 16, 16), (0,), 0)
+    assert examples.show(0, HOW, ("blue", "green", "red"))[0] == "  id blue/000.png  blue"
+    unlabelled = encode_images(read_images(str(tmp_path), label=""), HOW, label="", labels=())
+    assert unlabelled.batch([0]).labels is None
+    assert unlabelled.label_counts(3) is None
