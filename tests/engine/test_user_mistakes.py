@@ -1,4 +1,4 @@
-"""A user's mistake ends in one message, which names what is wrong and what would work, with code 2 and nothing left.
+"""A user's mistake ends with code 2 and one message, which names the mistake and a remedy; no file is left behind.
 
 Each case is a function that makes the mistake and returns the arguments of `engine.train`.
 """
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Unable to enable fault handler")
 
 @dataclass
 class Bench:
-    """What a case works with: a folder of its own, and the tiny checkpoint, data and recipe that are right."""
+    """The files of a case: a folder of its own, and a tiny checkpoint, data and recipe without a mistake."""
 
     folder: Path
     checkpoint: Path
@@ -40,7 +40,7 @@ class Bench:
         return self.folder / "run"
 
     def arguments(self, **changes: object) -> list[str]:
-        """Those of a run that works, but for `changes`, whose __ stands for a dot."""
+        """Return the arguments of a run that works, with these changes; "__" in a name means a dot."""
         options = [f"--{key.replace('__', '.')}={value}" for key, value in changes.items()]
         return arguments_of(self.tiny(), self.folder / "recipe.toml") + options
 
@@ -56,7 +56,7 @@ class Bench:
         return Path(shutil.copytree(self.checkpoint, self.folder / "copy"))
 
     def train(self, **changes: object) -> None:
-        """A run of two steps that ends well in `self.run`."""
+        """Train for two steps in `self.run`."""
         run_training(self.tiny(**{"train.max_steps": 2, "eval.every_steps": 2} | changes))
 
 
@@ -66,19 +66,19 @@ def bench(tiny, checkpoint_folder, tmp_path) -> Iterator[Bench]:
         yield Bench(tmp_path, checkpoint_folder, tiny, cleanup)
 
 
-# settings
+# Settings
 
 
 def unknown_key(b):
-    return b.arguments(train__bach_size=3)
+    return b.arguments(train__global_bach_size=3)
 
 
 def unknown_key_in_the_recipe(b):
-    return [str(b.file("recipe.toml", "schema = 1\n[optim]\nlearning_rate = 1e-4\n"))]
+    return [str(b.file("recipe.toml", "schema = 2\n[optim]\nlearning_rat = 1e-4\n"))]
 
 
 def wrong_type(b):
-    return b.arguments(train__batch_size="many")
+    return b.arguments(train__global_batch_size="many")
 
 
 def out_of_range(b):
@@ -97,7 +97,7 @@ def unknown_metric(b):
     return b.arguments(eval__metric="acuracy")
 
 
-# data
+# Data
 
 
 def missing_data_file(b):
@@ -152,7 +152,7 @@ def broken_json(b):
     return b.arguments(data__train=b.file("rows.jsonl", '{"text": "a", "label": "x"}\n{"text": \n'))
 
 
-# the model
+# The model
 
 
 def missing_checkpoint(b):
@@ -202,7 +202,7 @@ def shorter_than_the_special_tokens(b):
     return b.arguments(data__max_length=2)
 
 
-# the run folder
+# The run folder
 
 
 def folder_in_use(b):
@@ -223,7 +223,7 @@ def folder_in_use(b):
 
 def folder_holds_a_run(b):
     b.train()
-    return b.arguments(train__max_steps=2, eval__every=2)
+    return b.arguments(train__max_steps=2, eval__every_steps=2)
 
 
 def nothing_to_resume(b):
@@ -232,7 +232,7 @@ def nothing_to_resume(b):
 
 def another_recipe_at_resume(b):
     b.train()
-    return [*b.arguments(train__max_steps=2, eval__every=2, optim__lr=0.5), "--resume"]
+    return [*b.arguments(train__max_steps=2, eval__every_steps=2, optim__lr=0.5), "--resume"]
 
 
 def folder_below_a_file(b):
@@ -244,8 +244,8 @@ def folder_that_cannot_be_made(b):
 
 
 MISTAKES: list[tuple[Callable[[Bench], list[str]], list[str]]] = [
-    (unknown_key, ["unknown setting 'train.bach_size'", "did you mean 'batch_size'?"]),
-    (unknown_key_in_the_recipe, ["{folder}/recipe.toml", "'optim.learning_rate'", "optim has lr, "]),
+    (unknown_key, ["unknown setting 'train.global_bach_size'", "did you mean 'global_batch_size'?"]),
+    (unknown_key_in_the_recipe, ["{folder}/recipe.toml", "'optim.learning_rat'", "optim has name, lr, "]),
     (wrong_type, ["train.global_batch_size = 'many'", "a whole number"]),
     (out_of_range, ["model.dropout.all = 1.5", "in [0, 1)"]),
     (missing_recipe, ["recipe 'movie_review'", "No such file", "did you mean 'movie_reviews'?"]),
@@ -284,12 +284,12 @@ MISTAKES: list[tuple[Callable[[Bench], list[str]], list[str]]] = [
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:
-    """Every path below, and what is in it."""
+    """Return every path below the folder, with its content."""
     return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
 
 def outcome(arguments: list[str], monkeypatch, capsys) -> tuple[object, str, str]:
-    """(exit code, stdout, stderr) of `python -m engine.train`, in this process."""
+    """Run `python -m engine.train` in this process; return (exit code, stdout, stderr)."""
     monkeypatch.setattr(sys, "argv", ["engine.train", *arguments])
     capsys.readouterr()
     code: object = 0
@@ -301,7 +301,7 @@ def outcome(arguments: list[str], monkeypatch, capsys) -> tuple[object, str, str
 
 
 @pytest.mark.parametrize(("make", "named"), MISTAKES, ids=[make.__name__ for make, _ in MISTAKES])
-def test_a_mistake_is_answered_in_one_message(bench, make, named, monkeypatch, capsys):
+def test_mistake_is_answered_in_one_message(bench, make, named, monkeypatch, capsys):
     arguments = make(bench)
     before = tree(bench.folder)
     code, _, stderr = outcome(arguments, monkeypatch, capsys)
@@ -314,8 +314,8 @@ def test_a_mistake_is_answered_in_one_message(bench, make, named, monkeypatch, c
     assert tree(bench.folder) == before
 
 
-def test_a_mistake_ends_the_command_without_a_traceback(bench):
-    """The same from outside, where nothing else prints either."""
+def test_mistake_ends_the_command_without_a_traceback(bench):
+    """As a process of its own, which prints nothing else either."""
     done = run_module("engine.train", *unknown_label_in_validation(bench), cwd=bench.folder)
     assert done.returncode == 2
     assert done.stdout == ""
@@ -323,35 +323,35 @@ def test_a_mistake_ends_the_command_without_a_traceback(bench):
     assert not bench.run.exists()
 
 
-# what may look like a mistake, and is none
+# No mistakes, though they look like some
 
 
-def test_texts_that_are_too_long_are_counted(bench, monkeypatch, capsys):
+def test_truncated_texts_are_counted(bench, monkeypatch, capsys):
     arguments = bench.arguments(data__max_length=8, train__max_steps=1)
     code, stdout, _ = outcome(arguments, monkeypatch, capsys)
     assert code == 0
-    cut = [line for line in stdout.splitlines() if "cut to data.max_length" in line]
-    assert [line.split(":")[0] for line in cut] == ["training", "validation"]
+    lines = [line for line in stdout.splitlines() if "truncated to data.max_length" in line]
+    assert [line.split(":")[0] for line in lines] == ["training", "validation"]
 
 
-def test_a_batch_larger_than_the_data_takes_all_of_it(bench, monkeypatch, capsys):
-    code, stdout, _ = outcome(bench.arguments(train__batch_size=1000, train__max_steps=1), monkeypatch, capsys)
+def test_batch_larger_than_the_data_takes_all_of_it(bench, monkeypatch, capsys):
+    code, stdout, _ = outcome(bench.arguments(train__global_batch_size=1000, train__max_steps=1), monkeypatch, capsys)
     assert code == 0
     assert "a step takes all 108" in stdout
 
 
-def test_p17_a_batch_smaller_than_the_number_of_ranks(bench):
-    """A rank without an example takes part in every step all the same."""
-    arguments = bench.arguments(train__batch_size=1, train__max_steps=2, eval__every=2)
+def test_p17_batch_may_be_smaller_than_the_number_of_ranks(bench):
+    """A rank without an example takes part in every step."""
+    arguments = bench.arguments(train__global_batch_size=1, train__max_steps=2, eval__every_steps=2)
     done = run_module("engine.train", *arguments, ranks=2, cwd=bench.folder)
     assert done.returncode == 0, done.stderr
-    assert "batch_size 1 = 2 ranks (1 with 1 example, 1 with 0)" in done.stdout
+    assert "global_batch_size 1 = 2 ranks (1 with 1 example, 1 with 0)" in done.stdout
     assert "all steps done" in done.stdout
 
 
 def test_closed_pipe_ends_the_command_without_a_traceback():
     """`python -m engine.evaluate ... | head`."""
-    code = "from engine.distributed import run_command; run_command(lambda a: (print('x' * 10**6), 0)[1])"
+    code = "from engine.cli import run_command; run_command(lambda a: (print('x' * 10**6), 0)[1])"
     child = subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
