@@ -102,7 +102,7 @@ def test_lines_of_text_are_texts(tmp_path):
     ]
     renamed = file.rename(tmp_path / "poems")
     assert len(read_texts(str(renamed), "text", format="text")) == 2
-    with pytest.raises(DataError, match=r"have no column 'poet'; drop data\.group"):
+    with pytest.raises(DataError, match=r"have no column 'poet'; leave data\.group_column out"):
         read_texts(str(renamed), "text", group="poet", format="text")
 
 

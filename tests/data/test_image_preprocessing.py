@@ -48,22 +48,22 @@ def test_a_picture_becomes_the_tensor_of_transformers(tmp_path, name, settings, 
     transformers = pytest.importorskip("transformers")
     processor = getattr(transformers, f"{name}ImageProcessor")(**settings)
     processor.save_pretrained(tmp_path)
-    how = read_preprocessing(tmp_path)
+    preprocessing = read_preprocessing(tmp_path)
     image = picture(*size)
     expected = processor(images=image, return_tensors="pt").pixel_values[0].float()
-    torch.testing.assert_close(preprocess(image, how), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(preprocess(image, preprocessing), expected, rtol=1e-6, atol=1e-6)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    assert torch.equal(preprocess(pixels, how), preprocess(image, how))
+    assert torch.equal(preprocess(pixels, preprocessing), preprocess(image, preprocessing))
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("resample", [2, 3])
 def test_the_filters_are_pillows_but_for_rounding(tmp_path, resample, size):
     """Published numbers were often made with Pillow: bilinear is within one grey level, bicubic too, but for noise."""
-    how = read_preprocessing(write(tmp_path, size=24, resample=resample))
+    preprocessing = read_preprocessing(write(tmp_path, size=24, resample=resample))
     image = picture(*size)
     expected = torch.from_numpy(np.array(image.resize((24, 24), Image.Resampling(resample)))).permute(2, 0, 1)
-    levels = (preprocess(image, how) * 0.5 + 0.5) * 255
+    levels = (preprocess(image, preprocessing) * 0.5 + 0.5) * 255
     difference = (levels - expected).abs()
     assert difference.max() < (1.01 if resample == 2 else 4.01)
     assert difference.mean() < 0.5
@@ -77,15 +77,15 @@ def test_the_names_of_older_files(tmp_path):
 
 
 def test_pictures_of_other_modes(tmp_path):
-    how = read_preprocessing(write(tmp_path, size=8))
+    preprocessing = read_preprocessing(write(tmp_path, size=8))
     grey = picture(20, 20, "L")
-    assert torch.equal(preprocess(grey, how), preprocess(grey.convert("RGB"), how))
+    assert torch.equal(preprocess(grey, preprocessing), preprocess(grey.convert("RGB"), preprocessing))
     one = read_preprocessing(write(tmp_path, size=8, image_mean=[0.5], image_std=[0.5]))
     assert preprocess(picture(20, 20), one).shape == (1, 8, 8)
     with pytest.raises(DataError, match=r"should be uint8 \(3, height, width\)"):
-        preprocess(torch.zeros(3, 8, 8), how)
+        preprocess(torch.zeros(3, 8, 8), preprocessing)
     with pytest.raises(DataError, match=r"shape \[1, 8, 8\]"):
-        preprocess(torch.zeros(1, 8, 8, dtype=torch.uint8), how)
+        preprocess(torch.zeros(1, 8, 8, dtype=torch.uint8), preprocessing)
 
 
 @pytest.mark.parametrize(

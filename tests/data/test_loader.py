@@ -239,10 +239,12 @@ def test_a_batch_is_its_examples_end_to_end():
         assert (batch.token_type_ids.dtype, batch.cu_seqlens.dtype) == (torch.int64, torch.int32)
 
 
-@pytest.mark.parametrize("nothing", [[], np.empty(0, dtype=np.int64), np.arange(5)[5:]], ids=["list", "array", "slice"])
-def test_an_empty_batch_has_the_types_of_a_full_one(nothing):
+@pytest.mark.parametrize(
+    "no_indices", [[], np.empty(0, dtype=np.int64), np.arange(5)[5:]], ids=["list", "array", "slice"]
+)
+def test_an_empty_batch_has_the_types_of_a_full_one(no_indices):
     examples = make_examples(4)
-    empty, full = examples.batch(nothing), examples.batch([1])
+    empty, full = examples.batch(no_indices), examples.batch([1])
     for name in ("input_ids", "token_type_ids", "labels"):
         assert getattr(empty, name).shape == (0,)
         assert getattr(empty, name).dtype == getattr(full, name).dtype
@@ -260,11 +262,11 @@ def test_targets_are_counted_without_those_to_ignore():
 
 def test_moving_a_batch_moves_every_tensor_and_leaves_the_rest():
     batch = make_examples(5).batch([4, 2])
-    moved = batch.to(torch.device("meta"))
-    tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
+    copied = batch.to(torch.device("meta"))
+    tensors = [value for value in vars(copied).values() if isinstance(value, torch.Tensor)]
     assert len(tensors) == 4
     assert all(tensor.is_meta for tensor in tensors)
-    assert (moved.ids, moved.lengths, moved.num_targets) == (batch.ids, batch.lengths, batch.num_targets)
+    assert (copied.ids, copied.lengths, copied.num_targets) == (batch.ids, batch.lengths, batch.num_targets)
 
 
 # The data set

@@ -78,8 +78,12 @@ def test_texts_are_encoded_in_chunks_without_a_seam(tmp_path, monkeypatch):
     whole = encode(tokenizer, rows, max_length=9)
     for size in (1, 7, 50):
         monkeypatch.setattr(texts, "CHUNK", size)
-        cut = encode(tokenizer, rows, max_length=9)
-        assert (cut.fingerprint(), cut.ids, cut.truncated) == (whole.fingerprint(), whole.ids, whole.truncated)
+        chunked = encode(tokenizer, rows, max_length=9)
+        assert (chunked.fingerprint(), chunked.ids, chunked.truncated) == (
+            whole.fingerprint(),
+            whole.ids,
+            whole.truncated,
+        )
 
 
 def test_a_chunk_is_bounded_in_characters(tmp_path, monkeypatch):

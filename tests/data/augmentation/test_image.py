@@ -148,11 +148,11 @@ def test_erasing_takes_the_mean_colour():
 
 
 def test_grey_images_take_all_operations():
-    how = replace(PREPROCESSING, mean=(0.5,), std=(0.5,))
+    grey = replace(PREPROCESSING, mean=(0.5,), std=(0.5,))
     for policy in ("randaugment", "trivialaugment"):
         augmentation = ImageAugmentation(0, **ALL | {"auto_augment": policy})
         for epoch in range(40):  # each draws other operations
-            x = augmentation.apply(torch.randint(0, 256, (1, 20, 20), dtype=torch.uint8), how, epoch, "a")
+            x = augmentation.apply(torch.randint(0, 256, (1, 20, 20), dtype=torch.uint8), grey, epoch, "a")
             assert x.shape == (1, 16, 16)
             assert x.isfinite().all()
 

@@ -211,8 +211,8 @@ def test_spans_are_where_their_text_is_and_it_never_changes():
         text = "".join(rng.choice(["film ", "very good ", "good, ", "(so) ", "电影", "\n", "a "]) for _ in range(12))
         spans = [tuple(sorted(rng.sample(range(len(text) + 1), 2))) for _ in range(2)]
         row = Row(str(i), 1, {"text": text})
-        new, moved = change_around(row, np.random.default_rng(i), changes, "text", spans)
-        assert [new[a:b] for a, b in moved] == [text[a:b] for a, b in spans]
+        new, new_spans = change_around(row, np.random.default_rng(i), changes, "text", spans)
+        assert [new[a:b] for a, b in new_spans] == [text[a:b] for a, b in spans]
         different += new != text
     assert different > 400
 
@@ -264,14 +264,14 @@ def test_changes_do_not_depend_on_the_other_examples():
     assert tokens_by_id([backwards.batch(range(30), epoch=2)]) == whole
 
 
-@pytest.mark.parametrize("how", [MicroBatching(), MicroBatching(max_examples=3), MicroBatching(max_tokens=20)])
-def test_the_same_for_any_cut_and_number_of_ranks(how):
-    def step(how: MicroBatching):
-        return next(training_steps(augmented(), 12, 0, how, start=4))
+@pytest.mark.parametrize("limits", [MicroBatching(), MicroBatching(max_examples=3), MicroBatching(max_tokens=20)])
+def test_changes_do_not_depend_on_micro_batches_and_ranks(limits):
+    def step(limits: MicroBatching):
+        return next(training_steps(augmented(), 12, 0, limits, start=4))
 
     expected = tokens_by_id(step(MicroBatching()))
     for world in (1, 2, 3):
-        got = tokens_by_id(b for rank in range(world) for b in step(replace(how, rank=rank, world_size=world)))
+        got = tokens_by_id(b for rank in range(world) for b in step(replace(limits, rank=rank, world_size=world)))
         assert got == expected
 
 

@@ -1,4 +1,4 @@
-"""Texts for a causal language model: what is predicted of them, how it is measured, and how they are continued."""
+"""A causal language model: its evaluation against plain cross entropy, its continuations, and what it learns."""
 
 from __future__ import annotations
 
@@ -13,160 +13,33 @@ import numpy as np
 import pytest
 import torch
 from support.evaluation import evaluation_context
+from support.language import END, TEXTS, byte_tokenizer, rows_of
 from support.runs import run_training
 from support.task_data import VOCABULARY, tiny_gpt2, write, write_model
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
+from tokenizers import Tokenizer
 
 import models
-from data import DataError, MicroBatching, Row, TextExamples, evaluation_batches
-from data.causal_lm import LanguageModelRecord, encode_language, encode_prompts, end_token, read_texts
+from data import MicroBatching, TextExamples, evaluation_batches
+from data.batch import IGNORE_INDEX
+from data.causal_lm import LanguageModelRecord, encode_language, encode_prompts
 from engine import config as configs
 from engine import evaluate, predict
 from engine.config import Config, GenerateSettings
-from engine.metrics.causal_lm import language_metrics, language_statistics
 from engine.tasks import TASKS
 from engine.tasks.generation import generation_settings
 
 LM = TASKS["causal-lm"]
-END = "<|endoftext|>"
-TEXTS = ["a very short one", "床前明月光，疑是地上霜。", "x", "smile 😀 é\u0301", "w " * 40, "  spaces  "]
 
 
 @pytest.fixture(scope="module")
 def by_bytes() -> Tokenizer:
-    """A token for each byte, with GPT-2's alphabet, and for two pairs of them; the end of text is 0."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([END, *alphabet, "sh", "ver"])}
-    tokenizer = Tokenizer(BPE(vocabulary | {"ve": 259}, [("s", "h"), ("v", "e"), ("ve", "r")]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([END])
-    return tokenizer
-
-
-def rows_of(texts: list[str]) -> list[Row]:
-    return [Row(str(i), i, {"text": text}) for i, text in enumerate(texts, 1)]
+    return byte_tokenizer()
 
 
 def measured(
     model: models.TaskModel, examples: TextExamples, batch_tokens: int, task: str = "causal-lm"
 ) -> torch.Tensor:
     return evaluate.sum_statistics(model, examples, evaluation_context(task, batch_tokens))
-
-
-# What is predicted
-
-
-@pytest.mark.parametrize("join", [False, True])
-@pytest.mark.parametrize("max_length", [1, 2, 7, 64])
-def test_each_token_and_each_end_is_a_target_once(by_bytes, join, max_length):
-    examples = encode_language(rows_of(TEXTS), by_bytes, max_length=max_length, concatenate=join)
-    assert by_bytes.decode(examples.token_labels.tolist(), skip_special_tokens=False) == END.join([*TEXTS, ""])
-    assert examples.lengths.max() <= max_length
-    assert examples.truncated == 0
-    before = 0
-    for i in range(len(examples)):
-        ids, labels = (
-            examples.sequence(i),
-            examples.token_labels[examples.offsets[i] : examples.offsets[i + 1]].tolist(),
-        )
-        assert ids == [before, *labels[:-1]]  # the first of a continued text is the last target of what it continues
-        before = labels[-1]
-    if join:
-        assert set(examples.lengths[:-1]) <= {max_length}
-
-
-@pytest.mark.parametrize("join", [False, True])
-def test_ids_say_which_part_of_which_text(by_bytes, join):
-    examples = encode_language(rows_of(["abc", "abcdefg", "a"]), by_bytes, max_length=4, concatenate=join)
-    assert examples.ids == (["block 1", "block 2", "block 3", "block 4"] if join else ["1", "2", "2#2", "3"])
-    assert examples.lengths.tolist() == [4, 4, 4, 2]
-
-
-@pytest.mark.parametrize("join", [False, True])
-@pytest.mark.parametrize("max_length", [1, 3, 50])
-def test_bytes_of_all_examples_are_those_of_the_texts(by_bytes, join, max_length):
-    rng = random.Random(max_length)
-    characters = "ab é床😀\u0301\t" + END[0]
-    texts = TEXTS + ["".join(rng.choices(characters, k=rng.randint(1, 30))) for _ in range(200)]
-    examples = encode_language(rows_of(texts), by_bytes, max_length=max_length, concatenate=join)
-    assert examples.record.num_bytes.sum() == sum(len(text.encode()) for text in texts)
-    assert (examples.record.num_bytes >= 0).all()
-    if not join and max_length == 50:
-        whole = [i for i, name in enumerate(examples.ids) if "#" not in name and f"{name}#2" not in examples.ids]
-        assert [examples.record.num_bytes[i] for i in whole] == [
-            len(texts[int(examples.ids[i]) - 1].encode()) for i in whole
-        ]
-
-
-def test_no_rows_make_no_examples(by_bytes):
-    for examples in (encode_language([], by_bytes, max_length=4), encode_prompts([], by_bytes, max_length=4)):
-        assert len(examples) == 0
-        assert examples.batch([]).num_tokens == 0
-
-
-def test_p13_end_of_text_is_learned_although_it_is_the_pad(by_bytes, tmp_path):
-    model = tiny_gpt2(tmp_path, pad_token_id=0)
-    examples = encode_language(rows_of(["ab", "abcd"]), by_bytes, max_length=64)
-    assert (examples.token_labels == 0).sum() == 2
-    assert not (examples.token_labels == IGNORE_INDEX).any()
-    batch = examples.batch([0, 1])
-    out = model(batch)
-    (gradient,) = torch.autograd.grad(out.loss_sum, out.logits)
-    ends = batch.labels == 0
-    assert (gradient[ends, 0] < -0.5).all()  # p - 1: what only the target's own logit can have
-
-
-def test_a_tokenizer_without_an_end_of_text_says_what_is_needed():
-    with pytest.raises(DataError, match="no token that ends a text"):
-        end_token(Tokenizer(BPE({"a": 0}, [])))
-
-
-# Files
-
-
-def test_lines_of_text_are_texts(tmp_path):
-    file = tmp_path / "poems.txt"
-    file.write_bytes("\ufeff床前明月光\r\n\r\n  \nsecond line \n".encode())
-    rows = read_texts(str(file), "text")
-    assert [(row.id, row.line, row.values["text"]) for row in rows] == [
-        ("1", 1, "床前明月光"),
-        ("2", 4, "second line "),
-    ]
-    renamed = file.rename(tmp_path / "poems")
-    assert len(read_texts(str(renamed), "text", format="text")) == 2
-    with pytest.raises(DataError, match=r"have no column 'poet'; drop data\.group"):
-        read_texts(str(renamed), "text", group="poet", format="text")
-
-
-BAD = {
-    "not UTF-8": (b"good\n\xff\xfe\n", ".txt", "2: not UTF-8"),
-    "NUL": (b"good\nno\0t\n", ".txt", "2: a NUL character"),
-    "no line": (b"\n \n", ".txt", "no lines of text"),
-    "too long": (b"x" * 1_000_001, ".txt", "1: 1,000,001 characters in one line"),
-    "no column": (b'{"text": "a"}\n{"txt": "a"}\n', ".jsonl", "2: no column 'text'"),
-    "empty": (b'{"text": "a"}\n{"text": " "}\n', ".jsonl", "2: 'text' is empty"),
-    "number": (b'{"text": 3}\n', ".jsonl", "1: 'text' should be text, this is 3"),
-    "null": (b'{"text": null}\n', ".jsonl", "1: column 'text' is null"),
-    "twice": (b'{"text": "a", "id": 1}\n{"text": "a", "id": 1}\n', ".jsonl", "2: the id '1' is that of line 1 too"),
-}
-
-
-@pytest.mark.parametrize(("content", "suffix", "reason"), BAD.values(), ids=BAD)
-def test_f13_a_bad_line_is_named(tmp_path, content, suffix, reason):
-    file = tmp_path / f"bad{suffix}"
-    file.write_bytes(content)
-    with pytest.raises(DataError) as error:
-        read_texts(str(file), "text")
-    assert f"{file}:" in str(error.value)
-    assert reason in str(error.value)
-
-
-@pytest.mark.parametrize(("name", "reason"), [("none.txt", "no such file"), ("", "cannot be read: Is a directory")])
-def test_a_file_that_cannot_be_read(tmp_path, name, reason):
-    with pytest.raises(DataError, match=reason):
-        read_texts(str(tmp_path / name), "text", format="text")
 
 
 # Measuring
@@ -206,19 +79,6 @@ def test_p02_loss_is_plain_cross_entropy_for_any_batches(by_bytes, tmp_path, log
         assert metrics["bits_per_byte"] == pytest.approx(loss_sum / math.log(2) / num_bytes, rel=1e-6)
         assert metrics["loss"] == pytest.approx(loss_sum / tokens, rel=1e-6)
         assert metrics["token_accuracy"] == hits / tokens
-
-
-def test_statistics_against_numpy_and_at_their_limits():
-    rng = np.random.default_rng(0)
-    logits, labels = rng.normal(size=(9, 5)), rng.integers(0, 5, 12)
-    labels[[0, 4, 11]] = IGNORE_INDEX
-    statistics = language_statistics(torch.tensor(7.0), torch.tensor(logits), torch.tensor(labels), 20)
-    hits = (logits.argmax(-1) == labels[labels != IGNORE_INDEX]).sum()
-    assert statistics.tolist() == [7.0, hits, 9, 20]
-    assert statistics.dtype == torch.float64
-    nothing = language_statistics(torch.tensor(0.0), torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64), 0)
-    assert nothing.tolist() == [0, 0, 0, 0]
-    assert language_metrics(torch.tensor([9000.0, 0, 9, 20]).double())["perplexity"] == math.inf
 
 
 RSS = """

@@ -1,0 +1,16 @@
+"""The constants of random streams: no two are equal, and none has changed, since a change would change results."""
+
+from __future__ import annotations
+
+from data import random_streams
+
+
+def test_streams_are_apart_and_unchanged():
+    values = {name: value for name, value in vars(random_streams).items() if name.isupper()}
+    assert values == {
+        "VALIDATION_SPLIT": 0x5EED,
+        "TRAINING_SAMPLE": 0x11317,
+        "IMAGE_MIX": 0x313C,
+        "STUDY_SAMPLE": 0x57D1,
+    }
+    assert len(set(values.values())) == len(values)
