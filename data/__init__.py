@@ -3,6 +3,7 @@
 from data.batch import IGNORE_INDEX, Batch, totals
 from data.errors import DataError
 from data.examples import TextExamples
+from data.formats.memory import in_memory
 from data.formats.rows import read_rows
 from data.loader import Examples, MicroBatching, evaluation_batches, steps_per_epoch, training_steps
 from data.row import Row
@@ -19,6 +20,7 @@ __all__ = [
     "TextExamples",
     "copy_tokenizer",
     "evaluation_batches",
+    "in_memory",
     "load_tokenizer",
     "read_rows",
     "sample_rows",
