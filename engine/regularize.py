@@ -65,14 +65,14 @@ class Penalties:
         weights: list[Tensor] = [*reached.values()]
         gradients = {name: p.grad for name, p in reached.items() if p.grad is not None}
         parts: list[Tensor] = []
-        if l1:
+        if l1 and weights:
             torch._foreach_add_([*gradients.values()], torch._foreach_sign(weights), alpha=l1)
             parts += [l1 * norm for norm in torch._foreach_norm(weights, 1)]
-        if l2:
+        if l2 and weights:
             torch._foreach_add_([*gradients.values()], weights, alpha=l2)
             parts += [l2 / 2 * norm.square() for norm in torch._foreach_norm(weights, 2)]
-        if l2_sp:
-            pretrained = [name for name in reached if name in self.start]
+        pretrained = [name for name in reached if name in self.start]
+        if l2_sp and pretrained:
             change = torch._foreach_sub([reached[name] for name in pretrained], [self.start[n] for n in pretrained])
             torch._foreach_add_([gradients[name] for name in pretrained], change, alpha=l2_sp)
             parts += [l2_sp / 2 * norm.square() for norm in torch._foreach_norm(change, 2)]

@@ -73,6 +73,19 @@ def test_penalties_skip_a_parameter_without_gradient():
     assert not torch.equal(model[0].weight.grad, torch.ones(2, 2))
 
 
+def test_penalties_of_frozen_weights_are_zero(checkpoint_folder):
+    """Gradual unfreezing starts with the head alone, of which l2_sp has no pretrained weight."""
+    model = models.from_pretrained(checkpoint_folder, head="sequence-classification", labels=["a", "b"])
+    settings = RegularizeSettings(l1=0.1, l2=0.1, l2_sp=0.1, penalized_parameters=("backbone.*",))
+    penalties = Penalties(model, settings, model)
+    model.backbone.requires_grad_(False)
+    model(models.pack([[2, 7, 8, 3]], labels=torch.tensor([0]))).loss_sum.backward()
+    before = [p.grad.clone() for p in model.head.parameters()]
+    penalties.add_gradients_()
+    assert all(map(torch.equal, [p.grad for p in model.head.parameters()], before))
+    assert penalties.log() == {"penalty": 0.0}
+
+
 def test_penalty_without_an_effect_is_refused(checkpoint_folder):
     model = models.from_pretrained(checkpoint_folder, head="sequence-classification", labels=["a", "b"])
     with pytest.raises(ConfigError, match=r"'backbone.layer.\*' matches no trained matrix or embedding; one is"):
