@@ -69,7 +69,7 @@ def test_rule_1_nobody_imports_the_loop():
     assert not [x for node in TREES["engine/api.py"].body for x in imported(ast.Module([node], [])) if "." not in x[1]]
 
 
-def test_rule_2_engine_imports_data_and_models_which_import_neither():
+def test_rule_2_data_and_models_import_neither_each_other():
     def wrong(file: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
         package = file.split("/")[0]
         forbidden = {*PACKAGES, "tests", "benchmarks"} - {package} - MAY_IMPORT[package]
@@ -172,7 +172,7 @@ def is_record(node: ast.AST) -> bool:
     return any(name.startswith("dataclass") for name in decorators) or "NamedTuple" in bases
 
 
-def test_every_module_and_public_function_and_class_says_what_it_is():
+def test_modules_functions_and_classes_have_docstrings():
     def wrong(file: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
         if not ast.get_docstring(tree):
             yield 1, "the module"

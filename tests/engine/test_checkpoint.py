@@ -19,7 +19,7 @@ from support.runs import CPU, StopAfter, logged_rows, run_training, tiny_config
 
 import models
 from data import load_tokenizer
-from engine import checkpoint, evaluate, predict
+from engine import checkpoint, evaluate, predict, validate
 from engine.checkpoint import claim, open_run, save, verify
 from engine.config import ConfigError, override
 from engine.errors import TrainingError
@@ -34,13 +34,15 @@ def contents(checkpoint_folder, reviews, tmp_path_factory):
     """What a run would save: a model with a head, and an optimizer that has taken a step."""
     config = tiny_config(checkpoint_folder, reviews, tmp_path_factory.mktemp("contents") / "run", {})
     task, _ = find_task(config.run.task)
-    rows, *_, labels = read_training_data(task, config.data, 0)
+    settings = validate.task_settings(config, task)
+    rows, *_, labels = read_training_data(task, settings, 0)
     model = models.from_pretrained(checkpoint_folder, head=task.head, labels=labels, pooling="cls")
-    examples = task.encode(rows[:8], load_tokenizer(checkpoint_folder), config.data, labels, True)
+    examples = task.encode(rows[:8], load_tokenizer(checkpoint_folder), settings, labels, True)
     optimizer = build_optimizer(dict(model.named_parameters()), override(config, {"optim.weight_decay": 0.0}).optim)
     model(examples.batch(range(8))).loss_sum.backward()
     optimizer.step()
-    return checkpoint.Contents(config, model, optimizer, Precision("fp32", CPU.device), checkpoint_folder, (examples,))
+    amp = Precision("fp32", CPU.device)
+    return checkpoint.Contents(config, model, model, optimizer, amp, checkpoint_folder, (examples,))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def claimed(contents, folder, resume="auto"):
         return resumed
 
 
-def test_a_checkpoint_is_files_of_known_kinds_and_a_manifest_of_all_of_them(run_folder):
+def test_checkpoint_has_known_files_and_a_manifest_of_all(run_folder):
     expected = {"model.safetensors", "config.json", "tokenizer.json", "recipe.toml", "state.json"}
     for name, extra in {
         "best": set(),
@@ -151,7 +153,7 @@ def test_f03_the_fallback_ends_as_the_run_that_was_not_damaged(tiny, tmp_path):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "through" / name).read_bytes()
 
 
-def test_f03_with_no_whole_checkpoint_there_is_an_error_that_says_both(contents, run_folder):
+def test_f03_without_a_valid_checkpoint_the_error_names_both(contents, run_folder):
     for name in ("last", "previous"):
         damage(run_folder / name / "model.safetensors", "bit", random.Random(0))
     with pytest.raises(ConfigError, match=r"no whole checkpoint to go on from: .*last.*; .*previous.*"):
@@ -236,7 +238,7 @@ def crash_at(event: int):
 
 
 @pytest.mark.parametrize("target", ["last", "best"])
-def test_f02_a_crash_at_any_point_of_a_save_leaves_a_whole_checkpoint(contents, pristine, tmp_path, target):
+def test_f02_crash_at_any_point_of_a_save_leaves_a_checkpoint(contents, pristine, tmp_path, target):
     state = TrainState(step=11, position=11, best=0.6, best_step=11)
     expected = {"last": {10, 11}, "best": {5, 11}}[target]
     seen, event, finished = set(), 0, False
@@ -275,7 +277,7 @@ def limited_file_size(limit: int):
 
 
 @pytest.mark.parametrize("limit", [100, 20_000, 100_000])
-def test_f04_a_disk_that_refuses_ends_in_a_sentence_and_keeps_what_was(contents, run_folder, limit):
+def test_f04_failing_disk_is_one_sentence_and_keeps_the_old_one(contents, run_folder, limit):
     """The limits fall into the tokenizer or the weights, the weights, and the optimizer."""
     before = {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()}
     parameters = sum(p.numel() for p in contents.model.parameters())
@@ -377,7 +379,7 @@ def test_p04_the_state_of_any_optimizer_comes_back(copied, tmp_path, name):
     ]
 
 
-def test_the_count_of_steps_stays_on_the_cpu_where_torch_keeps_it(copied, tmp_path):
+def test_optimizer_step_count_stays_on_the_cpu(copied, tmp_path):
     """The meta device stands for a GPU."""
     save(tmp_path / "last", with_optimizer(copied, MAKERS["adam"], steps=1), TrainState(step=1), CPU)
     loaded = with_optimizer(replace(copied, model=copy.deepcopy(copied.model).to("meta")), MAKERS["adam"])
@@ -443,7 +445,7 @@ def test_f17_the_second_run_on_a_folder_is_refused(contents, run_folder):
     assert in_a_fork(second) == 0
 
 
-def test_f17_a_run_that_died_leaves_no_lock_even_if_its_workers_live_on(contents, run_folder):
+def test_f17_dead_run_leaves_no_lock_though_workers_live_on(contents, run_folder):
     config = override(contents.config, {"run.folder": str(run_folder), "run.resume": "auto"})
     read, write = os.pipe()
 

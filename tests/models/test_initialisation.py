@@ -47,7 +47,7 @@ def test_only_a_new_head_is_drawn_and_never_the_vocabulary(tmp_path, monkeypatch
     assert all(p.isfinite().all() for p in model.parameters())
 
 
-def test_a_new_head_of_a_language_model_is_the_same_whatever_the_backbone(tmp_path):
+def test_new_language_model_head_is_equal_on_any_backbone(tmp_path):
     folder = saved(tmp_path, "bert", None)
     loaded = models.from_pretrained(folder, head="masked-lm", seed=3)
     scratch = models.from_pretrained(folder, head="masked-lm", seed=3, init="scratch")

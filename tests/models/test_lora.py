@@ -32,7 +32,7 @@ def disturb(model):
 
 
 @pytest.mark.parametrize(("model_type", "head"), zoo.cases())
-def test_a_new_adapter_changes_nothing_and_only_it_and_a_classifier_are_trained(tmp_path, model_type, head):
+def test_new_adapter_is_the_identity_and_trains_with_the_head(tmp_path, model_type, head):
     model, _, inputs = base(tmp_path, model_type, head)
     model.eval()
     with torch.no_grad():
@@ -138,7 +138,7 @@ def test_an_adapter_of_other_mathematics_is_refused_by_name(tmp_path, changes, m
         models.load_adapter(model, tmp_path / "adapter")
 
 
-def test_an_adapter_needs_its_config_its_tensors_and_a_model_prepared_for_it(tmp_path):
+def test_adapter_needs_config_tensors_and_a_prepared_model(tmp_path):
     model, _, _ = base(tmp_path)
     models.add_lora(model, 2)
     models.save_adapter(model, tmp_path / "adapter")
@@ -233,7 +233,7 @@ def test_peft_reads_the_adapter(tmp_path, model_type, head):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_targets_are_patterns_and_a_pattern_without_a_match_says_what_would_match(tmp_path):
+def test_target_pattern_without_a_match_is_named(tmp_path):
     model, _, _ = base(tmp_path)
     assert models.add_lora(model, 2, targets=["*layers.1.mlp.*"]) == [
         "backbone.layers.1.mlp.up",

@@ -238,7 +238,7 @@ def test_depth_and_fresh_layers_together(tmp_path):
 
 
 @each_kind
-def test_frozen_parameters_have_no_gradient_and_the_others_their_own(tmp_path, kind, head):
+def test_frozen_parameters_have_no_gradient(tmp_path, kind, head):
     model = tiny.scratch(tmp_path, kind, head)
     inputs = tiny.inputs_of(model)
     model(inputs).loss_sum.backward()
@@ -269,14 +269,14 @@ def test_the_backward_stops_above_the_frozen_layers(tmp_path, kind):
     assert seen[1].grad_fn is not None
 
 
-def test_a_pattern_that_matches_nothing_is_named_with_the_nearest(tmp_path):
+def test_pattern_without_a_match_is_named_with_the_nearest(tmp_path):
     model = tiny.scratch(tmp_path, "bert", "token-classification")
     with pytest.raises(ModelError, match=r"'backbone.layer.0' matches no parameter; one is called 'backbone\.layers"):
         models.freeze(model, ["backbone.embedding*", "backbone.layer.0"])
 
 
 @pytest.mark.parametrize(("kind", "head"), [("bert", "masked-lm"), ("gpt2", "causal-lm"), ("t5", "seq2seq-lm")])
-def test_freezing_a_tied_matrix_by_its_second_name_only_is_refused(tmp_path, kind, head):
+def test_freezing_a_tied_matrix_by_its_second_name_is_refused(tmp_path, kind, head):
     """It is one tensor with the embedding, which would go on training."""
     model = tiny.scratch(tmp_path, kind, head)
     with pytest.raises(ModelError, match=r"head.decoder.weight is tied to 'backbone.word_embeddings.weight'"):
@@ -311,7 +311,7 @@ def test_freezing_everything_is_refused(tmp_path):
 # positions
 
 
-def test_sinusoidal_positions_are_drawn_as_sines_and_trained_as_in_transformers(tmp_path):
+def test_sinusoidal_positions_start_as_sines_and_are_trained(tmp_path):
     """transformers fills DistilBERT's position embeddings with sines where it initialises them, and trains them."""
     pytest.importorskip("transformers")
     oracle = zoo.save_oracle(tmp_path / "oracle", "distilbert", None, sinusoidal_pos_embds=True)

@@ -106,7 +106,7 @@ def test_the_logits_of_vit_are_those_published():
 
 @pytest.mark.network
 @pytest.mark.parametrize(("name", "expected"), [("google-t5/t5-small", -19.0845), ("google/t5-v1_1-small", -59.0293)])
-def test_the_log_probability_that_t5_gives_a_target_is_the_one_published(name, expected):
+def test_t5_log_probability_is_the_published_one(name, expected):
     folder = published(name)
     if not list(folder.glob("*.safetensors")):
         pytest.skip(f"{name} is published as a pickle only")

@@ -175,7 +175,7 @@ def test_the_published_rate_is_at_all_of_t5s_sites(tmp_path):
 
 
 @both_versions
-def test_p14_fp16_stays_finite_where_the_published_models_overflow(tmp_path, version):
+def test_p14_fp16_stays_finite_where_published_models_overflow(tmp_path, version):
     """Sums of `wo`, and products with the gate, beyond 65,504: in fp16 they would be infinite."""
     tiny.config_folder(tmp_path, "t5", **version)
     model = models.from_pretrained(tmp_path, head="seq2seq-lm", init="scratch", dropout=0.0)
@@ -262,7 +262,7 @@ def test_second_names_and_the_stray_bias_are_tolerated(checkpoint):
 
 @pytest.mark.parametrize("declared", [True, False, ...])
 @pytest.mark.parametrize("in_file", ["absent", "equal", "other"])
-def test_the_tensor_in_the_file_outweighs_what_config_says_of_tying(checkpoint, declared, in_file):
+def test_tensor_in_the_file_overrules_the_config_on_tying(checkpoint, declared, in_file):
     edit_config(checkpoint, tie_word_embeddings=declared, scale_decoder_outputs=...)
     if in_file != "absent":
         factor = 1.0 if in_file == "equal" else 2.0
@@ -279,14 +279,14 @@ def test_the_tensor_in_the_file_outweighs_what_config_says_of_tying(checkpoint, 
     assert torch.equal(model.eval()(inputs).logits, again.eval()(inputs).logits)
 
 
-def test_mt5_is_gated_and_never_scaled_unless_its_file_says_otherwise(tmp_path):
+def test_mt5_is_gated_and_unscaled_by_default(tmp_path):
     model = tiny.scratch(tmp_path, "mt5", "seq2seq-lm")
     assert (model.backbone.config.is_gated_act, model.backbone.config.hidden_act) == (True, "gelu_new")
     assert model.head.shape.scale == 1.0
 
 
 @both_versions
-def test_export_is_read_by_transformers_and_comes_back_bit_for_bit(tmp_path, version):
+def test_export_returns_from_transformers_bit_for_bit(tmp_path, version):
     transformers = pytest.importorskip("transformers")
     tiny.config_folder(tmp_path / "t5", "t5", **version)
     model = models.from_pretrained(tmp_path / "t5", head="seq2seq-lm", init="scratch").eval()
@@ -320,7 +320,7 @@ def test_sequence_to_sequence_needs_the_decoder(checkpoint, tmp_path):
         models.from_pretrained(tmp_path / "encoder", head="seq2seq-lm")
 
 
-def test_heads_of_transformers_that_read_a_decoder_are_not_mistaken_for_ours(checkpoint):
+def test_decoder_heads_of_transformers_are_refused(checkpoint):
     edit_tensors(checkpoint, lambda tensors: tensors | {"qa_outputs.weight": torch.ones(2, 24)})
     with pytest.raises(ModelError, match="unknown to t5: qa_outputs"):
         models.from_pretrained(checkpoint, head="question-answering")
@@ -347,7 +347,7 @@ def test_what_is_not_supported_is_refused_by_name(checkpoint, field, value):
         models.from_pretrained(checkpoint, head="seq2seq-lm")
 
 
-def test_an_activation_that_is_spelt_out_outweighs_the_one_that_is_implied(checkpoint):
+def test_explicit_activation_overrules_the_implied_one(checkpoint):
     edit_config(checkpoint, feed_forward_proj="relu", dense_act_fn="gelu")
     assert models.from_pretrained(checkpoint).backbone.config.hidden_act == "gelu"
 

@@ -47,7 +47,7 @@ def cubic_matrix(new, old):
 
 @pytest.mark.parametrize("grid", [(8, 9), (2, 3), (4, 7), (1, 1)])
 @pytest.mark.parametrize("kind", ["vit", "deit"])
-def test_positions_of_another_grid_are_bicubic_and_the_special_tokens_are_kept(tmp_path, kind, grid):
+def test_positions_of_another_grid_are_interpolated_bicubically(tmp_path, kind, grid):
     """From the formula, also for rectangular grids and patches, for which there is no oracle."""
     model = scratch(tmp_path, kind, config={"image_size": [16, 48], "patch_size": [4, 8]}).double().backbone
     assert model.config.grid == (4, 6)

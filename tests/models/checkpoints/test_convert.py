@@ -102,7 +102,7 @@ def test_a_damaged_file_is_one_sentence(tmp_path, content):
         convert(tmp_path / "cut.pt")
 
 
-def test_a_checkpoint_published_as_a_pickle_only_says_how_to_fetch_it(tmp_path, monkeypatch, checkpoint_folder, capsys):
+def test_checkpoint_published_as_a_pickle_says_how_to_fetch_it(tmp_path, monkeypatch, checkpoint_folder, capsys):
     """A hub whose repository has config.json and pytorch_model.bin."""
     hub = pytest.importorskip("huggingface_hub")
     snapshot = tmp_path / "models--some-org--old-model" / "snapshots" / "0123abc"

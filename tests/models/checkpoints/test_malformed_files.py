@@ -367,7 +367,7 @@ def test_f14_an_index_that_is_none(folder, index, message):
     assert message in refusal(folder)
 
 
-def test_f14_a_tensor_that_the_index_does_not_list_is_like_any_other(sound, folder):
+def test_f14_tensor_not_in_the_index_is_checked_like_any_other(sound, folder):
     header, data, _ = sound
     (folder / "one").write_bytes(packed(header, data))
     (folder / "two").write_bytes(entry_of(8, "odd"))
@@ -437,7 +437,7 @@ MORE += ("num_channels", "position_embedding_type", "is_encoder_decoder", "inter
 @pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("init", ["scratch", "pretrained"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_f14_every_field_of_config_json_with_every_kind_of_garbage(tmp_path, kind, init, every):
+def test_f14_every_field_of_config_json_with_bad_values(tmp_path, kind, init, every):
     """It loads, or it ends in one sentence that names config.json or its folder; either way in little memory."""
     head = next(head for head in models.ARCHITECTURES[kind].heads if has_labels(head))
     model = tiny.scratch(tmp_path, kind, head)
@@ -463,7 +463,7 @@ def test_f14_every_field_of_config_json_with_every_kind_of_garbage(tmp_path, kin
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_f14_a_model_far_larger_than_its_files_is_refused_before_it_is_built(tmp_path, kind):
+def test_f14_model_larger_than_its_files_is_refused_unbuilt(tmp_path, kind):
     models.save_pretrained(tiny.scratch(tmp_path, kind, None), tmp_path)
     raw = json.loads((tmp_path / "config.json").read_text())
     size = {"vit": "num_channels", "deit": "num_channels"}.get(kind, "vocab_size")

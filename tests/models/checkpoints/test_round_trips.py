@@ -227,7 +227,7 @@ def test_tied_tensors_saved_under_their_second_name_alone(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", [*BERTS, "gpt2"])
-def test_a_config_that_says_tied_and_a_file_with_two_matrices_is_read_as_the_file(tmp_path, kind):
+def test_file_with_two_matrices_overrules_a_tied_config(tmp_path, kind):
     """As transformers does: what is in the file is used."""
     model, head, table = lm_folder(tmp_path, kind)
     extra = second_names(table, tensors_of(tmp_path))
@@ -372,7 +372,7 @@ def test_half_of_any_head_is_refused(saved):
         save_file(whole, folder / "model.safetensors")
 
 
-def test_a_classifier_without_the_pooler_it_was_trained_on_is_refused(tmp_path):
+def test_classifier_without_its_pooler_is_refused(tmp_path):
     head = "sequence-classification"
     models.save_pretrained(tiny.scratch(tmp_path / "config", "bert", head), tmp_path)
     rewrite(tmp_path, lambda tensors: {name: t for name, t in tensors.items() if "pooler" not in name})

@@ -153,7 +153,7 @@ def test_p08_an_unlisted_tensor_is_named_with_the_nearest(folder, name, nearest)
     assert message.endswith(f"has 1 tensors unknown to bert: {expected}")
 
 
-def test_p08_more_layers_in_the_file_than_in_the_config_are_refused(folder):
+def test_p08_more_layers_than_in_the_config_are_refused(folder):
     change_config(folder, num_hidden_layers=1)
     message = refusal(folder)
     assert "has 16 tensors unknown to bert" in message
@@ -398,7 +398,7 @@ def test_p08_an_unknown_pooling_is_named_with_the_known(folder):
 # saving
 
 
-def test_saved_files_load_in_transformers_and_come_back_bit_for_bit(classifier, folder, tmp_path):
+def test_saved_files_return_from_transformers_bit_for_bit(classifier, folder, tmp_path):
     transformers = pytest.importorskip("transformers")
     theirs, info = transformers.BertForSequenceClassification.from_pretrained(folder, output_loading_info=True)
     assert not info["missing_keys"]
@@ -443,7 +443,7 @@ def test_saving_keeps_weights_labels_and_pooling(checkpoint_folder, tmp_path, po
 # P9: labels
 
 
-def test_p09_the_order_of_the_labels_is_that_of_the_head_in_the_file(classifier, folder):
+def test_p09_label_order_is_that_of_the_head_in_the_file(classifier, folder):
     model = models.from_pretrained(folder, head=HEAD, labels=sorted(LABELS))
     assert sorted(LABELS) != LABELS
     assert model.labels == tuple(LABELS)

@@ -155,7 +155,7 @@ def test_p12_ids_are_tokens_and_nothing_follows_an_end(gpt2):
             assert one.ids[-1] in ENDS or len(one.ids) == 12
 
 
-def test_the_score_of_greedy_search_is_the_models_log_probability(gpt2):
+def test_greedy_score_is_the_models_log_probability(gpt2):
     model, _, _ = gpt2
     settings = GenerationSettings(max_new_tokens=7, length_penalty=0.5, repetition_penalty=1.5)
     for prompt, one in zip(PROMPTS, generate(model, PROMPTS, settings), strict=True):
@@ -193,7 +193,7 @@ def test_cached_hidden_states_are_the_recomputed_ones(tmp_path, upcast):
             assert cache.lengths == tuple(done)
 
 
-def test_a_cross_cache_follows_its_texts_and_rests_while_beams_change_places():
+def test_cross_attention_cache_is_unchanged_when_beams_move():
     generator = torch.Generator().manual_seed(0)
     source, target = models.ops.packing.Packing.of([3, 2]), models.ops.packing.Packing.of([1, 1])
     key, value, query = (torch.randn(n, 2, 4, generator=generator) for n in (5, 5, 2))
@@ -393,7 +393,7 @@ def test_a_model_without_a_language_model_head_is_refused(gpt2):
         generate(models.from_pretrained(gpt2[2]), [[5]], GenerationSettings())
 
 
-def test_logits_that_are_not_finite_are_refused_and_the_mode_is_restored(gpt2):
+def test_non_finite_logits_are_refused_and_the_mode_restored(gpt2):
     model = models.from_pretrained(gpt2[2], head="causal-lm").train()
     first = generate(model, PROMPTS, GenerationSettings())
     assert first == generate(model, PROMPTS, GenerationSettings())  # dropout is off

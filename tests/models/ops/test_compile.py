@@ -71,7 +71,7 @@ def equal(found, expected):
 
 
 @pytest.mark.parametrize("kind", zoo.ZOO)
-def test_loss_and_gradients_are_the_same_for_all_lengths_in_as_many_graphs_as_for_one(tmp_path, kind):
+def test_compiled_loss_is_equal_for_all_lengths_in_few_graphs(tmp_path, kind):
     plain, other = pair(tmp_path, kind)
     inputs = tiny.inputs_of(plain)
     for chosen in BATCHES:
@@ -93,7 +93,7 @@ def test_more_layers_are_no_more_graphs(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "vit", "t5"])
-def test_dropout_is_a_function_of_the_seed_and_drawn_again_for_checkpointed_activations(tmp_path, kind):
+def test_compiled_dropout_repeats_for_activation_checkpointing(tmp_path, kind):
     model = scratch(tmp_path, kind, rate=0.3)
     models.compile_layers(model, "aot_eager")
     inputs = tiny.inputs_of(model)
@@ -108,7 +108,7 @@ def test_dropout_is_a_function_of_the_seed_and_drawn_again_for_checkpointed_acti
     assert graphs() == GRAPHS.get(kind, 2)
 
 
-def test_layers_that_drop_paths_are_no_graph_for_each_number_of_sequences(tmp_path):
+def test_drop_path_needs_no_graph_per_number_of_sequences(tmp_path):
     model = scratch(tmp_path, "vit", path=0.5)
     models.compile_layers(model, "aot_eager")
     inputs = tiny.inputs_of(model)
@@ -136,7 +136,7 @@ def test_without_gradients_it_is_the_plain_model_to_the_bit(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["bert", "t5"])
-def test_nothing_and_a_single_token_reach_every_parameter_that_something_reaches(tmp_path, kind):
+def test_empty_batch_and_one_token_reach_every_parameter(tmp_path, kind):
     plain, other = pair(tmp_path, kind)
     inputs = tiny.inputs_of(plain)
     for chosen in ([], [1]):

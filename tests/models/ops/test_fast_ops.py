@@ -58,7 +58,7 @@ def test_linear_cross_entropy_is_linear_and_cross_entropy(monkeypatch, dtype, sm
     torch.testing.assert_close(found, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
-def test_linear_cross_entropy_under_bf16_autocast_is_as_near_to_fp32_as_the_plain_one(monkeypatch):
+def test_linear_cross_entropy_in_bf16_is_as_precise_as_plain(monkeypatch):
     monkeypatch.setattr("models.ops.linear_cross_entropy.CHUNK_BYTES", 4 * 50 * 8)
     generator = torch.Generator().manual_seed(0)
     h, w = torch.randn(40, 16, generator=generator), torch.randn(50, 16, generator=generator)
@@ -78,7 +78,7 @@ def test_linear_cross_entropy_under_bf16_autocast_is_as_near_to_fp32_as_the_plai
         assert 0 < (a - c).norm() < 1.1 * (b - c).norm() + 1e-6 * c.norm()
 
 
-def test_linear_cross_entropy_finds_no_gradient_of_what_is_frozen():
+def test_linear_cross_entropy_skips_frozen_gradients():
     h, w = torch.randn(5, 4, requires_grad=True), torch.randn(9, 4)
     loss = linear_cross_entropy(h, w, None, torch.arange(5))
     assert loss.grad_fn.saved_tensors[1] is None
@@ -88,7 +88,7 @@ def test_linear_cross_entropy_finds_no_gradient_of_what_is_frozen():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("kind", "head"), LANGUAGE)
-def test_a_language_model_without_logits_has_the_same_loss_and_gradients(tmp_path, monkeypatch, kind, head, dtype):
+def test_language_model_without_logits_has_the_same_loss(tmp_path, monkeypatch, kind, head, dtype):
     model = tiny.scratch(tmp_path, kind, head, label_smoothing=0.1).to(dtype).train()
     monkeypatch.setattr("models.ops.linear_cross_entropy.CHUNK_BYTES", 4 * 5 * model.head.shape.vocab_size)
     inputs = tiny.inputs_of(model)
@@ -140,7 +140,7 @@ def drawn(n, rate, runs):
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.1, 0.5, 0.9])
-def test_each_place_is_dropped_at_the_rate_and_independently_of_the_others(rate):
+def test_each_position_is_dropped_independently_at_the_rate(rate):
     torch.manual_seed(0)
     runs, n = 5_000, 64
     dropped = drawn(n, rate, runs).double()
@@ -189,7 +189,7 @@ def test_a_draw_at_the_end_of_its_range_is_a_distance_too(monkeypatch, draw):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_what_is_left_is_scaled_and_the_gradient_falls_in_the_same_places(dtype):
+def test_kept_values_are_scaled_and_gradients_share_the_mask(dtype):
     torch.manual_seed(0)
     x = torch.ones(2 * MIN_ELEMENTS, dtype=dtype, requires_grad=True)
     y = dropout(x, 0.25)
@@ -328,7 +328,7 @@ def test_gradcheck_of_attention_with_dropout(causal, cross, biased):
     assert torch.autograd.gradcheck(seeded, (*tensors, table))
 
 
-def test_how_many_sequences_are_worked_on_together_changes_no_draw(monkeypatch):
+def test_dropout_masks_do_not_depend_on_the_chunk_of_sequences(monkeypatch):
     packing, found = Packing.of([30, 30, 30, 41, 50, 50]), []
     tensors = [torch.randn(231, 2, 3, dtype=torch.float64) for _ in range(3)]
     for block in (2**20, 5_000, 1):
@@ -345,7 +345,7 @@ def test_how_many_sequences_are_worked_on_together_changes_no_draw(monkeypatch):
         torch.testing.assert_close(other, found[0], rtol=1e-12, atol=1e-12)
 
 
-def test_attention_with_dropout_can_be_differentiated_twice_over_the_same_graph():
+def test_dropped_attention_allows_two_backwards_of_one_graph():
     packing = Packing.of([3, 3, 4])
     q, k, v = (torch.randn(10, 2, 3, requires_grad=True) for _ in range(3))
     out = packed_attention(q, k, v, packing, dropout=0.4)
