@@ -105,8 +105,8 @@ def halve_micro_batches(
     if ranks.world_size > 1:
         raise TrainingError(
             f"step {step + 1}: a micro-batch of {largest.num_tokens:,} tokens does not fit into the memory of rank "
-            f"{ranks.rank}; resume from the last checkpoint with --resume --train.micro_batch_tokens={half} "
-            "and without another limit of the micro-batch"
+            f"{ranks.rank}; resume from the last checkpoint with --resume --train.micro_batch_size=0 "
+            f"--train.micro_batch_tokens={half}"
         ) from error
     return replace(limits, max_examples=0, max_tokens=half)
 

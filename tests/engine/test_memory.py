@@ -188,7 +188,10 @@ def test_p20_out_of_memory_on_a_rank_names_the_resume_command():
 
     ranks = Ranks(rank=1, world_size=2, device=CPU.device)
     error = torch.OutOfMemoryError("CUDA out of memory")
-    with pytest.raises(TrainingError, match=r"of rank 1; resume .* with --resume --train.micro_batch_tokens=150"):
+    with pytest.raises(
+        TrainingError,
+        match=r"of rank 1; resume .* with --resume --train.micro_batch_size=0 --train.micro_batch_tokens=150",
+    ):
         memory.halve_micro_batches(MicroBatching(), [Batch()], error, 6, ranks)
     assert memory.halve_micro_batches(MicroBatching(max_examples=4), [Batch()], error, 6, CPU) == MicroBatching(
         max_tokens=150

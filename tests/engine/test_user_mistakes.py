@@ -226,7 +226,7 @@ def folder_holds_a_run(b):
     return b.arguments(train__max_steps=2, eval__every_steps=2)
 
 
-def nothing_to_resume(b):
+def no_checkpoint_to_resume(b):
     return [*b.arguments(), "--resume"]
 
 
@@ -276,7 +276,7 @@ MISTAKES: list[tuple[Callable[[Bench], list[str]], list[str]]] = [
     (shorter_than_the_special_tokens, ["data.max_length = 2", "special tokens"]),
     (folder_in_use, ["run.folder = '{folder}/run'", "in use by another run", "another folder"]),
     (folder_holds_a_run, ["run.folder = '{folder}/run'", "already holds a run", "--resume", "--run.folder"]),
-    (nothing_to_resume, ["--resume", "run.folder = '{folder}/run'", "--run.resume auto"]),
+    (no_checkpoint_to_resume, ["--resume", "run.folder = '{folder}/run'", "--run.resume auto"]),
     (another_recipe_at_resume, ["optim.lr: 0.001 -> 0.5", "--run.folder", "--run.allow_changes"]),
     (folder_below_a_file, ["run.folder = '{folder}/occupied/run'", "cannot be written", "Not a directory"]),
     (folder_that_cannot_be_made, ["run.folder = '/proc/run'", "cannot be written"]),
