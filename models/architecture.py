@@ -83,7 +83,7 @@ class Architecture(Generic[ConfigT]):
     weights: WeightTable
     heads: Mapping[str | None, str]  # the heads it takes -> the class of transformers that reads their export
     depth: tuple[str, ...]  # the fields of config.json that say how many layers there are
-    pooling: str = "cls"  # unless the checkpoint or the recipe says otherwise
+    pooling: str = "cls"  # unless the checkpoint or the recipe has another
     complete: Callable[[JsonObject], JsonObject] = dict  # add to config.json the fields that others imply
 
 

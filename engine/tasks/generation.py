@@ -8,8 +8,8 @@ from typing import Any
 from data.causal_lm import LanguageModelRecord, PromptRecord
 from engine.config import GenerateSettings
 from models import TaskModel
-from models.generation.generate import GenerationSettings
 from models.generation.generate import generate as generate_tokens
+from models.generation.settings import GenerationSettings
 
 
 def generation_settings(model: TaskModel, generate: GenerateSettings, **changes: Any) -> GenerationSettings:

@@ -53,7 +53,7 @@ def check_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Seq
 def load_processor(folder: Path) -> Preprocessing:
     """Load the preprocessing of a checkpoint; DataError where its images are not what the model reads."""
     preprocessing, model = read_preprocessing(folder), models.read_config(folder)
-    config = models.ARCHITECTURES[model["model_type"]].read_config(model)
+    config = models.ARCHITECTURES[str(model["model_type"])].read_config(model)
     if not hasattr(config, "patch_size"):
         raise DataError(f"{folder}: a {model['model_type']} model reads no images; name a ViT or a DeiT")
     if preprocessing.shape is None:

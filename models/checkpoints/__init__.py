@@ -1,1 +1,1 @@
-"""The files of a checkpoint: where they are found, how their tensors are read, checked and written."""
+"""The files of a checkpoint: found on the machine or the hub, read, checked and written."""

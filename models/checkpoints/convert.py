@@ -1,11 +1,11 @@
-"""Turn a pickle checkpoint of tensors into safetensors, once and on request; nothing else here reads pickles.
+"""Convert a pickle checkpoint of tensors to safetensors, on request; nothing else in the package reads pickles.
 
     python -m models.checkpoints.convert FOLDER/pytorch_model.bin [...]
     python -m models.checkpoints.convert ORG/NAME
 
-writes model.safetensors beside the file; of a name of the hub, pytorch_model.bin is first fetched into its cache.
-Loading is torch's weights_only mode, which builds tensors and plain containers and executes nothing; a file that asks
-for more is refused.
+writes model.safetensors beside the file. For a name of the hub, pytorch_model.bin is first fetched into its cache.
+Files are loaded in torch's weights_only mode, which builds tensors and plain containers and executes nothing; a file
+that asks for more is refused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from models.errors import ModelError
 
 
 def convert(source: Path) -> Path:
-    """Convert one .bin, .pt or .pth file; returns the path of the safetensors file, which must not exist yet.
+    """Convert one .bin, .pt or .pth file; return the path of the safetensors file, which must not exist yet.
 
     A tensor stored under several names (tied weights) is written under the first. Dtypes stay. Raises ModelError.
     """
@@ -49,7 +49,7 @@ def _load(source: Path) -> Any:
         raise ModelError(f"{source}: no such file")
     try:
         return torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's unpickler answers damage with whatever it stumbles over
+    except Exception as error:  # torch's unpickler raises errors of many kinds on damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"{source} holds more than tensors, or is damaged; it is refused, and nothing in it was executed ({reason})"
@@ -57,7 +57,7 @@ def _load(source: Path) -> Any:
 
 
 def _plain_tensors(source: Path, content: Any) -> dict[str, Tensor]:
-    """{name: tensor of its own}, from a state dict or a checkpoint that holds one under "state_dict"."""
+    """Return {name: a new tensor}, from a state dict or a checkpoint that has one under "state_dict"."""
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not content:
@@ -75,11 +75,12 @@ def _plain_tensors(source: Path, content: Any) -> dict[str, Tensor]:
 
 
 def _is_hub_name(argument: str) -> bool:
-    """Not a path: org/name, without the ending of a file that convert takes."""
+    """Return whether an argument is org/name, without the ending of a file that convert takes."""
     return argument.count("/") == 1 and argument[0].isalnum() and not argument.endswith((".bin", ".pt", ".pth"))
 
 
 def main(arguments: list[str]) -> int:
+    """Run the command; return its exit status."""
     if not arguments or "--help" in arguments or "-h" in arguments:
         print(__doc__)
         return 0 if arguments else 2

@@ -1,4 +1,4 @@
-"""From the name of a checkpoint to a folder on this machine.
+"""Resolve the name of a checkpoint to a folder on this machine.
 
 Four kinds of names, tried in this order:
     runs/x/best                  a local folder
@@ -21,7 +21,7 @@ WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "vocab.txt", "m
 
 
 def resolve(name: str) -> Path:
-    """The folder of checkpoint `name`; ModelError lists what would work when there is none."""
+    """Return the folder of checkpoint `name`. ModelError says what would work when there is none."""
     if not name.isprintable():
         raise ModelError(f"model.name = {reprlib.repr(name)} is no name of a folder or a checkpoint")
     if name.startswith("package:"):
@@ -52,7 +52,7 @@ def _package_folder(name: str) -> Path:
 
 
 def _hub_folder(name: str) -> Path:
-    # Imported here: a second of start-up that a local folder need not pay.
+    # Imported here, since it takes a second, which a local folder should not cost.
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -68,7 +68,7 @@ def _hub_folder(name: str) -> Path:
 
 
 def snapshot_name(folder: Path) -> str | None:
-    """org/name of a folder in the hub's cache, models--org--name/snapshots/REVISION; None of any other."""
+    """Return org/name of a folder in the hub's cache, models--org--name/snapshots/REVISION; None of any other."""
     repository = folder.absolute().parent.parent.name
     if folder.absolute().parent.name != "snapshots" or not repository.startswith("models--"):
         return None
@@ -76,7 +76,7 @@ def snapshot_name(folder: Path) -> str | None:
 
 
 def fetch_pickle(name: str) -> Path:
-    """pytorch_model.bin of hub checkpoint `name`, as it is: fetched on request only, and not read here."""
+    """Fetch pytorch_model.bin of hub checkpoint `name`, and return its path; nothing here reads it."""
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -90,7 +90,7 @@ def fetch_pickle(name: str) -> Path:
 
 
 def verify_sha256(folder: Path, expected: str) -> None:
-    """Check model.safetensors against a recorded checksum, so that a run says exactly what it started from."""
+    """Raise ModelError unless model.safetensors has the recorded checksum, so that a run starts from known weights."""
     file = folder / "model.safetensors"
     if not file.is_file():
         raise ModelError(f"{folder}: model.sha256 is given, but there is no model.safetensors to check")

@@ -1,4 +1,4 @@
-"""The cross entropy of a language model's output without the logits of all tokens, in training.
+"""Cross entropy of a language model in training, without the logits of all tokens in memory.
 
 With a vocabulary of 50,000, the (T, V) logits in fp32 and their gradient take most of the memory of a step. Here they
 exist for one chunk of tokens at a time. The forward computes the gradients of hidden states, weight and bias at once;

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.tiny_models import PER_TOKEN, config_folder, count_examples, inputs_of, scratch
+from support.tiny_models import PER_TOKEN, config_folder, count_examples, inputs_of, scratch, select
 from support.zoo import ZOO, reads_pooled
 from torch import Tensor, nn
 
@@ -179,6 +181,23 @@ def test_own_head_starts_as_it_says_and_from_the_seed(tmp_path, init):
     two_layers = models.from_pretrained(tmp_path, head="two-layers", labels=["a", "b"], init=init)
     assert not two_layers.head.output.bias.any()  # Normal(0, initializer_range) and 0, like every new head
     assert two_layers.head.output.weight.std() < 0.7
+
+
+def test_readme_example_trains_on_a_batch_and_on_an_empty_one(tmp_path, monkeypatch):
+    readme = (Path(models.__file__).parent / "README.md").read_text(encoding="utf-8")
+    block = readme[readme.index("    class TwoLayers") : readme.index("\nA micro-batch may be empty")]
+    scope = dict(globals())
+    exec(textwrap.dedent(block), scope)
+    monkeypatch.setitem(models.HEADS, "of-readme", scope["TwoLayers"])
+    model = scratch(tmp_path, "bert", "of-readme")
+    inputs = labelled(model)
+    train_a_step(model, inputs)
+    empty = select(inputs, "of-readme", [])
+    model.zero_grad()
+    loss = model.train()(empty).loss_sum
+    loss.backward()
+    assert loss == 0
+    assert all(p.grad is not None and not p.grad.any() for p in model.head.parameters())
 
 
 def test_another_own_head_is_refused(tmp_path):
