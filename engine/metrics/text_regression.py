@@ -20,7 +20,7 @@ def regression_statistics(predicted: Tensor, truth: Tensor, indices: tuple[int, 
 
 
 def regression_metrics(statistics: Tensor) -> dict[str, float]:
-    """Return Pearson's and Spearman's correlation, the mean squared error (the loss too) and the mean absolute error."""
+    """Return Pearson's and Spearman's correlation, the mean squared error (also the loss) and mean absolute error."""
     predicted, truth = statistics.view(-1, 2).cpu().numpy().T
     error = predicted - truth
     mse = float(np.mean(error**2)) if len(error) else math.nan

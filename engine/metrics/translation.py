@@ -74,6 +74,7 @@ def signatures(tokenizer: str) -> list[str]:
 
 @cache
 def _metrics(tokenizer: str) -> tuple[Any, Any]:
-    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
 
     return BLEU(tokenize=tokenizer, force=True), CHRF()
