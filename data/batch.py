@@ -15,7 +15,7 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class Batch:
-    """A packed micro-batch of B sequences with T tokens in total (legend of shapes: models/ops/layers.py).
+    """A packed micro-batch of B sequences with T tokens in total (legend of shapes: models/ops/packing.py).
 
     - An example is one sequence, unless `sequences` gives a number for each example (windows of a long text).
     - The sequences are sorted by length.

@@ -68,10 +68,7 @@ class T5Config:
 
     @property
     def initializer_range(self) -> float:
-        """The standard deviation of a new head, the output matrix included, as in T5's own code.
-
-        (transformers draws that matrix from Normal(0, 1).)
-        """
+        """The standard deviation of a new head, the output matrix too, as in T5's code (transformers': 1 for that)."""
         return float(self.initializer_factor * self.hidden_size**-0.5)
 
 
@@ -102,12 +99,11 @@ class Attention(nn.Module):
                 cache.append(self.layer, key, value)
         if cache is not None:
             table = bias(max(packing.lengths), cache.longest) if bias is not None else None
-            out: Tensor = self.output(cache.attend(self.layer, query, packing, bias=table, scale=1.0))
-            return out
-        dropout = self.dropout if self.training else 0.0
-        out = self.output(
-            packed_attention(query, key, value, packing, key_packing=key_packing, bias=bias, scale=1.0, dropout=dropout)
-        )
+            attended = cache.attend(self.layer, query, packing, bias=table, scale=1.0)
+        else:
+            attend = functools.partial(packed_attention, scale=1.0, dropout=self.dropout if self.training else 0.0)
+            attended = attend(query, key, value, packing, key_packing=key_packing, bias=bias)
+        out: Tensor = self.output(attended)
         return out
 
 
@@ -186,18 +182,15 @@ class Stack(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing, source: Source | None = None, cache: Cache | None = None) -> Tensor:
         """(T, D) embeddings -> (T, D) hidden states"""
-        bias = self.cached_bias(packing, cache) if cache is not None else self.relative_bias.of_lengths(packing.lengths)
+        if cache is None:
+            bias = self.relative_bias.of_lengths(packing.lengths)
+        else:
+            bias = self.relative_bias.of_positions(padded(cache.extend(packing), packing, 0), cache.longest)
         x = self.embedding_dropout(x)
         for layer in self.layers:
             x = layer(x, packing, bias, source, cache)
         out: Tensor = self.dropout(self.norm(x))
         return out
-
-    def cached_bias(self, packing: Packing, cache: Cache) -> Bias:
-        """Return the bias of new tokens on all cached ones, (B, H, L, S), for positions that differ by sequence."""
-        positions = padded(cache.extend(packing), packing, 0)  # (B, L)
-        bias: Tensor = self.relative_bias(positions, cache.longest)
-        return lambda length, keys: bias
 
 
 class T5Model(nn.Module):
@@ -288,8 +281,7 @@ SUPPORTED = {"dense_act_fn": tuple(ACTIVATIONS), "is_decoder": (False,)}
 def _complete(raw: JsonObject, feed_forward: str, scaled: bool) -> JsonObject:
     """Return config.json with the fields that others imply and that newer files spell out.
 
-    feed_forward: feed_forward_proj where it is missing. scaled: whether the output can be scaled; then it is, unless
-    the file says, when it is tied.
+    feed_forward: feed_forward_proj where it is missing. scaled: whether a tied output is scaled if the file is silent.
     """
     kind = raw.get("feed_forward_proj") or feed_forward
     *gated, activation = str(kind).split("-")

@@ -51,6 +51,11 @@ class RelativeBias(nn.Module):
         biases = {n: bias[:, :n, :n] for n in {*lengths} or {1}}
         return lambda length, keys: biases[length]
 
+    def of_positions(self, queries: Tensor, num_keys: int) -> Bias:
+        """Return the bias of new tokens at positions (B, L) on all cached ones, (B, H, L, S), whatever the lengths."""
+        bias: Tensor = self(queries, num_keys)
+        return lambda length, keys: bias
+
 
 @functools.lru_cache(maxsize=16)
 def bucket_of_distance(buckets: int, max_distance: int, device: torch.device) -> Tensor:

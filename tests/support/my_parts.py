@@ -1,6 +1,6 @@
 """A researcher's own file, as tests/engine/test_plugins.py copies it out of the checkout: one of everything.
 
-An architecture, a head, a task, a metric, a loss, an optimizer and a schedule, in the tables that engine/plugins.py reads.
+An architecture, a head, a task, a metric, a loss, an optimizer, a schedule: the tables that engine/plugins.py reads.
 """
 
 from __future__ import annotations

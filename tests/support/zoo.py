@@ -1,7 +1,7 @@
 """Tiny random checkpoints of every architecture, written by transformers, and the same inputs as both sides take them.
 
-A new architecture is one row of ZOO; tests/models/test_conformance.py and others are parametrised over it. Gradients are
-compared under the names of the *file*: written into the parameters and saved, by both sides.
+A new architecture is one row of ZOO; tests/models/test_conformance.py and others are parametrised over it. Gradients
+are compared under the names of the *file*: both sides write them into the parameters and save those.
 """
 
 from __future__ import annotations
