@@ -1,7 +1,7 @@
 """Training, evaluation and prediction from Python, without files: `engine.run_training` and its neighbours.
 
     import engine
-    from data import Row
+    from data import Examples, Row
 
     rows = [Row(text="A fine film.", label="good"), Row(text="Dull, dull, dull.", label="bad"), ...]
     engine.run_training("my_recipe.toml", train_rows=rows, **{"run.folder": "runs/mine", "train.epochs": 2})
@@ -18,13 +18,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data import Row
+from data import Examples, Row
 from data.formats.memory import in_memory
 from engine import checkpoint, cli, distributed, plugins, validate
 from engine.config import DEFAULT_RECIPE, Config, ConfigError, DataSettings, check, override, read_recipe
-from engine.evaluate import evaluate, open_trained
+from engine.evaluate import EvaluationContext, evaluate, open_trained
 from engine.predict import predict
 from engine.tasks import find_task
+from models import TaskModel
 
 
 def run_training(
@@ -67,7 +68,7 @@ def evaluate_rows(run: str | Path, rows: Sequence[Any], **overrides: Any) -> dic
     folder = checkpoint.open_run(str(run))
     config = cli.configure(folder, _dotted(overrides))
     with in_memory(rows=rows) as sources:
-        model, examples, context = open_trained(folder, config, sources["rows"], labelled=True)
+        model, examples, context = _open(folder, config, sources["rows"], labelled=True)
         return evaluate(model, examples, context)
 
 
@@ -83,8 +84,16 @@ def predict_rows(run: str | Path, rows: Sequence[Any], **overrides: Any) -> list
     task, _ = find_task(config.run.task)
     columns = validate.task_settings(config, task).data
     with in_memory(rows=[_as_columns(row, columns) for row in rows]) as sources:
-        model, examples, context = open_trained(folder, config, sources["rows"], labelled=False)
+        model, examples, context = _open(folder, config, sources["rows"], labelled=False)
         return predict(model, examples, context)
+
+
+def _open(folder: Path, config: Config, source: str, labelled: bool) -> tuple[TaskModel, Examples, EvaluationContext]:
+    """Return open_trained on rows in memory; ConfigError for a task whose own reader knows files only."""
+    try:
+        return open_trained(folder, config, source, labelled)
+    except FileNotFoundError:
+        raise ConfigError(f"{config.run.task} reads files in a format of its own, not rows in memory") from None
 
 
 def _dotted(overrides: Mapping[str, Any]) -> dict[str, Any]:

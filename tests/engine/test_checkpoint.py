@@ -136,7 +136,7 @@ def test_f03_a_damaged_last_goes_back_to_previous_loudly(contents, run_folder, c
     said = capsys.readouterr().out
     assert said.startswith(f"warning: {run_folder / 'last'}")
     assert name in said
-    assert f"going back to {run_folder / 'previous'}" in said
+    assert f"resuming from {run_folder / 'previous'}" in said
     assert (run_folder / "damaged").is_dir()  # so that the next save does not put it in the place of previous/
     save(run_folder / "last", contents, TrainState(step=7), CPU)
     assert [step_of(run_folder / n) for n in ("previous", "last")] == [5, 7]
@@ -156,7 +156,7 @@ def test_f03_the_fallback_ends_as_the_run_that_was_not_damaged(tiny, tmp_path):
 def test_f03_without_a_valid_checkpoint_the_error_names_both(contents, run_folder):
     for name in ("last", "previous"):
         damage(run_folder / name / "model.safetensors", "bit", random.Random(0))
-    with pytest.raises(ConfigError, match=r"no whole checkpoint to go on from: .*last.*; .*previous.*"):
+    with pytest.raises(ConfigError, match=r"no whole checkpoint to resume from: .*last.*; .*previous.*"):
         claimed(contents, run_folder)
     assert (run_folder / "last").is_dir()
 
@@ -398,7 +398,7 @@ def test_f18_another_optimizer_is_refused_by_name_unless_allowed(copied, tmp_pat
         checkpoint.restore(tmp_path / "last", with_optimizer(copied, MAKERS["adam"]), CPU)
     allowed = with_optimizer(copied, MAKERS["adam"], **{"run.allow_changes": True})
     checkpoint.restore(tmp_path / "last", allowed, CPU)
-    assert "the optimizer: SGD -> Adam, which starts anew" in capsys.readouterr().out
+    assert "the optimizer: SGD -> Adam, which starts without a state" in capsys.readouterr().out
     allowed.optimizer.step()
 
 
@@ -436,7 +436,7 @@ def test_f17_the_second_run_on_a_folder_is_refused(contents, run_folder):
         try:
             claimed(contents, run_folder)
         except ConfigError as error:
-            return 7 if "is in use by another run; choose another folder" in str(error) else 1
+            return 7 if "is in use by another run: choose another folder" in str(error) else 1
         return 0
 
     config = override(contents.config, {"run.folder": str(run_folder), "run.resume": "auto"})

@@ -84,7 +84,7 @@ def test_lora_checkpoint_has_adapter_and_merged_weights(tiny):
         ({"model.reinit_layers": 3}, r"model\.reinit_layers = 3: the model has 2 layers"),
         (
             {"model.lora.rank": 2, "model.lora.target_modules": ("*.q_proj",)},
-            r"model\.lora\.targets = '\*\.q_proj' matches no",
+            r"model\.lora\.target_modules = '\*\.q_proj' matches no",
         ),
     ],
 )

@@ -47,19 +47,20 @@ each_taught = pytest.mark.parametrize(("kind", "head"), TAUGHT)
 def build(folder: Path, kind: str, head: str, *, dropout: float = 0.0, dtype: torch.dtype = torch.float64, **options):
     """(a tiny random model in training, a batch of it); one example has no target."""
     rates = dict.fromkeys(("embedding", "attention", "hidden", "head"), dropout)
-    rates = {site: rate for site, rate in rates.items() if site != "head" or not head.endswith("-lm")}
+    rates = {site: rate for site, rate in rates.items() if site != "head" or not models.HEADS[head].is_language_model}
     model = tiny.scratch(folder, kind, head, dropout=rates, **options).to(dtype).train()
     inputs = tiny.inputs_of(model, problem=options.get("problem", "single-label"))
-    nothing = tiny.select(inputs, head, [2]).labels
-    nothing[...] = torch.nan if nothing.is_floating_point() else IGNORE_INDEX
-    inputs = tiny.replace_labels(inputs, head, 2, nothing)
+    no_target = tiny.select(inputs, head, [2]).labels
+    no_target[...] = torch.nan if no_target.is_floating_point() else IGNORE_INDEX
+    inputs = tiny.replace_labels(inputs, head, 2, no_target)
     return model, as_batch(inputs, range(tiny.count_examples(inputs)))
 
 
 def as_batch(inputs: Any, indices) -> Batch:
     """What the loader would make of models.Inputs; these examples are at `indices` of their data set."""
     targets = count_targets(inputs.labels.numpy())
-    return Batch(**vars(inputs), num_targets=targets, indices=tuple(indices), ids=tuple(map(str, indices)))
+    fields = vars(inputs) | {"num_targets": targets}
+    return Batch(**fields, indices=tuple(indices), ids=tuple(map(str, indices)))
 
 
 def part(batch: Batch, head: str, chosen: list[int]) -> Batch:
@@ -177,7 +178,7 @@ def check_r_drop(model, batch):
     assert_same(ours, (loss.item(), {name: p.grad for name, p in model.named_parameters()}))
 
 
-def test_r_drop_of_mixed_labels_is_at_the_examples_that_have_some(tmp_path):
+def test_r_drop_of_mixed_labels_skips_unlabelled_examples(tmp_path):
     """Shares of classes, as mixup makes them."""
     model, batch = build(tmp_path, "vit", "image-classification", dropout=0.3)
     shares = teacher_of(model, batch).double().softmax(-1)
@@ -195,9 +196,9 @@ def test_r_drop_of_mixed_labels_is_at_the_examples_that_have_some(tmp_path):
 def test_r_drop_needs_the_logits_of_a_language_model(tmp_path):
     model, batch = build(tmp_path, "gpt2", "causal-lm")
     logits = model(batch).logits
-    assert objective.log_probabilities(model, logits, batch).shape == (batch.num_targets, len(logits[0]))
+    assert model.head.log_probabilities(logits, batch).shape == (batch.num_targets, len(logits[0]))
     with pytest.raises(TypeError, match="not kept its logits"):
-        objective.log_probabilities(model, logits[:0], batch)
+        model.head.log_probabilities(logits[:0], batch)
 
 
 # FGM
@@ -255,7 +256,7 @@ def test_fgm_takes_every_problem_and_labels_without_a_target(tmp_path, problem):
 def directions(monkeypatch: pytest.MonkeyPatch, module: nn.Module, batch: Batch, dtype=None) -> Tensor:
     """(T, D) the way in which FGM moves the embeddings, under autocast in `dtype`; its backward is not under it."""
     seen: list[Tensor] = []
-    by_sequence, grad = objective.by_sequence, torch.autograd.grad
+    unit_norm_per_sequence, grad = objective.unit_norm_per_sequence, torch.autograd.grad
 
     def watched(*args: Any, **kwargs: Any) -> Any:
         assert not torch.is_autocast_enabled("cpu")
@@ -263,7 +264,9 @@ def directions(monkeypatch: pytest.MonkeyPatch, module: nn.Module, batch: Batch,
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.autograd, "grad", watched)
-        patch.setattr(objective, "by_sequence", lambda *args: seen.append(by_sequence(*args)) or seen[-1])
+        patch.setattr(
+            objective, "unit_norm_per_sequence", lambda *args: seen.append(unit_norm_per_sequence(*args)) or seen[-1]
+        )
         with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
             out = module(batch)
         out.loss_sum.backward()
@@ -302,15 +305,15 @@ def test_fgm_moves_the_same_way_in_16_bits(tmp_path, monkeypatch, kind, head, sm
         assert (a * b).sum() > 0.99
 
 
-def test_each_sequence_moves_by_its_own_length_and_not_for_what_is_no_number():
+def test_unit_norm_is_per_sequence_and_zero_for_non_finite():
     packing = models.ops.packing.Packing.of([2, 1, 3, 1])
     gradient = torch.tensor([[3.0, 0], [0, 4], [1e-30, 0], [0, 0], [0, 0], [0, 0], [torch.inf, 1]])
-    moved = objective.by_sequence(gradient, packing)
+    moved = objective.unit_norm_per_sequence(gradient, packing)
     assert moved.dtype == torch.float32
     expected = torch.tensor([[0.6, 0], [0, 0.8], [1, 0], [0, 0], [0, 0], [0, 0], [0, 0]])
     torch.testing.assert_close(moved, expected)
-    assert not objective.by_sequence(torch.full_like(gradient, torch.nan), packing).any()
-    assert objective.by_sequence(gradient[:0], models.ops.packing.Packing.of([])).shape == (0, 2)
+    assert not objective.unit_norm_per_sequence(torch.full_like(gradient, torch.nan), packing).any()
+    assert objective.unit_norm_per_sequence(gradient[:0], models.ops.packing.Packing.of([])).shape == (0, 2)
 
 
 def test_a_frozen_embedding_is_moved_as_well(tmp_path):
@@ -381,7 +384,7 @@ def test_distillation_of_several_labels_is_of_each_of_them(tmp_path):
 
 
 @pytest.mark.parametrize("problem", ["single-label", "multi-label"])
-def test_a_model_that_agrees_with_its_teacher_has_nothing_to_learn_from_it(tmp_path, problem):
+def test_distillation_from_an_equal_teacher_has_zero_loss(tmp_path, problem):
     model, batch = build(tmp_path, "bert", "sequence-classification", problem=problem)
     with torch.no_grad():
         same = model(batch).logits
@@ -395,7 +398,7 @@ def test_a_model_that_agrees_with_its_teacher_has_nothing_to_learn_from_it(tmp_p
     assert training_objective(model, settings, far.sign() * 1e30)(batch).loss_sum.isfinite()
 
 
-def test_smoothing_and_class_weights_are_of_the_labels_not_of_the_teacher(tmp_path):
+def test_smoothing_and_class_weights_apply_to_labels_only(tmp_path):
     model, batch = build(tmp_path, "bert", "sequence-classification", label_smoothing=0.1)
     model.head.shape = replace(model.head.shape, class_weights=(0.5, 2.0, 3.0))
     teacher = teacher_of(model, batch)
@@ -408,7 +411,7 @@ def test_smoothing_and_class_weights_are_of_the_labels_not_of_the_teacher(tmp_pa
     torch.testing.assert_close(out.loss_sum, 0.75 * model(batch).loss_sum + 0.25 * agreement)
 
 
-def test_rows_of_the_teacher_are_those_of_the_places_in_the_training_set(tmp_path):
+def test_teacher_rows_follow_the_indices_of_the_training_set(tmp_path):
     model, batch = build(tmp_path, "bert", "sequence-classification")
     teacher, places = torch.zeros(100, 3), torch.arange(98, 0, -11)[: len(batch.indices)]
     teacher[places] = rows = teacher_of(model, batch)
@@ -422,11 +425,11 @@ def test_rows_of_the_teacher_are_those_of_the_places_in_the_training_set(tmp_pat
 
 
 ALL = {
-    "r-drop": {"r_drop": 1.5},
-    "fgm": {"fgm": 0.6},
-    "r-drop and fgm": {"r_drop": 1.5, "fgm": 0.6},
-    "teacher": {"distill": 0.6, "distill_temperature": 2.0},
-    "all": {"r_drop": 1.5, "fgm": 0.6, "distill": 0.6, "distill_temperature": 2.0},
+    "r-drop": {"r_drop_weight": 1.5},
+    "fgm_epsilon": {"fgm_epsilon": 0.6},
+    "r-drop and fgm": {"r_drop_weight": 1.5, "fgm_epsilon": 0.6},
+    "teacher": {"distillation_weight": 0.6, "distillation_temperature": 2.0},
+    "all": {"r_drop_weight": 1.5, "fgm_epsilon": 0.6, "distillation_weight": 0.6, "distillation_temperature": 2.0},
 }
 
 
@@ -437,7 +440,7 @@ def cuts(count: int) -> list[list[list[int]]]:
 P01 = [
     *((kind, head, "r-drop and fgm") for kind, head in TEXTS),
     *((kind, head, "r-drop") for kind, head in [TEXTS[0], *IMAGES]),
-    *((kind, head, "fgm") for kind, head in [TEXTS[0], ("t5", "seq2seq-lm")]),
+    *((kind, head, "fgm_epsilon") for kind, head in [TEXTS[0], ("t5", "seq2seq-lm")]),
     *((kind, head, "teacher") for kind, head in TAUGHT),
     ("bert", "sequence-classification", "all"),
 ]
@@ -446,10 +449,12 @@ P01 = [
 def objective_of(folder: Path, kind: str, head: str, name: str, **options: Any) -> tuple[nn.Module, Batch]:
     """Its two passes differ where there are two, without chance."""
     settings = RegularizeSettings(**ALL[name])
-    model, batch = build(folder, kind, head, dropout=0.1 if settings.r_drop else 0.0, **options)
-    if settings.r_drop:
+    model, batch = build(folder, kind, head, dropout=0.1 if settings.r_drop_weight else 0.0, **options)
+    if settings.r_drop_weight:
         without_chance(model)
-    return training_objective(model, settings, teacher_of(model, batch) if settings.distill else None), batch
+    return training_objective(
+        model, settings, teacher_of(model, batch) if settings.distillation_weight else None
+    ), batch
 
 
 @pytest.mark.parametrize(("kind", "head", "name"), P01)
@@ -594,7 +599,7 @@ def test_p04_resume_is_exact_with_all_of_them(tiny, reviews, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.slow)])
-def test_sixteen_examples_are_learnt_by_heart_with_r_drop_and_fgm(tiny, tmp_path, precision):
+def test_sixteen_examples_are_learned_with_r_drop_and_fgm(tiny, tmp_path, precision):
     few = str(write_reviews(tmp_path / "few.jsonl", 16))
     changes = {
         "regularize.r_drop_weight": 0.5,
@@ -616,15 +621,57 @@ def test_sixteen_examples_are_learnt_by_heart_with_r_drop_and_fgm(tiny, tmp_path
 @pytest.mark.parametrize(
     ("kind", "head", "options", "settings", "taught", "reason"),
     [
-        ("bert", "sequence-classification", {"problem": "regression"}, {"r_drop": 1.0}, False, "r_drop = 1 .*has none"),
-        ("bert", "sequence-classification", {"dropout": 0.0}, {"r_drop": 1.0}, False, "same without dropout"),
-        ("vit", "image-classification", {}, {"fgm": 1.0}, False, "fgm = 1 .*reads images"),
-        ("bert", "sequence-classification", {}, {"distill": 0.5}, False, r"distill = 0\.5 needs data\.teacher"),
-        ("bert", "sequence-classification", {}, {}, True, r"data\.teacher has no effect with regularize\.distill = 0"),
-        ("bert", "sequence-classification", {"problem": "regression"}, {"distill": 1.0}, True, "a regression does not"),
-        ("bert", "token-classification", {}, {"distill": 1.0}, True, "the head token-classification does not learn"),
-        ("bert", "question-answering", {}, {"distill": 1.0}, True, "the head question-answering does not learn"),
-        ("gpt2", "causal-lm", {}, {"distill": 1.0}, True, "the head causal-lm does not learn"),
+        (
+            "bert",
+            "sequence-classification",
+            {"problem": "regression"},
+            {"r_drop_weight": 1.0},
+            False,
+            "r_drop_weight = 1 .*has none",
+        ),
+        ("bert", "sequence-classification", {"dropout": 0.0}, {"r_drop_weight": 1.0}, False, "equal without dropout"),
+        ("vit", "image-classification", {}, {"fgm_epsilon": 1.0}, False, "fgm_epsilon = 1 .*reads images"),
+        (
+            "bert",
+            "sequence-classification",
+            {},
+            {"distillation_weight": 0.5},
+            False,
+            r"distillation_weight = 0\.5 needs data\.teacher_file",
+        ),
+        (
+            "bert",
+            "sequence-classification",
+            {},
+            {},
+            True,
+            r"data\.teacher_file has no effect with regularize\.distillation_weight = 0",
+        ),
+        (
+            "bert",
+            "sequence-classification",
+            {"problem": "regression"},
+            {"distillation_weight": 1.0},
+            True,
+            "a regression does not",
+        ),
+        (
+            "bert",
+            "token-classification",
+            {},
+            {"distillation_weight": 1.0},
+            True,
+            "the head token-classification does not learn",
+        ),
+        (
+            "bert",
+            "question-answering",
+            {},
+            {"distillation_weight": 1.0},
+            True,
+            "the head question-answering does not learn",
+        ),
+        ("gpt2", "causal-lm", {}, {"distillation_weight": 1.0}, True, "the head causal-lm does not learn"),
     ],
 )
 def test_what_has_no_effect_is_refused_in_one_sentence(tmp_path, kind, head, options, settings, taught, reason):
@@ -639,7 +686,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(("r_drop", "kept"), [(0.0, False), (1.0, True)])
-def test_a_language_model_keeps_its_logits_in_training_only_for_r_drop(tmp_path, r_drop, kept):
+def test_language_model_keeps_logits_in_training_for_r_drop_only(tmp_path, r_drop, kept):
     model, batch = build(tmp_path, "gpt2", "causal-lm", dropout=0.1)
     out = training_objective(model, RegularizeSettings(r_drop_weight=r_drop), None)(batch)
     assert (len(out.logits) > 0) is kept

@@ -40,6 +40,7 @@ def lab(tmp_path: Path, checkpoint_folder: Path) -> Path:
     config = {"model_type": "bag", "vocab_size": len(WORDS) + len(SPECIAL)}
     (folder / "bag" / "config.json").write_text(json.dumps(config))
     shutil.copy(checkpoint_folder / "tokenizer.json", folder / "bag")
+    (folder / "mine.toml").write_text("schema = 2\n")
     return folder
 
 
@@ -74,7 +75,7 @@ def config(lab: Path, folder: str, **changes: object) -> Config:
 
 def test_one_of_everything_by_the_commands(lab):
     """Train, resume, evaluate and predict, each as a command in the researcher's folder."""
-    done = run_module("engine.train", *flags(**{"run.folder": "run"}), cwd=lab)
+    done = run_module("engine.train", "mine.toml", *flags(**{"run.folder": "run"}), cwd=lab)
     assert done.returncode == 0, done.stderr
     assert "best_worst_class" in done.stdout
     lrs = [row["lr"] for row in logged_rows(lab / "run") if "lr" in row]
@@ -82,7 +83,7 @@ def test_one_of_everything_by_the_commands(lab):
     assert json.loads((lab / "run/last/state.json").read_text())["optimizer"]["class"] == "SignSGD"
 
     longer = flags(**{"run.folder": "run", "train.max_steps": STEPS + 2})
-    done = run_module("engine.train", *longer, "--resume", "--run.allow_changes", cwd=lab)
+    done = run_module("engine.train", "mine.toml", *longer, "--resume", "--run.allow_changes", cwd=lab)
     assert done.returncode == 0, done.stderr
     assert [row["step"] for row in logged_rows(lab / "run") if "lr" in row] == list(range(1, STEPS + 3))
 
@@ -109,8 +110,8 @@ def test_own_parts_from_python(lab):
     result = engine.run_training(config(lab, "run"))
     assert "best_worst_class" in result
     parts = str(lab / "my_parts.py")
-    rows = engine.predict_rows(lab / "run", [{"text": "a film", "label": "good"}][:0], **{"run.plugins": parts})
-    assert rows == []
+    with pytest.raises(ConfigError, match=r"my-reviews reads files in a format of its own, not rows in memory"):
+        engine.predict_rows(lab / "run", ["a film"], **{"run.plugins": parts})
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])

@@ -154,7 +154,7 @@ def test_start_refuses_a_finished_run_and_resume_an_empty_folder(tiny):
     with pytest.raises(ConfigError, match="holds no checkpoint to resume from"):
         run_training(going_on(config))
     run_training(config)
-    with pytest.raises(ConfigError, match=r"already holds a run \(last, best\): --resume goes on with it"):
+    with pytest.raises(ConfigError, match=r"already holds a run \(last, best\): --resume continues it"):
         run_training(config)
 
 

@@ -32,11 +32,11 @@ from torch import nn
 
 import models
 from data import load_tokenizer
-from engine import checkpoint, train
+from engine import checkpoint, train, validate
 from engine.cli import StopRequest, run_command
 from engine.config import ConfigError, GenerateSettings, override
 from engine.errors import TrainingError
-from engine.evaluate import evaluate
+from engine.evaluate import EvaluationContext, evaluate
 from engine.log import RunLog
 from engine.optim import learning_rate
 from engine.precision import Precision
@@ -149,10 +149,11 @@ def test_the_test_data_is_measured_once_with_the_best_weights(tiny, tmp_path, mo
     for name in ("best", "last"):
         folder = folder_of(config) / name
         model = models.from_pretrained(folder, head=task.head)
-        rows = task.read(str(test), config.data, True)
-        examples = task.encode(rows, load_tokenizer(folder), config.data, model.labels, True)
-        statistics = evaluate(model, examples, task, Precision("fp32", CPU.device), CPU, 4096, GenerateSettings())
-        losses[name] = task.compute_metrics(statistics, model.labels)["loss"]
+        settings = validate.task_settings(config, task)
+        rows = task.read(str(test), settings, True)
+        examples = task.encode(rows, load_tokenizer(folder), settings, model.labels, True)
+        context = EvaluationContext(task, Precision("fp32", CPU.device), CPU, 4096, GenerateSettings())
+        losses[name] = evaluate(model, examples, context)["loss"]
     assert result["test_loss"] == losses["best"] != losses["last"]
     assert logged_rows(config.run.folder)[-1]["test_loss"] == losses["best"]
 

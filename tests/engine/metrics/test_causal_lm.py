@@ -19,6 +19,6 @@ def test_statistics_against_numpy_and_at_their_limits():
     hits = (logits.argmax(-1) == labels[labels != IGNORE_INDEX]).sum()
     assert statistics.tolist() == [7.0, hits, 9, 20]
     assert statistics.dtype == torch.float64
-    nothing = language_statistics(torch.tensor(0.0), torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64), 0)
-    assert nothing.tolist() == [0, 0, 0, 0]
+    empty = language_statistics(torch.tensor(0.0), torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64), 0)
+    assert empty.tolist() == [0, 0, 0, 0]
     assert language_metrics(torch.tensor([9000.0, 0, 9, 20]).double())["perplexity"] == math.inf

@@ -20,11 +20,11 @@ TASK = TASKS["image-classification"]
 def test_metrics_are_those_of_scikit_learn(num_labels):
     rng = np.random.default_rng(num_labels)
     labels, logits = rng.integers(0, num_labels, 80), rng.normal(size=(80, num_labels))
-    parts = [
+    of_batches = [
         image_statistics(torch.tensor(1.0), torch.from_numpy(logits[i : i + 7]), torch.from_numpy(labels[i : i + 7]))
         for i in range(0, 84, 7)  # the last one is empty
     ]
-    values = image_metrics(sum(parts))
+    values = image_metrics(sum(of_batches))
     assert list(values) == list(TASK.metrics)
     everything = range(num_labels)
     if num_labels > 5:
@@ -34,7 +34,7 @@ def test_metrics_are_those_of_scikit_learn(num_labels):
         assert values["top5_accuracy"] == 1
     assert values["accuracy"] == pytest.approx((logits.argmax(1) == labels).mean())
     assert values["f1"] == pytest.approx(f1_score(labels, logits.argmax(1), average="macro"))
-    table = image_table(sum(parts), [str(i) for i in everything])
+    table = image_table(sum(of_batches), [str(i) for i in everything])
     assert ("always 1" in table) == (num_labels < 6)
 
 

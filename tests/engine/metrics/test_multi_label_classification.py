@@ -30,8 +30,8 @@ LABEL_SETS = {
     "more-labels-than-examples": random_label_sets(3, 25, 2),
     "perfect": label_set_case([[1, 0], [0, 1], [1, 1]], [[1, 0], [0, 1], [1, 1]]),
     "all-wrong": label_set_case([[1, 0], [0, 1]], [[0, 1], [1, 0]]),
-    "nothing-predicted": label_set_case([[0, 0], [0, 0]], [[1, 0], [1, 1]]),
-    "nothing-there": label_set_case([[1, 0], [1, 1]], [[0, 0], [0, 0]]),
+    "none-predicted": label_set_case([[0, 0], [0, 0]], [[1, 0], [1, 1]]),
+    "none-present": label_set_case([[1, 0], [1, 1]], [[0, 0], [0, 0]]),
     "one-never-there": label_set_case([[1, 0, 0], [1, 0, 1]], [[1, 0, 0], [1, 0, 0]]),
     "one-example": label_set_case([[1, 0, 1]], [[1, 1, 0]]),
 }
@@ -98,9 +98,9 @@ def test_a_probability_of_a_half_is_not_predicted():
     assert multi_label(torch.zeros(1, 1), torch.ones(1, 1))[4] == 0
 
 
-@pytest.mark.parametrize("parts", [[1] * 97, [64, 33], [0, 90, 0, 7]])
-def test_p02_label_sets_are_measured_the_same_for_every_split(parts):
+@pytest.mark.parametrize("sizes", [[1] * 97, [64, 33], [0, 90, 0, 7]])
+def test_p02_label_sets_are_measured_the_same_for_every_split(sizes):
     logits, labels = LABEL_SETS["random"]
-    added = torch.stack([multi_label(*p) for p in zip(logits.split(parts), labels.split(parts), strict=True)]).sum(0)
+    added = torch.stack([multi_label(*p) for p in zip(logits.split(sizes), labels.split(sizes), strict=True)]).sum(0)
     torch.testing.assert_close(added, multi_label(logits, labels), rtol=1e-6, atol=0)
     torch.testing.assert_close(added[1:], multi_label(logits, labels)[1:], rtol=0, atol=0)

@@ -40,8 +40,8 @@ METRIC_CASES = {
     "two-classes": random_case(50, 2, 2),
     "perfect": predicting([0, 1, 2, 0], [0, 1, 2, 0], 3),
     "all-wrong": predicting([1, 2, 0, 1], [0, 1, 2, 0], 3),
-    "nothing-found": predicting([0, 0, 0], [0, 1, 2], 3),
-    "nothing-there": predicting([0, 1, 2], [0, 0, 0], 3),
+    "none-found": predicting([0, 0, 0], [0, 1, 2], 3),
+    "none-present": predicting([0, 1, 2], [0, 0, 0], 3),
     "only-the-negative": predicting([0, 0], [0, 0], 3),
     "never-the-negative": predicting([1, 2, 1], [1, 1, 2], 3),
 }
@@ -74,10 +74,10 @@ def test_the_table_is_of_each_relation():
         assert [*map(float, values[:4])] == pytest.approx([column[i] for column in theirs], abs=5.1e-5)
 
 
-@pytest.mark.parametrize("parts", [[1] * 211, [200, 11], [0, 90, 0, 121]])
-def test_p02_metrics_are_the_same_for_every_split(parts):
+@pytest.mark.parametrize("sizes", [[1] * 211, [200, 11], [0, 90, 0, 121]])
+def test_p02_metrics_are_the_same_for_every_split(sizes):
     logits, labels = METRIC_CASES["random"]
-    added = sum(measured(*part, 0) for part in zip(logits.split(parts), labels.split(parts), strict=True))
+    added = sum(measured(*part, 0) for part in zip(logits.split(sizes), labels.split(sizes), strict=True))
     torch.testing.assert_close(added, measured(logits, labels, 0), rtol=1e-6, atol=0)
     torch.testing.assert_close(added[4:], measured(logits, labels, 0)[4:], rtol=0, atol=0)
 

@@ -81,12 +81,12 @@ def test_the_table_of_classes_is_that_of_sklearn(logits, labels):
     torch.testing.assert_close(confusion.sum(1), torch.from_numpy(theirs[3]).double(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("parts", [[1] * 137, [64, 64, 9], [0, 130, 0, 7], [136, 1]])
-def test_p02_metrics_are_the_same_for_every_split(parts):
+@pytest.mark.parametrize("sizes", [[1] * 137, [64, 64, 9], [0, 130, 0, 7], [136, 1]])
+def test_p02_metrics_are_the_same_for_every_split(sizes):
     logits, labels = random_case(137, 5, 3)
     labels[::6] = IGNORE_INDEX
     whole = statistics(logits, labels)
-    pieces = zip(logits.split(parts), labels.split(parts), strict=True)
+    pieces = zip(logits.split(sizes), labels.split(sizes), strict=True)
     added = torch.stack([statistics(*piece) for piece in pieces]).sum(0)
     torch.testing.assert_close(added[1:], whole[1:], rtol=0, atol=0)  # counts: exact
     torch.testing.assert_close(added[0], whole[0], rtol=1e-5, atol=0)

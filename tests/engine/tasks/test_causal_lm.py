@@ -42,7 +42,7 @@ def measured(
     return evaluate.sum_statistics(model, examples, evaluation_context(task, batch_tokens))
 
 
-# Measuring
+# Evaluation
 
 
 def ours(model: models.TaskModel, folder: Path, ids: list[int]) -> torch.Tensor:
@@ -133,12 +133,14 @@ def prompted(by_bytes, tmp_path_factory) -> tuple[models.TaskModel, TextExamples
 
 
 def lines(model, examples, batch_tokens=4096, ranks=1, **changes) -> list[dict]:
-    """What engine.predict writes, on so many ranks."""
+    """Return what engine.predict writes on `ranks` ranks."""
     settings = GenerateSettings(**{"max_new_tokens": 7} | changes)
     found = {}
     for rank in range(ranks):
-        for part in evaluation_batches(examples, MicroBatching(max_tokens=batch_tokens, rank=rank, world_size=ranks)):
-            batch = examples.batch(part)
+        for indices in evaluation_batches(
+            examples, MicroBatching(max_tokens=batch_tokens, rank=rank, world_size=ranks)
+        ):
+            batch = examples.batch(indices)
             found |= dict(zip(batch.indices, LM.predict_batch(model, batch, examples, settings), strict=True))
     return [found[i] for i in range(len(examples))]
 
@@ -152,8 +154,8 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_p12_a_continuation_does_not_depend_on_company_or_ranks(prompted, way):
-    alone, together, apart = (lines(*prompted, *how, **way) for how in ((1,), (4096,), (60, 2)))
-    for a, b, c in zip(alone, together, apart, strict=True):
+    alone, together, on_two_ranks = (lines(*prompted, *batching, **way) for batching in ((1,), (4096,), (60, 2)))
+    for a, b, c in zip(alone, together, on_two_ranks, strict=True):
         assert a["text"] == b["text"] == c["text"]
         assert a["score"] == pytest.approx(b["score"], rel=1e-4) == pytest.approx(c["score"], rel=1e-4)
         assert len(a["text"]) > 0

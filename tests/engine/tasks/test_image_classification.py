@@ -99,8 +99,8 @@ def test_the_tokens_of_an_image_are_those_of_the_model(tmp_path, model_type, tok
     config = {"model_type": model_type, "image_size": 16, "patch_size": 8, "hidden_size": 8, "num_attention_heads": 2}
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1, "intermediate_size": 8}))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 16, "width": 24}}))
-    how = TASK.load_processor(tmp_path)
-    assert how.tokens == tokens
+    preprocessing = TASK.load_processor(tmp_path)
+    assert preprocessing.tokens == tokens
     model = models.from_pretrained(tmp_path, init="scratch")
     hidden = model(models.images(torch.zeros(2, 3, 16, 24))).logits
     assert len(hidden) == 2 * tokens
@@ -126,7 +126,7 @@ def test_colour_by_class_is_learned(vit, colours, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_p04_an_augmented_run_goes_on_as_if_it_had_never_stopped(vit, colours, tmp_path, workers):
+def test_p04_resume_of_an_augmented_run_is_exact(vit, colours, tmp_path, workers):
     """Within the second epoch; who stopped had no workers, and other micro-batches would be another dropout."""
     through = recipe(vit, colours, tmp_path / "through", **AUGMENTED)
     result = run_training(through)
@@ -150,11 +150,11 @@ def test_p04_images_that_are_left_out_stay_out_on_resume(vit, colours, tmp_path)
         run_training(recipe(vit, root, tmp_path / "raise"))
 
 
-def test_p01_the_cut_of_a_mixed_step_does_not_change_its_loss(vit, colours, tmp_path):
+def test_p01_micro_batches_of_a_mixed_step_keep_its_loss(vit, colours, tmp_path):
     runs = []
     for name, limit in (
         ("whole", {}),
-        ("cut", {"train.micro_batch_size": 3}),
+        ("examples", {"train.micro_batch_size": 3}),
         ("tokens", {"train.micro_batch_tokens": 25}),
     ):
         exact = {"model.dropout.all": 0.0, "regularize.label_smoothing": 0.1}
@@ -176,29 +176,29 @@ def test_p02_metrics_do_not_depend_on_the_batch_or_the_ranks(vit, colours):
     examples, model = examples_and_model(vit, colours)
     generate = Config().generate
 
-    def measured(tokens):
+    def statistics(tokens):
         return evaluate.sum_statistics(model, examples, evaluation_context("image-classification", tokens))
 
-    whole = measured(10**6)
+    whole = statistics(10**6)
     for tokens in (1, 15, 5 * 16):
-        torch.testing.assert_close(measured(tokens), whole, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(statistics(tokens), whole, rtol=1e-6, atol=1e-6)
     model.eval()
     for world_size in (2, 3, 7):
         total = torch.zeros_like(whole)
         for rank in range(world_size):
-            for part in evaluation_batches(examples, MicroBatching(max_tokens=20, rank=rank, world_size=world_size)):
+            for indices in evaluation_batches(examples, MicroBatching(max_tokens=20, rank=rank, world_size=world_size)):
                 with torch.no_grad():
-                    total += TASK.evaluate_batch(model, examples.batch(part), examples, generate)
+                    total += TASK.evaluate_batch(model, examples.batch(indices), examples, generate)
         torch.testing.assert_close(total, whole, rtol=1e-6, atol=1e-6)
-    nothing = TASK.evaluate_batch(model, examples.batch([]), examples, generate)
-    assert (nothing.shape, nothing.sum().item()) == (whole.shape, 0)
+    empty = TASK.evaluate_batch(model, examples.batch([]), examples, generate)
+    assert (empty.shape, empty.sum().item()) == (whole.shape, 0)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 17])
 def test_p03_every_image_is_predicted_once_in_order(vit, colours, count):
     examples, model = examples_and_model(vit, colours)
-    part = replace(examples, images=examples.images[:count], labels=examples.labels[:count], ids=examples.ids[:count])
-    rows = predict.predict(model, part, evaluation_context("image-classification", 15))
+    first = replace(examples, images=examples.images[:count], labels=examples.labels[:count], ids=examples.ids[:count])
+    rows = predict.predict(model, first, evaluation_context("image-classification", 15))
     assert [row["id"] for row in rows] == examples.ids[:count]
 
 

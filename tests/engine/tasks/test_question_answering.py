@@ -165,10 +165,10 @@ def test_p02_p03_results_are_equal_for_any_batches_and_ranks(answered):
     for size, world_size in ((1, 1), (3, 1), (16, 1), (5, 2), (7, 3)):
         total, seen = empty.clone(), {}
         for rank in range(world_size):
-            for part in evaluation_batches(
+            for indices in evaluation_batches(
                 examples, MicroBatching(max_examples=size, rank=rank, world_size=world_size)
             ):
-                batch = examples.batch(part)
+                batch = examples.batch(indices)
                 total += TASK.evaluate_batch(model, batch, examples, GenerateSettings())
                 for index, row in zip(
                     batch.indices, TASK.predict_batch(model, batch, examples, GenerateSettings()), strict=True
@@ -182,26 +182,26 @@ def test_p02_p03_results_are_equal_for_any_batches_and_ranks(answered):
     assert TASK.predict_batch(model, examples.batch([]), examples, GenerateSettings()) == []
 
 
-def test_p01_the_loss_of_a_step_does_not_depend_on_how_it_is_cut(answered):
+def test_p01_the_loss_does_not_depend_on_micro_batches(answered):
     model, examples = load(*answered)
     model = model.double()
 
-    def gradients(how: list[MicroBatching]) -> tuple[float, list[torch.Tensor]]:
+    def gradients(of_ranks: list[MicroBatching]) -> tuple[float, list[torch.Tensor]]:
         model.zero_grad()
-        groups = [next(training_steps(examples, 13, 0, cut)) for cut in how]
-        batches = [batch for group in groups for batch in group]
+        steps = [next(training_steps(examples, 13, 0, limits)) for limits in of_ranks]
+        batches = [batch for micro_batches in steps for batch in micro_batches]
         targets = sum(batch.num_targets for batch in batches)
         losses = [model(batch).loss_sum / targets for batch in batches]
         sum(losses).backward()
         return sum(losses).item(), [p.grad.clone() for p in model.parameters()]
 
     loss, grads = gradients([MicroBatching()])
-    for cuts in (
+    for of_ranks in (
         [MicroBatching(max_examples=1)],
         [MicroBatching(max_tokens=70)],
         [MicroBatching(max_examples=3, rank=r, world_size=2) for r in range(2)],
     ):
-        other, others = gradients(cuts)
+        other, others = gradients(of_ranks)
         assert other == pytest.approx(loss, rel=1e-12)
         for a, b in zip(grads, others, strict=True):
             torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-12)

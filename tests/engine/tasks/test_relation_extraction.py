@@ -191,16 +191,16 @@ def test_p02_p03_evaluation_is_equal_for_any_batches_and_ranks(learned):
     tokenizer = load_tokenizer(Path(config.run.folder) / "best")
     examples = TASK.encode(TASK.read(str(test), settings, True), tokenizer, settings, model.labels, True)
 
-    def metrics(size: int, world: int) -> dict[str, float]:
+    def metrics(size: int, world_size: int) -> dict[str, float]:
         batches = [examples.batch([])]
-        for rank in range(world):
-            cut = MicroBatching(max_examples=size, rank=rank, world_size=world)
-            batches += [examples.batch(part) for part in evaluation_batches(examples, cut)]
+        for rank in range(world_size):
+            limits = MicroBatching(max_examples=size, rank=rank, world_size=world_size)
+            batches += [examples.batch(indices) for indices in evaluation_batches(examples, limits)]
         assert sorted(np.concatenate([batch.indices for batch in batches])) == [*range(len(examples))]
         total = sum(TASK.evaluate_batch(model, batch, examples, GenerateSettings()) for batch in batches)
         return TASK.compute_metrics(total, model.labels)
 
     expected = metrics(len(examples), 1)
     for size in (1, 3, 16):
-        for world in (1, 2, 3):
-            assert metrics(size, world) == pytest.approx(expected, rel=1e-6)
+        for world_size in (1, 2, 3):
+            assert metrics(size, world_size) == pytest.approx(expected, rel=1e-6)

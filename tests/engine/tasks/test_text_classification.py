@@ -61,7 +61,7 @@ def score_rows(count: int, seed: int) -> list[dict]:
 
 
 def pair_rows(count: int, seed: int) -> list[dict]:
-    """Which of the two texts says that it is good?"""
+    """Rows of two texts; the label names those with the word `good`."""
     names = {(True, True): "both", (True, False): "first", (False, True): "second", (False, False): "neither"}
     pairs = zip(sentences(count, seed), sentences(count, seed + 100), strict=True)
     return [
@@ -182,10 +182,10 @@ def test_p02_metrics_do_not_depend_on_batches_or_ranks(learned, size, world_size
         total = torch.zeros_like(whole)
         for rank in range(world_size):
             total += task.evaluate_batch(model, examples.batch([]), examples, GenerateSettings())  # zeros
-            for part in evaluation_batches(
+            for indices in evaluation_batches(
                 examples, MicroBatching(max_examples=size, rank=rank, world_size=world_size)
             ):
-                total += task.evaluate_batch(model, examples.batch(part), examples, GenerateSettings())
+                total += task.evaluate_batch(model, examples.batch(indices), examples, GenerateSettings())
     assert total.dtype == torch.float64
     expected = task.compute_metrics(whole, model.labels)
     for name, value in task.compute_metrics(total, model.labels).items():

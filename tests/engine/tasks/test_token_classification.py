@@ -165,11 +165,11 @@ def test_p02_p03_evaluation_is_equal_for_any_batches_and_ranks(learned, max_leng
     model, examples = encoded(*learned, max_length=max_length)
     predicted: dict[int, dict] = {}
 
-    def metrics(size: int, world: int) -> dict[str, float]:
+    def metrics(size: int, world_size: int) -> dict[str, float]:
         batches = [examples.batch([])]
-        for rank in range(world):
-            cut = MicroBatching(max_examples=size, rank=rank, world_size=world)
-            batches += [examples.batch(part) for part in evaluation_batches(examples, cut)]
+        for rank in range(world_size):
+            limits = MicroBatching(max_examples=size, rank=rank, world_size=world_size)
+            batches += [examples.batch(indices) for indices in evaluation_batches(examples, limits)]
         assert sorted(np.concatenate([batch.indices for batch in batches])) == [*range(len(examples))]
         for batch in batches:
             found = TASK.predict_batch(model, batch, examples, GenerateSettings())
@@ -180,8 +180,8 @@ def test_p02_p03_evaluation_is_equal_for_any_batches_and_ranks(learned, max_leng
         )
 
     expected = metrics(len(examples), 1)
-    for size, world in ((1, 1), (3, 2), (16, 3), (len(examples), 3)):
-        assert metrics(size, world) == pytest.approx(expected, rel=1e-6)
+    for size, world_size in ((1, 1), (3, 2), (16, 3), (len(examples), 3)):
+        assert metrics(size, world_size) == pytest.approx(expected, rel=1e-6)
 
 
 def test_words_cut_off_are_wrong_and_said(learned, tmp_path, capsys):
