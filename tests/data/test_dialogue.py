@@ -23,10 +23,10 @@ def by_words(tmp_path_factory) -> Tokenizer:
 
 
 def shown(tokenizer: Tokenizer, examples: TextExamples, index: int = 0) -> tuple[str, str]:
-    """(what is read, what is learned at each token of it) of an example: `/` is the end of text, `-` no target."""
-    part = slice(examples.offsets[index], examples.offsets[index + 1])
+    """Return an example as (tokens read, target at each token): `/` is the end of text, `-` is no target."""
+    span = slice(examples.offsets[index], examples.offsets[index + 1])
     name = {END: "/", IGNORE_INDEX: "-"}
-    ids, labels = examples.input_ids[part].tolist(), examples.token_labels[part].tolist()
+    ids, labels = examples.input_ids[span].tolist(), examples.token_labels[span].tolist()
     return tuple(" ".join(name.get(k) or tokenizer.id_to_token(k) for k in tokens) for tokens in (ids, labels))
 
 
@@ -101,7 +101,7 @@ def test_a_reply_that_opens_is_dropped_alone(by_words):
 
 
 def test_what_is_asked_is_read_as_in_training(by_words):
-    """The prompt is what stands before a reply: the context of its first token."""
+    """A prompt is the context of the reply's first token in training."""
     turns = conversation("the cat", "a dog", "red", "very green")
     prompt = encoded(by_words, turns[:-1], labelled=False)
     labelled = encoded(by_words, turns)
@@ -110,8 +110,8 @@ def test_what_is_asked_is_read_as_in_training(by_words):
     assert prompt.record.num_dropped.tolist() == [0]
     short = encoded(by_words, turns[:-1], max_length=4, labelled=False)
     assert (by_words.decode(short.sequence(0)), short.record.num_dropped.tolist(), short.truncated) == ("red", [6], 1)
-    cut = encoded(by_words, conversation("a b c the cat saw"), max_length=3, labelled=False)
-    assert (by_words.decode(cut.sequence(0)), cut.record.num_dropped.tolist()) == ("cat saw", [4])
+    truncated = encoded(by_words, conversation("a b c the cat saw"), max_length=3, labelled=False)
+    assert (by_words.decode(truncated.sequence(0)), truncated.record.num_dropped.tolist()) == ("cat saw", [4])
 
 
 def test_no_rows_make_no_examples(by_words):
@@ -149,7 +149,7 @@ def test_without_labels_the_last_reply_is_not_read(tmp_path):
 
 BAD = {
     "text": ("a", True, "'messages' should be a list of turns, this is 'a'"),
-    "nothing": ([], True, "'messages' should be a list of turns, this is []"),
+    "empty list": ([], True, "'messages' should be a list of turns, this is []"),
     "user last": (["a", "b", "c"], True, "the last turn is the user's; it should be the assistant's"),
     "system last": ([message("system", "a")], True, "the last turn is the system's"),
     "user twice": ([message("user", "a"), message("user", "b")], True, "turns 1 and 2 are both the user's"),

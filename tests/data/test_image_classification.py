@@ -25,7 +25,7 @@ from data.formats.image_files import decode
 from data.image_classification import encode_images, read_images
 from data.image_preprocessing import Preprocessing
 
-HOW = Preprocessing((16, 16), 2, None, 1 / 255, (0.5,) * 3, (0.5,) * 3, tokens=5)
+PREPROCESSING = Preprocessing((16, 16), 2, None, 1 / 255, (0.5,) * 3, (0.5,) * 3, tokens=5)
 
 
 def write_idx(path: Path, array: np.ndarray) -> Path:
@@ -107,7 +107,7 @@ def test_idx_files(tmp_path, ending):
         (str(i), i, str((i - 1) % 3)) for i in range(1, 8)
     ]
     assert [row.values["label"] for row in read_images(str(path), labels=("x", "y", "z"))] == list("xyzxyzx")
-    examples = encode_images(rows, replace(HOW, size=None, crop=(4, 4)), labels=("0", "1", "2"))
+    examples = encode_images(rows, replace(PREPROCESSING, size=None, crop=(4, 4)), labels=("0", "1", "2"))
     assert np.array_equal(examples.images, pixels)
     batch = examples.batch([3, 1])
     assert batch.pixel_values.shape == (2, 3, 4, 4)
@@ -193,7 +193,7 @@ def test_16_bits_keep_their_upper_8(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_camera_was_held_otherwise(tmp_path, orientation):
-    """EXIF says how to turn what was stored, so that it is upright."""
+    """EXIF tells how to rotate the stored image so that it is upright."""
     upright = picture(size=(8, 6))
     undo = [None, 0, 3, 1, 5, 2, 6, 4][orientation - 1]  # Pillow's numbers of the opposite turn
     stored = upright if undo is None else upright.transpose(Image.Transpose(undo))
@@ -207,14 +207,16 @@ def test_other_modes_become_what_the_model_reads(tmp_path):
     for mode, kind in [("CMYK", "jpg"), ("L", "png"), ("P", "gif"), ("RGBA", "png"), ("LA", "png"), ("1", "png")]:
         write(tmp_path / mode / f"x.{kind}", image.convert(mode))
     write(tmp_path / "T/x.png", image.convert("P"), transparency=bytes(range(100)))
-    examples = encode_images(read_images(str(tmp_path)), HOW, labels=("1", "CMYK", "L", "LA", "P", "RGBA", "T"))
+    examples = encode_images(
+        read_images(str(tmp_path)), PREPROCESSING, labels=("1", "CMYK", "L", "LA", "P", "RGBA", "T")
+    )
     assert examples.batch(range(7)).pixel_values.shape == (7, 3, 16, 16)
     by_label = {row.id[:-6]: i for i, row in enumerate(read_images(str(tmp_path)))}
     plain = examples.batch([by_label["RGBA"]]).pixel_values
     cmyk = examples.batch([by_label["CMYK"]]).pixel_values
     assert (plain - cmyk).abs().mean() < 0.2  # JPEG and the way there and back
-    how = replace(HOW, mean=(0.5,), std=(0.5,))
-    grey = encode_images(read_images(str(tmp_path), label=""), how, label="", labels=())
+    to_grey = replace(PREPROCESSING, mean=(0.5,), std=(0.5,))
+    grey = encode_images(read_images(str(tmp_path), label=""), to_grey, label="", labels=())
     assert grey.pixels(0).shape == (1, 16, 16)
 
 
@@ -227,7 +229,7 @@ def test_a_name_does_not_say_what_is_inside(tmp_path):
 
 
 def small_png(width: int, height: int) -> bytes:
-    """A PNG whose header claims this size, with next to nothing behind it."""
+    """Return a PNG whose header claims this size, with little data behind it."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -239,7 +241,7 @@ def small_png(width: int, height: int) -> bytes:
 
 
 def bad_images(root: Path) -> dict[str, str]:
-    """Write bad images; {path: part of the reason}."""
+    """Write bad images and return {path: a piece of the reason}."""
     found: dict[str, str] = {}
 
     def add(name: str, content: bytes, reason: str) -> None:
@@ -255,7 +257,7 @@ def bad_images(root: Path) -> dict[str, str]:
     for kind, ending in (("JPEG", "jpg"), ("PNG", "png"), ("GIF", "gif"), ("BMP", "bmp"), ("WEBP", "webp")):
         whole = encoded(kind)
         for share in (0.001, 0.02, *np.linspace(0.1, 0.9, 24)):
-            add(f"a/cut-{kind}-{share:.3f}.{ending}", whole[: max(1, int(len(whole) * share))], "")
+            add(f"a/truncated-{kind}-{share:.3f}.{ending}", whole[: max(1, int(len(whole) * share))], "")
     for i in range(21):
         add(f"b/empty-{i}.png", b"", "an empty file")
         add(f"b/text-{i}.jpg", b"hello, world " * i + b"!", "not an image of a kind")
@@ -311,7 +313,7 @@ def test_f12_a_damaged_image_is_an_image_or_an_error_of_ours(tmp_path, kind):
             content[place] = rng.integers(256)
         (tmp_path / "x").write_bytes(content.tobytes())
         try:
-            outcomes.add(type(image_data.to_pixels(decode(tmp_path / "x"), HOW)))
+            outcomes.add(type(image_data.to_pixels(decode(tmp_path / "x"), PREPROCESSING)))
         except DataError:
             outcomes.add(DataError)
     assert DataError in outcomes
@@ -367,7 +369,7 @@ def test_f12_a_bomb_takes_no_memory(tmp_path):
 
 def test_an_image_that_changes_during_a_run_is_named(tmp_path):
     path = write(tmp_path / "a/x.png", picture())
-    examples = encode_images(read_images(str(tmp_path)), HOW, labels=("a",))
+    examples = encode_images(read_images(str(tmp_path)), PREPROCESSING, labels=("a",))
     path.write_bytes(b"")
     with pytest.raises(DataError, match=r"a/x\.png: an empty file; it was an image when the run began"):
         examples.batch([0])
@@ -382,10 +384,10 @@ def test_an_image_that_changes_during_a_run_is_named(tmp_path):
 def test_fingerprint_covers_pixels_labels_names_and_processing(tmp_path):
     root = folder_of_colours(tmp_path, 2)
 
-    def fingerprint(how=HOW):
-        return encode_images(read_images(str(root)), how, labels=tuple(COLOURS)).fingerprint()
+    def fingerprint(preprocessing=PREPROCESSING):
+        return encode_images(read_images(str(root)), preprocessing, labels=tuple(COLOURS)).fingerprint()
 
-    prints = [fingerprint(), fingerprint(replace(HOW, size=(8, 8)))]
+    prints = [fingerprint(), fingerprint(replace(PREPROCESSING, size=(8, 8)))]
     assert fingerprint() == prints[0]
     write(root / "red/000.png", picture(seed=99))
     prints.append(fingerprint())
@@ -397,7 +399,9 @@ def test_fingerprint_covers_pixels_labels_names_and_processing(tmp_path):
 
 
 def test_what_the_loop_asks_of_examples(tmp_path):
-    examples = encode_images(read_images(str(folder_of_colours(tmp_path, 4))), HOW, labels=("blue", "green", "red"))
+    examples = encode_images(
+        read_images(str(folder_of_colours(tmp_path, 4))), PREPROCESSING, labels=("blue", "green", "red")
+    )
     assert examples.lengths.tolist() == [5] * 12
     assert examples.label_counts(3).tolist() == [4, 4, 4]
     batch = examples.batch([11, 0])
@@ -405,7 +409,7 @@ def test_what_the_loop_asks_of_examples(tmp_path):
     assert batch.labels.tolist() == [2, 0]
     empty = examples.batch([])
     assert (empty.pixel_values.shape, empty.labels.shape, empty.num_tokens) == ((0, 3, 16, 16), (0,), 0)
-    assert examples.show(0, HOW, ("blue", "green", "red"))[0] == "  id blue/000.png  blue"
-    unlabelled = encode_images(read_images(str(tmp_path), label=""), HOW, label="", labels=())
+    assert examples.show(0, PREPROCESSING, ("blue", "green", "red"))[0] == "  id blue/000.png  blue"
+    unlabelled = encode_images(read_images(str(tmp_path), label=""), PREPROCESSING, label="", labels=())
     assert unlabelled.batch([0]).labels is None
     assert unlabelled.label_counts(3) is None

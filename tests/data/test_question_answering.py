@@ -21,7 +21,7 @@ WORDS = ["the", "river", "black", "cafe", "naive", "1960", "##s", "##ing", "ह�
 
 
 def bert_tokenizer(lowercase: bool) -> Tokenizer:
-    """As bert-base-(un)cased has it: white space, punctuation and every Chinese character split words."""
+    """Return a tokenizer like bert-base-(un)cased's: spaces, punctuation and Chinese characters split words."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     vocab = [*special, *CHARACTERS, *(f"##{c}" for c in CHARACTERS), *WORDS]
     tokenizer = Tokenizer(vocabularies.WordPiece({token: i for i, token in enumerate(vocab)}, unk_token="[UNK]"))
@@ -32,7 +32,7 @@ def bert_tokenizer(lowercase: bool) -> Tokenizer:
 
 
 def roberta_tokenizer(trim_offsets: bool) -> Tokenizer:
-    """Bytes, so that a Chinese character is three tokens; `<s> question </s></s> context </s>`."""
+    """Return a tokenizer of bytes (a Chinese character is three tokens): `<s> question </s></s> context </s>`."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", *alphabet, "Ġt", "he", "Ġthe"])}
     tokenizer = Tokenizer(vocabularies.BPE(vocab, [("Ġ", "t"), ("h", "e"), ("Ġt", "he")]))
@@ -54,7 +54,7 @@ GAPS = [" ", " ", " ", "  ", "\n", "\t ", "\u3000", "，", "。", "\xa0", "/"]
 
 
 def random_questions(count: int, seed: int, most: int = 60) -> list[Row]:
-    """Contexts of pieces that any tokenizer keeps apart, and an answer of one to four of them; or none, one in ten."""
+    """Return contexts of pieces that any tokenizer separates, with answers of 1 to 4 pieces; 1 in 10 has none."""
     rng = random.Random(seed)
     rows = []
     for i in range(count):

@@ -179,7 +179,7 @@ CORPUS = ["@ * person * Ann @ was born in # ^ city ^ Ulm # .", "陈若兰 出生
 
 
 def make_tokenizer(kind: str) -> Tokenizer:
-    """Those of the families of models, as small as they get."""
+    """Return a small tokenizer of one family of models."""
     letters = sorted({c for text in CORPUS for c in text.lower() if not c.isspace()})
     if kind == "bert":
         pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{c}" for c in letters), "person", "city"]
@@ -213,7 +213,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 
 def random_rows(count: int, seed: int) -> list[Row]:
-    """Texts with odd characters among them, marks too, and two entities anywhere in each, some of them long."""
+    """Return texts with odd characters and marks, and two entities anywhere in each, some of them long."""
     rng = random.Random(seed)
     words = [
         "Ann",
@@ -245,7 +245,7 @@ def random_rows(count: int, seed: int) -> list[Row]:
 
 
 def is_part(part: list[int], whole: list[int]) -> bool:
-    """In the same order, with gaps."""
+    """Return whether `part` is a subsequence of `whole`."""
     left = iter(whole)
     return all(token in left for token in part)
 
@@ -270,7 +270,7 @@ def test_no_truncation_loses_a_marker(tokenizer, room):
 
 
 def shown(text: str, subject: Entity, obj: Entity, max_length: int) -> str:
-    """The tokens that are kept, as words: a vocabulary of whole words."""
+    """Return the tokens that are kept, in a vocabulary of whole words."""
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*"abcdefghijklmnopqrstuvwxyz@#*^", "[C]"])}))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(single="[C] $A", special_tokens=[("[C]", 30)])

@@ -253,12 +253,12 @@ def byte_level() -> Tokenizer:
 
 
 def odd_words(count: int) -> list[list[str]]:
-    """Sentences of random Unicode, some of whose words are nothing to a tokenizer that cleans its texts."""
+    """Return sentences of random Unicode; a tokenizer that cleans its texts has no token for some words."""
     rng = random.Random(3)
-    nothing = ["\x07", "\u200b", "\ufffd", "\u0301", "\x01\x02", "\u202e"]
+    untokenized = ["\x07", "\u200b", "\ufffd", "\u0301", "\x01\x02", "\u202e"]
     sentences = [text.split(" ") for text in odd_texts(count)]
     sentences = [[word for word in sentence if word.strip()] or ["x"] for sentence in sentences]
-    return [[rng.choice(nothing) if rng.random() < 0.1 else word for word in sentence] for sentence in sentences]
+    return [[rng.choice(untokenized) if rng.random() < 0.1 else word for word in sentence] for sentence in sentences]
 
 
 def alone(tokenizer: Tokenizer, word: str) -> int:
@@ -277,7 +277,7 @@ def test_p10_every_kept_word_has_one_label_at_its_first_token(request, kind, max
     words = examples.record
     before = " " if kind == "byte_level" else ""
     size = {word: alone(tokenizer, before + word) for word in {word for words in sentences for word in words}}
-    cut = unreadable = 0
+    num_truncated = unreadable = 0
     for i, row in enumerate(rows):
         # What each word's tokens are by itself says where it begins and whether there is room for that.
         at, expected = 1, {}
@@ -287,21 +287,21 @@ def test_p10_every_kept_word_has_one_label_at_its_first_token(request, kind, max
             elif at < max_length - 1:
                 expected[at] = tag
             else:
-                cut += 1
+                num_truncated += 1
             at += size[word]
         tokens = examples.token_labels[examples.offsets[i] : examples.offsets[i + 1]]
         assert {place: labels[k] for place, k in enumerate(tokens.tolist()) if k != IGNORE_INDEX} == expected, row
         assert [p for p in words.places[words.part(i)].tolist() if p >= 0] == list(expected)
         assert len(tokens) == min(at + 1, max_length)
-    assert (words.truncated, words.unreadable) == (cut, unreadable)
-    assert examples.record.num_lost == cut + unreadable
+    assert (words.truncated, words.unreadable) == (num_truncated, unreadable)
+    assert examples.record.num_lost == num_truncated + unreadable
     assert bool(unreadable) == (kind == "word_pieces")
-    assert bool(cut) == bool(examples.truncated) == (max_length == 16)
-    assert examples.num_targets == sum(map(len, sentences)) - cut - unreadable
+    assert bool(num_truncated) == bool(examples.truncated) == (max_length == 16)
+    assert examples.num_targets == sum(map(len, sentences)) - num_truncated - unreadable
 
 
 def test_words_of_a_text_are_encoded_as_the_text(word_pieces, byte_level):
-    """And so their labels stand where characters say: an oracle of other means."""
+    """Labels stand where character offsets put them, as an independent oracle."""
     texts = ["他在École住，the film was GOOD.", "中文字 a-b 1,000.5", "an a an.a an"]
     for tokenizer in (word_pieces, byte_level):
         for text in texts:

@@ -11,7 +11,7 @@ COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 210)}
 
 
 def picture(colour=(120, 130, 140), size=(20, 16), seed=0) -> Image.Image:
-    """One colour with noise; size is (width, height)."""
+    """Return a picture of one colour with noise; size is (width, height)."""
     noise = np.random.default_rng(seed).integers(-30, 31, (size[1], size[0], 3))
     return Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8))
 
@@ -23,7 +23,7 @@ def write(path: Path, image: Image.Image, kind: str | None = None, **options) ->
 
 
 def folder_of_colours(root: Path, count: int) -> Path:
-    """`count` pictures of each colour, a folder each, of several sizes and kinds of file."""
+    """Write a folder for each colour with `count` pictures of several sizes and file formats."""
     for name, colour in COLOURS.items():
         for i in range(count):
             kind = ("png", "jpg", "bmp")[i % 3]

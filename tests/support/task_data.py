@@ -1,4 +1,4 @@
-"""A tiny data set and a tiny model for every row of TASKS, so that one test can be asked of all of them.
+"""A tiny data set and a tiny model for every row of TASKS, so that one test can run for all of them.
 
 A new task needs a line in DATA (and a new head one in MODELS). The texts are of random length, some of them longer than
 is read, and what is to be learned can be learned from the words.
@@ -51,7 +51,7 @@ Row = dict[str, Any]
 
 
 def words(rng: random.Random, shortest: int = 1, longest: int = 26) -> list[str]:
-    """More than data.max_length, 24, at the most."""
+    """Return random words; at most more than data.max_length, which is 24."""
     return rng.choices(WORDS, k=rng.randint(shortest, longest))
 
 
@@ -146,7 +146,7 @@ DATA: dict[str, Callable[[random.Random], Row]] = {
 
 
 def write_images(folder: Path, count: int, rng: random.Random) -> Path:
-    """A folder for each colour, with noisy images of it."""
+    """Write a folder for each colour, with noisy images of it."""
     for i in range(count):
         name = COLOURS[i % 3]
         noise = [rng.randrange(100) for _ in range(3 * SIDE * SIDE)]
@@ -168,7 +168,7 @@ def write_rows(file: Path, task: str, count: int, rng: random.Random) -> Path:
 
 @dataclass(frozen=True)
 class Kind:
-    """model_type: a key of zoo.ZOO; changes: what of its tiny config is other here."""
+    """A tiny model. model_type: a key of zoo.ZOO; changes: fields of its config with other values here."""
 
     model_type: str
     changes: dict[str, Any]
@@ -195,12 +195,12 @@ def kind_of(task: str) -> Kind:
 
 
 def write_model(task: str, folder: Path) -> Path:
-    """config.json and what prepares the inputs; no weights, so it is for model.init = scratch."""
+    """Write config.json and the tokenizer or preprocessing; without weights, it is for model.init = scratch."""
     kind = kind_of(task)
     config_folder(folder, kind.model_type, **kind.changes)
     if kind.model_type == "vit":
-        how = {"size": SIDE, "do_rescale": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-        (folder / "preprocessor_config.json").write_text(json.dumps(how))
+        preprocessing = {"size": SIDE, "do_rescale": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))
         return folder
     tokenizer = Tokenizer(vocabularies.WordLevel(VOCABULARY, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -216,7 +216,7 @@ def write_model(task: str, folder: Path) -> Path:
 
 
 def write(task: str, folder: Path, count: int = 24, seed: int = 0) -> dict[str, Any]:
-    """Files of a task below `folder`, and the settings that a run on them needs.
+    """Write the files of a task below `folder` and return the settings that a run on them needs.
 
     `count` examples to train on and half as many, of another seed, to validate on; the model starts from scratch.
     """

@@ -13,9 +13,6 @@ from engine.tasks import TASKS
 TASK = TASKS["image-classification"]
 
 
-# Metrics
-
-
 @pytest.mark.parametrize("num_labels", [2, 5, 6, 10])
 def test_metrics_are_those_of_scikit_learn(num_labels):
     rng = np.random.default_rng(num_labels)

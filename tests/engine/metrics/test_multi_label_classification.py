@@ -48,7 +48,7 @@ def test_metrics_of_label_sets_are_those_of_sklearn(logits, labels):
         "loss": F.binary_cross_entropy_with_logits(logits, labels).item(),
         "subset_accuracy": (true == predicted).all(1).mean(),
     }
-    if true.shape[1] > 1:  # scikit-learn takes one column for classes
+    if true.shape[1] > 1:  # scikit-learn would read a single column as classes
         assert expected["subset_accuracy"] == sklearn.accuracy_score(true, predicted)
     for name, function in (
         ("precision", sklearn.precision_score),

@@ -25,7 +25,7 @@ def random_text(rng: random.Random, most: int) -> str:
 
 
 def crafted(count: int) -> list[tuple[str, list[str]]]:
-    """Predictions with none to three gold answers, half of which are the prediction in another form."""
+    """Return predictions with up to three gold answers; half of the cases have the prediction in another form."""
     rng = random.Random(0)
     cases = []
     for _ in range(count):
@@ -63,7 +63,7 @@ def test_p11_em_and_f1_equal_the_official_script():
         ("sea sea sea", ["sea"], 0, 1 / 2),
         ("in 1990", ["1989", "1990"], 0, 2 / 3),
         ("", [], 1, 1),
-        ("the", [], 1, 1),  # no word either
+        ("the", [], 1, 1),  # an article is no word
         ("something", [], 0, 0),
         ("", ["something"], 0, 0),
         ("the", ["The"], 1, 1),
@@ -120,7 +120,7 @@ def test_metrics_and_the_best_threshold_are_the_official_ones(seed):
     rng = random.Random(seed)
     chosen = rng.sample(CASES, rng.choice([1, 2, 7, 60]))
     predictions, answers = ([case[i] for case in chosen] for i in (0, 1))
-    # Probabilities, as the script takes them; some equal, so that the order of the file decides.
+    # Probabilities, as the script reads them. Some are equal, so that the order of the file decides.
     margins = [rng.choice([rng.uniform(0.01, 1), 0.25, 0.5, 1.0]) for _ in chosen]
     threshold = rng.choice([0.0, 0.3, 0.5, 1.0])
     found = metrics.answer_metrics(of_questions(predictions, answers, margins, threshold))
@@ -143,7 +143,7 @@ def test_metrics_and_the_best_threshold_are_the_official_ones(seed):
 
 
 def test_the_best_threshold_gives_the_best_score_when_it_is_set():
-    """The margins of scores, which may be negative, and all of them different."""
+    """Uses margins of scores, which may be negative and are all different."""
     rng = random.Random(1)
     for size in (1, 3, 40):
         for _ in range(20):
@@ -155,7 +155,7 @@ def test_the_best_threshold_gives_the_best_score_when_it_is_set():
                 threshold = best[f"best_{name}_threshold"]
                 assert math.isfinite(threshold)
                 again = metrics.answer_metrics(of_questions(predictions, answers, margins, threshold))
-                # A prediction without a word is right where there is no answer; the script's search counts on none.
+                # A prediction without a word is right where there is no answer, which the script's search ignores.
                 assert again[name] >= best[f"best_{name}"] - 1e-12
 
 

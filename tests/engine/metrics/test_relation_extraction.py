@@ -17,9 +17,6 @@ from engine.tasks import TASKS
 TASK = TASKS["relation-extraction"]
 
 
-# Metrics
-
-
 def measured(logits: torch.Tensor, labels: torch.Tensor, negative: int | None) -> torch.Tensor:
     return relation_statistics(F.cross_entropy(logits, labels, reduction="sum"), logits, labels, negative)
 

@@ -1,4 +1,4 @@
-"""ROUGE against rouge-score, on random and on adversarial texts, and what it makes of Chinese."""
+"""ROUGE against rouge-score on random and adversarial texts, and ROUGE of Chinese."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_random_texts_score_as_in_rouge_score(seed):
 
 
 def test_some_random_texts_differ_by_their_sentences():
-    """Else rougeLsum would not have been tested above."""
+    """Shows that the test above tests rougeLsum."""
     scores = rouge.rouge("one two\nthree four", "three four\none two")
     assert scores["rougeLsum"] == 1.0
     assert scores["rougeL"] == 0.5
@@ -87,14 +87,14 @@ def test_words_are_not_stemmed():
 
 def test_chinese_is_counted_by_characters():
     assert rouge.tokenize("模型在 GPU 上运行，很快。") == ["模", "型", "在", "gpu", "上", "运", "行", "很", "快"]
-    scores = rouge.rouge("今天天气好", "今天气温很高")  # 5 and 6 characters, in common 今 天 气, in this order
+    scores = rouge.rouge("今天天气好", "今天气温很高")  # 5 and 6 characters, common subsequence 今 天 气
     assert scores["rouge1"] == pytest.approx(2 * 3 / 11)
     assert scores["rouge2"] == pytest.approx(2 * 2 / 9)  # 今天, 天气
     assert scores["rougeL"] == pytest.approx(2 * 3 / 11)
 
 
 def test_spaced_chinese_scores_as_letters_in_rouge_score():
-    """A letter for each character makes the two tokenisers agree, and then the scores do."""
+    """With a letter for each character the two tokenizers agree, and so do the scores."""
     rng = random.Random(0)
     letters = dict(zip("甲乙丙丁戊\n", ["a ", "b ", "c ", "d ", "e ", "\n"], strict=True))
     for _ in range(200):

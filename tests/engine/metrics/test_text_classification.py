@@ -20,7 +20,7 @@ def statistics(logits, labels):
 
 
 def predicting(classes, num_labels):
-    """Logits whose largest are these classes."""
+    """Return logits that predict these classes."""
     return F.one_hot(torch.tensor(classes), num_labels).float() * 3
 
 
@@ -108,7 +108,7 @@ def test_ignored_labels_are_not_counted():
 
 def test_counts_stay_exact_where_fp32_would_not():
     cell = torch.zeros(5, dtype=torch.float64)
-    cell[1] = 2.0**25  # an evaluation so far; fp32 cannot add 1 to it
+    cell[1] = 2.0**25  # fp32 cannot add 1 to this count
     added = cell + statistics(predicting([0], 2), torch.tensor([0]))
     assert confusion_matrix(added)[0, 0] == 2**25 + 1
 

@@ -64,7 +64,7 @@ CASES = {
 }
 
 
-@pytest.mark.filterwarnings("ignore")  # seqeval's, of what is undefined
+@pytest.mark.filterwarnings("ignore")  # seqeval warns of undefined scores
 @pytest.mark.parametrize(("true", "predicted"), CASES.values(), ids=CASES.keys())
 def test_metrics_are_those_of_seqeval(true, predicted):
     seqeval = pytest.importorskip("seqeval.metrics")

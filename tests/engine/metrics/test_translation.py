@@ -37,7 +37,7 @@ CHINESE = [*"今天气很好模型的。，", "GPU", "3.5", " ", "（", "%(name)
 
 
 def corpus(words: list[str], joint: str, seed: int, count: int = 40) -> tuple[list[str], list[str]]:
-    """Written texts and references that share most words; some are empty, some end in spaces."""
+    """Return written texts and references that share most words; some are empty, some end in spaces."""
     rng = random.Random(seed)
     references = [joint.join(rng.choices(words, k=rng.randint(0, 14))) for _ in range(count)]
     written = [
@@ -111,7 +111,7 @@ def test_bleu_tokenizer_follows_the_script_of_most_references(references, tokeni
 
 
 def test_it_matters_for_chinese():
-    """13a takes a Chinese sentence for one word, which is right or wrong as a whole."""
+    """13a reads a Chinese sentence as one word, which is right or wrong as a whole."""
     written, references = ["今天天气很好。", "模型运行得很快"], ["今天天气不好。", "模型运行得快"]
     by = {
         tokenizer: translation.translation_metrics(translation.translation_statistics(written, references, tokenizer))

@@ -46,7 +46,7 @@ def measured(
 
 
 def ours(model: models.TaskModel, folder: Path, ids: list[int]) -> torch.Tensor:
-    """The logits of one text, all of them, (T, V)."""
+    """Return all logits of one text, (T, V)."""
     return model(models.pack([ids])).logits
 
 
@@ -111,7 +111,7 @@ print(peak(2000) / few)
 
 @pytest.mark.slow
 def test_p07_memory_does_not_grow_with_the_data(tmp_path):
-    """100 times the data; its logits would be 1.4 GB."""
+    """100 times the data, whose logits would take 1.4 GB, needs no more memory."""
     import subprocess
     import sys
 
@@ -121,12 +121,12 @@ def test_p07_memory_does_not_grow_with_the_data(tmp_path):
     assert float(done.stdout) <= 1.05
 
 
-# Continuing
+# Continuations
 
 
 @pytest.fixture(scope="module")
 def prompted(by_bytes, tmp_path_factory) -> tuple[models.TaskModel, TextExamples]:
-    """A random model and prompts of all lengths, an empty one and a long one among them."""
+    """Return a random model, and prompts of all lengths, including an empty one and a long one."""
     texts = ["", "a", "sh" * 9, "床前", "very", "x" * 200]
     model = tiny_gpt2(tmp_path_factory.mktemp("prompted"), seed=5, initializer_range=0.3)
     return model, encode_prompts(rows_of(texts), by_bytes, max_length=40)
@@ -167,7 +167,7 @@ def test_a_long_prompt_loses_its_beginning_and_says_so(prompted, by_bytes):
     assert examples.truncated == 1
     assert examples.lengths.max() == 40
     assert [row["dropped"] for row in lines(*prompted)] == [0, 0, 0, 0, 0, 161]
-    # Of 64 positions 50 are wanted for what is written: the prompt keeps half of all.
+    # New tokens may take 50 of 64 positions, so the prompt keeps half of all.
     rows = lines(*prompted, max_new_tokens=50)
     assert [row["dropped"] for row in rows] == [0, 0, 0, 0, 0, 161 + 40 - 32]
     short = encode_prompts(rows_of(["x" * 200]), by_bytes, max_length=32)
@@ -175,7 +175,7 @@ def test_a_long_prompt_loses_its_beginning_and_says_so(prompted, by_bytes):
 
 
 def test_a_score_is_what_evaluation_says_of_the_same_tokens(prompted, by_bytes):
-    """One distribution: of generation with its cache, and of measuring."""
+    """Generation with its cache and evaluation have the same distribution."""
     model, prompts = prompted
     for i, row in enumerate(lines(model, prompts)[:5]):
         ids = models.generate(
@@ -221,7 +221,7 @@ def test_samples_show_texts_and_their_continuations(prompted, by_bytes):
 
 
 def test_a_text_is_copied_after_training(tmp_path):
-    """`a b c . a b c`: what follows the point is certain."""
+    """In `a b c . a b c` the tokens after the point are certain."""
     rng = random.Random(0)
     folder = write_model("causal-lm", tmp_path / "model")
     words = [word for word in VOCABULARY if word.isalpha()][:8]

@@ -36,15 +36,12 @@ def by_words(tmp_path_factory) -> Tokenizer:
 LONG = conversation("very very", "red", "the cat", "dog", "green house", "blue", first="system")
 
 
-# Files
-
-
 def jsonl(file: Path, *values: object) -> str:
     file.write_text("".join(json.dumps({"messages": value}, ensure_ascii=False) + "\n" for value in values))
     return str(file)
 
 
-# Measuring and answering
+# Evaluation and replies
 
 
 def random_model(folder: Path, seed: int = 0) -> models.TaskModel:
@@ -53,7 +50,7 @@ def random_model(folder: Path, seed: int = 0) -> models.TaskModel:
 
 
 def test_perplexity_is_of_replies_only_whatever_the_batches(by_words, tmp_path):
-    """The oracle knows only which words are a reply's."""
+    """The oracle knows only which words belong to a reply."""
     model = random_model(tmp_path)
     talks = [conversation("the cat", "a dog", "red", "very green"), conversation("blue", "saw"), LONG]
     examples = encoded(by_words, *talks)
@@ -79,7 +76,7 @@ def test_perplexity_is_of_replies_only_whatever_the_batches(by_words, tmp_path):
 
 
 def test_a_predicted_reply_scores_what_evaluation_says_of_it(by_words, tmp_path):
-    """predict and evaluate on the same conversations: the reply's mean log-probability is minus its loss."""
+    """A reply's mean log-probability is minus its loss: predict and evaluate on the same conversations."""
     model = random_model(tmp_path, seed=4)
     asked = [conversation("the cat"), conversation("red", "dog", "very green house")]
     prompts = encoded(by_words, *asked, labelled=False)
@@ -109,7 +106,7 @@ def test_samples_answer_the_last_question(by_words, tmp_path):
 
 
 def test_replies_are_learned(tmp_path):
-    """The assistant says three words in reverse, also those it never heard; over 95 of 100 replies are exact."""
+    """The assistant reverses three words, also unseen ones; more than 95 of 100 replies are exact."""
     rng = random.Random(0)
     words = [word for word in VOCABULARY if word.isalpha()][:8]
     questions = [rng.choices(words, k=3) for _ in range(1200)]

@@ -28,7 +28,7 @@ TASK = TASKS["image-classification"]
 
 @pytest.fixture(scope="module")
 def vit(tmp_path_factory) -> Path:
-    """A random ViT of 2 layers, for images of 16 x 16 pixels in 4 patches."""
+    """Return the folder of a random ViT of 2 layers, for images of 16 x 16 pixels in 4 patches."""
     folder = tmp_path_factory.mktemp("tiny-vit")
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
     config = {"model_type": "vit", "image_size": 16, "patch_size": 8, "hidden_dropout_prob": 0.1, **shape}
@@ -44,7 +44,7 @@ def colours(tmp_path_factory) -> Path:
 
 
 def recipe(vit: Path, train: Path, folder: Path, **changes: object) -> Config:
-    """6 steps of 16 of 54 images, so that an epoch is 4 steps; an evaluation every 3; dropout and augmentation on."""
+    """Return the configuration of 6 steps of 16 out of 54 images: 4 steps an epoch, an evaluation every 3 steps."""
     values: dict[str, object] = {
         "run.task": "image-classification",
         "run.folder": str(folder),
@@ -72,7 +72,7 @@ AUGMENTED = {
 }
 
 
-# The checkpoint's preparation of images
+# The checkpoint's preprocessing
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_colour_by_class_is_learned(vit, colours, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_p04_resume_of_an_augmented_run_is_exact(vit, colours, tmp_path, workers):
-    """Within the second epoch; who stopped had no workers, and other micro-batches would be another dropout."""
+    """Stops within the second epoch. The number of workers may differ; other micro-batches would draw other dropout."""
     through = recipe(vit, colours, tmp_path / "through", **AUGMENTED)
     result = run_training(through)
     stopped = recipe(vit, colours, tmp_path / "run", **AUGMENTED, **{"data.num_workers": workers})

@@ -25,16 +25,16 @@ from engine.tasks import TASKS
 TASK = TASKS["question-answering"]
 
 
-# A problem that a correct implementation must solve: each word of a context is of one kind, each question asks for one.
+# A problem that a correct implementation solves: each context has spans of some kinds, each question asks for one kind.
 # The first, the middle and the last words of a span.
 
 KINDS = {"who": ("film", "story", "actor"), "where": ("good", "great", "fine"), "when": ("bad", "awful", "poor")}
-ASK = {"who": "plot", "where": "scene", "when": "music"}  # the word that asks for it, of those the checkpoint knows
+ASK = {"who": "plot", "where": "scene", "when": "music"}  # the word of the question that asks for the kind
 NOISE = ["the", "a", "of", "and", "very", "so"]
 
 
 def made_up(count: int, seed: int, shortest: int = 12, longest: int = 30) -> dict[str, object]:
-    """A SQuAD file: contexts with a span of each kind, but now and then; a question for each kind."""
+    """Return a SQuAD file: most contexts have a span of each kind, with a question for each kind."""
     rng = random.Random(seed)
     paragraphs = []
     for i in range(count):
@@ -59,7 +59,7 @@ def made_up(count: int, seed: int, shortest: int = 12, longest: int = 30) -> dic
 
 @pytest.fixture(scope="module")
 def answered(tmp_path_factory: pytest.TempPathFactory, checkpoint_folder: Path) -> tuple[Config, Path]:
-    """(configuration, test file) of a run that has learned it; most contexts take several windows."""
+    """Return (configuration, test file) of a run that has learned it; most contexts take several windows."""
     folder = tmp_path_factory.mktemp("answering")
     for name, count in (("train", 150), ("validation", 20), ("test", 16)):
         (folder / f"{name}.json").write_text(json.dumps(made_up(count, seed=len(name))))
@@ -86,7 +86,7 @@ def answered(tmp_path_factory: pytest.TempPathFactory, checkpoint_folder: Path) 
 
 
 def commands(config: Config, source: Path, folder: Path, *more: str) -> tuple[dict[str, float], list[dict]]:
-    """(metrics of engine.evaluate, rows of engine.predict) on one file."""
+    """Return (metrics of engine.evaluate, rows of engine.predict) on one file."""
     scores, output = folder / "scores.json", folder / "predictions.jsonl"
     assert evaluate.main([config.run.folder, "--data.test", str(source), "--output", str(scores), *more]) == 0
     assert predict.main([config.run.folder, "--input", str(source), "--output", str(output), *more]) == 0
@@ -105,7 +105,7 @@ def test_answers_are_learned(answered, tmp_path):
 
 @pytest.mark.parametrize("threshold", ["0.0", "-3.0", "4.0"])
 def test_what_is_measured_is_what_is_predicted(answered, tmp_path, threshold):
-    """On a file with some answers that are not those which were learned, so that there is something to measure."""
+    """Evaluates a file in which some answers differ from the learned ones, so that not all scores are 1."""
     config, test = answered
     content = json.loads(test.read_text())
     for i, entry in enumerate(entry for paragraph in content["data"][0]["paragraphs"] for entry in paragraph["qas"]):
@@ -239,8 +239,10 @@ def test_a_group_that_is_not_in_the_file_is_an_error(tmp_path, name):
 
 
 def test_the_loss_curve_is_that_of_transformers_and_a_plain_loop(answered, tmp_path, checkpoint_folder):
-    """30 steps, dropout 0: transformers' model, torch's AdamW, padded windows whose padding is left out of the softmax
-    (transformers' own loss counts it), against engine.train."""
+    """Compares 30 steps without dropout with transformers' model, torch's AdamW and padded windows.
+
+    The padding is left out of the softmax, which transformers' own loss counts.
+    """
     transformers = pytest.importorskip("transformers")
     config, _ = answered
     changes = {"run.folder": str(tmp_path / "run"), "model.name": str(tmp_path / "start"), "model.init": "pretrained"}

@@ -64,8 +64,10 @@ LABELS = ["home_of", "lives_in", "no_relation"]
 
 
 def problem(count: int, seed: int) -> list[dict]:
-    """A person lives in a city, and a city is home of a person. Only the marks say which of many names are meant, and
-    which of them is the subject."""
+    """Return texts in which a person lives in a city, or a city is home of a person.
+
+    Only the marks tell which of many names are meant, and which of them is the subject.
+    """
     rng, rows = random.Random(seed), []
     for i in range(count):
         words = rng.choices(NAMES + WORDS, k=rng.randint(2, 8))
@@ -83,7 +85,7 @@ def problem(count: int, seed: int) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
-    """(the configuration, a test file) of a run that should have learned the problem."""
+    """Return (configuration, test file) of a run that should have learned the problem."""
     folder = tmp_path_factory.mktemp("relations")
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"@#", *NAMES, *WORDS]
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}

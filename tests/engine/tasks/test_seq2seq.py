@@ -1,4 +1,4 @@
-"""Summarisation and translation from files to texts: pairs, their encoding, what is learned, measured and predicted."""
+"""Summarization and translation: training from files, encoding, evaluation and the texts that are written."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from engine.tasks import TASKS
 from engine.tasks.seq2seq import write_texts
 
 WORDS = list("abcdefgh")
-CHINESE = list("一二三四五六七八")  # each a token, with nothing between them
+CHINESE = list("一二三四五六七八")  # each is a token, without spaces between them
 SPECIAL = ["<pad>", "</s>", "<unk>"]
 VOCABULARY = {token: i for i, token in enumerate([*SPECIAL, *WORDS, *CHINESE, "go:"])}
 T5 = {"d_model": 32, "d_kv": 16, "num_heads": 4, "d_ff": 64, "num_layers": 1, "dropout_rate": 0.0}
 
 
 def write_t5(folder: Path, ends: bool = True, **changes: Any) -> Path:
-    """The config.json of a tiny T5, whose embedding is larger than its vocabulary, and a tokenizer."""
+    """Write the config.json of a tiny T5, with an embedding larger than the vocabulary, and a tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -55,7 +55,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def problem(kind: str, count: int, seed: int, shortest: int = 3, longest: int = 3) -> list[dict[str, Any]]:
-    """copy: words; reverse: words; translate: a Chinese character for each letter."""
+    """Return rows to learn. kind: copy or reverse the words, or translate each letter to a Chinese character."""
     rng, rows = random.Random(seed), []
     for i in range(count):
         source = rng.choices(WORDS, k=rng.randint(shortest, longest))
@@ -68,7 +68,7 @@ def problem(kind: str, count: int, seed: int, shortest: int = 3, longest: int = 
 
 
 def config_of(folder: Path, kind: str, **changes: Any) -> Config:
-    """300 steps of 64 that are enough to learn a problem; `changes` by their names."""
+    """Return the configuration of 300 steps of 64 examples, enough to learn a problem, with `changes`."""
     train, validation = problem(kind, 4000, 0), problem(kind, 60, 1)
     values = {
         "run.task": "translation" if kind == "translate" else "summarization",
@@ -180,7 +180,7 @@ def test_decoder_reads_the_shifted_target_after_the_start_token(tmp_path):
 
 
 def test_the_loss_of_teacher_forcing_is_that_of_transformers(tmp_path):
-    """Their labels are padded with -100 and shifted by the model; ours are packed, and shifted by the data."""
+    """transformers pads labels with -100 and shifts them in the model; ours are packed, and shifted in the data."""
     folder = write_t5(tmp_path / "t5")
     model = native.from_pretrained(folder, head="seq2seq-lm", init="scratch", seed=3).eval()
     native.save_pretrained(model, tmp_path / "saved")
@@ -224,7 +224,7 @@ def test_the_first_examples_show_what_is_to_be_written(tmp_path):
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_p12_generated_texts_have_valid_ids_and_no_padding(beams, tmp_path):
-    """A random model writes any id, those beyond the tokenizer's too, and texts of any length."""
+    """A random model writes any id, also ids that the tokenizer lacks, and texts of any length."""
     task = TASKS["summarization"]
     model = native.from_pretrained(write_t5(tmp_path / "t5"), head="seq2seq-lm", init="scratch", seed=5)
     settings = task_settings("summarization")
@@ -235,7 +235,7 @@ def test_p12_generated_texts_have_valid_ids_and_no_padding(beams, tmp_path):
     for text, one in written:
         assert 0 < len(one.ids) <= 7
         assert all(0 <= i < model.backbone.config.vocab_size for i in one.ids)
-        assert 1 not in one.ids[:-1]  # nothing behind the end
+        assert 1 not in one.ids[:-1]  # the end comes last
         assert not any(special in text for special in SPECIAL)
 
 
@@ -249,7 +249,7 @@ def test_sampled_texts_do_not_depend_on_their_company(tmp_path):
     assert len(set(together)) > 5
 
 
-# What is shipped
+# Shipped samples
 
 
 def test_shipped_tokenizer_knows_the_shipped_messages():
@@ -262,7 +262,7 @@ def test_shipped_tokenizer_knows_the_shipped_messages():
     assert unknown not in [*examples.input_ids, *examples.target_ids]
     assert choose_tokenizer([row.values["target"] for row in rows]) == "zh"
     tokenizer = processor.tokenizer
-    for i in range(0, 783, 10):  # what is learned can be written
+    for i in range(0, 783, 10):  # every target can be written
         assert tokenizer.decode(examples.target(i)) == rows[i].values["target"]
 
 

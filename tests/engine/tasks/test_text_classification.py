@@ -1,5 +1,4 @@
-"""Classes, label sets and scores of texts and pairs: labels as files have them, metrics against scikit-learn and scipy,
-what tiny models learn, and what `engine.evaluate` and `engine.predict` say of one file."""
+"""Classes, label sets and scores of texts and pairs: tiny models learn them, and the commands agree on one file."""
 
 from __future__ import annotations
 
@@ -79,7 +78,7 @@ PROBLEMS = {
 
 @pytest.fixture(scope="module", params=PROBLEMS)
 def learned(request, checkpoint_folder: Path, tmp_path_factory) -> tuple[Config, Path]:
-    """(the configuration, a test file) of a run that should have learned its problem."""
+    """Return (configuration, test file) of a run that should have learned its problem."""
     make, _, more = PROBLEMS[request.param]
     folder = tmp_path_factory.mktemp("learned")
     test = write(folder / "test.jsonl", make(61, seed=1))
@@ -193,7 +192,7 @@ def test_p02_metrics_do_not_depend_on_batches_or_ranks(learned, size, world_size
 
 
 def test_csv_and_json_lists_are_the_same_labels(checkpoint_folder, tmp_path):
-    """The same rows as a JSON list, with semicolons in csv, with commas in tsv."""
+    """Reads the same rows with labels as a JSON list, with semicolons in csv, and with commas in tsv."""
     task, found = TASKS["multi-label-classification"], {}
     rows = topic_rows(20, seed=3)
     write(tmp_path / "rows.jsonl", rows)
@@ -261,7 +260,7 @@ def test_the_loss_curve_is_that_of_transformers_and_a_plain_loop(task, tiny, tmp
     rows, _, _, labels = read_training_data(TASKS[task], settings, 0)
     model, _ = build_model(config.model, TASKS[task], labels, 0.0, 0, None)
     start = tmp_path / "start"
-    models.save_pretrained(model, start)  # both begin with this head
+    models.save_pretrained(model, start)  # both start from this head
     (start / "tokenizer.json").write_bytes((checkpoint_folder / "tokenizer.json").read_bytes())
     run_training(configs.override(config, {"model.name": str(start)}))
     lines = (Path(config.run.folder) / "metrics.jsonl").read_text().splitlines()

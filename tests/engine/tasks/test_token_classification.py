@@ -40,7 +40,7 @@ LABELS = ["B-BAD", "B-GOOD", "I-BAD", "I-GOOD", "O"]
 
 
 def problem(count: int, seed: int) -> list[dict]:
-    """Runs of good words and of bad ones are entities; where one begins is said by the word before."""
+    """Return sentences in which runs of good or bad words are entities; the word before marks where one begins."""
     rng, rows = random.Random(seed), []
     for i in range(count):
         words = [
@@ -53,7 +53,7 @@ def problem(count: int, seed: int) -> list[dict]:
 
 
 def as_spans(row: dict) -> dict:
-    """The same sentence as a text and its spans."""
+    """Return the same sentence as a text and its spans."""
     ends = np.cumsum([len(word) + 1 for word in row["tokens"]]) - 1
     found = [
         {"start": int(ends[a] - len(row["tokens"][a])), "end": int(ends[b - 1]), "label": kind}
@@ -64,7 +64,7 @@ def as_spans(row: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory, checkpoint_folder) -> tuple[Config, Path]:
-    """(the recipe of a finished run, a test file that it has not seen)."""
+    """Return (configuration of a finished run, test file with new sentences)."""
     folder = tmp_path_factory.mktemp("tagging")
     test = Path(write(folder / "test.jsonl", problem(60, 2)))
     values = {
@@ -127,7 +127,7 @@ def test_what_is_predicted_is_what_was_evaluated(learned, tmp_path, capsys):
         for entity in row["entities"]:
             product = np.prod(row["probabilities"][entity["start"] : entity["end"]])
             assert entity["probability"] == pytest.approx(product)
-    # The predictions are a file of the same kind: of them the model is always right.
+    # Predictions are a file of the same kind; evaluated on them, the model is always right.
     again = metrics_of(config.run.folder, tmp_path / "out.jsonl", capsys, "--token_classification.tag_scheme=none")
     assert again["accuracy"] == 1.0
 
@@ -148,7 +148,7 @@ def test_a_text_is_answered_with_its_spans(learned, tmp_path, capsys):
             " ".join(words["tokens"][e["start"] : e["end"]]) for e in words["entities"]
         ]
         assert all(text["text"][span["start"] : span["end"]] == span["text"] for span in text["spans"])
-    # Read again as true spans, the predictions are right in all.
+    # Read again as true spans, all predictions are right.
     assert metrics_of(config.run.folder, tmp_path / "out.jsonl", capsys, *columns)["f1"] == 1.0
 
 
@@ -207,7 +207,7 @@ def test_settings_of_other_tasks_are_refused(learned):
 
 
 def test_plain_tags_are_learned_by_class(tmp_path, checkpoint_folder, capsys):
-    """From word/tag lines, without O and without entities; early stopping on the accuracy of words."""
+    """Trains on word/tag lines without entities, and stops early by the accuracy of words."""
     lines = []
     for row in problem(200, 5):
         tags = ["JJ" if word in GOOD + BAD else "NN" if word in WORDS[8:14] else "XX" for word in row["tokens"]]
