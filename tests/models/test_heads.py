@@ -1,4 +1,4 @@
-"""Every head on every architecture: what its loss is, that no cut of a step changes it, and that texts do not mix."""
+"""Every head on every architecture: what its loss is, micro-batches do not change it, and texts do not mix."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def build(folder, kind, head, pooling=None, dtype=torch.float64, **options):
 
 
 def gradients(model, batches, targets=1):
-    """(loss, {name: gradient}) of one optimizer step that is cut into these micro-batches."""
+    """Return (loss, {name: gradient}) of one optimizer step that consists of these micro-batches."""
     model.zero_grad()
     loss = 0.0
     for batch in batches:
@@ -44,7 +44,7 @@ def gradients(model, batches, targets=1):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @each_head
-def test_p01_the_cut_changes_neither_loss_nor_gradient(tmp_path, kind, head, dtype):
+def test_p01_micro_batches_change_neither_loss_nor_gradient(tmp_path, kind, head, dtype):
     smoothing = 0.0 if head == "question-answering" else 0.1
     model, inputs = build(tmp_path, kind, head, dtype=dtype, label_smoothing=smoothing)
     empty = tiny.select(inputs, head, [2]).labels  # the third example has no target
@@ -55,10 +55,10 @@ def test_p01_the_cut_changes_neither_loss_nor_gradient(tmp_path, kind, head, dty
     whole_loss, whole = gradients(model, [inputs], 10)
     scale = max(gradient.abs().max().item() for gradient in whole.values())
     assert scale > 1e-2
-    cuts = [[[i] for i in range(count)], [[2], [0, 1], [*range(3, count)]], [[3, 0], [], [1, 2], [*range(4, count)]]]
-    for cut in cuts:
-        loss, found = gradients(model, [tiny.select(inputs, head, part) for part in cut], 10)
-        assert abs(loss - whole_loss) <= TOLERANCE[dtype] * abs(whole_loss), cut
+    splits = [[[i] for i in range(count)], [[2], [0, 1], [*range(3, count)]], [[3, 0], [], [1, 2], [*range(4, count)]]]
+    for split in splits:
+        loss, found = gradients(model, [tiny.select(inputs, head, chosen) for chosen in split], 10)
+        assert abs(loss - whole_loss) <= TOLERANCE[dtype] * abs(whole_loss), split
         for name, gradient in found.items():
             torch.testing.assert_close(
                 gradient, whole[name], rtol=0, atol=5 * TOLERANCE[dtype] * scale, msg=lambda m, n=name: f"{n}: {m}"
@@ -318,11 +318,11 @@ def test_lists_that_make_no_batch_are_refused(arguments, message):
 
 
 def test_everything_goes_to_the_device():
-    moved = [
+    on_meta = [
         models.pack([[1, 2]], labels=torch.tensor([1]), markers=torch.tensor([[0, 1]]), decoder=[[1]], device="meta"),
         models.pack([[1, 2]], labels=torch.tensor([1]), markers=torch.tensor([[0, 1]]), decoder=[[1]]).to("meta"),
     ]
-    for inputs in moved:
+    for inputs in on_meta:
         tensors = [value for value in vars(inputs).values() if isinstance(value, torch.Tensor)]
         assert len(tensors) == 7
         assert {tensor.device.type for tensor in tensors} == {"meta"}

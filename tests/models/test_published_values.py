@@ -94,9 +94,9 @@ def test_the_logits_of_vit_are_those_published():
     except OSError as error:
         pytest.skip(f"{COCO}: {error}")
     model = models.from_pretrained(folder, head="image-classification").eval()
-    how = read_preprocessing(folder)
+    preprocessing = read_preprocessing(folder)
     by_pillow = photo.resize((224, 224), Image.Resampling.BILINEAR)  # as when the numbers were made
-    pixels = torch.stack([preprocess(image, how) for image in (by_pillow, photo)])
+    pixels = torch.stack([preprocess(image, preprocessing) for image in (by_pillow, photo)])
     with torch.no_grad():
         published_one, ours = model(models.images(pixels)).logits
     torch.testing.assert_close(published_one[:3], torch.tensor([-0.2744, 0.8215, -0.0836]), rtol=0, atol=1e-4)

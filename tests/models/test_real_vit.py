@@ -64,10 +64,12 @@ def test_hidden_states_are_those_of_the_onnx_graph(folder):
 def test_crops_of_one_photo_are_nearest_to_each_other(folder):
     """Of 112 x 112 pixels, another size than those above."""
     model = models.from_pretrained(folder).eval()
-    how = replace(read_preprocessing(folder), size=(112, 112))
+    preprocessing = replace(read_preprocessing(folder), size=(112, 112))
     crops = [photo[:, y : y + 224, x : x + 224] for photo in photos() for y in (0, 200) for x in (0, 200, 400)]
     with torch.no_grad():
-        hidden, packing = model.backbone(models.images(torch.stack([preprocess(crop, how) for crop in crops])))
+        hidden, packing = model.backbone(
+            models.images(torch.stack([preprocess(crop, preprocessing) for crop in crops]))
+        )
     features = torch.nn.functional.normalize(first_pool(hidden, packing), dim=1)
     similarity = (features @ features.T).fill_diagonal_(-1)
     photo_of = torch.arange(len(crops)) // (len(crops) // 2)

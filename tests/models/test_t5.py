@@ -1,4 +1,4 @@
-"""What is T5's own: buckets of distances, its two stacks, its tying, its files, fp16, and how it generates.
+"""Properties of T5 alone: buckets of distances, its two stacks, its tying, its files, fp16, and generation.
 
 Logits, losses and gradients of every head are compared in test_conformance.py, as for every architecture.
 """
@@ -130,7 +130,7 @@ def test_where_fp32_gradients_part_from_the_true_ones(tmp_path, activation, jump
     missing in the gradients of everything below. With the ReLUs' signs taken from fp64, the fp32 differences fell from
     1.4e-4 and 2.4e-4 to 5e-7 and 1e-6 in the two tensors.
 
-    Shown here in fp64: the input of one unit at one token is moved by 2e-7, from one side of 0 to the other.
+    Shown here in fp64: the input of one unit at one token is perturbed by 2e-7, from one side of 0 to the other.
     """
     tiny.config_folder(tmp_path, "t5", feed_forward_proj=activation)
     model = models.from_pretrained(tmp_path, head="seq2seq-lm", init="scratch", dropout=0.0).double()
@@ -143,12 +143,12 @@ def test_where_fp32_gradients_part_from_the_true_ones(tmp_path, activation, jump
     token, value = read[0]  # of token 3 and unit 5
     gradients = []
     for side in (1e-7, -1e-7):
-        moved = copy.deepcopy(model)
+        perturbed = copy.deepcopy(model)
         with torch.no_grad():
-            weight = moved.backbone.encoder.layers[0].mlp.up.weight
+            weight = perturbed.backbone.encoder.layers[0].mlp.up.weight
             weight[5] += (side - value) * token / token.dot(token)
-        moved(inputs).loss_sum.backward()
-        gradients.append([p.grad for p in moved.parameters()])
+        perturbed(inputs).loss_sum.backward()
+        gradients.append([p.grad for p in perturbed.parameters()])
     difference = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*gradients, strict=True))
     assert difference > 1e-3 if jumps else difference < 1e-5
 

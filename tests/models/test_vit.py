@@ -121,9 +121,9 @@ def test_drop_path_drops_whole_images_more_often_the_deeper(tmp_path):
     layer = model.backbone.layers[-1].train()
     x, packing = pixels(64 * 5, 24), Packing.of([5] * 64)
     with torch.no_grad():
-        moved = (layer(x, packing) != x).view(64, -1)
-    assert torch.equal(moved.any(1), moved.all(1))
-    assert 0.5 < moved.any(1).float().mean() < 0.95  # one of two branches kept: 0.75
+        changed = (layer(x, packing) != x).view(64, -1)
+    assert torch.equal(changed.any(1), changed.all(1))
+    assert 0.5 < changed.any(1).float().mean() < 0.95  # one of two branches kept: 0.75
 
 
 # heads and files

@@ -1,4 +1,4 @@
-"""Write tests/goldens: what transformers makes of a tiny checkpoint of every architecture and head.
+"""Write tests/goldens: the results of transformers on a tiny checkpoint of every architecture and head.
 
     python tests/support/make_goldens.py
 
@@ -22,11 +22,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import models
 from models import Inputs
 from support import zoo
 
 FOLDER = Path(__file__).parent.parent / "goldens"
-# In the place of a kind's own where it has such a field: the folder is committed, and should stay small.
+# Replaces the kind's own value where it has such a field: the folder is committed, and should stay small.
 SMALL = {
     **dict.fromkeys(("hidden_size", "dim", "n_embd", "d_model"), 12),
     **dict.fromkeys(("intermediate_size", "hidden_dim", "n_inner", "d_ff"), 10),
@@ -35,13 +36,17 @@ SMALL = {
 
 
 def small(kind: str, head: str) -> dict[str, int]:
-    """What to change of a kind's fields."""
+    """Return the changes of a kind's fields."""
     changes = {name: value for name, value in SMALL.items() if name in zoo.ZOO[kind].fields}
-    return changes if head.endswith("-lm") else changes | {"num_labels": 2 if head == "question-answering" else 3}
+    return (
+        changes
+        if models.HEADS[head].is_language_model
+        else changes | {"num_labels": 2 if head == "question-answering" else 3}
+    )
 
 
 def stored_inputs(inputs: Inputs) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of the fields that are there; lengths as int64."""
+    """Yield (name, tensor) of the fields with a value; lengths as int64."""
     for declared in fields(inputs):
         value = getattr(inputs, declared.name)
         if isinstance(value, tuple) and value:
@@ -51,7 +56,7 @@ def stored_inputs(inputs: Inputs) -> Iterator[tuple[str, Tensor]]:
 
 
 def make(kind: str, head: str, folder: Path) -> None:
-    """The golden of one (architecture, head)."""
+    """Write the golden of one (architecture, head)."""
     with tempfile.TemporaryDirectory() as scratch:
         saved = Path(scratch)
         oracle = zoo.save_oracle(saved, kind, head, dtype=torch.float64, **small(kind, head))

@@ -21,14 +21,14 @@ PER_TOKEN = ("token-classification", "masked-lm", "causal-lm", "seq2seq-lm")  # 
 
 
 def config_folder(folder: Path, model_type: str, **changes: Any) -> Path:
-    """A folder with the config.json of a tiny model and nothing else."""
+    """Write a folder with only the config.json of a tiny model; return it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"model_type": model_type, **ZOO[model_type].fields, **changes}))
     return folder
 
 
 def scratch(folder: Path, model_type: str, head: str | None, *, seed: int = 0, **options: Any) -> models.TaskModel:
-    """A random tiny model of ours; nothing in it is at its initial zero or one."""
+    """Return a random tiny model of ours, no parameter at its initial zero or one."""
     labels = [f"class {i}" for i in range(options.pop("num_labels", 3))] if has_labels(head) else None
     config_folder(folder, model_type)
     options = {"dropout": 0.0, "labels": labels} | options
@@ -41,7 +41,7 @@ def scratch(folder: Path, model_type: str, head: str | None, *, seed: int = 0, *
 
 
 def inputs_of(model: models.TaskModel, seed: int = 0, problem: str = "single-label") -> Inputs:
-    """make_inputs for a model of ours."""
+    """Return make_inputs for a model of ours."""
     head = model.head_name
     config = SimpleNamespace(**vars(model.backbone.config), num_labels=len(model.labels))
     inputs = make_inputs(model.spec.architecture.weights.model_type, head, config, seed, problem)
@@ -51,7 +51,7 @@ def inputs_of(model: models.TaskModel, seed: int = 0, problem: str = "single-lab
 
 
 def with_relations(inputs: Inputs, num_labels: int, generator: torch.Generator) -> Inputs:
-    """Two marked places in each text, and a class for the pair."""
+    """Return the inputs with two marked positions in each text, and a class for the pair."""
     count, lengths = len(inputs.lengths), torch.tensor(inputs.lengths)
     markers = [(torch.rand(count, generator=generator) * lengths).long() for _ in range(2)]
     labels = torch.randint(0, num_labels, (count,), generator=generator)
@@ -59,7 +59,7 @@ def with_relations(inputs: Inputs, num_labels: int, generator: torch.Generator) 
 
 
 def select(inputs: Inputs, head: str | None, chosen: Sequence[int]) -> Inputs:
-    """The micro-batch of these examples, in this order; none at all for []."""
+    """Return the micro-batch of these examples, in this order; an empty one for []."""
 
     def pick(values: Tensor, lengths: Sequence[int]) -> Tensor:
         pieces = values.split(list(lengths))
@@ -98,7 +98,7 @@ def count_examples(inputs: Inputs) -> int:
 
 
 def replace_labels(inputs: Inputs, head: str | None, example: int, labels: Tensor) -> Inputs:
-    """The same inputs with other labels, in the shape select() gives them, for one example."""
+    """Return the inputs with other labels, in the shape that select() gives them, for one example."""
     parts = [select(inputs, head, [i]).labels for i in range(count_examples(inputs))]
     parts[example] = labels
     return replace(inputs, labels=torch.cat(parts))

@@ -165,7 +165,7 @@ ZOO = {
 
 
 def cases() -> list[tuple[str, str]]:
-    """Every (model_type, head) that transformers has a class for."""
+    """Return every (model_type, head) that transformers has a class for."""
     classes = {model_type: models.ARCHITECTURES[model_type].heads for model_type in ZOO}
     return [
         (model_type, head)
@@ -186,12 +186,12 @@ def reads_pooled(head: str | None) -> bool:
 
 
 def poolings(model_type: str) -> tuple[str, ...]:
-    """Those its classifiers take: the last token of an image is nothing special."""
+    """Return the poolings of its classifiers; the last token of an image is one patch like any other."""
     return ("cls", "mean") if ZOO[model_type].modality == "image" else ("cls", "mean", "last")
 
 
 def odd_fields(model_type: str, seed: int) -> dict[str, Any]:
-    """A configuration drawn from the kind's space."""
+    """Return a configuration drawn from the kind's space."""
     rng = random.Random(seed)
     return {name: rng.choice(values) for name, values in ZOO[model_type].space.items()}
 
@@ -199,7 +199,7 @@ def odd_fields(model_type: str, seed: int) -> dict[str, Any]:
 def save_oracle(
     folder: Path, model_type: str, head: str | None, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any
 ) -> Any:
-    """A random model of transformers, saved to `folder`; nothing in it is at its initial zero or one."""
+    """Save a random model of transformers to `folder`, no parameter at its initial zero or one; return it."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(seed)
     kind = ZOO[model_type]
@@ -217,7 +217,7 @@ def save_oracle(
 
 
 def _finish_t5(oracle: Any, untied: bool) -> None:
-    """What transformers does not do by itself: an output matrix of its own, and norms in fp64 for a model in fp64."""
+    """Give an untied T5 its own output matrix, and a model in fp64 norms in fp64; transformers does neither."""
     if untied and hasattr(oracle, "lm_head"):
         oracle.lm_head.weight = nn.Parameter(torch.randn_like(oracle.lm_head.weight))
     for module in oracle.modules():
@@ -249,22 +249,22 @@ def make_inputs(
     taken = {0, getattr(config, "pad_token_id", 0) or 0}
     allowed = torch.tensor([i for i in range(config.vocab_size) if i not in taken])
 
-    def draw(n: int) -> list[int]:
+    def random_ids(n: int) -> list[int]:
         return allowed[torch.randint(0, len(allowed), (n,), generator=generator)].tolist()
 
     types = getattr(config, "type_vocab_size", 1) or 1
     seq2seq = head == "seq2seq-lm"
     inputs = models.pack(
-        [draw(n) for n in LENGTHS],
+        [random_ids(n) for n in LENGTHS],
         token_types=[torch.randint(0, types, (n,), generator=generator).sort().values.tolist() for n in LENGTHS],
-        decoder=[[config.decoder_start_token_id, *draw(n - 1)] for n in TARGET_LENGTHS] if seq2seq else None,
+        decoder=[[config.decoder_start_token_id, *random_ids(n - 1)] for n in TARGET_LENGTHS] if seq2seq else None,
     )
     labels = _labels(head, config, inputs, generator, problem)
     return replace(inputs, labels=labels)
 
 
 def image_size(config: Any, wanted: tuple[int, int] | None = None) -> tuple[int, int]:
-    """Of the inputs: `wanted`, but the config's own where the oracle cannot interpolate, with pairs in its config."""
+    """Return the size of the inputs: `wanted`, or the config's where that has pairs, which the oracle cannot interpolate."""
     size = config.image_size
     if isinstance(size, int):
         return wanted if wanted and isinstance(config.patch_size, int) else (size, size)
@@ -298,7 +298,7 @@ def _labels(head: str | None, config: Any, inputs: Inputs, generator: torch.Gene
 
 
 def num_targets(head: str, labels: Tensor) -> int:
-    """What the loss of a step is divided by."""
+    """Return the number of targets, which the loss of a step is divided by."""
     return len(labels) if head == "question-answering" else int((labels != IGNORE_INDEX).sum())
 
 
@@ -313,7 +313,7 @@ def unpad(values: Tensor, lengths: tuple[int, ...]) -> Tensor:
 
 
 def oracle_inputs(model_type: str, head: str | None, inputs: Inputs, pad_id: int = 0) -> dict[str, Tensor]:
-    """The same inputs, padded, as transformers takes them."""
+    """Return the same inputs, padded, as transformers takes them."""
     lengths = inputs.lengths
     theirs = {
         "input_ids": pad(inputs.input_ids, lengths, pad_id),
@@ -380,7 +380,7 @@ def run_image_oracle(oracle: Any, head: str | None, inputs: Inputs) -> tuple[Ten
 
 
 def oracle_logits(head: str | None, out: Any, inputs: Inputs) -> Tensor:
-    """The oracle's answer in our layout."""
+    """Return the logits of the oracle in our layout."""
     if head is None:
         return unpad(out.last_hidden_state, inputs.lengths)
     if head in ("token-classification", "masked-lm", "causal-lm"):
@@ -403,7 +403,7 @@ def oracle_gradients(oracle: Any, folder: Path) -> dict[str, Tensor]:
 
 
 def our_gradients(model: models.TaskModel) -> dict[str, Tensor]:
-    """The same of ours."""
+    """Return the same of a model of ours."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.grad)

@@ -96,10 +96,10 @@ def test_a_damaged_file_is_one_sentence(tmp_path, content):
     (tmp_path / "model.pt").write_bytes(content)
     with pytest.raises(ModelError, match=r"model\.pt"):
         convert(tmp_path / "model.pt")
-    torch.save(STATE, tmp_path / "cut.pt")
-    (tmp_path / "cut.pt").write_bytes((tmp_path / "cut.pt").read_bytes()[:-50])
-    with pytest.raises(ModelError, match=r"cut\.pt"):
-        convert(tmp_path / "cut.pt")
+    torch.save(STATE, tmp_path / "truncated.pt")
+    (tmp_path / "truncated.pt").write_bytes((tmp_path / "truncated.pt").read_bytes()[:-50])
+    with pytest.raises(ModelError, match=r"truncated\.pt"):
+        convert(tmp_path / "truncated.pt")
 
 
 def test_checkpoint_published_as_a_pickle_says_how_to_fetch_it(tmp_path, monkeypatch, checkpoint_folder, capsys):

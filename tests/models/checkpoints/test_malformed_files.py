@@ -161,7 +161,7 @@ def test_f14_a_file_that_is_none(folder, content, message):
     assert message in refusal(folder)
 
 
-# safetensors: one entry of an otherwise sound header
+# safetensors: one bad entry in a sound header
 
 MANY = 2**62
 ENTRIES = [
@@ -241,14 +241,14 @@ def test_f14_numbers_that_are_not_finite_are_refused_by_name(sound, folder, dtyp
     count = (end - begin) // 4
     bias = np.zeros(count, {"F32": "<f4", "F16": "<f2", "F64": "<f8"}[dtype])
     bias[-1] = value
-    moved = {n: entry for n, entry in header.items() if n not in ("__metadata__", "classifier.bias")}
+    changed = {n: entry for n, entry in header.items() if n not in ("__metadata__", "classifier.bias")}
     parts, offset = [], 0
-    for entry in moved.values():
+    for entry in changed.values():
         part = data[slice(*entry["data_offsets"])]
         entry = entry | {}
         parts.append(part)
     new = {}
-    for (name, entry), part in zip(moved.items(), parts, strict=True):
+    for (name, entry), part in zip(changed.items(), parts, strict=True):
         new[name] = entry | {"data_offsets": [offset, offset + len(part)]}
         offset += len(part)
     new["classifier.bias"] = {"dtype": dtype, "shape": [count], "data_offsets": [offset, offset + bias.nbytes]}
@@ -268,7 +268,7 @@ def test_f14_large_numbers_whose_sum_is_not_finite_are_numbers(sound, folder):
 
 
 def mutate(content: bytes, length: int, rng: random.Random) -> bytes:
-    """One to four changes in the header or its length: bytes, digits, and pieces cut, doubled or swapped."""
+    """One to four changes in the header or its length: bytes, digits, and pieces removed, doubled or swapped."""
     file = bytearray(content)
     for _ in range(rng.randint(1, 4)):
         i, j = (8 + rng.randrange(length) for _ in range(2))
@@ -495,7 +495,7 @@ def test_f15_nothing_that_lies_in_the_folder_is_executed(sound, folder, monkeypa
 
 
 def test_f15_the_payloads_do_execute_where_they_are_trusted(tmp_path, monkeypatch):
-    """Else the tests above show nothing."""
+    """Without this, the tests above would prove nothing."""
     monkeypatch.chdir(tmp_path)
     for payload in PAYLOADS:
         pickle.loads(pickle.dumps(Call(*payload)))

@@ -227,8 +227,8 @@ def test_a_sample_is_a_function_of_the_seed_and_the_example(gpt2):
     assert len(set(map(tuple, again[0]))) == 4  # the same prompt, four examples
     other = generate(model, [[5]] * 4, GenerationSettings(max_new_tokens=10, do_sample=True, seed=1))
     assert again[0] != [one.ids for one in other]
-    moved = generate(model, [[5], [7], [5]], settings, examples=[3, 9, 0])
-    assert [moved[0].ids, moved[2].ids] == [again[0][3], again[0][0]]
+    changed = generate(model, [[5], [7], [5]], settings, examples=[3, 9, 0])
+    assert [changed[0].ids, changed[2].ids] == [again[0][3], again[0][0]]
 
 
 def test_a_token_is_drawn_as_often_as_it_is_probable():

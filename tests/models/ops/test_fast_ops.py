@@ -182,9 +182,9 @@ def test_places_are_ascending_and_in_range_at_the_ends_too(n, rate):
             assert (places.diff() > 0).all()
 
 
-@pytest.mark.parametrize("draw", [0.0, 1 - 2**-53])
-def test_a_draw_at_the_end_of_its_range_is_a_distance_too(monkeypatch, draw):
-    monkeypatch.setattr(torch, "rand", lambda count, dtype: torch.full((count,), draw, dtype=dtype))
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
+def test_a_draw_at_the_end_of_its_range_is_a_distance_too(monkeypatch, uniform):
+    monkeypatch.setattr(torch, "rand", lambda count, dtype: torch.full((count,), uniform, dtype=dtype))
     assert dropped_places(10, 0.5).tolist() == ([] if draw == 0 else list(range(10)))
 
 
@@ -288,7 +288,7 @@ def blocks(request, monkeypatch):
         remembered.cache_clear()
 
 
-@pytest.mark.parametrize("dropout", [0.0, 1e-300])  # the second takes the way of dropout and drops nothing
+@pytest.mark.parametrize("dropout", [0.0, 1e-300])  # the second takes the path of dropout and drops no element
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(("causal", "cross", "scale"), [(False, False, None), (True, False, 0.3), (False, True, 1.0)])
 @pytest.mark.usefixtures("blocks")
