@@ -264,7 +264,7 @@ def make_inputs(
 
 
 def image_size(config: Any, wanted: tuple[int, int] | None = None) -> tuple[int, int]:
-    """Return the size of the inputs: `wanted`, or the config's where that has pairs, which the oracle cannot interpolate."""
+    """Return the size of the inputs: `wanted`, or the config's where that has pairs (no oracle interpolates those)."""
     size = config.image_size
     if isinstance(size, int):
         return wanted if wanted and isinstance(config.patch_size, int) else (size, size)

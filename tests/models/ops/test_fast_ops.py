@@ -185,7 +185,7 @@ def test_places_are_ascending_and_in_range_at_the_ends_too(n, rate):
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
 def test_a_draw_at_the_end_of_its_range_is_a_distance_too(monkeypatch, uniform):
     monkeypatch.setattr(torch, "rand", lambda count, dtype: torch.full((count,), uniform, dtype=dtype))
-    assert dropped_places(10, 0.5).tolist() == ([] if draw == 0 else list(range(10)))
+    assert dropped_places(10, 0.5).tolist() == ([] if uniform == 0 else list(range(10)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
