@@ -98,7 +98,7 @@ def _print_once(error: str) -> None:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         try:
-            store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=2))
+            store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=2))  # type: ignore[attr-defined]
             if rank == 0:
                 store.set(error, "printed")
             else:

@@ -161,8 +161,9 @@ def _import(plugin: str) -> ModuleType:
     except SyntaxError as error:
         raise ConfigError(f"run.plugins: {error.filename}:{error.lineno}: {error.msg}") from None
     except Exception as error:  # code of the user's own fails with errors of every kind
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).resolve() == path.resolve()]
-        line = f":{frames[-1].lineno}" if frames else ""
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
+        line = f":{lines[-1]}" if lines else ""
         raise ConfigError(f"run.plugins: {path}{line}: {type(error).__name__}: {error}") from error
 
 

@@ -28,7 +28,7 @@ FORMATS = ("auto", "jsonl", "csv", "tsv", "parquet", "conll", "word/tag", "squad
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What is run, and where its files go."""
+    """The task, the run folder, the seed and the device."""
 
     task: str = setting("text-classification", "name of the task; engine/tasks has one file for each")
     folder: str = setting(

@@ -79,7 +79,7 @@ def test_one_of_everything_by_the_commands(lab):
     assert done.returncode == 0, done.stderr
     assert "best_worst_class" in done.stdout
     lrs = [row["lr"] for row in logged_rows(lab / "run") if "lr" in row]
-    assert lrs[0] == pytest.approx(3e-3) and lrs[-1] == pytest.approx(3e-3 / 8)
+    assert [lrs[0], lrs[-1]] == pytest.approx([3e-3, 3e-3 / 8])
     assert json.loads((lab / "run/last/state.json").read_text())["optimizer"]["class"] == "SignSGD"
 
     longer = flags(**{"run.folder": "run", "train.max_steps": STEPS + 2})
@@ -95,7 +95,8 @@ def test_one_of_everything_by_the_commands(lab):
     done = run_module("engine.predict", "run", "--input", "reviews.json", "--output", "out.jsonl", *given, cwd=lab)
     assert done.returncode == 0, done.stderr
     predicted = [json.loads(line) for line in (lab / "out.jsonl").read_text().splitlines()]
-    assert len(predicted) == 80 and {row["label"] for row in predicted} <= {"good", "bad"}
+    assert len(predicted) == 80
+    assert {row["label"] for row in predicted} <= {"good", "bad"}
 
 
 def test_p04_a_run_with_own_parts_resumes_bit_for_bit(lab):
@@ -143,7 +144,8 @@ def test_tables_hold_what_was_named_last_and_no_more(lab):
     before = {name: dict(table) for name, (table, _) in TABLES.items()}
     parts = str(lab / "my_parts.py")
     load_plugins([parts])
-    assert "bag" in models.ARCHITECTURES and "worst_class" in TASKS["my-reviews"].metrics
+    assert "bag" in models.ARCHITECTURES
+    assert "worst_class" in TASKS["my-reviews"].metrics
     assert loaded_checksums() == {parts: plugins.checksum(parts)}
     load_plugins([parts])  # again, as a notebook does
     load_plugins([])
