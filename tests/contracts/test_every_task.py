@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from support.runs import StopAfter, assert_same_run, run_training
+from PIL import Image
+from support.runs import StopAfter, assert_same_run, assert_same_tensors, run_training
 from support.task_data import DATA, write
 from support.task_settings import settings_of
 
+import engine
 import models
 from data import Batch, Examples, MicroBatching, evaluation_batches
 from engine import config as configs
@@ -241,6 +243,36 @@ def test_the_commands_evaluate_and_predict_one_file_alike(trained, tmp_path, cap
     rows = [json.loads(line) for line in Path(file).read_text().splitlines()] if name in DATA else []
     metric, function = FROM_PREDICTIONS[name]
     assert function(predictions, rows) == pytest.approx(metrics[metric], abs=1e-5), metric
+
+
+def rows_in_memory(source: str) -> list[dict[str, Any]]:
+    """Return the rows of a file, or of a folder of images, as a program would have them."""
+    if Path(source).is_file():
+        return [json.loads(line) for line in Path(source).read_text().splitlines()]
+    paths = sorted(Path(source).rglob("*.png"))
+    rows = [{"path": Image.open(path), "label": path.parent.name} for path in paths]
+    return [row | {"id": f"{path.parent.name}/{path.name}"} for row, path in zip(rows, paths, strict=True)]
+
+
+def test_rows_in_memory_are_evaluated_and_predicted_as_files(trained, tmp_path, capsys):
+    run, file, out = trained.config.run.folder, trained.validation, tmp_path / "out"
+    rows = rows_in_memory(file)
+    assert evaluate.main([run, "--data.test", file, "--output", str(out), "--run.device", "cpu"]) == 0
+    of_file = json.loads(out.read_text())
+    of_rows = engine.evaluate_rows(run, rows, **{"run.device": "cpu"})
+    assert of_rows == {name: value for name, value in of_file.items() if name in of_rows}
+    assert predict.main([run, "--input", file, "--output", str(out), "--run.device", "cpu"]) == 0
+    predictions = [json.loads(line) for line in out.read_text().splitlines()]
+    assert json.loads(json.dumps(engine.predict_rows(run, rows, **{"run.device": "cpu"}))) == predictions
+
+
+def test_rows_in_memory_train_the_run_of_their_files(trained, tmp_path):
+    config = trained.config
+    rows, held_out = (rows_in_memory(name) for name in (config.data.train, config.data.validation))
+    result = engine.run_training(config, rows, held_out, run__folder=str(tmp_path / "run"))
+    assert result
+    name = "last/model.safetensors"
+    assert_same_tensors(tmp_path / "run" / name, Path(config.run.folder) / name)
 
 
 def test_a_file_to_predict_needs_no_labels(trained, tmp_path, capsys):
