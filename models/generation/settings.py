@@ -90,7 +90,7 @@ class GenerationSettings:
     decoder_start_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        for name, (good, wanted) in RULES.items():
+        for name, (good, wanted) in _RULES.items():
             value = getattr(self, name)
             if not good(value):
                 raise ModelError(f"generation: {name} = {value!r} should be {wanted}")
@@ -150,7 +150,7 @@ def _optional(good: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda x: x is None or good(x)
 
 
-RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+_RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "max_new_tokens": (_optional(_whole(1)), "a whole number from 1"),
     "max_length": (_optional(_whole(1)), "a whole number from 1"),
     "min_new_tokens": (_optional(_whole(0)), "a whole number from 0"),

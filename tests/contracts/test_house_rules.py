@@ -182,6 +182,39 @@ def test_modules_functions_and_classes_have_docstrings():
     assert found(wrong) == []
 
 
+def test_no_public_signature_of_models_says_any():
+    """Parameters, results and fields of public functions and classes; private ones may meet torch's untyped parts."""
+
+    def annotations(node: ast.AST) -> Iterator[ast.expr]:
+        if isinstance(node, ast.FunctionDef):
+            arguments = (
+                *node.args.posonlyargs,
+                *node.args.args,
+                *node.args.kwonlyargs,
+                node.args.vararg,
+                node.args.kwarg,
+            )
+            yield from (a.annotation for a in arguments if a is not None and a.annotation is not None)
+            if node.returns is not None:
+                yield node.returns
+        elif isinstance(node, ast.ClassDef):
+            for child in node.body:
+                if not getattr(child, "name", "").startswith("_"):
+                    yield from annotations(child)
+        elif isinstance(node, ast.AnnAssign) and not ast.unparse(node.target).startswith("_"):
+            yield node.annotation
+
+    def wrong(file: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+        if not file.startswith("models/"):
+            return
+        for node in [*public(tree), *(node for node in tree.body if isinstance(node, ast.AnnAssign))]:
+            for annotation in annotations(node):
+                if any(isinstance(x, ast.Name) and x.id == "Any" for x in ast.walk(annotation)):
+                    yield annotation.lineno, ast.unparse(annotation)
+
+    assert found(wrong) == []
+
+
 def test_errors_are_raised_by_name_and_never_asserted():
     bare = {"Exception", "BaseException", "AssertionError"}
 
