@@ -191,7 +191,7 @@ def time_training(
         torch.set_float32_matmul_precision("high")
     with timer.installed(), checkpoint.claim(cfg, ranks) as resumed:
         train.train(cfg, ranks, stop, resumed)
-    stop.unlisten()
+    stop.restore_handlers()
     return None if stop.signal else summarize(timer, cfg, ranks, "tf32" if tf32 else cfg.train.precision)
 
 

@@ -1,8 +1,9 @@
 """A fine-tuning engine: the recipe defines the mathematics, the machine only defines the speed.
 
 torchrun -m engine.train            fine-tune (engine/train.py is the loop, to read and to copy)
-python -m engine.evaluate runs/x    one pass over labelled data
-python -m engine.predict runs/x     a file in, predictions with their ids out
+python -m engine.evaluate runs/x    compute the metrics of a trained model on a labelled file
+python -m engine.predict runs/x     write the predictions of a trained model for a file
+python -m engine.study RECIPE       train a recipe under several settings and seeds, and compare
 
 From Python: engine.run_training, engine.evaluate_rows and engine.predict_rows (engine/api.py).
 """
@@ -27,10 +28,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'engine' has no attribute {name!r}")
 
 
-def _refuse_namesakes() -> None:
-    """End in one sentence where a `data` or `models` of the user's own would be imported instead of ours.
+def _refuse_shadowing_packages() -> None:
+    """Exit with an error message if another package named `data` or `models` would be imported.
 
-    A folder of plain files with one of these names does no harm; a package or module in the current folder hides ours.
+    A package or module in the current folder hides the engine's. A folder without `__init__.py` does not.
     """
     for name in ("data", "models"):
         spec = importlib.util.find_spec(name)
@@ -44,4 +45,4 @@ def _refuse_namesakes() -> None:
             raise SystemExit(2)
 
 
-_refuse_namesakes()
+_refuse_shadowing_packages()

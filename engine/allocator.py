@@ -1,4 +1,4 @@
-"""The C library's memory allocator, set up before anything is computed. Only the speed depends on it."""
+"""The C library's memory allocator, set up before anything is computed. It affects only the speed."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import os
 
 import torch
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # values from glibc's malloc.h
 
 
 def keep_freed_memory(device: torch.device) -> bool:
-    """Make glibc keep the memory of freed CPU tensors for the next ones; return whether it does.
+    """Make glibc keep the memory of freed CPU tensors for later ones; return whether it does.
 
     By default glibc returns every large block to the kernel, which must zero its pages when the next step asks for the
-    memory again: the gradient of an embedding matrix alone is tens of megabytes a step. Nothing is done
+    memory again. The gradient of an embedding matrix alone is tens of megabytes a step. The call has no effect
     - with another C library (macOS, musl);
-    - where the user has tuned it by MALLOC_*_ or GLIBC_TUNABLES;
-    - on a GPU, where torch keeps memory itself.
+    - where the user has set GLIBC_TUNABLES or a MALLOC_... variable;
+    - on a GPU, where torch keeps freed memory itself.
     """
-    tuned = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
+    is_tuned = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if device.type != "cpu" or tuned or mallopt is None:
+    if device.type != "cpu" or is_tuned or mallopt is None:
         return False
     return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1))

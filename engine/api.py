@@ -1,4 +1,4 @@
-"""Training, evaluation and prediction from Python, without files: `engine.run_training` and its neighbours.
+"""Train, evaluate and predict from Python, on rows in memory: run_training, evaluate_rows and predict_rows.
 
     import engine
     from data import Examples, Row
@@ -42,13 +42,13 @@ def run_training(
     Raises ConfigError, DataError, ModelError or TrainingError with one sentence; KeyboardInterrupt after Ctrl-C, once
     the checkpoint is written (run.resume="yes" continues the run).
     """
-    from engine import train  # imported here: the loop is a program like any other, and only this function runs it
+    from engine import train  # imported here, because only this function runs the loop
 
     given = {"train_rows": train_rows, "validation_rows": validation_rows, "test_rows": test_rows}
     with in_memory(**{name: rows for name, rows in given.items() if rows is not None}) as sources:
-        in_place_of = {f"data.{name.removesuffix('_rows')}": source for name, source in sources.items()}
-        start = config if isinstance(config, Config) else read_recipe(str(config))
-        cfg = override(start, in_place_of | _dotted(overrides))
+        files = {f"data.{name.removesuffix('_rows')}": source for name, source in sources.items()}
+        base = config if isinstance(config, Config) else read_recipe(str(config))
+        cfg = override(base, files | _with_dotted_keys(overrides))
         plugins.load_plugins(cfg.run.plugins)
         check(cfg)
         ranks = distributed.setup(cfg.run.device)
@@ -66,43 +66,50 @@ def evaluate_rows(run: str | Path, rows: Sequence[Any], **overrides: Any) -> dic
     run: a run folder, whose best/ is used, or a checkpoint folder. overrides: settings that a trained model reads.
     """
     folder = checkpoint.open_run(str(run))
-    config = cli.configure(folder, _dotted(overrides))
+    config = cli.configure(folder, _with_dotted_keys(overrides))
     with in_memory(rows=rows) as sources:
-        model, examples, context = _open(folder, config, sources["rows"], labelled=True)
+        model, examples, context = _open_rows(folder, config, sources["rows"], labelled=True)
         return evaluate(model, examples, context)
 
 
 def predict_rows(run: str | Path, rows: Sequence[Any], **overrides: Any) -> list[dict[str, Any]]:
     """Return what engine.predict writes for each row, as dicts in the order of the rows.
 
-    A row is what the task reads: a string (a text), a pair of strings (two texts, a question and its context), a list
-    (tokens, the turns of a conversation), an image (Pillow, or a uint8 array), or a dict or Row of a file's columns.
+    A row is what the task reads:
+
+    - a string (a text), or a tuple of two strings (two texts, or a question and its context);
+    - a list (tokens, or the turns of a conversation);
+    - an image (Pillow, or a uint8 array);
+    - a dict or Row with the columns that a file would have.
+
     Ids are those of the rows' id column, else numbers from 1. Other arguments as for evaluate_rows.
     """
     folder = checkpoint.open_run(str(run))
-    config = cli.configure(folder, _dotted(overrides))
+    config = cli.configure(folder, _with_dotted_keys(overrides))
     task, _ = find_task(config.run.task)
     columns = validate.task_settings(config, task).data
-    with in_memory(rows=[_as_columns(row, columns) for row in rows]) as sources:
-        model, examples, context = _open(folder, config, sources["rows"], labelled=False)
+    with in_memory(rows=[_to_columns(row, columns) for row in rows]) as sources:
+        model, examples, context = _open_rows(folder, config, sources["rows"], labelled=False)
         return predict(model, examples, context)
 
 
-def _open(folder: Path, config: Config, source: str, labelled: bool) -> tuple[TaskModel, Examples, EvaluationContext]:
-    """Return open_trained on rows in memory; ConfigError for a task whose own reader knows files only."""
+def _open_rows(
+    folder: Path, config: Config, source: str, labelled: bool
+) -> tuple[TaskModel, Examples, EvaluationContext]:
+    """Open a trained model and rows in memory; ConfigError for a task whose own reader reads only files."""
     try:
         return open_trained(folder, config, source, labelled)
     except FileNotFoundError:
         raise ConfigError(f"{config.run.task} reads files in a format of its own, not rows in memory") from None
 
 
-def _dotted(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the overrides with "section.key" in the place of "section__key"."""
+def _with_dotted_keys(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the overrides with each "section__key" written "section.key"."""
     return {key.replace("__", "."): value for key, value in overrides.items()}
 
 
-def _as_columns(row: Any, data: DataSettings) -> Row | dict[str, Any]:
-    """Return a row as a file would have it; ConfigError for a pair where the task reads one text."""
+def _to_columns(row: Any, data: DataSettings) -> Row | dict[str, Any]:
+    """Return a row as the columns of a file; ConfigError for a pair where the task reads one text."""
     if isinstance(row, Row | dict):
         return row
     if isinstance(row, tuple) and len(row) == 2:

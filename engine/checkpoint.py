@@ -1,8 +1,8 @@
-"""Checkpoints: safetensors and JSON files, written to a temporary folder, renamed into place, verified when read.
+"""Checkpoints: safetensors and JSON files, written to a temporary folder, then renamed; verified when read.
 
 A checkpoint is an export that transformers reads (model.safetensors, config.json, tokenizer files) plus what a resumed
 run needs: optimizer.safetensors, state.json and the resolved recipe.toml. Modules of the objective beside the model are
-in objective.safetensors. manifest.json, written last, has the size and SHA-256 of each file. A run folder holds
+in objective.safetensors. manifest.json, written last, has the size and SHA-256 of each file. A run folder contains
 
     best/      the best evaluation so far, without the optimizer
     last/      the newest checkpoint, to resume from
@@ -49,7 +49,7 @@ OPTIMIZER, OBJECTIVE = "optimizer.safetensors", "objective.safetensors"
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint is made of, apart from the state of the run."""
+    """Everything that a checkpoint saves, except the counters of the run (TrainState)."""
 
     config: Config
     objective: nn.Module  # what the loop calls: the model, or a module that contains it
@@ -62,11 +62,11 @@ class Contents:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A checksum of all that is trained and evaluated on."""
-        parts = [examples.fingerprint() for examples in self.data]
+        """A checksum of the data sets and of the teacher's logits."""
+        checksums = [examples.fingerprint() for examples in self.data]
         if self.teacher is not None:
-            parts.append(hashlib.sha256(self.teacher.numpy().tobytes()).hexdigest()[:16])
-        return "-".join(parts)
+            checksums.append(hashlib.sha256(self.teacher.numpy().tobytes()).hexdigest()[:16])
+        return "-".join(checksums)
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -103,7 +103,7 @@ def _claim(config: Config, stack: ExitStack) -> Path | None:
         # lockf, not flock: a loader's worker that outlives a killed run for seconds does not inherit it.
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samestat(os.fstat(lock.fileno()), (folder / ".lock").stat()):
-            raise OSError  # since it was opened, its owner has removed it and another run has made a new one
+            raise OSError  # its owner has removed it since it was opened, and another run has created a new one
     except OSError:
         raise ConfigError(f"run.folder = {str(folder)!r} is in use by another run: choose another folder") from None
     stack.callback(_remove_if_empty, folder)
@@ -114,7 +114,7 @@ def _claim(config: Config, stack: ExitStack) -> Path | None:
             f"run.folder = {str(folder)!r} already holds a run ({', '.join(existing)}): "
             "--resume continues it, another --run.folder starts a new one"
         )
-    if not {LAST, PREVIOUS} & {*existing}:  # at most a best/ of a run that died before it first wrote last/
+    if not {LAST, PREVIOUS} & {*existing}:  # there may be a best/, of a run that died before it first wrote last/
         if resume == "yes":
             raise ConfigError(
                 f"--resume: run.folder = {str(folder)!r} holds no checkpoint to resume from; "
@@ -122,32 +122,32 @@ def _claim(config: Config, stack: ExitStack) -> Path | None:
             )
         return None
     newest = _newest(folder)
-    _allow(newest, configs.differences(config, configs.read_recipe(str(newest / "recipe.toml"))), config)
+    _check_changes(newest, configs.differences(config, configs.read_recipe(str(newest / "recipe.toml"))), config)
     return newest
 
 
 def _remove_if_empty(folder: Path) -> None:
-    """Remove the folder of a run that ended before it wrote anything, because of a mistake in its recipe or data."""
+    """Remove the folder of a run that wrote nothing, because its recipe or its data had an error."""
     if folder.is_dir() and [path.name for path in folder.iterdir()] == [".lock"]:
         (folder / ".lock").unlink()
         folder.rmdir()
 
 
-def _allow(folder: Path, changes: list[str], config: Config) -> None:
+def _check_changes(folder: Path, changes: list[str], config: Config) -> None:
     """Raise ConfigError that lists the changes since the checkpoint; with run.allow_changes, print them instead."""
     if not changes:
         return
     listed = "\n  ".join(changes)
     if not config.run.allow_changes:
         raise ConfigError(
-            f"{folder} was made by another recipe:\n  {listed}\n"
-            "go back to it, start in another --run.folder, or insist with --run.allow_changes"
+            f"{folder} was saved with other settings or data:\n  {listed}\n"
+            "restore them, choose another --run.folder, or resume with these changes by --run.allow_changes"
         )
     print(f"warning: resuming from {folder} with changes (run.allow_changes):\n  {listed}", flush=True)
 
 
 def _recover(folder: Path) -> None:
-    """Undo what a process that died while saving left half done; holding the lock proves that it has died."""
+    """Undo the unfinished save of a process that died; the lock, which this process has, proves that it died."""
     old_best = folder / OLD_BEST
     if old_best.exists() and not (folder / BEST).exists():
         old_best.rename(folder / BEST)
@@ -156,26 +156,26 @@ def _recover(folder: Path) -> None:
 
 
 def _newest(folder: Path) -> Path:
-    """Return the newest checkpoint that is whole: last/, or previous/ with a warning."""
+    """Return the newest complete checkpoint: last/, or previous/ with a warning."""
     problems: list[str] = []
     for name in (LAST, PREVIOUS):
         checkpoint = folder / name
-        problem = verify(checkpoint) if checkpoint.exists() else f"{checkpoint} is not there"
+        problem = verify(checkpoint) if checkpoint.exists() else f"{checkpoint} does not exist"
         if problem is None:
             if problems:
                 print(f"warning: {problems[0]}; resuming from {checkpoint}", flush=True)
-                if (folder / LAST).exists():  # set aside, so that it never replaces a whole previous/
+                if (folder / LAST).exists():  # renamed, so that it never replaces a complete previous/
                     shutil.rmtree(folder / DAMAGED, ignore_errors=True)
                     (folder / LAST).rename(folder / DAMAGED)
             return checkpoint
         problems.append(problem)
-    raise ConfigError("no whole checkpoint to resume from: " + "; ".join(problems))
+    raise ConfigError("no complete checkpoint to resume from: " + "; ".join(problems))
 
 
 def verify(folder: Path) -> str | None:
-    """Return what is wrong with a checkpoint, in a sentence, or None.
+    """Return a sentence on what is wrong with a checkpoint, or None.
 
-    Every file of its manifest is compared by size and SHA-256.
+    Every file is compared with the size and the SHA-256 in the manifest.
     """
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
@@ -186,11 +186,11 @@ def verify(folder: Path) -> str | None:
             )
         files = {name: (int(entry["size"]), entry["sha256"]) for name, entry in manifest["files"].items()}
     except (OSError, ValueError, LookupError, AttributeError, TypeError):
-        return f"{folder} has no readable manifest.json: it was not written to its end, or is damaged"
+        return f"{folder} has no readable manifest.json: the checkpoint is incomplete or damaged"
     for name, (size, sha256) in files.items():
         path = folder / name
         if not path.is_file():
-            return f"{folder} misses {name}"
+            return f"{path} is missing"
         try:
             if path.stat().st_size != size:
                 return f"{path} has {path.stat().st_size} bytes, {size} were written"
@@ -202,7 +202,7 @@ def verify(folder: Path) -> str | None:
 
 
 def save(target: Path, contents: Contents, state: TrainState, ranks: Ranks) -> None:
-    """Write a checkpoint to a temporary folder and rename it to `target`; the old one stays until the new one is whole.
+    """Write a checkpoint to a temporary folder, then rename it to `target`, which keeps the old one until then.
 
     Only last/ has the optimizer. Raises TrainingError, on all ranks, when a weight is not finite or a write fails.
     """
@@ -238,7 +238,7 @@ def _save(target: Path, contents: Contents, state: TrainState) -> None:
     except (OSError, SafetensorError) as error:
         raise TrainingError(
             f"the checkpoint of step {state.step} could not be written to {target}: {error}; "
-            f"it needs about {_size(contents, target):,} bytes; earlier checkpoints are untouched"
+            f"it needs about {_total_bytes(contents, target):,} bytes; earlier checkpoints are untouched"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -259,7 +259,7 @@ def _seal(folder: Path) -> None:
 
 
 def _replace(temporary: Path, target: Path) -> None:
-    """Rename into place. A crash between the two renames leaves the old one under a name that _recover knows."""
+    """Rename `temporary` to `target`. After a crash between the two renames, _recover finds the old checkpoint."""
     old = target.with_name(PREVIOUS if target.name == LAST else OLD_BEST)
     if target.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -283,7 +283,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _size(contents: Contents, target: Path) -> int:
+def _total_bytes(contents: Contents, target: Path) -> int:
     """Return the bytes of the tensors of a checkpoint; its other files are small."""
     tensors: list[Tensor] = [*contents.parameters.values()]
     if target.name == LAST:
@@ -292,9 +292,9 @@ def _size(contents: Contents, target: Path) -> int:
 
 
 def _optimizer_state(contents: Contents) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the optimizer's state as {"exp_avg/backbone.layers.0...": tensor}, and in the same way its plain values.
+    """Return the optimizer's state as {"exp_avg/backbone.layers.0...": tensor}, and its plain values in the same form.
 
-    A plain value is a number or None, such as the count of steps in some optimizers.
+    A plain value is a number or None, such as the step count of some optimizers.
     """
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
@@ -315,19 +315,20 @@ def _optimizer_state(contents: Contents) -> tuple[dict[str, Tensor], dict[str, A
 def restore(folder: Path, contents: Contents, ranks: Ranks) -> TrainState:
     """Restore the optimizer, the loss scale and the objective's own modules; return the state of the run.
 
-    The model has been loaded before. Raises ConfigError, on all ranks, when the data, a plugin or the class of the
-    optimizer differs from the checkpoint's, unless run.allow_changes; another optimizer then starts without a state.
+    build_model has already loaded the weights. Raises ConfigError, on all ranks, when the data, a plugin or the class
+    of the optimizer differs from the checkpoint's, unless run.allow_changes. Another optimizer then starts without a
+    state.
     """
     run = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     changes = [] if run["data"] == contents.fingerprint else ["the encoded training or validation data is not the same"]
     changes += plugins.changed_since(run["plugins"])
-    theirs, ours = run["optimizer"]["class"], type(contents.optimizer).__name__
-    if theirs != ours:
-        changes.append(f"the optimizer: {theirs} -> {ours}, which starts without a state")
-    on_main(ranks, _allow, folder, changes, contents.config)
+    saved_class, own_class = run["optimizer"]["class"], type(contents.optimizer).__name__
+    if saved_class != own_class:
+        changes.append(f"the optimizer: {saved_class} -> {own_class}, which starts without a state")
+    on_main(ranks, _check_changes, folder, changes, contents.config)
     _load_extra(folder, contents)
-    if theirs == ours:
-        # Copies: arithmetic on memory that is aligned as it was before the stop gives the same bits.
+    if saved_class == own_class:
+        # Cloned, so that the memory is aligned as before the stop: the alignment can change the last bit of a result.
         tensors = {key: tensor.clone() for key, tensor in load_file(folder / OPTIMIZER).items()}
         _load_optimizer(contents, tensors | run["optimizer"]["values"])
     if contents.amp.scaler.is_enabled() and run["scaler"]:
@@ -337,12 +338,12 @@ def restore(folder: Path, contents: Contents, ranks: Ranks) -> TrainState:
 
 @torch.no_grad()
 def _load_extra(folder: Path, contents: Contents) -> None:
-    """Copy objective.safetensors into the objective; ConfigError where its tensors are not those of the objective."""
+    """Copy objective.safetensors into the objective; ConfigError where the names or shapes of tensors differ."""
     extra = extra_state(contents.objective, contents.model)
     path = folder / OBJECTIVE
     saved = load_file(path) if path.is_file() else {}
     if differing := sorted(extra.keys() ^ saved.keys()):
-        raise ConfigError(f"{folder}: the modules of the objective are others than before: {', '.join(differing[:4])}")
+        raise ConfigError(f"{folder}: the objective no longer has the same modules: {', '.join(differing[:4])}")
     for key, tensor in extra.items():
         if tensor.shape != saved[key].shape:
             raise ConfigError(f"{path}: {key} has shape {list(saved[key].shape)}, not {list(tensor.shape)}")
@@ -350,40 +351,40 @@ def _load_extra(folder: Path, contents: Contents) -> None:
 
 
 def _load_optimizer(contents: Contents, saved: dict[str, Any]) -> None:
-    """Load {"exp_avg/backbone...": value} through load_state_dict, which puts each value on the right device.
+    """Load {"exp_avg/backbone...": value} through load_state_dict, which moves each value to the right device.
 
-    load_state_dict numbers the parameters through the groups; the settings of the groups stay as they are.
+    load_state_dict numbers the parameters across the groups. The settings of the groups stay as they are.
     """
     state = contents.optimizer.state_dict()
-    places = {
-        parameter: place
-        for group, counted in zip(contents.optimizer.param_groups, state["param_groups"], strict=True)
-        for parameter, place in zip(group["params"], counted["params"], strict=True)
+    numbers = {
+        parameter: number
+        for group, numbered in zip(contents.optimizer.param_groups, state["param_groups"], strict=True)
+        for parameter, number in zip(group["params"], numbered["params"], strict=True)
     }
     parameters = contents.parameters
     state["state"] = {}
     for key, value in saved.items():
         kind, _, name = key.partition("/")
-        if parameters.get(name) in places:  # all of them, unless changes were allowed
-            state["state"].setdefault(places[parameters[name]], {})[kind] = value
+        if parameters.get(name) in numbers:  # always, unless run.allow_changes
+            state["state"].setdefault(numbers[parameters[name]], {})[kind] = value
     contents.optimizer.load_state_dict(state)
 
 
 def open_run(path: str) -> Path:
-    """Return the verified checkpoint of `path`, a checkpoint folder, or a run folder: best/ comes before last/."""
+    """Return the verified checkpoint folder of `path`: `path` itself, or best/, else last/, of a run folder."""
     folder = Path(path)
     if not folder.is_dir():
         raise ConfigError(f"{path!r}: no such run folder")
     inside = [folder / name for name in (BEST, LAST, PREVIOUS) if (folder / name).is_dir()]
     candidates = [folder] if (folder / "manifest.json").is_file() else inside
     if not candidates:
-        raise ConfigError(f"{path!r} is no run folder: it has no {BEST}/, {LAST}/ or manifest.json")
+        raise ConfigError(f"{path!r} is not a run folder: it has no {BEST}/, {LAST}/ or manifest.json")
     if problem := verify(candidates[0]):
         raise ConfigError(f"{problem}; name another checkpoint folder of the run")
     return candidates[0]
 
 
-def plugins_of(folder: Path) -> dict[str, str]:
+def read_plugin_checksums(folder: Path) -> dict[str, str]:
     """Return {plugin: SHA-256} of the plugins that a checkpoint was trained with."""
     loaded: dict[str, str] = json.loads((folder / "state.json").read_text(encoding="utf-8"))["plugins"]
     return loaded

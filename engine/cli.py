@@ -1,4 +1,4 @@
-"""What the commands share: how they end and are stopped, how a trained model is configured, where results go."""
+"""Shared by the commands: exit codes, stop signals, the configuration of a trained model, and output files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from engine.config import Config, ConfigError, all_settings, check, did_you_mean
 from engine.errors import USER_ERRORS, TrainingError
 from engine.tasks import TASKS
 
-# What a trained model still reads: how data is read and texts are written, and the machine.
+# The settings that evaluation and prediction read, beside [data], [generate] and the section of the task.
 ALWAYS_USED = ("run.device", "run.plugins", "train.precision", "eval.batch_tokens")
 ONLY_TRAINING_READS = (
     *("data.train", "data.validation", "data.validation_fraction", "data.max_train_examples", "data.test"),
@@ -29,35 +29,35 @@ ONLY_TRAINING_READS = (
 
 
 class StopRequest:
-    """A flag that SIGINT, SIGTERM and SIGUSR1 raise while it listens; the loop reads it between two steps.
+    """A flag that SIGINT, SIGTERM and SIGUSR1 set while it listens; the loop reads it between two steps.
 
     A second SIGINT ends the process. Before and after the loop nothing would be saved, so signals keep their usual
-    effect there. Outside the main thread Python delivers no signals, and the flag stays down.
+    effect there. Outside the main thread Python delivers no signals, and the flag is never set.
     """
 
     def __init__(self) -> None:
         self.signal = 0
         self._announce = False
-        self._before: dict[int, Any] = {}
+        self._previous_handlers: dict[int, Any] = {}
 
     def listen(self, announce: bool) -> None:
-        """Take over the three signals. announce: print a line when the first one arrives (for the main rank)."""
+        """Install handlers for the three signals. announce: print a line at the first one (on the main rank)."""
         self._announce = announce
         if threading.current_thread() is not threading.main_thread():
             return
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            self._before[number] = signal.signal(number, self._receive)
+            self._previous_handlers[number] = signal.signal(number, self._receive)
 
-    def unlisten(self) -> None:
-        """Restore the handlers from before `listen`."""
-        for number, handler in self._before.items():
+    def restore_handlers(self) -> None:
+        """Restore the handlers that `listen` replaced."""
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: object) -> None:
         if self.signal and number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
-        if self._announce and not self.signal:  # print may be what the signal has interrupted
+        if self._announce and not self.signal:  # not print, which the signal may have interrupted
             os.write(2, b"\nstopping after this step; Ctrl-C again ends at once\n")
         self.signal = number
 
@@ -66,15 +66,15 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal, as a shell reports it; SIGTERM on a rank that stopped because of another."""
+        """128 + the signal, as a shell reports it; SIGTERM's on a rank that stopped because another one did."""
         return 128 + (self.signal or signal.SIGTERM)
 
 
 @record  # torchrun then ends with the traceback of the rank that failed first
 def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Run a command and exit; a user's mistake ends in one sentence, never in a traceback.
+    """Run a command and exit; an error of the user's is printed as one sentence, without a traceback.
 
-    Exit codes: 0 done; 1 a bug, with its traceback; 2 a user's mistake; 128 + n stopped by signal n, can be resumed.
+    Exit codes: 0 done; 1 a bug, with its traceback; 2 an error of the user's; 128 + n stopped by signal n.
     """
     try:
         code = main(sys.argv[1:])
@@ -83,7 +83,7 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
         code = 2
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+    except BrokenPipeError:  # the reader of the output has ended, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         code = 128 + signal.SIGPIPE
     if dist.is_initialized():
@@ -92,7 +92,7 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
 
 
 def _print_once(error: str) -> None:
-    """Print an error; one that all ranks share on rank 0 only, which reports it within 2 s."""
+    """Print an error; if rank 0 reports the same one within 2 s, only rank 0 prints it."""
     rank = int(os.environ.get("RANK", 0))
     own = "" if rank == 0 else f" (rank {rank})"
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -115,7 +115,7 @@ def open_model(
     """Return (checkpoint folder, its recipe with overrides, values of `options`) of a command line.
 
     options: {name: meaning} of the command's own options. more: settings that this command reads beside the usual ones.
-    Raises ConfigError for anything that would have no effect; SystemExit(0) after --help.
+    Raises ConfigError for a setting that would have no effect; SystemExit(0) after --help.
     """
     known = all_settings(Config())
     settings = {key: declared.metadata["doc"] for key, declared in known.items() if _is_used(key, more)}
@@ -148,10 +148,10 @@ def configure(folder: Path, given: Mapping[str, Any], more: Sequence[str] = ()) 
     named = override(Config(), {key: value for key, value in given.items() if key == "run.plugins"}).run.plugins
     plugins.check_named(named, recipe.run.plugins, folder)
     plugins.load_plugins(named)
-    # Where a run was trained, on which device, says nothing about where it is used.
+    # The device of the training need not exist here.
     config = override(replace(recipe, run=replace(recipe.run, device="auto")), dict(given))
     check(config)
-    for change in plugins.changed_since(checkpoint.plugins_of(folder)):
+    for change in plugins.changed_since(checkpoint.read_plugin_checksums(folder)):
         print(f"warning: {folder}: {change}", file=sys.stderr)
     return config
 
@@ -166,7 +166,7 @@ def _is_used(key: str, more: Sequence[str]) -> bool:
 
 
 def check_output(name: str, source: str) -> Path:
-    """Return the file to write results to; ConfigError before the work where it cannot be written."""
+    """Return the file to write results to; ConfigError if it cannot be written. Call it before the work."""
     output = Path(name)
     if output.is_dir():
         raise ConfigError(f"--output {name!r} is a folder; name a file")

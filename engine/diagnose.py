@@ -1,4 +1,4 @@
-"""Find the source of a NaN or an infinity. It runs only after one has occurred, so it may be slow."""
+"""Find the source of a NaN or an infinity. This runs only after one has occurred, so it may be slow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from data import Batch
 from engine.config import TrainSettings
-from engine.distributed import Ranks, gather
+from engine.distributed import Ranks, all_gather
 from engine.errors import TrainingError
 from engine.precision import Precision
 from engine.regularize import seed_dropout
@@ -29,18 +29,19 @@ def explain_skipped_step(
 ) -> str:
     """Return a sentence on the step just skipped; call it on all ranks, before the gradients are zeroed.
 
-    seed: that of the run, to repeat its dropout.
-    Raises TrainingError where train.nan_policy = "raise", except in fp16, where an overflow is part of finding the
-    loss scale; and after more than train.max_skipped skipped steps in a row.
+    seed: run.seed, to repeat the dropout of the step. Raises TrainingError
+
+    - where train.nan_policy = "raise", except in fp16, where overflows are how the loss scale is found;
+    - after more than train.max_skipped skipped steps in a row.
     """
     message = f"step {state.step + 1} (position {state.position - 1}): the gradient is not finite"
     allowed = train.nan_policy == "skip" or amp.name == "fp16"
     too_many = state.skipped_in_a_row > train.max_skipped
     if amp.name == "fp16" and not too_many:
         return f"{message}, step skipped, loss scale now {amp.scaler.get_scale():g}"
-    message += "; " + _causes(seed, state.position - 1, model, micro_batches, amp, ranks)
+    message += "; " + _find_causes(seed, state.position - 1, model, micro_batches, amp, ranks)
     if not allowed:
-        raise TrainingError(f"{message}. train.nan_policy = raise; with skip the step would be skipped")
+        raise TrainingError(f"{message}. train.nan_policy = raise stops the run; skip would leave out the step")
     if too_many:
         raise TrainingError(
             f"{message}. {state.skipped_in_a_row} steps in a row were skipped (train.max_skipped = {train.max_skipped})"
@@ -49,21 +50,20 @@ def explain_skipped_step(
 
 
 @torch.no_grad()
-def _causes(
+def _find_causes(
     seed: int, position: int, model: TaskModel, micro_batches: Sequence[Batch], amp: Precision, ranks: Ranks
 ) -> str:
     """Return what is not finite, and on which ranks.
 
-    A gradient is named only when the forward is finite on every rank, since the sum over the ranks spreads a gradient
-    that is not finite to all of them.
+    A gradient is named only when the forward is finite on every rank: the sum over the ranks spreads a NaN to all.
     """
-    found = gather(_in_forward(seed, position, model, micro_batches, amp, ranks))
+    found = all_gather(_find_in_forward(seed, position, model, micro_batches, amp, ranks))
     if not any(found):
-        found = gather(_in_gradient(model, micro_batches))
+        found = all_gather(_find_in_gradient(model, micro_batches))
     return "; ".join(f"rank {rank}: {cause}" for rank, cause in enumerate(found) if cause) or "its norm overflows"
 
 
-def _in_forward(
+def _find_in_forward(
     seed: int, position: int, model: TaskModel, micro_batches: Sequence[Batch], amp: Precision, ranks: Ranks
 ) -> str:
     """Return the first weight or module's output on this rank that is not finite; "" if there is none."""
@@ -80,26 +80,26 @@ def _in_forward(
         for hook in hooks:
             hook.remove()
         if bad or not output.loss_sum.isfinite():
-            blamed = ", ".join(_ids_to_blame(batch, output.logits)[:8])
-            return f"first not finite: {bad[0] if bad else 'the loss'}, example ids {blamed}"
+            ids = ", ".join(_non_finite_ids(batch, output.logits)[:8])
+            return f"first not finite: {bad[0] if bad else 'the loss'}, example ids {ids}"
     return ""
 
 
-def _in_gradient(model: TaskModel, micro_batches: Sequence[Batch]) -> str:
+def _find_in_gradient(model: TaskModel, micro_batches: Sequence[Batch]) -> str:
     """Return the first parameter whose gradient is not finite; "" if there is none."""
     for name, parameter in model.named_parameters():
         if parameter.grad is not None and not parameter.grad.isfinite().all():
-            ids = [name for batch in micro_batches for name in batch.ids]
+            ids = [example_id for batch in micro_batches for example_id in batch.ids]
             return f"the forward is finite, the gradient of {name} is not, example ids {', '.join(ids[:8])}"
     return ""
 
 
-def _ids_to_blame(batch: Batch, logits: Tensor) -> Sequence[str]:
+def _non_finite_ids(batch: Batch, logits: Tensor) -> Sequence[str]:
     """Return the ids of examples whose logits are not finite; all ids where logits are not per example."""
     if len(logits) != len(batch.ids):
         return batch.ids
     finite = logits.isfinite().flatten(1).all(1).tolist()
-    return [name for name, ok in zip(batch.ids, finite, strict=True) if not ok] or batch.ids
+    return [example_id for example_id, ok in zip(batch.ids, finite, strict=True) if not ok] or batch.ids
 
 
 def _note_non_finite(name: str, bad: list[str]) -> Any:

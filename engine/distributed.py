@@ -1,4 +1,4 @@
-"""The ranks that torchrun starts, DDP, and collectives for host values. In a single process these do nothing.
+"""Ranks (the processes that torchrun starts), DDP, and collectives for host values; all work in one process too.
 
 Host values (counts, flags, metrics) are sent by gloo, also on GPUs, so that summing them never waits for a device.
 """
@@ -24,7 +24,7 @@ from engine.optim import without_gradient
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run, and its device."""
+    """The rank of this process, the number of ranks, and the device of this process."""
 
     rank: int
     world_size: int
@@ -61,13 +61,15 @@ def setup(device: str) -> Ranks:
 def wrap(model: nn.Module, ranks: Ranks, empty_batch: Batch) -> nn.Module:
     """Return the model in DDP, or the model itself on a single rank.
 
-    empty_batch: a batch without examples. Its backward reaches every parameter that one with examples does. It runs
+    empty_batch: a batch without examples, whose backward reaches the same parameters as that of any batch. It runs
     here once, for two reasons:
+
     - It finds trained parameters that are never used, for whose gradients DDP would wait forever.
-    - DDP reorders its buckets after the first backward, and from three ranks on that order decides how a sum is
-      rounded. After a resume the first step then has the same order as in an uninterrupted run.
-    Call it again when other parameters are trained, since DDP reduces those that were trained when it was made. The
-    wrapper that it replaces needs no care: without a forward of its own it reduces nothing.
+    - DDP reorders its buckets after the first backward, and with three or more ranks that order decides how a sum is
+      rounded. The first step after a resume then has the same order as in an uninterrupted run.
+
+    Call it again when other parameters are trained, since DDP reduces those that were trained when it was created. The
+    old wrapper does no harm: without a forward of its own it reduces nothing.
     Raises TrainingError with the names of trained parameters that no gradient reaches.
     """
     parallel = model
@@ -81,7 +83,7 @@ def wrap(model: nn.Module, ranks: Ranks, empty_batch: Batch) -> nn.Module:
 
 
 def set_gradient_sync(model: nn.Module, last: bool) -> None:
-    """Make DDP reduce gradients in the next backward if it is that of the last micro-batch, else only add them."""
+    """Make DDP reduce the gradients in the next backward if `last`, else only accumulate them on this rank."""
     if isinstance(model, DistributedDataParallel):
         model.require_backward_grad_sync = last
 
@@ -96,15 +98,15 @@ def all_sum(*values: float) -> list[float]:
 
 
 def reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the sum of a tensor over the ranks, on all of them: a copy in fp64 on the CPU."""
+    """Return the sum of a tensor over the ranks, on all ranks: a copy in fp64 on the CPU."""
     total = tensor.to("cpu", torch.float64, copy=True)
     if dist.is_initialized():
         dist.all_reduce(total)
     return total
 
 
-def gather(value: Any) -> list[Any]:
-    """Return one (small, picklable) value of every rank in rank order, on all of them."""
+def all_gather(value: Any) -> list[Any]:
+    """Return a (small, picklable) value of every rank, in rank order, on all ranks."""
     if not dist.is_initialized():
         return [value]
     values = [None] * dist.get_world_size()
@@ -113,7 +115,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def gather_on_main(value: Any) -> list[Any]:
-    """Return one (picklable) value of every rank in rank order on rank 0, and [] on the others."""
+    """Return a (picklable) value of every rank, in rank order, on rank 0, and [] on the others."""
     if not dist.is_initialized():
         return [value]
     values = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
@@ -122,7 +124,7 @@ def gather_on_main(value: Any) -> list[Any]:
 
 
 def on_main(ranks: Ranks, function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function on rank 0 only; return its result, or raise its error for the user, on all ranks."""
+    """Call a function on rank 0 only; return its result, or raise its error (of USER_ERRORS), on all ranks."""
     result: Any = None
     if ranks.is_main:
         try:

@@ -1,4 +1,4 @@
-"""The average of the weights over the steps of a run, which often generalises better than the last weights."""
+"""An exponential moving average of the weights, which often generalises better than the last weights."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 class Ema:
     """average = d * average + (1 - d) * weights after every step of the optimizer (Polyak & Juditsky 1992).
 
-    d = min(decay, (1 + step) / (10 + step)) rises with the steps, so that a short run does not average its first
-    weights (as TensorFlow's ExponentialMovingAverage with num_updates). The averages are part of the optimizer's state,
-    under "average", and so of every checkpoint to resume from. With decay 0 there is no average.
+    d = min(decay, (1 + step) / (10 + step)) rises with the steps, so that the first weights soon lose their influence
+    (as in TensorFlow's ExponentialMovingAverage with num_updates). The averages are in the optimizer's state, under
+    "average", and so in every checkpoint to resume from. With decay 0 there is no average.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, decay: float):
@@ -22,7 +22,7 @@ class Ema:
 
     @torch.no_grad()
     def update_(self, step: int) -> None:
-        """Add the weights after `step` steps of the optimizer, counted from 1, to the average."""
+        """Update the average with the weights after optimizer step `step`, from 1."""
         if not self.decay:
             return
         weights = [p for group in self.optimizer.param_groups for p in group["params"] if self.optimizer.state[p]]
@@ -34,7 +34,7 @@ class Ema:
 
     @contextmanager
     def in_place_of_weights(self) -> Iterator[None]:
-        """Exchange the weights for their average inside the block, to be evaluated and saved."""
+        """Swap the weights with their average inside the block, for evaluation and saving."""
         self._swap()
         try:
             yield
@@ -43,10 +43,10 @@ class Ema:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        """Exchange the values and not the tensors, since DDP and the optimizer refer to the parameters themselves."""
+        """Swap the values, not the tensors, since DDP and the optimizer refer to the parameters themselves."""
         averaged = {p: state["average"] for p, state in self.optimizer.state.items() if "average" in state}
         if averaged:
             weights: list[Tensor] = [*averaged]
-            kept = [p.clone() for p in weights]
+            copies = [p.clone() for p in weights]
             torch._foreach_copy_(weights, [*averaged.values()])
-            torch._foreach_copy_([*averaged.values()], kept)
+            torch._foreach_copy_([*averaged.values()], copies)

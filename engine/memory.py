@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from data import Batch, Examples, MicroBatching
 from engine.config import TrainSettings
-from engine.distributed import Ranks, gather
+from engine.distributed import Ranks, all_gather
 from engine.errors import TrainingError
 from engine.precision import Precision
 
@@ -85,7 +85,7 @@ def largest_micro_batches(
         if limit <= examples.lengths[longest[0]]:
             raise TrainingError(_too_long(int(examples.lengths[longest[0]])))
         limit //= 2
-    limit = min(gather(limit))
+    limit = min(all_gather(limit))
     return replace(limits, max_examples=0, max_tokens=limit if limit < everything else 0)
 
 

@@ -207,7 +207,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         log.say(f"stopped at step {state.step} by a signal; the same command with --resume continues the run")
         log.close()
         return None
-    stop.unlisten()
+    stop.restore_handlers()
     result = {f"best_{watched}": math.nan if state.best is None else state.best, "best_step": float(state.best_step)}
     if test_rows and state.best is not None:
         best = models.from_pretrained(checkpoint.open_run(str(folder)), head=task.head).to(ranks.device)

@@ -127,9 +127,7 @@ def test_other_modules_than_before_are_refused_at_resume(my_loop, tiny, tmp_path
     assert run(my_loop, tiny(**changes), StopAfter(8)) is None
     from engine import train
 
-    with pytest.raises(
-        engine.config.ConfigError, match=r"the modules of the objective are others than before: objective"
-    ):
+    with pytest.raises(engine.config.ConfigError, match=r"the objective no longer has the same modules: objective"):
         run(train, tiny(**changes | {"run.resume": "yes"}))
 
 

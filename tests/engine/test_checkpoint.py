@@ -156,7 +156,7 @@ def test_f03_the_fallback_ends_as_the_run_that_was_not_damaged(tiny, tmp_path):
 def test_f03_without_a_valid_checkpoint_the_error_names_both(contents, run_folder):
     for name in ("last", "previous"):
         damage(run_folder / name / "model.safetensors", "bit", random.Random(0))
-    with pytest.raises(ConfigError, match=r"no whole checkpoint to resume from: .*last.*; .*previous.*"):
+    with pytest.raises(ConfigError, match=r"no complete checkpoint to resume from: .*last.*; .*previous.*"):
         claimed(contents, run_folder)
     assert (run_folder / "last").is_dir()
 
@@ -177,7 +177,7 @@ def test_open_run_takes_best_then_last_then_previous(run_folder, tmp_path):
     for name in ("best", "last", "previous"):
         assert open_run(str(run_folder)) == run_folder / name
         shutil.rmtree(run_folder / name)
-    with pytest.raises(ConfigError, match="is no run folder: it has no best/, last/ or manifest"):
+    with pytest.raises(ConfigError, match="is not a run folder: it has no best/, last/ or manifest"):
         open_run(str(run_folder))
     with pytest.raises(ConfigError, match="no such run folder"):
         open_run(str(tmp_path / "nowhere"))

@@ -415,7 +415,7 @@ def test_collectives_on_one_rank_need_no_group():
     total = distributed.reduce_sum(values)
     assert (total.tolist(), total.dtype) == ([1, 2.5], torch.float64)
     assert total.add_(1)[0] != values[0]  # a copy
-    assert distributed.gather("x") == ["x"] == distributed.gather_on_main("x")
+    assert distributed.all_gather("x") == ["x"] == distributed.gather_on_main("x")
     assert distributed.on_main(CPU, lambda a: a + 1, 1) == 2
 
 

@@ -235,7 +235,7 @@ def interrupted(tiny):
 @pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
 def test_f18_another_recipe_is_refused_by_name_unless_allowed(interrupted, capsys, changes):
     before = folder_bytes(Path(interrupted.run.folder))
-    with pytest.raises(ConfigError, match="was made by another recipe") as error:
+    with pytest.raises(ConfigError, match="was saved with other settings or data") as error:
         run_training(going_on(interrupted, **changes))
     for key, value in changes.items():
         assert f"{key}: " in str(error.value)

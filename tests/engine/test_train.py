@@ -235,7 +235,7 @@ def test_p18_raise_says_step_rank_examples_and_module(tiny, monkeypatch, not_hel
         run_training(config)
     assert str(error.value).startswith(step)
     assert f": the gradient is not finite; rank 0: {message}" in str(error.value)
-    assert "train.nan_policy = raise; with skip the step would be skipped" in str(error.value)
+    assert "train.nan_policy = raise stops the run; skip would leave out the step" in str(error.value)
     assert all("nan" not in line.lower() for line in (folder_of(config) / "metrics.jsonl").read_text().splitlines())
     for name in ("best", "last", "previous"):
         if (folder_of(config) / name).exists():
