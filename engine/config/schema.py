@@ -217,7 +217,9 @@ def _unknown(key: Any, tree: Any) -> str:
         return f"unknown setting {key!r}; did you mean {nearest!r}?"
     if section in sections(tree):  # only the names in it: a section in common makes all keys alike
         names = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == section]
-        return f"unknown setting {key!r}{did_you_mean(name, names) or '; ' + section + ' has ' + ', '.join(names)}"
+        close = difflib.get_close_matches(name.lower(), names, n=1)
+        hint = f"did you mean {f'{section}.{close[0]}'!r}?" if close else f"{section} has {', '.join(names)}"
+        return f"unknown setting {key!r}; {hint}"
     hint = did_you_mean(key, known) or f"; sections are {', '.join(sections(tree))}, and --help lists their settings"
     return f"unknown setting {key!r}{hint}"
 

@@ -299,7 +299,7 @@ def test_suite_has_all_precisions_and_starts_nothing_late(fake, tmp_path, capsys
             "'--train.global_batch_size' must have the form --section.key=value",
         ),
         (["vit-tiny", "--train.batch_sise=4"], "unknown setting 'train.batch_sise'; did you mean"),
-        (["vit-tiny", "--against", "model.freez=x"], "unknown setting 'model.freez'; did you mean 'freeze'?"),
+        (["vit-tiny", "--against", "model.freez=x"], "unknown setting 'model.freez'; did you mean 'model.freeze'?"),
     ],
 )
 def test_throughput_names_a_mistake_in_its_arguments(arguments, message, capsys):

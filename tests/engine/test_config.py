@@ -119,7 +119,10 @@ def test_a_negative_number_is_a_value():
         (["--lr=1e-4"], "unknown setting 'lr'; did you mean 'optim.lr'?"),
         (["--optim.amsgrad=true"], "unknown setting 'optim.amsgrad'; optim has name, lr, weight_decay, "),
         (["--trian.epochs=1"], "unknown setting 'trian.epochs'; did you mean 'train.epochs'?"),
-        (["--train.global_bach_size=1"], "unknown setting 'train.global_bach_size'; did you mean 'global_batch_size'?"),
+        (
+            ["--train.global_bach_size=1"],
+            "unknown setting 'train.global_bach_size'; did you mean 'train.global_batch_size'?",
+        ),
         (["--TRAIN.epochs=1"], "unknown setting 'TRAIN.epochs'; did you mean 'train.epochs'?"),
         (["--train.batch_size=1"], "--train.batch_size is now --train.global_batch_size"),
         (
@@ -128,7 +131,7 @@ def test_a_negative_number_is_a_value():
         ),
         (["--batch_size=1"], "unknown setting 'batch_size'; did you mean 'train.global_batch_size'?"),
         (["--model.dropout=0.1"], "'model.dropout' is a section, not a setting; it has model.dropout.all, model."),
-        (["--model.dropout.hiden=0.1"], "unknown setting 'model.dropout.hiden'; did you mean 'hidden'?"),
+        (["--model.dropout.hiden=0.1"], "unknown setting 'model.dropout.hiden'; did you mean 'model.dropout.hidden'?"),
         (["--x.y=1"], "unknown setting 'x.y'; sections are run, model, model.dropout, model.lora"),
         (["--optim.lr="], "optim.lr = '' should be a finite number"),
         (["--train.global_batch_size="], "train.global_batch_size = '' should be a whole number"),

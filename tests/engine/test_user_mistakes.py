@@ -244,7 +244,7 @@ def folder_that_cannot_be_made(b):
 
 
 MISTAKES: list[tuple[Callable[[Bench], list[str]], list[str]]] = [
-    (unknown_key, ["unknown setting 'train.global_bach_size'", "did you mean 'global_batch_size'?"]),
+    (unknown_key, ["unknown setting 'train.global_bach_size'", "did you mean 'train.global_batch_size'?"]),
     (unknown_key_in_the_recipe, ["{folder}/recipe.toml", "'optim.learning_rat'", "optim has name, lr, "]),
     (wrong_type, ["train.global_batch_size = 'many'", "a whole number"]),
     (out_of_range, ["model.dropout.all = 1.5", "in [0, 1)"]),
