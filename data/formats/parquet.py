@@ -25,8 +25,7 @@ def read_parquet(
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise DataError(
-            f"{path}: parquet files need the package pyarrow: pip install 'finetune-engine[parquet]'; "
-            "or save the table as .jsonl"
+            f"{path}: parquet files need the package pyarrow: pip install pyarrow; or save the table as .jsonl"
         ) from None
     number = 0
     with path.open("rb") as stream:

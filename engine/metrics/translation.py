@@ -25,7 +25,7 @@ KANA = re.compile(f"[{scripts.KANA_LETTERS}]")
 def require_sacrebleu() -> None:
     """Raise ConfigError where sacrebleu is not installed. Imports nothing, so it can run before any file is read."""
     if importlib.util.find_spec("sacrebleu") is None:
-        raise ConfigError("BLEU and chrF need the sacrebleu package: pip install finetune-engine[translation]")
+        raise ConfigError("BLEU and chrF need the sacrebleu package: pip install 'sacrebleu>=2'")
 
 
 def choose_tokenizer(references: Sequence[str]) -> str:
