@@ -19,7 +19,7 @@ from data import Batch
 from engine.allocator import keep_freed_memory
 from engine.config import ConfigError
 from engine.errors import USER_ERRORS, TrainingError
-from engine.optim import without_gradient
+from engine.optim import names_without_gradient
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def wrap(model: nn.Module, ranks: Ranks, empty_batch: Batch) -> nn.Module:
     if ranks.world_size > 1:
         parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
     parallel(empty_batch.to(ranks.device)).loss_sum.backward()
-    if unused := without_gradient(model):
+    if unused := names_without_gradient(model):
         raise TrainingError(f"parameters that no gradient reaches: {', '.join(unused)}")
     model.zero_grad()
     return parallel

@@ -1,4 +1,4 @@
-"""One pass over labelled data. As a command:
+"""Evaluate a trained model on labelled data. As a command:
 
     python -m engine.evaluate RUN --data.test FILE [--output FILE.json] [--section.key=value ...]
 
@@ -35,17 +35,17 @@ class EvaluationContext:
     task: Task
     precision: Precision
     ranks: Ranks
-    batch_tokens: int  # of one batch on one rank, at most
+    batch_tokens: int  # largest number of tokens of a batch on one rank
     generate: GenerateSettings
 
     @property
     def limits(self) -> MicroBatching:
-        """The limits of a batch, and the share of this rank."""
+        """The limits of a batch, and which of the ranks this one is."""
         return MicroBatching(max_tokens=self.batch_tokens, rank=self.ranks.rank, world_size=self.ranks.world_size)
 
 
 def evaluate(model: models.TaskModel, examples: Examples, context: EvaluationContext) -> dict[str, float]:
-    """Return the metrics of one pass over the examples, equal on all ranks; {} for no examples."""
+    """Return the metrics of the model on the examples, equal on all ranks; {} for no examples."""
     if not len(examples):
         return {}
     return context.task.compute_metrics(sum_statistics(model, examples, context), model.labels)
@@ -53,25 +53,25 @@ def evaluate(model: models.TaskModel, examples: Examples, context: EvaluationCon
 
 @torch.no_grad()
 def sum_statistics(model: models.TaskModel, examples: Examples, context: EvaluationContext) -> torch.Tensor:
-    """Return the task's statistics summed over every example once, on all ranks, in fp64 on the CPU.
+    """Return the task's statistics summed over all examples, equal on all ranks, in fp64 on the CPU.
 
-    The model is in evaluation mode during the pass; afterwards its mode is restored.
+    The model is in evaluation mode meanwhile; afterwards its mode is restored.
     """
     was_training = model.training
     model.eval()
     ranks = context.ranks
     update = progress(ranks, len(examples) // ranks.world_size, "evaluating")
 
-    def statistics_of(indices: np.ndarray) -> torch.Tensor:
+    def evaluate_indices(indices: np.ndarray) -> torch.Tensor:
         batch = examples.batch(indices).to(ranks.device)
         with context.precision.autocast():
             statistics = context.task.evaluate_batch(model, batch, examples, context.generate)
         update(len(indices))
         return statistics.to(ranks.device)
 
-    total = statistics_of(np.empty(0, dtype=np.int64))  # zeros, so that a rank without examples has a sum too
+    total = evaluate_indices(np.empty(0, dtype=np.int64))  # zeros, so that a rank without examples has statistics too
     for indices in evaluation_batches(examples, context.limits):
-        total += statistics_of(indices)
+        total += evaluate_indices(indices)
     model.train(was_training)
     return distributed.reduce_sum(total)
 
@@ -82,7 +82,7 @@ def open_trained(
     """Return a trained model, the encoded examples of `source`, and the context to evaluate or predict them in.
 
     folder: a checkpoint. config: its recipe with overrides. source: a file, a folder of images, or in-memory rows.
-    Raises ConfigError, DataError or ModelError for all that does not fit.
+    Raises ConfigError, DataError or ModelError where these do not fit together.
     """
     ranks = distributed.setup(config.run.device)
     task, _ = find_task(config.run.task)

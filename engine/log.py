@@ -22,38 +22,46 @@ from engine.errors import TrainingError
 class RunLog:
     """The log that rank 0 writes; on other ranks every method returns at once.
 
-    metrics.jsonl has one JSON object a line: {"step", "loss", "lr", "grad_norm", ...} while training, and
-    {"step", "evaluation": {...}} after an evaluation, with "training": {...} where training examples were evaluated
-    too. Rates and data_wait_seconds are of the steps since the last training line, without the time of evaluation and
-    saving.
+    metrics.jsonl has one JSON object a line:
+
+    - a training line: {"step", "loss", "lr", "grad_norm", ...};
+    - an evaluation: {"step", "evaluation": {...}}, with "training": {...} where training examples were evaluated too.
+
+    Rates and data_wait_seconds cover the steps since the last training line, without evaluation and saving.
 
     start: the step the run resumes from; later lines are removed, so that the files read as those of one run.
-    Raises ConfigError, on every rank, when TensorBoard is wanted and cannot be imported.
+    Raises ConfigError, on every rank, when log.tensorboard is true and TensorBoard cannot be imported.
     """
 
     def __init__(self, folder: Path, ranks: Ranks, *, start: int, total: int, tensorboard: bool):
-        self.on = ranks.is_main
+        self.is_main = ranks.is_main
         self.device = ranks.device
-        writer = _summary_writer() if tensorboard else None
-        if not self.on:
+        writer = _import_summary_writer() if tensorboard else None
+        if not self.is_main:
             return
         self.path = folder / "metrics.jsonl"
-        kept = _keep_until(self.path, start)
-        self.evaluations = [_flat(row) for row in kept if "evaluation" in row]
+        kept = _remove_lines_after(self.path, start)
+        self.evaluations = [_flatten_evaluation(row) for row in kept if "evaluation" in row]
         self.file = self.path.open("a", encoding="utf-8")
         self.tensorboard = writer(str(folder / "tensorboard"), purge_step=start + 1) if writer else None
         self.bar = tqdm(total=total, initial=start, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
-        self.since, self.samples, self.tokens, self.waited = time.perf_counter(), 0.0, 0.0, 0.0
+        self._restart_rates()
+
+    def _restart_rates(self) -> None:
+        self.since = time.perf_counter()
+        self.samples = self.tokens = self.waited = 0.0
 
     def count_step(self, step: int, samples: float, tokens: float, waited: float) -> None:
         """Add the examples and non-pad tokens of a step (all ranks), and the seconds rank 0 waited for its data."""
-        if self.on:
+        if self.is_main:
             self.bar.update(step - self.bar.n)  # by 0 for a skipped step
-            self.samples, self.tokens, self.waited = self.samples + samples, self.tokens + tokens, self.waited + waited
+            self.samples += samples
+            self.tokens += tokens
+            self.waited += waited
 
     def log_step(self, step: int, loss: float, lr: float, grad_norm: float, more: dict[str, float]) -> None:
-        """Write a training line, of this step and of the rates since the last one."""
-        if not self.on:
+        """Write a training line: the numbers of this step, and the rates since the last line."""
+        if not self.is_main:
             return
         seconds = time.perf_counter() - self.since
         rate = self.samples / seconds
@@ -64,36 +72,36 @@ class RunLog:
         self.bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2e}, {rate:.1f} examples/s", refresh=False)
         if not sys.stderr.isatty():
             self.say(f"step {step:>6}  loss {loss:.4f}  lr {lr:.2e}  norm {grad_norm:.2f}  {rate:.1f} examples/s")
-        self.since, self.samples, self.tokens, self.waited = time.perf_counter(), 0.0, 0.0, 0.0
+        self._restart_rates()
 
     def log_evaluation(
         self, step: int, metrics: dict[str, float], on_training: dict[str, float], best: bool, seconds: float
     ) -> None:
-        """Write the metrics of the validation data, and of training examples where there are any; stop the clock.
+        """Write the metrics of the validation data, and of training examples if any; stop the clock of the rates.
 
-        seconds: how long the evaluation took. `restart_clock` ends the pause, once the checkpoints are saved.
+        seconds: the time the evaluation took. Call `restart_clock` once the checkpoints are saved.
         """
-        if not self.on:
+        if not self.is_main:
             return
         self.paused = time.perf_counter() - seconds
         row: dict[str, Any] = {"step": step, "evaluation": metrics, "best": best}
         row |= {"training": on_training} if on_training else {}
-        self.evaluations.append(_flat(row))
+        self.evaluations.append(_flatten_evaluation(row))
         self._write(row, "validation", step, metrics)
         for name, value in on_training.items():
             self._scalar("training", name, value, step)
-        self.say(f"step {step:>6}  validation  {_shown(metrics)}  ({seconds:.1f} s){'  best' if best else ''}")
+        self.say(f"step {step:>6}  validation  {_format_metrics(metrics)}  ({seconds:.1f} s){'  best' if best else ''}")
         if on_training:
-            self.say(f"{'':>11}  training    {_shown(on_training)}")
+            self.say(f"{'':>11}  training    {_format_metrics(on_training)}")
 
     def restart_clock(self) -> None:
-        """Leave the time since the evaluation began out of the rates."""
-        if self.on:
+        """Exclude the time since the evaluation began from the rates."""
+        if self.is_main:
             self.since += time.perf_counter() - self.paused
 
     def say(self, text: str) -> None:
-        """Print a text beside the progress bar; nothing where it is empty."""
-        if self.on and text:
+        """Print a text above the progress bar, unless the text is empty."""
+        if self.is_main and text:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
@@ -111,8 +119,8 @@ class RunLog:
         return "\n".join(lines)
 
     def final(self, step: int, result: dict[str, float], reason: str) -> None:
-        """Print why the run ended, its evaluations and its result, add the result to metrics.jsonl, and close."""
-        if not self.on:
+        """Print why the run ended, its evaluations and its result; write the result to metrics.jsonl; close."""
+        if not self.is_main:
             return
         self.bar.close()
         self.say(f"\n{reason}\n{self.table()}\n")
@@ -124,7 +132,7 @@ class RunLog:
 
     def close(self) -> None:
         """Close the files and the bar."""
-        if not self.on:
+        if not self.is_main:
             return
         self.bar.close()
         self.file.close()
@@ -146,16 +154,16 @@ class RunLog:
             self.tensorboard.add_scalar(f"{family}/{name}", value, step)
 
 
-def _shown(metrics: dict[str, float]) -> str:
+def _format_metrics(metrics: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
+def _flatten_evaluation(row: dict[str, Any]) -> dict[str, Any]:
     return {"step": row["step"], **row["evaluation"], "best": row["best"]}
 
 
-def _keep_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """Remove lines after `step`, and the line that ended the run, from the file; return the lines that stay."""
+def _remove_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
+    """Remove the lines after `step` and the line that ended the run from the file; return the other lines."""
     kept: list[dict[str, Any]] = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -165,7 +173,7 @@ def _keep_until(path: Path, step: int) -> list[dict[str, Any]]:
                 continue
             if row["step"] <= step and "end" not in row:
                 kept.append(row)
-        # Written beside it and renamed, so that a crash here keeps the old file.
+        # Written to another file and renamed, so that a crash here keeps the old file.
         temporary = path.with_name(path.name + ".writing")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         temporary.replace(path)
@@ -176,12 +184,12 @@ NO_TENSORBOARD = "log.tensorboard = true needs the tensorboard package: pip inst
 
 
 def require_tensorboard(wanted: bool) -> None:
-    """Raise ConfigError where TensorBoard is wanted and not installed. It imports nothing, so it can come first."""
+    """Raise ConfigError if TensorBoard is wanted and not installed. It imports nothing, so that it can come first."""
     if wanted and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError(NO_TENSORBOARD)
 
 
-def _summary_writer() -> Any:
+def _import_summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -197,7 +205,7 @@ def peak_memory_mb(device: torch.device) -> int:
 
 
 def progress(ranks: Ranks, total: int, what: str) -> Callable[[int], object]:
-    """Return update(n) of a bar of `total` examples. It does nothing on other ranks and without a terminal."""
+    """Return update(n) of a progress bar of `total` examples, which only rank 0 shows, and only on a terminal."""
     bar = tqdm(total=total, desc=what, unit="ex", leave=False, disable=not (ranks.is_main and sys.stderr.isatty()))
     update: Callable[[int], object] = bar.update
     return update

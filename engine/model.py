@@ -1,4 +1,4 @@
-"""The model that a recipe asks for, new or as an earlier part of the run left it."""
+"""Build the model of a recipe, from the recipe's checkpoint or from one of the same run."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def build_model(
     seed: int,
     resumed: Path | None,
 ) -> tuple[TaskModel, Path]:
-    """Return (the model on the CPU, the folder that has its tokenizer).
+    """Return (the model on the CPU, the folder of its tokenizer).
 
-    resumed: a checkpoint of this run, whose weights replace those that the recipe names. With LoRA it holds merged
-    weights, so the run starts from the recipe's weights again and takes only the adapter from the checkpoint.
+    resumed: a checkpoint of this run, whose weights replace those of model.name. With LoRA its weights are merged ones.
+    Then the weights come from model.name, and only the adapter from the checkpoint.
     """
     start = settings
     if resumed is not None and not settings.lora.rank:
-        # The checkpoint has been made shallower and partly reset already.
+        # keep_layers, reinit_layers and head_init were applied before the checkpoint was saved.
         start = replace(
             settings,
             name=str(resumed),
@@ -39,7 +39,7 @@ def build_model(
         )
     rates = start.dropout.rates()
     if start.dropout.head is None and task.head in models.HEADS and models.HEADS[task.head].is_language_model:
-        rates.pop("head", None)  # such a head has no dropout, so `all` does not mean it
+        rates.pop("head", None)  # this head has no dropout for model.dropout.all to set
     model = models.from_pretrained(
         start.name,
         head=task.head,
@@ -66,7 +66,7 @@ def build_model(
 
 
 def apply_machine_settings(model: TaskModel, settings: TrainSettings) -> None:
-    """Compile the layers or checkpoint their activations, as the settings say; neither changes what they compute."""
+    """Apply train.compile and train.activation_checkpointing, which change the speed and the memory of the layers."""
     if settings.compile:
         models.compile_layers(model)
     if settings.activation_checkpointing:

@@ -1,7 +1,6 @@
 """The optimizers with their parameter groups, and the learning rate as a pure function of the step.
 
-OPTIMIZERS and SCHEDULES are plain tables: an entry that is added to one is a name that optim.name or
-optim.lr_schedule may have.
+OPTIMIZERS and SCHEDULES are plain tables. An entry added to one becomes a value of optim.name or optim.lr_schedule.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from engine.errors import TrainingError
 
 LAYER = re.compile(r"(.*?layers)\.(\d+)\.")
 TOP = re.compile(r"head\.|(.*\.)?norm\.[a-z]+$")  # the head, and the norm after the last layer
-MOST_STEPS = 2**53  # beyond it a float no longer counts one by one
-MOST_NAMES = 8  # parameters that an error names
+MAX_STEPS = 2**53  # above it a float does not represent every integer
+MAX_NAMES_SHOWN = 8  # parameters in an error message
 
 
 class AdamW(torch.optim.AdamW):
     """torch's AdamW (Loshchilov & Hutter 2019) without the decorators that keep its methods out of torch.compile.
 
     The first call of a decorated method imports the compiler (torch._dynamo), which takes 1 s at the start of a run.
-    Nothing here compiles an optimizer, so the undecorated methods are used. tests/engine/test_optim.py checks that they
+    The engine never compiles an optimizer, so the undecorated methods do. tests/engine/test_optim.py checks that they
     do not import the compiler and that a step equals torch's, bit for bit.
     """
 
@@ -45,17 +44,17 @@ def _adamw(groups: list[dict[str, Any]], optim: OptimSettings) -> AdamW:
     return AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
 
 
-# optim.name: the function that builds the optimizer of these parameter groups. A group has "params", "weight_decay" and
-# "lr_scale", the multiple of the learning rate that set_learning_rate gives it.
+# {optim.name: function(parameter groups, [optim]) -> optimizer}. A group has "params", "weight_decay" and "lr_scale",
+# by which set_learning_rate multiplies its learning rate.
 OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], OptimSettings], torch.optim.Optimizer]] = {"adamw": _adamw}
 
 
 def build_optimizer(named_parameters: Mapping[str, nn.Parameter], optim: OptimSettings) -> torch.optim.Optimizer:
     """Return the optimizer `optim.name` of the parameters that require a gradient.
 
-    named_parameters: {name as in model.named_parameters(): parameter}. Matrices and embeddings have weight decay,
-    biases and norms (one dimension) have none. Parameters with another multiple of the learning rate are groups of
-    their own. Raises ConfigError as `lr_scales` and `check_names` do.
+    named_parameters: {name as in model.named_parameters(): parameter}. Matrices and embeddings have weight decay;
+    biases and norms (one dimension) have none. There is one group for each weight decay and multiple of the learning
+    rate. Raises ConfigError as `lr_scales` and `check_names` do.
     """
     check_names(optim)
     scales = lr_scales(named_parameters, optim)
@@ -80,27 +79,27 @@ def check_parameters(objective: nn.Module, optimizer: torch.optim.Optimizer) -> 
     known, reached = set(named.values()), {p for _, p in optimized}
     if missing := [name for name, p in named.items() if p.requires_grad and p not in reached]:
         raise TrainingError(
-            f"parameters that require a gradient but are in no group of the optimizer: {_listed(missing)}; add them to "
-            "a group, or freeze them (requires_grad = False)"
+            f"parameters that require a gradient but are in no group of the optimizer: {_list_names(missing)}; add "
+            "them to a group, or freeze them (requires_grad = False)"
         )
-    if strangers := [f"one of shape {tuple(p.shape)} in group {i}" for i, p in optimized if p not in known]:
+    if unsaved := [f"one of shape {tuple(p.shape)} in group {i}" for i, p in optimized if p not in known]:
         raise TrainingError(
-            f"parameters of the optimizer that are not in the objective, so they would be trained but not saved: "
-            f"{_listed(strangers)}; make their module an attribute of the objective"
+            "parameters of the optimizer that are not in the objective would be trained but not saved: "
+            f"{_list_names(unsaved)}; make their module an attribute of the objective"
         )
 
 
-def _listed(names: list[str]) -> str:
-    more = [f"and {len(names) - MOST_NAMES:,} more"] if len(names) > MOST_NAMES else []
-    return ", ".join(names[:MOST_NAMES] + more)
+def _list_names(names: list[str]) -> str:
+    more = [f"and {len(names) - MAX_NAMES_SHOWN:,} more"] if len(names) > MAX_NAMES_SHOWN else []
+    return ", ".join(names[:MAX_NAMES_SHOWN] + more)
 
 
 def lr_scales(names: Iterable[str], optim: OptimSettings) -> dict[str, float]:
-    """Return {parameter's name: the multiple of the learning rate it is trained with}. The last rule that applies wins:
+    """Return {parameter's name: its multiple of the learning rate}. The last rule that applies wins:
 
-    1. layer_decay d with L layers: d ** (L + 1 - i) for layer i from 1, d ** (L + 1) for the embeddings, 1 for the
-       last norm and the head (Clark et al. 2020, "ELECTRA"; in this form Bao et al. 2022, "BEiT"). Each stack of an
-       encoder-decoder counts its own layers.
+    1. layer_decay d with L layers: d ** (L + 1 - i) for layer i from 1, d ** (L + 1) for the embeddings, and 1 for the
+       last norm and the head. Each stack of an encoder-decoder counts its own layers. Clark et al. 2020, "ELECTRA"; in
+       this form Bao et al. 2022, "BEiT".
     2. head_lr, for the head.
     3. The patterns of optim.lr_scales, in their order.
 
@@ -125,43 +124,44 @@ def lr_scales(names: Iterable[str], optim: OptimSettings) -> dict[str, float]:
 
 
 def depths(names: Iterable[str]) -> dict[str, int]:
-    """Return {parameter's name: its distance from the top}.
+    """Return {parameter's name: its distance from the output}.
 
-    0: the head and the norm after the last layer; 1: the last layer; and so on; the embeddings are below all layers.
+    0: the head and the norm after the last layer; 1: the last layer; and so on. The embeddings come after all layers.
     Each stack of an encoder-decoder counts its own layers.
     """
-    places = {name: LAYER.match(name) for name in names}
+    matches = {name: LAYER.match(name) for name in names}
     stacks: dict[str, int] = {}
-    for found in places.values():
-        if found:
-            stacks[found[1]] = max(stacks.get(found[1], 0), int(found[2]) + 1)
+    for match in matches.values():
+        if match:
+            stacks[match[1]] = max(stacks.get(match[1], 0), int(match[2]) + 1)
     bottom = max(stacks.values(), default=0) + 1
     return {
-        name: stacks[found[1]] - int(found[2]) if found else 0 if TOP.match(name) else bottom
-        for name, found in places.items()
+        name: stacks[match[1]] - int(match[2]) if match else 0 if TOP.match(name) else bottom
+        for name, match in matches.items()
     }
 
 
 def count_steps(train: TrainSettings, epoch_steps: int) -> int:
-    """Return the optimizer steps of a run: train.max_steps, or those of train.epochs, where a begun step is whole.
+    """Return the optimizer steps of a run: train.max_steps, or those of train.epochs, rounded up.
 
-    A product that is whole within rounding is that number: 1.1 epochs of 50 steps are 55, though 1.1 * 50 > 55.
+    A product that differs from an integer only by rounding error is that integer: 1.1 epochs of 50 steps are 55 steps,
+    although 1.1 * 50 > 55 in floating point.
     Raises ConfigError for more than 2^53 steps.
     """
     setting, value = ("max_steps", train.max_steps) if train.max_steps else ("epochs", train.epochs)
     steps = train.max_steps or train.epochs * epoch_steps
-    if steps > MOST_STEPS:
-        raise ConfigError(f"train.{setting} = {value} is more than {MOST_STEPS:.0e} steps: lower it")
+    if steps > MAX_STEPS:
+        raise ConfigError(f"train.{setting} = {value} is more than {MAX_STEPS:.0e} steps: lower it")
     return round(steps) if math.isclose(steps, round(steps), rel_tol=1e-12) else math.ceil(steps)
 
 
-def steps_of(share_or_steps: float, total_steps: int) -> int:
-    """Return a number of steps: below 1 the value is a share of all steps, else it is the number itself."""
+def to_steps(share_or_steps: float, total_steps: int) -> int:
+    """Return a number of steps. A value below 1 is a share of all steps; any other is the number itself."""
     return round(share_or_steps * total_steps) if share_or_steps < 1 else round(share_or_steps)
 
 
 def check_names(optim: OptimSettings) -> None:
-    """Raise ConfigError for an optim.name or optim.lr_schedule that is in no table. It needs no data."""
+    """Raise ConfigError for an optim.name or optim.lr_schedule that is not in its table. It needs no data."""
     tables: dict[str, tuple[str, Iterable[str]]] = {
         "name": (optim.name, OPTIMIZERS),
         "lr_schedule": (optim.lr_schedule, SCHEDULES),
@@ -186,8 +186,8 @@ def check_schedule(optim: OptimSettings, total_steps: int) -> None:
 
 
 def _progress(step: int, total_steps: int, optim: OptimSettings) -> float:
-    """Return the share of the steps after the warm-up that are done, in [0, 1)."""
-    warmup = steps_of(optim.warmup_steps, total_steps)
+    """Return the completed share of the steps after the warm-up, in [0, 1)."""
+    warmup = to_steps(optim.warmup_steps, total_steps)
     return (step - warmup) / max(1, total_steps - warmup)
 
 
@@ -206,18 +206,18 @@ def _cosine(step: int, total_steps: int, optim: OptimSettings) -> float:
 
 
 def _inverse_sqrt(step: int, total_steps: int, optim: OptimSettings) -> float:
-    """sqrt(warm-up steps / steps so far), at least min_lr_ratio (Vaswani et al. 2017)."""
-    return max(optim.min_lr_ratio, math.sqrt(max(1, steps_of(optim.warmup_steps, total_steps)) / (step + 1)))
+    """sqrt(warm-up steps / steps so far), but at least min_lr_ratio (Vaswani et al. 2017)."""
+    return max(optim.min_lr_ratio, math.sqrt(max(1, to_steps(optim.warmup_steps, total_steps)) / (step + 1)))
 
 
 def _warmup_stable_decay(step: int, total_steps: int, optim: OptimSettings) -> float:
-    """1 until the last decay_steps steps, which fall linearly to min_lr_ratio (Hu et al. 2024)."""
-    after_warmup = total_steps - steps_of(optim.warmup_steps, total_steps)
-    decay = max(1, min(steps_of(optim.decay_steps, total_steps), after_warmup))  # both may have been rounded up
+    """1 until the last decay_steps steps, in which it falls linearly to min_lr_ratio (Hu et al. 2024)."""
+    after_warmup = total_steps - to_steps(optim.warmup_steps, total_steps)
+    decay = max(1, min(to_steps(optim.decay_steps, total_steps), after_warmup))  # both may have been rounded up
     return 1.0 - (1.0 - optim.min_lr_ratio) * max(0.0, (step - (total_steps - decay)) / decay)
 
 
-# optim.lr_schedule: the factor of optim.lr in a step (from 0) after the warm-up, a pure function of its arguments.
+# {optim.lr_schedule: function(step from 0, total steps, [optim]) -> factor of optim.lr after the warm-up}.
 SCHEDULES: dict[str, Callable[[int, int, OptimSettings], float]] = {
     "constant": _constant,
     "linear": _linear,
@@ -229,18 +229,18 @@ SCHEDULES: dict[str, Callable[[int, int, OptimSettings], float]] = {
 
 def learning_rate(step: int, total_steps: int, optim: OptimSettings) -> float:
     """Return the learning rate of optimizer step `step`, from 0: a linear warm-up to optim.lr, then the schedule."""
-    warmup = steps_of(optim.warmup_steps, total_steps)
+    warmup = to_steps(optim.warmup_steps, total_steps)
     if step < warmup:
         return optim.lr * (step + 1) / warmup
     return optim.lr * SCHEDULES[optim.lr_schedule](step, total_steps, optim)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group for the next step; a group with an "lr_scale" gets that multiple of it."""
+    """Set the learning rate of every group for the next step: `lr`, times "lr_scale" where the group has one."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
-def without_gradient(model: nn.Module) -> list[str]:
-    """Return the names of trained parameters that a backward did not reach, as of a layer that is never called."""
+def names_without_gradient(model: nn.Module) -> list[str]:
+    """Return the names of trained parameters that the backward did not reach, such as a layer that is never called."""
     return [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]

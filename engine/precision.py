@@ -1,4 +1,4 @@
-"""Mixed precision as one object whose parts do nothing when it is off, so that the loop has no `if amp`.
+"""Mixed precision as one object whose methods do nothing in fp32, so that the loop needs no `if`.
 
 Weights, gradients and the optimizer stay fp32; autocast runs the matrix products in bf16 or fp16. fp16 also needs a
 scaled loss, so that small gradients survive (Micikevicius et al. 2018): scale, backward, unscale, clip, step or skip.
@@ -37,8 +37,8 @@ class Precision:
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of the (scaled) loss.
 
-        A loss that is not finite makes every gradient so, and through the sum over the ranks that of every rank. For
-        another loss the factor below is exactly 1.
+        The factor below makes every gradient NaN if the loss is not finite, and through the sum over the ranks the
+        gradients of every rank. For a finite loss it is exactly 1.
         """
         torch.autograd.backward(self.scaler.scale(loss * (1 + 0 * loss.detach())))
 
@@ -47,10 +47,10 @@ class Precision:
         self.scaler.unscale_(optimizer)
 
     def clip_(self, parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-        """Scale the gradients down to the norm `max_norm` (0: leave them); return their norm before, a host value.
+        """Scale the gradients down to the norm `max_norm` (0: no clipping); return their norm before, a host value.
 
-        Gradients within `max_norm` are not written again: the loop needs the norm on the host in any case. A norm that
-        is not finite clips nothing, so that its source can still be found.
+        Gradients within `max_norm` are not rewritten: the loop needs the norm on the host anyway, so the comparison is
+        free. With a norm that is not finite nothing is clipped, so that its source can still be found.
         """
         parameters = list(parameters)
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
@@ -60,7 +60,7 @@ class Precision:
         return on_host
 
     def step(self, optimizer: torch.optim.Optimizer, grad_norm: float) -> bool:
-        """Step if the gradient is finite, and return whether it is. A skipped step lowers the loss scale of fp16."""
+        """Take the optimizer step if the gradient is finite; return whether it is. A skip lowers fp16's loss scale."""
         finite = -float("inf") < grad_norm < float("inf")
         if finite:
             self.scaler.step(optimizer)

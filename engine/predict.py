@@ -1,4 +1,4 @@
-"""A file in, predictions with their ids out, in the order of the file:
+"""Predict the examples of a file, in its order. As a command:
 
     python -m engine.predict RUN --input FILE --output FILE.jsonl [--section.key=value ...]
 
@@ -24,14 +24,14 @@ from engine.log import progress
 
 USAGE = "python -m engine.predict RUN --input FILE --output FILE.jsonl [--section.key=value ...]"
 OPTIONS = {
-    "input": "the examples, as a file like those of training; labels are not needed, and not read",
-    "output": "one line of JSON for each example, in their order",
+    "input": "a file of examples, in a format of the training files; labels are not needed and not read",
+    "output": "the predictions: a line of JSON for each example, in the order of the input",
 }
 
 
 @torch.no_grad()
 def predict(model: models.TaskModel, examples: Examples, context: EvaluationContext) -> list[dict[str, Any]]:
-    """Return {"id": ..., what the task predicts} for each example, in their order, on rank 0; [] on other ranks."""
+    """Return {"id": ..., **prediction of the task} for each example, in their order, on rank 0; [] on other ranks."""
     model.eval()
     ranks = context.ranks
     update = progress(ranks, len(examples) // ranks.world_size, "predicting")
@@ -40,10 +40,10 @@ def predict(model: models.TaskModel, examples: Examples, context: EvaluationCont
         batch = examples.batch(indices).to(ranks.device)
         with context.precision.autocast():
             predictions = context.task.predict_batch(model, batch, examples, context.generate)
-        for index, name, prediction in zip(batch.indices, batch.ids, predictions, strict=True):
-            rows.append((index, {"id": name, **prediction}))
+        for index, example_id, prediction in zip(batch.indices, batch.ids, predictions, strict=True):
+            rows.append((index, {"id": example_id, **prediction}))
         update(len(indices))
-    gathered = [row for part in distributed.gather_on_main(rows) for row in part]
+    gathered = [row for rank_rows in distributed.gather_on_main(rows) for row in rank_rows]
     return [prediction for _, prediction in sorted(gathered, key=lambda row: row[0])]
 
 

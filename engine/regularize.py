@@ -1,4 +1,4 @@
-"""Regularisation and schedules that the loop calls: penalties, class weights, dropout, gradual unfreezing; seeds."""
+"""Regularisation that the loop calls: penalties, class weights, schedules of dropout and freezing; seeds."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ import torch
 from torch import Tensor, nn
 
 from engine.config import ConfigError, DropoutSettings, RegularizeSettings
-from engine.optim import depths, steps_of
+from engine.optim import depths, to_steps
 from models import TaskModel
 
 
 class Penalties:
-    """l1 * sum |w| + l2 / 2 * sum w^2 + l2_sp / 2 * sum (w - w0)^2, a part of the loss of every optimizer step.
+    """A penalty that is added to the loss of every optimizer step:
+
+        l1 * sum |w| + l2 / 2 * sum w^2 + l2_sp / 2 * sum (w - w0)^2
 
     w: the trained matrices and embeddings whose names match regularize.penalized_parameters (all without a pattern) and
     that a gradient reaches; never biases and norms (one dimension).
-    w0: the value of a weight in the checkpoint that the recipe names (L2-SP: Li et al. 2018, "Explicit inductive bias
-    for transfer learning"). A new head has none, so l2_sp leaves it out.
+    w0: the value of a weight in the recipe's checkpoint (L2-SP: Li et al. 2018, "Explicit inductive bias for transfer
+    learning"). A new head has none, so l2_sp does not apply to it.
     pretrained: the model as in the recipe's checkpoint, before any training; needed for l2_sp only.
-    Raises ConfigError for a pattern that matches nothing, and for l2_sp where nothing is pretrained.
+    Raises ConfigError for a pattern that matches no parameter, and for l2_sp if no penalised weight is pretrained.
     """
 
     def __init__(self, model: nn.Module, settings: RegularizeSettings, pretrained: TaskModel | None = None):
         self.settings = settings
-        self.value: Tensor | float = 0.0  # of the last step; a tensor is read only when it is logged
+        self.value: Tensor | float = 0.0  # of the last step; a tensor until it is logged, so that the step never waits
         names = {name: p for name, p in model.named_parameters() if p.requires_grad and p.ndim >= 2}
         for pattern in settings.penalized_parameters:
             if not any(fnmatchcase(name, pattern) for name in names):
@@ -43,9 +45,9 @@ class Penalties:
         self.weights = {n: p for n, p in names.items() if any(fnmatchcase(n, pattern) for pattern in patterns)}
         self.start: dict[str, Tensor] = {}
         if settings.l2_sp and pretrained is not None:
-            theirs, new = dict(pretrained.named_parameters()), set(pretrained.report.initialised)
-            known = [name for name in self.weights if name in theirs and name not in new]
-            self.start = {name: theirs[name].detach().to(self.weights[name].device) for name in known}
+            parameters, new = dict(pretrained.named_parameters()), set(pretrained.report.initialised)
+            known = [name for name in self.weights if name in parameters and name not in new]
+            self.start = {name: parameters[name].detach().to(self.weights[name].device) for name in known}
         if settings.l2_sp and not self.start:
             raise ConfigError(
                 f"regularize.l2_sp = {settings.l2_sp} has no effect: no weight that is trained and penalised is "
@@ -54,9 +56,9 @@ class Penalties:
 
     @torch.no_grad()
     def add_gradients_(self) -> None:
-        """Add the gradient of the penalties, once per optimizer step, to unscaled gradients summed over the ranks.
+        """Add the gradient of the penalties. Call it once an optimizer step, on unscaled gradients summed over ranks.
 
-        Then a penalty counts once, whatever the number of micro-batches and ranks.
+        A penalty then counts once, whatever the number of micro-batches and ranks.
         """
         l1, l2, l2_sp = self.settings.l1, self.settings.l2, self.settings.l2_sp
         if not (l1 or l2 or l2_sp):
@@ -64,19 +66,19 @@ class Penalties:
         reached = {name: p for name, p in self.weights.items() if p.grad is not None}
         weights: list[Tensor] = [*reached.values()]
         gradients = {name: p.grad for name, p in reached.items() if p.grad is not None}
-        parts: list[Tensor] = []
+        terms: list[Tensor] = []
         if l1 and weights:
             torch._foreach_add_([*gradients.values()], torch._foreach_sign(weights), alpha=l1)
-            parts += [l1 * norm for norm in torch._foreach_norm(weights, 1)]
+            terms += [l1 * norm for norm in torch._foreach_norm(weights, 1)]
         if l2 and weights:
             torch._foreach_add_([*gradients.values()], weights, alpha=l2)
-            parts += [l2 / 2 * norm.square() for norm in torch._foreach_norm(weights, 2)]
+            terms += [l2 / 2 * norm.square() for norm in torch._foreach_norm(weights, 2)]
         pretrained = [name for name in reached if name in self.start]
         if l2_sp and pretrained:
             change = torch._foreach_sub([reached[name] for name in pretrained], [self.start[n] for n in pretrained])
             torch._foreach_add_([gradients[name] for name in pretrained], change, alpha=l2_sp)
-            parts += [l2_sp / 2 * norm.square() for norm in torch._foreach_norm(change, 2)]
-        self.value = torch.stack(parts).sum() if parts else 0.0
+            terms += [l2_sp / 2 * norm.square() for norm in torch._foreach_norm(change, 2)]
+        self.value = torch.stack(terms).sum() if terms else 0.0
 
     def log(self) -> dict[str, float]:
         """Return {"penalty": its value in the last step} for metrics.jsonl; {} without a penalty."""
@@ -88,8 +90,8 @@ def apply_class_weights(model: TaskModel, settings: RegularizeSettings, counts: 
     """Set regularize.class_weights in the head.
 
     counts: (C,) the training targets of each class; None where no single class is learned.
-    balanced: N / (C * counts), so that every class has the same total weight and the mean over the targets is 1 (King
-    & Zeng 2001; scikit-learn's formula). A class without a target has weight 0.
+    balanced: N / (C * counts). Every class then has the same total weight, and the mean over the targets is 1 (King &
+    Zeng 2001; scikit-learn's formula). A class without a target has weight 0.
     Raises ConfigError without classes, and unless there is one number above 0 for each class.
     """
     given = settings.class_weights
@@ -115,9 +117,9 @@ def apply_class_weights(model: TaskModel, settings: RegularizeSettings, counts: 
 
 
 class DropoutSchedule:
-    """Every dropout rate of the model, drop path too, times a factor that is a pure function of the step.
+    """A schedule of the model's dropout rates, including drop path: each is multiplied by a function of the step.
 
-    With p the share of the run that is done and s the share that model.dropout.switch_step is of it, the factor is
+    p: the share of the run that is done. s: model.dropout.switch_step, as a share of the run. The factor is
 
     - constant: 1;
     - linear: p (after Morerio et al. 2017, "Curriculum dropout");
@@ -144,7 +146,7 @@ class DropoutSchedule:
 
     def factor(self, step: int) -> float:
         """Return the factor of the rates in optimizer step `step`, from 0."""
-        switch = steps_of(self.settings.switch_step, self.total)
+        switch = to_steps(self.settings.switch_step, self.total)
         if self.settings.schedule == "linear":
             return step / max(1, self.total - 1)
         if self.settings.schedule == "early":
@@ -155,13 +157,14 @@ class DropoutSchedule:
 class GradualUnfreezing:
     """Gradual unfreezing (Howard & Ruder 2018, "ULMFiT"): the head is trained first, then one more layer at a time.
 
-    Every `model.gradual_unfreezing` steps the next layer is added, from the last down, and the embeddings at the end.
-    What model.freeze or LoRA freezes stays frozen, and a layer without a trained parameter takes no turn. What is
-    trained is a pure function of the step. Raises ConfigError where the run ends before everything is trained.
+    Every model.gradual_unfreezing steps the next layer is added, from the last one down, and the embeddings at the end.
+    Parameters that model.freeze or LoRA freezes stay frozen, and a layer that has no other is passed over. Which
+    parameters are trained is a pure function of the step.
+    Raises ConfigError where the run ends before all layers are trained.
     """
 
     def __init__(self, model: nn.Module, every: float, total: int):
-        self.every = max(1, steps_of(every, total)) if every else 0
+        self.every = max(1, to_steps(every, total)) if every else 0
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         depth = depths(name for name, _ in model.named_parameters())
         turns = sorted({depth[name] for name in trained})
@@ -169,13 +172,13 @@ class GradualUnfreezing:
         if self.every and self.every * (len(turns) - 1) >= total > 0:
             most = total / (len(turns) - 1)
             raise ConfigError(
-                f"model.gradual_unfreezing = {every:g}: {len(turns)} parts of this model, one every "
-                f"{self.every} steps, are more than {total:,} steps reach; lower it below {most:.4g} steps, or name "
-                "what stays frozen in model.freeze"
+                f"model.gradual_unfreezing = {every:g}: unfreezing {len(turns)} groups of layers, one every "
+                f"{self.every} steps, takes more than {total:,} steps; set it below {most:.4g} steps, or name the "
+                "parameters that stay frozen in model.freeze"
             )
 
     def set_(self, step: int) -> bool:
-        """Set what is trained in optimizer step `step`, from 0; return whether that changed."""
+        """Set which parameters are trained in optimizer step `step`, from 0; return whether they changed."""
         if not self.every:
             return False
         last_turn = step // self.every
@@ -187,7 +190,7 @@ class GradualUnfreezing:
 
 
 def seed_dropout(seed: int, position: int, micro_batch: int, rank: int, device: torch.device) -> None:
-    """Make the dropout of one micro-batch a pure function of four numbers: no state to save, another one on each rank.
+    """Seed the dropout of one micro-batch by four numbers, so that no generator state has to be saved.
 
     Only the generator of `device` is seeded. torch.manual_seed seeds all devices, which is much slower.
     """
@@ -197,10 +200,10 @@ def seed_dropout(seed: int, position: int, micro_batch: int, rank: int, device: 
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the global generators of Python, NumPy and torch, on the CPU and the GPUs, for code of the user's own.
+    """Seed the global generators of Python, NumPy and torch, on the CPU and the GPUs, for the user's own code.
 
-    Nothing of the engine depends on them: its draws have streams of their own, or `seed_dropout` comes before.
+    The engine does not depend on them: it has its own random streams, and `seed_dropout` seeds each micro-batch.
     """
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # NumPy's legacy generator, which such code uses
+    np.random.seed(seed % 2**32)  # NumPy's legacy generator, which user code often uses
     torch.manual_seed(seed)

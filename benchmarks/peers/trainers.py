@@ -76,12 +76,12 @@ def ours(job: Job) -> None:
     from engine.log import RunLog
 
     watch = Stopwatch(job)
-    count, steps_of = RunLog.count_step, data.training_steps
+    count, to_steps = RunLog.count_step, data.training_steps
     first: list[int] = []
 
     def training_steps(examples: Any, *rest: Any, **options: Any) -> Iterator[Any]:
         watch.pool = 1.0 if job["task"] == "image-classification" else float(examples.lengths.mean())
-        for micro_batches in steps_of(examples, *rest, **options):
+        for micro_batches in to_steps(examples, *rest, **options):
             first[:] = first or [int(i) for batch in micro_batches for i in batch.indices]
             yield micro_batches
 

@@ -250,7 +250,7 @@ MISTAKES = {
     "no run": ([], "name one run folder: python -m engine.predict RUN"),
     "two runs": (["RUN", "RUN"], "name one run folder"),
     "no such run": (["nowhere"], "'nowhere': no such run folder"),
-    "not a run": (["."], "'.' is no run folder: it has no best/, last/ or manifest.json"),
+    "not a run": (["."], "'.' is not a run folder: it has no best/, last/ or manifest.json"),
     "no input": (["RUN", "--output=p.jsonl"], "--input is missing"),
     "no output": (["RUN", "--input=texts.tsv"], "--output is missing"),
     "typing error": (["RUN", "--inptu=texts.tsv"], "unknown option --inptu; did you mean 'input'?"),

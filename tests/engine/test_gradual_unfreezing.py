@@ -79,6 +79,6 @@ def test_weight_takes_the_steps_from_its_turn_on(tiny):
 
 def test_more_stages_than_steps_are_refused(tiny):
     with pytest.raises(
-        ConfigError, match=r"model\.gradual_unfreezing = 0\.4: 4 parts of this model, one every 8 steps, are more"
+        ConfigError, match=r"model\.gradual_unfreezing = 0\.4: unfreezing 4 groups of layers, one every 8 steps, takes"
     ):
         run_training(tiny(**{"model.gradual_unfreezing": 0.4}))

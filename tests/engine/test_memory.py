@@ -60,9 +60,9 @@ def set_free_memory(monkeypatch, share):
 
     def measured(objective, batch, amp):
         kept = measure(objective, batch, amp)
-        states = (1 + memory.STATES) * sum(4 * p.numel() for p in objective.parameters())
+        states = (1 + memory.NUM_STATES) * sum(4 * p.numel() for p in objective.parameters())
         wanted = states + share * 16 / len(batch.ids) * kept
-        monkeypatch.setattr(memory, "free_bytes", lambda device: wanted / memory.USED)
+        monkeypatch.setattr(memory, "free_bytes", lambda device: wanted / memory.USABLE_SHARE)
         return kept
 
     monkeypatch.setattr(memory, "kept_bytes", measured)
@@ -247,14 +247,14 @@ def test_ranks_share_the_free_memory_of_the_host(monkeypatch):
 
 
 def test_free_memory_of_containers_and_of_unknown_systems(tmp_path):
-    assert memory._left_in_cgroup(tmp_path) == memory._available(tmp_path / "meminfo") == float("inf")
+    assert memory._free_bytes_of_cgroup(tmp_path) == memory._available_bytes(tmp_path / "meminfo") == float("inf")
     (tmp_path / "memory.current").write_text("300\n")
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory._left_in_cgroup(tmp_path) == float("inf")
+    assert memory._free_bytes_of_cgroup(tmp_path) == float("inf")
     (tmp_path / "memory.max").write_text("1000\n")
-    assert memory._left_in_cgroup(tmp_path) == 700
+    assert memory._free_bytes_of_cgroup(tmp_path) == 700
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   5 kB\n")
-    assert memory._available(tmp_path / "meminfo") == 5 * 1024
+    assert memory._available_bytes(tmp_path / "meminfo") == 5 * 1024
 
 
 # The C library's allocator

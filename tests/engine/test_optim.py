@@ -29,9 +29,9 @@ from engine.optim import (
     count_steps,
     learning_rate,
     lr_scales,
+    names_without_gradient,
     set_learning_rate,
-    steps_of,
-    without_gradient,
+    to_steps,
 )
 
 ROOT = Path(models.__file__).parent.parent
@@ -90,7 +90,7 @@ def test_learning_rate_of_a_single_step_is_the_peak(schedule, warmup):
 def test_learning_rate_rises_in_the_warmup_only(schedule, warmup):
     optim = OptimSettings(lr=1.0, lr_schedule=schedule, warmup_steps=warmup, decay_steps=0.3)
     rates = [learning_rate(step, 30, optim) for step in range(30)]
-    top = max(0, steps_of(warmup, 30) - 1)
+    top = max(0, to_steps(warmup, 30) - 1)
     assert max(rates) == rates[top] == 1.0
     assert all((a < b) if step < top else (a >= b) for step, (a, b) in enumerate(pairwise(rates)))
     assert min(rates) > 0
@@ -113,7 +113,7 @@ def test_overlapping_warmup_and_decay_are_refused(warmup, decay, total):
 def test_rounded_shares_make_no_jump_in_the_learning_rate(warmup, decay, total):
     optim = OptimSettings(lr=1.0, lr_schedule="wsd", warmup_steps=warmup, decay_steps=decay)
     check_schedule(optim, total)
-    warm = steps_of(warmup, total)
+    warm = to_steps(warmup, total)
     assert warm == total or learning_rate(warm, total, optim) == 1.0
 
 
@@ -143,7 +143,7 @@ def test_warmup_longer_than_the_run_does_not_reach_the_peak():
     ("value", "total", "steps"), [(0, 50, 0), (0.1, 50, 5), (0.999, 1000, 999), (1, 50, 1), (7, 50, 7)]
 )
 def test_steps_of_takes_values_below_one_as_shares(value, total, steps):
-    assert steps_of(value, total) == steps
+    assert to_steps(value, total) == steps
 
 
 @pytest.mark.parametrize("head", sorted(filter(None, models.ARCHITECTURES["bert"].heads)))
@@ -245,7 +245,7 @@ def test_without_gradient_names_unreached_parameters():
     model = nn.ModuleDict({"used": nn.Linear(2, 2), "unused": nn.Linear(2, 2, bias=False), "frozen": nn.Linear(2, 2)})
     model["frozen"].requires_grad_(False)
     model["used"](torch.ones(1, 2)).sum().backward()
-    assert without_gradient(model) == ["unused.weight"]
+    assert names_without_gradient(model) == ["unused.weight"]
 
 
 # Optimizers and schedules by name, and which parameters are optimised
