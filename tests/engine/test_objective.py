@@ -691,5 +691,5 @@ def test_language_model_keeps_logits_in_training_for_r_drop_only(tmp_path, r_dro
     out = training_objective(model, RegularizeSettings(r_drop_weight=r_drop), None)(batch)
     assert (len(out.logits) > 0) is kept
     out.loss_sum.backward()
-    assert optim.without_gradient(model) == []
+    assert optim.names_without_gradient(model) == []
     assert len(model.eval()(batch).logits) > 0
