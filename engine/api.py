@@ -14,12 +14,13 @@ Everything works in a notebook, and any number of times in one process.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from data import Examples, Row
-from data.formats.memory import in_memory
+from data.formats.memory import as_list, in_memory, is_in_memory
 from engine import checkpoint, cli, distributed, plugins, validate
 from engine.config import DEFAULT_RECIPE, Config, ConfigError, DataSettings, check, override, read_recipe
 from engine.evaluate import EvaluationContext, evaluate, open_trained
@@ -30,9 +31,9 @@ from models import TaskModel
 
 def run_training(
     config: Config | str | Path = DEFAULT_RECIPE,
-    train_rows: Sequence[Any] | None = None,
-    validation_rows: Sequence[Any] | None = None,
-    test_rows: Sequence[Any] | None = None,
+    train_rows: Iterable[Any] | None = None,
+    validation_rows: Iterable[Any] | None = None,
+    test_rows: Iterable[Any] | None = None,
     **overrides: Any,
 ) -> dict[str, float]:
     """Run a recipe in this process as `python -m engine.train` does; return its final metrics.
@@ -47,20 +48,25 @@ def run_training(
     given = {"train_rows": train_rows, "validation_rows": validation_rows, "test_rows": test_rows}
     with in_memory(**{name: rows for name, rows in given.items() if rows is not None}) as sources:
         files = {f"data.{name.removesuffix('_rows')}": source for name, source in sources.items()}
+        if not isinstance(config, Config | str | Path):
+            raise ConfigError(f"{config!r:.80} is no recipe: give a Config, the file of a recipe, or its name")
         base = config if isinstance(config, Config) else read_recipe(str(config))
         cfg = override(base, files | _with_dotted_keys(overrides))
         plugins.load_plugins(cfg.run.plugins)
         check(cfg)
         ranks = distributed.setup(cfg.run.device)
         stop = cli.StopRequest()
-        with checkpoint.claim(cfg, ranks) as resumed:
-            result = train.train(cfg, ranks, stop, resumed)
+        try:
+            with checkpoint.claim(cfg, ranks) as resumed, _no_files_needed(cfg):
+                result = train.train(cfg, ranks, stop, resumed)
+        finally:  # the caller's signal handlers, however the run has ended
+            stop.restore_handlers()
     if result is None:
         raise KeyboardInterrupt(f"stopped by signal {stop.signal}; run.resume = 'yes' continues the run")
     return result
 
 
-def evaluate_rows(run: str | Path, rows: Sequence[Any], **overrides: Any) -> dict[str, float]:
+def evaluate_rows(run: str | Path, rows: Iterable[Any], **overrides: Any) -> dict[str, float]:
     """Return the metrics of a trained model on labelled rows, each a Row or a dict of a file's columns.
 
     run: a run folder, whose best/ is used, or a checkpoint folder. overrides: settings that a trained model reads.
@@ -72,7 +78,7 @@ def evaluate_rows(run: str | Path, rows: Sequence[Any], **overrides: Any) -> dic
         return evaluate(model, examples, context)
 
 
-def predict_rows(run: str | Path, rows: Sequence[Any], **overrides: Any) -> list[dict[str, Any]]:
+def predict_rows(run: str | Path, rows: Iterable[Any], **overrides: Any) -> list[dict[str, Any]]:
     """Return what engine.predict writes for each row, as dicts in the order of the rows.
 
     A row is what the task reads:
@@ -88,7 +94,7 @@ def predict_rows(run: str | Path, rows: Sequence[Any], **overrides: Any) -> list
     config = cli.configure(folder, _with_dotted_keys(overrides))
     task, _ = find_task(config.run.task)
     columns = validate.task_settings(config, task).data
-    with in_memory(rows=[_to_columns(row, columns) for row in rows]) as sources:
+    with in_memory(rows=[_to_columns(row, columns) for row in as_list("rows", rows)]) as sources:
         model, examples, context = _open_rows(folder, config, sources["rows"], labelled=False)
         return predict(model, examples, context)
 
@@ -96,10 +102,19 @@ def predict_rows(run: str | Path, rows: Sequence[Any], **overrides: Any) -> list
 def _open_rows(
     folder: Path, config: Config, source: str, labelled: bool
 ) -> tuple[TaskModel, Examples, EvaluationContext]:
-    """Open a trained model and rows in memory; ConfigError for a task whose own reader reads only files."""
-    try:
+    """Open a trained model and rows in memory."""
+    with _no_files_needed(config):
         return open_trained(folder, config, source, labelled)
-    except FileNotFoundError:
+
+
+@contextmanager
+def _no_files_needed(config: Config) -> Iterator[None]:
+    """Raise ConfigError where a task's own reader looks for a file with the name of rows in memory."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if not is_in_memory(str(error.filename)):
+            raise
         raise ConfigError(f"{config.run.task} reads files in a format of its own, not rows in memory") from None
 
 

@@ -8,8 +8,9 @@ A row has the values that a line of .jsonl would have. An image is a PIL image o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,30 @@ from data.errors import MEMORY, DataError, ErrorList
 from data.formats.parquet import unreadable_reason
 from data.row import Row
 
-_ROWS: dict[str, Sequence[Row | Mapping[str, Any]]] = {}  # by name, while their `in_memory` is active
+_ROWS: dict[str, list[Any]] = {}  # by name, while their `in_memory` is active
+
+
+def as_list(name: str, rows: Iterable[Any]) -> list[Any]:
+    """Return the rows as a list, since they are read more than once; DataError for what is no list of rows.
+
+    A text, a dict of columns and a data frame can be iterated over, but give characters and the names of columns.
+    """
+    if isinstance(rows, Iterable) and not isinstance(rows, str | bytes | Mapping | PathLike):
+        if not hasattr(rows, "columns"):
+            return list(rows)
+        hint = "a data frame gives its rows by to_dict('records')"
+    else:
+        hint = "a file is named in the settings, and a dict of columns is one row"
+    raise DataError(f"{name} = {rows!r:.80} is no list of rows; {hint}")
 
 
 @contextmanager
-def in_memory(**rows: Sequence[Row | Mapping[str, Any]]) -> Iterator[dict[str, str]]:
+def in_memory(**given: Iterable[Row | Mapping[str, Any]]) -> Iterator[dict[str, str]]:
     """Make rows readable under the names that it gives: {"train_rows": "memory:train_rows"}.
 
     Inside another `in_memory` with the same name, the inner rows are read until the inner one ends.
     """
+    rows = {name: as_list(name, values) for name, values in given.items()}
     outer = {name: _ROWS[name] for name in rows if name in _ROWS}
     _ROWS.update(rows)
     try:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Sized
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,13 @@ ROOT = Path(engine.__file__).parent.parent
 
 def rows_of(reviews: Path) -> list[dict]:
     return [json.loads(line) for line in reviews.read_text().splitlines()]
+
+
+@pytest.fixture
+def trained(tiny, tmp_path) -> Path:
+    """The folder of a finished run."""
+    engine.run_training(tiny(**{"run.folder": str(tmp_path / "trained"), "train.max_steps": 2}))
+    return tmp_path / "trained"
 
 
 def test_rows_in_memory_train_the_run_of_their_file(tiny, tmp_path, reviews):
@@ -107,6 +118,63 @@ def test_a_config_is_made_of_settings_alone(checkpoint_folder, tmp_path, reviews
     settings = {"model.name": str(checkpoint_folder), "model.pooling": "cls", "data.max_length": 32}
     config = override(Config(), settings | {"run.folder": str(tmp_path / "run"), "train.max_steps": 2})
     assert engine.run_training(config, train_rows=rows_of(reviews))["best_step"] > 0
+
+
+class Frame(list):
+    """Iterates over the names of its columns, as a data frame does."""
+
+    columns = ("text", "label")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    ["the cat", b"x", {"text": ["a", "b"]}, Path("x.jsonl"), Frame(["text", "label"]), 3],
+    ids=lambda rows: type(rows).__name__,
+)
+def test_what_is_no_list_of_rows_is_refused(tiny, trained, rows):
+    """Some of these can be iterated over, and would be predicted for as texts."""
+    config = tiny(**{"train.max_steps": 2})
+    with pytest.raises(DataError, match=r"^train_rows = .* is no list of rows"):
+        engine.run_training(config, train_rows=rows)
+    for function in (engine.predict_rows, engine.evaluate_rows):
+        with pytest.raises(DataError, match=r"^rows = .* is no list of rows"):
+            function(trained, rows)
+    with pytest.raises(ConfigError, match=r"\{\} is no recipe: give a Config"):
+        engine.run_training({})
+
+
+def test_rows_may_come_from_a_generator(tiny, trained, reviews):
+    rows = rows_of(reviews)
+    config = tiny(**{"train.max_steps": 2, "augment.text.delete": 0.2})
+    assert engine.run_training(config, train_rows=(row for row in rows))["best_step"] > 0
+    assert engine.predict_rows(trained, (row for row in rows)) == engine.predict_rows(trained, rows)
+
+
+@pytest.mark.parametrize("end", ["done", "stopped", "failed"])
+def test_signal_handlers_are_those_of_the_caller_afterwards(tiny, monkeypatch, end):
+    """In a notebook a later Ctrl-C must interrupt the cell, however the run ended."""
+    from engine import train
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+
+    def evaluate(model: object, examples: Sized, context: object) -> dict[str, float]:
+        assert signal.getsignal(signal.SIGINT) != before[0]
+        if end == "failed":
+            raise RuntimeError("mine")
+        if end == "stopped" and len(examples):  # once: a second signal ends the process
+            os.kill(os.getpid(), signal.SIGINT)
+        return {"accuracy": 1.0}
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    expected = {
+        "done": nullcontext(),
+        "failed": pytest.raises(RuntimeError),
+        "stopped": pytest.raises(KeyboardInterrupt),
+    }
+    with expected[end]:
+        engine.run_training(tiny(**{"train.max_steps": 4, "eval.every_steps": 2}))
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_importing_the_engine_does_not_import_its_functions():
