@@ -18,7 +18,7 @@ from data import Batch
 from engine.config import ConfigError, DropoutSettings, RegularizeSettings, choose_from
 from engine.regularize import DropoutSchedule
 from models import Output, TaskModel
-from models.heads import Head, widened
+from models.heads import Head, upcast
 from models.ops.packing import Packing
 
 # name -> loss(logits, batch): a scalar, the sum of the losses of all targets of a micro-batch, which may be empty.
@@ -183,7 +183,7 @@ class Objective(nn.Module):
         if self.teacher is None:
             return out
         weight, temperature = self.settings.distillation_weight, self.settings.distillation_temperature
-        logits = widened(out.logits)
+        logits = upcast(out.logits)
         teacher_logits = self.teacher[torch.tensor(batch.indices, dtype=torch.int64)].to(logits)
         student, teacher = (self.head.log_probabilities(x / temperature, batch) for x in (logits, teacher_logits))
         agreement = temperature**2 * F.kl_div(student, teacher.exp(), reduction="sum")

@@ -6,8 +6,8 @@
     out.logits, out.loss_sum                                               # (B, num_labels), scalar
     models.save_pretrained(model, "my-model")
 
-A new architecture is one file and one line in ARCHITECTURES; a head is a class and one line in HEADS. README.md in this
-folder says how.
+A new architecture is one file and one line in ARCHITECTURES; a new head is a class and one line in HEADS
+(models/README.md).
 """
 
 from models import lora
@@ -17,7 +17,7 @@ from models.errors import ModelError
 from models.generation.generate import Generated, generate
 from models.generation.settings import GenerationSettings
 from models.heads import HEADS
-from models.inputs import Inputs, ModelInputs, images, pack
+from models.inputs import Inputs, ModelInputs, pack, pack_images
 from models.lora import add_lora
 from models.ops.compile import compile_layers
 from models.ops.layers import checkpoint_activations
@@ -42,10 +42,10 @@ __all__ = [
     "from_pretrained",
     "generate",
     "hub",
-    "images",
     "load_adapter",
     "lora",
     "pack",
+    "pack_images",
     "read_config",
     "save_adapter",
     "save_pretrained",

@@ -1,4 +1,4 @@
-"""The files of a LoRA adapter, in the names and the form of peft: adapter_model.safetensors, adapter_config.json."""
+"""The files of a LoRA adapter as peft has them: adapter_model.safetensors and adapter_config.json."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from models.task_model import TaskModel
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 
-# An adapter_config.json may ask for more than we compute. UNREAD: fields that have no part in y, or that the tensors
-# repeat. STARTS: values of init_lora_weights that leave W alone. Any other field is refused by name unless it is OFF.
-UNREAD = (
-    *("peft_type", "r", "lora_alpha", "init_lora_weights"),  # compared
+# An adapter_config.json may describe more than LoraLinear computes. IGNORED_FIELDS do not affect the result, or repeat
+# what the tensors say. Any other field must have one of the NEUTRAL_VALUES.
+IGNORED_FIELDS = (
+    *("peft_type", "r", "lora_alpha", "init_lora_weights"),  # checked by _check_config
     *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
     *("target_modules", "exclude_modules", "modules_to_save", "lora_dropout", "fan_in_fan_out"),
-    *("megatron_core", "qalora_group_size", "eva_config"),  # options of what is off, or of the start
+    *("megatron_core", "qalora_group_size", "eva_config"),  # options of other features and of initialisation
 )
-STARTS: tuple[object, ...] = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
-OFF: tuple[object, ...] = (None, False, "none", "", [], {})
+# Values of init_lora_weights that leave the base weights unchanged.
+SUPPORTED_INITS: tuple[object, ...] = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
+NEUTRAL_VALUES: tuple[object, ...] = (None, False, "none", "", [], {})
 
 
 def save_adapter(model: TaskModel, folder: str | Path) -> None:
-    """Write A, B and a trained head, and a config, in the names and the form that peft reads."""
+    """Write A, B, a trained head and a config into a new or existing folder, as peft reads them."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     layers = lora_layers(model)
@@ -41,10 +42,10 @@ def save_adapter(model: TaskModel, folder: str | Path) -> None:
 
 
 def load_adapter(model: TaskModel, folder: str | Path) -> None:
-    """Copy an adapter, ours or peft's, into a model that add_lora has prepared in the same way.
+    """Copy an adapter, ours or peft's, into a model to which add_lora was applied with the same options.
 
-    A part of the head that the adapter lacks stays as it is, if it came from the file of the base (peft leaves out
-    BERT's pooler). Raises ModelError where adapter and model differ, in config or in tensors.
+    peft leaves out BERT's pooler. So a head parameter that the adapter lacks stays as it is if the base checkpoint has
+    it. Raises ModelError where adapter and model differ, in config or in tensors.
     """
     path = Path(folder) / WEIGHTS_FILE
     ours = _adapter_tensors(model)
@@ -52,27 +53,27 @@ def load_adapter(model: TaskModel, folder: str | Path) -> None:
     new = {parameter for name, parameter in model.named_parameters() if name in set(model.report.initialised)}
     with ExitStack() as stack:
         files = TensorFiles(path.parent, [path], stack)
-        odd = files.where.keys() - ours.keys()
-        for key in ours.keys() - files.where.keys():
+        mismatched = files.entries.keys() - ours.keys()
+        for key in ours.keys() - files.entries.keys():
             if ".lora_" in key or ours[key] in new or any(f".{module}." in key for module in trained):
-                odd.add(key)
-        if odd:
+                mismatched.add(key)
+        if mismatched:
             raise ModelError(
                 f"{path}: its tensors are not those of this model's adapter (differing: "
-                f"{', '.join(sorted(odd)[:4])}); the targets and the head must be those it was trained with"
+                f"{', '.join(sorted(mismatched)[:4])}); the targets and the head must be those it was trained with"
             )
         with torch.no_grad():
-            for key in files.where:
-                shape, parameter = files.where[key].shape, ours[key]
+            for key in files.entries:
+                shape, parameter = files.entries[key].shape, ours[key]
                 if shape != parameter.shape:
                     raise ModelError(f"{path}: {key} has shape {list(shape)}, not {list(parameter.shape)}")
                 files.read_into(key, parameter)
 
 
 def _check_config(path: Path, layers: dict[str, LoraLinear]) -> list[str]:
-    """Return the modules that the config says were trained whole; ModelError unless its change is that of `layers`.
+    """Return the names in modules_to_save; ModelError unless rank, alpha and all other fields fit `layers`.
 
-    The names of the tensors say which layers it changes.
+    Which layers the adapter changes is not checked here: the names of its tensors say it.
     """
     try:
         config = read_json(path)
@@ -88,10 +89,10 @@ def _check_config(path: Path, layers: dict[str, LoraLinear]) -> list[str]:
             theirs = reprlib.repr(config.get(name))
             raise ModelError(f"{path}: {name} = {theirs}, but this model has model.lora.{setting} = {value:g}")
     start = config.get("init_lora_weights")
-    if start not in STARTS:
+    if start not in SUPPORTED_INITS:
         raise ModelError(f"{path}: init_lora_weights = {reprlib.repr(start)} is not supported: it changes the base too")
     for name, value in config.items():
-        if name not in UNREAD and value not in OFF:
+        if name not in IGNORED_FIELDS and value not in NEUTRAL_VALUES:
             raise ModelError(f"{path}: {reprlib.repr(name)} = {reprlib.repr(value)} is not supported in an adapter")
     trained = config.get("modules_to_save") or []
     if not isinstance(trained, list):
@@ -99,8 +100,8 @@ def _check_config(path: Path, layers: dict[str, LoraLinear]) -> list[str]:
     return [str(module) for module in trained]
 
 
-def _hub_name(model: TaskModel, ours: str) -> str:
-    """Return the hub's name of a parameter, as peft writes it before "lora_A"."""
+def _peft_name(model: TaskModel, ours: str) -> str:
+    """Return the name of a parameter in peft's files."""
     return "base_model.model." + model.spec.architecture.weights.exported_name(ours, model.head_name)
 
 
@@ -108,19 +109,19 @@ def _adapter_tensors(model: TaskModel) -> dict[str, Tensor]:
     """Return {name in the file: parameter} of A, B and the trained parts of the head."""
     tensors: dict[str, Tensor] = {}
     for name, layer in lora_layers(model).items():
-        key = _hub_name(model, f"{name}.weight").removesuffix(".weight")
+        key = _peft_name(model, f"{name}.weight").removesuffix(".weight")
         tensors |= {f"{key}.lora_A.weight": layer.lora_a, f"{key}.lora_B.weight": layer.lora_b}
     if model.head is not None:
         for name, parameter in model.head.named_parameters():
             if parameter.requires_grad:
-                tensors[_hub_name(model, f"head.{name}")] = parameter
+                tensors[_peft_name(model, f"head.{name}")] = parameter
     return tensors
 
 
 def _adapter_config(model: TaskModel, layers: dict[str, LoraLinear]) -> JsonObject:
     """Return the adapter_config.json of a model."""
     if not layers:
-        raise ModelError("this model has no LoRA layers to save; models.save_pretrained writes the whole of it")
+        raise ModelError("this model has no LoRA layers to save; models.save_pretrained writes the whole model")
     first = next(iter(layers.values()))
     table, head = model.spec.architecture.weights, model.head_name
     names = [table.exported_name(f"{name}.weight", head).removesuffix(".weight") for name in layers]
@@ -136,7 +137,7 @@ def _adapter_config(model: TaskModel, layers: dict[str, LoraLinear]) -> JsonObje
         "lora_dropout": first.rate,  # as configured: a schedule may have changed the rate of this step
         "target_modules": names,
         "modules_to_save": modules or None,
-        "fan_in_fan_out": any(table.row_of(f"{name}.weight", head).transpose for name in layers),
+        "fan_in_fan_out": any(table.find_row(f"{name}.weight", head).transpose for name in layers),
         "bias": "none",
         "inference_mode": True,
     }

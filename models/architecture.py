@@ -1,4 +1,4 @@
-"""What a file like models/bert.py tells the rest of the package about one kind of checkpoint."""
+"""The declaration of an architecture, as in models/bert.py, and the Protocols of its config and its module."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from models.inputs import ModelInputs
 from models.ops.layers import DropoutRates
 from models.ops.packing import Packing
 
-MAX_SIZE = 2**24  # of any size in config.json; no model comes near it
+MAX_SIZE = 2**24  # the limit of every size in config.json, far above those of published models
 
 
 class BackboneConfig(Protocol):
-    """What every config has: a frozen dataclass of the fields that change the mathematics."""
+    """The fields of every config, a frozen dataclass of what changes the mathematics."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
     def hidden_size(self) -> int:
-        """D."""
+        """The width D of the hidden states."""
 
     @property
     def initializer_range(self) -> float:
@@ -43,13 +43,13 @@ class BackboneConfig(Protocol):
 class Backbone(Protocol):
     """An nn.Module from inputs to hidden states.
 
-    One whose output matrix can be tied also has `embedding`, an nn.Embedding. One that drops paths has the rate of each
-    layer as its `drop_path_rate`.
+    - A backbone to which an output matrix can be tied also has `embedding`, an nn.Embedding.
+    - A layer that drops paths has its rate as `drop_path_rate`.
     """
 
     @property
     def config(self) -> BackboneConfig:
-        """What it was built from."""
+        """The config that the module was built from."""
 
     @property
     def max_length(self) -> int:
@@ -60,10 +60,10 @@ class Backbone(Protocol):
         """The layers from the input to the output."""
 
     def __call__(self, inputs: ModelInputs, cache: Cache | None = None) -> tuple[Tensor, Packing]:
-        """Return the hidden states (T, D) and their packing. Only one that generates text takes a cache."""
+        """Return the hidden states (T, D) and their packing. Only a backbone that generates text takes a cache."""
 
     def init_weights(self, generator: torch.Generator, modules: Iterable[nn.Module] = ()) -> None:
-        """Initialise every weight from `generator`, or only those of these modules."""
+        """Initialise every weight from `generator`, or only those of `modules`."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield every parameter, as nn.Module.parameters does."""
@@ -74,20 +74,20 @@ ConfigT = TypeVar("ConfigT", bound=BackboneConfig)
 
 @dataclass(frozen=True)
 class Architecture(Generic[ConfigT]):
-    """One value of config.json's model_type."""
+    """The declaration of one value of config.json's model_type."""
 
-    read_config: Callable[[JsonObject], ConfigT]  # of a config.json; ModelError for what it does not support
+    read_config: Callable[[JsonObject], ConfigT]  # config.json -> config; ModelError for unsupported values
     build: Callable[[ConfigT, type[Head] | None], Backbone]
     # (config, name of the head, its class, pooling); labels and losses are filled in later
     head_shape: Callable[[ConfigT, str, type[Head], str], HeadShape]
     weights: WeightTable
-    heads: Mapping[str | None, str]  # the heads it takes -> the class of transformers that reads their export
+    heads: Mapping[str | None, str]  # supported heads -> the class of transformers that reads their export
     depth: tuple[str, ...]  # the fields of config.json that say how many layers there are
-    pooling: str = "cls"  # unless the checkpoint or the recipe has another
+    pooling: str = "cls"  # the default; a checkpoint or a recipe may have another
     complete: Callable[[JsonObject], JsonObject] = dict  # add to config.json the fields that others imply
 
 
-# Each entry of ARCHITECTURES goes with a config class of its own, which no type of one dictionary can say.
+# Each entry of ARCHITECTURES has its own config class, which the type of a dictionary cannot express.
 AnyArchitecture: TypeAlias = Architecture[Any]
 
 
@@ -99,8 +99,9 @@ def read_fields(
 ) -> ConfigT:
     """Return a config dataclass from config.json: the fields it declares, each a number, text or bool like its default.
 
-    names: {our field: the hub's}, where they differ. supported: {hub field: values}, for settings that change the
-    mathematics and of which only these values are implemented; any other is refused by name.
+    names: {our field: the hub's}, where they differ.
+    supported: {hub field: implemented values}, for fields that change the mathematics. Raises ModelError for any other
+    value, and for a value of the wrong type or size.
     """
     for name, values in (supported or {}).items():
         if name in raw and raw[name] not in values:
@@ -113,12 +114,13 @@ def read_fields(
         value = raw.get(name)
         if declared.name in ("rates", "head_rates") or value is None:
             continue
-        given[declared.name] = _checked(name, value, str(declared.type), declared.default)
+        given[declared.name] = _check_field(name, value, str(declared.type), declared.default)
     return cls(**given)
 
 
-def _checked(name: str, value: Any, kind: str, example: object) -> Any:
-    expected: Any = {"int": int, "float": int | float, "str": str, "bool": bool}[kind.split(" ")[0]]
+def _check_field(name: str, value: Any, annotation: str, example: object) -> Any:
+    """Return the value of a field; ModelError unless it fits the annotation of the dataclass field and the limits."""
+    expected: Any = {"int": int, "float": int | float, "str": str, "bool": bool}[annotation.split(" ")[0]]
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
         raise ModelError(f"config.json: {name} = {reprlib.repr(value)} should be like {example!r}")
     if expected in (str, bool):
@@ -142,7 +144,7 @@ def read_rates(raw: JsonObject, **sites: tuple[str, float]) -> dict[str, float]:
     return rates
 
 
-def check_divides(raw_name: str, size: int, heads_name: str, heads: int) -> None:
+def check_divides(size_name: str, size: int, heads_name: str, heads: int) -> None:
     """Raise ModelError unless the hidden size splits into equal attention heads."""
     if size % heads:
-        raise ModelError(f"config.json: {raw_name} = {size} is not a multiple of {heads_name} = {heads}")
+        raise ModelError(f"config.json: {size_name} = {size} is not a multiple of {heads_name} = {heads}")

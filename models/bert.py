@@ -1,8 +1,8 @@
 """BERT (Devlin et al. 2018), RoBERTa (Liu et al. 2019) and DistilBERT (Sanh et al. 2019): one encoder, post-LayerNorm.
 
-They differ in the first position, in token types, in the layers before a classifier's output, and in the names of their
-files: each has a function that reads its config.json and a table of weights. The text is packed, so a micro-batch is
-(T, D) from the embeddings to the last layer. Shapes: models/ops/packing.py.
+They differ in the first position, in token types, in the layers before a classifier's output, and in the names in
+their files. So each has a function that reads its config.json, and a table of weights. The text is packed, so a
+micro-batch is (T, D) from the embeddings to the last layer. Shapes: models/ops/packing.py.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from models.architecture import Architecture, check_divides, read_fields, read_rates
 from models.checkpoints.tensor_files import JsonObject
-from models.checkpoints.weights import WeightRow, WeightTable, linear
+from models.checkpoints.weights import WeightRow, WeightTable, linear_rows
 from models.heads import Head, HeadShape
-from models.inputs import ModelInputs, required
+from models.inputs import ModelInputs, require
 from models.ops.attention import SelfAttention
 from models.ops.dropout import Dropout
 from models.ops.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, drop_path, init_normal
@@ -35,12 +35,12 @@ class BertConfig:
     intermediate_size: int = 3072
     hidden_act: str = "gelu"
     max_position_embeddings: int = 512
-    type_vocab_size: int = 2  # 0: no token types at all
+    type_vocab_size: int = 2  # 0: no token types
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
     pad_token_id: int = 0
     first_position: int = 0  # RoBERTa's first token is at pad_token_id + 1
-    sinusoidal: bool = False  # DistilBERT's positions: fixed sines unless they are loaded
+    sinusoidal: bool = False  # DistilBERT: new position embeddings are sines and cosines
     drop_attention_branch: bool = True  # False in DistilBERT: no dropout on the attention branch
     rates: DropoutRates = NO_DROPOUT
     head_rates: Mapping[str, float] = field(default_factory=dict)  # head -> dropout before its output
@@ -86,7 +86,9 @@ class BertModel(nn.Module):
         )
         self.embedding_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = Dropout(config.rates.embedding)
-        self.layers = nn.ModuleList(BertLayer(config, config.rates.drop_path_of(i, depth)) for i in range(depth))
+        self.layers = nn.ModuleList(
+            BertLayer(config, config.rates.layer_drop_path_rate(i, depth)) for i in range(depth)
+        )
 
     @property
     def max_length(self) -> int:
@@ -99,12 +101,12 @@ class BertModel(nn.Module):
         return self.word_embeddings
 
     def forward(self, inputs: ModelInputs) -> tuple[Tensor, Packing]:
-        """Return the last hidden states, (T, D). inputs.input_ids, inputs.token_type_ids: (T,)."""
-        input_ids = required(inputs.input_ids, "input_ids")
+        """Return the last hidden states, (T, D), and their packing. inputs.input_ids, inputs.token_type_ids: (T,)."""
+        input_ids = require(inputs.input_ids, "input_ids")
         packing = Packing(inputs.lengths, inputs.cu_seqlens)
         x = self.word_embeddings(input_ids)
         if self.token_type_embeddings is not None:
-            x = x + self.token_type_embeddings(required(inputs.token_type_ids, "token_type_ids"))
+            x = x + self.token_type_embeddings(require(inputs.token_type_ids, "token_type_ids"))
         x = self.dropout(self.embedding_norm(x + self.position_embeddings(self.positions(input_ids, packing))))
         for layer in self.layers:
             x = layer(x, packing)
@@ -113,8 +115,8 @@ class BertModel(nn.Module):
     def positions(self, input_ids: Tensor, packing: Packing) -> Tensor:
         """Return (T,): the row of the position embeddings for each token.
 
-        RoBERTa counts the tokens that are not the pad token, from pad_token_id + 1. A pad token *inside* a text (a
-        literal <pad>) has the position pad_token_id and does not count, as in the published code.
+        RoBERTa counts from pad_token_id + 1. A pad token *inside* a text (a literal <pad>) has the position
+        pad_token_id and is not counted, as in the published code.
         """
         if not self.config.first_position:
             return packing.positions
@@ -128,7 +130,7 @@ class BertModel(nn.Module):
     def init_weights(self, generator: torch.Generator, modules: Iterable[nn.Module] = ()) -> None:
         """Draw weights from Normal(0, initializer_range), set biases to 0 and LayerNorms to identity, as published.
 
-        In the whole encoder, or only in these `modules` of it.
+        It initialises the whole encoder, or only `modules`.
         """
         for module in modules or [self]:
             init_normal(module, self.config.initializer_range, generator)
@@ -137,13 +139,13 @@ class BertModel(nn.Module):
 
 
 def sinusoids(positions: int, width: int) -> Tensor:
-    """Return (positions, width): sin in the even columns, cos in the odd ones (Vaswani et al. 2017, 3.5)."""
+    """Return (positions, width) with sin in the even columns and cos in the odd ones (Vaswani et al. 2017, 3.5)."""
     columns = torch.arange(width, dtype=torch.float64)
     angles = torch.arange(positions, dtype=torch.float64)[:, None] / 10000 ** (2 * (columns // 2) / width)
     return torch.where(columns.long() % 2 == 0, angles.sin(), angles.cos()).float()
 
 
-# Common to the three kinds of checkpoints.
+# Shared by the three architectures
 
 SUPPORTED = {
     "position_embedding_type": ("absolute", None),
@@ -155,31 +157,31 @@ LEGACY = ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".Layer
 EMBEDDINGS = (
     WeightRow("backbone.word_embeddings.weight", "embeddings.word_embeddings.weight"),
     WeightRow("backbone.position_embeddings.weight", "embeddings.position_embeddings.weight"),
-    *linear("backbone.embedding_norm", "embeddings.LayerNorm"),
+    *linear_rows("backbone.embedding_norm", "embeddings.LayerNorm"),
 )
-# BERT's and RoBERTa's
+# Shared by BERT and RoBERTa
 EMBEDDINGS_AND_LAYERS = (
     *EMBEDDINGS,
     WeightRow("backbone.token_type_embeddings.weight", "embeddings.token_type_embeddings.weight"),
-    *linear("backbone.layers.{i}.attention.query", "encoder.layer.{i}.attention.self.query"),
-    *linear("backbone.layers.{i}.attention.key", "encoder.layer.{i}.attention.self.key"),
-    *linear("backbone.layers.{i}.attention.value", "encoder.layer.{i}.attention.self.value"),
-    *linear("backbone.layers.{i}.attention.output", "encoder.layer.{i}.attention.output.dense"),
-    *linear("backbone.layers.{i}.attention_norm", "encoder.layer.{i}.attention.output.LayerNorm"),
-    *linear("backbone.layers.{i}.mlp.up", "encoder.layer.{i}.intermediate.dense"),
-    *linear("backbone.layers.{i}.mlp.down", "encoder.layer.{i}.output.dense"),
-    *linear("backbone.layers.{i}.mlp_norm", "encoder.layer.{i}.output.LayerNorm"),
+    *linear_rows("backbone.layers.{i}.attention.query", "encoder.layer.{i}.attention.self.query"),
+    *linear_rows("backbone.layers.{i}.attention.key", "encoder.layer.{i}.attention.self.key"),
+    *linear_rows("backbone.layers.{i}.attention.value", "encoder.layer.{i}.attention.self.value"),
+    *linear_rows("backbone.layers.{i}.attention.output", "encoder.layer.{i}.attention.output.dense"),
+    *linear_rows("backbone.layers.{i}.attention_norm", "encoder.layer.{i}.attention.output.LayerNorm"),
+    *linear_rows("backbone.layers.{i}.mlp.up", "encoder.layer.{i}.intermediate.dense"),
+    *linear_rows("backbone.layers.{i}.mlp.down", "encoder.layer.{i}.output.dense"),
+    *linear_rows("backbone.layers.{i}.mlp_norm", "encoder.layer.{i}.output.LayerNorm"),
 )
-CLASSIFIER = linear("head.classifier", "classifier", "head")
+CLASSIFIER = linear_rows("head.classifier", "classifier", "head")
 HEAD_ROWS = {
     "token-classification": CLASSIFIER,
-    "relation-classification": linear("head.classifier", "relation_classifier", "head"),
-    "question-answering": linear("head.span", "qa_outputs", "head"),
+    "relation-classification": linear_rows("head.classifier", "relation_classifier", "head"),
+    "question-answering": linear_rows("head.span", "qa_outputs", "head"),
 }
 
 
-def _exported_as(name: str) -> dict[str | None, str]:
-    """Return {head: class of transformers}; it has no relation classifier, so it reads the encoder of one."""
+def _transformers_classes(name: str) -> dict[str | None, str]:
+    """Return {head: class of transformers}. It has no relation classifier; its model class reads the encoder of one."""
     return {
         None: f"{name}Model",
         "sequence-classification": f"{name}ForSequenceClassification",
@@ -231,7 +233,7 @@ BERT = Architecture(
     read_config=_read_bert,
     build=lambda config, head: BertModel(config),
     head_shape=_bert_head,
-    heads=_exported_as("Bert"),
+    heads=_transformers_classes("Bert"),
     depth=("num_hidden_layers",),
     weights=WeightTable(
         model_type="bert",
@@ -239,10 +241,10 @@ BERT = Architecture(
         rows=EMBEDDINGS_AND_LAYERS,
         heads=HEAD_ROWS
         | {
-            "sequence-classification": (*linear("head.dense", "pooler.dense", "pooler"), *CLASSIFIER),
+            "sequence-classification": (*linear_rows("head.dense", "pooler.dense", "pooler"), *CLASSIFIER),
             "masked-lm": (
-                *linear("head.dense", "cls.predictions.transform.dense", "head"),
-                *linear("head.norm", "cls.predictions.transform.LayerNorm", "head"),
+                *linear_rows("head.dense", "cls.predictions.transform.dense", "head"),
+                *linear_rows("head.norm", "cls.predictions.transform.LayerNorm", "head"),
                 WeightRow("head.decoder.weight", "cls.predictions.decoder.weight", "head"),
                 WeightRow("head.decoder.bias", "cls.predictions.bias", "head", untied="cls.predictions.decoder.bias"),
             ),
@@ -274,7 +276,7 @@ ROBERTA = Architecture(
     read_config=_read_roberta,
     build=lambda config, head: BertModel(config),
     head_shape=_roberta_head,
-    heads=_exported_as("Roberta"),
+    heads=_transformers_classes("Roberta"),
     depth=("num_hidden_layers",),
     weights=WeightTable(
         model_type="roberta",
@@ -283,12 +285,12 @@ ROBERTA = Architecture(
         heads=HEAD_ROWS
         | {
             "sequence-classification": (
-                *linear("head.dense", "classifier.dense", "head"),
-                *linear("head.classifier", "classifier.out_proj", "head"),
+                *linear_rows("head.dense", "classifier.dense", "head"),
+                *linear_rows("head.classifier", "classifier.out_proj", "head"),
             ),
             "masked-lm": (
-                *linear("head.dense", "lm_head.dense", "head"),
-                *linear("head.norm", "lm_head.layer_norm", "head"),
+                *linear_rows("head.dense", "lm_head.dense", "head"),
+                *linear_rows("head.norm", "lm_head.layer_norm", "head"),
                 WeightRow("head.decoder.weight", "lm_head.decoder.weight", "head"),
                 WeightRow("head.decoder.bias", "lm_head.bias", "head", untied="lm_head.decoder.bias"),
             ),
@@ -339,28 +341,28 @@ DISTILBERT = Architecture(
     read_config=_read_distilbert,
     build=lambda config, head: BertModel(config),
     head_shape=_distilbert_head,
-    heads=_exported_as("DistilBert"),
+    heads=_transformers_classes("DistilBert"),
     depth=("n_layers",),
     weights=WeightTable(
         model_type="distilbert",
         prefix="distilbert.",
         rows=(
             *EMBEDDINGS,
-            *linear("backbone.layers.{i}.attention.query", "transformer.layer.{i}.attention.q_lin"),
-            *linear("backbone.layers.{i}.attention.key", "transformer.layer.{i}.attention.k_lin"),
-            *linear("backbone.layers.{i}.attention.value", "transformer.layer.{i}.attention.v_lin"),
-            *linear("backbone.layers.{i}.attention.output", "transformer.layer.{i}.attention.out_lin"),
-            *linear("backbone.layers.{i}.attention_norm", "transformer.layer.{i}.sa_layer_norm"),
-            *linear("backbone.layers.{i}.mlp.up", "transformer.layer.{i}.ffn.lin1"),
-            *linear("backbone.layers.{i}.mlp.down", "transformer.layer.{i}.ffn.lin2"),
-            *linear("backbone.layers.{i}.mlp_norm", "transformer.layer.{i}.output_layer_norm"),
+            *linear_rows("backbone.layers.{i}.attention.query", "transformer.layer.{i}.attention.q_lin"),
+            *linear_rows("backbone.layers.{i}.attention.key", "transformer.layer.{i}.attention.k_lin"),
+            *linear_rows("backbone.layers.{i}.attention.value", "transformer.layer.{i}.attention.v_lin"),
+            *linear_rows("backbone.layers.{i}.attention.output", "transformer.layer.{i}.attention.out_lin"),
+            *linear_rows("backbone.layers.{i}.attention_norm", "transformer.layer.{i}.sa_layer_norm"),
+            *linear_rows("backbone.layers.{i}.mlp.up", "transformer.layer.{i}.ffn.lin1"),
+            *linear_rows("backbone.layers.{i}.mlp.down", "transformer.layer.{i}.ffn.lin2"),
+            *linear_rows("backbone.layers.{i}.mlp_norm", "transformer.layer.{i}.output_layer_norm"),
         ),
         heads=HEAD_ROWS
         | {
-            "sequence-classification": (*linear("head.dense", "pre_classifier", "head"), *CLASSIFIER),
+            "sequence-classification": (*linear_rows("head.dense", "pre_classifier", "head"), *CLASSIFIER),
             "masked-lm": (
-                *linear("head.dense", "vocab_transform", "head"),
-                *linear("head.norm", "vocab_layer_norm", "head"),
+                *linear_rows("head.dense", "vocab_transform", "head"),
+                *linear_rows("head.norm", "vocab_layer_norm", "head"),
                 WeightRow("head.decoder.weight", "vocab_projector.weight", "head"),
                 WeightRow("head.decoder.bias", "vocab_projector.bias", "head"),
             ),

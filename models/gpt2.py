@@ -1,7 +1,7 @@
 """GPT-2 (Radford et al. 2019): a decoder-only transformer, pre-LayerNorm.
 
 The text is packed, so a micro-batch is (T, D) from the embeddings to the last layer. With a cache
-(models/generation/cache.py) it continues from the tokens that it has read. Shapes: models/ops/packing.py.
+(models/generation/cache.py) the model continues after the tokens that it has read. Shapes: models/ops/packing.py.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from models.architecture import Architecture, check_divides, read_fields, read_rates
 from models.checkpoints.tensor_files import JsonObject
-from models.checkpoints.weights import WeightRow, WeightTable, linear
+from models.checkpoints.weights import WeightRow, WeightTable, linear_rows
 from models.generation.cache import Cache
-from models.heads import Head, HeadShape, widened
-from models.inputs import ModelInputs, required
+from models.heads import Head, HeadShape, upcast
+from models.inputs import ModelInputs, require
 from models.ops.attention import packed_attention
 from models.ops.dropout import Dropout
 from models.ops.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, drop_path, init_normal
@@ -38,9 +38,9 @@ class GPT2Config:
     max_position_embeddings: int = 1024
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
-    scale_attn_weights: bool = True  # by 1 / sqrt(K)
-    scale_attn_by_inverse_layer_idx: bool = False  # and by 1 / (layer + 1)
-    reorder_and_upcast_attn: bool = False  # attention in fp32 whatever the precision of the rest
+    scale_attn_weights: bool = True  # scores times 1 / sqrt(K)
+    scale_attn_by_inverse_layer_idx: bool = False  # scores times 1 / (layer + 1)
+    reorder_and_upcast_attn: bool = False  # attention in fp32, independent of the precision of the model
     rates: DropoutRates = NO_DROPOUT
     head_rates: Mapping[str, float] = field(default_factory=dict)  # head -> dropout before its output
 
@@ -71,7 +71,7 @@ class Attention(nn.Module):
             out: Tensor = self.output(self.attend(q, k, v, packing, cache))
             return out
         with torch.autocast(x.device.type, enabled=False):
-            attended = self.attend(widened(q), widened(k), widened(v), packing, cache)
+            attended = self.attend(upcast(q), upcast(k), upcast(v), packing, cache)
         out = self.output(attended.to(q.dtype))
         return out
 
@@ -94,7 +94,7 @@ class GPT2Layer(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = MLP(config.hidden_size, config.intermediate_size or 4 * config.hidden_size, config.hidden_act)
         self.dropout = Dropout(config.rates.hidden)
-        self.drop_path_rate = config.rates.drop_path_of(layer, config.num_hidden_layers)
+        self.drop_path_rate = config.rates.layer_drop_path_rate(layer, config.num_hidden_layers)
 
     def forward(self, x: Tensor, packing: Packing, cache: Cache | None) -> Tensor:
         """(T, D) -> (T, D)"""
@@ -126,10 +126,13 @@ class GPT2Model(nn.Module):
         return self.word_embeddings
 
     def forward(self, inputs: ModelInputs, cache: Cache | None = None) -> tuple[Tensor, Packing]:
-        """Return the last hidden states, (T, D). inputs.input_ids: (T,), with a cache the new tokens only."""
+        """Return the last hidden states, (T, D), and their packing.
+
+        inputs.input_ids: (T,); with a cache, only the new tokens.
+        """
         packing = Packing(inputs.lengths, inputs.cu_seqlens)
         positions = packing.positions if cache is None else cache.extend(packing)
-        words = self.word_embeddings(required(inputs.input_ids, "input_ids"))
+        words = self.word_embeddings(require(inputs.input_ids, "input_ids"))
         x = self.dropout(words + self.position_embeddings(positions))
         for layer in self.layers:
             x = layer(x, packing, cache)
@@ -139,8 +142,8 @@ class GPT2Model(nn.Module):
     def init_weights(self, generator: torch.Generator, modules: Iterable[nn.Module] = ()) -> None:
         """Draw weights from Normal(0, initializer_range), set biases to 0 and LayerNorms to identity.
 
-        In the whole model, or only in these `modules` of it. The matrices whose product joins the residual start
-        smaller by 1 / sqrt(2 layers), so that it does not grow with depth (Radford et al. 2019, 2.3).
+        It initialises the whole model, or only `modules`. Matrices whose product is added to the residual stream are
+        scaled by 1 / sqrt(2 layers), so that it does not grow with depth (Radford et al. 2019, 2.3).
         """
         std, depth = self.config.initializer_range, self.config.num_hidden_layers
         for module in modules or [self]:
@@ -173,7 +176,7 @@ def _read_config(raw: JsonObject) -> GPT2Config:
     token = read_rates(
         raw, token=("hidden_dropout", 0.1) if raw.get("classifier_dropout") is None else ("classifier_dropout", 0.1)
     )
-    # Only the token classifier has a dropout of its own.
+    # In the published code only the token classifier has dropout.
     return replace(config, rates=DropoutRates(**rates), head_rates={"token-classification": token["token"]})
 
 
@@ -203,19 +206,19 @@ GPT2 = Architecture(
         rows=(
             WeightRow("backbone.word_embeddings.weight", "wte.weight"),
             WeightRow("backbone.position_embeddings.weight", "wpe.weight"),
-            *linear("backbone.layers.{i}.attention_norm", "h.{i}.ln_1"),
-            *linear("backbone.layers.{i}.attention.qkv", "h.{i}.attn.c_attn", transpose=True),
-            *linear("backbone.layers.{i}.attention.output", "h.{i}.attn.c_proj", transpose=True),
-            *linear("backbone.layers.{i}.mlp_norm", "h.{i}.ln_2"),
-            *linear("backbone.layers.{i}.mlp.up", "h.{i}.mlp.c_fc", transpose=True),
-            *linear("backbone.layers.{i}.mlp.down", "h.{i}.mlp.c_proj", transpose=True),
-            *linear("backbone.norm", "ln_f"),
+            *linear_rows("backbone.layers.{i}.attention_norm", "h.{i}.ln_1"),
+            *linear_rows("backbone.layers.{i}.attention.qkv", "h.{i}.attn.c_attn", transpose=True),
+            *linear_rows("backbone.layers.{i}.attention.output", "h.{i}.attn.c_proj", transpose=True),
+            *linear_rows("backbone.layers.{i}.mlp_norm", "h.{i}.ln_2"),
+            *linear_rows("backbone.layers.{i}.mlp.up", "h.{i}.mlp.c_fc", transpose=True),
+            *linear_rows("backbone.layers.{i}.mlp.down", "h.{i}.mlp.c_proj", transpose=True),
+            *linear_rows("backbone.norm", "ln_f"),
         ),
         heads={
             "causal-lm": (WeightRow("head.decoder.weight", "lm_head.weight", "head"),),
             "sequence-classification": (WeightRow("head.classifier.weight", "score.weight", "head"),),
-            "token-classification": linear("head.classifier", "classifier", "head"),
-            "question-answering": linear("head.span", "qa_outputs", "head"),
+            "token-classification": linear_rows("head.classifier", "classifier", "head"),
+            "question-answering": linear_rows("head.span", "qa_outputs", "head"),
         },
         tied={"lm_head.weight": "wte.weight"},
         ignored=(r"h\.\d+\.attn\.(bias|masked_bias)",),  # the causal mask, saved by old versions

@@ -1,14 +1,17 @@
 """Heads: hidden states of a packed micro-batch -> logits and the *sum* of the losses of its targets.
 
-A head never averages. The loop divides by the number of targets of the whole optimizer step, over all micro-batches and
-ranks, so that the split of a step into micro-batches cannot change the loss. A label that is no target is IGNORE_INDEX
-among integers and NaN among floats. (Among the floats of several labels IGNORE_INDEX is no target either; in a
-regression it is a number like any other.)
+A head never averages. The training loop divides by the number of targets of the whole optimizer step, over all
+micro-batches and ranks. So the split of a step into micro-batches cannot change the loss.
 
-A head of your own is a subclass of Head and an entry in HEADS. Every architecture takes it; its parameters are saved
-under their own names ("head.x"), and config.json gets `"head": NAME`.
+Labels that are no targets:
+- IGNORE_INDEX among integers;
+- NaN among floats;
+- IGNORE_INDEX among the floats of a multi-label problem too. In a regression it is a number like any other.
 
-Legend of shapes as in models/ops/packing.py, and: C classes, V vocabulary.
+A new head is a subclass of Head and an entry in HEADS. Every architecture takes it. Its parameters are saved under
+their own names ("head.x"), and config.json gets `"head": NAME`.
+
+Shapes: models/ops/packing.py, and: C classes, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,30 +25,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.errors import ModelError
-from models.inputs import IGNORE_INDEX, ModelInputs, required
+from models.inputs import IGNORE_INDEX, ModelInputs, require
 from models.ops.dropout import Dropout
 from models.ops.layers import ACTIVATIONS, POOLINGS, init_normal, mean_pool
 from models.ops.linear_cross_entropy import linear_cross_entropy
-from models.ops.packing import Packing, padded
+from models.ops.packing import Packing, pad_sequences
 
 PROBLEMS = ("single-label", "multi-label", "regression")
 
 
 @dataclass(frozen=True)
 class HeadShape:
-    """Everything that a head is built from; each architecture fills in what its published checkpoints have."""
+    """The options from which a head is built; each architecture fills in those of its published checkpoints."""
 
     hidden_size: int
     dropout: float = 0.0
     num_labels: int = 2
     pooling: str = "cls"  # a key of layers.POOLINGS
-    num_special: int = 0  # tokens before the patches of an image, which the mean leaves out
+    num_special: int = 0  # special tokens before the patches of an image, which are not part of the mean
     dense: str = ""  # activation of a dense layer before the output; empty: no such layer
     dropout_before_dense: bool = False
     bias: bool = True
     problem: str = "single-label"
     label_smoothing: float = 0.0
-    class_weights: tuple[float, ...] = ()  # of the loss in training, one a class; empty: all 1
+    class_weights: tuple[float, ...] = ()  # factors of the training loss, one per class; empty: all 1
     vocab_size: int = 0
     tied: bool = True  # the output matrix of a language model is its embedding
     layer_norm_eps: float = 1e-12
@@ -53,19 +56,19 @@ class HeadShape:
 
 
 class Head(nn.Module):
-    """The base of all heads: what the rest of the package and the engine ask of a head."""
+    """The base of all heads. The class attributes say what a head can do."""
 
-    is_language_model: ClassVar[bool] = False  # logits over the vocabulary; it has no dropout
+    is_language_model: ClassVar[bool] = False  # its logits are over the vocabulary; it has no dropout
     generates_text: ClassVar[bool] = False
-    needs_decoder: ClassVar[bool] = False  # an encoder-decoder builds its decoder for this head only
+    needs_decoder: ClassVar[bool] = False  # an encoder-decoder builds its decoder only for such a head
     has_labels: ClassVar[bool] = False  # its classes have names
-    reads_pooled: ClassVar[bool] = False  # it reads one vector of each example, as shape.pooling says
-    problems: ClassVar[tuple[str, ...]] = PROBLEMS[:1]  # the problem types that it can learn
-    supports_distillation: ClassVar[bool] = False  # its logits are (B, C), as a teacher has them
+    reads_pooled: ClassVar[bool] = False  # it reads one vector per example, pooled by shape.pooling
+    problems: ClassVar[tuple[str, ...]] = PROBLEMS[:1]  # the problem types that it supports; the first is the default
+    supports_distillation: ClassVar[bool] = False  # its logits are (B, C), like a teacher's
     supports_label_smoothing: ClassVar[bool] = False
-    divergence_scale: ClassVar[float] = 1.0  # of a divergence of its log_probabilities, beside its loss
+    divergence_scale: ClassVar[float] = 1.0  # factor of a divergence of its log_probabilities, to match its loss
 
-    # Whoever reads no logits in training sets it False; a language model then computes only the loss, with less memory.
+    # Set it to False where training does not read the logits: a language model then needs less memory for its loss.
     keep_logits: bool = True
 
     def __init__(self, shape: HeadShape):
@@ -75,40 +78,40 @@ class Head(nn.Module):
     def forward(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
         """Return the logits and the sum of the losses, a scalar in fp32 or wider, 0 without labels.
 
-        hidden: (T, D), of an encoder-decoder (U, D) of the decoder.
+        hidden: (T, D); of an encoder-decoder (U, D), those of the decoder.
         """
         raise NotImplementedError(f"{type(self).__name__}.forward")
 
     def log_probabilities(self, logits: Tensor, inputs: ModelInputs) -> Tensor:
-        """Return the log-probabilities of all outcomes at each target, in fp32 or wider; other places are left out.
+        """Return the log-probabilities of all outcomes at each target, (targets, C), in fp32 or wider.
 
-        logits: as forward returns them, (n, C). Returns (targets, C), or for several labels (targets, 2), of each label
-        and of its absence. Raises TypeError without labels.
+        In a multi-label problem they are (targets, 2): those of each label and of its absence.
+        logits: as forward returns them, (n, C). Raises TypeError without labels.
         """
-        wide, labels = widened(logits), _training_labels(inputs)
+        logits, labels = upcast(logits), _require_labels(inputs)
         if self.shape.problem == "multi-label":
-            chosen = wide[~labels.isnan() & (labels != IGNORE_INDEX)]
+            chosen = logits[~labels.isnan() & (labels != IGNORE_INDEX)]
             return torch.stack([F.logsigmoid(chosen), F.logsigmoid(-chosen)], -1)
         is_target = ~labels.isnan().any(-1) if labels.is_floating_point() else labels != IGNORE_INDEX
-        return wide[is_target].log_softmax(-1)
+        return logits[is_target].log_softmax(-1)
 
     def init_weights(self, std: float, generator: torch.Generator, skip: Collection[Tensor] = ()) -> None:
         """Initialise a new head: weights from Normal(0, std), biases 0, LayerNorms identity; other parameters stay.
 
-        skip: weights that are tied to the backbone's. A head of your own that starts in another way overrides this; its
-        __init__ runs with the seed of from_pretrained.
+        skip: weights that are tied to the backbone's. Override this for another initialisation. The __init__ of a new
+        head runs with the seed of from_pretrained.
         """
         init_normal(self, std, generator, skip)
 
     def tie(self, embedding: nn.Embedding) -> None:
-        """Make the output matrix the embedding; a head without an output matrix has nothing to tie."""
+        """Use the embedding as the output matrix; does nothing for a head without one."""
 
 
 class SequenceClassification(Head):
-    """One text or image -> classes: pool -> [dropout] -> [dense, activation] -> dropout -> linear.
+    """A classifier of one text or image: pool -> [dropout] -> [dense, activation] -> dropout -> linear.
 
-    `dense` is the pooler of BERT and the extra layer of RoBERTa and DistilBERT; mean pooling has none, so that no
-    parameter is left unused. Problems: single-label (cross entropy), multi-label (a sigmoid and binary cross entropy
+    `dense` is the pooler of BERT and the additional layer of RoBERTa and DistilBERT; mean pooling does not have it.
+    Problems: single-label (cross entropy), multi-label (a sigmoid and binary cross entropy
     for each class), regression (squared error for each output).
     """
 
@@ -141,10 +144,10 @@ class SequenceClassification(Head):
 
 
 class DistilledClassification(Head):
-    """One image -> classes: the mean of two classifiers, of the class token and of the distillation token.
+    """A classifier of images: the mean of two linear layers, on the class token and on the distillation token.
 
     Touvron et al. 2021, "classification with our approach: joint classifiers". Both learn from the labels, through
-    their mean; a fine-tuning run has no teacher for the distillation token.
+    their mean, since fine-tuning has no teacher for the distillation token.
     """
 
     has_labels = True
@@ -167,7 +170,7 @@ class DistilledClassification(Head):
 
 
 class TokenClassification(Head):
-    """A class for every token: dropout -> linear -> cross entropy."""
+    """A classifier of every token: dropout -> linear -> cross entropy."""
 
     has_labels = True
     supports_label_smoothing = True
@@ -184,9 +187,9 @@ class TokenClassification(Head):
 
 
 class QuestionAnswering(Head):
-    """The first and the last token of an answer: linear to two scores a token, softmax within each sequence."""
+    """Scores to be the first and the last token of an answer: linear -> softmax over the tokens of each sequence."""
 
-    divergence_scale = 0.5  # its loss is the mean of the losses of the first and of the last token
+    divergence_scale = 0.5  # the loss is the mean of two losses, those of the first and of the last token
 
     def __init__(self, shape: HeadShape):
         super().__init__(shape)
@@ -196,27 +199,27 @@ class QuestionAnswering(Head):
     def forward(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
         """Return logits (T, 2) and the sum over the sequences of (loss of the first + loss of the last token) / 2.
 
-        So a sequence is one target. hidden: (T, D). inputs.labels: (B, 2), the first and the last token of the answer
-        within its sequence, or None.
+        A sequence is one target. hidden: (T, D). inputs.labels: (B, 2), the positions of the first and the last token
+        of the answer within its sequence, or None.
         """
         logits = self.span(self.dropout(hidden))
         if inputs.labels is None:
-            return logits, widened(logits).new_zeros(())
-        scores = widened(padded(logits, packing, float("-inf")))  # (B, L, 2)
+            return logits, upcast(logits).new_zeros(())
+        scores = upcast(pad_sequences(logits, packing, float("-inf")))  # (B, L, 2)
         loss_sum = F.cross_entropy(scores, inputs.labels, ignore_index=IGNORE_INDEX, reduction="sum") / 2
         return logits, loss_sum
 
     def log_probabilities(self, logits: Tensor, inputs: ModelInputs) -> Tensor:
-        """Return (n,): of each token to be the first, and to be the last, of the answer in its sequence."""
-        wide, labels = widened(logits), _training_labels(inputs)
+        """Return (n,): the log-probabilities of each token to be the first, and the last, token of the answer."""
+        logits, labels = upcast(logits), _require_labels(inputs)
         packing = Packing(inputs.lengths, inputs.cu_seqlens)
-        spans = padded(wide, packing, float("-inf")).log_softmax(1)  # (B, L, 2)
-        is_token = torch.arange(spans.shape[1], device=wide.device) < packing.cu_seqlens.diff()[:, None]
+        spans = pad_sequences(logits, packing, float("-inf")).log_softmax(1)  # (B, L, 2)
+        is_token = torch.arange(spans.shape[1], device=logits.device) < packing.cu_seqlens.diff()[:, None]
         return spans[is_token[:, :, None] & (labels != IGNORE_INDEX)[:, None]]
 
 
 class RelationClassification(Head):
-    """The relation of two marked entities: their start markers, side by side -> dropout -> linear -> cross entropy.
+    """A classifier of two marked entities: the vectors of both start markers -> dropout -> linear -> cross entropy.
 
     Baldini Soares et al. 2019 ("entity markers, entity start").
     """
@@ -237,20 +240,20 @@ class RelationClassification(Head):
         hidden: (T, D). inputs.markers: (B, 2), positions of the markers in their sequence. inputs.labels: (B,) or None.
         """
         starts = packing.cu_seqlens[:-1, None].long()
-        pair = hidden[starts + required(inputs.markers, "markers")].flatten(1)  # (B, 2 D)
+        pair = hidden[starts + require(inputs.markers, "markers")].flatten(1)  # (B, 2 D)
         logits = self.classifier(self.dropout(pair))
         return logits, classification_loss(logits, inputs.labels, self.shape, self.training)
 
 
 class LanguageModel(Head):
-    """[dense -> activation -> LayerNorm] -> output matrix -> cross entropy.
+    """A language-model head: [dense -> activation -> LayerNorm] -> output matrix -> cross entropy.
 
-    inputs.labels says what to predict *at* each token (whoever encodes a causal text has shifted it by one), so that
+    inputs.labels has the token to predict *at* each position; those of a causal text are shifted when it is encoded. So
     masked, causal and sequence-to-sequence models differ in their data only. With labels, the matrix is applied at
-    supervised tokens alone, which spares most of the work on masked text and on dialogue.
+    supervised tokens only, which saves most of the work on masked text and on dialogue.
 
-    Without keep_logits, training computes only the loss (models/ops/linear_cross_entropy.py). Evaluation always has the
-    logits.
+    Without keep_logits, training computes only the loss (models/ops/linear_cross_entropy.py). Evaluation always
+    computes the logits.
     """
 
     is_language_model = True
@@ -265,11 +268,12 @@ class LanguageModel(Head):
     def forward(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
         """Return logits and the sum of the losses. hidden: (T, D). inputs.labels: (T,) or None.
 
-        Logits are (T, V) without labels, those of the supervised tokens with labels, and (0, V) where not kept.
+        Logits are (T, V) without labels, (targets, V) with labels, and (0, V) where they are not kept.
         """
         labels = inputs.labels
-        if labels is not None and (places := supervised_places(labels, inputs.num_targets)) is not None:
-            hidden, labels = hidden.index_select(0, places), labels.index_select(0, places)
+        positions = None if labels is None else find_supervised_positions(labels, inputs.num_targets)
+        if labels is not None and positions is not None:
+            hidden, labels = hidden.index_select(0, positions), labels.index_select(0, positions)
         if self.dense is not None and self.norm is not None:
             hidden = self.norm(ACTIVATIONS[self.shape.dense](self.dense(hidden)))
         hidden = hidden * self.shape.scale if self.shape.scale != 1.0 else hidden
@@ -282,17 +286,17 @@ class LanguageModel(Head):
 
     def log_probabilities(self, logits: Tensor, inputs: ModelInputs) -> Tensor:
         """Return (targets, V). Raises TypeError for logits that were not kept, and without labels."""
-        labels, count = _training_labels(inputs), inputs.num_targets
+        labels, count = _require_labels(inputs), inputs.num_targets
         if len(logits) != (int((labels != IGNORE_INDEX).sum()) if count is None else count):
-            raise TypeError("a language model that has not kept its logits cannot be compared")
-        return widened(logits).log_softmax(-1)
+            raise TypeError("log-probabilities need the logits of all targets; set keep_logits = True on the head")
+        return upcast(logits).log_softmax(-1)
 
     def tie(self, embedding: nn.Embedding) -> None:
-        """Make the output matrix the embedding."""
+        """Use the embedding as the output matrix."""
         self.decoder.weight = embedding.weight
 
     def _needs_no_logits(self, hidden: Tensor) -> bool:
-        """Return whether only the loss is needed, in training, in a precision that linear_cross_entropy supports."""
+        """Return whether to compute only the loss: in training, in a precision that linear_cross_entropy supports."""
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         training = self.training and torch.is_grad_enabled() and not self.shape.class_weights
@@ -329,10 +333,10 @@ HEADS: dict[str, type[Head]] = {
 }
 
 
-def supervised_places(labels: Tensor, num_targets: int | None) -> Tensor | None:
-    """Return the places of the labels that are targets, ascending; None where all are.
+def find_supervised_positions(labels: Tensor, num_targets: int | None) -> Tensor | None:
+    """Return the ascending positions of the labels that are targets; None where all are.
 
-    num_targets: their number, so that the host need not wait for the device to count them; None: not known.
+    num_targets: their number, so that the host need not wait for the device; None: not known.
     """
     is_target = labels != IGNORE_INDEX
     if num_targets is None:
@@ -345,49 +349,48 @@ def supervised_places(labels: Tensor, num_targets: int | None) -> Tensor | None:
 def classification_loss(logits: Tensor, labels: Tensor | None, shape: HeadShape, training: bool) -> Tensor:
     """Return the sum of the losses of all targets, 0 without labels; in fp32, or fp64 for fp64 logits.
 
-    Single labels are classes, or (B, C) floats: the share of each class in the target, as mixup and cutmix make them.
-    Label smoothing (Szegedy et al. 2016) and class weights are part of the training objective only. A weight multiplies
-    the loss of its class. The sum is still divided by the number of targets, not by their weights as torch's mean is,
-    so the loss of a step does not depend on its micro-batches.
+    - Single labels are classes, or soft labels: (B, C) floats, the share of each class, as mixup and cutmix make them.
+    - Label smoothing (Szegedy et al. 2016) and class weights are applied in training only.
+    - A class weight multiplies the loss of its class. Unlike in torch's mean, the loop divides by the number of targets
+      and not by the sum of their weights, so the loss of a step does not depend on its micro-batches.
+
     Raises ModelError for labels whose shape is not that of the logits, and for integer labels of a regression.
     """
-    wide = widened(logits)
+    logits = upcast(logits)
     if labels is None:
-        return wide.new_zeros(())
-    are_shares = shape.problem == "single-label" and labels.is_floating_point()
-    if labels.shape != logits.shape and (are_shares or shape.problem != "single-label"):
+        return logits.new_zeros(())
+    is_soft = shape.problem == "single-label" and labels.is_floating_point()
+    if labels.shape != logits.shape and (is_soft or shape.problem != "single-label"):
         raise ModelError(
-            f"{shape.problem} labels of shape {[*labels.shape]} should be {[*logits.shape]}, as the logits"
+            f"{shape.problem} labels of shape {[*labels.shape]} should have the shape of the logits, {[*logits.shape]}"
         )
     if shape.problem == "single-label":
         smoothing = shape.label_smoothing if training else 0.0
-        weight = wide.new_tensor(shape.class_weights) if training and shape.class_weights else None
-        if not are_shares:
+        weight = logits.new_tensor(shape.class_weights) if training and shape.class_weights else None
+        if not is_soft:
             return F.cross_entropy(
-                wide, labels, weight, ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=smoothing
+                logits, labels, weight, ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=smoothing
             )
-        shares = labels.nan_to_num().to(wide.dtype)
-        losses = F.cross_entropy(wide, shares, weight, reduction="none", label_smoothing=smoothing)
+        soft_labels = labels.nan_to_num().to(logits.dtype)
+        losses = F.cross_entropy(logits, soft_labels, weight, reduction="none", label_smoothing=smoothing)
         return losses.where(~labels.isnan().any(-1), 0.0).sum()
     is_target = ~labels.isnan()
     if shape.problem == "multi-label":
         is_target &= labels != IGNORE_INDEX
     elif not labels.is_floating_point():
-        raise ModelError(
-            "regression labels should be floats, NaN where there is no target: an integer -100 is a number"
-        )
-    wide, labels = wide[is_target], labels[is_target].to(wide.dtype)
+        raise ModelError("regression labels should be floats, with NaN where there is no target; these are integers")
+    logits, labels = logits[is_target], labels[is_target].to(logits.dtype)
     if shape.problem == "multi-label":
-        return F.binary_cross_entropy_with_logits(wide, labels, reduction="sum")
-    return F.mse_loss(wide, labels, reduction="sum")
+        return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+    return F.mse_loss(logits, labels, reduction="sum")
 
 
-def widened(x: Tensor) -> Tensor:
-    """Raise fp16 and bf16 to fp32, in which losses are computed; fp64 stays."""
+def upcast(x: Tensor) -> Tensor:
+    """Return x in fp32, or in fp64 if it is fp64; losses are computed in this precision."""
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _training_labels(inputs: ModelInputs) -> Tensor:
+def _require_labels(inputs: ModelInputs) -> Tensor:
     if inputs.labels is None:
-        raise TypeError("only labelled examples can be trained on")
+        raise TypeError("log-probabilities need labels, and the micro-batch has none")
     return inputs.labels

@@ -1,4 +1,4 @@
-"""What a model reads of a micro-batch: the Protocol of every forward, and a plain implementation of it."""
+"""The inputs of a model: the Protocol that every forward takes, and a plain implementation of it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ import torch
 from torch import Tensor
 
 from models.errors import ModelError
-from models.ops.packing import cumulative
+from models.ops.packing import cumulative_lengths
 
 IGNORE_INDEX = -100  # an integer label that is no target; torch's own default
 
 
 class ModelInputs(Protocol):
-    """A packed micro-batch of B sequences, T tokens in all (legend of shapes: models/ops/packing.py).
+    """A packed micro-batch of B sequences, T tokens in total (legend of shapes: models/ops/packing.py).
 
-    Every architecture reads the fields that it needs and no others: token_type_ids only where it has token types, the
-    decoder's only in sequence-to-sequence models (U target tokens in all), pixel_values instead of ids for images.
-    `Inputs` below and data.Batch both satisfy it.
+    An architecture reads only the fields that it needs:
+    - token_type_ids where it has token types;
+    - the decoder's fields (U target tokens in total) in sequence-to-sequence models;
+    - pixel_values instead of input_ids for images.
+
+    `Inputs` below and data.Batch both satisfy the Protocol.
     """
 
     @property
@@ -71,7 +74,7 @@ class ModelInputs(Protocol):
 
 @dataclass(frozen=True)
 class Inputs:
-    """ModelInputs as a plain dataclass; `pack` and `images` make them."""
+    """ModelInputs as a plain dataclass; `pack` and `pack_images` make them."""
 
     input_ids: Tensor | None
     lengths: tuple[int, ...]
@@ -101,59 +104,60 @@ def pack(
     decoder: Sequence[Sequence[int]] | None = None,
     device: torch.device | str | None = None,
 ) -> Inputs:
-    """Return Inputs from lists of token ids, one list a sequence; `decoder` has the ids for the decoder likewise.
+    """Return Inputs from lists of token ids, one list per sequence; `decoder` has those of the decoder.
 
-    Put sequences of equal length next to each other where you can: attention then takes them in one call.
+    Attention is faster where sequences of equal length are neighbours, since it computes them in one call.
     Raises ModelError for a sequence without tokens, and where the lists do not match.
     """
-    lengths = _lengths("sequence", sequences)
+    lengths = _check_lengths("sequence", sequences)
     types = [[0] * n for n in lengths] if token_types is None else token_types
     for i, (found, expected) in enumerate(zip_longest(map(len, types), lengths)):
         if found != expected:
             raise ModelError(f"token_types {i} has {found or 0} entries, its sequence {expected or 0} tokens")
-    decoder_lengths = () if decoder is None else _lengths("decoder sequence", decoder)
-    # Without sequences the encoder has read them already, and the cache has its keys (models/generation/cache.py).
+    decoder_lengths = () if decoder is None else _check_lengths("decoder sequence", decoder)
+    # In generation the encoder runs once, so later inputs have no sequences (models/generation/cache.py).
     if decoder is not None and sequences and len(decoder) != len(sequences):
-        raise ModelError(f"there are {len(sequences)} sequences and {len(decoder)} of the decoder's")
+        raise ModelError(f"there are {len(sequences)} sequences and {len(decoder)} decoder sequences")
     return Inputs(
-        input_ids=_flat(sequences, device),
+        input_ids=_flatten(sequences, device),
         lengths=lengths,
-        cu_seqlens=cumulative(lengths, device),
-        token_type_ids=_flat(types, device),
+        cu_seqlens=cumulative_lengths(lengths, device),
+        token_type_ids=_flatten(types, device),
         labels=None if labels is None else labels.to(device),
         markers=None if markers is None else markers.to(device),
-        decoder_input_ids=None if decoder is None else _flat(decoder, device),
+        decoder_input_ids=None if decoder is None else _flatten(decoder, device),
         decoder_lengths=decoder_lengths,
-        decoder_cu_seqlens=None if decoder is None else cumulative(decoder_lengths, device),
+        decoder_cu_seqlens=None if decoder is None else cumulative_lengths(decoder_lengths, device),
     )
 
 
-def images(pixel_values: Tensor, *, labels: Tensor | None = None) -> Inputs:
-    """Return Inputs from preprocessed images of one size, (B, channels, height, width); the model counts patches."""
-    return Inputs(None, (), cumulative((), pixel_values.device), labels=labels, pixel_values=pixel_values)
+def pack_images(pixel_values: Tensor, *, labels: Tensor | None = None) -> Inputs:
+    """Return Inputs from preprocessed images of one size, (B, channels, height, width)."""
+    return Inputs(None, (), cumulative_lengths((), pixel_values.device), labels=labels, pixel_values=pixel_values)
 
 
 def shift_right(target: Sequence[int], start_id: int, pad_id: int = 0) -> list[int]:
-    """Return what the decoder reads while it predicts `target`: start_id, then all but the last token of it.
+    """Return the decoder's input while it predicts `target`: start_id, then all tokens of `target` but the last.
 
-    IGNORE_INDEX becomes the pad id.
+    IGNORE_INDEX becomes pad_id.
     """
     return [start_id, *(pad_id if token == IGNORE_INDEX else token for token in target[:-1])]
 
 
-def required(value: Tensor | None, field: str) -> Tensor:
-    """Return the value of a field of ModelInputs; ModelError where the micro-batch does not have it."""
+def require(value: Tensor | None, field: str) -> Tensor:
+    """Return `value`, a field of ModelInputs; ModelError where the micro-batch does not have it."""
     if value is None:
         raise ModelError(f"this model reads {field}, which the micro-batch does not have")
     return value
 
 
-def _lengths(what: str, sequences: Sequence[Sequence[int]]) -> tuple[int, ...]:
+def _check_lengths(noun: str, sequences: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Return the length of each sequence; ModelError for an empty one."""
     for i, sequence in enumerate(sequences):
         if not len(sequence):
-            raise ModelError(f"{what} {i} is empty: it needs a token, if only a special one")
+            raise ModelError(f"{noun} {i} is empty: it needs at least one token, such as a special one")
     return tuple(map(len, sequences))
 
 
-def _flat(sequences: Sequence[Sequence[int]], device: torch.device | str | None) -> Tensor:
+def _flatten(sequences: Sequence[Sequence[int]], device: torch.device | str | None) -> Tensor:
     return torch.tensor([token for sequence in sequences for token in sequence], dtype=torch.int64, device=device)

@@ -1,8 +1,8 @@
-"""LoRA (Hu et al. 2021): train only a low-rank change of chosen projections, y = W x + (alpha / rank) B A x.
+"""LoRA (Hu et al. 2021): train only a low-rank update of chosen projections, y = W x + (alpha / rank) B A x.
 
 models.add_lora(model, rank=8, targets=["*.query", "*.value"])
 ... train: only A, B and a classification head have gradients ...
-models.save_pretrained(model, "merged")      # an ordinary checkpoint, the change added to W
+models.save_pretrained(model, "merged")      # an ordinary checkpoint, the update added to W
 models.save_adapter(model, "adapter")        # only A, B and the head, as peft reads them (models/adapter.py)
 models.load_adapter(model, "adapter")        # ours or peft's, into a model built the same way
 """
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from models.errors import ModelError
 from models.task_model import TaskModel
 
-DEFAULT_TARGETS = ("*.query", "*.value", "*.qkv")  # the projections of the paper; fused ones as a whole
+DEFAULT_TARGETS = ("*.query", "*.value", "*.qkv")  # the projections of the paper; a fused one is changed as a whole
 
 
 class LoraLinear(nn.Linear):
-    """A frozen linear layer with a trained change of rank r. Its weight and bias keep their names."""
+    """A frozen linear layer with a trained update of rank r. Its weight and bias keep their names."""
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float, generator: torch.Generator):
         nn.Module.__init__(self)
@@ -39,14 +39,14 @@ class LoraLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""
-        change = F.linear(F.linear(self.dropout(x), self.lora_a), self.lora_b)
-        return F.linear(x, self.weight, self.bias) + self.scale * change
+        update = F.linear(F.linear(self.dropout(x), self.lora_a), self.lora_b)
+        return F.linear(x, self.weight, self.bias) + self.scale * update
 
-    def merged(self) -> Tensor:
+    def merged_weight(self) -> Tensor:
         """Return W + (alpha / rank) B A, summed in fp32 or wider and rounded once, to the precision of W."""
         wide = torch.promote_types(self.weight.dtype, torch.float32)
-        change = self.lora_b.to(wide) @ self.lora_a.to(wide)
-        return (self.weight.to(wide) + self.scale * change).to(self.weight.dtype)
+        update = self.lora_b.to(wide) @ self.lora_a.to(wide)
+        return (self.weight.to(wide) + self.scale * update).to(self.weight.dtype)
 
 
 def add_lora(
@@ -58,7 +58,7 @@ def add_lora(
     targets: Sequence[str] = DEFAULT_TARGETS,
     seed: int = 0,
 ) -> list[str]:
-    """Freeze the model, add a change of rank `rank` to chosen linear layers of its backbone, and return their names.
+    """Freeze the model, add an update of rank `rank` to chosen linear layers of its backbone; return their names.
 
     targets: shell patterns of module names ("*.query", "backbone.layers.3.*"). alpha: 2 * rank unless given.
     The head is trained as a whole, unless it is a language model's. A starts uniform in +-1/sqrt(in) from `seed`, B at
@@ -68,15 +68,15 @@ def add_lora(
         raise ModelError(f"model.lora.rank = {rank} must be at least 1")
     if lora_layers(model):
         raise ModelError(
-            "this model has LoRA layers already, and a second change would drop what they learnt; "
-            "models.save_pretrained merges them, and from_pretrained of that folder takes new ones"
+            "this model has LoRA layers already, and a second update would discard what they learned; "
+            "save it with models.save_pretrained, which merges them, and load that folder to add new ones"
         )
     linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and name.startswith("backbone.")}
     chosen = [name for name in linear if any(fnmatchcase(name, pattern) for pattern in targets)]
     if not chosen:
-        some = ", ".join(dict.fromkeys("*." + name.rpartition(".")[2] for name in linear))
+        matching = ", ".join(dict.fromkeys("*." + name.rpartition(".")[2] for name in linear))
         raise ModelError(
-            f"model.lora.target_modules = {', '.join(targets)!r} matches no linear layer; these would: {some}"
+            f"model.lora.target_modules = {', '.join(targets)!r} matches no linear layer; these would: {matching}"
         )
     model.requires_grad_(False)
     if model.head is not None and not model.head.is_language_model:
@@ -84,22 +84,22 @@ def add_lora(
     generator = torch.Generator().manual_seed(seed)
     for name in chosen:
         parent, _, last = name.rpartition(".")
-        changed = LoraLinear(linear[name], rank, 2.0 * rank if alpha is None else alpha, dropout, generator)
-        setattr(model.get_submodule(parent), last, changed)
+        layer = LoraLinear(linear[name], rank, 2.0 * rank if alpha is None else alpha, dropout, generator)
+        setattr(model.get_submodule(parent), last, layer)
     return chosen
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
-    """Return {name: layer} of the layers that LoRA has changed."""
+    """Return {name: layer} of the LoRA layers."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
 
 
 def merged_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, value) of every parameter as an ordinary model has it, with the changes added to the weights."""
+    """Yield (name, value) of every parameter of the model without LoRA, the updates added to the weights."""
     layers = lora_layers(model)
     for name, parameter in model.named_parameters():
         owner, _, last = name.rpartition(".")
         if owner not in layers or last == "bias":
             yield name, parameter.detach()
         elif last == "weight":
-            yield name, layers[owner].merged().detach()
+            yield name, layers[owner].merged_weight().detach()

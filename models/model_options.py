@@ -1,4 +1,4 @@
-"""What a caller asks of a checkpoint, checked against its config.json: depth, dropout, labels, pooling, problem."""
+"""The options of from_pretrained, checked against config.json: depth, dropout, labels, pooling, problem."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ HUB_PROBLEMS = {
 }
 CHOICES = {"init": ("pretrained", "scratch"), "head_init": ("auto", "reset")}
 SITES = ("embedding", "attention", "hidden", "head", "drop_path")
-# Classes of transformers, after their "For", that have no classifier whose tensors could be taken for another's.
+# Endings of transformers' classes, after "For", that have no classifier which could be mistaken for another task's.
 PRETRAINING = ("", "PreTraining", "MaskedLM", "CausalLM", "ConditionalGeneration", "MaskedImageModeling")
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """The arguments of from_pretrained that decide what is built; None where the checkpoint decides."""
+    """The arguments of from_pretrained that determine the modules; None where the checkpoint decides."""
 
     head: str | None
     labels: Sequence[str] | None
@@ -39,10 +39,10 @@ class ModelOptions:
     seed: int
 
     def rates(self) -> dict[str, float]:
-        """Return {site: rate} of what the caller sets; ModelError for an unknown site or an impossible rate."""
+        """Return {site: rate} of the rates that are given; ModelError for an unknown site or an invalid rate."""
         if self.dropout is None:
             return {}
-        every_site = SITES[:-1]  # those that a checkpoint has; drop path is set by its name only
+        every_site = SITES[:-1]  # drop path is set by its name only, since no checkpoint has it
         rates = dict(self.dropout) if isinstance(self.dropout, Mapping) else dict.fromkeys(every_site, self.dropout)
         for site, rate in rates.items():
             if site not in SITES or not _is_rate(rate):
@@ -56,7 +56,7 @@ class ModelOptions:
 
 
 def check_values(options: ModelOptions, init: str, head_init: str, reinit_layers: int) -> None:
-    """Raise ModelError for an option that no checkpoint could fulfil; called before anything is read."""
+    """Raise ModelError for an option that is invalid for every checkpoint; called before any file is read."""
     for name, value in (("init", init), ("head_init", head_init)):
         if value not in CHOICES[name]:
             raise ModelError(f"model.{name} = {reprlib.repr(value)}: choose from {', '.join(CHOICES[name])}")
@@ -64,13 +64,13 @@ def check_values(options: ModelOptions, init: str, head_init: str, reinit_layers
         raise ModelError(f"label_smoothing = {reprlib.repr(options.label_smoothing)} should be from 0 to below 1")
     if reinit_layers and init == "scratch":
         raise ModelError(
-            f"model.reinit_layers = {reinit_layers}: model.init = scratch starts every layer anew; drop one of the two"
+            f"model.reinit_layers = {reinit_layers}: model.init = scratch starts every layer anew; choose one"
         )
     options.rates()
 
 
 def check_used(options: ModelOptions, head: type[Head] | None, problem: str | None) -> None:
-    """Raise ModelError for an option that a model with this head and problem would not read."""
+    """Raise ModelError for an option without effect on a model with this head and problem."""
     named_sites = options.dropout if isinstance(options.dropout, Mapping) else {}
     for option, given, used in (
         ("labels", bool(options.labels), head is not None and head.has_labels),
@@ -84,9 +84,9 @@ def check_used(options: ModelOptions, head: type[Head] | None, problem: str | No
         ("problem", options.problem is not None, head is not None),
     ):
         if given and not used:
-            what = f"{options.head} head" if head else "model without a head"
-            what += f" for {problem}" if head and problem != "single-label" else ""
-            raise ModelError(f"{option} has no effect on a {what}: leave it out")
+            target = f"{options.head} head" if head else "model without a head"
+            target += f" for {problem}" if head and problem != "single-label" else ""
+            raise ModelError(f"{option} has no effect on a {target}: leave it out")
 
 
 def _is_rate(value: object) -> bool:
@@ -94,22 +94,22 @@ def _is_rate(value: object) -> bool:
 
 
 def is_head_in_file(raw: JsonObject, architecture: AnyArchitecture, head: str, files: TensorFiles) -> bool:
-    """Return whether the checkpoint has this head. ModelError for a head under its own names that is another's."""
-    table, own = architecture.weights, raw.get("head")
+    """Return whether the checkpoint has this head. ModelError where it has another head under its own names."""
+    table, saved_head = architecture.weights, raw.get("head")
     if head in table.heads:
         return weights.has_head(files, table, head)
-    if own is not None and own != head:
+    if saved_head is not None and saved_head != head:
         raise ModelError(
-            f"{files.folder}: the head in the file is a {reprlib.repr(own)}, no {head} head; "
+            f"{files.folder}: the head in the file is a {reprlib.repr(saved_head)}, no {head} head; "
             "--model.head_init reset starts a new head"
         )
-    return own == head
+    return saved_head == head
 
 
 def is_tied(raw: JsonObject, architecture: AnyArchitecture, head: str, files: TensorFiles | None) -> bool:
     """Return whether the output matrix of a language model is the embedding. files: None for a model from scratch.
 
-    An encoder-decoder is always pretrained as a language model, so its file outweighs config.json.
+    An encoder-decoder is always pretrained as a language model, so its tensors take precedence over config.json.
     """
     tied = raw.get("tie_word_embeddings", True)
     if not isinstance(tied, bool):
@@ -119,7 +119,7 @@ def is_tied(raw: JsonObject, architecture: AnyArchitecture, head: str, files: Te
     return weights.is_tied(files, architecture.weights, head)
 
 
-def shallower(raw: JsonObject, architecture: AnyArchitecture, keep_layers: int) -> JsonObject:
+def limit_layers(raw: JsonObject, architecture: AnyArchitecture, keep_layers: int) -> JsonObject:
     """Return the config.json of a model of only the first `keep_layers` layers (0: all of them)."""
     if not keep_layers:
         return raw
@@ -133,16 +133,16 @@ def shallower(raw: JsonObject, architecture: AnyArchitecture, keep_layers: int) 
 def choose_problem(wanted: str | None, raw: JsonObject, head: str, head_in_file: bool, labels: Sequence[str]) -> str:
     """Return the caller's problem type, else that of the head in the file, else single-label.
 
-    A file that does not say and has one label is a regression's, as on the hub. Raises ModelError for a problem that
-    the head does not take, and for a choice between fewer than two labels.
+    A head in a file with one label and without problem_type is a regression, as in transformers. Raises ModelError for
+    a problem that the head does not support, and for a single-label problem with fewer than two labels.
     """
     cls = HEADS[head]
     choices = cls.problems
     named = {theirs: ours for ours, theirs in HUB_PROBLEMS.items() if ours in choices}
     in_file = None
     if head_in_file:
-        unsaid = "regression" if len(labels) == 1 and cls.reads_pooled else None
-        in_file = named.get(str(raw["problem_type"])) if raw.get("problem_type") else unsaid
+        default = "regression" if len(labels) == 1 and cls.reads_pooled else None
+        in_file = named.get(str(raw["problem_type"])) if raw.get("problem_type") else default
     problem = wanted or in_file or choices[0]
     if problem not in choices:
         raise ModelError(f"problem = {problem!r}: for a {head} head, choose from {', '.join(choices)}")
@@ -161,9 +161,9 @@ def choose_pooling(wanted: str | None, raw: JsonObject, architecture: AnyArchite
 
 
 def check_head(raw: JsonObject, architecture: AnyArchitecture, head: str, pooling: str, folder: Path) -> None:
-    """Raise ModelError where the classifier in the file is that of another task, or was trained on another pooling.
+    """Raise ModelError where the classifier in the file belongs to another task or another pooling.
 
-    Classifiers of different tasks have tensors of the same names; config.json says whose they are.
+    Classifiers of different tasks have tensors of the same names; config.json says which task it is.
     """
     named = raw.get("architectures")
     saved = str(named[0]) if isinstance(named, list) and named else ""
@@ -180,7 +180,7 @@ def check_head(raw: JsonObject, architecture: AnyArchitecture, head: str, poolin
 
 
 def hub_class(architecture: AnyArchitecture, head: str, pooling: str) -> str:
-    """Return the class of transformers that reads the export: for a pooling or head it lacks, the plain backbone."""
+    """Return the class of transformers that reads the export: the backbone's where it lacks the head or the pooling."""
     known = head in architecture.heads and (not HEADS[head].reads_pooled or pooling == architecture.pooling)
     return architecture.heads[head if known else None]
 
@@ -198,17 +198,17 @@ def choose_labels(
         return in_file or [f"LABEL_{i}" for i in range(_num_labels(raw, folder))]  # the hub's default names
     if not head_in_file:
         return list(wanted)
-    lacking, strange = list(Counter(in_file) - Counter(wanted)), list(Counter(wanted) - Counter(in_file))
-    if lacking or strange:
-        known = f"{reprlib.repr(lacking)}, which the data lacks" if lacking else "fewer labels than the data"
+    missing, unknown = list(Counter(in_file) - Counter(wanted)), list(Counter(wanted) - Counter(in_file))
+    if missing or unknown:
+        known = f"{reprlib.repr(missing)}, which the data lacks" if missing else "fewer labels than the data"
         known = known if in_file else "no labels (config.json has no id2label)"
-        more = f"; the data has {reprlib.repr(strange)}, which it does not know" if strange else ""
+        more = f"; the data has {reprlib.repr(unknown)}, which it does not know" if unknown else ""
         raise ModelError(f"{folder}: its head knows {known}{more}; --model.head_init reset starts a new head")
     return in_file
 
 
 def _labels_of(raw: JsonObject, folder: Path) -> list[str]:
-    """Return the labels of config.json in the order of their numbers; none where it does not say."""
+    """Return the labels of config.json in the order of their numbers; [] without id2label."""
     by_number = raw.get("id2label") or {}
     if isinstance(by_number, Mapping):
         try:
@@ -219,12 +219,12 @@ def _labels_of(raw: JsonObject, folder: Path) -> list[str]:
 
 
 def _check_labels(names: Sequence[str]) -> None:
-    """Raise ModelError where there is no label, or one twice."""
+    """Raise ModelError for an empty list and for a label that occurs twice."""
     if not names:
         raise ModelError("labels = []: name the classes, or leave labels out to take those of config.json")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise ModelError(f"labels: {reprlib.repr(twice)} more than once; a class has one name, and a name one class")
+        raise ModelError(f"labels: {reprlib.repr(twice)} more than once; name each class once")
 
 
 def _num_labels(raw: JsonObject, folder: Path) -> int:

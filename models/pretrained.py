@@ -1,4 +1,4 @@
-"""Load a TaskModel from a checkpoint, save one as a checkpoint, and freeze parts of one."""
+"""Load a TaskModel from a checkpoint, save it as a checkpoint, and freeze its parameters."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ARCHITECTURES: dict[str, AnyArchitecture] = {
     "mt5": t5.MT5,
 }
 
-# Fields of config.json that the export writes anew, or that would be untrue of it, since it is in fp32.
+# Fields of config.json that the export replaces, and those that would be wrong for its weights in fp32.
 REPLACED = ("id2label", "label2id", "num_labels", "problem_type", "pooling", "head")
 STALE = ("_name_or_path", "torch_dtype", "dtype")
 
@@ -61,20 +61,19 @@ def from_pretrained(
     """Build a model on the CPU in fp32 from a local folder, a package resource or a hub name.
 
     head: a key of HEADS, or None for the backbone's hidden states.
-    labels: names of the classes, each once; None takes those of config.json. A head found in the file keeps the order
-        of its own labels, and they must be these; `head_init="reset"` starts a new head instead.
+    labels: names of the classes, each once; None takes those of config.json. If the head is in the file, they must be
+        its labels, in any order; `head_init="reset"` starts a new head instead.
     init: "pretrained", or "scratch" for random weights in the same shape, drawn from `seed` (as a new head is).
-    pooling: "cls", "mean" or "last" (not of images); None takes the checkpoint's, else the architecture's.
-    problem: of a classifier of texts or images: "single-label", "multi-label" or "regression"; None takes that of the
-        head in the file (one label and no problem_type: regression), and single-label for a new one.
-    dropout: one rate for every site, or {"embedding" | "attention" | "hidden" | "drop_path" | "head": rate}; the
-        checkpoint's where not given. Language-model heads have no dropout.
-    keep_layers: use only the first so many layers of the checkpoint (0: all of them), of an encoder-decoder the first
-        so many of each stack.
-    reinit_layers: start the last so many layers anew, from `seed`; of an encoder-decoder those nearest its output,
-        so the decoder's, and the encoder's only when there are more than the decoder has.
-    Raises ModelError when the files and the request do not fit, and for an option without effect on this head.
-    `model.report` says what became of each tensor.
+    pooling: "cls", "mean" or "last" (not for images); None takes the checkpoint's, else the architecture's.
+    problem: "single-label", "multi-label" or "regression"; None takes that of the head in the file (with one label and
+        no problem_type: regression), and single-label for a new head.
+    dropout: one rate for every site, or {"embedding" | "attention" | "hidden" | "drop_path" | "head": rate}. Other
+        sites keep the checkpoint's rates. Language-model heads have no dropout.
+    keep_layers: the number of layers to keep, counted from the input (0: all), of an encoder-decoder in each stack.
+    reinit_layers: the number of layers to initialise again from `seed`, counted from the output. An encoder-decoder
+        starts with the decoder's.
+    Raises ModelError where files and options do not fit, and for an option without effect on this head.
+    `model.report` says what happened to each tensor.
     """
     options = ModelOptions(head, labels, pooling, problem, dropout, label_smoothing, seed)
     model_options.check_values(options, init, head_init, reinit_layers)
@@ -84,7 +83,7 @@ def from_pretrained(
     raw = read_config(folder)
     architecture = ARCHITECTURES[str(raw["model_type"])]
     head_class = _head_class(head, architecture, folder)
-    raw = model_options.shallower(raw, architecture, keep_layers)
+    raw = model_options.limit_layers(raw, architecture, keep_layers)
     config = architecture.read_config(raw)
     config = replace(config, rates=config.rates._replace(**options.backbone_rates()))
     generator = torch.Generator().manual_seed(seed)
@@ -97,9 +96,9 @@ def from_pretrained(
             and model_options.is_head_in_file(raw, architecture, head, files)
         )
         model = _build(architecture, config, raw, options, head_class, head_in_file, files, folder)
-        if model.head is not None and not head_in_file:  # drawn first: a new head is the same, whatever the backbone
-            of_file = [*model.backbone.parameters()] if files is not None else []  # a tied output is the embedding
-            model.head.init_weights(config.initializer_range, generator, skip=of_file)
+        if model.head is not None and not head_in_file:  # first, so that a new head does not depend on the backbone
+            loaded = [*model.backbone.parameters()] if files is not None else []  # a tied output is the embedding
+            model.head.init_weights(config.initializer_range, generator, skip=loaded)
         if files is None:
             model.backbone.init_weights(generator)
             _check_initialised(model, folder)
@@ -116,29 +115,29 @@ def from_pretrained(
             own_head="head" in raw,
         )
         if reinit_layers:
-            _restart(model, reinit_layers, generator)
+            _reinitialise(model, reinit_layers, generator)
         return model
 
 
 def _check_initialised(model: TaskModel, folder: Path) -> None:
-    """Raise ModelError for parameters that nothing has initialised in a model from scratch."""
-    empty = [name for name, p in model.named_parameters() if p.isnan().any()]
-    if empty:
+    """Raise ModelError for parameters of a model from scratch that init_weights has left without values."""
+    missing = [name for name, p in model.named_parameters() if p.isnan().any()]
+    if missing:
         raise ModelError(
-            f"{folder}: init_weights leaves {len(empty)} parameters without values: {', '.join(empty[:4])}"
+            f"{folder}: init_weights leaves {len(missing)} parameters without values: {', '.join(missing[:4])}"
         )
 
 
 def _head_class(head: str | None, architecture: AnyArchitecture, folder: Path) -> type[Head] | None:
-    """Return the class of a head; ModelError unless the architecture takes it.
+    """Return the class of a head; ModelError unless the architecture supports it.
 
-    It takes those that it lists, and those that no architecture lists: a researcher's own.
+    It supports the heads that it lists, and those that no architecture lists: the user's own.
     """
     listed = {name for other in ARCHITECTURES.values() for name in other.heads}
     if head in architecture.heads or (head in HEADS and head not in listed):
         return None if head is None else HEADS[head]
-    takes = [name for name in (*architecture.heads, *HEADS) if name in architecture.heads or name not in listed]
-    known = ", ".join(dict.fromkeys(name for name in takes if name))
+    supported = [name for name in (*architecture.heads, *HEADS) if name in architecture.heads or name not in listed]
+    known = ", ".join(dict.fromkeys(name for name in supported if name))
     raise ModelError(f"{folder}: a {architecture.weights.model_type} model takes no head {head!r}; choose from {known}")
 
 
@@ -178,7 +177,7 @@ def _build(
     with Uninitialised(folder, *size_limits(files), mark=files is None):
         backbone = architecture.build(config, head_class)
         head = head_class(shape) if name in architecture.weights.heads else None
-    if head is None:  # a researcher's own, whose __init__ may give its parameters values
+    if head is None:  # the user's own, whose __init__ may give its parameters values
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
             head = head_class(shape)
@@ -195,34 +194,34 @@ def read_config(folder: Path) -> JsonObject:
         raw = read_json(path)
     except FileNotFoundError:
         raise ModelError(f"{folder}: no config.json, so this is not a checkpoint folder") from None
-    kind = raw.get("model_type") if isinstance(raw, dict) else raw
-    if isinstance(raw, dict) and kind is None:
+    model_type = raw.get("model_type") if isinstance(raw, dict) else raw
+    if isinstance(raw, dict) and model_type is None:
         raise ModelError(
-            f"{path} has no model_type, which old files lack; add the right one, for a BERT "
+            f"{path} has no model_type, like other old files; add the right one, for a BERT "
             f'"model_type": "bert" (supported: {", ".join(ARCHITECTURES)})'
         )
-    if not isinstance(kind, str) or not isinstance(raw, dict) or kind not in ARCHITECTURES:
-        shown = reprlib.repr(kind)
+    if not isinstance(model_type, str) or not isinstance(raw, dict) or model_type not in ARCHITECTURES:
+        shown = reprlib.repr(model_type)
         raise ModelError(f"{path}: model_type = {shown} is not supported; choose from {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[kind].complete(raw)
+    return ARCHITECTURES[model_type].complete(raw)
 
 
 @torch.no_grad()
-def _restart(model: TaskModel, count: int, generator: torch.Generator) -> None:
-    """Initialise the last `count` layers again, and correct the report of what was loaded."""
+def _reinitialise(model: TaskModel, count: int, generator: torch.Generator) -> None:
+    """Initialise the last `count` layers again, and correct the report of loaded tensors."""
     layers = list(model.backbone.layers)
     if not 0 < count <= len(layers):
         raise ModelError(f"model.reinit_layers = {count}: the model has {len(layers)} layers")
-    restarted = layers[-count:]
-    model.backbone.init_weights(generator, restarted)
-    chosen = {p for layer in restarted for p in layer.parameters()}
+    last_layers = layers[-count:]
+    model.backbone.init_weights(generator, last_layers)
+    chosen = {p for layer in last_layers for p in layer.parameters()}
     fresh = {name: p for name, p in model.named_parameters() if p in chosen}
     table, report = model.spec.architecture.weights, model.report
-    of_file = {table.row_of(name, model.head_name).theirs for name in fresh}
-    unread = [key for key in report.loaded if table.current_name(key) in of_file]
-    report.loaded = [key for key in report.loaded if key not in unread]
-    report.renamed = [line for line in report.renamed if line.partition(" -> ")[0] not in unread]
-    report.ignored += unread
+    in_file = {table.find_row(name, model.head_name).theirs for name in fresh}
+    replaced = [key for key in report.loaded if table.current_name(key) in in_file]
+    report.loaded = [key for key in report.loaded if key not in replaced]
+    report.renamed = [line for line in report.renamed if line.partition(" -> ")[0] not in replaced]
+    report.ignored += replaced
     report.parameters -= sum(p.numel() for p in fresh.values())
     report.initialised += fresh
 
@@ -230,8 +229,9 @@ def _restart(model: TaskModel, count: int, generator: torch.Generator) -> None:
 def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Freeze the parameters whose names match a shell pattern ("backbone.layers.0.*"); return their names.
 
-    The backward skips them as far as nothing below them is trained. Raises ModelError for a pattern that matches
-    nothing, for one that matches a tied parameter under its second name only, and when nothing is left to train.
+    The backward skips frozen layers that have no trained parameter below them.
+    Raises ModelError for a pattern without a match, for a pattern that matches a tied parameter under its second name
+    only, and where no parameter is left to train.
     """
     parameters = dict(model.named_parameters())
     first_name = {p: name for name, p in parameters.items()}
@@ -245,8 +245,8 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         for name in of_pattern:
             if names[name] not in frozen:
                 raise ModelError(
-                    f"model.freeze = {pattern!r}: {name} is tied to {names[name]!r}, which would go on training; "
-                    f"name that too, or leave {name} out"
+                    f"model.freeze = {pattern!r}: {name} is tied to {names[name]!r}, which would still be trained; "
+                    f"add that name too, or leave {name} out"
                 )
     if frozen and not any(p.requires_grad for name, p in parameters.items() if name not in frozen):
         raise ModelError(f"model.freeze = {', '.join(patterns)!r} leaves nothing to train")
@@ -256,7 +256,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
 
 
 def save_pretrained(model: TaskModel, folder: str | Path) -> None:
-    """Write model.safetensors and config.json, in the names that transformers reads, into a new or existing folder."""
+    """Write model.safetensors and config.json, as transformers reads them, into a new or existing folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = weights.export(merged_parameters(model), model.spec.architecture.weights, model.head_name)

@@ -1,10 +1,12 @@
 """T5 (Raffel et al. 2020), T5 v1.1 / Flan-T5 and mT5: an encoder-decoder, pre-norm, without biases.
 
-Both stacks read packed text: the encoder the source, T tokens, the decoder the target, U tokens, each with its Packing.
-Without a decoder the model is an encoder like BERT's. Shapes: models/ops/packing.py. Unlike in the other models,
-- attention scores are not divided by sqrt(K); the initialisation of the query makes up for it;
-- positions enter only as a learnt bias on the scores, one per head and distance, shared by all layers of a stack;
-- the norm has neither mean nor bias (RMSNorm, Zhang & Sennrich 2019), its variance in fp32 or wider;
+Both stacks read packed text, each with its Packing: the encoder reads the source, T tokens, the decoder the target, U
+tokens. Without a decoder the model is an encoder like BERT. Shapes: models/ops/packing.py.
+
+Differences from the other models:
+- Attention scores are not divided by sqrt(K); the initialisation of the query compensates for it.
+- Positions enter only as a learned bias on the scores, one per head and distance, shared by all layers of a stack.
+- The norm has neither mean nor bias (RMSNorm, Zhang & Sennrich 2019); its variance is computed in fp32 or wider.
 - v1.0 ties the output matrix to the embedding and scales its input by D^-0.5; v1.1 and mT5 have a separate matrix.
 """
 
@@ -21,15 +23,15 @@ from torch import Tensor, nn
 
 from models.architecture import Architecture, read_fields, read_rates
 from models.checkpoints.tensor_files import JsonObject
-from models.checkpoints.weights import WeightRow, WeightTable, linear
+from models.checkpoints.weights import WeightRow, WeightTable, linear_rows
 from models.errors import ModelError
 from models.generation.cache import Cache
 from models.heads import Head, HeadShape
-from models.inputs import ModelInputs, required
+from models.inputs import ModelInputs, require
 from models.ops.attention import Bias, packed_attention
 from models.ops.dropout import Dropout
 from models.ops.layers import ACTIVATIONS, NO_DROPOUT, DropoutRates, drop_path
-from models.ops.packing import Packing, padded
+from models.ops.packing import Packing, pad_sequences
 from models.ops.relative_bias import RelativeBias
 
 Source = tuple[Tensor, Packing]  # the hidden states that keys and values are computed from, and their packing
@@ -68,7 +70,7 @@ class T5Config:
 
     @property
     def initializer_range(self) -> float:
-        """The standard deviation of a new head, the output matrix too, as in T5's code (transformers': 1 for that)."""
+        """The standard deviation of a new head, its output matrix included, as in T5's code (transformers has 1)."""
         return float(self.initializer_factor * self.hidden_size**-0.5)
 
 
@@ -90,7 +92,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, packing: Packing, source: Source | None, bias: Bias | None, cache: Cache | None
     ) -> Tensor:
-        """(T, D) -> (T, D). source: for cross-attention, unless the cache has its keys."""
+        """(T, D) -> (T, D). source: in cross-attention, where the cache does not have its keys yet."""
         hidden, key_packing = source or (x, packing)
         query = self.query(x).unflatten(-1, (self.num_heads, -1))
         if cache is None or source is not None or not self.cross:
@@ -108,7 +110,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """down(act(up(x))), or gated: down(act(gate(x)) * linear(x)) (Shazeer 2020)."""
+    """down(act(up(x))), or gated: down(act(gate(x)) * linear_rows(x)) (Shazeer 2020)."""
 
     def __init__(self, config: T5Config):
         super().__init__()
@@ -124,16 +126,19 @@ class FeedForward(nn.Module):
         self.dropout = Dropout(config.rates.hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(T, D) -> (T, D).
+        """(T, D) -> (T, D)
 
-        Published T5s were trained in bf16, and this layer leaves the range of fp16 (65,504): in the product with the
-        gate, and in the sums of `down`. So fp16 autocast continues in fp32, and a model cast to fp16 is a ModelError.
+        Published T5 models were trained in bf16. In this layer the product with the gate and the sums of `down` exceed
+        the range of fp16 (65,504). So fp16 autocast continues in fp32 here.
+        Raises ModelError for a model cast to fp16.
         """
         inner = self.gate(x) if self.gated else self.up(x)
         linear = self.linear(x) if self.gated else None
         overflows = inner.dtype == torch.float16
         if overflows and self.down.weight.dtype == inner.dtype:
-            raise ModelError("a T5 model cast to fp16 would overflow; cast it to bf16, or use fp16 autocast on fp32")
+            raise ModelError(
+                "a T5 model cast to fp16 overflows; cast it to bf16, or use fp16 autocast with fp32 weights"
+            )
         with torch.autocast(x.device.type, enabled=False) if overflows else nullcontext():
             inner = self.activation(inner.float() if overflows else inner)
             out: Tensor = self.down(self.dropout(inner if linear is None else inner * linear))
@@ -153,10 +158,10 @@ class T5Layer(nn.Module):
         self.mlp_norm = norm()
         self.mlp = FeedForward(config)
         self.dropout = Dropout(config.rates.hidden)
-        self.drop_path_rate = config.rates.drop_path_of(layer, depth)
+        self.drop_path_rate = config.rates.layer_drop_path_rate(layer, depth)
 
     def forward(self, x: Tensor, packing: Packing, bias: Bias, source: Source | None, cache: Cache | None) -> Tensor:
-        """(T, D) -> (T, D). source: the encoder's hidden states, in a decoder whose cache does not have them yet."""
+        """(T, D) -> (T, D). source: of a decoder without a cache, or whose cache does not have its keys yet."""
 
         def branch(x: Tensor) -> Tensor:
             return drop_path(self.dropout(x), packing, self.drop_path_rate if self.training else 0.0)
@@ -183,9 +188,9 @@ class Stack(nn.Module):
     def forward(self, x: Tensor, packing: Packing, source: Source | None = None, cache: Cache | None = None) -> Tensor:
         """(T, D) embeddings -> (T, D) hidden states"""
         if cache is None:
-            bias = self.relative_bias.of_lengths(packing.lengths)
+            bias = self.relative_bias.for_lengths(packing.lengths)
         else:
-            bias = self.relative_bias.of_positions(padded(cache.extend(packing), packing, 0), cache.longest)
+            bias = self.relative_bias.for_positions(pad_sequences(cache.extend(packing), packing, 0), cache.longest)
         x = self.embedding_dropout(x)
         for layer in self.layers:
             x = layer(x, packing, bias, source, cache)
@@ -205,7 +210,7 @@ class T5Model(nn.Module):
 
     @property
     def max_length(self) -> int:
-        """The maximum number of tokens of a sequence: no limit, since there are no absolute positions."""
+        """The maximum number of tokens of a sequence: unlimited, since there are no absolute positions."""
         return sys.maxsize
 
     @property
@@ -219,10 +224,10 @@ class T5Model(nn.Module):
         return [*self.encoder.layers, *(self.decoder.layers if self.decoder is not None else ())]
 
     def forward(self, inputs: ModelInputs, cache: Cache | None = None) -> tuple[Tensor, Packing]:
-        """Return the last hidden states and their packing: (U, D) of the decoder, or without one (T, D) of the encoder.
+        """Return the last hidden states and their packing: (U, D) of the decoder, else (T, D) of the encoder.
 
         inputs.input_ids: (T,). inputs.decoder_input_ids: (U,), the target shifted right. With a cache, the encoder runs
-        on the first inputs only, and decoder_input_ids are the new tokens (models/generation/cache.py).
+        in the first call only, and decoder_input_ids are the new tokens (models/generation/cache.py).
         """
         if self.decoder is None:
             return self.encode(inputs)
@@ -230,21 +235,23 @@ class T5Model(nn.Module):
         if source is not None and cache is not None:
             cache.cross = Cache(causal=False)
             cache.cross.extend(source[1])
-        packing = Packing(inputs.decoder_lengths, required(inputs.decoder_cu_seqlens, "decoder_cu_seqlens"))
-        words = self.word_embeddings(required(inputs.decoder_input_ids, "decoder_input_ids"))
+        packing = Packing(inputs.decoder_lengths, require(inputs.decoder_cu_seqlens, "decoder_cu_seqlens"))
+        words = self.word_embeddings(require(inputs.decoder_input_ids, "decoder_input_ids"))
         return self.decoder(words, packing, source, cache), packing
 
     def encode(self, inputs: ModelInputs) -> Source:
         """Return the hidden states of the encoder, (T, D), and their packing."""
         packing = Packing(inputs.lengths, inputs.cu_seqlens)
-        return self.encoder(self.word_embeddings(required(inputs.input_ids, "input_ids")), packing), packing
+        return self.encoder(self.word_embeddings(require(inputs.input_ids, "input_ids")), packing), packing
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator, modules: Iterable[nn.Module] = ()) -> None:
-        """Draw normal weights, of the width that keeps the output of each product at unit variance.
+        """Draw weights from normal distributions that keep the output of each product at unit variance.
 
-        Times initializer_factor; the query's are smaller by sqrt(K), which replaces the scale of the scores. In the
-        whole model, or only in these `modules` of it.
+        - The standard deviations are multiplied by initializer_factor.
+        - The query's is divided by sqrt(K), which replaces the scale of the scores.
+
+        It initialises the whole model, or only `modules`.
         """
         config = self.config
         width = config.hidden_size**-0.5
@@ -279,9 +286,9 @@ SUPPORTED = {"dense_act_fn": tuple(ACTIVATIONS), "is_decoder": (False,)}
 
 
 def _complete(raw: JsonObject, feed_forward: str, scaled: bool) -> JsonObject:
-    """Return config.json with the fields that others imply and that newer files spell out.
+    """Return config.json with the fields that follow from others, which only newer files contain.
 
-    feed_forward: feed_forward_proj where it is missing. scaled: whether a tied output is scaled if the file is silent.
+    feed_forward: the default of feed_forward_proj. scaled: whether the input of a tied output matrix is scaled.
     """
     kind = raw.get("feed_forward_proj") or feed_forward
     *gated, activation = str(kind).split("-")
@@ -354,7 +361,7 @@ T5 = Architecture(
     read_config=_read_config,
     build=lambda config, head: T5Model(config, decoder=head is not None and head.needs_decoder),
     head_shape=_head_shape,
-    # T5EncoderModel: the class of that name in transformers reads a decoder too, or there is none.
+    # Of some heads transformers has no class, or only one with a decoder; T5EncoderModel reads their encoder.
     heads={
         None: "T5EncoderModel",
         "seq2seq-lm": "T5ForConditionalGeneration",
@@ -376,10 +383,10 @@ T5 = Architecture(
         ),
         heads={
             "seq2seq-lm": (WeightRow("head.decoder.weight", "lm_head.weight", "head"),),
-            "token-classification": linear("head.classifier", "classifier", "head"),
-            "sequence-classification": linear("head.classifier", "sequence_classifier", "head"),
-            "relation-classification": linear("head.classifier", "relation_classifier", "head"),
-            "question-answering": linear("head.span", "span_classifier", "head"),
+            "token-classification": linear_rows("head.classifier", "classifier", "head"),
+            "sequence-classification": linear_rows("head.classifier", "sequence_classifier", "head"),
+            "relation-classification": linear_rows("head.classifier", "relation_classifier", "head"),
+            "question-answering": linear_rows("head.span", "span_classifier", "head"),
         },
         tied={
             "encoder.embed_tokens.weight": "shared.weight",

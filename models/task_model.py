@@ -1,4 +1,4 @@
-"""TaskModel: backbone, head and loss in one module, and what it says about itself."""
+"""TaskModel: backbone, head and loss in one module."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from models.inputs import ModelInputs
 
 
 class Output(NamedTuple):
-    """What a forward returns."""
+    """The result of TaskModel.forward."""
 
     loss_sum: Tensor  # scalar: the sum over the targets of this micro-batch
     logits: Tensor  # in the shape of the head (models/heads.py); without a head, the hidden states (T, D)
@@ -24,7 +24,7 @@ class Output(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a model is, apart from its modules: enough to write its config.json."""
+    """The description of a model from which its config.json is written."""
 
     architecture: AnyArchitecture
     config: JsonObject  # the config.json, with the depth of this model
@@ -33,7 +33,7 @@ class ModelSpec:
 
 
 class TaskModel(nn.Module):
-    """Backbone -> head -> loss, in one forward, so that DDP sees one call."""
+    """Backbone -> head -> loss in one forward, so that DDP wraps a single call."""
 
     backbone: Backbone
     head: Head | None
@@ -78,5 +78,5 @@ class TaskModel(nn.Module):
 
     @property
     def embedding(self) -> nn.Embedding | None:
-        """The embedding of the backbone's words; None where it reads images."""
+        """The embedding of the backbone's tokens; None where it reads images."""
         return getattr(self.backbone, "embedding", None)

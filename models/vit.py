@@ -1,7 +1,7 @@
 """ViT (Dosovitskiy et al. 2020) and DeiT (Touvron et al. 2021): one encoder of image patches, pre-LayerNorm.
 
-They differ in DeiT's second special token, the distillation token. (A DeiT that was trained without a teacher has no
-such token; the hub calls it a "vit".) An image is a sequence of its special tokens and Y * X patches, row by row; all
+DeiT has a second special token, the distillation token. (A DeiT that was trained without a teacher does not have it;
+its model_type on the hub is "vit".) An image is a sequence of its special tokens and Y * X patches, row by row. All
 images of a micro-batch have one size. Shapes: models/ops/packing.py, and: C channels, (Y, X) patches.
 """
 
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from models.architecture import MAX_SIZE, Architecture, check_divides, read_fields, read_rates
 from models.checkpoints.tensor_files import JsonObject
-from models.checkpoints.weights import WeightRow, WeightTable, linear
+from models.checkpoints.weights import WeightRow, WeightTable, linear_rows
 from models.errors import ModelError
 from models.heads import DistilledClassification, Head, HeadShape
-from models.inputs import ModelInputs, required
+from models.inputs import ModelInputs, require
 from models.ops.attention import SelfAttention
 from models.ops.dropout import Dropout
 from models.ops.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, drop_path, init_normal
@@ -75,7 +75,7 @@ class ViTLayer(nn.Module):
 
 
 class ViTModel(nn.Module):
-    """The encoder with its last LayerNorm and without the pooler of the base files, which no published head reads."""
+    """The encoder with its last LayerNorm, without the pooler in base checkpoints, which no published head reads."""
 
     def __init__(self, config: ViTConfig):
         super().__init__()
@@ -86,7 +86,7 @@ class ViTModel(nn.Module):
         self.patch_embeddings = nn.Conv2d(config.num_channels, size, config.patch_size, stride=config.patch_size)
         self.position_embeddings = nn.Parameter(torch.zeros(1, self.max_length, size))  # special tokens, then patches
         self.dropout = Dropout(config.rates.embedding)
-        self.layers = nn.ModuleList(ViTLayer(config, config.rates.drop_path_of(i, depth)) for i in range(depth))
+        self.layers = nn.ModuleList(ViTLayer(config, config.rates.layer_drop_path_rate(i, depth)) for i in range(depth))
         self.norm = nn.LayerNorm(size, config.layer_norm_eps)
 
     @property
@@ -96,17 +96,17 @@ class ViTModel(nn.Module):
 
     @property
     def max_length(self) -> int:
-        """The number of tokens of an image of the config's size. A larger image has its positions interpolated."""
+        """The number of tokens of an image of the config's size. Positions of a larger image are interpolated."""
         return self.num_special + self.config.grid[0] * self.config.grid[1]
 
     def forward(self, inputs: ModelInputs) -> tuple[Tensor, Packing]:
-        """Return the last hidden states, (T, D). inputs.pixel_values: (B, C, height, width).
+        """Return the last hidden states, (T, D), and their packing. inputs.pixel_values: (B, C, height, width).
 
-        Raises ModelError unless the sizes are multiples of the patch's and the channels are the config's.
+        Raises ModelError unless height and width are multiples of the patch size and C is the config's.
         """
-        pixels = required(inputs.pixel_values, "pixel_values")
-        self._check(pixels)
-        pixels = pixels.to(self.patch_embeddings.weight.dtype)  # of a model in bf16, for example
+        pixels = require(inputs.pixel_values, "pixel_values")
+        self._check_pixels(pixels)
+        pixels = pixels.to(self.patch_embeddings.weight.dtype)  # the model may be in bf16, for example
         patches = self.patch_embeddings(pixels)  # (B, D, Y, X)
         positions = self.positions(*patches.shape[2:])
         special = [token for token in (self.class_token, self.distillation_token) if token is not None]
@@ -123,8 +123,8 @@ class ViTModel(nn.Module):
     def positions(self, rows: int, columns: int) -> Tensor:
         """Return (1, L, D): the position embeddings of a grid of rows x columns patches.
 
-        For a grid that is not the config's, the learned one is interpolated, bicubic as published; the positions of the
-        special tokens stay.
+        For a grid of another size than the config's, the learned one is interpolated, bicubic as published. The
+        positions of the special tokens stay.
         """
         if (rows, columns) == self.config.grid:
             return self.position_embeddings
@@ -133,7 +133,7 @@ class ViTModel(nn.Module):
         grid = F.interpolate(grid, (rows, columns), mode="bicubic", align_corners=False)
         return torch.cat([special, grid.flatten(2).transpose(1, 2)], 1)
 
-    def _check(self, pixels: Tensor) -> None:
+    def _check_pixels(self, pixels: Tensor) -> None:
         channels, height, width = pixels.shape[1:]
         if channels != self.config.num_channels:
             raise ModelError(f"the images have {channels} channels, the model takes {self.config.num_channels}")
@@ -148,7 +148,7 @@ class ViTModel(nn.Module):
     def init_weights(self, generator: torch.Generator, modules: Iterable[nn.Module] = ()) -> None:
         """Draw weights, tokens and positions from Normal(0, initializer_range); biases 0, LayerNorms identity.
 
-        In the whole encoder, or only in these `modules` of it.
+        It initialises the whole encoder, or only `modules`.
         """
         std = self.config.initializer_range
         for module in modules or [self]:
@@ -159,8 +159,8 @@ class ViTModel(nn.Module):
                     parameter.normal_(0.0, std, generator=generator)
 
 
-def _read(raw: JsonObject, distilled: bool) -> ViTConfig:
-    image, patch = _pair(raw, "image_size", 224), _pair(raw, "patch_size", 16)
+def _read_config(raw: JsonObject, distilled: bool) -> ViTConfig:
+    image, patch = _read_size(raw, "image_size", 224), _read_size(raw, "patch_size", 16)
     if image[0] % patch[0] or image[1] % patch[1]:
         raise ModelError(
             f"config.json: image_size = {raw.get('image_size', 224)!r} is not a multiple of "
@@ -173,8 +173,8 @@ def _read(raw: JsonObject, distilled: bool) -> ViTConfig:
     return replace(config, image_size=image, patch_size=patch, distilled=distilled, rates=DropoutRates(**rates))
 
 
-def _pair(raw: JsonObject, name: str, default: int) -> tuple[int, int]:
-    """Return a size of config.json, there one number or [height, width], as a pair."""
+def _read_size(raw: JsonObject, name: str, default: int) -> tuple[int, int]:
+    """Return a size of config.json, one number or [height, width], as (height, width)."""
     value = raw.get(name)
     value = default if value is None else value
     pair = value if isinstance(value, list) else [value, value]
@@ -195,24 +195,24 @@ def _head_shape(config: ViTConfig, name: str, head: type[Head], pooling: str) ->
 
 ROWS = (
     WeightRow("backbone.class_token", "embeddings.cls_token"),
-    *linear("backbone.patch_embeddings", "embeddings.patch_embeddings.projection"),
+    *linear_rows("backbone.patch_embeddings", "embeddings.patch_embeddings.projection"),
     WeightRow("backbone.position_embeddings", "embeddings.position_embeddings"),
-    *linear("backbone.layers.{i}.attention_norm", "encoder.layer.{i}.layernorm_before"),
-    *linear("backbone.layers.{i}.attention.query", "encoder.layer.{i}.attention.attention.query"),
-    *linear("backbone.layers.{i}.attention.key", "encoder.layer.{i}.attention.attention.key"),
-    *linear("backbone.layers.{i}.attention.value", "encoder.layer.{i}.attention.attention.value"),
-    *linear("backbone.layers.{i}.attention.output", "encoder.layer.{i}.attention.output.dense"),
-    *linear("backbone.layers.{i}.mlp_norm", "encoder.layer.{i}.layernorm_after"),
-    *linear("backbone.layers.{i}.mlp.up", "encoder.layer.{i}.intermediate.dense"),
-    *linear("backbone.layers.{i}.mlp.down", "encoder.layer.{i}.output.dense"),
-    *linear("backbone.norm", "layernorm"),
+    *linear_rows("backbone.layers.{i}.attention_norm", "encoder.layer.{i}.layernorm_before"),
+    *linear_rows("backbone.layers.{i}.attention.query", "encoder.layer.{i}.attention.attention.query"),
+    *linear_rows("backbone.layers.{i}.attention.key", "encoder.layer.{i}.attention.attention.key"),
+    *linear_rows("backbone.layers.{i}.attention.value", "encoder.layer.{i}.attention.attention.value"),
+    *linear_rows("backbone.layers.{i}.attention.output", "encoder.layer.{i}.attention.output.dense"),
+    *linear_rows("backbone.layers.{i}.mlp_norm", "encoder.layer.{i}.layernorm_after"),
+    *linear_rows("backbone.layers.{i}.mlp.up", "encoder.layer.{i}.intermediate.dense"),
+    *linear_rows("backbone.layers.{i}.mlp.down", "encoder.layer.{i}.output.dense"),
+    *linear_rows("backbone.norm", "layernorm"),
 )
-CLASSIFIER = linear("head.classifier", "classifier", "head")
+CLASSIFIER = linear_rows("head.classifier", "classifier", "head")
 # The pooler, and the parts of a checkpoint of masked image modelling besides its encoder.
 IGNORED = (r"pooler\.dense\.(weight|bias)", r"embeddings\.mask_token", r"decoder\.0\.(weight|bias)")
 
 VIT = Architecture(
-    read_config=lambda raw: _read(raw, distilled=False),
+    read_config=lambda raw: _read_config(raw, distilled=False),
     build=lambda config, head: ViTModel(config),
     head_shape=_head_shape,
     heads={None: "ViTModel", "image-classification": "ViTForImageClassification"},
@@ -222,7 +222,7 @@ VIT = Architecture(
     ),
 )
 DEIT = Architecture(
-    read_config=lambda raw: _read(raw, distilled=True),
+    read_config=lambda raw: _read_config(raw, distilled=True),
     build=lambda config, head: ViTModel(config),
     head_shape=_head_shape,
     heads={
@@ -238,8 +238,8 @@ DEIT = Architecture(
         heads={
             "image-classification": CLASSIFIER,
             "distilled-image-classification": (
-                *linear("head.classifier", "cls_classifier", "head"),
-                *linear("head.distilled_classifier", "distillation_classifier", "head"),
+                *linear_rows("head.classifier", "cls_classifier", "head"),
+                *linear_rows("head.distilled_classifier", "distillation_classifier", "head"),
             ),
         },
         ignored=IGNORED,

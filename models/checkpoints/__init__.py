@@ -1,1 +1,1 @@
-"""The files of a checkpoint: found on the machine or the hub, read, checked and written."""
+"""Find, read, check and write the files of a checkpoint."""

@@ -1,11 +1,11 @@
-"""Convert a pickle checkpoint of tensors to safetensors, on request; nothing else in the package reads pickles.
+"""Convert a pickled checkpoint to safetensors, on request; no other module of the package reads pickles.
 
     python -m models.checkpoints.convert FOLDER/pytorch_model.bin [...]
     python -m models.checkpoints.convert ORG/NAME
 
-writes model.safetensors beside the file. For a name of the hub, pytorch_model.bin is first fetched into its cache.
-Files are loaded in torch's weights_only mode, which builds tensors and plain containers and executes nothing; a file
-that asks for more is refused.
+This writes model.safetensors beside the file. For a name of the hub, pytorch_model.bin is first fetched into its cache.
+Files are loaded in torch's weights_only mode, which builds tensors and plain containers and executes no code. A file
+that needs more is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from models.errors import ModelError
 def convert(source: Path) -> Path:
     """Convert one .bin, .pt or .pth file; return the path of the safetensors file, which must not exist yet.
 
-    A tensor stored under several names (tied weights) is written under the first. Dtypes stay. Raises ModelError.
+    A tensor stored under several names (tied weights) is written under the first. Dtypes stay. Raises ModelError for a
+    file that cannot be converted or written.
     """
     name = "model.safetensors" if source.name == "pytorch_model.bin" else source.stem + ".safetensors"
     target = source.with_name(name)
@@ -52,7 +53,7 @@ def _load(source: Path) -> Any:
     except Exception as error:  # torch's unpickler raises errors of many kinds on damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"{source} holds more than tensors, or is damaged; it is refused, and nothing in it was executed ({reason})"
+            f"{source} has more than tensors, or is damaged; it is refused, and no code in it was executed ({reason})"
         ) from None
 
 
@@ -61,21 +62,21 @@ def _plain_tensors(source: Path, content: Any) -> dict[str, Tensor]:
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not content:
-        raise ModelError(f"{source} holds no dictionary of tensors, but a {type(content).__name__}")
+        raise ModelError(f"{source} should have a dictionary of one tensor or more, this is a {type(content).__name__}")
     tensors: dict[str, Tensor] = {}
     seen: set[tuple[Any, ...]] = set()
     for name, value in content.items():
         if not isinstance(value, Tensor):
-            raise ModelError(f"{source}: {name!r} is no tensor, but a {type(value).__name__}")
-        place = (value.untyped_storage().data_ptr(), value.storage_offset(), value.shape, value.stride(), value.dtype)
-        if place not in seen or not value.numel():
-            seen.add(place)
+            raise ModelError(f"{source}: {name!r} should be a tensor, this is a {type(value).__name__}")
+        memory = (value.untyped_storage().data_ptr(), value.storage_offset(), value.shape, value.stride(), value.dtype)
+        if memory not in seen or not value.numel():
+            seen.add(memory)
             tensors[str(name)] = value.clone().contiguous()
     return tensors
 
 
 def _is_hub_name(argument: str) -> bool:
-    """Return whether an argument is org/name, without the ending of a file that convert takes."""
+    """Return whether an argument is org/name without the ending of a pickle."""
     return argument.count("/") == 1 and argument[0].isalnum() and not argument.endswith((".bin", ".pt", ".pth"))
 
 

@@ -17,21 +17,19 @@ from pathlib import Path
 
 from models.errors import ModelError
 
-WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "vocab.txt", "merges.txt", "spiece.model"]
+CHECKPOINT_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "vocab.txt", "merges.txt", "spiece.model"]
 
 
 def resolve(name: str) -> Path:
-    """Return the folder of checkpoint `name`. ModelError says what would work when there is none."""
+    """Return the folder of checkpoint `name`; ModelError where there is none, with what would work."""
     if not name.isprintable():
-        raise ModelError(f"model.name = {reprlib.repr(name)} is no name of a folder or a checkpoint")
+        raise ModelError(f"model.name = {reprlib.repr(name)} is not the name of a folder or a checkpoint")
     if name.startswith("package:"):
         return _package_folder(name)
     if os.path.isdir(name):
         return Path(name)
     if os.path.exists(name):
-        raise ModelError(
-            f"model.name = {name!r} is a file; name the folder that holds config.json and model.safetensors"
-        )
+        raise ModelError(f"model.name = {name!r} is a file; name the folder of config.json and model.safetensors")
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name:
         raise ModelError(f"model.name = {name!r}: no such folder")
     return _hub_folder(name)
@@ -52,12 +50,12 @@ def _package_folder(name: str) -> Path:
 
 
 def _hub_folder(name: str) -> Path:
-    # Imported here, since it takes a second, which a local folder should not cost.
+    # Imported here, since it takes a second, and a local folder does not need it.
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=WANTED, local_files_only=constants.HF_HUB_OFFLINE))
+        return Path(snapshot_download(name, allow_patterns=CHECKPOINT_FILES, local_files_only=constants.HF_HUB_OFFLINE))
     except (LocalEntryNotFoundError, OSError, HfHubHTTPError, HFValidationError) as error:
         offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"the hub was asked: {type(error).__name__}"
         raise ModelError(
@@ -76,7 +74,7 @@ def snapshot_name(folder: Path) -> str | None:
 
 
 def fetch_pickle(name: str) -> Path:
-    """Fetch pytorch_model.bin of hub checkpoint `name`, and return its path; nothing here reads it."""
+    """Fetch pytorch_model.bin of hub checkpoint `name` without reading it, and return its path."""
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -84,13 +82,13 @@ def fetch_pickle(name: str) -> Path:
         return Path(hf_hub_download(name, "pytorch_model.bin", local_files_only=constants.HF_HUB_OFFLINE))
     except (LocalEntryNotFoundError, OSError, HfHubHTTPError, HFValidationError) as error:
         raise ModelError(
-            f"{name!r} is no file, and pytorch_model.bin of a hub checkpoint of that name could not be fetched "
-            f"({type(error).__name__}): no such file"
+            f"{name!r}: no such file, and pytorch_model.bin of a hub checkpoint of that name could not be fetched "
+            f"({type(error).__name__})"
         ) from None
 
 
 def verify_sha256(folder: Path, expected: str) -> None:
-    """Raise ModelError unless model.safetensors has the recorded checksum, so that a run starts from known weights."""
+    """Raise ModelError unless model.safetensors has the checksum `expected`."""
     file = folder / "model.safetensors"
     if not file.is_file():
         raise ModelError(f"{folder}: model.sha256 is given, but there is no model.safetensors to check")

@@ -1,12 +1,15 @@
-"""The files of a checkpoint folder, read without trust: JSON, and the tensors of safetensors files.
+"""The files of a checkpoint folder, read and checked: JSON, and the tensors of safetensors files.
 
-A safetensors file is eight bytes with the length of its header (little-endian), the header as JSON,
-{name: {"dtype", "shape", "data_offsets"}}, and the bytes of the tensors one after another, without gaps.
+A safetensors file has three parts:
+1. the length of its header, eight bytes, little-endian;
+2. the header as JSON, {name: {"dtype", "shape", "data_offsets"}};
+3. the bytes of the tensors one after another, without gaps.
 
-Why not the reader of the safetensors library:
-- it keeps the last of two tensors of one name;
-- its errors name no tensor;
-- it maps the file into memory, where each page counts beside its copy.
+The reader of the safetensors library is not used, because
+- it keeps the last of two tensors with one name;
+- its errors do not name the tensor;
+- it maps the file into memory, whose pages count in addition to their copies.
+
 So the header is checked here, and the bytes are read directly into the parameters.
 """
 
@@ -26,9 +29,9 @@ from torch import Tensor
 from models.checkpoints import hub
 from models.errors import ModelError
 
-JsonObject: TypeAlias = dict[str, object]  # its values are checked by whoever reads them
+JsonObject: TypeAlias = dict[str, object]  # each reader checks the values that it uses
 
-MAX_JSON = 3_000_000  # bytes; as Python objects they are up to thirty times as much
+MAX_JSON = 3_000_000  # bytes; as Python objects they take up to thirty times as much
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DTYPES = FLOATS | {
     "BOOL": torch.bool,
@@ -57,22 +60,24 @@ def read_json(path: Path) -> object:
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from None
     if len(content) > MAX_JSON:
-        raise ModelError(f"{path} has more than {MAX_JSON:,} bytes, which is no configuration")
+        raise ModelError(f"{path} has more than {MAX_JSON:,} bytes, too many for a configuration")
     return parse_json(content, path)
 
 
-def parse_json(content: bytes, path: Path, place: str = "the file") -> object:
+def parse_json(content: bytes, path: Path, part: str = "the file") -> object:
     """Parse JSON strictly: in UTF-8, each name once in its object, no NaN. Raises ModelError, which names `path`."""
 
-    def each_once(pairs: list[tuple[str, object]]) -> JsonObject:
+    def unique_keys(pairs: list[tuple[str, object]]) -> JsonObject:
         found = dict(pairs)
         if len(found) < len(pairs):
             counts = Counter(name for name, _ in pairs)
-            raise ModelError(f"{path}: {reprlib.repr(counts.most_common(1)[0][0])} occurs twice in {place}")
+            raise ModelError(f"{path}: {reprlib.repr(counts.most_common(1)[0][0])} occurs twice in {part}")
         return found
 
     try:
-        parsed: object = json.loads(content.decode("utf-8"), object_pairs_hook=each_once, parse_constant=_no_number)
+        parsed: object = json.loads(
+            content.decode("utf-8"), object_pairs_hook=unique_keys, parse_constant=_refuse_constant
+        )
         return parsed
     except ModelError:
         raise
@@ -82,11 +87,11 @@ def parse_json(content: bytes, path: Path, place: str = "the file") -> object:
         raise ModelError(f"{path}: not readable as JSON: {error}") from None
 
 
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number in JSON")
 
 
-class Stored(NamedTuple):
+class TensorEntry(NamedTuple):
     """One tensor of a file, as the header describes it."""
 
     dtype: torch.dtype
@@ -95,22 +100,22 @@ class Stored(NamedTuple):
     nbytes: int
 
 
-def read_header(stream: BinaryIO, path: Path) -> dict[str, Stored]:
-    """Return {name: its tensor}; ModelError unless all tensors are well-formed and fill the file exactly."""
+def read_header(stream: BinaryIO, path: Path) -> dict[str, TensorEntry]:
+    """Return {name: entry}; ModelError unless all entries are well-formed and fill the file exactly."""
     size = stream.seek(0, 2)
     stream.seek(0)
     length = int.from_bytes(stream.read(8), "little")
     if length > size - 8:
         raise ModelError(
-            f"{path} is not a complete safetensors file: {size:,} bytes, of which {length:,} for its header"
+            f"{path} is not a complete safetensors file: {size:,} bytes, but its header should have {length:,}"
         )
     if length > MAX_JSON:
         raise ModelError(f"{path}: a header of {length:,} bytes, more than the {MAX_JSON:,} that are read")
     header = parse_json(stream.read(length), path, "its header")
     if not isinstance(header, dict):
-        raise ModelError(f"{path}: its header is no JSON object")
+        raise ModelError(f"{path}: its header is not a JSON object")
     header.pop("__metadata__", None)
-    found = {name: _stored(name, value, 8 + length, path) for name, value in header.items()}
+    found = {name: _parse_entry(name, value, 8 + length, path) for name, value in header.items()}
     end, last = 8 + length, "the header"
     for name, tensor in sorted(found.items(), key=lambda item: (item[1].start, item[1].nbytes)):
         if tensor.start != end:
@@ -121,24 +126,24 @@ def read_header(stream: BinaryIO, path: Path) -> dict[str, Stored]:
     return found
 
 
-def _stored(name: str, value: object, begin: int, path: Path) -> Stored:
+def _parse_entry(name: str, value: object, data_start: int, path: Path) -> TensorEntry:
     if not (name.isprintable() and 0 < len(name) <= 400):
         raise ModelError(f"{path}: {reprlib.repr(name)} cannot be a tensor's name")
     entry: JsonObject = value if isinstance(value, dict) else {}
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ModelError(f"{path}: tensor {name!r} has dtype {reprlib.repr(dtype)}; known are {', '.join(DTYPES)}")
-    if not _are_sizes(shape) or len(shape) > 8:
-        raise ModelError(f"{path}: tensor {name!r} has shape {reprlib.repr(shape)}, which is none")
-    if not _are_sizes(offsets) or len(offsets) != 2:
+    if not _is_size_list(shape) or len(shape) > 8:
+        raise ModelError(f"{path}: tensor {name!r} has shape {reprlib.repr(shape)}, not a list of sizes")
+    if not _is_size_list(offsets) or len(offsets) != 2:
         raise ModelError(f"{path}: tensor {name!r} has data_offsets {reprlib.repr(offsets)}, not [begin, end]")
     nbytes = offsets[1] - offsets[0]
     if math.prod(shape) * DTYPES[dtype].itemsize != nbytes:
         raise ModelError(f"{path}: tensor {name!r} has {nbytes:,} bytes, which is not {dtype} x {shape}")
-    return Stored(DTYPES[dtype], tuple(shape), begin + offsets[0], nbytes)
+    return TensorEntry(DTYPES[dtype], tuple(shape), data_start + offsets[0], nbytes)
 
 
-def _are_sizes(value: object) -> TypeGuard[list[int]]:
+def _is_size_list(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
 
 
@@ -150,7 +155,7 @@ class TensorFiles:
 
     def __init__(self, folder: Path, paths: list[Path], stack: ExitStack):
         self.folder = folder
-        self.where: dict[str, Stored] = {}
+        self.entries: dict[str, TensorEntry] = {}
         self._files: dict[str, tuple[Path, BinaryIO]] = {}
         for path in paths:
             try:
@@ -158,29 +163,29 @@ class TensorFiles:
                 header = read_header(stream, path)
             except OSError as error:
                 raise ModelError(f"{path} cannot be read: {error.strerror}") from None
-            if twice := self.where.keys() & header.keys():
+            if twice := self.entries.keys() & header.keys():
                 raise ModelError(f"{path}: tensor {min(twice)!r} is in more than one shard")
-            self.where |= header
+            self.entries |= header
             self._files |= dict.fromkeys(header, (path, stream))
 
     def read_into(self, key: str, target: Tensor, transpose: bool = False) -> None:
         """Copy a tensor into `target`, in the precision of the target; the caller has checked the shape.
 
-        transpose: the file has it transposed.
-        Raises ModelError for numbers that are not floating-point ones, or not finite.
+        transpose: whether the file has it transposed.
+        Raises ModelError unless the numbers are floating point and finite.
         """
-        if not transpose and target.is_contiguous() and self.where[key].dtype == target.dtype:
+        if not transpose and target.is_contiguous() and self.entries[key].dtype == target.dtype:
             self._fill(key, target)
         else:
             tensor = self.read(key)
             target.copy_(tensor.T if transpose else tensor)
-        # A sum is quick to compute, and not finite only if a number is not, or if the numbers add up to too much.
+        # The sum is quick to compute. It is finite unless a number is not, or the sum overflows.
         if not target.sum().isfinite() and not target.isfinite().all():
-            raise ModelError(f"{self._files[key][0]}: {key} holds NaN or infinity")
+            raise ModelError(f"{self._files[key][0]}: {key} has NaN or infinity")
 
     def read(self, key: str) -> Tensor:
         """Return a new tensor in the precision of the file; ModelError unless it is floating point."""
-        stored = self.where[key]
+        stored = self.entries[key]
         if stored.dtype not in FLOATS.values():
             known = ", ".join(FLOATS)
             raise ModelError(f"{self._files[key][0]}: {key} is stored as {stored.dtype}; weights are read from {known}")
@@ -191,13 +196,13 @@ class TensorFiles:
     def _fill(self, key: str, tensor: Tensor) -> None:
         path, stream = self._files[key]
         memory = tensor.detach().view(-1).view(torch.uint8).numpy()
-        stream.seek(self.where[key].start)
+        stream.seek(self.entries[key].start)
         try:
             complete = stream.readinto(memory) == len(memory)  # type: ignore[attr-defined]
         except OSError as error:
             raise ModelError(f"{path} cannot be read: {error.strerror}") from None
         if not complete:
-            raise ModelError(f"{path} is not a complete safetensors file: it has become shorter")
+            raise ModelError(f"{path} is not a complete safetensors file: it became shorter while it was read")
 
 
 def open_checkpoint(folder: Path, stack: ExitStack) -> TensorFiles:
@@ -206,24 +211,24 @@ def open_checkpoint(folder: Path, stack: ExitStack) -> TensorFiles:
     if (folder / "model.safetensors").is_file():
         return TensorFiles(folder, [folder / "model.safetensors"], stack)
     if not index.is_file():
-        raise ModelError(f"{folder}: no model.safetensors and no model.safetensors.index.json{_hint_of_pickle(folder)}")
+        raise ModelError(f"{folder}: no model.safetensors and no model.safetensors.index.json{_pickle_hint(folder)}")
     shard_of = _read_index(index)
     files = TensorFiles(folder, [folder / name for name in sorted(set(shard_of.values()))], stack)
     for key, name in shard_of.items():
-        if key not in files.where:
+        if key not in files.entries:
             raise ModelError(f"{index}: tensor {reprlib.repr(key)} should be in {name}, which does not have it")
     return files
 
 
-def _hint_of_pickle(folder: Path) -> str:
+def _pickle_hint(folder: Path) -> str:
     """Return how to convert the pickle that a folder has, or may have on the hub; empty where there is none."""
     convert = "python -m models.checkpoints.convert"
     pickled = sorted(p.name for p in folder.glob("*.bin"))
     if pickled:
         command = f"{convert} {folder / pickled[0]}"
-        return f" (it has {pickled[0]}, a pickle, which is never loaded: `{command}` makes safetensors of it)"
+        return f" (it has {pickled[0]}, a pickle, which is never loaded: `{command}` converts it)"
     name = hub.snapshot_name(folder)
-    if name:  # it may be published as a pickle, which is fetched on request only
+    if name:  # the hub may have a pickle, which is fetched on request only
         return f" (if the hub has its pytorch_model.bin: `{convert} {name}` fetches and converts it)"
     return ""
 

@@ -1,11 +1,11 @@
 """Build modules without giving their parameters values: every value comes from a file or from init_weights.
 
-This is the one place that relies on how torch initialises its modules: they call functions of torch.nn.init, which a
-TorchFunctionMode sees where they draw random numbers. tests/models/checkpoints/test_uninitialised.py fails when a
-version of torch does it differently.
+Only this module relies on how torch initialises its modules: they call functions of torch.nn.init, which a
+TorchFunctionMode intercepts where they draw random numbers. tests/models/checkpoints/test_uninitialised.py fails when
+a version of torch does it differently.
 
-Why not the documented way: building on the meta device with Module.to_empty pulls in torch's decompositions and its
-compiler, which was measured to cost 2 s of start-up and 160 MB. (nn.utils.skip_init goes through the meta device too.)
+The documented way is slower. Building on the meta device with Module.to_empty imports torch's decompositions and
+compiler, which took 2 s and 160 MB when measured. (nn.utils.skip_init uses the meta device too.)
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from torch.overrides import TorchFunctionMode
 from models.checkpoints.tensor_files import TensorFiles
 from models.errors import ModelError
 
-MAX_TENSORS = 20_000  # of a model from scratch; a thousand layers have as many
+MAX_TENSORS = 20_000  # of a model from scratch; about a thousand layers
 
 
 class Uninitialised(TorchFunctionMode):
-    """A context in which modules get memory without values: the functions of torch.nn.init draw nothing.
+    """A context in which modules get memory without values: the functions of torch.nn.init draw no random numbers.
 
-    Constants stay: torch.zeros and torch.ones, and nn.init.zeros_ and ones_, which torch does not let us see.
-    mark: fill the memory with NaN, so that a parameter that nobody initialises shows.
-    Raises ModelError where the config.json of `folder` asks for more than `max_tensors` tensors or `max_numbers`
-    numbers, or for more than the machine has. Memory without values costs nothing yet, so the error comes in time.
+    Constants stay: torch.zeros, torch.ones, and nn.init.zeros_ and ones_, which cannot be intercepted.
+    mark: fill the memory with NaN, so that a parameter without initialisation is found.
+    Raises ModelError where the config.json of `folder` needs more than `max_tensors` tensors or `max_numbers` numbers,
+    or more memory than the machine has. Memory without values is not in use yet, so the error comes early enough.
     """
 
     def __init__(self, folder: Path, max_tensors: float, max_numbers: float, mark: bool = False):
@@ -63,8 +63,8 @@ class Uninitialised(TorchFunctionMode):
 
 
 def size_limits(files: TensorFiles | None) -> tuple[float, float]:
-    """Return (tensors, numbers) that a model may have: ample for these files and any new head. None: from scratch."""
+    """Return the maximum (tensors, numbers) of a model from these files with any new head; None: from scratch."""
     if files is None:
         return MAX_TENSORS, math.inf
-    shapes = [stored.shape for stored in files.where.values()]
+    shapes = [stored.shape for stored in files.entries.values()]
     return 4 * len(shapes) + 100, 4 * sum(map(math.prod, shapes)) + 2**24

@@ -1,1 +1,1 @@
-"""Parts of the architectures below the level of a model: packing, attention, dropout, losses, compilation."""
+"""Building blocks of the architectures: packing, attention, dropout, losses, compilation."""

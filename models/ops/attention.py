@@ -1,9 +1,9 @@
 """Attention over packed sequences, and the self-attention module of the encoders.
 
-Three ways to compute the same thing, chosen by packed_attention:
+packed_attention chooses one of three equal computations:
 - on a CPU with dropout, one node of the autograd graph (dropped_attention.py);
 - on a GPU with sequences of several lengths, one call with padding (padded_attention);
-- else one call for each run of sequences of equal length.
+- in all other cases, one call for each run of sequences of equal length.
 Shapes: models/ops/packing.py; S is the number of keys.
 """
 
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.ops.dropped_attention import Runs, dropped_attention
-from models.ops.packing import Packing, padded
+from models.ops.packing import Packing, pad_sequences
 
 Bias = Callable[[int, int], Tensor]  # (query length, key length) -> (H, L, S), added to the scores
 
@@ -45,25 +45,27 @@ def packed_attention(
     """
     runs = _attention_runs(packing, key_packing or packing)
     if not runs:
-        # All inputs stay in the graph, so that a rank without examples has gradients: zeros.
+        # All inputs stay in the graph, so that a rank without examples has gradients, which are zero.
         empty = query + key.sum(0) + value.sum(0)
         return (empty if bias is None else empty + bias(1, 1).sum()).flatten(1)
     full_precision_on_cpu = query.device.type == "cpu" and query.dtype in (torch.float32, torch.float64)
     if 0 < dropout < 1 and full_precision_on_cpu and not torch.compiler.is_compiling():
-        biases = [] if bias is None else [bias(length, source) for _, length, source in runs]
+        biases = [] if bias is None else [bias(length, key_length) for _, length, key_length in runs]
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         return dropped_attention(query, key, value, runs, biases, causal, scale, dropout).flatten(1)
     if len(runs) > 1 and query.device.type != "cpu":
         return padded_attention(query, key, value, packing, key_packing or packing, causal, bias, scale, dropout)
     outputs = []
-    tokens, keys = [count * length for count, length, _ in runs], [count * source for count, _, source in runs]
+    tokens, keys = [count * length for count, length, _ in runs], [count * key_length for count, _, key_length in runs]
     # Split once: the backward of a slice would write a whole tensor of zeros for each run.
     pieces = zip(torch.split(query, tokens), torch.split(key, keys), torch.split(value, keys), strict=True)
     for (count, _, _), qkv in zip(runs, pieces, strict=True):
         q, k, v = (torch.unflatten(x, 0, (count, -1)).transpose(1, 2) for x in qkv)  # (B, H, L, K)
         mask = None if bias is None else _with_causal_mask(bias(q.shape[2], k.shape[2]), causal)
-        hides = causal and mask is None
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=hides, scale=scale)
+        is_causal = causal and mask is None
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, scale=scale
+        )
         outputs.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
     return torch.cat(outputs)
 
@@ -79,20 +81,20 @@ def padded_attention(
     scale: float | None,
     dropout: float,
 ) -> Tensor:
-    """Return packed_attention, computed in one call with all sequences padded to the longest.
+    """Return the result of packed_attention, computed in one call with all sequences padded to the longest.
 
-    For a GPU, where many small calls cost more than the padding. Nothing else in a model is padded. The padding of a
-    sequence comes after all of its tokens, so a causal mask hides it.
+    It is for a GPU, where many small calls cost more than the padding. No other operation of a model pads. The padding
+    of a sequence comes after all of its tokens, so a causal mask hides it.
     """
-    q = padded(query, packing, 0.0).transpose(1, 2)
-    k, v = (padded(x, key_packing, 0.0).transpose(1, 2) for x in (key, value))
+    q = pad_sequences(query, packing, 0.0).transpose(1, 2)
+    k, v = (pad_sequences(x, key_packing, 0.0).transpose(1, 2) for x in (key, value))
     mask = None if bias is None else _with_causal_mask(bias(q.shape[2], k.shape[2]), causal)  # (H, L, S)
     if not causal:
         ends = key_packing.cu_seqlens.diff()[:, None, None, None]
         real = torch.arange(k.shape[2], device=k.device) < ends  # (B, 1, 1, S)
         mask = real if mask is None else mask.masked_fill(~real, float("-inf"))
-    hides = causal and mask is None
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=hides, scale=scale)
+    is_causal = causal and mask is None
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, scale=scale)
     return out.transpose(1, 2)[packing.rows, packing.positions].flatten(1)
 
 
@@ -104,7 +106,7 @@ def _with_causal_mask(bias: Tensor, causal: bool) -> Tensor:
 def _attention_runs(queries: Packing, keys: Packing) -> Runs:
     """Return (count, query length, key length) of each run of neighbouring sequences that agree in both lengths."""
     pairs = groupby(zip(queries.lengths, keys.lengths, strict=True))
-    return tuple((len(list(same)), length, source) for (length, source), same in pairs)
+    return tuple((len(list(same)), length, key_length) for (length, key_length), same in pairs)
 
 
 class SelfAttention(nn.Module):

@@ -1,8 +1,8 @@
 """Regional compilation (torch.compile): the layers of a model, each without its attention.
 
-Text is packed, so micro-batches differ in T and in the length of every sequence. Between two attentions nothing depends
-on more than T, which a graph can leave open. Attention has kernels of its own and stays uncompiled. So a layer becomes
-one graph for each part between its attentions, and these graphs serve all layers and all lengths.
+Text is packed, so micro-batches differ in T and in the length of every sequence. The operations between two attentions
+depend on T alone, which a graph can leave open. Attention has kernels of its own and stays uncompiled. So a layer
+becomes one graph for each part between its attentions, and these graphs serve all layers and all lengths.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ def compile_layers(model: LayeredModel, backend: str = "inductor") -> None:
     """Compile the layers of a TaskModel for training, at its first step; without gradients they run uncompiled.
 
     - Parameters, checkpoints and copies of the model stay as before.
-    - Call it before checkpoint_activations, which then runs the compiled layers again.
-    - Dropout draws other numbers than the uncompiled model, equally a function of the seed.
-    - Layers with drop path are left out, since a path is dropped for a sequence.
+    - Call it before checkpoint_activations, which then applies to the compiled layers.
+    - Dropout draws other random numbers than in the uncompiled model; they too are a function of the seed.
+    - Layers with drop path stay uncompiled, since drop path depends on where sequences begin.
     Raises ModelError where the backend "inductor" lacks the compiler that it calls for the model's device.
     """
     layers = [layer for layer in model.backbone.layers if not getattr(layer, "drop_path_rate", 0.0)]
     if any("forward" in vars(layer) for layer in layers):
-        raise ModelError("compile_layers comes once, and before checkpoint_activations")
+        raise ModelError("compile_layers must be called only once, and before checkpoint_activations")
     if backend == "inductor":
         _check_compiler(next(model.parameters()).device)
-    # The functions of the classes, not the methods of the layers: what is compiled for one layer serves the next.
+    # Functions of the classes are compiled, not methods of the layers, so that all layers share the code.
     layer_classes = {type(layer) for layer in layers}
     compiled = {
         cls: _in_training(cls.forward, torch.compile(cls.forward, dynamic=True, backend=backend))
@@ -52,7 +52,7 @@ def compile_layers(model: LayeredModel, backend: str = "inductor") -> None:
 
 
 def _is_packed(module: nn.Module) -> bool:
-    """Return whether the module is told where sequences begin, so that a graph of it would serve these lengths only."""
+    """Return whether the forward takes a Packing, so that a graph of it would serve these lengths only."""
     return "packing" in signature(type(module).forward).parameters
 
 
@@ -60,7 +60,7 @@ def _in_training(plain: Forward, compiled: Forward) -> Forward:
     """Return the forward of a layer class: compiled while gradients are kept, for shapes that one graph can serve."""
 
     def forward(layer: nn.Module, x: Tensor, *rest: object) -> Tensor:
-        """x: (T, D). T = 0 and T = 1 would be a graph each, and a view another one, with guards on its base."""
+        """Apply the layer to x, (T, D). T = 0, T = 1 and views would each need a graph of their own."""
         if len(x) < 2 or not torch.is_grad_enabled():
             return plain(layer, x, *rest)
         return compiled(layer, x if x._base is None else x.clone(), *rest)
@@ -69,8 +69,8 @@ def _in_training(plain: Forward, compiled: Forward) -> Forward:
 
 
 def _check_compiler(device: torch.device) -> None:
-    """Raise ModelError where no compiler is installed, instead of a traceback out of the first step."""
-    # Imported here, because only a run that compiles should wait for it.
+    """Raise ModelError where no compiler is installed; without the check the first step would end in a traceback."""
+    # Imported here, since it is slow and only a compiled run needs it.
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 

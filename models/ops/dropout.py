@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MIN_ELEMENTS = 8192  # with fewer elements, one draw for each of them is as fast
-MAX_RATE = 0.5  # and so it is above this rate
+MIN_ELEMENTS = 8192  # with fewer elements, one random number for each of them is as fast
+MAX_RATE = 0.5  # the same is true above this rate
 
 
 class Dropout(nn.Dropout):
@@ -29,51 +29,51 @@ class Dropout(nn.Dropout):
 def dropout(x: Tensor, rate: float) -> Tensor:
     """Set each element of x to zero with probability `rate`, independently; divide the others by 1 - rate.
 
-    On a CPU the draws are from torch's default generator, and fewer than those of F.dropout. Elsewhere, or compiled, it
-    is F.dropout, which has its own kernel there.
+    On a CPU the random numbers come from torch's default generator, fewer of them than F.dropout draws. On other
+    devices and in compiled code it is F.dropout, which has its own kernel there.
     """
     sparse = (
         x.device.type == "cpu" and x.numel() >= MIN_ELEMENTS and rate <= MAX_RATE and not torch.compiler.is_compiling()
     )
     if not rate or not sparse:
         return F.dropout(x, rate)
-    out: Tensor = _Dropped.apply(x, dropped_places(x.numel(), rate), 1 / (1 - rate))
+    out: Tensor = _Dropped.apply(x, sample_dropped_positions(x.numel(), rate), 1 / (1 - rate))
     return out
 
 
-def dropped_places(n: int, rate: float) -> Tensor:
-    """Return the ascending indices of the dropped among n elements, each dropped with probability `rate`, 0 < rate < 1.
+def sample_dropped_positions(n: int, rate: float) -> Tensor:
+    """Return ascending indices of the dropped among n elements; each is dropped with probability 0 < rate < 1.
 
-    The distance to the next one is ceil(log(u) / log(1 - rate)), u uniform in [0, 1): it is at most g with probability
-    1 - (1 - rate)^g. In fp64, so that a rate of 1e-9 is as exact as one of 0.1.
+    The distance to the next index is ceil(log(u) / log(1 - rate)), u uniform in [0, 1): it is at most g with
+    probability 1 - (1 - rate)^g. It is computed in fp64, so that a rate of 1e-9 is as exact as one of 0.1.
     """
     expected = n * rate
-    count = math.ceil(expected + 4 * math.sqrt(expected) + 8)  # too few in one of thousands of cases
+    count = math.ceil(expected + 4 * math.sqrt(expected) + 8)  # enough but in one of thousands of cases
     found: list[Tensor] = []
     last = 0.0
     while last <= n:
         distance = torch.rand(count, dtype=torch.float64).log_().mul_(1 / math.log1p(-rate)).ceil_()
         found.append(distance.clamp_(max=n + 1).cumsum_(0).add_(last))  # log(0) is -inf
         last = found[-1][-1].item()
-    places = torch.cat(found) if len(found) > 1 else found[0]
-    return places[: int(torch.searchsorted(places, n, right=True))].long() - 1
+    positions = torch.cat(found) if len(found) > 1 else found[0]
+    return positions[: int(torch.searchsorted(positions, n, right=True))].long() - 1
 
 
 class _Dropped(torch.autograd.Function):
-    """x * scale, zero at `places` of the flat x; the backward does the same to the gradient."""
+    """x * scale, zero at `positions` of the flat x; the backward does the same to the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, places: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(places)
+    def forward(ctx: Any, x: Tensor, positions: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(positions)
         ctx.scale = scale
-        return scaled_but_zero_at(x, places, scale)
+        return scale_and_zero(x, positions, scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (places,) = ctx.saved_tensors
-        return scaled_but_zero_at(grad, places, ctx.scale), None, None
+        (positions,) = ctx.saved_tensors
+        return scale_and_zero(grad, positions, ctx.scale), None, None
 
 
-def scaled_but_zero_at(x: Tensor, places: Tensor, scale: float) -> Tensor:
-    """Return x * scale, with 0 at `places` of the flat x."""
-    return x.contiguous().view(-1).mul(scale).index_fill_(0, places, 0.0).view(x.shape)
+def scale_and_zero(x: Tensor, positions: Tensor, scale: float) -> Tensor:
+    """Return x * scale, with 0 at `positions` of the flat x."""
+    return x.contiguous().view(-1).mul(scale).index_fill_(0, positions, 0.0).view(x.shape)

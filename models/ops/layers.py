@@ -28,14 +28,14 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class DropoutRates(NamedTuple):
-    """The dropout rates of a backbone by site, as the config of every architecture has them under `rates`."""
+    """The dropout rates of a backbone by site: the field `rates` in the config of every architecture."""
 
     embedding: float = 0.0
     attention: float = 0.0  # the attention weights
     hidden: float = 0.0  # each branch before it joins the residual
     drop_path: float = 0.0  # whole branches of a sequence, rising linearly to this rate in the last layer
 
-    def drop_path_of(self, layer: int, num_layers: int) -> float:
+    def layer_drop_path_rate(self, layer: int, num_layers: int) -> float:
         """Return the drop-path rate of one layer: 0 in the first, `drop_path` in the last."""
         return self.drop_path * layer / max(1, num_layers - 1)
 
@@ -67,7 +67,7 @@ def drop_path(x: Tensor, packing: Packing, rate: float) -> Tensor:
 
 
 def mean_pool(hidden: Tensor, packing: Packing, skip: int = 0) -> Tensor:
-    """(T, D) -> (B, D): the mean of the token vectors of each sequence, without its first `skip`."""
+    """Return (B, D), the mean of the token vectors of each sequence without its first `skip`. hidden: (T, D)."""
     means = [
         torch.unflatten(hidden[tokens], 0, (count, length))[:, skip:].mean(1) for tokens, count, length in packing.runs
     ]
@@ -75,12 +75,12 @@ def mean_pool(hidden: Tensor, packing: Packing, skip: int = 0) -> Tensor:
 
 
 def first_pool(hidden: Tensor, packing: Packing) -> Tensor:
-    """(T, D) -> (B, D): the first token of each sequence ([CLS])."""
+    """Return (B, D), the first token vector of each sequence ([CLS]). hidden: (T, D)."""
     return hidden[packing.cu_seqlens[:-1].long()]
 
 
 def last_pool(hidden: Tensor, packing: Packing) -> Tensor:
-    """(T, D) -> (B, D): the last token of each sequence, the only one in a causal model that has seen all of them."""
+    """Return (B, D), the last token vector of each sequence, which in a causal model depends on all tokens."""
     return hidden[packing.cu_seqlens[1:].long() - 1]
 
 
@@ -91,9 +91,9 @@ POOLINGS: dict[str, Callable[[Tensor, Packing], Tensor]] = {"cls": first_pool, "
 def init_normal(module: nn.Module, std: float, generator: torch.Generator, skip: Collection[Tensor] = ()) -> None:
     """Initialise every Linear, Embedding and Conv2d below `module` from Normal(0, std), biases 0, LayerNorms identity.
 
-    In the fixed order of module.modules() and from one generator, so that the seed decides every weight. A parameter
-    that a module owns itself (a class token) is the architecture's to initialise. skip: weights of another module that
-    are tied to one of these; nothing is drawn for them.
+    Weights are drawn in the fixed order of module.modules() and from one generator, so that the seed decides every
+    weight. A parameter that is no part of such a layer (a class token) is initialised by the architecture.
+    skip: weights that are tied to those of another module; they keep their values, and no numbers are drawn for them.
     """
     tied = set(skip)
     for child in module.modules():
@@ -108,7 +108,7 @@ def init_normal(module: nn.Module, std: float, generator: torch.Generator, skip:
 
 
 class Layered(Protocol):
-    """A backbone, as far as its layers matter."""
+    """The part of a backbone that checkpoint_activations and compile_layers use."""
 
     @property
     def layers(self) -> Iterable[nn.Module]:
@@ -116,21 +116,21 @@ class Layered(Protocol):
 
 
 class LayeredModel(Protocol):
-    """A TaskModel, as far as the layers of its backbone matter."""
+    """The part of a TaskModel that checkpoint_activations and compile_layers use."""
 
     @property
     def backbone(self) -> Layered:
-        """The part that has the layers."""
+        """The module that has the layers."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield every parameter, as nn.Module.parameters does."""
 
 
 def checkpoint_activations(model: LayeredModel) -> None:
-    """Keep only the input of each layer, and run the layer again in the backward (Chen et al. 2016).
+    """Store only the input of each layer, and compute the layer again in the backward (Chen et al. 2016).
 
-    This costs about a third more work; the memory of a step no longer grows with what is inside the layers. The second
-    run draws the same dropout, so the gradients are the same. Names of parameters and checkpoints stay as they are.
+    A step takes about a third longer, and its memory no longer grows with the activations inside the layers. The second
+    forward has the same dropout, so the gradients are the same. Names of parameters and checkpoints stay as they are.
     """
     for layer in model.backbone.layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

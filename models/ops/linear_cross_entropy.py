@@ -1,7 +1,7 @@
 """Cross entropy of a language model in training, without the logits of all tokens in memory.
 
 With a vocabulary of 50,000, the (T, V) logits in fp32 and their gradient take most of the memory of a step. Here they
-exist for one chunk of tokens at a time. The forward computes the gradients of hidden states, weight and bias at once;
+exist for one chunk of tokens at a time. The forward also computes the gradients of hidden states, weight and bias, and
 the backward only scales them. So no product is computed twice.
 """
 
@@ -22,8 +22,8 @@ def linear_cross_entropy(
     """Return the sum of F.cross_entropy(F.linear(hidden, weight, bias), labels), a scalar in fp32 or wider.
 
     hidden: (T, D). weight: (V, D). bias: (V,). labels: (T,) classes, each of them a target.
-    Under autocast the products are in its precision and their sums in fp32. Not for fp16: its gradients need the loss
-    scale before they are rounded, and the forward does not know it.
+    Under autocast the products are in its precision and their sums in fp32. fp16 is not supported: its gradients need
+    the loss scale before they are rounded, and the forward does not know it.
     """
     dtype = hidden.dtype
     if torch.is_autocast_enabled(hidden.device.type):
@@ -33,7 +33,7 @@ def linear_cross_entropy(
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """With d loss / d logits = softmax - target, accumulate the gradients of hidden, weight and bias chunk by chunk."""
+    """The forward and backward of linear_cross_entropy, with d loss / d logits = softmax - target."""
 
     @staticmethod
     def forward(
@@ -45,11 +45,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         smoothing: float,
         dtype: torch.dtype,
     ) -> Tensor:
-        of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         wide = torch.promote_types(dtype, torch.float32)
-        d_hidden = torch.empty_like(hidden) if of_hidden else None
-        d_weight = torch.zeros_like(weight, dtype=wide) if of_weight else None
-        d_bias = torch.zeros_like(weight[:, 0], dtype=wide) if of_bias else None
+        d_hidden = torch.empty_like(hidden) if needs_hidden else None
+        d_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
+        d_bias = torch.zeros_like(weight[:, 0], dtype=wide) if needs_bias else None
         loss = hidden.new_zeros((), dtype=wide)
         with torch.autocast(hidden.device.type, enabled=False):
             w, b = weight.to(dtype), None if bias is None else bias.to(dtype)

@@ -6,8 +6,8 @@ Legend of shapes, used in every comment of this package:
     T  tokens in a micro-batch             H  attention heads
     L  length of one sequence              K  D // H, the width of one head
 
-The tokens of a micro-batch form one flat (T,) tensor, T = the sum of the lengths. No pad token exists, so none is
-computed, and none can leak into a result. Only attention and pooling need to know where a sequence begins; `Packing`
+The tokens of a micro-batch form one flat (T,) tensor, T = the sum of the lengths. There are no pad tokens, so none is
+computed, and none can change a result. Only attention and pooling need to know where a sequence begins; `Packing`
 tells them. The patches of an image are a sequence like any other.
 """
 
@@ -34,13 +34,13 @@ class Packing:
     cu_seqlens: Tensor
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device | str | None = None) -> Packing:
+    def from_lengths(cls, lengths: Sequence[int], device: torch.device | str | None = None) -> Packing:
         """Return the packing of sequences of these lengths."""
-        return cls(tuple(lengths), cumulative(lengths, device))
+        return cls(tuple(lengths), cumulative_lengths(lengths, device))
 
     @cached_property
     def rows(self) -> Tensor:
-        """(T,) int64: the number of the sequence that each token belongs to, from 0."""
+        """(T,) int64: the index of the sequence that each token belongs to."""
         sequences = torch.arange(len(self.lengths), device=self.cu_seqlens.device)
         return torch.repeat_interleave(sequences, self.cu_seqlens.diff().long(), output_size=sum(self.lengths))
 
@@ -49,8 +49,8 @@ class Packing:
         """(T,) int64: the position of each token within its own sequence, from 0."""
         total = sum(self.lengths)
         starts, lengths = self.cu_seqlens[:-1].long(), self.cu_seqlens.diff().long()
-        of_token = torch.repeat_interleave(starts, lengths, output_size=total)
-        return torch.arange(total, device=starts.device) - of_token
+        starts_of_tokens = torch.repeat_interleave(starts, lengths, output_size=total)
+        return torch.arange(total, device=starts.device) - starts_of_tokens
 
     @cached_property
     def runs(self) -> list[tuple[slice, int, int]]:
@@ -68,12 +68,12 @@ class Packing:
         return runs
 
 
-def cumulative(lengths: Sequence[int], device: torch.device | str | None = None) -> Tensor:
+def cumulative_lengths(lengths: Sequence[int], device: torch.device | str | None = None) -> Tensor:
     """Return (B + 1,) int32: 0 and the running sums of the lengths."""
     return F.pad(torch.tensor(list(lengths), dtype=torch.int64).cumsum(0), (1, 0)).to(device, torch.int32)
 
 
-def padded(x: Tensor, packing: Packing, fill: float) -> Tensor:
+def pad_sequences(x: Tensor, packing: Packing, fill: float) -> Tensor:
     """Return (B, L, ...) of (T, ...), L the longest sequence, with `fill` behind the end of each sequence."""
     out = x.new_full((len(packing.lengths), max(packing.lengths, default=0), *x.shape[1:]), fill)
     return out.index_put((packing.rows, packing.positions), x)

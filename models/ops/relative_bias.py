@@ -15,18 +15,18 @@ from models.ops.attention import Bias
 class RelativeBias(nn.Module):
     """An embedding with a row for each bucket of distances and a column for each head.
 
-    causal: that of a decoder, which looks back only.
+    causal: a token attends to no later token, as in a decoder.
     """
 
     def __init__(self, num_heads: int, num_buckets: int, max_distance: int, causal: bool):
         super().__init__()
         self.causal = causal
-        self.buckets = num_buckets if causal else num_buckets // 2  # on each side
+        self.buckets = num_buckets if causal else num_buckets // 2  # for each sign of the distance
         self.max_distance = max_distance
         self.embedding = nn.Embedding(num_buckets, num_heads)
 
     def forward(self, queries: Tensor, num_keys: int) -> Tensor:
-        """queries: (..., L) positions; the keys are at 0 ... num_keys - 1. Returns (..., H, L, S).
+        """Return (..., H, L, S). queries: (..., L) positions; the keys are at 0 ... num_keys - 1.
 
         Keys before the query take the first half of the buckets, keys after it the second. In a decoder, keys before
         the query take all buckets, and keys after it get -inf.
@@ -40,29 +40,29 @@ class RelativeBias(nn.Module):
         bias = self.embedding(bucket + self.buckets * (distance > 0)).movedim(-1, -3)
         return bias
 
-    def of_lengths(self, lengths: Sequence[int]) -> Bias:
-        """Return the bias of whole sequences by their length, (L, L) -> (H, L, L).
+    def for_lengths(self, lengths: Sequence[int]) -> Bias:
+        """Return a function from the length of a sequence, given as (L, L), to its bias, (H, L, L).
 
-        It is computed once, for the longest sequence, and before the first layer, because checkpoint_activations runs
-        a layer again in the backward. Without a sequence the bias is still a part of the graph.
+        The bias is computed once, for the longest sequence, and before the first layer: checkpoint_activations computes
+        a layer twice. Without a sequence the bias is still in the graph.
         """
         longest = max(lengths, default=1)
         bias: Tensor = self(torch.arange(longest, device=self.embedding.weight.device), longest)
         biases = {n: bias[:, :n, :n] for n in {*lengths} or {1}}
         return lambda length, keys: biases[length]
 
-    def of_positions(self, queries: Tensor, num_keys: int) -> Bias:
-        """Return the bias of new tokens at positions (B, L) on all cached ones, (B, H, L, S), whatever the lengths."""
+    def for_positions(self, queries: Tensor, num_keys: int) -> Bias:
+        """Return a function to the bias, (B, H, L, S), of new tokens at `queries`, (B, L), whatever its arguments."""
         bias: Tensor = self(queries, num_keys)
         return lambda length, keys: bias
 
 
 @functools.lru_cache(maxsize=16)
 def bucket_of_distance(buckets: int, max_distance: int, device: torch.device) -> Tensor:
-    """Return (max_distance + 1,) int64: half of the buckets for a distance each, the others logarithmically wider.
+    """Return (max_distance + 1,) int64, the bucket of each distance.
 
-    The borders are those of fp32, as in the published code, and always computed on the CPU: the last bit of a logarithm
-    must not give one device other borders than another.
+    Half of the buckets have one distance each; the others grow logarithmically. The borders are computed in fp32, as in
+    the published code, and always on the CPU, since the last bit of a logarithm may differ between devices.
     """
     exact = buckets // 2
     distance = torch.arange(max_distance + 1, device="cpu")

@@ -306,14 +306,14 @@ def test_fgm_moves_the_same_way_in_16_bits(tmp_path, monkeypatch, kind, head, sm
 
 
 def test_unit_norm_is_per_sequence_and_zero_for_non_finite():
-    packing = models.ops.packing.Packing.of([2, 1, 3, 1])
+    packing = models.ops.packing.Packing.from_lengths([2, 1, 3, 1])
     gradient = torch.tensor([[3.0, 0], [0, 4], [1e-30, 0], [0, 0], [0, 0], [0, 0], [torch.inf, 1]])
     moved = objective.unit_norm_per_sequence(gradient, packing)
     assert moved.dtype == torch.float32
     expected = torch.tensor([[0.6, 0], [0, 0.8], [1, 0], [0, 0], [0, 0], [0, 0], [0, 0]])
     torch.testing.assert_close(moved, expected)
     assert not objective.unit_norm_per_sequence(torch.full_like(gradient, torch.nan), packing).any()
-    assert objective.unit_norm_per_sequence(gradient[:0], models.ops.packing.Packing.of([])).shape == (0, 2)
+    assert objective.unit_norm_per_sequence(gradient[:0], models.ops.packing.Packing.from_lengths([])).shape == (0, 2)
 
 
 def test_a_frozen_embedding_is_moved_as_well(tmp_path):

@@ -189,7 +189,7 @@ def test_training_drops_where_transformers_drops(tmp_path, monkeypatch, model_ty
         dropout = NumberedDropout()
         monkeypatch.setattr(F, "dropout", dropout)
         monkeypatch.setattr(F, "scaled_dot_product_attention", dropout.attention)
-        monkeypatch.setattr("models.ops.dropped_attention.dropped_places", dropout.places)
+        monkeypatch.setattr("models.ops.dropped_attention.sample_dropped_positions", dropout.places)
         with torch.no_grad():
             return run(), dropout.sites
 

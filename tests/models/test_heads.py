@@ -95,9 +95,13 @@ def test_p13_among_floats_nan_is_no_target(tmp_path, head):
 
 def test_labels_of_another_shape_or_kind_are_refused(tmp_path):
     model, inputs = build(tmp_path, "bert", "sequence-classification", problem="regression", num_labels=1)
-    with pytest.raises(models.ModelError, match=r"regression labels of shape \[7\] should be \[7, 1\]"):
+    with pytest.raises(
+        models.ModelError, match=r"regression labels of shape \[7\] should have the shape of the logits, \[7, 1\]"
+    ):
         model(replace(inputs, labels=inputs.labels[:, 0]))
-    with pytest.raises(models.ModelError, match="regression labels should be floats, NaN where there is no target"):
+    with pytest.raises(
+        models.ModelError, match="regression labels should be floats, with NaN where there is no target"
+    ):
         model(replace(inputs, labels=inputs.labels.long()))
 
 
@@ -308,7 +312,7 @@ def test_an_option_that_is_off_is_fine_with_every_head(tmp_path, kind, head):
         (([[1]], [[0, 0]]), "token_types 0 has 2 entries, its sequence 1 tokens"),
         (([[1], [2]], [[0]]), "token_types 1 has 0 entries, its sequence 1 tokens"),
         (([[1], [2]], None, [[1], []]), "decoder sequence 1 is empty"),
-        (([[1], [2]], None, [[1]]), "2 sequences and 1 of the decoder's"),
+        (([[1], [2]], None, [[1]]), "2 sequences and 1 decoder sequences"),
     ],
 )
 def test_lists_that_make_no_batch_are_refused(arguments, message):

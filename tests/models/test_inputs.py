@@ -45,7 +45,7 @@ def test_batch_and_inputs_give_the_same_output(tmp_path):
 @pytest.mark.parametrize(("kind", "field"), [("bert", "input_ids"), ("vit", "pixel_values"), ("t5", "input_ids")])
 def test_a_field_that_is_missing_is_named(tmp_path, kind, field):
     model = tiny.scratch(tmp_path, kind, None).eval()
-    other = models.images(torch.zeros(1, 3, 8, 8)) if kind != "vit" else models.pack([[1, 2]])
+    other = models.pack_images(torch.zeros(1, 3, 8, 8)) if kind != "vit" else models.pack([[1, 2]])
     with pytest.raises(models.ModelError, match=f"this model reads {field}"):
         model(other)
 

@@ -73,7 +73,7 @@ def test_the_layer_is_the_formula():
         x = torch.randn(7, 6, dtype=torch.float64)
         expected = x @ layer.weight.T + layer.bias + (8.0 / 2) * x @ layer.lora_a.T @ layer.lora_b.T
         torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(x @ layer.merged().T + layer.bias, expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(x @ layer.merged_weight().T + layer.bias, expected, rtol=1e-12, atol=1e-12)
     assert layer.lora_a.abs().max() <= 6**-0.5
 
 
@@ -205,7 +205,7 @@ def test_a_bf16_model_is_merged_in_fp32_and_rounded_once():
     layer = LoraLinear(torch.nn.Linear(64, 64), 8, 3.0, 0.0, generator).bfloat16()
     with torch.no_grad():
         layer.lora_b.normal_(generator=generator)
-        merged = layer.merged()
+        merged = layer.merged_weight()
     exact = layer.weight.double() + 3 / 8 * layer.lora_b.double() @ layer.lora_a.double()
     assert merged.dtype == torch.bfloat16
     torch.testing.assert_close(merged, exact.bfloat16(), rtol=0, atol=0)

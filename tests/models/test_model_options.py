@@ -116,7 +116,7 @@ def test_drop_path_rises_linearly_to_its_rate(tmp_path, kind, head):
 
 
 def test_drop_path_takes_whole_texts_and_keeps_the_mean():
-    packing = Packing.of([3, 1, 2] * 4000)
+    packing = Packing.from_lengths([3, 1, 2] * 4000)
     torch.manual_seed(0)
     out = drop_path(torch.ones(sum(packing.lengths), 5), packing, 0.3)
     texts = [text.unique().tolist() for text in out.split(packing.lengths)]
@@ -277,7 +277,7 @@ def test_pattern_without_a_match_is_named_with_the_nearest(tmp_path):
 
 @pytest.mark.parametrize(("kind", "head"), [("bert", "masked-lm"), ("gpt2", "causal-lm"), ("t5", "seq2seq-lm")])
 def test_freezing_a_tied_matrix_by_its_second_name_is_refused(tmp_path, kind, head):
-    """It is one tensor with the embedding, which would go on training."""
+    """It is one tensor with the embedding, which would still be trained."""
     model = tiny.scratch(tmp_path, kind, head)
     with pytest.raises(ModelError, match=r"head.decoder.weight is tied to 'backbone.word_embeddings.weight'"):
         models.freeze(model, ["head.*"])

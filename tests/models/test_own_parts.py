@@ -19,7 +19,7 @@ import models
 from models import ModelInputs
 from models.architecture import Architecture, read_fields
 from models.checkpoints.weights import WeightTable
-from models.heads import CausalLM, Head, HeadShape, classification_loss, supervised_places
+from models.heads import CausalLM, Head, HeadShape, classification_loss, find_supervised_positions
 from models.ops.layers import NO_DROPOUT, DropoutRates, first_pool, init_normal
 from models.ops.packing import Packing
 
@@ -370,4 +370,4 @@ def test_what_heads_say_of_themselves_agrees(head):
     assert not (reads_pooled(head) and not cls.has_labels)
     assert not (cls.supports_distillation and head in PER_TOKEN)
     assert "single-label" in cls.problems
-    assert supervised_places(torch.tensor([1, -100]), None).tolist() == [0]
+    assert find_supervised_positions(torch.tensor([1, -100]), None).tolist() == [0]

@@ -98,7 +98,7 @@ def test_the_logits_of_vit_are_those_published():
     by_pillow = photo.resize((224, 224), Image.Resampling.BILINEAR)  # as when the numbers were made
     pixels = torch.stack([preprocess(image, preprocessing) for image in (by_pillow, photo)])
     with torch.no_grad():
-        published_one, ours = model(models.images(pixels)).logits
+        published_one, ours = model(models.pack_images(pixels)).logits
     torch.testing.assert_close(published_one[:3], torch.tensor([-0.2744, 0.8215, -0.0836]), rtol=0, atol=1e-4)
     torch.testing.assert_close(ours, published_one, rtol=0, atol=5e-2)  # a grey level here and there
     assert model.labels[int(ours.argmax())] == "Egyptian cat"

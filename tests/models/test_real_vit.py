@@ -57,7 +57,7 @@ def test_hidden_states_are_those_of_the_onnx_graph(folder):
     pixels = torch.stack([preprocess(photo, read_preprocessing(folder)) for photo in photos()])
     theirs = onnx_hidden_states(pixels)
     with torch.no_grad():
-        ours = model(models.images(pixels)).logits
+        ours = model(models.pack_images(pixels)).logits
     torch.testing.assert_close(ours, theirs.flatten(0, 1), rtol=1e-3, atol=1e-3)
 
 
@@ -68,7 +68,7 @@ def test_crops_of_one_photo_are_nearest_to_each_other(folder):
     crops = [photo[:, y : y + 224, x : x + 224] for photo in photos() for y in (0, 200) for x in (0, 200, 400)]
     with torch.no_grad():
         hidden, packing = model.backbone(
-            models.images(torch.stack([preprocess(crop, preprocessing) for crop in crops]))
+            models.pack_images(torch.stack([preprocess(crop, preprocessing) for crop in crops]))
         )
     features = torch.nn.functional.normalize(first_pool(hidden, packing), dim=1)
     similarity = (features @ features.T).fill_diagonal_(-1)

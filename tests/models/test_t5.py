@@ -202,7 +202,7 @@ def test_p14_a_model_cast_to_fp16_is_refused_with_what_works(tmp_path, version):
     model = models.from_pretrained(tmp_path, head="seq2seq-lm", init="scratch")
     inputs = tiny.inputs_of(model)
     assert model.bfloat16()(inputs).loss_sum.isfinite()
-    with pytest.raises(ModelError, match="cast it to bf16, or use fp16 autocast on fp32"):
+    with pytest.raises(ModelError, match="cast it to bf16, or use fp16 autocast with fp32 weights"):
         model.half()(inputs)
 
 
@@ -316,7 +316,7 @@ def test_an_encoder_is_taken_from_the_file_of_both(checkpoint, head):
 
 def test_sequence_to_sequence_needs_the_decoder(checkpoint, tmp_path):
     models.save_pretrained(models.from_pretrained(checkpoint), tmp_path / "encoder")
-    with pytest.raises(ModelError, match=r"misses \d+ tensors .*decoder\.block\.0"):
+    with pytest.raises(ModelError, match=r"lacks \d+ tensors .*decoder\.block\.0"):
         models.from_pretrained(tmp_path / "encoder", head="seq2seq-lm")
 
 
@@ -461,5 +461,5 @@ def test_an_embedding_saved_again_must_be_the_shared_one(tmp_path, name, head):
     save_file(tensors | {name: tensors["shared.weight"].clone()}, tmp_path / "model.safetensors")
     assert models.from_pretrained(tmp_path, head=head).report.tied == [name]
     save_file(tensors | {name: tensors["shared.weight"] + 1}, tmp_path / "model.safetensors")
-    with pytest.raises(ModelError, match=rf"{name} and shared\.weight should be one tensor, and differ"):
+    with pytest.raises(ModelError, match=rf"{name} and shared\.weight should be the same tensor, but they differ"):
         models.from_pretrained(tmp_path, head=head)

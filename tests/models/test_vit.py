@@ -63,12 +63,12 @@ def test_positions_of_another_grid_are_interpolated_bicubically(tmp_path, kind, 
 def test_as_many_patches_in_another_shape_are_another_grid(tmp_path):
     model = scratch(tmp_path, config={"image_size": [8, 32], "patch_size": 4}).backbone
     assert not torch.equal(model.positions(8, 2), model.positions(2, 8))
-    assert model(models.images(pixels(2, 3, 32, 8)))[0].shape == (2 * 17, 24)
+    assert model(models.pack_images(pixels(2, 3, 32, 8)))[0].shape == (2 * 17, 24)
 
 
 def test_positions_learn_from_images_of_other_sizes(tmp_path):
     model = scratch(tmp_path, "deit", "image-classification")
-    model(models.images(pixels(2, 3, 12, 20), labels=torch.tensor([0, 2]))).loss_sum.backward()
+    model(models.pack_images(pixels(2, 3, 12, 20), labels=torch.tensor([0, 2]))).loss_sum.backward()
     assert (model.backbone.position_embeddings.grad.abs().sum(-1) > 0).all()
 
 
@@ -79,7 +79,7 @@ def test_positions_learn_from_images_of_other_sizes(tmp_path):
 @pytest.mark.parametrize(("kind", "head"), HEADS)
 def test_a_batch_of_no_images_has_gradients_of_zero(tmp_path, kind, head, size):
     model = scratch(tmp_path, kind, head).train()
-    out = model(models.images(torch.zeros(0, 3, *size), labels=torch.zeros(0, dtype=torch.int64)))
+    out = model(models.pack_images(torch.zeros(0, 3, *size), labels=torch.zeros(0, dtype=torch.int64)))
     assert out.logits.shape == (0, 3)
     out.loss_sum.backward()
     for name, parameter in model.named_parameters():
@@ -92,8 +92,8 @@ def test_an_image_does_not_depend_on_its_company(tmp_path, kind, head):
     model = scratch(tmp_path, kind, head).double().eval()
     batch = pixels(5, 3, 12, 8).double()
     with torch.no_grad():
-        together = model(models.images(batch)).logits
-        alone = torch.cat([model(models.images(image[None])).logits for image in batch])
+        together = model(models.pack_images(batch)).logits
+        alone = torch.cat([model(models.pack_images(image[None])).logits for image in batch])
     torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
 
 
@@ -103,7 +103,7 @@ def test_the_class_token_or_the_mean_of_the_patches_is_read(tmp_path, kind, pool
     model = scratch(tmp_path, kind, "image-classification", pooling=pooling).eval()
     special = 2 if kind == "deit" else 1
     length = special + 4
-    batch = models.images(pixels(3, 3, 8, 8))
+    batch = models.pack_images(pixels(3, 3, 8, 8))
     with torch.no_grad():
         hidden, packing = model.backbone(batch)
         assert packing.lengths == (length,) * 3
@@ -119,7 +119,7 @@ def test_drop_path_drops_whole_images_more_often_the_deeper(tmp_path):
     model = scratch(tmp_path, config={"num_hidden_layers": 3}, dropout={"drop_path": 0.5})
     assert [layer.drop_path_rate for layer in model.backbone.layers] == [0.0, 0.25, 0.5]
     layer = model.backbone.layers[-1].train()
-    x, packing = pixels(64 * 5, 24), Packing.of([5] * 64)
+    x, packing = pixels(64 * 5, 24), Packing.from_lengths([5] * 64)
     with torch.no_grad():
         changed = (layer(x, packing) != x).view(64, -1)
     assert torch.equal(changed.any(1), changed.all(1))
@@ -134,7 +134,7 @@ def test_eager_attention_of_transformers_in_fp32_says_the_same(tmp_path):
     oracle = zoo.save_oracle(tmp_path, "vit", "image-classification", num_labels=3)
     oracle.set_attn_implementation("eager")
     model = models.from_pretrained(tmp_path, head="image-classification").eval()
-    batch = models.images(pixels(4, 3, 8, 8))
+    batch = models.pack_images(pixels(4, 3, 8, 8))
     with torch.no_grad():
         _, expected = zoo.run_oracle(oracle, "vit", "image-classification", batch)
         torch.testing.assert_close(model(batch).logits, expected, rtol=1e-5, atol=1e-5)
@@ -142,7 +142,7 @@ def test_eager_attention_of_transformers_in_fp32_says_the_same(tmp_path):
 
 def test_two_classifiers_are_averaged(tmp_path):
     model = scratch(tmp_path, "deit", "distilled-image-classification").eval()
-    batch = models.images(pixels(2, 3, 8, 8))
+    batch = models.pack_images(pixels(2, 3, 8, 8))
     with torch.no_grad():
         hidden = model.backbone(batch)[0].unflatten(0, (2, 6))
         expected = (model.head.classifier(hidden[:, 0]) + model.head.distilled_classifier(hidden[:, 1])) / 2
@@ -162,7 +162,7 @@ def test_one_new_classifier_may_stand_on_a_distilled_deit(tmp_path):
     tensors = load_file(tmp_path / "b" / "model.safetensors")
     tensors.pop("distillation_classifier.bias")
     save_file(tensors, tmp_path / "b" / "model.safetensors")
-    with pytest.raises(ModelError, match=r"half of the head is missing \(distillation_classifier.bias\)"):
+    with pytest.raises(ModelError, match=r"a part of the head is missing \(distillation_classifier.bias\)"):
         models.from_pretrained(tmp_path / "b", head="distilled-image-classification")
 
 
@@ -231,7 +231,7 @@ def test_a_layer_started_anew_leaves_tokens_and_positions(tmp_path):
 )
 def test_images_that_do_not_fit_are_refused(tmp_path, shape, message):
     with pytest.raises(ModelError, match=message):
-        scratch(tmp_path)(models.images(torch.zeros(shape)))
+        scratch(tmp_path)(models.pack_images(torch.zeros(shape)))
 
 
 @pytest.mark.parametrize(

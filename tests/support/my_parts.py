@@ -17,7 +17,7 @@ import engine.tasks
 from data import Batch, Row
 from models import ModelInputs
 from models.architecture import Architecture, read_fields
-from models.checkpoints.weights import WeightRow, WeightTable, linear
+from models.checkpoints.weights import WeightRow, WeightTable, linear_rows
 from models.heads import Head, HeadShape, classification_loss
 from models.ops.layers import NO_DROPOUT, DropoutRates, init_normal
 from models.ops.packing import Packing
@@ -122,7 +122,7 @@ ARCHITECTURES = {
             prefix="bag.",
             rows=(
                 WeightRow("backbone.embedding.weight", "embedding.weight"),
-                *linear("backbone.layers.{i}", "layers.{i}"),
+                *linear_rows("backbone.layers.{i}", "layers.{i}"),
             ),
         ),
         heads={None: "BagModel"},

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import models
 from models import Inputs
-from models.inputs import cumulative
+from models.inputs import cumulative_lengths
 from support.zoo import ZOO, has_labels, make_inputs
 
 PER_TOKEN = ("token-classification", "masked-lm", "causal-lm", "seq2seq-lm")  # heads with a label for every token
@@ -72,20 +72,20 @@ def select(inputs: Inputs, head: str | None, chosen: Sequence[int]) -> Inputs:
     elif labels is not None:
         labels = labels[index]
     if inputs.pixel_values is not None:
-        return models.images(inputs.pixel_values[index], labels=labels)
+        return models.pack_images(inputs.pixel_values[index], labels=labels)
     decoder = {}
     if inputs.decoder_input_ids is not None:
         lengths = tuple(inputs.decoder_lengths[i] for i in chosen)
         decoder = {
             "decoder_input_ids": pick(inputs.decoder_input_ids, inputs.decoder_lengths),
             "decoder_lengths": lengths,
-            "decoder_cu_seqlens": cumulative(lengths),
+            "decoder_cu_seqlens": cumulative_lengths(lengths),
         }
     lengths = tuple(inputs.lengths[i] for i in chosen)
     return Inputs(
         input_ids=pick(inputs.input_ids, inputs.lengths),
         lengths=lengths,
-        cu_seqlens=cumulative(lengths),
+        cu_seqlens=cumulative_lengths(lengths),
         token_type_ids=pick(inputs.token_type_ids, inputs.lengths),
         labels=labels,
         markers=None if inputs.markers is None else inputs.markers[index],

@@ -244,7 +244,7 @@ def make_inputs(
         labels = torch.randint(0, config.num_labels, (5,), generator=generator)
         if problem != "single-label":
             labels = torch.rand(5, config.num_labels, generator=generator)
-        return models.images(pixels, labels=labels.round() if problem == "multi-label" else labels)
+        return models.pack_images(pixels, labels=labels.round() if problem == "multi-label" else labels)
     # Token 0 and the pad token stay out: they are the oracle's padding, whose embedding it never trains.
     taken = {0, getattr(config, "pad_token_id", 0) or 0}
     allowed = torch.tensor([i for i in range(config.vocab_size) if i not in taken])

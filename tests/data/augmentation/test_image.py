@@ -265,7 +265,9 @@ def test_shares_of_no_image_cost_nothing_and_keep_the_graph():
 
 
 def test_shares_of_another_number_of_classes_are_refused():
-    with pytest.raises(ModelError, match=r"single-label labels of shape \[2\] should be \[2, 5\]"):
+    with pytest.raises(
+        ModelError, match=r"single-label labels of shape \[2\] should have the shape of the logits, \[2, 5\]"
+    ):
         classification_loss(torch.zeros(2, 5), torch.zeros(2), shape_of(), True)
 
 

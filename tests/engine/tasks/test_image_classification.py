@@ -102,7 +102,7 @@ def test_the_tokens_of_an_image_are_those_of_the_model(tmp_path, model_type, tok
     preprocessing = TASK.load_processor(tmp_path)
     assert preprocessing.tokens == tokens
     model = models.from_pretrained(tmp_path, init="scratch")
-    hidden = model(models.images(torch.zeros(2, 3, 16, 24))).logits
+    hidden = model(models.pack_images(torch.zeros(2, 3, 16, 24))).logits
     assert len(hidden) == 2 * tokens
 
 

@@ -80,9 +80,9 @@ def test_f15_an_array_file_is_no_checkpoint(tmp_path, monkeypatch, payload):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([torch.zeros(2)], "holds no dictionary of tensors, but a list"),
-        ({}, "holds no dictionary of tensors"),
-        ({"weight": torch.zeros(2), "step": 3}, "'step' is no tensor, but a int"),
+        ([torch.zeros(2)], "should have a dictionary of one tensor or more, this is a list"),
+        ({}, "should have a dictionary of one tensor or more"),
+        ({"weight": torch.zeros(2), "step": 3}, "'step' should be a tensor, this is a int"),
     ],
 )
 def test_what_is_no_state_dict_is_named(tmp_path, content, message):
@@ -130,7 +130,7 @@ def test_checkpoint_published_as_a_pickle_says_how_to_fetch_it(tmp_path, monkeyp
 def test_a_hub_name_that_cannot_be_fetched_is_one_sentence(monkeypatch, capsys):
     monkeypatch.setattr(pytest.importorskip("huggingface_hub.constants"), "HF_HUB_OFFLINE", True)
     assert main(["some-org/no-such-model"]) == 2
-    assert "'some-org/no-such-model' is no file" in capsys.readouterr().err
+    assert "'some-org/no-such-model': no such file" in capsys.readouterr().err
 
 
 def test_a_missing_file_and_no_argument_say_so(capsys, tmp_path):

@@ -134,10 +134,10 @@ PLAIN = '{"a":' + ENTRY + "}"
         "a byte order mark": (packed(b"\xef\xbb\xbf" + PLAIN.encode(), bytes(8)), "not readable as JSON"),
         "lists nested deeply": (packed("[" * 100_000), "nested too deeply"),
         "objects nested deeply": (packed('{"a":' * 100_000), "nested too deeply"),
-        "many small objects": (packed("[" + "{}," * (MAX_JSON // 3 - 2) + "{}]"), "no JSON object"),
+        "many small objects": (packed("[" + "{}," * (MAX_JSON // 3 - 2) + "{}]"), "not a JSON object"),
         "many small lists": (packed('{"a":[' + "[]," * (MAX_JSON // 3 - 5) + "[]]}"), "dtype None"),
-        "a list": (packed("[]"), "no JSON object"),
-        "a number": (packed("3"), "no JSON object"),
+        "a list": (packed("[]"), "not a JSON object"),
+        "a number": (packed("3"), "not a JSON object"),
         "text": (packed("hello"), "not readable as JSON"),
         "a number of many digits": (packed("9" * 10_000), "not readable as JSON"),
         "a name twice": (packed(f'{{"a":{ENTRY},"a":{ENTRY}}}', bytes(8)), "'a' occurs twice in its header"),
@@ -146,8 +146,8 @@ PLAIN = '{"a":' + ENTRY + "}"
             "'7' occurs twice",
         ),
         "a name twice in an entry": (packed(PLAIN.replace("{", '{"shape":[1],', 2)), "'shape' occurs twice"),
-        "NaN": (packed('{"a":NaN}'), "NaN is no number"),
-        "an infinite offset": (packed(PLAIN.replace("8]", "Infinity]")), "Infinity is no number"),
+        "NaN": (packed('{"a":NaN}'), "NaN is not a number"),
+        "an infinite offset": (packed(PLAIN.replace("8]", "Infinity]")), "Infinity is not a number"),
         "no tensor": (packed("{}"), "none of its 0 tensors"),
         "an empty name": (packed(PLAIN.replace('"a"', '""'), bytes(8)), "cannot be a tensor's name"),
         "a name with a line break": (packed(PLAIN.replace('"a"', r'"a\nb"'), bytes(8)), "cannot be a tensor's name"),
@@ -253,7 +253,7 @@ def test_f14_numbers_that_are_not_finite_are_refused_by_name(sound, folder, dtyp
         offset += len(part)
     new["classifier.bias"] = {"dtype": dtype, "shape": [count], "data_offsets": [offset, offset + bias.nbytes]}
     (folder / "model.safetensors").write_bytes(packed(new, b"".join(parts) + bias.tobytes()))
-    assert "classifier.bias holds NaN or infinity" in refusal(folder)
+    assert "classifier.bias has NaN or infinity" in refusal(folder)
 
 
 def test_f14_large_numbers_whose_sum_is_not_finite_are_numbers(sound, folder):
@@ -328,7 +328,7 @@ def entry_of(length, name="a"):
         "a list as map": ('{"weight_map":["s"]}', "no weight_map"),
         "nested deeply": ('{"weight_map":' * 50_000, "nested too deeply"),
         "too long": (" " * (MAX_JSON + 1), "more than"),
-        "NaN": ('{"weight_map":NaN}', "NaN is no number"),
+        "NaN": ('{"weight_map":NaN}', "NaN is not a number"),
         "a tensor twice": ('{"weight_map":{"a":"s","a":"t"}}', "'a' occurs twice"),
         "a map twice": ('{"weight_map":{"a":"s"},"weight_map":{"a":"t"}}', "'weight_map' occurs twice"),
         "a tensor that its shard does not have": ('{"weight_map":{"a":"s","b":"s"}}', "tensor 'b' should be in s"),
@@ -392,8 +392,8 @@ def test_f14_tensor_not_in_the_index_is_checked_like_any_other(sound, folder):
         (b'{"a":' * 10**5, "nested too deeply"),
         (b" " * (MAX_JSON + 1), "more than"),
         (b"[" + b"[]," * (MAX_JSON // 3 - 2) + b"[]]", "is not supported"),
-        (b'{"model_type":"bert","layer_norm_eps":NaN}', "NaN is no number"),
-        (b'{"model_type":"bert","layer_norm_eps":-Infinity}', "-Infinity is no number"),
+        (b'{"model_type":"bert","layer_norm_eps":NaN}', "NaN is not a number"),
+        (b'{"model_type":"bert","layer_norm_eps":-Infinity}', "-Infinity is not a number"),
         (b'{"model_type":"bert","model_type":"gpt2"}', "'model_type' occurs twice"),
         (b'{"model_type":["bert"]}', "is not supported"),
         (b'{"model_type":{"bert":{}}}', "is not supported"),

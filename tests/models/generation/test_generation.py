@@ -17,7 +17,14 @@ import models
 import models.checkpoints.convert
 from models.errors import ModelError
 from models.generation.cache import Cache
-from models.generation.generate import GenerationSettings, adjusted, generate, repeats, sampled, truncated
+from models.generation.generate import (
+    GenerationSettings,
+    apply_penalties,
+    find_repeating_tokens,
+    generate,
+    sample_tokens,
+    truncate_distribution,
+)
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [20, 21, 20, 21, 20], [14, 15, 16]]
 ENDS = (10, 27)  # tokens that this model likes, so that some texts end early and some do not
@@ -195,7 +202,7 @@ def test_cached_hidden_states_are_the_recomputed_ones(tmp_path, upcast):
 
 def test_cross_attention_cache_is_unchanged_when_beams_move():
     generator = torch.Generator().manual_seed(0)
-    source, target = models.ops.packing.Packing.of([3, 2]), models.ops.packing.Packing.of([1, 1])
+    source, target = models.ops.packing.Packing.from_lengths([3, 2]), models.ops.packing.Packing.from_lengths([1, 1])
     key, value, query = (torch.randn(n, 2, 4, generator=generator) for n in (5, 5, 2))
     cache = Cache()
     cache.extend(target)
@@ -206,13 +213,13 @@ def test_cross_attention_cache_is_unchanged_when_beams_move():
     torch.testing.assert_close(cache.cross.attend(0, query, target), wanted)
     cache.reorder([0, 0, 1, 1])
     assert cache.cross.lengths == (3, 3, 2, 2)
-    four = cache.cross.attend(0, query.repeat_interleave(2, 0), models.ops.packing.Packing.of([1] * 4))
+    four = cache.cross.attend(0, query.repeat_interleave(2, 0), models.ops.packing.Packing.from_lengths([1] * 4))
     torch.testing.assert_close(four, wanted.repeat_interleave(2, 0))
     stored = cache.cross._layers[0]
     cache.reorder([1, 0, 3, 2])
     assert cache.cross._layers[0] is stored
     cache.reorder([2])
-    one = cache.cross.attend(0, query[1:], models.ops.packing.Packing.of([1]))
+    one = cache.cross.attend(0, query[1:], models.ops.packing.Packing.from_lengths([1]))
     torch.testing.assert_close(one, wanted[1:])
 
 
@@ -234,11 +241,11 @@ def test_a_sample_is_a_function_of_the_seed_and_the_example(gpt2):
 def test_a_token_is_drawn_as_often_as_it_is_probable():
     probabilities = torch.tensor([0.5, 0.0, 0.3, 0.15, 0.05, 0.0], dtype=torch.float64)
     draws = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000  # every part of [0, 1) once
-    tokens = sampled(probabilities.log().expand(10_000, -1), draws)
+    tokens = sample_tokens(probabilities.log().expand(10_000, -1), draws)
     assert tokens.bincount(minlength=6).tolist() == [5000, 0, 3000, 1500, 500, 0]
     edges = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)  # where an impossible token is next
     impossible_first = torch.tensor([0.0, 0.5, 0.0, 0.5, 0.0]).log().expand(3, -1)
-    assert sampled(impossible_first, edges).tolist() == [1, 3, 3]
+    assert sample_tokens(impossible_first, edges).tolist() == [1, 3, 3]
 
 
 @pytest.mark.parametrize("top_p", [0.05, 0.4, 0.8, 0.99, 1.0])
@@ -247,7 +254,7 @@ def test_a_token_is_drawn_as_often_as_it_is_probable():
 def test_what_is_left_after_truncation(temperature, top_k, top_p):
     scores = 3 * torch.randn(20, 12, generator=torch.Generator().manual_seed(0))
     settings = GenerationSettings(do_sample=True, temperature=temperature, top_k=top_k, top_p=top_p)
-    found = truncated(scores, settings)
+    found = truncate_distribution(scores, settings)
     for row, left in zip(scores.tolist(), found.isfinite().tolist(), strict=True):
         order = sorted(range(12), key=lambda i, row=row: -row[i])[: top_k or 12]
         weights = [math.exp(row[i] / temperature) for i in order]
@@ -283,7 +290,7 @@ def test_a_beam_of_one_is_greedy_and_sampling_the_likeliest_too(gpt2):
     ],
 )
 def test_what_would_be_a_repetition(ids, size, banned):
-    assert repeats(ids, size) == banned
+    assert find_repeating_tokens(ids, size) == banned
 
 
 def test_adjusting_leaves_the_scores_it_was_given(gpt2):
@@ -291,10 +298,10 @@ def test_adjusting_leaves_the_scores_it_was_given(gpt2):
 
     scores = torch.tensor([[1.0, -1.0, 2.0, 4.0]])
     settings = GenerationSettings(repetition_penalty=2.0, eos_token_id=(3,))
-    found = adjusted(scores, [_Text([0, 1], begin=1, longest=9, shortest=2)], settings)
+    found = apply_penalties(scores, [_Text([0, 1], begin=1, max_new=9, min_new=2)], settings)
     assert found.tolist() == [[0.5, -2.0, 2.0, -math.inf]]
     assert scores.tolist() == [[1.0, -1.0, 2.0, 4.0]]
-    assert adjusted(scores, [_Text([0, 1, 1], begin=1, longest=9, shortest=2)], settings)[0, 3] == 4.0
+    assert apply_penalties(scores, [_Text([0, 1, 1], begin=1, max_new=9, min_new=2)], settings)[0, 3] == 4.0
 
 
 # Settings
@@ -374,7 +381,7 @@ def test_sampling_in_beams_is_refused():
         ([[5] * 9], {"max_length": 9}, "prompt 0 has 9 tokens and max_length = 9"),
         ([[5] * 40], {}, "prompt 0 has 40 tokens and the model reads 40"),
         ([[5] * 30], {"max_new_tokens": 11}, "11 are to be written, more than the 40 this model can read"),
-        ([[5]], {"num_beams": 16}, "num_beams = 16: 32 candidates"),
+        ([[5]], {"num_beams": 16}, "num_beams = 16 needs 32 candidates"),
     ],
 )
 def test_prompts_that_do_not_fit_are_refused(gpt2, prompts, settings, message):

@@ -13,11 +13,11 @@ from support import zoo
 from torch import nn
 
 import models
-from models.heads import supervised_places
+from models.heads import find_supervised_positions
 from models.inputs import IGNORE_INDEX
 from models.ops import dropped_attention
 from models.ops.attention import packed_attention, padded_attention
-from models.ops.dropout import MAX_RATE, MIN_ELEMENTS, Dropout, dropout, dropped_places
+from models.ops.dropout import MAX_RATE, MIN_ELEMENTS, Dropout, dropout, sample_dropped_positions
 from models.ops.linear_cross_entropy import linear_cross_entropy
 from models.ops.packing import Packing
 
@@ -122,7 +122,7 @@ def test_logits_are_there_wherever_someone_may_read_them(tmp_path):
 )
 def test_supervised_places_with_and_without_a_count(labels, counted):
     num_targets = sum(label != IGNORE_INDEX for label in labels)
-    places = supervised_places(torch.tensor(labels, dtype=torch.int64), num_targets if counted else None)
+    places = find_supervised_positions(torch.tensor(labels, dtype=torch.int64), num_targets if counted else None)
     assert (places is None) == (counted and num_targets == len(labels))
     expected = [i for i, label in enumerate(labels) if label != IGNORE_INDEX]
     assert (list(range(len(labels))) if places is None else places.tolist()) == expected
@@ -135,7 +135,7 @@ def drawn(n, rate, runs):
     """(runs, n) bool: where each of `runs` calls dropped."""
     found = torch.zeros(runs, n, dtype=torch.bool)
     for row in found:
-        row[dropped_places(n, rate)] = True
+        row[sample_dropped_positions(n, rate)] = True
     return found
 
 
@@ -162,7 +162,7 @@ def test_each_position_is_dropped_independently_at_the_rate(rate):
 def test_the_distances_are_geometric_over_a_long_draw(rate):
     torch.manual_seed(1)
     n = 2_000_000
-    distances = dropped_places(n, rate).diff()
+    distances = sample_dropped_positions(n, rate).diff()
     count = len(distances)
     assert abs(count + 1 - n * rate) < 4.5 * math.sqrt(n * rate * (1 - rate))
     for distance in (1, 2, 3, 10, 30):
@@ -174,7 +174,7 @@ def test_the_distances_are_geometric_over_a_long_draw(rate):
 def test_places_are_ascending_and_in_range_at_the_ends_too(n, rate):
     torch.manual_seed(0)
     for _ in range(200):
-        places = dropped_places(n, rate)
+        places = sample_dropped_positions(n, rate)
         assert places.dtype == torch.int64
         if len(places):
             assert places[0] >= 0
@@ -185,7 +185,7 @@ def test_places_are_ascending_and_in_range_at_the_ends_too(n, rate):
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
 def test_a_draw_at_the_end_of_its_range_is_a_distance_too(monkeypatch, uniform):
     monkeypatch.setattr(torch, "rand", lambda count, dtype: torch.full((count,), uniform, dtype=dtype))
-    assert dropped_places(10, 0.5).tolist() == ([] if uniform == 0 else list(range(10)))
+    assert sample_dropped_positions(10, 0.5).tolist() == ([] if uniform == 0 else list(range(10)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -262,8 +262,8 @@ def by_formula(query, key, value, packing, key_packing, causal, bias, scale):
 def assert_the_formula(attention, causal, cross, scale, biased):
     """In value and in every gradient."""
     torch.manual_seed(0)
-    packing = Packing.of([2, 5, 5, 1, 7])
-    keys = Packing.of([3, 4, 4, 6, 1]) if cross else packing
+    packing = Packing.from_lengths([2, 5, 5, 1, 7])
+    keys = Packing.from_lengths([3, 4, 4, 6, 1]) if cross else packing
     q = torch.randn(20, 2, 4, dtype=torch.float64, requires_grad=True)
     k, v = (torch.randn(sum(keys.lengths), 2, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
     table = torch.randn(2, 7, 7, dtype=torch.float64, requires_grad=True)
@@ -281,10 +281,10 @@ def assert_the_formula(attention, causal, cross, scale, biased):
 def blocks(request, monkeypatch):
     """Weights that are worked on together."""
     monkeypatch.setattr(dropped_attention, "BLOCK", request.param)
-    for remembered in (dropped_attention._chunks, dropped_attention._blocks):
+    for remembered in (dropped_attention._make_chunks, dropped_attention._make_blocks):
         remembered.cache_clear()
     yield
-    for remembered in (dropped_attention._chunks, dropped_attention._blocks):
+    for remembered in (dropped_attention._make_chunks, dropped_attention._make_blocks):
         remembered.cache_clear()
 
 
@@ -313,8 +313,8 @@ def test_attention_padded_for_a_gpu_is_the_formula_too(causal, cross, scale, bia
 @pytest.mark.parametrize(("causal", "cross"), [(False, False), (True, False), (False, True)])
 @pytest.mark.usefixtures("blocks")
 def test_gradcheck_of_attention_with_dropout(causal, cross, biased):
-    packing = Packing.of([3, 3, 4])
-    keys = Packing.of([2, 2, 5]) if cross else packing
+    packing = Packing.from_lengths([3, 3, 4])
+    keys = Packing.from_lengths([2, 2, 5]) if cross else packing
     lengths = [10, sum(keys.lengths), sum(keys.lengths)]
     tensors = [torch.randn(n, 2, 3, dtype=torch.float64, requires_grad=True) for n in lengths]
     table = torch.randn(2, 5, 5, dtype=torch.float64, requires_grad=biased)
@@ -329,24 +329,24 @@ def test_gradcheck_of_attention_with_dropout(causal, cross, biased):
 
 
 def test_dropout_masks_do_not_depend_on_the_chunk_of_sequences(monkeypatch):
-    packing, found = Packing.of([30, 30, 30, 41, 50, 50]), []
+    packing, found = Packing.from_lengths([30, 30, 30, 41, 50, 50]), []
     tensors = [torch.randn(231, 2, 3, dtype=torch.float64) for _ in range(3)]
     for block in (2**20, 5_000, 1):
         monkeypatch.setattr(dropped_attention, "BLOCK", block)
-        dropped_attention._chunks.cache_clear()
-        dropped_attention._blocks.cache_clear()
+        dropped_attention._make_chunks.cache_clear()
+        dropped_attention._make_blocks.cache_clear()
         torch.manual_seed(0)
         found.append(packed_attention(*tensors, packing, dropout=0.4))
-        blocks = dropped_attention._blocks(((3, 30, 30), (1, 41, 41), (2, 50, 50)), 2)
+        blocks = dropped_attention._make_blocks(((3, 30, 30), (1, 41, 41), (2, 50, 50)), 2)
         assert len(blocks) == {2**20: 1, 5_000: 5, 1: 6}[block]
-    dropped_attention._chunks.cache_clear()
-    dropped_attention._blocks.cache_clear()
+    dropped_attention._make_chunks.cache_clear()
+    dropped_attention._make_blocks.cache_clear()
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=1e-12, atol=1e-12)
 
 
 def test_dropped_attention_allows_two_backwards_of_one_graph():
-    packing = Packing.of([3, 3, 4])
+    packing = Packing.from_lengths([3, 3, 4])
     q, k, v = (torch.randn(10, 2, 3, requires_grad=True) for _ in range(3))
     out = packed_attention(q, k, v, packing, dropout=0.4)
     first, second = (torch.autograd.grad(out, (q, k, v), torch.ones_like(out), retain_graph=True) for _ in range(2))
@@ -355,7 +355,7 @@ def test_dropped_attention_allows_two_backwards_of_one_graph():
 
 def test_the_mean_of_attention_with_dropout_is_that_without():
     torch.manual_seed(0)
-    packing = Packing.of([40] * 2_000)
+    packing = Packing.from_lengths([40] * 2_000)
     q, k, v = (torch.randn(40, 1, 4).repeat(2_000, 1, 1) for _ in range(3))
     dropped = packed_attention(q, k, v, packing, dropout=0.2).unflatten(0, (2_000, 40))
     exact = packed_attention(q, k, v, packing).unflatten(0, (2_000, 40))[0]
