@@ -16,11 +16,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import numbers
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,10 @@ class Contents:
     tokenizer_folder: Path
     data: tuple[Examples, ...]
     teacher: Tensor | None = None  # (N, C) logits for the first of `data`
+    counters: dict[str, Any] = field(init=False)  # of the optimizer, before it was used
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "counters", _counters(self.optimizer))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -222,7 +227,7 @@ def _save(target: Path, contents: Contents, state: TrainState) -> None:
         if contents.config.model.lora.rank:
             models.save_adapter(contents.model, temporary)
         copy_tokenizer(contents.tokenizer_folder, temporary)
-        (temporary / "recipe.toml").write_text(configs.to_toml(configs.recipe_of(contents.config)), encoding="utf-8")
+        (temporary / "recipe.toml").write_text(configs.to_toml(configs.to_recipe(contents.config)), encoding="utf-8")
         run = {"schema": SCHEMA, "train": asdict(state), "data": contents.fingerprint}
         run["scaler"] = contents.amp.scaler.state_dict()
         run["plugins"] = plugins.loaded_checksums()
@@ -296,20 +301,51 @@ def _optimizer_state(contents: Contents) -> tuple[dict[str, Tensor], dict[str, A
 
     A plain value is a number or None, such as the step count of some optimizers.
     """
-    tensors: dict[str, Tensor] = {}
-    values: dict[str, Any] = {}
+    state = check_optimizer(contents)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items() if isinstance(value, Tensor)}
+    return tensors, {key: value for key, value in state.items() if key not in tensors}
+
+
+def check_optimizer(contents: Contents) -> dict[str, Any]:
+    """Return all that the optimizer has to remember; TrainingError for what no checkpoint can hold.
+
+    {"exp_avg/backbone.layers.0...": value of the state of a parameter}. What has changed in a group since the start is
+    "k/group 0", and a number or tensor that is an attribute of the optimizer is "k/optimizer".
+    """
+    optimizer, state = contents.optimizer, {}
     for name, parameter in contents.parameters.items():
-        for kind, value in contents.optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):
-                tensors[f"{kind}/{name}"] = value.detach().cpu().contiguous()
-            elif value is None or isinstance(value, (bool, int, float)):
-                values[f"{kind}/{name}"] = value
-            else:
-                raise TrainingError(
-                    f"{type(contents.optimizer).__name__} keeps a {type(value).__name__} ({kind} of {name}); a "
-                    "checkpoint holds tensors, numbers and None"
-                )
-    return tensors, values
+        state |= {f"{kind}/{name}": value for kind, value in optimizer.state.get(parameter, {}).items()}
+    known = set(contents.parameters.values())
+    state |= {f"{kind}/no parameter": value for kind, value in optimizer.state.items() if kind not in known and value}
+    for key, value in _counters(optimizer).items():
+        start = contents.counters.get(key)
+        if not (torch.equal(value, start) if isinstance(value, Tensor) and isinstance(start, Tensor) else value == start):
+            state[key] = value
+    for key, value in state.items():
+        kind, _, name = key.partition("/")
+        if isinstance(value, numbers.Real) and not isinstance(value, bool | int | float):  # NumPy's
+            state[key] = int(value) if isinstance(value, numbers.Integral) else float(value)
+        elif name == "no parameter" or not isinstance(value, Tensor | bool | int | float | None):
+            raise TrainingError(
+                f"{type(optimizer).__name__} keeps a {type(value).__name__} ({kind} of {name}); a checkpoint holds "
+                "tensors, numbers and None, of a parameter or a group"
+            )
+    return state
+
+
+def _counters(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return what an optimizer may count outside the state of the parameters; tensors are copied.
+
+    The learning rate of a group follows from the step.
+    """
+    owners: dict[str, Mapping[str, Any]] = {f"group {i}": group for i, group in enumerate(optimizer.param_groups)}
+    owners["optimizer"] = {key: value for key, value in vars(optimizer).items() if type(value) in (int, float, Tensor)}
+    return {
+        f"{kind}/{owner}": value.clone() if isinstance(value, Tensor) else value
+        for owner, values in owners.items()
+        for kind, value in values.items()
+        if kind not in ("params", "lr")
+    }
 
 
 def restore(folder: Path, contents: Contents, ranks: Ranks) -> TrainState:
@@ -353,20 +389,26 @@ def _load_extra(folder: Path, contents: Contents) -> None:
 def _load_optimizer(contents: Contents, saved: dict[str, Any]) -> None:
     """Load {"exp_avg/backbone...": value} through load_state_dict, which moves each value to the right device.
 
-    load_state_dict numbers the parameters across the groups. The settings of the groups stay as they are.
+    load_state_dict numbers the parameters across the groups. The settings of the groups stay as they are, except what
+    the optimizer changes itself.
     """
     state = contents.optimizer.state_dict()
-    numbers = {
+    places = {
         parameter: number
         for group, numbered in zip(contents.optimizer.param_groups, state["param_groups"], strict=True)
         for parameter, number in zip(group["params"], numbered["params"], strict=True)
     }
     parameters = contents.parameters
     state["state"] = {}
+    groups = {f"group {i}": group for i, group in enumerate(state["param_groups"])}
     for key, value in saved.items():
         kind, _, name = key.partition("/")
-        if parameters.get(name) in numbers:  # always, unless run.allow_changes
-            state["state"].setdefault(numbers[parameters[name]], {})[kind] = value
+        if name == "optimizer":
+            setattr(contents.optimizer, kind, value)
+        elif name in groups:
+            groups[name][kind] = value
+        elif parameters.get(name) in places:  # always, unless run.allow_changes
+            state["state"].setdefault(places[parameters[name]], {})[kind] = value
     contents.optimizer.load_state_dict(state)
 
 

@@ -1,37 +1,43 @@
-"""The state of a run that changes while it runs, apart from the weights and the optimizer."""
+"""The state of a run that changes during training, apart from the weights and the optimizer."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from engine.config import EvalSettings
+from engine.config import ConfigError, EvalSettings
 
 LOWER_IS_BETTER = ("loss", "mse", "mae", "perplexity", "bits_per_byte")
+HIGHER_IS_BETTER = (
+    *("accuracy", "top5_accuracy", "subset_accuracy", "token_accuracy", "mcc", "precision", "recall", "f1"),
+    *("precision_micro", "recall_micro", "f1_micro", "f1_weighted", "exact_match", "best_exact_match", "best_f1"),
+    *("pearson", "spearman", "bleu", "chrf", "character_f1", "length_ratio"),
+    *("rouge1", "rouge2", "rougeL", "rougeLsum"),
+)
 
 
 @dataclass
 class TrainState:
     """The counters of a run, and what its evaluations found; saved with every checkpoint."""
 
-    step: int = 0  # optimizer steps taken: the schedule's clock
-    position: int = 0  # steps of data consumed: `step` and the skipped steps
+    step: int = 0  # optimizer steps taken; the schedules depend on it
+    position: int = 0  # steps of data consumed: `step` plus the skipped steps
     skipped_in_a_row: int = 0
     samples: int = 0  # training examples seen
     best: float | None = None  # best value of the watched metric
     best_step: int = 0
-    bad_evaluations: int = 0  # evaluations since the best one: the patience used
+    bad_evaluations: int = 0  # evaluations since the best one, compared with eval.patience
     watched: float | None = None  # value of the watched metric in the last evaluation
 
     def advance(self, stepped: bool, samples: int) -> None:
-        """Count one step of data; stepped: the optimizer took it."""
+        """Count one step of data. stepped: whether the optimizer took it."""
         self.step += stepped
         self.position += 1
         self.samples += samples
         self.skipped_in_a_row = 0 if stepped else self.skipped_in_a_row + 1
 
     def record(self, value: float, mode: str, min_delta: float) -> bool:
-        """Note an evaluation, and return whether it is the best so far. NaN never is."""
+        """Record the watched metric of an evaluation; return whether it is the best so far. NaN never is."""
         self.watched = value
         gain = math.inf if self.best is None else value - self.best if mode == "max" else self.best - value
         if not math.isnan(value) and gain > min_delta:
@@ -41,7 +47,7 @@ class TrainState:
         return False
 
     def reason_to_stop(self, total_steps: int, settings: EvalSettings, mode: str) -> str:
-        """Return why the run is done, in words; "" while it is not. A resumed run gets the same answer."""
+        """Return why the run ends, in words, or "". It depends on the saved state only, so a resumed run agrees."""
         worst, value = settings.stop_if_worse_than, self.watched
         if worst is not None and value is not None:
             beyond = value < worst if mode == "max" else value > worst
@@ -56,4 +62,8 @@ def metric_direction(settings: EvalSettings, metric: str) -> str:
     """Return "max" or "min": which values of the watched metric are better."""
     if settings.mode != "auto":
         return settings.mode
+    if metric not in (*LOWER_IS_BETTER, *HIGHER_IS_BETTER):
+        raise ConfigError(
+            f"eval.mode = auto does not know whether a higher or a lower {metric} is better: set it to max or min"
+        )
     return "min" if metric in LOWER_IS_BETTER else "max"

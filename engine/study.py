@@ -90,7 +90,7 @@ class Study:
     children: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def runs(self) -> list[tuple[Variant, int]]:
-        """Return (variant, seed) of every run; all variants precede the next seed, so that a part of them compares."""
+        """Return (variant, seed) of every run, seed by seed, so that a stopped study compares all variants."""
         return [(variant, seed) for seed in self.seeds for variant in self.variants]
 
     def run_folder(self, variant: Variant, seed: int) -> Path:
@@ -115,10 +115,10 @@ def parse(argv: Sequence[str]) -> Study:
     recipe = positional[0]
     base = config.override(config.read_recipe(recipe), given)
     plugins.load_plugins(base.run.plugins)
-    numbers = {name: _whole(name, options.get(name, default)) for name, default in DEFAULTS.items()}
+    numbers = {name: _read_integer(name, options.get(name, default)) for name, default in DEFAULTS.items()}
     if repeated["change"] and (repeated["vary"] or numbers["sample"]):
         raise ConfigError("--change runs each change alone, --vary (and --sample) a grid: give one of them")
-    variants = _changes(repeated["change"]) if repeated["change"] else _grid(repeated["vary"])
+    variants = _change_variants(repeated["change"]) if repeated["change"] else _grid_variants(repeated["vary"])
     if numbers["sample"] and numbers["sample"] < len(variants):
         rng = np.random.default_rng([base.run.seed, STUDY_SAMPLE])
         chosen = sorted(rng.choice(len(variants), numbers["sample"], replace=False).tolist())
@@ -130,7 +130,9 @@ def parse(argv: Sequence[str]) -> Study:
         changed = config.override(base, variant.settings)
         config.check(changed)
         if repeated["change"] and variant.settings and changed == base:
-            raise ConfigError(f"--change {variant.labels['change']!r} changes nothing: the recipe has this already")
+            raise ConfigError(
+                f"--change {variant.labels['change']!r} changes no setting: the recipe has these values already"
+            )
     seeds = [base.run.seed + i for i in range(numbers["seeds"])]
     folder = Path(options.get("folder", f"studies/{Path(recipe).stem}"))
     keep = options.get("keep_weights", "false").lower() == "true"
@@ -140,7 +142,7 @@ def parse(argv: Sequence[str]) -> Study:
     return Study(recipe, given, variants, seeds, folder, metric, mode, numbers["parallel"], keep)
 
 
-def _whole(name: str, text: str) -> int:
+def _read_integer(name: str, text: str) -> int:
     smallest = 0 if name == "sample" else 1
     if not text.isdecimal() or int(text) < smallest:
         raise ConfigError(f"--{name} = {text!r} should be a whole number from {smallest}")
@@ -163,7 +165,7 @@ def _take_repeated(argv: list[str]) -> tuple[dict[str, list[str]], list[str]]:
     return values, rest
 
 
-def _grid(texts: Iterable[str]) -> list[Variant]:
+def _grid_variants(texts: Iterable[str]) -> list[Variant]:
     """Return all combinations of the values of each "KEY=VALUE,VALUE,..."; without any, the recipe unchanged."""
     varied: dict[str, list[str]] = {}
     for text in texts:
@@ -181,7 +183,7 @@ def _grid(texts: Iterable[str]) -> list[Variant]:
     return variants
 
 
-def _changes(texts: Iterable[str]) -> list[Variant]:
+def _change_variants(texts: Iterable[str]) -> list[Variant]:
     """Return the recipe unchanged, and then each "NAME: KEY=VALUE KEY=VALUE ..." alone."""
     variants = [Variant(UNCHANGED, {}, _as_folder_name(UNCHANGED["change"]))]
     for text in texts:
@@ -209,10 +211,10 @@ def _as_folder_name(name: str) -> str:
 def run_variant(study: Study, index: int, variant: Variant, seed: int) -> str:
     """Train one run to its end, unless it has ended before; return "", or a sentence that says what went wrong.
 
-    index: of the run in the study; it chooses the GPU.
+    index: the number of the run in the study, which chooses the GPU.
     """
     if study.stopping.is_set():
-        return "not begun"
+        return "not started"
     folder = study.run_folder(variant, seed)
     if read_run(folder) is not None:
         return ""
@@ -246,8 +248,8 @@ def launch(study: Study, command: list[str], environment: dict[str, str], output
         return child.wait()
 
 
-def _stop(study: Study) -> None:
-    """Begin no more runs, and let those in progress save a checkpoint. A terminal's Ctrl-C has reached them already."""
+def _stop_runs(study: Study) -> None:
+    """Start no more runs, and let the runs in progress save a checkpoint. A terminal sends them Ctrl-C by itself."""
     study.stopping.set()
     for child in study.children:
         if child.poll() is None:
@@ -255,31 +257,31 @@ def _stop(study: Study) -> None:
 
 
 def _delete_weights(folder: Path) -> None:
-    """Delete the checkpoints of a finished run, which would fill the disk; keep its recipe beside its metrics."""
-    recipe = _recipe_in(folder)
+    """Delete the checkpoints of a finished run to save disk space; keep its recipe beside its metrics."""
+    recipe = _find_recipe(folder)
     if recipe is not None:
         shutil.copy(recipe, folder / "recipe.toml")
     for name in ("best", "last", "previous"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def _recipe_in(folder: Path) -> Path | None:
+def _find_recipe(folder: Path) -> Path | None:
     """Return the resolved recipe in a run's checkpoints; None if there is none."""
     paths = (folder / name / "recipe.toml" for name in ("best", "last"))
     return next((path for path in paths if path.is_file()), None)
 
 
-def check_earlier(study: Study) -> None:
-    """Raise ConfigError for a finished run of other settings: the variant kept its name and changed its meaning."""
+def check_finished_runs(study: Study) -> None:
+    """Raise ConfigError if a finished run had other settings: the variant kept its name but was changed."""
     recipe = config.read_recipe(study.recipe)
     for variant, seed in study.runs():
         folder = study.run_folder(variant, seed)
-        kept = folder / "recipe.toml"
-        earlier = kept if kept.is_file() else _recipe_in(folder)
+        copied = folder / "recipe.toml"  # by _delete_weights
+        earlier = copied if copied.is_file() else _find_recipe(folder)
         if earlier is None or read_run(folder) is None:  # engine.train compares the settings of an unfinished run
             continue
-        ours = config.override(recipe, study.common | variant.settings | {"run.seed": str(seed)})
-        if changed := config.differences(ours, config.read_recipe(str(earlier))):
+        wanted = config.override(recipe, study.common | variant.settings | {"run.seed": str(seed)})
+        if changed := config.differences(wanted, config.read_recipe(str(earlier))):
             raise ConfigError(
                 f"{folder} was run with other settings ({', '.join(changed)}): choose another --folder, or delete it"
             )
@@ -289,8 +291,8 @@ def collect_results(study: Study) -> list[VariantResult]:
     """Return the result of every variant with a finished run."""
     results = []
     for variant in study.variants:
-        rows = {seed: read_run(study.run_folder(variant, seed)) for seed in study.seeds}
-        runs = {seed: summarize_run(own, study.metric, study.mode) for seed, own in rows.items() if own is not None}
+        logs = {seed: read_run(study.run_folder(variant, seed)) for seed in study.seeds}
+        runs = {seed: summarize_run(log, study.metric, study.mode) for seed, log in logs.items() if log is not None}
         if runs:
             results.append(VariantResult(variant.labels, runs))
     if results and results[0].labels == UNCHANGED:
@@ -301,7 +303,7 @@ def collect_results(study: Study) -> list[VariantResult]:
 def main(argv: Sequence[str]) -> int:
     """Run the study that a command line describes; return the exit code."""
     study = parse(argv)
-    check_earlier(study)
+    check_finished_runs(study)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # handled like Ctrl-C
     runs = study.runs()
     print(f"{len(runs)} runs: {len(study.variants)} variants x {len(study.seeds)} seeds, in {study.folder}")
@@ -320,7 +322,7 @@ def main(argv: Sequence[str]) -> int:
         try:
             problems = [problem for problem in pool.map(run_one, range(len(runs))) if problem]
         except KeyboardInterrupt:
-            _stop(study)
+            _stop_runs(study)
     results = collect_results(study)
     paths = write_report(study.folder, results, study.metric)
     print(f"\n{format_table(results)}\n\n{', '.join(map(str, paths))}")

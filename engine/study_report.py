@@ -36,8 +36,8 @@ class VariantResult:
 
     def title(self) -> str:
         """Return the name of a change, or `key=value` of each varied setting, without its section."""
-        parts = (x if key == "change" else f"{key.rpartition('.')[2]}={x}" for key, x in self.labels.items())
-        return ", ".join(parts) or "as it is"
+        labels = (x if key == "change" else f"{key.rpartition('.')[2]}={x}" for key, x in self.labels.items())
+        return ", ".join(labels) or "as it is"
 
     def mean(self, name: str) -> float:
         """Return the mean over the seeds; NaN if a run has no such number."""
@@ -45,7 +45,7 @@ class VariantResult:
 
     def spread(self, name: str) -> float:
         """Return the standard deviation over the seeds; NaN for a single seed."""
-        values = self._values(name)  # numpy's standard deviation: the one of `statistics` fails on a NaN
+        values = self._values(name)  # numpy.std, since statistics.stdev fails on a NaN
         return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
     def _values(self, name: str) -> list[float]:
@@ -64,11 +64,11 @@ def read_run(folder: Path) -> list[dict[str, Any]] | None:
 def summarize_run(rows: Sequence[dict[str, Any]], metric: str, mode: str) -> dict[str, float]:
     """Return {name: number} of a finished run, from its metrics.jsonl; NaN where the task has no such metric.
 
-    metric, mode: the study's, the same for all runs; one of them may watch another metric to stop early.
+    metric, mode: those of the study, equal for all runs; a run may watch another metric to stop early.
 
     - With eval.train_subset_size: `metric` and the loss on training and validation examples, at the best and at the
-      last evaluation. A gap is how much better the model is on training examples, whether a higher or a lower metric is
-      better. A large gap shows overfitting.
+      last evaluation. A gap is how much better the model is on training examples, in the direction of the metric. A
+      large gap shows overfitting.
     - Without it, the training loss is the mean of the last tenth of the logged losses, with dropout and augmentation.
     """
     evaluations = {row["step"]: row for row in rows if "evaluation" in row}
@@ -138,7 +138,7 @@ def format_table(results: Sequence[VariantResult]) -> str:
 
 
 def _format_columns(results: Sequence[VariantResult], headings: dict[str, str]) -> str:
-    """headings: {name of a number: heading of its column}."""
+    """Return one Markdown table. headings: {name of a number: heading of its column}."""
     labels = list(results[0].labels)
     rows = [[*labels, "runs", *headings.values()], ["---"] * (len(labels) + 1 + len(headings))]
     for result in results:
@@ -176,7 +176,7 @@ def write_report(folder: Path, results: Sequence[VariantResult], metric: str) ->
 
 @dataclass(frozen=True)
 class Series:
-    """Names of the numbers that make one mark a variant: on training examples ("": none) and on validation."""
+    """The two numbers of a variant that are plotted together: on training examples ("": none) and on validation."""
 
     colour: str
     train: str
@@ -184,7 +184,7 @@ class Series:
 
 
 def _panels(names: Sequence[str], metric: str) -> dict[str, list[Series]]:
-    """Return {title: its series} for the numbers that the runs have."""
+    """Return {title of a panel: its series}, for the numbers that the runs have."""
     if any(name.startswith("last ") for name in names):
         panels = {
             measured: [
@@ -200,7 +200,7 @@ def _panels(names: Sequence[str], metric: str) -> dict[str, list[Series]]:
 
 
 def plot(results: Sequence[VariantResult], metric: str, path: Path) -> None:
-    """Plot a row for each variant: hollow marks for training, filled ones for validation; bars show the spread."""
+    """Plot a row for each variant: hollow marks for training, filled marks for validation, bars for the spread."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -252,7 +252,7 @@ def _plot_series(axes: Any, results: Sequence[VariantResult], series: Series, sh
 
 
 def _legend(pyplot: Any, both: bool) -> list[Any]:
-    """both: the best and the last evaluation are shown, each in its own colour."""
+    """Return the handles of the legend. both: the best and the last evaluation are shown, each in its own colour."""
     marks = [("training", "white"), ("validation", GREY)]
     handles = [
         pyplot.Line2D([], [], marker="o", linestyle="", color=GREY, markerfacecolor=filling, label=label)

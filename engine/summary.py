@@ -1,4 +1,4 @@
-"""The summary of a run before it starts: the model, the data and the plan. `--dry-run` prints it and stops."""
+"""The summary that is printed before a run: the model, the data and the steps. `--dry-run` prints more and stops."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 
 from data import Examples, MicroBatching, steps_per_epoch
 from data.loader import split_into_micro_batches
-from engine.config import Config, recipe_of, to_toml
+from engine.config import Config, to_recipe, to_toml
 from engine.tasks import TASKS
 from models import TaskModel
 
-MOST_LABELS = 20  # labels whose counts are shown
+MAX_LABELS_SHOWN = 20  # labels whose counts are shown
 
 
 def describe_run(
@@ -27,34 +27,34 @@ def describe_run(
     total_steps: int,
     limits: MicroBatching,
 ) -> str:
-    """Return the load report, the data and the plan; for a dry run also the resolved recipe and the first examples."""
+    """Return the load report, the data and the steps; in a dry run also the resolved recipe and the first examples."""
     full = config.run.dry_run
-    parts = [to_toml(recipe_of(config))] if full else []
-    parts.append(str(model.report))
+    paragraphs = [to_toml(to_recipe(config))] if full else []
+    paragraphs.append(str(model.report))
     for name, examples in {"training": train_set, "validation": validation_set, "test": test_set}.items():
         if len(examples):
-            parts.append(describe_examples(name, examples, model.labels))
+            paragraphs.append(describe_examples(name, examples, model.labels))
     if unseen := labels_without_examples(train_set, model.labels):
-        more = f" and {len(unseen) - MOST_LABELS:,} more" if len(unseen) > MOST_LABELS else ""
-        parts.append(f"warning: no training example of {', '.join(map(repr, unseen[:MOST_LABELS]))}{more}")
+        more = f" and {len(unseen) - MAX_LABELS_SHOWN:,} more" if len(unseen) > MAX_LABELS_SHOWN else ""
+        paragraphs.append(f"warning: no training example of {', '.join(map(repr, unseen[:MAX_LABELS_SHOWN]))}{more}")
     if full:
-        parts.append(first_examples(train_set, processor, model.labels))
+        paragraphs.append(show_examples(train_set, processor, model.labels))
         augmented = TASKS[config.run.task].show_augmented(train_set, Path(f"{config.run.folder}-augmented.png"))
-        parts += [augmented] if augmented else []
+        paragraphs += [augmented] if augmented else []
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     global_batch_size = config.train.global_batch_size
     epochs = total_steps / steps_per_epoch(len(train_set), global_batch_size)
-    parts.append(
+    paragraphs.append(
         f"parameters: {parameters:,}, {trained:,} of them trained\n"
         f"{plural(total_steps, 'step')} of {plural(global_batch_size, 'example')}, "
         f"{epochs:.4g} epoch{'' if epochs == 1 else 's'}\n" + describe_step(global_batch_size, train_set, limits)
     )
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def describe_examples(name: str, examples: Examples, labels: tuple[str, ...]) -> str:
-    """Return the counts, the lengths in tokens, the notes and the labels of a data set, in words."""
+    """Return the number of examples, their lengths in tokens, the notes and the labels of a data set, as text."""
     lengths = examples.lengths
     spread = ", ".join(f"{q}% {int(np.percentile(lengths, q))}" for q in (50, 95, 100))
     text = f"{name}: {plural(len(examples), 'example')}, {plural(int(lengths.sum()), 'token')}"
@@ -62,19 +62,19 @@ def describe_examples(name: str, examples: Examples, labels: tuple[str, ...]) ->
     text += "".join(f"; {note}" for note in examples.notes)
     counts = examples.label_counts(len(labels))
     if counts is not None:
-        shown = [f"{label} {n:,}" for label, n in zip(labels[:MOST_LABELS], counts, strict=False)]
-        more = [f"and {len(labels) - MOST_LABELS:,} more"] if len(labels) > MOST_LABELS else []
+        shown = [f"{label} {n:,}" for label, n in zip(labels[:MAX_LABELS_SHOWN], counts, strict=False)]
+        more = [f"and {len(labels) - MAX_LABELS_SHOWN:,} more"] if len(labels) > MAX_LABELS_SHOWN else []
         text += "\n  labels: " + ", ".join(shown + more)
     return text
 
 
 def labels_without_examples(examples: Examples, labels: tuple[str, ...]) -> list[str]:
-    """Return labels that cannot be learned: not in the file, or only in the validation data with their groups."""
+    """Return labels that cannot be learned: declared but absent, or only in groups of the validation data."""
     counts = examples.label_counts(len(labels))
     return [] if counts is None else [label for label, count in zip(labels, counts, strict=True) if not count]
 
 
-def first_examples(examples: Examples, processor: Any, labels: tuple[str, ...], count: int = 3) -> str:
+def show_examples(examples: Examples, processor: Any, labels: tuple[str, ...], count: int = 3) -> str:
     """Return the first `count` examples as the model reads them, with their labels."""
     lines = ["first encoded examples:"]
     for i in range(min(count, len(examples))):
@@ -86,8 +86,8 @@ def first_examples(examples: Examples, processor: Any, labels: tuple[str, ...], 
 def describe_step(global_batch_size: int, examples: Examples, limits: MicroBatching) -> str:
     """Return "global_batch_size 32 = 2 ranks x accumulation 2 x micro-batch of 8 examples", with the real numbers.
 
-    Under a limit in tokens the number of micro-batches depends on the lengths. Then that of the first examples is
-    shown, as "about".
+    With a limit in tokens the number of micro-batches depends on the lengths; "about" marks the number that the first
+    examples take.
     """
     size = min(global_batch_size, len(examples))
     step = f"global_batch_size {global_batch_size:,}"

@@ -1,4 +1,4 @@
-"""Checks between the recipe, the task, the model and the data: what would fail or have no effect is said first."""
+"""Checks of the recipe against the task, the model and the data, made before anything is trained."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from models import TaskModel
 
 
 def task_settings(config: Config, task: Task) -> TaskSettings:
-    """Return the settings that the task reads its data by, every column named; ConfigError for one without effect."""
+    """Return the settings by which the task reads data, with every column named; ConfigError for unused settings."""
     _check_used(config, task)
     own = getattr(config, task.section) if task.section else None
     return TaskSettings(task.columns.fill(config.data), own)
 
 
 def _check_used(config: Config, task: Task) -> None:
-    """ConfigError for a setting that is not at its default and that this task does not read."""
+    """Raise ConfigError for a setting that is not at its default and that this task does not read."""
     default = Config()
     unread = {other.section for other in TASKS.values()} - {task.section, ""}
     unread |= set() if task.generates else {"generate"}
@@ -34,18 +34,18 @@ def _check_used(config: Config, task: Task) -> None:
     for name in ("mixup", "cutmix"):
         if config.data.teacher_file and get(config, f"augment.image.{name}"):
             raise ConfigError(
-                f"augment.image.{name} mixes two examples, of which data.teacher_file judges one: leave one out"
+                f"augment.image.{name} mixes two examples, which data.teacher_file has no logits for: leave one out"
             )
 
 
 def check_fit(config: Config, model: TaskModel, processor: Any) -> None:
-    """ConfigError when the inputs as `processor` prepares them do not fit what the model reads."""
-    if not isinstance(processor, Preprocessing):  # of images, which a ViT scales its positions to
+    """Raise ConfigError if the inputs that `processor` prepares do not fit the model."""
+    if not isinstance(processor, Preprocessing):  # images of any size fit, since a ViT interpolates its positions
         _check_tokens(config, model, getattr(processor, "tokenizer", processor))  # a PairTokenizer holds one
 
 
 def _check_tokens(config: Config, model: TaskModel, tokenizer: Tokenizer) -> None:
-    """Texts or ids that exceed what the model has embeddings for."""
+    """Raise ConfigError for texts longer than the model's positions, or token ids without an embedding."""
     if config.data.max_length > model.max_length:
         raise ConfigError(
             f"data.max_length = {config.data.max_length}, but {config.model.name} has {model.max_length} positions: "
@@ -57,7 +57,7 @@ def _check_tokens(config: Config, model: TaskModel, tokenizer: Tokenizer) -> Non
             f"data.max_length = {config.data.max_length} leaves no room beside {special} special tokens: raise it"
         )
     rows = model.vocab_size
-    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])  # more than their number, with gaps
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])  # ids may have gaps
     if largest >= rows:
         raise ConfigError(
             f"{config.model.name}: the tokenizer gives {token!r} the id {largest}, the embedding has {rows} rows"

@@ -1,4 +1,4 @@
-"""The configuration of a run: the settings, how a recipe and a command line set them, and what is checked.
+"""The configuration of a run: the settings, the recipes and command lines that set them, and their checks.
 
 schema.py         what a setting is; convert, override and write a tree of settings
 sections.py       the settings, one dataclass for each section
@@ -19,9 +19,9 @@ from engine.config.recipe import (
     override,
     parse,
     read_recipe,
-    recipe_of,
     shipped_recipes,
     split_arguments,
+    to_recipe,
     to_toml,
 )
 from engine.config.schema import (
@@ -94,9 +94,9 @@ __all__ = [
     "override",
     "parse",
     "read_recipe",
-    "recipe_of",
     "sections",
     "shipped_recipes",
     "split_arguments",
+    "to_recipe",
     "to_toml",
 ]

@@ -1,4 +1,4 @@
-"""Command lines and --help: arguments become {"section.key": text}, and every setting is listed with its meaning."""
+"""Command lines and --help: split arguments into {"section.key": text}, and list every setting with its meaning."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def split_arguments(
     """Split a command line into (positional arguments, {"section.key": text}).
 
     - `--key=value` and `--key value` give a setting; a hyphen in a key is an underscore.
-    - A bare `--key` means true if the setting is true or false.
+    - A bare `--key` is true, for a setting whose type is bool.
     - `flags` are shorthands, {"--x": (key, text)}.
     - The last of several values counts, so that a script can put its own before "$@".
     - A value that begins with "--" needs the form with "=".
 
-    explain(key): what to say of a key that has another name here, or ""; all such keys are answered at once.
-    Other unknown keys are returned: a command may have options of its own. Raises ConfigError.
+    explain(key): a sentence on a key that has another name here, or "". Raises one ConfigError with all such sentences,
+    or one for a malformed argument. Other unknown keys are returned, since a command may have options of its own.
     """
     switches = {key for key, declared in all_settings(tree).items() if declared.type == "bool"}
     positional: list[str] = []
@@ -59,7 +59,7 @@ def split_arguments(
 def help_lines(defaults: Any, values: Any, values_of: str) -> list[str]:
     """Return every setting with its type, default and meaning, section by section.
 
-    values: the settings of `values_of`, the name of a recipe; shown where they differ from the defaults.
+    values: the settings of the recipe named `values_of`, shown where they differ from the defaults.
     """
     lines: list[str] = []
     before = ""
@@ -73,9 +73,9 @@ def help_lines(defaults: Any, values: Any, values_of: str) -> list[str]:
         kind = KINDS[str(declared.type)].name
         if known["choices"]:
             kind = "{" + ",".join(choice or "''" for choice in known["choices"]) + "}"
-        own = "" if value == declared.default else f"; {values_of} has {_shown(value)}"
+        own = "" if value == declared.default else f"; {values_of} has {_format_value(value)}"
         star = "*" if known["machine"] else ""
-        lines.append(f"  --{key}{star} {kind}  (default {_shown(declared.default)}{own})")
+        lines.append(f"  --{key}{star} {kind}  (default {_format_value(declared.default)}{own})")
         indent = " " * 8
         lines += textwrap.wrap(
             known["doc"], WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
@@ -83,5 +83,5 @@ def help_lines(defaults: Any, values: Any, values_of: str) -> list[str]:
     return lines
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return "none" if value is None else toml_value(value)

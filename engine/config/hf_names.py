@@ -1,12 +1,12 @@
-"""Hugging Face's names of arguments, and where each is set here; used only in the answer to an unknown setting.
+"""Hugging Face's names of arguments, and the settings here; used only to answer an unknown setting.
 
 The names are those of TrainingArguments, of the example scripts (run_glue, run_ner, run_qa, run_summarization,
-run_translation, run_clm, run_image_classification) and of GenerationConfig. peft's LoraConfig is here too.
+run_translation, run_clm, run_image_classification), of GenerationConfig and of peft's LoraConfig.
 """
 
 from __future__ import annotations
 
-# {name: (our setting, or "" where there is none; a sentence, or "" where the setting says it all)}
+# {name: (the setting here, or ""; a further sentence, or "")}
 HF_NAMES: dict[str, tuple[str, str]] = {
     # the model and the run
     "model_name_or_path": ("model.name", ""),

@@ -1,4 +1,4 @@
-"""Recipes (TOML files) and command lines become one checked Config; checks between settings are here too.
+"""Read recipes (TOML files) and command lines into one Config, and check the settings against each other.
 
 The settings are declared in engine/config/sections.py; engine/config/schema.py converts and writes their values.
 """
@@ -48,7 +48,7 @@ def split_arguments(argv: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def override(config: Config, values: Mapping[str, Any], where: str = "") -> Config:
-    """Return the config with {"section.key": value} put in; a value is of its setting's type, or a text of it.
+    """Return the config with the settings {"section.key": value} changed; a value may also be given as text.
 
     where: the start of every error message. Raises one ConfigError with a line for each wrong key or value.
     """
@@ -56,9 +56,9 @@ def override(config: Config, values: Mapping[str, Any], where: str = "") -> Conf
 
 
 def _other_name(key: str, dashes: str = "") -> str:
-    """Return what a name of schema 1 or of Hugging Face is called here, as a sentence; "" for any other key.
+    """Return a sentence with the present name of a setting of schema 1 or of Hugging Face; "" for any other key.
 
-    dashes: put before the names of settings; "--" on a command line.
+    dashes: the prefix of the names of settings; "--" on a command line.
     """
     key = key.replace("-", "_")
     known = all_settings(Config())
@@ -68,7 +68,7 @@ def _other_name(key: str, dashes: str = "") -> str:
         return f"{dashes}{key} is now {dashes}{RENAMED[key]}"
     name = key.rpartition(".")[2]
     ours, note = HF_NAMES.get(name, ("", ""))
-    if name in HF_NAMES and not ours.endswith(f".{name}"):  # a name in common is found by schema.override
+    if name in HF_NAMES and not ours.endswith(f".{name}"):  # schema.override answers a name that both have
         answer = f"here {dashes}{ours}." if ours else "not a setting here."
         return f"{dashes}{key} (Hugging Face's name) is {answer}{' ' + note if note else ''}"
     if not any(k.endswith(f".{name}") for k in known):
@@ -93,10 +93,10 @@ def read_recipe(name: str) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"recipe {path}: {error}") from None
     declared = tree.pop("schema", None)
-    values = dict(_flat(tree))
+    values = dict(_flatten(tree))
     _check_schema(path, declared, values)
     empty = [key for key, value in values.items() if value == {}]
-    for key in empty:  # an empty section sets nothing, but its name may be misspelt
+    for key in empty:  # an empty section has no settings, but its name may be misspelt
         if key not in sections(Config()):
             names = sections(Config())
             raise ConfigError(
@@ -132,17 +132,17 @@ def _check_schema(path: Path, declared: object, values: Mapping[str, Any]) -> No
         )
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield ("section.key", value) for every value in a TOML tree, and ("section", {}) for an empty section."""
     for name, value in tree.items():
         if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 
 
 def check(config: Config) -> None:
-    """Check the ranges, and settings that contradict each other. Raises one ConfigError."""
+    """Raise one ConfigError for all settings that are out of range or contradict each other."""
     c, errors = config, out_of_range(config)
 
     def need(ok: bool, message: str) -> None:
@@ -195,29 +195,29 @@ def check(config: Config) -> None:
         raise ConfigError("\n".join(errors))
 
 
-def differences(ours: Config, theirs: Config) -> list[str]:
-    """Return "key: theirs -> ours" for each setting in which two configurations differ, except machine settings."""
+def differences(config: Config, earlier: Config) -> list[str]:
+    """Return "key: earlier value -> value" for each setting that differs, except machine settings."""
     return [
-        f"{key}: {get(theirs, key)!r} -> {get(ours, key)!r}"
-        for key, declared in all_settings(ours).items()
-        if not declared.metadata["machine"] and get(ours, key) != get(theirs, key)
+        f"{key}: {get(earlier, key)!r} -> {get(config, key)!r}"
+        for key, declared in all_settings(config).items()
+        if not declared.metadata["machine"] and get(config, key) != get(earlier, key)
     ]
 
 
-def recipe_of(config: Config) -> Config:
+def to_recipe(config: Config) -> Config:
     """Return the config as a recipe to run again: without --resume, --dry-run and run.allow_changes."""
-    plain = RunSettings()
-    run = replace(config.run, resume=plain.resume, allow_changes=plain.allow_changes, dry_run=plain.dry_run)
+    default = RunSettings()
+    run = replace(config.run, resume=default.resume, allow_changes=default.allow_changes, dry_run=default.dry_run)
     return replace(config, run=run)
 
 
 def to_toml(config: Config) -> str:
-    """Return the resolved recipe, every setting with its value; it reads back as the same Config."""
+    """Return the resolved recipe, every setting with its value; read_recipe reads it back as an equal Config."""
     return f"schema = {SCHEMA}\n{schema.to_toml(config)}"
 
 
 def help_text(usage: str, recipe: str = "") -> str:
-    """Return every setting with its type, default and meaning, and the value in `recipe` where it differs."""
+    """Return the text of --help: every setting with its type, default, meaning, and value in `recipe` if it differs."""
     defaults = Config()
     values = read_recipe(recipe) if recipe else defaults
     lines = [

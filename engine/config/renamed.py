@@ -1,4 +1,4 @@
-"""The names that settings had in recipes of schema 1, and their names now; a setting that is not here kept its name."""
+"""The names of settings in recipes of schema 1, and their present names. Settings not listed kept their names."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ RENAMED = {
     "eval.train_examples": "eval.train_subset_size",
     "eval.samples": "eval.num_shown_generations",
 }
-MOVED_VALUES = {  # (old name, old value): what to write now
+RENAMED_VALUES = {  # (old name, old value): what to write now
     ("train.micro_batch", "auto"): 'train.micro_batch_size = "auto"',
     ("train.micro_batch", ""): "leave it out",
 }
@@ -68,8 +68,8 @@ def renamed_lines(values: Mapping[str, Any]) -> list[str]:
     """Return a line `old -> new` for each renamed setting among the values of a recipe of schema 1."""
     lines = []
     for key, value in values.items():
-        if isinstance(value, str) and (key, value) in MOVED_VALUES:
-            lines.append(f"{key} = {toml_value(value)} -> {MOVED_VALUES[key, value]}")
+        if isinstance(value, str) and (key, value) in RENAMED_VALUES:
+            lines.append(f"{key} = {toml_value(value)} -> {RENAMED_VALUES[key, value]}")
         elif key in RENAMED:
             lines.append(f"{key} -> {RENAMED[key]}")
     return lines

@@ -1,4 +1,4 @@
-"""Settings as a tree of frozen dataclasses: declare, look up by dotted key, convert, check and write as TOML.
+"""Settings as a tree of frozen dataclasses: declare, look up by dotted key, convert, check, and write as TOML.
 
 This file does not know which settings exist: engine/config/sections.py declares them. A field of a section is a
 setting, declared by `setting()`, or a section itself.
@@ -20,7 +20,7 @@ Tree = TypeVar("Tree")
 
 
 class Kind(NamedTuple):
-    """What values a setting takes."""
+    """A type of settings, and its names in --help and in messages."""
 
     name: str  # as --help shows it
     meaning: str  # in messages: "... should be {meaning}"
@@ -44,7 +44,7 @@ RANGES: dict[str, Callable[[float], bool]] = {
     "in (0, 1]": lambda x: 0 < x <= 1,
     "in [0, 180]": lambda x: 0 <= x <= 180,
 }
-MOST_SHOWN = 200  # characters of a wrong value in a message
+MAX_CHARACTERS_SHOWN = 200  # characters of a wrong value in a message
 
 
 class ConfigError(ValueError):
@@ -56,11 +56,11 @@ def setting(
 ) -> Any:
     """Declare a setting.
 
-    doc: what it is, as a phrase, with its unit and the meaning of 0 or an empty value.
+    doc: a phrase on what it is, with its unit and the meaning of 0 or of an empty value.
     choices: the only values allowed.
     machine: the setting changes the speed of a run, not its mathematics.
     within: a key of RANGES.
-    needed: the setting must not be empty; says what to put there.
+    needed: what to write if the setting is empty, which is then an error; "": it may be empty.
     """
     known = {"doc": doc, "choices": choices, "machine": machine, "within": within, "needed": needed}
     return field(default=default, metadata=known)
@@ -68,12 +68,11 @@ def setting(
 
 def all_settings(tree: Any, prefix: str = "") -> dict[str, Field[Any]]:
     """Return {"section.key": its declaration} in order; a section's own settings precede those of nested sections."""
-    parts = fields(tree)
-    found = {prefix + f.name: f for f in parts if not is_dataclass(f.default)}
-    for f in parts:
+    settings = {prefix + f.name: f for f in fields(tree) if not is_dataclass(f.default)}
+    for f in fields(tree):
         if is_dataclass(f.default):
-            found |= all_settings(f.default, f"{prefix}{f.name}.")
-    return found
+            settings |= all_settings(f.default, f"{prefix}{f.name}.")
+    return settings
 
 
 def sections(tree: Any) -> list[str]:
@@ -89,20 +88,20 @@ def get(tree: Any, key: str) -> Any:
 def override(
     tree: Tree, values: Mapping[str, Any], where: str = "", explain: Callable[[str], str] = lambda key: ""
 ) -> Tree:
-    """Return a copy with {"section.key": value} put in.
+    """Return a copy with the settings {"section.key": value} changed.
 
-    Text is read as the type of the setting: from the command line every value is one. Python's and numpy's numbers,
-    paths, lists and tuples are taken as they are.
+    Text is converted to the type of the setting, as on a command line every value is text. Numbers of Python and NumPy,
+    paths, lists and tuples are accepted too.
 
-    where: the start of every error message. explain(key): what to say of a key that is no setting; "" leaves the
-    answer to the nearest name. Raises one ConfigError with a line for each wrong key or value.
+    where: the start of every error message. explain(key): a sentence on a key that is no setting, or "", then the
+    nearest name is suggested. Raises one ConfigError with a line for each wrong key or value.
     """
     known, errors = all_settings(tree), []
     for key, value in values.items():
         try:
             if key not in known:
-                raise ConfigError((isinstance(key, str) and explain(key)) or _unknown(key, tree))
-            tree = _put(tree, key.split("."), _convert(key, value, known[key]))
+                raise ConfigError((isinstance(key, str) and explain(key)) or _explain_unknown(key, tree))
+            tree = _replace(tree, key.split("."), _convert(key, value, known[key]))
         except ConfigError as error:
             errors.append(where + str(error))
     if errors:
@@ -110,9 +109,9 @@ def override(
     return tree
 
 
-def _put(tree: Any, names: list[str], value: Any) -> Any:
+def _replace(tree: Any, names: list[str], value: Any) -> Any:
     first, rest = names[0], names[1:]
-    return replace(tree, **{first: _put(getattr(tree, first), rest, value) if rest else value})
+    return replace(tree, **{first: _replace(getattr(tree, first), rest, value) if rest else value})
 
 
 def out_of_range(tree: Any) -> list[str]:
@@ -130,20 +129,20 @@ def out_of_range(tree: Any) -> list[str]:
 def _convert(key: str, value: Any, declared: Field[Any]) -> Any:
     kind, choices = KINDS[str(declared.type)], declared.metadata["choices"]
     try:
-        converted = _read(_plain(value), kind.name)
+        converted = _convert_kind(_to_python(value), kind.name)
     except (ValueError, OverflowError):
-        raise ConfigError(f"{key} = {_shown(value)} should be {kind.meaning}") from None
+        raise ConfigError(f"{key} = {_shorten(value)} should be {kind.meaning}") from None
     if choices and converted not in choices:
-        raise ConfigError(f"{key} = {_shown(value)}: {choose_from(converted, choices)}")
+        raise ConfigError(f"{key} = {_shorten(value)}: {choose_from(converted, choices)}")
     return converted
 
 
-def _plain(value: Any) -> Any:
-    """Return a path as text, another library's number as Python's, and the items of a list or tuple likewise."""
+def _to_python(value: Any) -> Any:
+    """Return a path as text and another library's number as Python's; likewise for the items of a list or tuple."""
     if isinstance(value, bool | str):
         return value
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_to_python(item) for item in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, numbers.Integral):
@@ -151,18 +150,18 @@ def _plain(value: Any) -> Any:
     return float(value) if isinstance(value, numbers.Real) else value
 
 
-def _shown(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+    return text if len(text) <= MAX_CHARACTERS_SHOWN else f"{text[:MAX_CHARACTERS_SHOWN]}..."
 
 
-def _read(value: Any, kind: str) -> Any:
-    """Return `value`, a text or a plain value, as the type of the kind with this name.
+def _convert_kind(value: Any, kind: str) -> Any:
+    """Return `value`, text or a plain value, converted to the kind with this name.
 
-    Raises ValueError or OverflowError for a value that is not of this kind. A bool is no number here.
+    Raises ValueError or OverflowError for a value that is not of this kind. A bool does not count as a number.
     """
     if isinstance(value, str):
-        value.encode()  # UnicodeEncodeError is a ValueError: the resolved recipe could not be written
+        value.encode()  # UnicodeEncodeError, a ValueError, for text that the resolved recipe could not contain
     match kind, value:
         case "text", str():
             return value
@@ -204,10 +203,10 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _unknown(key: Any, tree: Any) -> str:
-    """Return what is wrong with a key that is no setting: no text, a section, another section's, or misspelt."""
+def _explain_unknown(key: Any, tree: Any) -> str:
+    """Return a sentence on a key that is no setting: not text, a section, in another section, or misspelt."""
     if not isinstance(key, str):
-        return f"{_shown(key)} is no setting: a setting is named by a text, as 'optim.lr'"
+        return f"{_shorten(key)} is no setting: a setting is named by a text, as 'optim.lr'"
     known = list(all_settings(tree))
     section, _, name = key.rpartition(".")
     if inside := [k for k in known if k.startswith(f"{key}.")]:
@@ -225,7 +224,7 @@ def _unknown(key: Any, tree: Any) -> str:
 
 
 def to_toml(tree: Any) -> str:
-    """Return every setting with its value, section by section; it reads back as the same values."""
+    """Return every setting with its value, section by section; TOML that reads back as equal values."""
     lines: list[str] = []
     before = ""
     for key in all_settings(tree):

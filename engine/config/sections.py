@@ -1,8 +1,8 @@
-"""The settings of a run: one frozen dataclass for each section of a recipe, each setting documented at its declaration.
+"""The settings of a run: one frozen dataclass for each section of a recipe, with a description of each setting.
 
 `--help`, the error messages and the resolved recipe in the run folder are made from these declarations. A setting
-changes the mathematics of a run, unless it is marked MACHINE: then it only changes the speed, the memory or what is
-shown, and it may differ when a run is resumed. The sections that only some tasks read are in task_sections.py.
+changes the mathematics of a run unless it is marked MACHINE. A machine setting changes only the speed, the memory or
+the output, and it may differ when a run is resumed. The sections that only some tasks read are in task_sections.py.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class DropoutSettings:
-    """Dropout rates by kind of site; none keeps the checkpoint's rate."""
+    """Dropout rates by site; none keeps the checkpoint's rate."""
 
     all: float | None = setting(None, "rate of every site below that is none, except drop_path", within="in [0, 1)")
     embedding: float | None = setting(None, "rate after the embeddings", within="in [0, 1)")
@@ -88,7 +88,7 @@ class DropoutSettings:
     )
 
     def rates(self) -> dict[str, float]:
-        """Return {site: rate} of the sites that `all` or their own setting changes; the others keep their rates."""
+        """Return {site: rate} for the sites whose rate is set, by `all` or their own setting."""
         own = {name: getattr(self, name) for name in ("embedding", "attention", "hidden", "head", "drop_path")}
         rates = {site: self.all if rate is None and site != "drop_path" else rate for site, rate in own.items()}
         return {site: rate for site, rate in rates.items() if rate is not None}
@@ -96,11 +96,11 @@ class DropoutSettings:
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """LoRA: train a low-rank change of some projections instead of the weights (models/lora.py)."""
+    """LoRA: train a low-rank update of some projections instead of the weights (models/lora.py)."""
 
-    rank: int = setting(0, "rank of the change; 0: no LoRA, all weights are trained", within=">= 0")
-    alpha: float | None = setting(None, "the change is multiplied by alpha / rank; none: 2 * rank", within="> 0")
-    dropout: float = setting(0.0, "dropout rate on the input of the change", within="in [0, 1)")
+    rank: int = setting(0, "rank of the update; 0: no LoRA, all weights are trained", within=">= 0")
+    alpha: float | None = setting(None, "the update is multiplied by alpha / rank; none: 2 * rank", within="> 0")
+    dropout: float = setting(0.0, "dropout rate on the input of the update", within="in [0, 1)")
     target_modules: tuple[str, ...] = setting(
         (), "patterns of layer names that get an adapter, as *.query,*.mlp.*; empty: queries and values"
     )
@@ -122,7 +122,7 @@ class ModelSettings:
     )
     pooling: str = setting(
         "",
-        "how a text's vectors become one: the first token, the mean, or the last token; empty: as the checkpoint says",
+        "vector of a text: of the first token (cls), the mean, or of the last token; empty: as the checkpoint says",
         ("", "cls", "mean", "last"),
     )
     freeze: tuple[str, ...] = setting(
@@ -152,7 +152,7 @@ class DataSettings:
         needed="name the file to learn from",
     )
     validation: str = setting(
-        "", "file whose metric chooses the best checkpoint and stops early; empty: a part of data.train is held out"
+        "", "file whose metric chooses the best checkpoint and stops early; empty: some rows of data.train are held out"
     )
     test: str = setting("", "file that is evaluated once, at the end, with the best weights; empty: none")
     validation_fraction: float = setting(
@@ -342,7 +342,7 @@ class LogSettings:
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of a run: the sections of a recipe, first those of every task, then those of one task each."""
+    """All settings of a run: the sections of a recipe, first those of all tasks, then those of one task each."""
 
     run: RunSettings = field(default=RunSettings())
     model: ModelSettings = field(default=ModelSettings())

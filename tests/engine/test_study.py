@@ -259,7 +259,7 @@ def test_a_study_knows_the_metrics_of_its_plugins(recipe, tmp_path):
             ["--change=x: regularize.l3=1"],
             "unknown setting 'regularize.l3'; regularize has",
         ),
-        (["--change=x: regularize.l2=0"], "changes nothing: the recipe has this already"),
+        (["--change=x: regularize.l2=0"], "changes no setting: the recipe has these values already"),
         (["--change=x: eval.patience=-1"], "eval.patience = -1 must be >= 0"),
         (["--change=as it is: regularize.l2=1"], "another change has this name"),
         (
