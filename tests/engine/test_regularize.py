@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.utils.class_weight import compute_class_weight
 from support.runs import logged_rows, run_training
 from support.tiny_models import inputs_of, scratch
 from torch import nn
@@ -105,7 +104,8 @@ def test_class_weights_equal_torchs_without_its_mean(smoothing, shares):
     head = SimpleNamespace(shape=HeadShape(hidden_size=2, num_labels=4, label_smoothing=smoothing))
     model = SimpleNamespace(head=head, labels=("a", "b", "c", "d"))
     apply_class_weights(model, RegularizeSettings(class_weights=("balanced",)), counts)
-    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels[:-1].numpy())
+    sklearn = pytest.importorskip("sklearn.utils.class_weight")
+    expected = sklearn.compute_class_weight("balanced", classes=np.arange(3), y=labels[:-1].numpy())
     assert head.shape.class_weights == pytest.approx([*expected, 0.0])
     apply_class_weights(model, RegularizeSettings(class_weights=("1", "2", "0.5", "3")), counts)
     weight = torch.tensor([1.0, 2.0, 0.5, 3.0])

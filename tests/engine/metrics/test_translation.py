@@ -8,13 +8,14 @@ import runpy
 import sys
 
 import pytest
-import sacrebleu
 from support.task_settings import task_settings
 
 from engine.config import ConfigError
 from engine.metrics import summarization as rouge
 from engine.metrics import translation
 from engine.tasks import TASKS
+
+sacrebleu = pytest.importorskip("sacrebleu")
 
 ENGLISH = [
     "the",
