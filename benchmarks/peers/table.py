@@ -77,7 +77,11 @@ def table(contents: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers.table",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "records", nargs="*", type=Path, default=[record.HISTORY], help="records, or folders of records"
     )

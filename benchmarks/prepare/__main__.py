@@ -25,8 +25,15 @@ NAMES = (
 
 def main(argv: list[str]) -> int:
     """Prepare the named data sets; return the exit code."""
-    if not argv or not set(argv) <= set(NAMES):
-        print(f"usage: python -m benchmarks.prepare NAME ...; names are {', '.join(NAMES)}", file=sys.stderr)
+    usage = f"python -m benchmarks.prepare NAME ...; names are {', '.join(NAMES)}"
+    if {"--help", "-h"} & {*argv}:
+        print(usage)
+        return 0
+    if unknown := [name for name in argv if name not in NAMES]:
+        print(f"error: no data set {', '.join(map(repr, unknown))}: {usage}", file=sys.stderr)
+        return 2
+    if not argv:
+        print(f"error: name a data set: {usage}", file=sys.stderr)
         return 2
     for name in argv:
         folder = Path("datasets") / name

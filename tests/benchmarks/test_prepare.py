@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from benchmarks.prepare.__main__ import main
 from benchmarks.prepare.chinese_sentiment import vocabulary
 from benchmarks.prepare.package_tags import read_packages
 from data import load_tokenizer
@@ -32,3 +33,10 @@ def test_character_vocabulary_encodes_chinese_and_english(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     tokens = load_tokenizer(tmp_path).encode("我 爱北京，一 good。").tokens
     assert tokens == ["[CLS]", "我", "爱", "北", "京", "[UNK]", "[UNK]", "g", "##o", "##o", "##d", "。", "[SEP]"]
+
+
+def test_the_command_says_what_can_be_prepared(capsys):
+    assert main(["--help"]) == 0
+    assert "names are capitals, " in capsys.readouterr().out
+    assert main(["capitals", "capitol"]) == 2
+    assert capsys.readouterr().err.startswith("error: no data set 'capitol': python -m benchmarks.prepare NAME")
