@@ -1,7 +1,7 @@
 """Train, evaluate and predict from Python, on rows in memory: run_training, evaluate_rows and predict_rows.
 
     import engine
-    from data import Examples, Row
+    from data import Row
 
     rows = [Row(text="A fine film.", label="good"), Row(text="Dull, dull, dull.", label="bad"), ...]
     engine.run_training("my_recipe.toml", train_rows=rows, **{"run.folder": "runs/mine", "train.epochs": 2})
