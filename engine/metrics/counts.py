@@ -1,4 +1,4 @@
-"""Precision, recall and F1 from counts that add over batches and ranks. A quotient without a denominator is 0."""
+"""Precision, recall and F1 from counts that add over batches and ranks. A quotient with denominator 0 is 0."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SCORE_HEADER = "precision  recall      f1  count"
 def precision_recall_f1(hits: Tensor, predicted: Tensor, actual: Tensor) -> dict[str, Tensor]:
     """Return {"precision", "recall", "f1"}, each of the shape of the counts.
 
-    hits: predictions that are right; predicted: all predictions; actual: all labels. As scikit-learn's zero_division=0.
+    hits: right predictions; predicted: all predictions; actual: all labels. As with scikit-learn's zero_division=0.
     """
     return {
         "precision": hits / predicted.clamp_min(1),
@@ -22,7 +22,8 @@ def precision_recall_f1(hits: Tensor, predicted: Tensor, actual: Tensor) -> dict
 def macro_averages(hits: Tensor, predicted: Tensor, actual: Tensor) -> dict[str, float]:
     """Return the means of precision, recall and F1 over the units that occur, as a label or as a prediction.
 
-    Counts: (units,). A data set that lacks a class of the model can therefore still be perfect; 0 where no unit occurs.
+    hits, predicted, actual: (units,). A data set that lacks a class of the model can still reach 1. The means are 0 if
+    no unit occurs.
     """
     occurs = predicted + actual > 0
     scores = precision_recall_f1(hits, predicted, actual)

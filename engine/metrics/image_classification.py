@@ -1,4 +1,4 @@
-"""Metrics of classes of images: those of other classes, and top-5 accuracy."""
+"""Metrics of image classification: those of text classification, and top-5 accuracy."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ METRICS = ("accuracy", "top5_accuracy", "f1", "precision", "recall", "loss")
 
 
 def image_statistics(loss_sum: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    """Return [hits among the first five, then classification_statistics], (2 + C * C,) fp64.
+    """Return [top-5 hits, *classification_statistics], (2 + C * C,) fp64.
 
-    logits: (B, C), labels: (B,). Of equal logits the first class comes first, as in argmax, so that a constant model is
-    not right. A NaN is never a hit.
+    logits: (B, C), labels: (B,). Of equal logits the first class ranks first, as in argmax, so that a constant model is
+    not always right. A NaN is never a hit.
     """
     true = logits.gather(1, labels[:, None])
     is_earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
@@ -42,6 +42,6 @@ def image_metrics(statistics: Tensor) -> dict[str, float]:
 
 
 def image_table(statistics: Tensor, labels: Sequence[str]) -> str:
-    """Return the table of the classes, with a note where top-5 accuracy means nothing."""
+    """Return the table of the classes, with a note if top-5 accuracy is always 1."""
     note = f"\ntop-5 accuracy is always 1 with {len(labels)} classes" if len(labels) <= TOP_K else ""
     return per_class_table(statistics[1:], labels) + note

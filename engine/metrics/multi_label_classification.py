@@ -1,4 +1,4 @@
-"""Metrics of sets of labels, from three counts of each label: hits, predictions and occurrences."""
+"""Metrics of multi-label classification, from three counts of each label: hits, predictions and occurrences."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def predicted_labels(logits: Tensor) -> Tensor:
 
 
 def multi_label_metrics(statistics: Tensor) -> dict[str, float]:
-    """Return the loss of a label, and precision, recall and F1 over all decisions (micro) and over the labels (macro).
+    """Return the loss per label, precision, recall and F1 over all decisions (micro) and as means of labels (macro).
 
-    subset_accuracy is the share of the examples of which every label is right.
+    subset_accuracy is the share of the examples whose labels are all right.
     """
     loss_sum, num_examples, exact = statistics[:HEADER_SIZE].tolist()
     counts = _counts(statistics)

@@ -1,4 +1,4 @@
-"""Metrics of relations: micro-averaged F1 of all labels except the one for no relation, as TACRED is scored."""
+"""Metrics of relation extraction: micro F1 over all labels except the one for no relation, as for TACRED."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ NUM_COUNTS = 3  # hits, predicted, actual: they come before classification_stati
 
 
 def relation_statistics(loss_sum: Tensor, logits: Tensor, labels: Tensor, no_relation: int | None) -> Tensor:
-    """Return [hits, predicted, actual of all relations, then classification_statistics], (3 + 1 + C * C,) fp64.
+    """Return [hits, predicted, actual of all relations, *classification_statistics], (3 + 1 + C * C,) fp64.
 
-    logits: (B, C), labels: (B,). no_relation: the class that is not counted; None: every class is.
+    logits: (B, C), labels: (B,). no_relation: the class that is not counted; None: all are counted.
     """
     statistics = classification_statistics(loss_sum, logits, labels)
     confusion = confusion_matrix(statistics)
@@ -36,16 +36,17 @@ def relation_metrics(statistics: Tensor) -> dict[str, float]:
     """Return F1, precision and recall over all relations together (micro), and accuracy and loss over all labels.
 
     As in Zhang et al. 2017, "Position-aware Attention and Supervised Data Improve Slot Filling":
-    - a relation predicted where there is none costs precision;
-    - a missed relation costs recall;
-    - a right prediction of no relation earns nothing.
+    - a relation that is predicted where there is none lowers precision;
+    - a missed relation lowers recall;
+    - a right prediction of no relation does not count.
+
     A ratio of 0 / 0 is 0.
     """
     scores = precision_recall_f1(*statistics[:NUM_COUNTS])
-    of_classes = classification_metrics(statistics[NUM_COUNTS:])
+    class_metrics = classification_metrics(statistics[NUM_COUNTS:])
     return {
         **{name: scores[name].item() for name in ("f1", "precision", "recall")},
-        **{name: of_classes[name] for name in ("accuracy", "loss")},
+        **{name: class_metrics[name] for name in ("accuracy", "loss")},
     }
 
 

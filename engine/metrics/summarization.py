@@ -1,9 +1,9 @@
 """ROUGE (Lin 2004): the overlap of a written summary with its reference, in words, pairs of words and their order.
 
 The scores are those of the package rouge-score with its default tokenizer and no stemming: words are runs of a-z and
-0-9 in lower case, everything else is space. That would leave nothing of Chinese. Here every Chinese character, Japanese
-kana and Korean syllable is a token of its own too; a text without any of them has exactly rouge-score's tokens. In
-other scripts (Cyrillic, Arabic) a text has no tokens, as in rouge-score, and scores 0.
+0-9 in lower case, everything else is space. Chinese text would then have no tokens. Here every Chinese character,
+Japanese kana and Korean syllable is a token too; a text without any of them has exactly rouge-score's tokens. In other
+scripts (Cyrillic, Arabic) a text has no tokens, as in rouge-score, and scores 0.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ TOKEN = re.compile(f"[a-z0-9]+|[{ROUGE_CHARACTERS}]")
 
 
 def tokenize(text: str) -> list[str]:
-    """Return the words in lower case; single characters where the script has no spaces."""
+    """Split a text into words in lower case, and into single characters where the script has no spaces."""
     return TOKEN.findall(text.lower())
 
 
 def rouge(written: str, reference: str) -> dict[str, float]:
     """Return F1 of each of ROUGES, in [0, 1]; 0 where either text has no tokens.
 
-    - rouge1, rouge2: n-grams, each matched as often as both texts have it;
+    - rouge1, rouge2: n-grams, each counted as often as both texts have it;
     - rougeL: the longest common subsequence;
-    - rougeLsum: the same by sentence, one sentence a line (union_hits).
+    - rougeLsum: the same for each sentence, with one sentence a line (union_hits).
     """
     ours, theirs = tokenize(written), tokenize(reference)
     sentences = [[tokenize(line) for line in text.split("\n")] for text in (written, reference)]
@@ -63,7 +63,7 @@ def lcs_table(a: Sequence[str], b: Sequence[str]) -> list[list[int]]:
 
 
 def lcs_indices(a: Sequence[str], b: Sequence[str]) -> set[int]:
-    """Return the indices in `a` of a longest common subsequence with `b`; of several, the one rouge-score takes."""
+    """Return the indices in `a` of a longest common subsequence with `b`; of several, the one of rouge-score."""
     table, i, j, indices = lcs_table(a, b), len(a), len(b), set[int]()
     while i and j:
         if a[i - 1] == b[j - 1]:
@@ -79,7 +79,7 @@ def lcs_indices(a: Sequence[str], b: Sequence[str]) -> set[int]:
 def union_hits(written: Sequence[Sequence[str]], reference: Sequence[Sequence[str]]) -> int:
     """Return the number of reference tokens in a common subsequence of their sentence with any written sentence.
 
-    Lin 2004, section 3.2. A token counts no more often than either text has it, as in ROUGE 1.5.5.
+    Lin 2004, section 3.2. A token counts at most as often as each text has it, as in ROUGE 1.5.5.
     """
     left, hits = Counter(token for sentence in written for token in sentence), 0
     for sentence in reference:
@@ -99,7 +99,7 @@ def summary_statistics(written: Sequence[str], references: Sequence[str]) -> lis
 
 
 def summary_metrics(statistics: Sequence[float]) -> dict[str, float]:
-    """Return the mean of each of ROUGES over the texts, and length_ratio: tokens written over those of references."""
+    """Return the mean of each of ROUGES over the texts, and length_ratio: tokens written / tokens of the references."""
     num_texts, *sums, written, references = statistics
     means = {name: value / num_texts for name, value in zip(ROUGES, sums, strict=True)}
     return {**means, "length_ratio": written / references if references else 0.0}

@@ -1,7 +1,7 @@
-"""Metrics of classes, from a confusion matrix.
+"""Metrics of text classification, from a confusion matrix.
 
-A quotient without a denominator is 0, as scikit-learn's zero_division=0. An average over classes (macro) is over those
-that occur, as a label or as a prediction: a file that lacks a class of the model can still be perfect.
+A quotient with denominator 0 is 0, as with scikit-learn's zero_division=0. A macro average is over the classes that
+occur, as a label or as a prediction, so that a file that lacks a class of the model can still reach 1.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from data.batch import IGNORE_INDEX
 from engine.metrics.counts import SCORE_HEADER, format_scores, precision_recall_f1
 
-MAX_CLASSES_SHOWN = 20  # in the table, each with its predictions
+MAX_CLASSES_SHOWN = 20  # rows and columns of the table
 
 
 def classification_statistics(loss_sum: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
@@ -33,9 +33,9 @@ def classification_statistics(loss_sum: Tensor, logits: Tensor, labels: Tensor) 
 def classification_metrics(statistics: Tensor) -> dict[str, float]:
     """Return loss, accuracy, macro precision, recall and F1, micro and weighted F1, and MCC.
 
-    - Micro F1 is over the decisions of all classes together: with one label per example it equals the accuracy.
+    - Micro F1 is over the decisions on all classes together; with one label per example it equals the accuracy.
     - Weighted F1 weights each class by its number of examples.
-    - Statistics are summed over all ranks before, so the ranks agree on which classes occur.
+    - Statistics are summed over all ranks beforehand, so the ranks agree on which classes occur.
     """
     confusion = confusion_matrix(statistics)
     count, actual = confusion.sum(), confusion.sum(1)
@@ -53,7 +53,7 @@ def classification_metrics(statistics: Tensor) -> dict[str, float]:
 
 
 def matthews_correlation(confusion: Tensor) -> float:
-    """Return the correlation of labels with predictions, in [-1, 1]; 0 by chance, and where all are of one class.
+    """Return the correlation of labels with predictions, in [-1, 1]; 0 by chance, and if all are of one class.
 
     Matthews 1975. For more than two classes Gorodkin 2004, "Comparing two K-category assignments by a K-category
     correlation coefficient": cov(labels, predictions) / sqrt(cov(labels, labels) cov(predictions, predictions)).

@@ -1,4 +1,4 @@
-"""Metrics of numbers: correlations and errors. Ranks do not add, so each example keeps a row (prediction, truth)."""
+"""Metrics of text regression: correlations and errors. Ranks do not add, so every (prediction, truth) is kept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 def regression_statistics(predicted: Tensor, truth: Tensor, indices: tuple[int, ...], count: int) -> Tensor:
     """Return a matrix of `count` rows (prediction, truth), flat, (2 * count,) fp64; rows not in `indices` are 0.
 
-    predicted, truth: (B,). Each example is in one batch of one rank, so the matrices add up to the whole.
+    predicted, truth: (B,). Each example is in one batch of one rank, so the sum of the matrices has all rows.
     """
     rows = torch.zeros(count, 2, dtype=torch.float64, device=predicted.device)
     rows[list(indices)] = torch.stack([predicted, truth], 1).double()
@@ -39,7 +39,7 @@ def pearson(x: np.ndarray, y: np.ndarray) -> float:
         return math.nan
     dx, dy = x - x.mean(), y - y.mean()
     correlation = (dx / np.linalg.norm(dx)) @ (dy / np.linalg.norm(dy))
-    return float(np.clip(correlation, -1, 1))  # rounding can put the last digit beyond 1
+    return float(np.clip(correlation, -1, 1))  # rounding can exceed 1 in the last digit
 
 
 def average_ranks(values: np.ndarray) -> np.ndarray:

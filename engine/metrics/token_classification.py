@@ -1,4 +1,4 @@
-"""Metrics of the tags of words.
+"""Metrics of token classification.
 
 Tags that mark entities are scored by entity, by the rules of CoNLL's conlleval; other tags are classes of their own.
 """
@@ -26,40 +26,47 @@ def entity_types(labels: Iterable[str]) -> list[str]:
 
 
 def tagging_statistics(
-    loss_sum: Tensor, targets: int, lost: int, sentences: Iterable[Sentence], labels: Sequence[str], entities: bool
+    loss_sum: Tensor,
+    num_targets: int,
+    num_unseen: int,
+    sentences: Iterable[Sentence],
+    labels: Sequence[str],
+    entities: bool,
 ) -> Tensor:
-    """Return [sum of losses, targets, words, right words, lost words; hits, predicted, true of each unit].
+    """Return [sum of losses, targets, words, right words, unseen words; hits, predicted, true of each unit].
 
-    - targets: labels that have a loss.
-    - lost: words that the model did not see. Their predicted tag is NO_TAG, which counts as wrong, so that truncating
-      a text never raises a score.
+    - num_targets: labels that have a loss.
+    - num_unseen: words that the model did not see. Their predicted tag is NO_TAG, which counts as wrong, so that
+      truncating a text never raises a score.
     - Units are the types of the entities; where tags are classes of their own, the tags.
 
     Returns (5 + 3 * units,) fp64.
     """
     units = entity_types(labels) if entities else list(labels)
-    number = {unit: i for i, unit in enumerate(units)}
+    unit_index = {unit: i for i, unit in enumerate(units)}
     counts = np.zeros((3, len(units)))
     words = right = 0
     for true, predicted in sentences:
         words += len(true)
         right += sum(a == b for a, b in zip(true, predicted, strict=True))
         if entities:
-            found = [find_entities(predicted), find_entities(true)]
+            spans_of_both = [find_entities(predicted), find_entities(true)]
         else:
-            found = [[(i, i + 1, tag) for i, tag in enumerate(tags) if tag != NO_TAG] for tags in (predicted, true)]
-        hits = set(found[0]) & set(found[1])
-        for row, spans in enumerate((hits, *found)):
+            spans_of_both = [
+                [(i, i + 1, tag) for i, tag in enumerate(tags) if tag != NO_TAG] for tags in (predicted, true)
+            ]
+        hits = set(spans_of_both[0]) & set(spans_of_both[1])
+        for row, spans in enumerate((hits, *spans_of_both)):
             for *_, unit in spans:
-                counts[row, number[unit]] += 1
-    totals = torch.tensor([targets, words, right, lost, *counts.reshape(-1)], dtype=torch.float64)
+                counts[row, unit_index[unit]] += 1
+    totals = torch.tensor([num_targets, words, right, num_unseen, *counts.reshape(-1)], dtype=torch.float64)
     return torch.cat([loss_sum.detach().double().reshape(1).cpu(), totals])
 
 
 def tagging_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
     """Return loss, accuracy of the words, precision, recall and F1; an undefined score is 0.
 
-    Of entities the three are over all types together (micro). Of other tags they are averaged over those that occur
+    For entities the three are over all types together (micro). For other tags they are means over those that occur
     (macro), as in scikit-learn.
     """
     loss_sum, targets, words, right, _ = statistics[:HEADER_SIZE].tolist()
@@ -74,7 +81,7 @@ def tagging_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, floa
 
 
 def type_table(statistics: Tensor, labels: Sequence[str]) -> str:
-    """Return a line for each type of entity, or each tag, with its scores and count; then the words without a tag."""
+    """Return a line for each type of entity, or each tag, with its scores and count; then the unseen words."""
     units = entity_types(labels) if _are_entities(statistics, labels) else list(labels)
     counts = _counts(statistics)
     scores = precision_recall_f1(*counts)
@@ -84,10 +91,10 @@ def type_table(statistics: Tensor, labels: Sequence[str]) -> str:
     lines += [f"{unit:>{width}}  {format_scores(scores, counts[2], i)}" for i, unit in enumerate(shown)]
     if len(units) > len(shown):
         lines.append(f"and {len(units) - len(shown):,} more")
-    words, _, lost = statistics[2:HEADER_SIZE].tolist()
-    if lost:
+    words, _, num_unseen = statistics[2:HEADER_SIZE].tolist()
+    if num_unseen:
         reason = "the model did not see (truncated, or without a token)"
-        lines.append(f"{int(lost):,} of {int(words):,} words count as wrong, which {reason}")
+        lines.append(f"{int(num_unseen):,} of {int(words):,} words count as wrong, which {reason}")
     return "\n".join(lines)
 
 

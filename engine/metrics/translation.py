@@ -1,4 +1,4 @@
-"""BLEU (Papineni et al. 2002) and chrF (Popovic 2015) of a whole corpus, as sacrebleu computes them.
+"""BLEU (Papineni et al. 2002) and chrF (Popovic 2015) of a corpus, as sacrebleu computes them.
 
 Both come from counts that add. sacrebleu counts within each sentence, the counts are summed over batches and ranks, and
 sacrebleu computes the scores from the sums. The result is exactly its corpus score, however the corpus is batched.
@@ -23,15 +23,15 @@ KANA = re.compile(f"[{scripts.KANA_LETTERS}]")
 
 
 def require_sacrebleu() -> None:
-    """Raise ConfigError where sacrebleu is not installed. Imports nothing, so it can run before any file is read."""
+    """Raise ConfigError if sacrebleu is not installed. It imports nothing, so it can run before any file is read."""
     if importlib.util.find_spec("sacrebleu") is None:
         raise ConfigError("BLEU and chrF need the sacrebleu package: pip install 'sacrebleu>=2'")
 
 
 def choose_tokenizer(references: Sequence[str]) -> str:
-    """Return BLEU's tokenizer for the script of most of the references of a data set; chrF needs none.
+    """Return BLEU's tokenizer for the script of most references of a data set; chrF needs none.
 
-    - zh, characters of Chinese and words of the rest, for Chinese;
+    - zh for Chinese: its characters, and the words of other scripts;
     - char for Japanese, whose words would need a dictionary;
     - 13a, sacrebleu's default, for languages with spaces.
     """
@@ -55,7 +55,7 @@ def translation_statistics(written: Sequence[str], references: Sequence[str], to
 def translation_metrics(counts: Sequence[float]) -> dict[str, float]:
     """Return bleu and chrf, in [0, 100], and length_ratio: tokens written over tokens of the references."""
     totals = [round(count) for count in counts]
-    bleu, chrf = _metrics("13a")  # scores of given counts do not depend on the tokenizer
+    bleu, chrf = _metrics("13a")  # given the counts, the scores do not depend on the tokenizer
     return {
         "bleu": bleu._aggregate_and_compute([totals[:NUM_BLEU_COUNTS]]).score,
         "chrf": chrf._aggregate_and_compute([totals[NUM_BLEU_COUNTS:]]).score,

@@ -1,4 +1,4 @@
-"""The table of tasks, and the data of a run as rows. Each task is one file, with one function for each slot of Task."""
+"""The table of tasks, and the rows of a run. Each task is one file, with a function for each slot of Task."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ T = TypeVar("T")
 
 
 def find_task(name: str, metric: str = "") -> tuple[Task, str]:
-    """Return the task and the metric to watch, the task's first for ""; ConfigError for an unknown name."""
+    """Return the task and the metric to watch, by default the task's first; ConfigError for an unknown name."""
     if name not in TASKS:
         raise ConfigError(f"run.task = {name!r}: {choose_from(name, TASKS)}")
     task = TASKS[name]
     if metric and metric not in task.metrics:
-        raise ConfigError(f"eval.metric = {metric!r} is no metric of {name}: {choose_from(metric, task.metrics)}")
+        raise ConfigError(f"eval.metric = {metric!r} is not a metric of {name}: {choose_from(metric, task.metrics)}")
     return task, metric or task.metrics[0]
 
 
@@ -56,9 +56,9 @@ def read_training_data(
 ) -> tuple[list[Row], list[Row], list[Row], list[str]]:
     """Return (training rows, validation rows, test rows, label names), all read and checked.
 
-    data.max_train_examples limits what remains after the validation rows are held out, so that those are the same at
-    any limit. Raises one DataError with everything that is wrong in all files. Unknown labels are reported only where
-    the files have no other error, since the training file defines the known ones.
+    data.max_train_examples applies after the validation rows are held out, so that these do not depend on it.
+    Raises one DataError with all errors of all files. Unknown labels are reported only if the files have no other
+    error, since the training file defines the known labels.
     """
     data = settings.data
     names = [name for name in (data.train, data.validation, data.test) if name]
@@ -77,7 +77,7 @@ def read_training_data(
 
 
 def _for_each(names: Sequence[str], function: Callable[[str], T]) -> dict[str, T]:
-    """Return {name: function(name)}, each name once; the DataErrors of all calls are raised as one."""
+    """Return {name: function(name)} for the distinct names; raise the DataErrors of all calls as one."""
     results, errors = {}, []
     for name in dict.fromkeys(names):
         try:

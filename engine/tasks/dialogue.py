@@ -1,4 +1,4 @@
-"""Conversations whose replies a causal language model learns and writes."""
+"""Dialogue: a causal language model learns and writes the assistant's replies in conversations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from models import TaskModel
 
 
 def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
-    """Read rows of conversations; without labels a last reply is left out, as it is what is predicted."""
+    """Read rows of conversations; without labels a last reply is left out, since it is predicted."""
     return read_dialogues(
         name,
         settings.data.text_column,

@@ -1,4 +1,4 @@
-"""Any number of labels for each text, or pair of texts: none, one or several."""
+"""Multi-label classification: any number of labels for each text or pair of texts."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from models import TaskModel
 
 
 def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
-    """Read rows with a text, perhaps a second one, and with labels a set of them."""
+    """Read rows with a text or a pair of texts, and with labels a set of labels."""
     return text_classification.read_texts(name, settings, labelled, label_sets.check_label_sets)
 
 
 def find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
-    """Return all labels that occur, as declared or sorted."""
+    """Return data.labels, else all labels that occur, sorted."""
     return label_sets.find_label_set_names(name, rows, settings.data.label_column, settings.data.labels)
 
 
@@ -59,7 +59,7 @@ def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, floa
 def predict_batch(
     model: TaskModel, batch: Batch, examples: Examples, generate: GenerateSettings
 ) -> list[dict[str, Any]]:
-    """Return the labels above one half, most likely first, with the probability and the logit of every label."""
+    """Return the labels with a probability above one half, the likeliest first, and the values of every label."""
     logits = model(batch).logits
     in_fp64 = logits.double()
     chosen = metrics.predicted_labels(logits).tolist()

@@ -1,4 +1,4 @@
-"""The relation between two entities that are marked in a text."""
+"""Relation extraction: the relation between two entities that are marked in a text."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
 
 
 def check_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Sequence[str]) -> None:
-    """Raise DataError for every unknown relation; ConfigError where no_relation_label is given and is no label.
+    """Raise DataError for every unknown relation, and ConfigError if no_relation_label is set and is not a label.
 
-    At its default the setting does not claim that the file has such a label.
+    With its default value the data need not have such a label.
     """
     no_relation = settings.own.no_relation_label
     is_default = no_relation == RelationExtractionSettings.no_relation_label
@@ -67,7 +67,7 @@ def encode(
 
 def augment(examples: Examples, rows: list[Row], encode: RowEncoder, settings: AugmentSettings, seed: int) -> Examples:
     """Change words outside the two entities, in place."""
-    if not check_text_changes(settings, CHANGES_IN_PLACE, "the entities are places in the text"):
+    if not check_text_changes(settings, CHANGES_IN_PLACE, "the entities are spans of the text"):
         return examples
     column, changes = encode.settings.data.text_column, text_changes(settings.text, encode, rows)
 
@@ -91,7 +91,7 @@ def evaluate_batch(
 
 
 def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
-    """Return the metrics of all relations together, without the label that is no relation."""
+    """Return the metrics over all relations except the label for no relation."""
     return metrics.relation_metrics(statistics)
 
 

@@ -1,4 +1,4 @@
-"""The shared part of summarization and translation: texts that an encoder-decoder (T5) writes for other texts."""
+"""Functions shared by summarization and translation: an encoder-decoder (T5) writes a target for a source."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ SHOWN_CHARACTERS = 300  # of each text that an evaluation shows
 
 
 class Evaluated(NamedTuple):
-    """What the written texts of a batch are scored with."""
+    """The loss of a batch, the texts that the model wrote for it, and their references."""
 
-    loss_sum: float  # of teacher forcing
+    loss_sum: float  # with teacher forcing
     num_targets: int
     written: list[str]
     references: list[str]
 
 
 def load_processor(folder: Path) -> PairTokenizer:
-    """Load the tokenizer and the decoder's start token; DataError where the model could not begin or end a text."""
+    """Load the tokenizer and the decoder's start token; DataError if the model could not start or end a text."""
     config, tokenizer = models.read_config(folder), load_tokenizer(folder)
     start, end = config.get("decoder_start_token_id"), config.get("eos_token_id")
     if not isinstance(start, int):
@@ -77,18 +77,18 @@ def encode(
 
 
 def augment(examples: Examples, rows: list[Row], encode: RowEncoder, settings: AugmentSettings, seed: int) -> Examples:
-    """Change words of the source by every change of [augment.text]; the target never changes."""
+    """Augment the source by every change of [augment.text]; the target never changes."""
     return augment_columns(examples, rows, encode, settings, seed, [encode.settings.data.text_column])
 
 
 def write_texts(
     model: TaskModel, indices: Sequence[int], examples: TextExamples[Seq2SeqRecord], settings: GenerateSettings
 ) -> list[tuple[str, Generated]]:
-    """Return what the model writes for these examples, as texts and as tokens; evaluation and prediction share it."""
+    """Return the texts that the model writes for these examples, each with its tokens."""
     sources = [examples.sequence(i) for i in indices]
     written = generate(model, sources, generation_settings(model, settings), examples=indices)
     tokenizer = examples.record.tokenizer
-    return [(tokenizer.decode(one.ids, skip_special_tokens=True).strip(), one) for one in written]
+    return [(tokenizer.decode(tokens.ids, skip_special_tokens=True).strip(), tokens) for tokens in written]
 
 
 def evaluate_texts(
@@ -108,8 +108,8 @@ def predict_batch(
     """Return each text, its score (log-probability / length ** length_penalty), and whether the model ended it."""
     end_tokens = generation_settings(model, generate).eos_token_id
     return [
-        {"text": text, "score": one.score, "finished": one.ids[-1] in end_tokens}
-        for text, one in write_texts(model, batch.indices, examples, generate)
+        {"text": text, "score": tokens.score, "finished": tokens.ids[-1] in end_tokens}
+        for text, tokens in write_texts(model, batch.indices, examples, generate)
     ]
 
 

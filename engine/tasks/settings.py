@@ -1,4 +1,4 @@
-"""The settings that a task reads its data by."""
+"""The settings by which a task reads its data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.config import ConfigError, DataSettings
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of a task's columns where the recipe leaves them open; "" for a column that the task does not have."""
+    """The default names of a task's columns; "" for a column that the task does not have."""
 
     text: str = "text"
     text_pair: str | None = ""  # None: the task reads no second text
@@ -35,16 +35,16 @@ class TaskSettings:
     """[data] with every column named, and the task's own section of the recipe."""
 
     data: DataSettings
-    own: Any = None  # a class of engine/config/sections.py, the one that Task.section names; None: no section
+    own: Any = None  # a class of engine/config/task_sections.py, that of Task.section; None: no section
 
     def is_training_split(self, name: str, labelled: bool) -> bool:
         """Return whether `name` is the file that is split into training and validation examples."""
         return labelled and name == self.data.train and not self.data.validation
 
     def group_column(self, name: str, labelled: bool) -> str:
-        """Return the column of groups that the file `name` must have: "" unless it is split by groups."""
+        """Return the column of groups in the file `name`, or "" for a file that is not split by groups."""
         return self.data.group_column if self.is_training_split(name, labelled) else ""
 
     def label_column(self, labelled: bool) -> str:
-        """Return the column of labels, "" for rows that are read without them."""
+        """Return the column of labels, or "" for rows that are read without labels."""
         return self.data.label_column if labelled else ""

@@ -1,4 +1,4 @@
-"""Summaries of texts, scored by ROUGE."""
+"""Summarization: summaries of texts, scored by ROUGE."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def evaluate_batch(
 
 
 def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
-    """Return the loss of a token, the mean of each ROUGE, and the summaries' length over that of the references."""
+    """Return the loss per token, the mean of each ROUGE, and the summaries' length divided by the references'."""
     loss_sum, num_targets, *counts = statistics.tolist()
     return {"loss": loss_sum / num_targets, **metrics.summary_metrics(counts)}
 

@@ -1,7 +1,7 @@
-"""The parts of a task: how rows are read and encoded, which head learns it, how it is evaluated and predicted.
+"""Task: the functions and names that define a task, from reading rows to writing predictions.
 
 To write a task of your own, change some slots of one that exists. This file, named by `--run.plugins my_tasks.py`, adds
-a task that reads star ratings and watches the class that is recalled worst:
+a task that reads star ratings and watches, with `--eval.mode max`, the class that is recalled worst:
 
     from dataclasses import replace
 
@@ -63,31 +63,31 @@ def no_text(*_: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One task; TASKS in engine/tasks/__init__.py has them by name. The slots, in the order in which a run calls them:
+    """One task, as in TASKS of engine/tasks/__init__.py. Its functions, in the order in which a run calls them:
 
-    read(name, settings, labelled) -> rows              read and check one file; one DataError tells all its bad rows
-    find_labels(name, rows, settings) -> names          name the classes, from the training rows or data.labels
+    read(name, settings, labelled) -> rows              read and check one file; one DataError for all its bad rows
+    find_labels(name, rows, settings) -> names          find the classes, in data.labels or the training rows
     check_labels(name, rows, settings, labels)          raise DataError for rows whose labels are not among `labels`
-    load_processor(folder) -> processor                 load what prepares the inputs of a checkpoint, as its tokenizer
+    load_processor(folder) -> processor                 load the tokenizer or image preprocessing of a checkpoint
     encode(rows, processor, settings, labels, labelled) -> examples    encode rows, in their order
     augment(examples, rows, encode, augment, seed) -> examples         wrap the training examples as [augment] says
     show_augmented(examples, path) -> text              show augmented examples in a dry run; a picture goes to `path`
     evaluate_batch(model, batch, examples, generate) -> statistics     evaluate one labelled batch
     compute_metrics(statistics, labels) -> {name: value}               compute the metrics from summed statistics
-    format_table(statistics, labels) -> text            what engine.evaluate prints beside the metrics
+    format_table(statistics, labels) -> text            format what engine.evaluate prints after the metrics
     predict_batch(model, batch, examples, generate) -> dicts           predict one batch: a dict for each example
-    show_generations(model, examples, generate, count) -> text         what an evaluation shows of generated texts
+    show_generations(model, examples, generate, count) -> text         generate the texts that an evaluation prints
 
-    Statistics are a fp64 vector that adds over batches and ranks; an empty batch gives zeros of the same shape. The
+    Statistics are an fp64 vector that adds over batches and ranks; an empty batch gives zeros of the same shape. The
     dicts of predict_batch are in the order of the batch; engine.predict adds the ids.
     """
 
     head: str  # a key of models.HEADS
     metrics: tuple[str, ...]  # names; the first is watched unless eval.metric names another
     columns: Columns = field(default_factory=Columns)
-    section: str = ""  # the recipe's section that only this task, or its family, reads
+    section: str = ""  # the recipe's section that only this task, or a few, read
     problem: str | None = None  # of a classifier: single-label, multi-label or regression
-    stratify: bool = False  # whether the held-out split has each label in proportion
+    stratify: bool = False  # whether the held-out split keeps the proportions of the labels
     generates: bool = False  # whether it writes texts, and so reads [generate]
 
     read: Callable[[str, TaskSettings, bool], list[Row]]
@@ -104,5 +104,5 @@ class Task:
     show_generations: Callable[[TaskModel, Any, GenerateSettings, int], str] = no_text
 
     def encoder(self, processor: Any, settings: TaskSettings, labels: Sequence[str]) -> RowEncoder:
-        """Return the function that encodes labelled rows, as `augment` needs it too."""
+        """Return the function that encodes labelled rows; `augment` uses it too."""
         return RowEncoder(self.encode, self.read, processor, settings, tuple(labels))

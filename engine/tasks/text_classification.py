@@ -1,4 +1,4 @@
-"""One class for each text, or pair of texts. Other tasks that read texts or predict classes share functions of it."""
+"""Text classification: one class for each text or pair of texts. Other tasks share functions of this file."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ CheckTargets = Callable[[str, list[Row], str, ErrorList], None]  # (file, rows, 
 
 
 def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
-    """Read rows with a text, perhaps a second one, and with labels a class."""
+    """Read rows with a text or a pair of texts, and with labels a class."""
     return read_texts(name, settings, labelled, None)
 
 
 def read_texts(name: str, settings: TaskSettings, labelled: bool, check_targets: CheckTargets | None) -> list[Row]:
-    """Read rows of texts. check_targets: checks targets that are no class; None: each target is a class."""
+    """Read rows of texts. check_targets: the check of targets that are not classes; None: they are classes."""
     data = settings.data
     columns = [column for column in (data.text_column, data.text_pair_column) if column]
     label = settings.label_column(labelled)
@@ -43,7 +43,7 @@ def read_texts(name: str, settings: TaskSettings, labelled: bool, check_targets:
 
 
 def find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
-    """Return the classes, as declared or sorted."""
+    """Return data.labels, else the classes that occur, sorted."""
     return find_label_names(name, rows, settings.data.label_column, settings.data.labels)
 
 
@@ -68,7 +68,7 @@ def encode(
 
 
 def augment(examples: Examples, rows: list[Row], encode: RowEncoder, settings: AugmentSettings, seed: int) -> Examples:
-    """Change words of the text, or of both texts: every change of [augment.text] keeps a label of the whole."""
+    """Augment the text or both texts by every change of [augment.text]; the label of a text stays right."""
     data = encode.settings.data
     columns = [column for column in (data.text_column, data.text_pair_column) if column]
     return augment_columns(examples, rows, encode, settings, seed, columns)
@@ -100,7 +100,7 @@ def predict_batch(
 def values_by_label(labels: Sequence[str], probabilities: Tensor, logits: Tensor) -> list[dict[str, Any]]:
     """Return {"probabilities": {label: value}, "logits": {label: value}} for each example, from (B, C) tensors.
 
-    The logits are what a student learns from (data/teacher.py).
+    A student model can learn from the logits (data/teacher.py).
     """
     return [
         {"probabilities": dict(zip(labels, p, strict=True)), "logits": dict(zip(labels, z, strict=True))}

@@ -1,4 +1,4 @@
-"""Translations of texts, scored by BLEU and chrF."""
+"""Translation: translations of texts, scored by BLEU and chrF."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ NUM_TOKENIZERS = len(metrics.TOKENIZERS)
 
 
 def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
-    """Read rows of source texts, and with labels their targets; ConfigError where sacrebleu is missing for those."""
-    if labelled:  # such rows will be scored: what is missing is reported now, not after the training
+    """Read rows of source texts, and with labels their targets; ConfigError if sacrebleu is needed and missing."""
+    if labelled:  # such rows will be scored, so that a missing package is reported before the training
         metrics.require_sacrebleu()
     return seq2seq.read(name, settings, labelled)
 
@@ -29,7 +29,7 @@ def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
 def encode(
     rows: list[Row], processor: PairTokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
 ) -> TextExamples[Seq2SeqRecord]:
-    """Encode sources and targets. All references together choose the tokenizer of BLEU, so every batch has the same."""
+    """Encode sources and targets; all references together determine BLEU's tokenizer, the same for every batch."""
     references = [row.values[settings.data.label_column] for row in rows] if labelled else []
     tokenizer = metrics.choose_tokenizer(references) if labelled else ""
     return seq2seq.encode(rows, processor, settings, labels, labelled, tokenizer)
@@ -38,7 +38,7 @@ def encode(
 def evaluate_batch(
     model: TaskModel, batch: Batch, examples: TextExamples[Seq2SeqRecord], generate: GenerateSettings
 ) -> Tensor:
-    """Return [loss, targets, texts by BLEU's tokenizer, the counts of BLEU and chrF], (2 + 3 + 28,)."""
+    """Return [sum of losses, targets, texts for each BLEU tokenizer, the counts of BLEU and chrF], (2 + 3 + 28,)."""
     loss_sum, num_targets, written, references = seq2seq.evaluate_texts(model, batch, examples, generate)
     tokenizer = examples.record.bleu_tokenizer
     texts = [len(written) if name == tokenizer else 0 for name in metrics.TOKENIZERS]
@@ -47,7 +47,7 @@ def evaluate_batch(
 
 
 def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
-    """Return the loss of a token, BLEU, chrF, and the length of all translations over that of the references."""
+    """Return the loss per token, BLEU, chrF, and the translations' length divided by the references'."""
     loss_sum, num_targets, *rest = statistics.tolist()
     return {"loss": loss_sum / num_targets, **metrics.translation_metrics(rest[NUM_TOKENIZERS:])}
 

@@ -46,7 +46,7 @@ CASES = crafted(1000)
 def test_p11_em_and_f1_equal_the_official_script():
     seen = set()
     for prediction, answers in CASES:
-        exact, f1, _ = metrics.score(prediction, answers)
+        exact, f1, _ = metrics.score_answer(prediction, answers)
         expected = official_scores(prediction, answers)
         assert (exact, f1) == pytest.approx(expected, rel=1e-12), (prediction, answers)
         seen.add((exact, 0 < f1 < 1, len(answers) > 1))
@@ -75,7 +75,7 @@ def test_p11_em_and_f1_equal_the_official_script():
     ],
 )
 def test_scores_by_hand(prediction, answers, exact, f1):
-    assert metrics.score(prediction, answers)[:2] == pytest.approx((exact, f1))
+    assert metrics.score_answer(prediction, answers)[:2] == pytest.approx((exact, f1))
     assert official_scores(prediction, answers) == pytest.approx((exact, f1))
 
 
@@ -96,14 +96,14 @@ def test_scores_by_hand(prediction, answers, exact, f1):
     ],
 )
 def test_f1_by_character_of_chinese_is_by_word_of_english(prediction, answers, f1):
-    assert metrics.score(prediction, answers)[2] == pytest.approx(f1)
+    assert metrics.score_answer(prediction, answers)[2] == pytest.approx(f1)
 
 
 def test_character_f1_without_chinese_equals_the_official_f1():
     ascii_cases = [(p, a) for p, a in CASES if (p + "".join(a)).isascii()]
     assert len(ascii_cases) > 50
     for prediction, answers in ascii_cases:
-        _, f1, by_character = metrics.score(prediction, answers)
+        _, f1, by_character = metrics.score_answer(prediction, answers)
         assert by_character == f1
 
 
