@@ -1,13 +1,13 @@
-"""Fine-tune a pretrained model. This file is the loop; copy it and change what you like, nothing imports it.
+"""Fine-tune a pretrained model. This file is the training loop: read it from top to bottom, copy it, change it.
 
     torchrun -m engine.train [RECIPE] [--section.key=value ...] [--resume] [--dry-run] [--help]
     torchrun --nproc-per-node 2 -m engine.train [RECIPE] ...
 
-The recipe defines the mathematics; the machine only defines the speed. One step of the optimizer is
+The recipe defines the mathematics; the machine only defines the speed. An optimizer step takes
 `train.global_batch_size` examples, whatever the number of ranks and micro-batches. Its loss is the sum over all its
-targets divided by their number. Everything random is a pure function of the seed and of the position in the run, so no
-random state is ever saved. On a CPU an interrupted run that is resumed equals the uninterrupted one bit for bit; on a
-GPU, where nothing here asks for deterministic kernels, it does up to the order of additions.
+targets divided by their number. All randomness is a pure function of the seed and the position in the run, so no random
+state is saved. A resumed run equals the uninterrupted one bit for bit on a CPU, and up to the order of additions on a
+GPU, whose kernels need not be deterministic.
 """
 
 import math
@@ -55,12 +55,11 @@ USAGE = "torchrun -m engine.train [RECIPE] [--section.key=value ...] [--resume] 
 
 
 def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = None) -> dict[str, float] | None:
-    """Run a recipe until its steps or its patience end; return the metrics, or None when `stop` ended it early.
+    """Run a recipe to the end of its steps or its patience; return the metrics, or None if `stop` ended the run.
 
-    resumed: the checkpoint of an earlier part of this run to continue from (checkpoint.claim finds it).
+    resumed: the checkpoint of this run to continue from (checkpoint.claim finds it).
     """
-    # Initialisation, in this order because each part needs the ones before it.
-    # 1. The task, and the data as rows: every mistake in a file is found here, before anything is loaded.
+    # 1. The task, and the data as rows. All errors in the files are found here, before the model is loaded.
     seed, batch_size = cfg.run.seed, cfg.train.global_batch_size
     task, watched = find_task(cfg.run.task, cfg.eval.metric)
     direction = metric_direction(cfg.eval, watched)
@@ -69,13 +68,13 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     settings = validate.task_settings(cfg, task)
     train_rows, validation_rows, test_rows, labels = read_training_data(task, settings, seed)
 
-    # 2. The model. It decides the order of the labels, since a head found in a checkpoint has its own.
+    # 2. The model. It determines the order of the labels, since the head of a checkpoint has its own.
     seed_everything(seed)
     smoothing = cfg.regularize.label_smoothing
     model, pretrained_folder = build_model(cfg.model, task, labels, smoothing, seed, resumed)
     model.to(ranks.device)
 
-    # 3. The data as examples, encoded once; training examples may be augmented, differently in each epoch.
+    # 3. The data as examples. They are encoded once; augmentation changes the training examples in each epoch.
     processor = task.load_processor(pretrained_folder)
     validate.check_fit(cfg, model, processor)
     encode = task.encoder(processor, settings, model.labels)
@@ -92,7 +91,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     check_schedule(cfg.optim, total_steps)
     evaluate_every = cfg.eval.every_steps or epoch_steps
 
-    # 4. The objective, the optimizer and what regularises. After this every mistake in the recipe is known.
+    # 4. The objective, the optimizer and the regularisers. All errors in the recipe have been found after this part.
     amp = Precision(cfg.train.precision, ranks.device)
     objective = training_objective(model, cfg.regularize, teacher, cfg.train.loss)
     optimizer = build_optimizer(named_parameters(objective, model), cfg.optim)
@@ -105,14 +104,12 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     apply_machine_settings(model, cfg.train)
     limits = micro_batch_limits(cfg.train, objective, train_set, amp, ranks)
     if ranks.is_main:
-        print(
-            summary.describe_run(cfg, model, processor, train_set, validation_set, test_set, total_steps, limits),
-            flush=True,
-        )
+        text = summary.describe_run(cfg, model, processor, train_set, validation_set, test_set, total_steps, limits)
+        print(text, flush=True)
     if cfg.run.dry_run:
         return {}
 
-    # 5. The state of the run, the model as all ranks share it, where it is written, and where the data begins.
+    # 5. The state of the run, the model in DDP, the log, and the micro-batches from where the run starts or resumes.
     contents = checkpoint.Contents(
         cfg, objective, model, optimizer, amp, pretrained_folder, (train_set, validation_set), teacher
     )
@@ -129,12 +126,12 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     )
     steps = step_loader(limits, start=state.position)
 
-    # 6. The loop. `state.position` counts steps of data, `state.step` those that the optimizer took. From here on a
-    # signal leaves a checkpoint; before, there is nothing to save, and it ends the run at once.
+    # 6. The loop. `state.position` counts all steps of data, `state.step` those that the optimizer took. From here on a
+    # signal stops the run after a checkpoint; until here there is nothing to save, and it ends the process.
     stop.listen(announce=ranks.is_main)
     done = state.reason_to_stop(total_steps, cfg.eval, direction)
     while not done:
-        # Fetch all micro-batches of the step: its loss is divided by the number of targets in all of them.
+        # Fetch all micro-batches of the step, whose loss is divided by the number of targets in all of them.
         clock = time.perf_counter()
         micro_batches = next(steps)
         waited = time.perf_counter() - clock
@@ -142,11 +139,11 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         if stopping:
             break
 
-        # What depends on the step.
+        # Schedules.
         lr = learning_rate(state.step, total_steps, cfg.optim)
         set_learning_rate(optimizer, lr)
         dropout.set_(state.step)
-        if unfreezing.set_(state.step):  # DDP must learn which parameters it reduces now
+        if unfreezing.set_(state.step):  # DDP reduces the parameters that were trained when it was created
             parallel = distributed.wrap(objective, ranks, empty_batch)
 
         # Forward and backward.
@@ -160,7 +157,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
                 amp.backward(out.loss_sum * (ranks.world_size / max(num_targets, 1)))
                 loss_sums.append(out.loss_sum.detach())
         if out_of_memory:  # the same step again, in smaller micro-batches
-            out = None  # the graph it holds
+            out = None  # frees the graph of the last forward
             limits = halve_micro_batches(limits, micro_batches, out_of_memory.error, state.step, ranks)
             optimizer.zero_grad()
             log.say(f"step {state.step + 1}: out of memory; from here on {limits.max_tokens:,} tokens at a time")
@@ -179,7 +176,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
             log.say(diagnose.explain_skipped_step(cfg.train, seed, state, model, micro_batches, amp, ranks))
         optimizer.zero_grad()
 
-        # Log and evaluate, where it is due.
+        # Log and evaluate, if this step is due.
         log.count_step(state.step, num_examples, num_tokens, waited)
         is_last = state.step == total_steps
         if stepped and (state.step % cfg.log.every_steps == 0 or is_last):
@@ -201,7 +198,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         log.restart_clock()
         done = state.reason_to_stop(total_steps, cfg.eval, direction)
 
-    # 7. The end: of the steps, of the patience, or by a signal, which leaves a checkpoint to resume from.
+    # 7. The end. After a signal a checkpoint is saved to resume from, otherwise the best weights are tested.
     if not done:
         checkpoint.save(folder / checkpoint.LAST, contents, state, ranks)
         log.say(f"stopped at step {state.step} by a signal; the same command with --resume continues the run")
