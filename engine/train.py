@@ -6,8 +6,7 @@
 The recipe defines the mathematics; the machine only defines the speed. An optimizer step takes
 `train.global_batch_size` examples, whatever the number of ranks and micro-batches. Its loss is the sum over all its
 targets divided by their number. All randomness is a pure function of the seed and the position in the run, so no random
-state is saved. A resumed run equals the uninterrupted one bit for bit on a CPU, and up to the order of additions on a
-GPU, whose kernels need not be deterministic.
+state is saved. A resumed run equals the uninterrupted one bit for bit on a CPU, on a GPU up to the order of additions.
 """
 
 import math
