@@ -230,7 +230,7 @@ def _images(folder: Path, side: int, count: int) -> Iterator[dict[str, Any]]:
     from PIL import Image
 
     path = locate(f"{SAMPLES}/fashion_mnist/train-images-idx3-ubyte.gz")
-    pixels, labels = idx.read(path, dimensions=3), idx.read(idx.labels_of(path), dimensions=1)
+    pixels, labels = idx.read(path, dimensions=3), idx.read(idx.labels_path(path), dimensions=1)
     folder.mkdir(exist_ok=True)
     for i, (image, label) in enumerate(zip(pixels[:count], labels, strict=False)):
         file = folder / f"{i}.jpg"

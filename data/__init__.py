@@ -1,4 +1,4 @@
-"""Files -> rows -> examples -> the micro-batches of each optimizer step. data/README.md has the way and the files."""
+"""Files -> rows -> examples -> the micro-batches of each optimizer step. See data/README.md."""
 
 from data.batch import IGNORE_INDEX, Batch, totals
 from data.errors import DataError

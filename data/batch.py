@@ -1,4 +1,4 @@
-"""A micro-batch on its way from the loader to the model."""
+"""The micro-batch that the loader passes to the model."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Batch:
 
     - An example is one sequence, unless `sequences` gives a number for each example (windows of a long text).
     - The sequences are sorted by length.
-    - A batch may be empty (B = T = 0). A rank whose share of a step is used up runs empty batches, so that every rank
-      runs the same number of forwards and collectives.
+    - A batch may be empty (B = T = 0). A rank with fewer micro-batches than another runs empty ones, so that every
+      rank has the same number of forwards and collectives.
 
     A task fills the fields that its models read: decoder fields (U target tokens in total) for sequence-to-sequence
     models, pixel_values instead of ids for images.

@@ -19,14 +19,14 @@ from data.formats.memory import is_in_memory
 from data.formats.rows import locate, read_rows
 from data.formats.text import read_lines
 from data.row import Row
-from data.text_classification import check_texts, in_chunks
+from data.text_classification import check_texts, split_into_chunks
 
 END_TOKENS = ("<|endoftext|>", "</s>", "<eos>", "[SEP]")  # GPT-2; others; GPT-2 with BERT's vocabulary
 
 
 @dataclass(frozen=True)
 class LanguageModelRecord:
-    """What N labelled examples of a language model are evaluated with."""
+    """The data with which N labelled examples of a language model are evaluated."""
 
     tokenizer: Tokenizer
     end_token_id: int  # the token that ends a text
@@ -35,14 +35,14 @@ class LanguageModelRecord:
 
 @dataclass(frozen=True)
 class PromptRecord:
-    """What N prompts are continued with."""
+    """The data with which N prompts are continued."""
 
     tokenizer: Tokenizer
     end_token_id: int  # the token that ends a text
     num_dropped: np.ndarray  # (N,) int64: tokens that each prompt lost at its beginning
 
 
-def end_token(tokenizer: Tokenizer) -> int:
+def find_end_token(tokenizer: Tokenizer) -> int:
     """Return the id of the token that ends a text: the first of END_TOKENS in the vocabulary; DataError for none."""
     for token in END_TOKENS:
         if (found := tokenizer.token_to_id(token)) is not None:
@@ -79,7 +79,7 @@ def read_texts(
     return rows
 
 
-def encode_language(
+def encode_texts_for_lm(
     rows: Sequence[Row], tokenizer: Tokenizer, *, column: str = "text", max_length: int, concatenate: bool = False
 ) -> TextExamples[LanguageModelRecord]:
     """Return examples of at most max_length tokens. Each token of each text, and its end, is a target exactly once.
@@ -87,12 +87,12 @@ def encode_language(
     A longer text continues in further examples, with ids `7#2` and so on, whose first input is the last target of the
     example before. concatenate: all texts make one, end to end, which is split into blocks of max_length tokens.
     """
-    end = end_token(tokenizer)
+    end = find_end_token(tokenizer)
     targets, sizes = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
     counts = []
-    for content, encoding in encodings([row.values[column] for row in rows], tokenizer):
+    for content, encoding in encode_in_chunks([row.values[column] for row in rows], tokenizer):
         targets.append(np.array([*encoding.ids, end], dtype=np.int64))
-        sizes.append(bytes_of_tokens(content, encoding))
+        sizes.append(count_token_bytes(content, encoding))
         counts.append(len(encoding.ids) + 1)
     labels = np.concatenate(targets)
     inputs = np.concatenate([[end], labels])[:-1].astype(np.int32)  # the target before; a text ends with the end token
@@ -124,9 +124,11 @@ def encode_language(
 def encode_prompts(
     rows: Sequence[Row], tokenizer: Tokenizer, *, column: str = "text", max_length: int
 ) -> TextExamples[PromptRecord]:
-    """Encode texts to be continued, each behind an end-of-text token; of a longer one the last max_length tokens."""
-    end = end_token(tokenizer)
-    prompts = [[end, *encoding.ids] for _, encoding in encodings([row.values[column] for row in rows], tokenizer)]
+    """Encode prompts, each behind an end-of-text token; a longer prompt keeps its last max_length tokens."""
+    end = find_end_token(tokenizer)
+    prompts = [
+        [end, *encoding.ids] for _, encoding in encode_in_chunks([row.values[column] for row in rows], tokenizer)
+    ]
     return pack_prompts([row.id for row in rows], prompts, tokenizer, max_length)
 
 
@@ -145,7 +147,7 @@ def pack_prompts(
         ids=ids,
         truncated=int(np.count_nonzero(dropped)),
         notes=note_dropped(dropped),
-        record=PromptRecord(tokenizer, end_token(tokenizer), dropped),
+        record=PromptRecord(tokenizer, find_end_token(tokenizer), dropped),
     )
 
 
@@ -154,17 +156,17 @@ def note_dropped(num_dropped: np.ndarray) -> tuple[str, ...]:
     return count_notes((int(np.count_nonzero(num_dropped)), "prompt", "truncated to its last data.max_length tokens"))
 
 
-def encodings(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[tuple[str, Encoding]]:
+def encode_in_chunks(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[tuple[str, Encoding]]:
     """Yield each text with its tokens, without special ones around it; only a chunk of them is in memory at a time."""
-    for chunk in in_chunks(texts):
+    for chunk in split_into_chunks(texts):
         yield from zip(chunk, tokenizer.encode_batch(chunk, add_special_tokens=False), strict=True)
 
 
-def bytes_of_tokens(content: str, encoding: Encoding) -> np.ndarray:
+def count_token_bytes(content: str, encoding: Encoding) -> np.ndarray:
     """Return (tokens + 1,) int64: the UTF-8 bytes of the text that each token, and the end, stands for.
 
-    The sum is all bytes of the text. Characters without a token belong to the token before, or to the first one. Of a
-    character in several tokens the last one has the bytes.
+    The sum is the number of bytes of the text. Characters without a token belong to the token before, or to the first
+    one. If several tokens share a character, its bytes belong to the last of them.
     """
     codes = np.frombuffer(content.encode("utf-32-le"), dtype=np.uint32)
     widths = 1 + (codes > 0x7F) + (codes > 0x7FF) + (codes > 0xFFFF)

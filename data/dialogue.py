@@ -1,7 +1,7 @@
 """Conversations for a causal language model: the turns end to end, each followed by the end-of-text token.
 
 The format is that of DialoGPT (Zhang et al. 2020, "DialoGPT", 3.1), which learns every turn; here only the assistant's
-replies and their ends are targets. A conversation that the assistant begins answers an empty turn.
+replies and their ends are targets. Where the assistant begins, an empty turn comes first.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from data.batch import IGNORE_INDEX
 from data.causal_lm import (
     LanguageModelRecord,
     PromptRecord,
-    bytes_of_tokens,
-    encodings,
-    end_token,
+    count_token_bytes,
+    encode_in_chunks,
+    find_end_token,
     note_dropped,
     pack_prompts,
 )
@@ -46,8 +46,8 @@ def read_dialogues(
       system; or
     - a list of strings, the user's and the assistant's in turn.
 
-    With labels the last turn is the assistant's. Without labels a last turn of the assistant is dropped, since it is
-    what is to be predicted. Raises one DataError with all bad lines, also for a file that cannot hold lists.
+    With labels the last turn is the assistant's. Without labels a last turn of the assistant is dropped, since it has
+    to be predicted. Raises one DataError with all bad lines, also for a file format without lists.
     """
     errors = ErrorList()
     rows = read_rows(name, [column, *([group] if group else [])], id_column, errors, format)
@@ -64,14 +64,14 @@ def _turns(value: Any, column: str, labelled: bool) -> list[Turn]:
     """Return a checked conversation; DataError with the reason alone."""
     if not isinstance(value, list) or not value:
         raise DataError(f"{column!r} should be a list of turns, this is {value!r}")
-    turns = [_turn(item, place, column) for place, item in enumerate(value)]
+    turns = [_turn(item, i, column) for i, item in enumerate(value)]
     if len({isinstance(item, str) for item in value}) > 1:
         raise DataError(f"{column!r} should have a role for each turn, or for none")
-    for place, (before, turn) in enumerate(zip([None, *turns], turns, strict=False), 1):
+    for i, (before, turn) in enumerate(zip([None, *turns], turns, strict=False), 1):
         if turn.role == SYSTEM and before is not None:
-            raise DataError(f"turn {place} is the system's, which can only come first")
+            raise DataError(f"turn {i} is the system's, which can only come first")
         if before is not None and turn.role == before.role:
-            raise DataError(f"turns {place - 1} and {place} are both the {turn.role}'s; roles take turns")
+            raise DataError(f"turns {i - 1} and {i} are both the {turn.role}'s; roles take turns")
     if labelled and turns[-1].role != ASSISTANT:
         raise DataError(f"the last turn is the {turns[-1].role}'s; it should be the {ASSISTANT}'s, to learn from")
     if not labelled and turns[-1].role == ASSISTANT:
@@ -81,13 +81,13 @@ def _turns(value: Any, column: str, labelled: bool) -> list[Turn]:
     return turns
 
 
-def _turn(item: Any, place: int, column: str) -> Turn:
-    """Return one turn, of a string or an object; place counts from 0. DataError with the reason alone."""
+def _turn(item: Any, i: int, column: str) -> Turn:
+    """Return turn i, from 0, of a string or an object; DataError with the reason alone."""
     if isinstance(item, str):
-        item = {"role": (USER, ASSISTANT)[place % 2], "content": item}
+        item = {"role": (USER, ASSISTANT)[i % 2], "content": item}
     elif isinstance(item, Turn):  # of rows that this reader made, in memory
         item = item._asdict()
-    where = f"turn {place + 1} of {column!r}"
+    where = f"turn {i + 1} of {column!r}"
     if not isinstance(item, dict) or not {"role", "content"} <= item.keys():
         raise DataError(f'{where} should be a text or {{"role": ..., "content": ...}}, this is {item!r}')
     if item["role"] not in (USER, ASSISTANT, SYSTEM):
@@ -102,7 +102,7 @@ def _turn(item: Any, place: int, column: str) -> Turn:
 def encode_dialogues(
     rows: Sequence[Row], tokenizer: Tokenizer, *, column: str = "messages", max_length: int, labelled: bool = True
 ) -> TextExamples[LanguageModelRecord] | TextExamples[PromptRecord]:
-    """Return one example of at most max_length tokens for each conversation; prompts without labels.
+    """Return one example of at most max_length tokens for each conversation; without labels, prompts.
 
     A longer conversation loses, until it fits:
     1. its oldest exchanges,
@@ -110,9 +110,9 @@ def encode_dialogues(
     3. the beginning of the last question,
     4. the end of the last reply.
 
-    Each that lost anything counts as truncated.
+    A conversation that lost a token counts as truncated.
     """
-    end = end_token(tokenizer)
+    end = find_end_token(tokenizer)
     conversations = _encode_turns([row.values[column] for row in rows], tokenizer, end)
     ids = [row.id for row in rows]
     if not labelled:
@@ -120,7 +120,7 @@ def encode_dialogues(
     inputs, labels = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.int64)]
     shortened, truncated, num_bytes = [], [], []
     for turns in conversations:
-        fitted = _fit(turns, 2, max_length + 1)  # the last token is a target only
+        fitted = _drop_oldest_turns(turns, 2, max_length + 1)  # the last token is a target only
         tokens, learned, sizes = _flatten(fitted, end)
         reply_length = len(turns[-1].tokens)
         reply, context = min(reply_length, max_length), len(tokens) - reply_length
@@ -133,7 +133,7 @@ def encode_dialogues(
     return TextExamples(
         input_ids=np.concatenate(inputs),
         token_type_ids=np.zeros(sum(map(len, inputs)), dtype=np.uint8),
-        offsets=np.cumsum([len(part) for part in inputs], dtype=np.int64),
+        offsets=np.cumsum([len(ids) for ids in inputs], dtype=np.int64),
         labels=None,
         token_labels=np.concatenate(labels),
         ids=ids,
@@ -155,7 +155,7 @@ class _EncodedTurn(NamedTuple):
 def _encode_questions(
     ids: list[str], conversations: Sequence[list[_EncodedTurn]], tokenizer: Tokenizer, end: int, max_length: int
 ) -> TextExamples[PromptRecord]:
-    prompts = [_flatten(_fit(turns, 1, max_length), end)[0].tolist() for turns in conversations]
+    prompts = [_flatten(_drop_oldest_turns(turns, 1, max_length), end)[0].tolist() for turns in conversations]
     examples = pack_prompts(ids, prompts, tokenizer, max_length)
     lost = np.array([_count_tokens(turns) for turns in conversations], dtype=np.int64) - examples.lengths
     return replace(
@@ -169,12 +169,15 @@ def _encode_questions(
 def _encode_turns(conversations: Sequence[list[Turn]], tokenizer: Tokenizer, end: int) -> list[list[_EncodedTurn]]:
     """Return all turns as tokens.
 
-    Special tokens in a content are encoded as text: no turn can end itself.
+    Special tokens in the content of a turn are encoded as text, so that no turn can end itself.
     """
     contents = [turn.content for turns in conversations for turn in turns]
     as_text, tokenizer.encode_special_tokens = tokenizer.encode_special_tokens, True
     try:
-        encoded = [(part.ids, bytes_of_tokens(content, part)) for content, part in encodings(contents, tokenizer)]
+        encoded = [
+            (encoding.ids, count_token_bytes(content, encoding))
+            for content, encoding in encode_in_chunks(contents, tokenizer)
+        ]
     finally:
         tokenizer.encode_special_tokens = as_text
     in_order = iter(encoded)
@@ -185,7 +188,7 @@ def _encode_turns(conversations: Sequence[list[Turn]], tokenizer: Tokenizer, end
 
 
 def _flatten(turns: Sequence[_EncodedTurn], end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (tokens, which belong to a reply, their sizes) of a conversation; an opening reply gets an empty turn."""
+    """Return (tokens, whether each belongs to a reply, their sizes). An empty turn is put before an opening reply."""
     if turns[0].role == ASSISTANT:
         turns = [_EncodedTurn(USER, [end], np.zeros(1, dtype=np.int64)), *turns]
     learned = [np.full(len(turn.tokens), turn.role == ASSISTANT) for turn in turns]
@@ -198,12 +201,12 @@ def _count_tokens(turns: Sequence[_EncodedTurn]) -> int:
     return (turns[0].role == ASSISTANT) + sum(len(turn.tokens) for turn in turns)
 
 
-def _fit(turns: Sequence[_EncodedTurn], last: int, max_length: int) -> Sequence[_EncodedTurn]:
+def _drop_oldest_turns(turns: Sequence[_EncodedTurn], num_kept: int, max_length: int) -> Sequence[_EncodedTurn]:
     """Return the conversation without its oldest exchanges, and then without the system's turn, until it fits.
 
-    The `last` turns stay, even if they are too long. No reply stays without the turn that it answers.
+    The last `num_kept` turns stay, even if they are too long. No reply stays without the turn that it answers.
     """
     system, rest = (turns[:1], turns[1:]) if turns[0].role == SYSTEM else (turns[:0], turns)
-    while _count_tokens([*system, *rest]) > max_length and len(rest) > last:
+    while _count_tokens([*system, *rest]) > max_length and len(rest) > num_kept:
         rest = rest[1:] if rest[0].role == ASSISTANT else rest[2:]
     return rest if _count_tokens([*system, *rest]) > max_length else [*system, *rest]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-MEMORY = "memory:"  # begins the names of rows in memory (data/formats/memory.py)
+MEMORY = "memory:"  # the prefix of the names of rows in memory (data/formats/memory.py)
 
 
 class DataError(ValueError):
-    """The data cannot be used. The message says the file, the line, the reason and what would work."""
+    """Data that cannot be used. The message has the file, the line, the reason and what would work."""
 
 
 class ErrorList:
-    """Collects `file:line: reason` while a file is read, and raises all of them together, sorted by line."""
+    """The errors of a file, as `file:line: reason`, collected while it is read and raised together, sorted by line."""
 
     SHOWN = 20
 

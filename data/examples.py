@@ -1,4 +1,4 @@
-"""Encoded texts: compact arrays, from which packed micro-batches are gathered without a further copy."""
+"""Encoded texts: compact arrays from which packed micro-batches are gathered."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OtherRecordT = TypeVar("OtherRecordT")
 
 @dataclass(frozen=True)
 class TextExamples(Generic[RecordT]):
-    """N examples as S sequences of tokens, stored end to end with 4 + 1 bytes a token.
+    """N examples as S sequences of tokens, stored end to end with 4 + 1 bytes per token.
 
     Usually an example is one sequence. The windows of a long text are several sequences of one example; `sequences`
     then says where those of each example begin. A task has labels of one kind: of each sequence, of each token, or a
@@ -39,7 +39,9 @@ class TextExamples(Generic[RecordT]):
     decoder_start_id: int = 0  # the token that a decoder reads first
     sequences: np.ndarray | None = None  # (N + 1,) int64: where the sequences of each example begin; None: one each
     notes: tuple[str, ...] = ()  # sentences about what was truncated or lost
-    record: RecordT = field(default=cast("Any", None))  # what a task evaluates and predicts with; no part of training
+    record: RecordT = field(
+        default=cast("Any", None)
+    )  # what a task evaluates and predicts with; training does not use it
 
     def with_record(self, record: OtherRecordT, **changes: Any) -> TextExamples[OtherRecordT]:
         """Return a copy with `record`, and with other `changes` of its fields."""
@@ -181,7 +183,7 @@ def count_notes(*counts: tuple[int, str, str]) -> tuple[str, ...]:
 
 
 def _gather(offsets: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (positions of all elements of the chosen units, end to end; number of elements of each)."""
+    """Return (positions of all elements of the chosen sequences, end to end; number of elements of each)."""
     counts = offsets[chosen + 1] - offsets[chosen]
     begins = np.cumsum(counts) - counts
     return np.arange(counts.sum()) + np.repeat(offsets[chosen] - begins, counts), counts

@@ -1,8 +1,8 @@
-"""Images with one class each: checked rows of any format, and examples that are decoded as they are needed.
+"""Images with one class each: checked rows of any format, and examples that are decoded on demand.
 
 The formats: a folder for each class, a list of paths with labels, MNIST's IDX files, and images in memory. Every image
-is decoded once before training starts, by the function that reads it later. So bad images are known with their paths,
-and which ones are skipped does not depend on where a run resumes.
+is decoded once before training starts, by the function that reads it later. So bad images are reported with their
+paths, and a resumed run skips the same images.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from data.formats.folders import read_folder
 from data.formats.image_files import check_all, checksum, decode, from_memory
 from data.formats.memory import is_in_memory
 from data.formats.rows import locate, read_rows
-from data.image_preprocessing import Preprocessing, fit, normalize, to_pixels
+from data.image_preprocessing import Preprocessing, normalize, resize_and_crop, to_pixels
 from data.labels import label_name
 from data.row import Row
 from data.text_classification import check_texts
@@ -64,7 +64,7 @@ def read_images(
     if is_in_memory(name):
         format = "memory"
     elif format == "auto":
-        format = "folder" if path.is_dir() else "idx" if idx.is_images(path) else "auto"
+        format = "folder" if path.is_dir() else "idx" if idx.is_image_file(path) else "auto"
     if group and format in ("folder", "idx"):
         raise DataError(
             f"{name}: data.group_column = {group!r} is a column, and there are none; list the images in a .csv file"
@@ -76,20 +76,20 @@ def read_images(
         if not path.is_dir():
             raise DataError(f"{name}: no such folder")
         rows = read_folder(path, image, label, bad)
-        places = [f"{path / row.id}" for row in rows]
+        locations = [f"{path / row.id}" for row in rows]
     else:
         rows = _read_listed(name, image, label, group, id_column, format)
-        places = [f"{name.removeprefix(MEMORY)}:{row.line}" for row in rows]
+        locations = [f"{name.removeprefix(MEMORY)}:{row.line}" for row in rows]
         if not is_in_memory(name):
-            places = [f"{place}: {row.values[image]}" for place, row in zip(places, rows, strict=True)]
+            locations = [f"{location}: {row.values[image]}" for location, row in zip(locations, rows, strict=True)]
             for row in rows:
                 row.values[image] = path.parent / row.values[image]
     check = _check_in_memory(rows, image) if is_in_memory(name) else check_all([row.values[image] for row in rows])
     good = []
-    for row, place, (digest, reason) in zip(rows, places, check, strict=True):
+    for row, location, (digest, reason) in zip(rows, locations, check, strict=True):
         row.values["digest"] = digest
         if reason:
-            bad.append(f"{place}: {reason}")
+            bad.append(f"{location}: {reason}")
         else:
             good.append(row)
     _report(name, bad, len(good), bad_images)
@@ -137,7 +137,7 @@ def _read_idx(name: str, path: Path, image: str, label: str, labels: Sequence[st
     if not rows:
         raise DataError(f"{name}: no images")
     if label:
-        numbers = idx.read(beside := idx.labels_of(path), dimensions=1)
+        numbers = idx.read(beside := idx.labels_path(path), dimensions=1)
         if len(numbers) != len(rows):
             raise DataError(f"{beside}: {len(numbers):,} labels for the {len(rows):,} images of {path.name}")
         errors = ErrorList()
@@ -197,7 +197,7 @@ class ImageExamples:
         ]
 
     def pixels(self, index: int) -> Tensor:
-        """Return (channels, height, width) uint8 in the file's size; DataError for a file that changed since."""
+        """Return (channels, height, width) uint8 in the file's size; DataError for a file that has changed."""
         image = self.images[index]
         if isinstance(image, np.ndarray):
             return torch.from_numpy(image).expand(len(self.preprocessing.mean), -1, -1)
@@ -212,7 +212,7 @@ class ImageExamples:
         """Return (channels, height, width) fp32, in training augmented by (seed, epoch, id), but not mixed."""
         pixels = self.pixels(index)
         if epoch is None or self.augmentation is None:
-            return normalize(fit(pixels, self.preprocessing), self.preprocessing)
+            return normalize(resize_and_crop(pixels, self.preprocessing), self.preprocessing)
         return self.augmentation.apply(pixels, self.preprocessing, epoch, self.ids[index])
 
     def batch(self, indices: Sequence[int] | np.ndarray, epoch: int | None = None) -> Batch:
@@ -242,12 +242,12 @@ class ImageExamples:
         self, chosen: np.ndarray, epoch: int, augmentation: ImageAugmentation, images: list[Tensor], labels: Tensor
     ) -> None:
         """Mix images and labels, (B, C), in place: each with another training image, drawn by (seed, epoch, id)."""
-        for place, index in enumerate(chosen):
+        for i, index in enumerate(chosen):
             mix = choose_mix(augmentation, epoch, self.ids[index], len(self))
             if mix is not None and self.labels is not None:
-                images[place], share = mix.join(images[place], self.tensor(mix.partner, epoch))
-                labels[place] *= share
-                labels[place, self.labels[mix.partner]] += 1 - share
+                images[i], share = mix.blend(images[i], self.tensor(mix.partner, epoch))
+                labels[i] *= share
+                labels[i, self.labels[mix.partner]] += 1 - share
 
 
 def encode_images(
@@ -271,18 +271,18 @@ def encode_images(
     )
 
 
-def draw_augmented(examples: ImageExamples, path: Path, count: int = 8, epochs: int = 6) -> None:
+def save_augmented_images(examples: ImageExamples, path: Path, count: int = 8, epochs: int = 6) -> None:
     """Write a PNG with a line for each of `count` images from the whole data set: as evaluated, then by epoch."""
     from PIL import Image
 
     if not len(examples):
         raise DataError("there are no images to show")
-    places = np.linspace(0, len(examples) - 1, min(count, len(examples))).round().astype(int)
+    indices = np.linspace(0, len(examples) - 1, min(count, len(examples))).round().astype(int)
     preprocessing = examples.preprocessing
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     lines = []
-    for place in places.tolist():
-        views = [examples.batch([place], epoch).pixel_values for epoch in (None, *range(epochs))]
+    for index in indices.tolist():
+        views = [examples.batch([index], epoch).pixel_values for epoch in (None, *range(epochs))]
         tiles = [(x[0] * std + mean) / preprocessing.scale for x in views if x is not None]
         tiles = [torch.nn.functional.pad(tile, (0, 4, 0, 4), value=255.0) for tile in tiles]
         lines.append(torch.cat(tiles, 2))

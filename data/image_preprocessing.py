@@ -1,7 +1,7 @@
 """The preprocessing of images: a checkpoint's preprocessor_config.json, and one image -> one tensor.
 
 The numbers equal those of the hub's image processors: the image is resized in whole grey levels (with antialiasing),
-cropped, scaled to [0, 1] and normalised. A picture and the tensor of its pixels give the same result.
+cropped, scaled to [0, 1] and normalised. A Pillow image and the tensor of its pixels give the same result.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _size(name: str, value: Any, square: bool) -> tuple[int, int] | int:
 
 
 def _channels(name: str, value: Any) -> tuple[float, ...]:
-    """Return one number for each of 3 channels, or of 1."""
+    """Return one number per channel, 3 or 1."""
     numbers = value if isinstance(value, list) and len(value) in (1, 3) else [None]
     if not all(isinstance(number, int | float) for number in numbers):
         raise ValueError(f"{name} = {value!r} should be a list of 3 numbers, or of 1 for grey images")
@@ -130,7 +130,7 @@ def preprocess(image: Any, preprocessing: Preprocessing) -> Tensor:
     image: a PIL image, converted to RGB (or to grey, for one channel), or a uint8 tensor (channels, height, width).
     DataError for any other tensor.
     """
-    return normalize(fit(to_pixels(image, preprocessing), preprocessing), preprocessing)
+    return normalize(resize_and_crop(to_pixels(image, preprocessing), preprocessing), preprocessing)
 
 
 def to_pixels(image: Any, preprocessing: Preprocessing) -> Tensor:
@@ -147,7 +147,7 @@ def to_pixels(image: Any, preprocessing: Preprocessing) -> Tensor:
     return pixels
 
 
-def fit(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+def resize_and_crop(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Return uint8 pixels resized and cropped to the size that the model reads."""
     if preprocessing.size is not None:
         from torchvision.transforms.v2 import InterpolationMode, functional
@@ -160,7 +160,7 @@ def fit(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Return fp32 of uint8 pixels: scaled, less each channel's mean, divided by its deviation."""
+    """Return uint8 pixels as fp32: scaled, minus the mean of each channel, divided by its standard deviation."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     return (pixels.float() * preprocessing.scale - mean) / std
 

@@ -15,7 +15,7 @@ def label_name(value: object) -> str:
 
 
 def sort_labels(found: Iterable[str]) -> list[str]:
-    """Return the names sorted by their characters; as numbers where all are numbers."""
+    """Return the names sorted as text, or as numbers where all are numbers."""
     names = sorted(found)
     numeric = all(re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", name) for name in names)
     return sorted(names, key=float) if numeric else names
@@ -26,7 +26,7 @@ def find_label_names(name: str, rows: Sequence[Row], column: str, declared: Sequ
     found = dict.fromkeys(label_name(row.values[column]) for row in rows)
     all_declared = not declared or found.keys() <= set(declared)  # else check_label_names says which, and where
     if len(found) < 2 and all_declared:
-        raise DataError(f"{name}: column {column!r} has one class only, {next(iter(found))!r}; two are needed to learn")
+        raise DataError(f"{name}: column {column!r} has only one class, {next(iter(found))!r}; training needs two")
     return list(declared) or sort_labels(found)
 
 

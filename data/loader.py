@@ -5,7 +5,7 @@ Two separate decisions, in this order:
 2. The machine: these examples are distributed to the ranks and split into micro-batches that fit. This cannot change
    the loss.
 
-Nothing is stored to resume: the next step is a number.
+No loader state is saved to resume: the number of the next step is enough.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Examples(Protocol):
 
 @dataclass(frozen=True)
 class MicroBatching:
-    """The limits of one micro-batch (0: no limit; give one of the two), and the share of this rank."""
+    """The limits of a micro-batch (0: no limit; set at most one of the two), and the rank."""
 
     max_examples: int = 0
     max_tokens: int = 0
@@ -84,7 +84,7 @@ def split_into_micro_batches(indices: np.ndarray, lengths: np.ndarray, limits: M
 
 
 def _split_by_tokens(share: np.ndarray, lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
-    """Return greedy runs of at most `max_tokens`; a longer example is a run of its own. At least one, perhaps empty."""
+    """Split greedily into one or more runs of at most `max_tokens`; a longer example is a run of its own."""
     runs: list[list[int]] = [[]]
     used = 0
     for index in share:
@@ -97,7 +97,7 @@ def _split_by_tokens(share: np.ndarray, lengths: np.ndarray, max_tokens: int) ->
 
 
 class _Steps(Dataset[list[Batch]]):
-    """Item s: this rank's micro-batches of step s. Any worker can make any step, since no state is kept."""
+    """A data set whose item s is this rank's micro-batches of step s; it has no state, so any worker makes any step."""
 
     def __init__(self, examples: Examples, global_batch_size: int, seed: int, limits: MicroBatching):
         self.examples, self.global_batch_size, self.seed, self.limits = examples, global_batch_size, seed, limits

@@ -16,9 +16,9 @@ SEPARATORS = re.compile("[,;]")  # between labels in one field of text; names th
 
 
 def parse_label_set(value: Any) -> list[str]:
-    """Return the labels of an example, perhaps none: of a list, or of text with commas or semicolons between them.
+    """Return the labels of an example, perhaps none, from a list, or from text with commas or semicolons between them.
 
-    DataError, with the reason alone, for anything else.
+    Raises DataError, with the reason alone, for any other value.
     """
     if isinstance(value, str):
         value = SEPARATORS.split(value) if value.strip() else []
@@ -30,9 +30,9 @@ def parse_label_set(value: Any) -> list[str]:
         raise DataError(f"a label should be text or a number, this is {wrong[0]!r}")
     names = [label_name(item) for item in value]
     if "" in names:
-        raise DataError(f"an empty label in {value!r}")
+        raise DataError(f"{value!r} has an empty label")
     if twice := [name for name in names if names.count(name) > 1]:
-        raise DataError(f"the label {twice[0]!r} twice")
+        raise DataError(f"the label {twice[0]!r} occurs twice")
     return names
 
 
@@ -49,7 +49,7 @@ def find_label_set_names(name: str, rows: Sequence[Row], column: str, declared: 
     """Return the classes: those declared, else all that occur, sorted. DataError where none occurs."""
     found = {label for row in rows for label in parse_label_set(row.values[column])}
     if not found:
-        raise DataError(f"{name}: no row has a label in {column!r}; there is nothing to learn")
+        raise DataError(f"{name}: no row has a label in {column!r}; training needs one at least")
     return list(declared) or sort_labels(found)
 
 

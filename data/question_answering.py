@@ -39,12 +39,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Windows:
-    """The windows of N questions, S in total, and the way from their tokens back to characters."""
+    """The windows of N questions, S in total, and the characters of their tokens."""
 
     contexts: list[str]  # (N,)
-    golds: list[list[str]]  # (N,) the accepted answers; empty lists without labels
+    gold_answers: list[list[str]]  # (N,) the accepted answers; empty lists without labels
     spans: list[np.ndarray]  # (N,) arrays (tokens of the context, 2) int32: characters of each token
-    places: np.ndarray  # (S, 3) int64: the context's first token in the sequence, its number in the context, the count
+    # (S, 3) int64: position of the window's context in the sequence, its position in the context, number of tokens
+    context_slices: np.ndarray
     sequences: np.ndarray  # (N + 1,) int64: where the windows of each question begin
     max_answer_length: int  # tokens
     no_answer_threshold: float
@@ -58,15 +59,15 @@ class Windows:
           for SQuAD 2).
         - Probabilities are a softmax over no answer and all spans of at most max_answer_length tokens.
 
-        A context of which no token is left has no span.
+        A context without tokens has no span.
         """
         spans = self.spans[index]
         empty = spans[:, 0] >= spans[:, 1]  # a token without a character, such as a space, ends no answer
         longest = min(self.max_answer_length, max(1, len(spans)))
         scores = np.full((len(spans), longest), -np.inf)  # [i, k]: from token i of the context to token i + k
         no_answer = math.inf
-        for place, window in zip(self.places[self.sequences[index] :], logits, strict=False):
-            begin, number, length = place.tolist()
+        for context_slice, window in zip(self.context_slices[self.sequences[index] :], logits, strict=False):
+            begin, number, length = context_slice.tolist()
             inside = window[begin : begin + length].astype(np.float64)
             inside[empty[number : number + length]] = -np.inf
             lasts = np.concatenate([inside[:, 1], np.full(longest, -np.inf)])
@@ -103,15 +104,15 @@ def encode_questions(
     - Neighbouring windows share doc_stride tokens of the context, so every answer of up to doc_stride + 1 tokens is
       whole in one of them.
     - Labels, (S, 2): the first of the row's answers where it is whole in the window, else (0, 0), the first token.
-      Both are IGNORE_INDEX where the tokenizer leaves nothing of the answer. answers: "" without labels.
-    - Nothing of a context is lost. A question too long for windows to advance loses its last tokens, and counts as
-      truncated.
+      Both are IGNORE_INDEX where the answer has no token. answers: "" without labels.
+    - No token of a context is lost. A question that leaves too little of max_length for the context loses its last
+      tokens, and counts as truncated.
 
-    The rows have been checked (data/formats/squad.py). DataError where not even an empty question fits.
+    The rows have been checked (data/formats/squad.py). Raises DataError where not even an empty question fits.
     """
     ids, types = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.uint8)]
     labels = [np.empty((0, 2), dtype=np.int64)]
-    places = [np.empty((0, 3), dtype=np.int64)]
+    context_slices = [np.empty((0, 3), dtype=np.int64)]
     spans: list[np.ndarray] = []
     truncated = 0
     for begin in range(0, len(rows), CHUNK):
@@ -124,22 +125,22 @@ def encode_questions(
             for sequence_ids, sequence_types, _ in windows:
                 ids.append(sequence_ids)
                 types.append(sequence_types)
-            places.append(np.array([place for _, _, place in windows], dtype=np.int64))
+            context_slices.append(np.array([context_slice for _, _, context_slice in windows], dtype=np.int64))
             if answers:
-                labels.append(_labels(row.values[answers], spans[-1], places[-1]))
+                labels.append(_labels(row.values[answers], spans[-1], context_slices[-1]))
     record = Windows(
         contexts=[row.values[context] for row in rows],
-        golds=[[answer.text for answer in row.values[answers]] if answers else [] for row in rows],
+        gold_answers=[[answer.text for answer in row.values[answers]] if answers else [] for row in rows],
         spans=spans,
-        places=np.concatenate(places),
-        sequences=np.cumsum([len(part) for part in places], dtype=np.int64),
+        context_slices=np.concatenate(context_slices),
+        sequences=np.cumsum([len(slices) for slices in context_slices], dtype=np.int64),
         max_answer_length=max_answer_length,
         no_answer_threshold=no_answer_threshold,
     )
     return TextExamples(
         input_ids=np.concatenate(ids),
         token_type_ids=np.concatenate(types),
-        offsets=np.cumsum([len(part) for part in ids], dtype=np.int64),
+        offsets=np.cumsum([len(sequence) for sequence in ids], dtype=np.int64),
         labels=np.concatenate(labels) if answers else None,
         ids=[row.id for row in rows],
         truncated=truncated,
@@ -170,20 +171,20 @@ def token_spans(encoding: Encoding, context: str) -> np.ndarray:
 
 
 def _is_mark(character: str) -> bool:
-    """Return whether it belongs to the character before: a combining mark, a joiner, a variation selector."""
+    """Return whether a character belongs to the one before: a combining mark, a joiner, a variation selector."""
     return unicodedata.category(character) in MARKS
 
 
 def _split(
     encoding: Encoding, tokens: int, max_length: int, doc_stride: int
 ) -> tuple[list[tuple[np.ndarray, np.ndarray, tuple[int, int, int]]], bool]:
-    """Return ([(ids, type ids, place as in Windows.places) of each window], whether the question lost tokens)."""
+    """Return ([(ids, type ids, row of Windows.context_slices) per window], whether the question lost tokens)."""
     ids, types = np.array(encoding.ids, dtype=np.int32), np.array(encoding.type_ids, dtype=np.uint8)
     sequence = np.array([-1 if number is None else number for number in encoding.sequence_ids])
     # The context's first token; a context without a token would be before the last special one.
     begin = int(np.argmax(sequence == 1)) if tokens else len(ids) - 1
     of_question = np.flatnonzero(sequence == 0)
-    # The least that a window advances; less would make hundreds of windows.
+    # The minimum by which a window advances; with less there would be hundreds of windows.
     advance = max(1, max_length // 16)
     room = max_length - (len(ids) - tokens)
     missing = min(tokens, doc_stride + advance) - room
@@ -200,21 +201,21 @@ def _split(
     windows = []
     for number in range(0, max(1, tokens - doc_stride), room - doc_stride) if tokens > room else [0]:
         length = min(room, tokens - number)
-        part = np.concatenate([before, np.arange(begin + number, begin + number + length)])
-        part = np.concatenate([part, np.arange(begin + tokens, len(ids))])
-        windows.append((ids[part], types[part], (len(before), number, length)))
+        kept = np.concatenate([before, np.arange(begin + number, begin + number + length)])
+        kept = np.concatenate([kept, np.arange(begin + tokens, len(ids))])
+        windows.append((ids[kept], types[kept], (len(before), number, length)))
     return windows, missing > 0
 
 
-def _labels(answers: Sequence[Any], spans: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Return (windows, 2): the tokens of the first answer, (0, 0) where the window has no or not the whole answer."""
+def _labels(answers: Sequence[Any], spans: np.ndarray, context_slices: np.ndarray) -> np.ndarray:
+    """Return (windows, 2): the tokens of the first answer; (0, 0) where the window does not have all of it."""
     if not answers:
-        return np.full((len(places), 2), NO_ANSWER, dtype=np.int64)
+        return np.full((len(context_slices), 2), NO_ANSWER, dtype=np.int64)
     text, start = answers[0]
     touched = (spans[:, 0] < start + len(text)) & (spans[:, 1] > start) & (spans[:, 0] < spans[:, 1])
     if not touched.any():
-        return np.full((len(places), 2), IGNORE_INDEX, dtype=np.int64)
+        return np.full((len(context_slices), 2), IGNORE_INDEX, dtype=np.int64)
     tokens = np.flatnonzero(touched)[[0, -1]]
-    begin, number, length = places[:, :1], places[:, 1:2], places[:, 2:]
+    begin, number, length = context_slices[:, :1], context_slices[:, 1:2], context_slices[:, 2:]
     whole = (tokens[0] >= number) & (tokens[-1] < number + length)
     return np.where(whole, begin + tokens - number, NO_ANSWER)

@@ -1,8 +1,8 @@
 """The numbers that keep the random streams of a run apart.
 
-A stream is seeded with (seed, ..., constant). The constants make streams with the same seed independent; their values
-have no other meaning, and a change of one changes results. Streams without a constant are: the order of the examples
-(seed, epoch), augmentation (seed, epoch, id), dropout (seed, step, micro-batch, rank), all of another length.
+A stream is seeded with (seed, ..., constant). The constants make streams with the same seed independent. Their values
+have no other meaning, but a new value changes results. Streams without a constant have keys of different lengths: the
+order of the examples (seed, epoch), augmentation (seed, epoch, id), dropout (seed, step, micro-batch, rank).
 """
 
 VALIDATION_SPLIT = 0x5EED  # (seed, .): the rows that are held out for validation

@@ -25,13 +25,13 @@ CHUNK = 10_000  # rows encoded at a time; an encoding needs far more memory than
 
 @dataclass(frozen=True)
 class Entity:
-    """The place of an entity in its text, in characters, and its type."""
+    """The span of an entity in its text, in characters, and its type."""
 
     start: int
     end: int  # one after the last
     type: str = ""  # "": not given
 
-    def of(self, text: str) -> str:
+    def text_in(self, text: str) -> str:
         """Return the entity as text."""
         return text[self.start : self.end]
 
@@ -59,11 +59,11 @@ def read_relations(
     """Return rows whose columns "subject" and "object" are an Entity each.
 
     In the file an entity is
-    - {"start", "end", "type"} in characters of the text, perhaps with "text", which is then compared with the place; or
-    - a string that the text has once, perhaps with its type in the column "subject_type" or "object_type".
+    - {"start", "end", "type"} in characters of the text, optionally with "text", which must equal that span; or
+    - a string that occurs once in the text, optionally with its type in the column "subject_type" or "object_type".
 
     A type may be left out. label: the column of the relation; "": none is read.
-    Raises one DataError with everything that is wrong, as `file:line: reason`.
+    Raises one DataError with all errors of the file, as `file:line: reason`.
     """
     errors = ErrorList()
     required = [*ROLES, *(column for column in (label, group) if column)]
@@ -86,8 +86,8 @@ def read_relations(
 def _find_entities(values: dict[str, Any], text: str) -> tuple[Entity, Entity]:
     """Return the subject and the object; DataError with the reason alone."""
     found: dict[str, Entity] = {}
-    # First the entities with a place, then strings, the longest first: of "University of Ulm" and "Ulm" in
-    # "University of Ulm, Ulm" the second is the last word.
+    # Entities with a span come first, then strings, the longest first: in "University of Ulm, Ulm" the subject
+    # "University of Ulm" leaves the last word to the object "Ulm".
     for role in sorted(ROLES, key=lambda role: (isinstance(values[role], str), -len(str(values[role])))):
         value, kind = values[role], values.get(f"{role}_type") or ""
         if isinstance(value, Entity):  # of rows that this reader made, in memory
@@ -128,11 +128,11 @@ def _read_span(role: str, value: dict[str, Any], text: str) -> Entity:
 
 
 def _find_string(role: str, string: str, kind: str, text: str, taken: Sequence[Entity]) -> Entity:
-    """Return the only place of a string outside longer words and outside the entities in `taken`."""
+    """Return the only occurrence of a string outside longer words and outside the entities in `taken`."""
     if not string.strip():
         raise DataError(f"the {role} is empty")
     starts = [match.start() for match in re.finditer(f"(?={re.escape(string)})", text)]
-    whole = [i for i in starts if not _joined(text, i) and not _joined(text, i + len(string))]
+    whole = [i for i in starts if not _is_inside_word(text, i) and not _is_inside_word(text, i + len(string))]
     free = [i for i in whole if all(i >= other.end or i + len(string) <= other.start for other in taken)]
     if len(free) == 1:
         return Entity(free[0], free[0] + len(string), kind)
@@ -147,29 +147,29 @@ def _find_string(role: str, string: str, kind: str, text: str, taken: Sequence[E
     raise DataError(f"the {role} {string!r} is {where} in the text")
 
 
-def _joined(text: str, place: int) -> bool:
-    """Return whether the characters before and at `place` belong to one word; never between Chinese characters."""
-    around = text[max(0, place - 1) : place + 1]
-    return len(around) == 2 and place > 0 and around.isalnum() and not UNSPACED.search(around)
+def _is_inside_word(text: str, position: int) -> bool:
+    """Return whether the characters before and at `position` belong to one word; never between Chinese characters."""
+    around = text[max(0, position - 1) : position + 1]
+    return len(around) == 2 and position > 0 and around.isalnum() and not UNSPACED.search(around)
 
 
 # Rows -> examples
 
 
-def mark(text: str, subject: Entity, obj: Entity) -> tuple[str, list[tuple[int, int]]]:
+def mark_entities(text: str, subject: Entity, obj: Entity) -> tuple[str, list[tuple[int, int]]]:
     """Return (the text with marked entities, [(start, end) of the marked subject and of the marked object in it]).
 
-    "@ * person * Bill @ was born in # ^ city ^ Seattle #." has the typed entity markers (punct) of Zhou & Chen 2021,
-    "An Improved Baseline for Sentence-level Relation Extraction". Every vocabulary has these characters, so that no
-    embedding is added. An entity without a type is "@ Bill @". There are spaces around each, in Chinese too.
+    The typed entity markers (punct) of Zhou & Chen 2021, "An Improved Baseline for Sentence-level Relation Extraction":
+    "@ * person * Bill @ was born in # ^ city ^ Seattle #." Every vocabulary has these characters, so no embedding is
+    added. An entity without a type is "@ Bill @". Each marker has spaces around it, in Chinese too.
     """
     out, done, places = "", 0, [(0, 0), (0, 0)]
-    by_place = sorted([(subject, 0, "@", "*"), (obj, 1, "#", "^")], key=lambda item: item[0].start)
-    for entity, role, outer, inner in by_place:
+    by_position = sorted([(subject, 0, "@", "*"), (obj, 1, "#", "^")], key=lambda item: item[0].start)
+    for entity, role, outer, inner in by_position:
         out += text[done : entity.start]
         out += " " if out and not out[-1].isspace() else ""
         kind = " ".join(entity.type.lower().replace("_", " ").split())
-        marked = " ".join([outer, *([inner, kind, inner] if kind else []), entity.of(text).strip(), outer])
+        marked = " ".join([outer, *([inner, kind, inner] if kind else []), entity.text_in(text).strip(), outer])
         places[role] = (len(out), len(out) + len(marked))
         out += marked
         done = entity.end
@@ -192,7 +192,7 @@ def encode_relations(
     A text of more than `max_length` tokens keeps the tokens nearest to its entities, always with both markers, and
     counts as truncated. `markers` are the positions of the two start markers.
     no_relation: the number of the label that means that there is no relation.
-    DataError where `max_length` has no room for both markers.
+    Raises DataError where `max_length` has no room for both markers.
     """
     special = tokenizer.num_special_tokens_to_add(False)
     if max_length < special + 2:
@@ -203,7 +203,7 @@ def encode_relations(
     lengths: list[int] = []
     markers: list[list[int]] = []
     truncated = 0
-    marked = [mark(row.values[text], row.values["subject"], row.values["object"]) for row in rows]
+    marked = [mark_entities(row.values[text], row.values["subject"], row.values["object"]) for row in rows]
     for start in range(0, len(marked), CHUNK):
         chunk = marked[start : start + CHUNK]
         for encoding, (_, places) in zip(tokenizer.encode_batch([m for m, _ in chunk]), chunk, strict=True):
@@ -232,7 +232,7 @@ def encode_relations(
 
 def _entity_text(row: Row, text: str, role: str) -> str:
     entity: Entity = row.values[role]
-    return entity.of(row.values[text])
+    return entity.text_in(row.values[text])
 
 
 def _nearest(encoding: Encoding, places: Sequence[tuple[int, int]], max_length: int) -> tuple[np.ndarray, list[int]]:

@@ -1,6 +1,6 @@
 """Ranges of characters by script, as text for a regular expression's [...].
 
-Sets of scripts differ with their purpose, and results depend on them, so each purpose has its own name here.
+Each purpose has its own set, since results depend on the exact ranges.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ HAN_ASSIGNED = "\U00020000-\U000323af"  # of Unicode 15
 
 # Scripts without spaces between words, or whose words end in particles: a character is a word (data/words.py).
 UNSPACED = THAI_LAO + BURMESE + KHMER + KANA + HAN_EXTENSION_A + HAN_BASIC + HANGUL + HAN_COMPATIBILITY + HAN_PLANES
-# Characters that text augmentation and the metrics of answers take for words.
+# Characters that text augmentation and the metrics of question answering treat as words.
 KANA_AND_HAN = KANA + HAN_BMP + HAN_PLANES
-# What BLEU takes for Chinese, and, with kana letters, for Japanese.
+# Characters that BLEU treats as Chinese, and, together with kana letters, as Japanese.
 CHINESE = HAN_BMP + HAN_ASSIGNED
-# Characters that ROUGE takes for words.
+# Characters that ROUGE treats as words.
 ROUGE_CHARACTERS = "\u3005\u3007" + KANA_LETTERS + HAN_BMP + HANGUL + HAN_ASSIGNED

@@ -18,7 +18,7 @@ from data.text_classification import check_texts, encode_texts
 
 @dataclass(frozen=True)
 class PairTokenizer:
-    """A tokenizer, and the token that the model's decoder reads first, which no file of a tokenizer says."""
+    """A tokenizer, and the token that the decoder reads first, which the files of a tokenizer do not contain."""
 
     tokenizer: Tokenizer
     decoder_start_id: int
@@ -35,7 +35,7 @@ class PairTokenizer:
 
 @dataclass(frozen=True)
 class Seq2SeqRecord:
-    """The texts of N pairs, and what they are decoded and scored with."""
+    """The texts of N pairs, and the tokenizers to decode and score generated texts."""
 
     tokenizer: Tokenizer
     sources: list[str]  # (N,) without the prefix
@@ -49,7 +49,7 @@ def read_pairs(
     """Return rows with a text in the columns `source` and `target` ("": no target, to predict); none is empty.
 
     format: parallel reads NAME.source and NAME.target, whose lines belong together; any other is one of read_rows,
-    where the columns in `more` are required too. Raises one DataError with everything that is wrong.
+    where the columns in `more` are required too. Raises one DataError with all errors of the file.
     """
     columns = [source, *([target] if target else [])]
     errors = ErrorList()

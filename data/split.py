@@ -14,7 +14,7 @@ from data.row import Row
 def sample_rows(rows: list[Row], count: int, seed: int) -> list[Row]:
     """Return `count` rows chosen by `seed`, in the order of the file; all rows for 0, or where there are fewer.
 
-    A larger count contains the rows of a smaller one, so that a curve over counts only adds rows.
+    The rows of a smaller count are among those of a larger one, so that a learning curve only adds rows.
     """
     if not 0 < count < len(rows):
         return rows
@@ -27,9 +27,10 @@ def split_rows(
 ) -> tuple[list[Row], list[Row]]:
     """Return (training rows, validation rows): a random `fraction` is held out by `seed`. Both keep the file's order.
 
-    - group, a column: rows with the same value stay on one side (all sentences of a review, all visits of a patient).
-    - label, a column, without a group: each of its values is held out in proportion, to within one row. A value that
-      only one row has is never held out, since no other row could teach it.
+    - group, a column: rows with the same value stay in one split (all sentences of a review, all visits of a patient).
+    - label, a column, used without group: the split is stratified, to within one row per value. A value that only one
+      row has is never held out, since training would not have it.
+    Raises DataError where no row is left to train on.
     """
     keys = [str(row.values.get(group)) if group else str(i) for i, row in enumerate(rows)]
     units = sorted(set(keys)) if group else keys
@@ -39,7 +40,7 @@ def split_rows(
     if not candidates and len(units) > 1:
         raise DataError(
             f"data.validation_fraction = {fraction} leaves nothing to train on for a label that is held out: "
-            f"no two rows have the same {label!r}; name a data.validation file"
+            f"no two rows have the same {label!r}; use a data.validation file"
         )
     num_held_out = max(1, round(len(candidates) * fraction))
     if num_held_out >= len(units):

@@ -1,4 +1,4 @@
-"""Tag schemes for entities (IOB1, IOB2, IOBES): told apart, checked, and converted. All other tags are plain classes.
+"""Tag schemes for entities (IOB1, IOB2, IOBES): detection, checks and conversion. All other tags are plain classes.
 
 - IOB1 (Ramshaw & Marcus 1995): every word of an entity is I-TYPE. The first one is B-TYPE only where the entity before
   it has the same type and ends right there.
@@ -26,11 +26,11 @@ def split_tag(tag: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else ("", tag)
 
 
-def mark_entities(tags: Iterable[str]) -> bool:
+def are_entity_tags(tags: Iterable[str]) -> bool:
     """Return whether these tags mark entities.
 
-    They do where all tags but O have a prefix. Where there is an O, a single prefix is enough: a typing error among the
-    tags of entities is then reported as an error, and does not turn all tags into plain classes.
+    They do if all tags but O have a prefix. With an O among them, a single prefix is enough. So a misspelled tag is
+    reported as an error, and does not turn all tags into plain classes.
     """
     names = set(tags)
     prefixes = {split_tag(tag)[0] for tag in names}
@@ -40,12 +40,12 @@ def mark_entities(tags: Iterable[str]) -> bool:
 def find_scheme(sentences: Sequence[Sequence[str]], setting: str = "auto") -> str:
     """Return IOB1, IOB2, IOBES or none; `setting` unless that is auto.
 
-    IOB1 and IOB2 have the same tags: the one with fewer violations is taken, and IOB2 where both have as many.
+    IOB1 and IOB2 have the same tags. The scheme with fewer violations is chosen, and IOB2 if both have as many.
     """
     if setting != "auto":
         return setting
     names = {tag for tags in sentences for tag in tags}
-    if not mark_entities(names):
+    if not are_entity_tags(names):
         return "none"
     if any(split_tag(tag)[0] in ("E", "S") for tag in names):
         return "IOBES"
@@ -54,14 +54,14 @@ def find_scheme(sentences: Sequence[Sequence[str]], setting: str = "auto") -> st
 
 
 def find_violations(tags: Sequence[str], scheme: str) -> list[tuple[int, str]]:
-    """Return (position, reason) of each tag that `scheme` does not allow there, or at all."""
+    """Return (position, reason) of each tag that violates `scheme`."""
     found = []
     before, open_type = OUTSIDE, ""  # open_type: type of the entity of the tag before, if it may continue
     for i, tag in enumerate(tags):
         prefix, kind = split_tag(tag)
         if prefix not in (OUTSIDE, *PREFIXES[scheme]):
             allowed = ", ".join(f"{letter}-TYPE" for letter in PREFIXES[scheme])
-            reason = f"{tag!r} is no tag of {scheme}, whose tags are O, {allowed}"
+            reason = f"{tag!r} is not a tag of {scheme}, whose tags are O, {allowed}"
             found.append((i, f"{reason}; token_classification.tag_scheme names another"))
             before, open_type = OUTSIDE, ""
             continue
@@ -69,7 +69,7 @@ def find_violations(tags: Sequence[str], scheme: str) -> list[tuple[int, str]]:
         if scheme == "IOB2" and prefix == "I" and not continues:
             found.append((i, f"{tag!r} after {before!r}: in IOB2 an entity begins with 'B-{kind}'"))
         elif scheme == "IOB1" and prefix == "B" and not continues:
-            found.append((i, f"{tag!r} after {before!r}: in IOB1 it only parts two entities of one type"))
+            found.append((i, f"{tag!r} after {before!r}: in IOB1 it only separates two entities of one type"))
         elif scheme == "IOBES" and prefix in ("I", "E") and not continues:
             found.append((i, f"{tag!r} after {before!r}: in IOBES an entity begins with 'B-{kind}' or is 'S-{kind}'"))
         elif scheme == "IOBES" and open_type and prefix not in ("I", "E"):
@@ -80,7 +80,7 @@ def find_violations(tags: Sequence[str], scheme: str) -> list[tuple[int, str]]:
     return found
 
 
-def complete(tags: Iterable[str], scheme: str) -> list[str]:
+def complete_tags(tags: Iterable[str], scheme: str) -> list[str]:
     """Return the classes to learn, sorted: the tags, O, and all prefixes of each type, which other files may have.
 
     IOB1's B-TYPE is too rare to be expected, so only O is added there.
@@ -114,9 +114,13 @@ def tag_entities(entities: Sequence[tuple[int, int, str]], count: int, scheme: s
 def find_entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
     """Return (first word, one after the last, type) of each entity, by the rules of CoNLL's conlleval for all schemes.
 
-    A word continues the entity of the word before if its prefix is I or E, that of the word before is B or I, and both
-    have one type. Every other word that is not O begins an entity. So tags that violate their scheme, as a model may
-    predict them, mark entities too.
+    A word continues the entity of the word before if
+    - its prefix is I or E,
+    - the prefix of the word before is B or I, and
+    - both have the same type.
+
+    Every other word that is not O begins an entity. So tags that violate their scheme, as a model may predict them,
+    mark entities too.
     """
     found: list[tuple[int, int, str]] = []
     open_type = ""

@@ -1,4 +1,4 @@
-"""A teacher's logits for the training examples, to distil from: what engine.predict writes for the training file."""
+"""The logits of a teacher for distillation, as engine.predict writes them for the training file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def read_teacher(name: str, ids: Sequence[str], labels: Sequence[str]) -> Tensor
     """Return (N, C) fp32: the logits of each example of `ids` for each of `labels`, both in their order.
 
     name: a .jsonl file with "id" and "logits" on each line: {label: number}, or numbers in the order of the labels.
-    It may have other ids too, such as those of examples that are held out.
+    It may have further ids, such as those of validation examples.
     Raises one DataError for all bad lines, and for missing ids.
     """
     position = {example: i for i, example in enumerate(ids)}

@@ -21,9 +21,9 @@ CHUNK = 4_000_000
 
 
 def check_texts(name: str, rows: Sequence[Row], columns: Sequence[str], label: str, errors: ErrorList) -> None:
-    """Add to `errors` every row where one of `columns` is no text, or `label`, a column or "", is no text or number.
+    """Add to `errors` every row with an empty value, with no text in one of `columns`, or with a bad label.
 
-    Empty ones are errors too.
+    label: a column of texts or numbers, or "".
     """
     for row in rows:
         for column in columns:
@@ -58,9 +58,9 @@ def encode_texts(
     lengths: list[int] = []
     truncated = 0
     inputs = [(r.values[text], r.values[text_pair]) if text_pair else r.values[text] for r in rows]
-    hidden = not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0"  # every rank encodes, one shows it
-    with tqdm(total=len(rows), desc="encoding", unit="text", leave=False, delay=1, disable=hidden) as bar:
-        for chunk in in_chunks(inputs):
+    is_quiet = not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0"  # every rank encodes, one shows it
+    with tqdm(total=len(rows), desc="encoding", unit="text", leave=False, delay=1, disable=is_quiet) as bar:
+        for chunk in split_into_chunks(inputs):
             encodings = tokenizer.encode_batch_fast(chunk)
             ids += [np.asarray(e.ids, dtype=np.int32) for e in encodings]
             types += [np.asarray(e.type_ids, dtype=np.uint8) for e in encodings]
@@ -81,7 +81,7 @@ def encode_texts(
     )
 
 
-def in_chunks(inputs: Sequence[str | tuple[str, str]]) -> Iterator[Sequence[str | tuple[str, str]]]:
+def split_into_chunks(inputs: Sequence[str | tuple[str, str]]) -> Iterator[Sequence[str | tuple[str, str]]]:
     """Yield runs of texts or pairs of about CHUNK characters in total; a longer one is a run of its own."""
     start, characters = 0, 0
     for i, texts in enumerate(inputs):

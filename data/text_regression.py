@@ -13,14 +13,14 @@ from data.row import Row
 
 
 def check_scores(name: str, rows: Sequence[Row], column: str, errors: ErrorList) -> None:
-    """Add to `errors` every row whose score is no number, nor text that is one, finite in fp32."""
+    """Add to `errors` every row whose score is not a number, or text of a number, that is finite in fp32."""
     for row in rows:
         if math.isnan(_parse_score(row.values[column])):
             errors.add(name, row.line, f"a score in {column!r} should be a number, this is {row.values[column]!r}")
 
 
-def scores(rows: Sequence[Row], column: str) -> np.ndarray:
-    """Return (N, 1) float32. The rows have been checked."""
+def parse_scores(rows: Sequence[Row], column: str) -> np.ndarray:
+    """Return the scores, (N, 1) float32. The rows have been checked."""
     return np.array([[_parse_score(row.values[column])] for row in rows], dtype=np.float32).reshape(-1, 1)
 
 

@@ -27,8 +27,8 @@ from data.formats.conll import LINES, read_sentences
 from data.formats.memory import is_in_memory
 from data.formats.rows import locate, read_rows
 from data.row import Row
-from data.tag_schemes import complete, find_scheme, find_violations, tag_entities
-from data.words import TEXT, split_words, word_places
+from data.tag_schemes import complete_tags, find_scheme, find_violations, tag_entities
+from data.words import TEXT, locate_words, split_words
 
 SUFFIXES = {".jsonl": "jsonl", ".conll": "conll", ".bio": "conll", ".iob": "conll"}
 FORMATS = ("jsonl", "conll", "word/tag", "text")
@@ -51,7 +51,7 @@ def read_tagged(
     """Return the rows of a file. label: the column of the tags, or "" for words alone.
 
     group: a column that every row of jsonl must have, or "". Files of other formats have no such columns.
-    Raises one DataError with everything that is wrong.
+    Raises one DataError with all errors of the file.
     """
     kind = SUFFIXES.get(locate(name).suffix.lower(), "") if format == "auto" else format
     kind = "jsonl" if is_in_memory(name) else kind
@@ -76,7 +76,7 @@ def read_tagged(
 
 
 def _check_row(name: str, row: Row, text: str, label: str, scheme: str, errors: ErrorList) -> bool:
-    """Put words and tags into a row of jsonl. Where it is wrong, add the errors and return False."""
+    """Put words and tags into a row of jsonl; return whether it is correct, and add its errors to `errors`."""
     words, before = row.values[text], len(errors)
     if isinstance(words, str):
         if not words.strip():
@@ -109,20 +109,22 @@ def _check_row(name: str, row: Row, text: str, label: str, scheme: str, errors: 
 
 
 def _spans_to_tags(row: Row, source: str, text: str, label: str, scheme: str) -> list[str]:
-    """Replace the spans of the text `source` in column `label` by tags; return the reasons why that is impossible."""
+    """Replace the spans in column `label`, of the text `source`, by tags; return the reasons where it is impossible."""
     spans = row.values[label]
     if not isinstance(spans, list):
         return [f"{label!r} should be a list of spans of the text, this is {spans!r}"]
     if scheme == "none":
         return ["spans of a text are entities: token_classification.tag_scheme cannot be none"]
-    places = word_places(row.values[text])
+    word_spans = locate_words(row.values[text])
     entities, reasons = [], []
     for span in spans:
         reason = _check_span(span, source)
         if not reason:
             start, end = span["start"], span["end"]
-            inside = [i for i, (first, last) in enumerate(places) if first < end and start < last]
-            partial = [source[first:last] for first, last in (places[i] for i in inside) if first < start or last > end]
+            inside = [i for i, (first, last) in enumerate(word_spans) if first < end and start < last]
+            partial = [
+                source[first:last] for first, last in (word_spans[i] for i in inside) if first < start or last > end
+            ]
             if partial:
                 reason = f"the span {span} has only a part of the word {partial[0]!r}"
             elif not inside:
@@ -133,10 +135,10 @@ def _spans_to_tags(row: Row, source: str, text: str, label: str, scheme: str) ->
     entities.sort()
     for (_, end, first), (start, _, second) in itertools.pairwise(entities):
         if start < end:
-            where = source[slice(*places[start])]
+            where = source[slice(*word_spans[start])]
             reasons.append(f"spans overlap: {first!r} and {second!r} both have the word {where!r}")
     if not reasons:
-        tags = tag_entities(entities, len(places), "IOB2" if scheme == "auto" else scheme)
+        tags = tag_entities(entities, len(word_spans), "IOB2" if scheme == "auto" else scheme)
         row.values = row.values | {label: tags}
     return reasons
 
@@ -161,17 +163,17 @@ def _check_scheme(name: str, rows: Sequence[Row], label: str, scheme: str, error
     if found == "none":
         return
     for row in rows:
-        for place, reason in find_violations(row.values[label], found):
-            errors.add(name, _line_of(row, place), _word(row, place) + reason)
+        for i, reason in find_violations(row.values[label], found):
+            errors.add(name, _find_line(row, i), _word_prefix(row, i) + reason)
 
 
-def _line_of(row: Row, place: int) -> int:
+def _find_line(row: Row, index: int) -> int:
     """Return the line of a word; the line of its row where the words have none."""
-    return row.values[LINES][place] if LINES in row.values else row.line
+    return row.values[LINES][index] if LINES in row.values else row.line
 
 
-def _word(row: Row, place: int) -> str:
-    return "" if LINES in row.values else f"word {place}: "
+def _word_prefix(row: Row, index: int) -> str:
+    return "" if LINES in row.values else f"word {index}: "
 
 
 def find_tag_names(name: str, rows: Sequence[Row], label: str, declared: Sequence[str], scheme: str) -> list[str]:
@@ -179,9 +181,9 @@ def find_tag_names(name: str, rows: Sequence[Row], label: str, declared: Sequenc
     if declared:
         return list(declared)
     sentences = [row.values[label] for row in rows]
-    names = complete({tag for tags in sentences for tag in tags}, find_scheme(sentences, scheme))
+    names = complete_tags({tag for tags in sentences for tag in tags}, find_scheme(sentences, scheme))
     if len(names) < 2:
-        raise DataError(f"{name}: all words have the tag {names[0]!r}; two tags are needed to learn")
+        raise DataError(f"{name}: all words have the tag {names[0]!r}; training needs two tags")
     return names
 
 
@@ -191,8 +193,8 @@ def check_tag_names(name: str, rows: Sequence[Row], label: str, labels: Sequence
     for row in rows:
         for i, tag in enumerate(row.values[label]):
             if tag not in known:
-                reason = f"{_word(row, i)}unknown label {tag!r}; the labels are {', '.join(map(repr, labels))}"
-                errors.add(name, _line_of(row, i), reason)
+                reason = f"{_word_prefix(row, i)}unknown label {tag!r}; the labels are {', '.join(map(repr, labels))}"
+                errors.add(name, _find_line(row, i), reason)
     errors.raise_if_any()
 
 
@@ -204,7 +206,7 @@ class Words:
     """The words of N examples, end to end, and the token of each."""
 
     offsets: np.ndarray  # (N + 1,) int64: where the words of each example begin
-    places: np.ndarray  # (total,) int32: the word's first token in its sequence; -1: it has no token
+    first_tokens: np.ndarray  # (total,) int32: the word's first token in its sequence; -1: it has no token
     labels: np.ndarray | None  # (total,) int64: classes
     truncated: int  # number of words that lost their tokens to max_length
     unreadable: int  # number of words that have no token in this tokenizer, such as a lone control character
@@ -217,7 +219,7 @@ class Words:
         """Number of words without a token."""
         return self.truncated + self.unreadable
 
-    def part(self, index: int) -> slice:
+    def word_slice(self, index: int) -> slice:
         """Return the positions of the words of example `index`."""
         return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
 
@@ -238,19 +240,19 @@ def encode_tagged(
     tokenizer says which tokens belong to a word. label: the column of the tags, or "".
     """
     ids, types = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.uint8)]
-    places = [np.empty(0, dtype=np.int32)]
+    first_tokens = [np.empty(0, dtype=np.int32)]
     lengths: list[int] = []
     truncated_words = unreadable = truncated = 0
     tokenizer.enable_truncation(max_length)
     for begin in range(0, len(rows), CHUNK):
-        chunk = [_inputs(row, text, tokenizer) for row in rows[begin : begin + CHUNK]]
+        chunk = [_space_words(row, text, tokenizer) for row in rows[begin : begin + CHUNK]]
         for words, encoding in zip(chunk, tokenizer.encode_batch(chunk, is_pretokenized=True), strict=True):
             ids.append(np.asarray(encoding.ids, dtype=np.int32))
             types.append(np.asarray(encoding.type_ids, dtype=np.uint8))
             lengths.append(len(encoding.ids))
-            places.append(_first_tokens(encoding.word_ids, len(words)))
+            first_tokens.append(_first_tokens(encoding.word_ids, len(words)))
             beyond = {word for overflow in encoding.overflowing for word in overflow.word_ids}
-            lost = set(np.flatnonzero(places[-1] < 0).tolist())
+            lost = set(np.flatnonzero(first_tokens[-1] < 0).tolist())
             truncated += bool(beyond)
             truncated_words += len(lost & beyond)
             unreadable += len(lost - beyond)
@@ -261,7 +263,7 @@ def encode_tagged(
     tags = np.array([number[tag] for row in rows for tag in row.values[label]], dtype=np.int64) if label else None
     record = Words(
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        places=np.concatenate(places),
+        first_tokens=np.concatenate(first_tokens),
         labels=tags,
         truncated=truncated_words,
         unreadable=unreadable,
@@ -276,7 +278,7 @@ def encode_tagged(
         labels=None,
         ids=[row.id for row in rows],
         truncated=truncated,
-        token_labels=None if tags is None else _at_tokens(record, tags, counts, offsets),
+        token_labels=None if tags is None else _label_tokens(record, tags, counts, offsets),
         notes=count_notes(
             (truncated, "text", "truncated to data.max_length"), (record.num_lost, "word", "without a token")
         ),
@@ -284,7 +286,7 @@ def encode_tagged(
     )
 
 
-def _inputs(row: Row, text: str, tokenizer: Tokenizer) -> list[str]:
+def _space_words(row: Row, text: str, tokenizer: Tokenizer) -> list[str]:
     """Return the words as the tokenizer should see them: with one space before them, unless the text has none there.
 
     - To a byte-level tokenizer (RoBERTa), a word after a space is another word, and a second space would be a token.
@@ -300,18 +302,18 @@ def _inputs(row: Row, text: str, tokenizer: Tokenizer) -> list[str]:
 
 
 def _first_tokens(word_ids: Sequence[int | None], count: int) -> np.ndarray:
-    """Return (count,) the first token of each word, or -1."""
-    places = np.full(count, -1, dtype=np.int32)
-    for place in range(len(word_ids) - 1, -1, -1):  # backwards, so that the first token is written last
-        word = word_ids[place]
+    """Return (count,): the position of the first token of each word, or -1."""
+    first_tokens = np.full(count, -1, dtype=np.int32)
+    for position in range(len(word_ids) - 1, -1, -1):  # backwards, so that the first token is written last
+        word = word_ids[position]
         if word is not None:
-            places[word] = place
-    return places
+            first_tokens[word] = position
+    return first_tokens
 
 
-def _at_tokens(words: Words, tags: np.ndarray, counts: Sequence[int], offsets: np.ndarray) -> np.ndarray:
-    """Return (total tokens,) the label of each word at its first token, IGNORE_INDEX elsewhere."""
+def _label_tokens(words: Words, tags: np.ndarray, counts: Sequence[int], offsets: np.ndarray) -> np.ndarray:
+    """Return (total tokens,): the label of each word at its first token, IGNORE_INDEX elsewhere."""
     labels = np.full(offsets[-1], IGNORE_INDEX, dtype=np.int64)
-    kept = words.places >= 0
-    labels[(np.repeat(offsets[:-1], counts) + words.places)[kept]] = tags[kept]
+    kept = words.first_tokens >= 0
+    labels[(np.repeat(offsets[:-1], counts) + words.first_tokens)[kept]] = tags[kept]
     return labels

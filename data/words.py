@@ -1,4 +1,4 @@
-"""A text as words, and the characters of each word in the text."""
+"""Split a text into words, and locate them in the text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from data import scripts
 
-TEXT = "<text>"  # a hidden column: the text that a row's words were split from; no file has a column of this name
+TEXT = "<text>"  # an internal column: the text from which a row's words were split; no file has this column
 UNSPACED = re.compile(f"[{scripts.UNSPACED}]")
 MARKS = ("Mn", "Mc", "Me", "Cf")  # Unicode categories that belong to the character before
 
@@ -48,7 +48,7 @@ def _kind(character: str) -> str:
     return "single"
 
 
-def word_places(words: Sequence[str]) -> list[tuple[int, int]]:
-    """Return (first character, one after the last) of each word of a split text, without its spaces."""
+def locate_words(words: Sequence[str]) -> list[tuple[int, int]]:
+    """Return (first character, one after the last) of each word of split_words, without the spaces before it."""
     ends = np.cumsum([0, *map(len, words)]).tolist()
     return [(end - len(word.lstrip()), end) for word, end in zip(words, ends[1:], strict=True)]

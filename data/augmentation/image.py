@@ -1,6 +1,6 @@
 """Augmentation of training images by torchvision's transforms, a pure function of (seed, epoch, example id).
 
-So a resumed run sees the same images, in every process and on any number of ranks. The order:
+So a resumed run has the same images, in every process and on any number of ranks. The order:
 1. random crop to the size of the model, flip, rotation, colours, policy, normalisation, erasing;
 2. mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019) with another training image; the labels are mixed too.
 """
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.image_preprocessing import BILINEAR, Preprocessing, fit, normalize
+from data.image_preprocessing import BILINEAR, Preprocessing, normalize, resize_and_crop
 from data.random_streams import IMAGE_MIX
 
 POLICIES = {"randaugment": "RandAugment", "trivialaugment": "TrivialAugmentWide"}  # Cubuk 2020; Mueller, Hutter 2021
@@ -77,7 +77,7 @@ class ImageAugmentation:
                 scale = (self.random_crop_min_scale, 1.0)
                 pixels = v2.RandomResizedCrop(shape, scale, interpolation=mode, antialias=True)(pixels)
             else:
-                pixels = fit(pixels, preprocessing)
+                pixels = resize_and_crop(pixels, preprocessing)
             for transform in self._before:
                 pixels = transform(pixels)
             x = normalize(pixels, preprocessing)
@@ -93,8 +93,8 @@ class Mix:
     is_cutmix: bool  # cutmix: a rectangle of the partner; mixup: a weighted mean
     center: tuple[float, float]  # of the rectangle, as shares of height and width
 
-    def join(self, x: Tensor, other: Tensor) -> tuple[Tensor, float]:
-        """Return (the mixture, the share of x in it); both images are (channels, height, width)."""
+    def blend(self, x: Tensor, other: Tensor) -> tuple[Tensor, float]:
+        """Return (the mixed image, the share of x in it); both images are (channels, height, width)."""
         if not self.is_cutmix:
             return self.share * x + (1 - self.share) * other, self.share
         height, width = x.shape[1:]
@@ -111,8 +111,8 @@ class Mix:
 def choose_mix(augmentation: ImageAugmentation, epoch: int, id: str, count: int) -> Mix | None:
     """Return the mix of an image of a data set of `count` in this epoch; None where there is no other image.
 
-    The partner may be any training image: the micro-batch, which depends on the machine, has no influence. The stream
-    is another one than that of the image's own augmentation.
+    The partner may be any training image, so the result does not depend on the micro-batch. The random stream is not
+    that of the image's own augmentation.
     """
     if count < 2 or not augmentation.mixes:
         return None
@@ -128,9 +128,9 @@ def _key(seed: int, epoch: int, id: str) -> list[int]:
 
 @contextmanager
 def seeded(seed: int, epoch: int, id: str) -> Iterator[None]:
-    """Seed torch's CPU generator by these alone; afterwards restore its state."""
+    """Seed torch's CPU generator from the arguments; restore its state at the end."""
     state = torch.random.get_rng_state()
-    # The CPU's generator alone: torch.manual_seed would seed the GPUs too.
+    # Only the CPU's generator, since torch.manual_seed would seed the GPUs too.
     torch.default_generator.manual_seed(int(np.random.SeedSequence(_key(seed, epoch, id)).generate_state(1, "u8")[0]))
     try:
         yield

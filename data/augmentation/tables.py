@@ -11,12 +11,12 @@ from data.errors import ErrorList
 from data.formats.rows import read_rows
 from data.scripts import KANA_AND_HAN
 
-# A run between spaces; in Chinese and Japanese, which have none, a character.
+# A run of characters between spaces; in Chinese and Japanese, which have no spaces, a single character.
 WORD = re.compile(rf"[{KANA_AND_HAN}]|[^\s{KANA_AND_HAN}]+")
 
 
 def entry_key(words: str) -> tuple[str, ...]:
-    """Return the key of words in a table, which ignores capitals and the spaces between words."""
+    """Return the key of an entry, which ignores capitals and the spaces between words."""
     return tuple(WORD.findall(words.lower()))
 
 

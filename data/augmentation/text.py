@@ -1,11 +1,11 @@
 """Augmentation of training texts: rows -> changed rows -> the task's own encoding, anew in every epoch.
 
-The change of an example is a pure function of (seed, epoch, id). So nothing is stored to resume a run, and the result
+The change of an example is a pure function of (seed, epoch, id). So a run resumes without a saved state, and the result
 does not depend on the worker, the rank or the micro-batch.
 
 A word is a run between spaces; in Chinese and Japanese, which have no spaces, it is a character. Two kinds of change:
-- in place (synonyms, masks): every place in the text can still be found afterwards;
-- of the order or number of words (swap, delete, crop, fill): only labels of the whole text stay true.
+- of single words (synonyms, masks): every position can be mapped to the new text;
+- of the order or number of words (swap, delete, crop, fill): only labels of the whole text stay valid.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Edit = tuple[int, int, str]  # (first character, one after the last, the new tex
 
 @dataclass(frozen=True)
 class Augmented:
-    """`examples` whose training batches are augmented; everything else, and so every evaluation, is unchanged."""
+    """A data set whose training batches are augmented; in evaluation it equals `examples`."""
 
     examples: Examples
     rows: Sequence[Row]  # the rows of the examples, in their order
@@ -90,7 +90,7 @@ class Augmented:
         if epoch is None or not len(indices):
             return self.examples.batch(indices, epoch)
         if get_worker_info() is not None:
-            # A forked worker has none of the tokenizer's threads, and would wait for them forever.
+            # A forked worker does not have the tokenizer's threads, and would wait for them forever.
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
         encoded = self.encode([self.changed(int(i), epoch) for i in indices])
         order = np.argsort(encoded.lengths, kind="stable")  # attention runs over equal lengths in one call
@@ -156,10 +156,12 @@ def change_text(row: Row, rng: np.random.Generator, changes: TextChanges, column
 def change_around(
     row: Row, rng: np.random.Generator, changes: TextChanges, column: str, spans: Sequence[Span]
 ) -> tuple[str, list[Span]]:
-    """Return (the text in `column`, changed in place outside `spans`; the spans in the new text)."""
+    """Return (the text in `column` with single words changed outside `spans`; the spans in the new text)."""
     text = row.values[column]
     edits = find_edits(text, rng, changes, spans)
-    return apply_edits(text, edits), [(shifted(start, edits), shifted(end, edits)) for start, end in spans]
+    return apply_edits(text, edits), [
+        (shift_position(start, edits), shift_position(end, edits)) for start, end in spans
+    ]
 
 
 def change_tagged(
@@ -250,7 +252,7 @@ def apply_edits(text: str, edits: Iterable[Edit]) -> str:
     return "".join([*parts, text[end:]])
 
 
-def shifted(position: int, edits: Iterable[Edit]) -> int:
+def shift_position(position: int, edits: Iterable[Edit]) -> int:
     """Return the position of a character after the edits, none of which contains it."""
     return position + sum(len(new) - (stop - start) for start, stop, new in edits if stop <= position)
 
@@ -277,11 +279,11 @@ def _reorder(text: str, rng: np.random.Generator, changes: TextChanges) -> str:
     first = int(rng.integers(num_cropped + 1))
     kept = kept[first : len(kept) - (num_cropped - first)]
     parts: list[str] = []
-    for place, filled in zip(kept, rng.random(len(kept)) < changes.fill, strict=True):
-        parts += [spaces[place] if parts else "", words[place]]
+    for index, filled in zip(kept, rng.random(len(kept)) < changes.fill, strict=True):
+        parts += [spaces[index] if parts else "", words[index]]
         if filled:
             new = changes.words[int(rng.integers(len(changes.words)))]
-            spaced = not (_unspaced(new) or _unspaced(words[place]))
+            spaced = not (_unspaced(new) or _unspaced(words[index]))
             parts += [" " if spaced else "", new]
     return "".join(parts)
 
@@ -293,13 +295,13 @@ def _unspaced(word: str) -> bool:
 # What changes need from the texts and the tokenizer
 
 
-def distinct_words(texts: Iterable[str]) -> list[str]:
+def find_distinct_words(texts: Iterable[str]) -> list[str]:
     """Return all words of the texts, without the punctuation around them, sorted."""
     found = {text[slice(*_bare(text, *match.span()))] for text in texts for match in WORD.finditer(text)}
     return sorted(found)
 
 
-def mask_token(tokenizer: Tokenizer) -> str:
+def find_mask_token(tokenizer: Tokenizer) -> str:
     """Return the token of a masked word, as a text can contain it; "" for a tokenizer without one."""
     for token in MASKS:
         number = tokenizer.token_to_id(token)

@@ -1,1 +1,1 @@
-"""The kinds of files that data is read from."""
+"""Readers of the file formats."""

@@ -13,7 +13,7 @@ from data.formats.rows import clean_lines, locate
 from data.row import Row
 from data.words import TEXT, split_words
 
-LINES = "<lines>"  # a hidden column: the line of each word; no file has a column of this name
+LINES = "<lines>"  # an internal column: the line of each word; no file has this column
 
 # Sentences as (first line, words, tags, further columns of the row).
 Sentences = Iterator[tuple[int, list[str], list[str], dict[str, Any]]]

@@ -20,16 +20,16 @@ def read_folder(root: Path, image: str, label: str, bad: list[str]) -> list[Row]
     """
     rows: list[Row] = []
     for path in sorted(_files_below(root), key=lambda path: path.relative_to(root).parts):
-        place = path.relative_to(root)
-        if not _is_utf8(str(place)):  # it becomes an id, which is written as UTF-8
+        relative = path.relative_to(root)
+        if not _is_utf8(str(relative)):  # it becomes an id, which is written as UTF-8
             bad.append(f"{path!a}: its name is not UTF-8")
         elif path.suffix.lower() not in SUFFIXES:
             bad.append(f"{path}: not an image by its name; those end in {', '.join(sorted(SUFFIXES))}")
-        elif label and len(place.parts) == 1:
+        elif label and len(relative.parts) == 1:
             bad.append(f"{path}: in no folder of a class; {root} should have one for each class")
         else:
-            values = {image: path, **({label: place.parts[0]} if label else {})}
-            rows.append(Row(place.as_posix(), len(rows) + 1, values))
+            values = {image: path, **({label: relative.parts[0]} if label else {})}
+            rows.append(Row(relative.as_posix(), len(rows) + 1, values))
     return rows
 
 

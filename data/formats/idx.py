@@ -15,12 +15,12 @@ IMAGES, LABELS = "images-idx3", "labels-idx1"
 UINT8 = 8  # the code of the only type that image sets use
 
 
-def is_images(path: Path) -> bool:
+def is_image_file(path: Path) -> bool:
     """Return whether a file has the usual name, like train-images-idx3-ubyte or t10k-images-idx3-ubyte.gz."""
     return IMAGES in path.name
 
 
-def labels_of(path: Path) -> Path:
+def labels_path(path: Path) -> Path:
     """Return the file of the labels: train-images-idx3-ubyte.gz -> train-labels-idx1-ubyte.gz."""
     return path.with_name(path.name.replace(IMAGES, LABELS))
 

@@ -1,4 +1,4 @@
-"""Image files -> Pillow images of 8 bits a channel, upright; everything else is refused with its reason."""
+"""Image files -> Pillow images of 8 bits per channel, upright; a file that cannot be used is refused with a reason."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 
 from data.errors import DataError
 
-# Kinds of files, by Pillow's names. The content decides: a PNG called .jpg is read. Other kinds run programs (EPS) or
-# are rarely photos.
+# File formats, by Pillow's names. The content decides: a PNG named .jpg is read. Other formats run programs (EPS) or
+# rarely have photos.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 MAX_PIXELS = 89_478_485  # a quarter of a GiB as RGB; Pillow too calls more a decompression bomb
 MAX_RATIO = 100  # a shorter side of 1 pixel, resized to 256, would make the other one 256 times as long
@@ -93,7 +93,7 @@ def checksum(image: Any) -> str:
 
 
 def check_all(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
-    """Yield (checksum, why the image is bad or "") of each file. A few are decoded at a time, and none is kept."""
+    """Yield (checksum, reason why it is bad, or "") of each file; only a few are in memory at a time."""
 
     def check(path: Path) -> tuple[str, str]:
         try:

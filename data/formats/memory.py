@@ -1,4 +1,4 @@
-"""Rows in memory, in the place of a file.
+"""Rows in memory, which readers accept in the place of a file.
 
     with in_memory(train_rows=[{"text": "A fine film.", "label": "good"}, Row(text="Dull.", label="bad")]) as names:
         names["train_rows"]  # "memory:train_rows", which every reader accepts as the name of a file
@@ -61,8 +61,8 @@ def is_in_memory(name: str) -> bool:
 def read_memory(name: str, errors: ErrorList) -> Iterator[Row]:
     """Yield a copy of each row, with its number from 1 as its line; its id is "" where it is a dict.
 
-    NumPy's numbers and lists become Python's, tuples become lists, and NaN is null. A row that no file could hold is
-    added to `errors`. DataError for rows that are no longer in memory.
+    NumPy's numbers and lists become Python's, tuples become lists, and NaN becomes None. A row that cannot be written
+    to a file is added to `errors`. DataError for rows that are no longer in memory.
     """
     rows = _ROWS.get(name.removeprefix(MEMORY))
     if rows is None:
@@ -70,8 +70,8 @@ def read_memory(name: str, errors: ErrorList) -> Iterator[Row]:
     for number, row in enumerate(rows, 1):
         if isinstance(row, Row | Mapping):
             columns = row.values if isinstance(row, Row) else row
-            values = {str(column): _plain(value) for column, value in columns.items()}
-            if reason := unreadable_reason(values) or _surrogates(values):
+            values = {str(column): _to_json_value(value) for column, value in columns.items()}
+            if reason := unreadable_reason(values) or _find_surrogate(values):
                 errors.add(name, number, reason)
             else:
                 yield Row(row.id if isinstance(row, Row) else "", number, values)
@@ -79,17 +79,17 @@ def read_memory(name: str, errors: ErrorList) -> Iterator[Row]:
             errors.add(name, number, f"a row should be a Row, or a dict of columns, this is {row!r:.80}")
 
 
-def _surrogates(value: Any) -> str:
-    """Return why a value with half of a surrogate pair is no text; "" for any other value."""
+def _find_surrogate(value: Any) -> str:
+    """Return the reason for a value with half of a surrogate pair, which is not text; "" for any other value."""
     if isinstance(value, str):
         half = next((character for character in value if "\ud800" <= character <= "\udfff"), "")
         return half and f"\\u{ord(half):04x} is half of a surrogate pair, not a character"
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return next((reason for part in parts if (reason := _surrogates(part))), "")
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((reason for item in items if (reason := _find_surrogate(item))), "")
 
 
-def _plain(value: Any) -> Any:
-    """Return a value as JSON has it; an image stays as it is."""
+def _to_json_value(value: Any) -> Any:
+    """Return a value as it would be in JSON; an image stays as it is."""
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim < 2):
         value = value.tolist()
     if type(value) is tuple:  # a NamedTuple is a value that a reader made

@@ -8,8 +8,8 @@ from typing import Any
 
 from data.errors import DataError, ErrorList
 
-MAX_TEXT = 1_000_000  # characters of a value; the same as of a line of text files
-ROWS = 1_000  # read at a time
+MAX_TEXT = 1_000_000  # characters of a value, as many as of a line in text files
+BATCH_ROWS = 1_000  # read at a time
 
 
 def read_parquet(
@@ -18,7 +18,8 @@ def read_parquet(
     """Yield (number from 1, {column: value}) of each row. `lines`, of a text file, is not read.
 
     Values keep their type: text, whole numbers, floats, lists. NaN is null, since pandas writes missing numbers so.
-    A row that no text file could hold (bad UTF-8, a NUL) is added to `errors`. DataError where nothing can be read.
+    A row that cannot be in a text file (bad UTF-8, a NUL) is added to `errors`. DataError for a file that cannot be
+    read.
     """
     try:
         import pyarrow
@@ -32,8 +33,8 @@ def read_parquet(
         try:
             file = ParquetFile(stream, page_checksum_verification=True)
             _check_columns(path, file.schema_arrow.names, required)
-            for batch in file.iter_batches(batch_size=ROWS):
-                for values in _values(batch):
+            for batch in file.iter_batches(batch_size=BATCH_ROWS):
+                for values in _iterate_rows(batch):
                     number += 1
                     if isinstance(values, UnicodeDecodeError):
                         byte = values.object[values.start]
@@ -57,8 +58,8 @@ def _check_columns(path: Path, columns: list[str], required: Sequence[str]) -> N
         raise DataError(f"{path}: two columns are named {twice[0]!r}")
 
 
-def _values(batch: Any) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
-    """Yield each row of a pyarrow batch; one by one only where a text is not UTF-8, which parquet does not check."""
+def _iterate_rows(batch: Any) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
+    """Yield each row of a pyarrow batch, or the error of a text that is not UTF-8, which parquet does not check."""
     try:
         yield from batch.to_pylist()
         return
@@ -72,7 +73,7 @@ def _values(batch: Any) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
 
 
 def unreadable_reason(values: dict[str, Any]) -> str:
-    """Return why no text file could hold this row; "" where one could."""
+    """Return why a text file cannot have this row; "" where it can."""
     for column, value in values.items():
         if isinstance(value, str) and "\0" in value:
             return f"a NUL character in {column!r}"

@@ -49,8 +49,8 @@ def read_rows(
     - csv has quotes (RFC 4180). tsv has none: a tab cannot stand inside a field.
     - Values keep their JSON type; in csv and tsv they are strings.
 
-    errors: bad lines are added to it, for a caller that checks more. Without it, raises one DataError with all of them.
-    Raises DataError at once for a file of which nothing can be read.
+    errors: bad lines are added to it, for a caller with further checks. Without it, raises one DataError with all.
+    Raises DataError at once for a file that cannot be read at all.
     """
     path, collected = locate(name), errors is not None
     errors = ErrorList() if errors is None else errors
@@ -158,12 +158,12 @@ def _read_jsonl(path: Path, lines: Iterator[tuple[int, str]], errors: ErrorList,
 
 
 def parse_json(text: str) -> Any:
-    """Return a JSON value. DataError for a key twice in an object; ValueError for other faults, among them NaN."""
+    """Return a JSON value. DataError for a key that occurs twice; ValueError for other faults, NaN included."""
     return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the object; DataError for a key twice, of which Python would silently keep the last value."""
+    """Return the object; DataError for a key that occurs twice, since Python would keep the last value only."""
     values = dict(pairs)
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -172,7 +172,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> None:
-    """Raise ValueError for NaN and Infinity, which Python reads. JSON has neither, and a label NaN is a missing one."""
+    """Raise ValueError for NaN and Infinity, which Python accepts. JSON has neither, and NaN usually means a gap."""
     raise ValueError(f"{name} is not a JSON value; use null, or leave the row out")
 
 

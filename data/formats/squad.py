@@ -40,7 +40,7 @@ def read_questions(
       [{"text": .., "answer_start": ..}, ..].
 
     answers: "" for a file without answers, or where they should not be read. others: further required columns.
-    Raises one DataError with everything that is wrong: `file:line: reason` in rows, `file: question ID: reason` in
+    Raises one DataError with all errors: `file:line: reason` in rows, `file: question ID: reason` in
     SQuAD's files, where a line has thousands of questions.
     """
     errors = ErrorList()
@@ -55,19 +55,19 @@ def read_questions(
         columns = [column for column in (question, context, answers, *others) if column]
         rows = read_rows(name, columns, id_column, errors, format)
         for row in rows:
-            for reason in _problems(row.values, question, context, answers):
+            for reason in _find_problems(row.values, question, context, answers):
                 errors.add(locate(name), row.line, reason)
         named = True
     errors.raise_if_any()
     for number, row in enumerate(rows, 1):
         row.id = row.id if named else str(number)
         if answers:
-            row.values[answers] = _answers(row.values[answers])
+            row.values[answers] = _parse_answers(row.values[answers])
     return rows
 
 
-def _problems(values: dict[str, Any], question: str, context: str, answers: str) -> list[str]:
-    """Return what is wrong with a row that has these columns."""
+def _find_problems(values: dict[str, Any], question: str, context: str, answers: str) -> list[str]:
+    """Return the reasons why a row with these columns is wrong."""
     reasons = []
     for column in (question, context):
         value = values[column]
@@ -78,7 +78,7 @@ def _problems(values: dict[str, Any], question: str, context: str, answers: str)
     if not answers or reasons:
         return reasons
     try:
-        found = _answers(values[answers])
+        found = _parse_answers(values[answers])
     except DataError as error:
         return [f"{answers!r} {error}"]
     impossible = values.get("is_impossible")
@@ -86,16 +86,16 @@ def _problems(values: dict[str, Any], question: str, context: str, answers: str)
         reasons.append(f"is_impossible is true, yet there is the answer {found[0].text!r}")
     if impossible is False and not found:
         reasons.append("is_impossible is false, yet there is no answer")
-    return reasons + [reason for answer in found if (reason := _misplaced(answer, values[context]))]
+    return reasons + [reason for answer in found if (reason := _check_span(answer, values[context]))]
 
 
-def _answers(value: Any) -> list[Answer]:
+def _parse_answers(value: Any) -> list[Answer]:
     """Return the answers of either form; DataError, with the reason alone, says the right form."""
     wanted = 'should be {"text": [..], "answer_start": [..]} or a list of {"text": .., "answer_start": ..}'
     if isinstance(value, dict):
         texts, starts = value.get("text"), value.get("answer_start")
         if not isinstance(texts, list) or not isinstance(starts, list):
-            raise DataError(f"{wanted}, this is {_short(value)}")
+            raise DataError(f"{wanted}, this is {_shorten(value)}")
         if len(texts) != len(starts):
             raise DataError(f"has {len(texts)} texts and {len(starts)} starts")
         pairs = list(zip(texts, starts, strict=True))
@@ -104,29 +104,29 @@ def _answers(value: Any) -> list[Answer]:
     elif isinstance(value, list) and all(isinstance(item, dict) for item in value):
         pairs = [(item.get("text"), item.get("answer_start")) for item in value]
     else:
-        raise DataError(f"{wanted}, this is {_short(value)}")
+        raise DataError(f"{wanted}, this is {_shorten(value)}")
     for text, start in pairs:
         if not isinstance(text, str) or type(start) is not int:
             raise DataError(f"{wanted}, with text and whole numbers; this is {text!r} at {start!r}")
     return [Answer(text, start) for text, start in pairs]
 
 
-def _misplaced(answer: Answer, context: str) -> str:
+def _check_span(answer: Answer, context: str) -> str:
     """Return why the answer is not a span of its context; "" where it is one."""
     text, start = answer
     if not text.strip():
-        return "an answer is empty; a question that has none has an empty list of answers"
+        return "an answer is empty; a question without an answer has an empty list of answers"
     if start >= 0 and context[start : start + len(text)] == text:
         return ""
     if not 0 <= start < len(context):
         what = f"answer_start {start} is outside the context, which has {len(context):,} characters"
     else:
         what = f"the context has {context[start : start + len(text)]!r} at {start}, not the answer {text!r}"
-    place = context.find(text)
-    return f"{what}; {'it is nowhere in it' if place < 0 else f'it is at {place}, counted in characters from 0'}"
+    found = context.find(text)
+    return f"{what}; {'it is nowhere in it' if found < 0 else f'it is at {found}, counted in characters from 0'}"
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     shown = repr(value)
     return shown if len(shown) <= 80 else shown[:77] + "..."
 
@@ -137,8 +137,8 @@ def _short(value: Any) -> str:
 def _read_squad(name: str, labelled: bool, errors: ErrorList) -> list[Row]:
     """Return rows with COLUMNS. DataError at once for a file that is no JSON, or not of this form."""
     rows: list[Row] = []
-    places: dict[str, str] = {}
-    for place, title, context, entry in _questions(name, _load(name)):
+    locations: dict[str, str] = {}
+    for location, title, context, entry in _iterate_questions(name, _read_json(name)):
         number = len(rows) + 1
         values = {"title": title, "context": context, "question": None, "answers": None, **entry}
         key = values.get("id")
@@ -146,22 +146,22 @@ def _read_squad(name: str, labelled: bool, errors: ErrorList) -> list[Row]:
             reasons = [f"an id should be text or a number, this is {key!r}"]
         else:
             row = Row(str(key), number, values)
-            other = places.setdefault(row.id, place)
-            reasons = [f"{other} has this id too"] if other != place else []
-            place = f"question {row.id}"
+            other = locations.setdefault(row.id, location)
+            reasons = [f"{other} has this id too"] if other != location else []
+            location = f"question {row.id}"
         missing = [column for column in ("question", "answers")[: 1 + labelled] if values[column] is None]
         reasons += [f"no {column!r}" for column in missing]
         if not missing:
-            reasons += _problems(values, "question", "context", "answers" if labelled else "")
-        # Added without a line number: here the place is a question.
-        errors.found += [(number, f"{locate(name)}: {place}: {reason}") for reason in reasons]
+            reasons += _find_problems(values, "question", "context", "answers" if labelled else "")
+        # Added without a line number: here the location is a question.
+        errors.found += [(number, f"{locate(name)}: {location}: {reason}") for reason in reasons]
         rows.append(Row(str(key), number, values))
     if not rows:
         raise DataError(f"{name}: no questions")
     return rows
 
 
-def _load(name: str) -> Any:
+def _read_json(name: str) -> Any:
     path = locate(name)
     try:
         raw = path.read_bytes()
@@ -175,7 +175,7 @@ def _load(name: str) -> Any:
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        line = _line(path, raw, error.start)
+        line = _locate_byte(path, raw, error.start)
         raise DataError(f"{line}: not UTF-8 ({raw[error.start]:#04x} at byte {error.start} of the file)") from None
     except UnicodeEncodeError as error:
         half = ord(error.object[error.start])
@@ -187,27 +187,29 @@ def _load(name: str) -> Any:
     return values
 
 
-def _line(path: Path, raw: bytes, byte: int) -> str:
+def _locate_byte(path: Path, raw: bytes, byte: int) -> str:
     """Return `file:line` of a byte."""
     return f"{path}:{raw.count(bytes([10]), 0, byte) + 1}"
 
 
-def _questions(name: str, values: Any) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-    """Yield (place in the file, title, context, the question's object); DataError for another form."""
+def _iterate_questions(name: str, values: Any) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """Yield (location in the file, title, context, question object); DataError for a file of another form."""
 
-    def member(value: Any, key: str, kind: type, place: str) -> Any:
+    def member(value: Any, key: str, kind: type, location: str) -> Any:
         found = value.get(key) if isinstance(value, dict) else None
         if not isinstance(found, kind):
-            actual = f"an object with {_short(list(value))}" if isinstance(value, dict) else f"a {type(value).__name__}"
+            actual = (
+                f"an object with {_shorten(list(value))}" if isinstance(value, dict) else f"a {type(value).__name__}"
+            )
             wanted = "a list" if kind is list else "text"
-            raise DataError(f"{name}: {place} should have {key!r}, {wanted}, as a SQuAD file does; this is {actual}")
+            raise DataError(f"{name}: {location} should have {key!r}, {wanted}, as a SQuAD file does; this is {actual}")
         return found
 
     for i, article in enumerate(member(values, "data", list, "the file")):
         title = article.get("title", "") if isinstance(article, dict) else ""
         for j, paragraph in enumerate(member(article, "paragraphs", list, f"data[{i}]")):
-            place = f"data[{i}].paragraphs[{j}]"
-            context = member(paragraph, "context", str, place)
-            for k, entry in enumerate(member(paragraph, "qas", list, place)):
-                member(entry, "question", str, f"{place}.qas[{k}]")
-                yield f"{place}.qas[{k}]", title, context, entry
+            location = f"data[{i}].paragraphs[{j}]"
+            context = member(paragraph, "context", str, location)
+            for k, entry in enumerate(member(paragraph, "qas", list, location)):
+                member(entry, "question", str, f"{location}.qas[{k}]")
+                yield f"{location}.qas[{k}]", title, context, entry

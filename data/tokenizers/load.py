@@ -19,9 +19,9 @@ from data.tokenizers.sentencepiece import CONTROL, USER_DEFINED, read_sentencepi
 VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt", "spiece.model")
 # Copied unchanged from a checkpoint to those made from it.
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", *VOCABULARIES)
-COMPANIONS = ("generation_config.json", "preprocessor_config.json")  # settings of writing text, of reading images
+COMPANIONS = ("generation_config.json", "preprocessor_config.json")  # settings of generation and of images
 
-# The settings of tokenizer_config.json that are true or false; BERT's with their names in the tokenizers library.
+# Settings of tokenizer_config.json that are true or false; those of BERT with their names in the tokenizers library.
 BERT_FLAGS = {
     "do_lower_case": "lowercase",
     "strip_accents": "strip_accents",
@@ -38,7 +38,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """Return the tokenizer of tokenizer.json; without that file, of a vocabulary and tokenizer_config.json.
 
     The file's own padding and truncation are switched off: the recipe decides the length, and nothing is padded.
-    DataError where there is no tokenizer, where no file says its class, or where a file is damaged.
+    Raises DataError where there is no tokenizer, where no file says its class, or where a file is damaged.
     """
     # Set explicitly, so that worker processes forked after the encoding do not warn about it.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -55,7 +55,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             tokenizer.encode(*first_texts)  # some broken files can be read but fail here
     except (DataError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # the tokenizers library raises bare Exceptions, and panics that are not Exceptions
+    except BaseException as error:  # the library raises plain Exceptions, and panics that are no Exceptions
         raise DataError(f"{folder}: the tokenizer cannot be used: {error}") from None
     return tokenizer
 
@@ -96,8 +96,8 @@ def _set_flags(tokenizer: Tokenizer, settings: Settings) -> None:
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A class of tokenizers that a vocabulary and a few settings define."""
+class TokenizerClass:
+    """A class of tokenizers that is built from a vocabulary and a few settings."""
 
     files: tuple[str, ...]
     special: dict[str, Any]  # {role: token}, unless the settings name another token
@@ -106,13 +106,13 @@ class Kind:
 
 
 def _from_vocabulary(folder: Path, settings: Settings) -> Tokenizer:
-    name, kind = _find_kind(folder, settings)
-    if missing := [file for file in kind.files if not (folder / file).is_file()]:
-        needed = " and ".join(kind.files)
+    name, tokenizer_class = _find_class(folder, settings)
+    if missing := [file for file in tokenizer_class.files if not (folder / file).is_file()]:
+        needed = " and ".join(tokenizer_class.files)
         raise DataError(f"{folder}: a {name} needs a tokenizer.json, or {needed}: no {' and no '.join(missing)} here")
     named = {role: settings[f"{role}_token"] for role in ROLES if settings.get(f"{role}_token")}
-    special = {role: _special_token(token) for role, token in (kind.special | named).items()}
-    tokenizer, tokens = kind.build(folder, settings, special)
+    special = {role: _special_token(token) for role, token in (tokenizer_class.special | named).items()}
+    tokenizer, tokens = tokenizer_class.build(folder, settings, special)
     more = settings.get("additional_special_tokens") or settings.get("extra_special_tokens") or []
     if not isinstance(more, list):
         raise DataError(
@@ -133,10 +133,10 @@ def _from_vocabulary(folder: Path, settings: Settings) -> Tokenizer:
     return tokenizer
 
 
-def _find_kind(folder: Path, settings: Settings) -> tuple[str, Kind]:
-    """Return (name of transformers' class, its Kind), from tokenizer_config.json, config.json, or its model_type.
+def _find_class(folder: Path, settings: Settings) -> tuple[str, TokenizerClass]:
+    """Return (name of transformers' class, its TokenizerClass), as the files name it or by their model_type.
 
-    A vocab.txt without any of them is BERT's, since the early checkpoints have none.
+    A vocab.txt beside files that do not say is BERT's, since the early checkpoints have only that.
     """
     found = [name for name in VOCABULARIES if (folder / name).is_file()]
     if not found:
@@ -147,16 +147,16 @@ def _find_kind(folder: Path, settings: Settings) -> tuple[str, Kind]:
     if not name and found == ["vocab.txt"] and not model_type:
         name = "BertTokenizer"
     if not name:
-        unsaid = f"no file says which tokenizer this {' and '.join(found)} belongs to"
+        unnamed = f"no file says which tokenizer this {' and '.join(found)} belongs to"
         unknown = f"no tokenizer is known here for model_type {model_type!r}"
         raise DataError(
-            f"{folder}: {unknown if model_type else unsaid}; save it with a tokenizer.json, or say a tokenizer_class "
-            f"in tokenizer_config.json: one of {', '.join(KINDS)}"
+            f"{folder}: {unknown if model_type else unnamed}; save it with a tokenizer.json, or name a tokenizer_class "
+            f"in tokenizer_config.json: one of {', '.join(TOKENIZER_CLASSES)}"
         )
     name = str(name).removesuffix("Fast")
-    if name not in KINDS:  # a Japanese one, for example, also needs a word splitter
+    if name not in TOKENIZER_CLASSES:  # a Japanese one, for example, also needs a word splitter
         raise DataError(f"{folder}: a {name} is more than its {' and '.join(found)}; save it with a tokenizer.json")
-    return name, KINDS[name]
+    return name, TOKENIZER_CLASSES[name]
 
 
 def _listed_tokens(folder: Path, settings: Settings, special: set[str]) -> dict[int, AddedToken]:
@@ -183,7 +183,7 @@ def _word_piece(folder: Path, settings: Settings, special: Special) -> tuple[Tok
     """Build BERT's: clean, split Chinese, lower-case, strip accents, WordPiece; [CLS] text [SEP] (pair [SEP])."""
     path = folder / "vocab.txt"
     vocab = {token: i for i, token in enumerate(_read_lines(path))}
-    unk, sep, cls = _required(path, vocab, special, "unk", "sep", "cls")
+    unk, sep, cls = _require_tokens(path, vocab, special, "unk", "sep", "cls")
     tokenizer = Tokenizer(WordPiece(vocab, unk_token=unk[0]))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -196,7 +196,7 @@ def _gpt2(folder: Path, settings: Settings, special: Special) -> tuple[Tokenizer
     """Build GPT-2's byte-level BPE: the text alone, with add_bos_token and add_eos_token also these tokens."""
     tokenizer, vocab = _byte_level_bpe(folder)
     ends = [role for role in ("bos", "eos") if settings.get(f"add_{role}_token")]
-    tokens = _required(folder / "vocab.json", vocab, special, *ends)
+    tokens = _require_tokens(folder / "vocab.json", vocab, special, *ends)
     before = special["bos"].content if "bos" in ends else ""
     after = special["eos"].content if "eos" in ends else ""
     template = [[f"{token}:{i}" for token in (before, f"${text}", after) if token] for i, text in enumerate("AB")]
@@ -209,13 +209,13 @@ def _gpt2(folder: Path, settings: Settings, special: Special) -> tuple[Tokenizer
 def _roberta(folder: Path, settings: Settings, special: Special) -> tuple[Tokenizer, list[AddedToken]]:
     """Build RoBERTa's byte-level BPE: <s> text </s>, or <s> text </s></s> pair </s>, all of token type 0."""
     tokenizer, vocab = _byte_level_bpe(folder)
-    sep, cls = _required(folder / "vocab.json", vocab, special, "sep", "cls")
+    sep, cls = _require_tokens(folder / "vocab.json", vocab, special, "sep", "cls")
     tokenizer.post_processor = processors.RobertaProcessing(sep, cls, add_prefix_space=False)
     return tokenizer, []
 
 
 def _byte_level_bpe(folder: Path) -> tuple[Tokenizer, dict[str, int]]:
-    """Return (GPT-2's tokenizer: words with the space before them, as bytes that are merged; its vocabulary)."""
+    """Return (a byte-level BPE tokenizer, in which a word has the space before it; its vocabulary)."""
     vocab = _read_vocab(folder / "vocab.json")
     tokenizer = Tokenizer(BPE(vocab, _read_merges(folder / "merges.txt", vocab)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -233,16 +233,16 @@ def _t5(folder: Path, settings: Settings, special: Special) -> tuple[Tokenizer, 
     model = read_sentencepiece(path)
     if model.model_type != "unigram":
         raise DataError(f"{path}: a {model.model_type} model, T5's is unigram; save it with a tokenizer.json")
-    if model.odd_spaces:
-        raise DataError(f"{path}: {model.odd_spaces} differs from T5's; save it with a tokenizer.json")
+    if model.unusual_spacing:
+        raise DataError(f"{path}: {model.unusual_spacing} differs from T5's; save it with a tokenizer.json")
     extra_ids = settings.get("extra_ids", 100)
     if type(extra_ids) is not int or not 0 <= extra_ids <= 10_000:
         raise DataError(f"{folder / 'tokenizer_config.json'}: extra_ids = {extra_ids!r} should be 0 to 10,000")
     extra = [f"<extra_id_{i}>" for i in reversed(range(extra_ids))]
     vocab = {piece: i for i, (piece, _) in enumerate(model.pieces)}
-    if both := vocab.keys() & set(extra):
-        raise DataError(f"{path}: {max(both)!r} is a piece; say extra_ids = 0 in tokenizer_config.json")
-    (eos,) = _required(path, vocab, special, "eos")
+    if collisions := vocab.keys() & set(extra):
+        raise DataError(f"{path}: {max(collisions)!r} is a piece; set extra_ids = 0 in tokenizer_config.json")
+    (eos,) = _require_tokens(path, vocab, special, "eos")
 
     tokenizer = Tokenizer(Unigram([*model.pieces, *((token, 0.0) for token in extra)], model.unk_id))
     if model.charsmap:
@@ -265,14 +265,14 @@ ROBERTA: dict[str, Any] = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "sep": "
 # A mask includes the space before the word, as in the published tokenizer.json, and in transformers before 5.
 ROBERTA |= {"mask": {"content": "<mask>", "lstrip": True}}
 T5 = {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
-KINDS = {
+TOKENIZER_CLASSES = {
     **dict.fromkeys(
         ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer"),
-        Kind(("vocab.txt",), BERT, _word_piece),
+        TokenizerClass(("vocab.txt",), BERT, _word_piece),
     ),
-    "GPT2Tokenizer": Kind(("vocab.json", "merges.txt"), GPT2, _gpt2),
-    "RobertaTokenizer": Kind(("vocab.json", "merges.txt"), ROBERTA, _roberta),
-    "T5Tokenizer": Kind(("spiece.model",), T5, _t5),
+    "GPT2Tokenizer": TokenizerClass(("vocab.json", "merges.txt"), GPT2, _gpt2),
+    "RobertaTokenizer": TokenizerClass(("vocab.json", "merges.txt"), ROBERTA, _roberta),
+    "T5Tokenizer": TokenizerClass(("spiece.model",), T5, _t5),
 }
 MODEL_TYPES = {
     "bert": "BertTokenizer",
@@ -289,8 +289,8 @@ MODEL_TYPES = {
 # Files
 
 
-def _required(path: Path, vocab: dict[str, int], special: Special, *roles: str) -> list[tuple[str, int]]:
-    """Return (token, id) of roles that every text has; DataError where the vocabulary lacks the token."""
+def _require_tokens(path: Path, vocab: dict[str, int], special: Special, *roles: str) -> list[tuple[str, int]]:
+    """Return (token, id) of the roles that every text needs; DataError where the vocabulary lacks a token."""
     for role in roles:
         if special[role].content not in vocab:
             raise DataError(f"{path}: no token {special[role].content!r}, which every text needs")
@@ -331,7 +331,7 @@ def _read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
 
 
 def _read_lines(path: Path) -> list[str]:
-    """Return the lines of a file. Only a line feed ends one: some entries of a vocabulary look like other line ends."""
+    """Return the lines of a file, split at line feeds only; vocabularies contain other line separators."""
     try:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:

@@ -18,7 +18,7 @@ from data.errors import DataError
 
 MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 NORMALIZER_FLAGS = {3: "add_dummy_prefix", 4: "remove_extra_whitespaces", 5: "escape_whitespaces"}
-CONTROL, USER_DEFINED = 3, 4  # types of pieces: never found in a text; always found whole
+CONTROL, USER_DEFINED = 3, 4  # types of pieces: never part of a text; never split
 
 T = TypeVar("T", int, bytes)
 Fields = dict[int, list[int | bytes]]  # {number of a field: its values, in the order of the file}
@@ -33,26 +33,26 @@ class SentencePiece:
     model_type: str  # one of MODEL_TYPES
     unk_id: int
     charsmap: bytes  # normalizations of characters, compiled; b"" for none
-    odd_spaces: str  # the unusual settings of spaces, as "name = value"; "" for none
+    unusual_spacing: str  # the settings of spaces that differ from the usual ones; "" for none
 
 
 def read_sentencepiece(path: Path) -> SentencePiece:
     """Return the model in a file; DataError for a damaged file, or another kind of file."""
     try:
-        model = _fields(path.read_bytes())
+        model = _parse_fields(path.read_bytes())
         pieces, types = [], []
         for content in model.get(1, []):
-            piece = _fields(_is_bytes(content))
-            pieces.append((_last(piece, 1, b"").decode("utf-8"), _score(piece)))
-            types.append(_last(piece, 3, 1))
-        trainer, normalizer = (_fields(_last(model, number, b"")) for number in (2, 3))
+            piece = _parse_fields(_require_bytes(content))
+            pieces.append((_get_field(piece, 1, b"").decode("utf-8"), _parse_score(piece)))
+            types.append(_get_field(piece, 3, 1))
+        trainer, normalizer = (_parse_fields(_get_field(model, number, b"")) for number in (2, 3))
         read = SentencePiece(
             pieces=pieces,
             types=types,
-            model_type=MODEL_TYPES.get(_last(trainer, 3, 1), "unknown"),
-            unk_id=_last(trainer, 40, 0),
-            charsmap=_last(normalizer, 2, b""),
-            odd_spaces=_odd_spaces(trainer, normalizer),
+            model_type=MODEL_TYPES.get(_get_field(trainer, 3, 1), "unknown"),
+            unk_id=_get_field(trainer, 40, 0),
+            charsmap=_get_field(normalizer, 2, b""),
+            unusual_spacing=_unusual_spacing(trainer, normalizer),
         )
         _check_pieces(read)
         if read.charsmap:
@@ -62,20 +62,22 @@ def read_sentencepiece(path: Path) -> SentencePiece:
     return read
 
 
-def _fields(message: bytes) -> Fields:
+def _parse_fields(message: bytes) -> Fields:
     """Return the fields of one message: whole numbers as int, everything else (texts, messages, floats) as bytes."""
     fields: Fields = {}
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
+    position = 0
+    while position < len(message):
+        key, position = _parse_varint(message, position)
         number, wire_type = key >> 3, key & 7
         value: int | bytes
         if wire_type == 0:
-            value, at = _varint(message, at)
+            value, position = _parse_varint(message, position)
         elif wire_type in (1, 2, 5):
-            length, at = _varint(message, at) if wire_type == 2 else (8 if wire_type == 1 else 4, at)
-            value, at = message[at : at + length], at + length
-            if at > len(message):
+            length, position = (
+                _parse_varint(message, position) if wire_type == 2 else (8 if wire_type == 1 else 4, position)
+            )
+            value, position = message[position : position + length], position + length
+            if position > len(message):
                 raise ValueError("it ends inside a field")
         else:
             raise ValueError(f"a field of wire type {wire_type}")
@@ -83,57 +85,58 @@ def _fields(message: bytes) -> Fields:
     return fields
 
 
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """Return (a number stored in 7 bits a byte, lowest first; where the next field begins)."""
-    if at < len(message) and message[at] < 128:  # the fast path: most numbers are one byte, and mT5 has two million
-        return message[at], at + 1
+def _parse_varint(message: bytes, position: int) -> tuple[int, int]:
+    """Return (a number stored in 7 bits per byte, lowest first; the position behind it)."""
+    # The fast path: most numbers are one byte, and mT5's model has two million of them.
+    if position < len(message) and message[position] < 128:
+        return message[position], position + 1
     value = 0
     for shift in range(0, 70, 7):
-        if at >= len(message):
+        if position >= len(message):
             raise ValueError("it ends inside a number")
-        byte = message[at]
-        at += 1
+        byte = message[position]
+        position += 1
         value |= (byte & 127) << shift
         if byte < 128:
-            return value, at
+            return value, position
     raise ValueError("a number of more than ten bytes")
 
 
-def _last(fields: Fields, number: int, default: T) -> T:
-    """Return the value of a field that occurs once. By protobuf's rule the last one counts."""
+def _get_field(fields: Fields, number: int, default: T) -> T:
+    """Return the value of a field, of several the last one, by protobuf's rule. ValueError for another type."""
     value = fields.get(number, [default])[-1]
     if not isinstance(value, type(default)):
-        raise ValueError(f"field {number} holds a {type(value).__name__}, a {type(default).__name__} is needed")
+        raise ValueError(f"field {number} is a {type(value).__name__}, a {type(default).__name__} is needed")
     return value
 
 
-def _is_bytes(value: int | bytes) -> bytes:
+def _require_bytes(value: int | bytes) -> bytes:
     if not isinstance(value, bytes):
-        raise ValueError("a piece that is a number")
+        raise ValueError("a piece is a number")
     return value
 
 
-def _score(piece: Fields) -> float:
-    content = _last(piece, 2, bytes(4))
+def _parse_score(piece: Fields) -> float:
+    content = _get_field(piece, 2, bytes(4))
     score: float = struct.unpack("<f", content)[0] if len(content) == 4 else math.nan
     if not math.isfinite(score):
-        raise ValueError("a score that is no finite number")
+        raise ValueError("a score is not a finite number")
     return score
 
 
-def _odd_spaces(trainer: Fields, normalizer: Fields) -> str:
-    """Return the settings of spaces that differ from the usual ones.
+def _unusual_spacing(trainer: Fields, normalizer: Fields) -> str:
+    """Return the settings of spaces that differ from the usual ones, as "name = value"; "" for none.
 
-    Usually a space is put before a text; spaces at its ends, and all but one in a row, are dropped; spaces are written
-    as ▁ and belong to the word that follows.
+    The usual ones: a space is added before a text. Spaces at its ends, and all but one in a row, are dropped. Spaces
+    are written as ▁ and belong to the word that follows.
     """
-    odd = [name for number, name in NORMALIZER_FLAGS.items() if not _last(normalizer, number, 1)]
+    odd = [name for number, name in NORMALIZER_FLAGS.items() if not _get_field(normalizer, number, 1)]
     odd = [f"{name} = false" for name in odd]
-    return ", ".join(odd + ["treat_whitespace_as_suffix = true"] * bool(_last(trainer, 24, 0)))
+    return ", ".join(odd + ["treat_whitespace_as_suffix = true"] * bool(_get_field(trainer, 24, 0)))
 
 
 def _check_pieces(model: SentencePiece) -> None:
-    """Raise ValueError for pieces that the tokenizers library accepts, but then gives meaningless ids for."""
+    """Raise ValueError for pieces that the tokenizers library accepts but gives meaningless ids."""
     first: dict[str, int] = {}
     for i, (piece, _) in enumerate(model.pieces):
         if not piece:
@@ -147,13 +150,13 @@ def _check_pieces(model: SentencePiece) -> None:
 
 
 def _check_charsmap(charsmap: bytes) -> None:
-    """Raise ValueError where a step through the table leaves it: a text that takes this step would end the program.
+    """Raise ValueError where a step through the table leaves it; a text with this step would end the process.
 
     Layout, little-endian: the size of a trie in bytes, the trie, and the replacements, each ended by a NUL. A unit of
     the trie is
-    - a value (bit 31 set): the beginning of a replacement; or
-    - a node: bits 10 to 30 and 9 give the distance of its children, bit 8 says whether the first of them is a value,
-      and bits 0 to 7 are the byte by which the node is reached.
+    - a value (bit 31 is set): the position of a replacement; or
+    - a node: bits 10 to 30 and bit 9 give the offset of its children. Bit 8 says whether the first child is a value.
+      Bits 0 to 7 are the byte by which the node is reached.
     """
     size = int.from_bytes(charsmap[:4], "little")
     if size % 4 or not 0 < size <= len(charsmap) - 4:

@@ -1,7 +1,8 @@
-"""The shared part of the tasks' `augment` slots: which changes of [augment.text] keep a task's labels true.
+"""Text augmentation shared by the tasks: which changes of [augment.text] keep the labels of a task right.
 
-An `augment` slot takes (encoded examples, their rows, the encoder of rows, [augment], seed) and returns the examples
-that training sees. It refuses, by the setting's name,
+The `augment` slot of a task takes (encoded examples, their rows, the encoder of rows, [augment], seed) and returns the
+examples to train on. It raises ConfigError, with the name of the setting, for
+
 - a change that would make a label wrong;
 - a setting that would have no effect.
 """
@@ -25,7 +26,7 @@ CHANGES_IN_PLACE = ("mask", "synonym_file")  # every other word stays where it w
 
 @dataclass(frozen=True)
 class RowEncoder:
-    """The function that encodes the labelled rows of a run, with everything that it encodes them by."""
+    """A function that encodes the labelled rows of a run, with the processor, the settings and the labels bound."""
 
     encode: Callable[[list[Row], Any, TaskSettings, Sequence[str], bool], Examples]  # Task.encode
     read: Callable[[str, TaskSettings, bool], list[Row]]  # Task.read
@@ -42,9 +43,9 @@ def refuse_augmentation(
 ) -> Examples:
     """Return the examples unchanged; ConfigError for any setting of [augment].
 
-    For a task whose texts are the targets, as those of a language model, which would learn the changes.
+    For a task whose texts are the targets: a language model would learn the changes.
     """
-    check_text_changes(settings, (), "what is learned is the text itself")
+    check_text_changes(settings, (), "the text itself is the target")
     return examples
 
 
@@ -56,7 +57,7 @@ def augment_columns(
     seed: int,
     columns: Sequence[str],
 ) -> Examples:
-    """Apply every change to the texts in `columns`, for labels that hold whatever the order of the words."""
+    """Augment the texts in `columns` by every change, for labels that do not depend on the order of the words."""
     if not check_text_changes(settings, ALL_CHANGES, ""):
         return examples
     changes = text_changes(settings.text, encode, rows, columns)
@@ -73,16 +74,16 @@ def augment_rows(
     seed: int,
     change: texts.Change,
 ) -> Examples:
-    """Return examples whose rows `change` changes anew in every epoch."""
+    """Return examples whose rows are changed by `change`, differently in each epoch."""
     files = tables.checksum(changes.synonyms, changes.wordings)
     return texts.Augmented(examples, rows, encode, change, seed, files)
 
 
 def check_text_changes(settings: AugmentSettings, allowed: Sequence[str], reason: str) -> bool:
-    """Return whether [augment.text] asks for any change.
+    """Return whether [augment.text] has any change.
 
-    allowed: the changes that this task can take; reason: why it cannot take the others. Raises ConfigError for every
-    setting that is not allowed or that would have no effect.
+    allowed: the changes that are right for this task. reason: why the others are wrong. Raises ConfigError for all
+    settings that are not allowed or that would have no effect.
     """
     text, errors = settings.text, []
     given = changed_settings(text)
@@ -95,7 +96,9 @@ def check_text_changes(settings: AugmentSettings, allowed: Sequence[str], reason
             f"augment.text.synonym_rate = {text.synonym_rate} has no effect: augment.text.synonym_file names no file"
         )
     if text.synonym_file and not text.synonym_rate:
-        errors.append("augment.text.synonym_rate = 0 leaves augment.text.synonym_file without effect: drop one of them")
+        errors.append(
+            "augment.text.synonym_rate = 0 leaves augment.text.synonym_file without effect: remove one of them"
+        )
     for name in changed_settings(settings.image):
         value = getattr(settings.image, name)
         errors.append(f"augment.image.{name} = {value!r} has no effect on text: leave it out")
@@ -113,16 +116,16 @@ def changed_settings(settings: TextAugmentSettings | ImageAugmentSettings) -> li
 def text_changes(
     settings: TextAugmentSettings, encode: RowEncoder, rows: Sequence[Row], columns: Sequence[str] = ()
 ) -> texts.TextChanges:
-    """Return the settings together with what they need: the mask token, words to fill in, the contents of the files.
+    """Return the settings with the data they need: the mask token, words to insert, and the contents of the files.
 
-    columns: the columns whose words `fill` draws from. Raises ConfigError where the tokenizer has no mask token, and
-    DataError for a bad file.
+    columns: the columns whose words `fill` inserts. Raises ConfigError if the tokenizer lacks a mask token that is
+    needed, and DataError for a bad file.
     """
     mask_token = _mask_token(settings.mask, encode.processor) if settings.mask else ""
     wordings: dict[str, list[str]] = {}
     if settings.back_translation_file:
         data = encode.settings.data
-        # The file may have wordings of rows that are held out; those rows stay as they are.
+        # The file may also have wordings of held-out rows, which are not augmented.
         known = rows if data.validation else encode.read(data.train, encode.settings, True)
         wordings = tables.read_wordings(settings.back_translation_file, [row.id for row in known])
     return texts.TextChanges(
@@ -133,7 +136,7 @@ def text_changes(
         fill=settings.fill,
         synonym=settings.synonym_rate,
         mask_token=mask_token,
-        words=texts.distinct_words(row.values[c] for row in rows for c in columns) if settings.fill else (),
+        words=texts.find_distinct_words(row.values[c] for row in rows for c in columns) if settings.fill else (),
         synonyms=tables.read_synonyms(settings.synonym_file) if settings.synonym_file else {},
         wordings=wordings,
     )
@@ -142,7 +145,7 @@ def text_changes(
 def _mask_token(rate: float, processor: Any) -> str:
     """Return the tokenizer's mask token; ConfigError where it has none."""
     tokenizer = processor.tokenizer if isinstance(processor, PairTokenizer) else processor
-    if token := texts.mask_token(tokenizer):
+    if token := texts.find_mask_token(tokenizer):
         return token
     raise ConfigError(
         f"augment.text.mask = {rate} needs a tokenizer with a mask token, {' or '.join(texts.MASKS)}, and "

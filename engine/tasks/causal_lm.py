@@ -1,4 +1,4 @@
-"""Texts that a causal language model learns and continues. engine/tasks/dialogue.py shares its evaluation."""
+"""Causal language modelling: texts are learned and continued. dialogue.py shares the evaluation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from data import Batch, Row, TextExamples
-from data.causal_lm import LanguageModelRecord, PromptRecord, encode_language, encode_prompts, read_texts
+from data.causal_lm import LanguageModelRecord, PromptRecord, encode_prompts, encode_texts_for_lm, read_texts
 from engine.config import GenerateSettings
 from engine.metrics import causal_lm as metrics
 from engine.tasks.generation import continue_tokens
@@ -18,11 +18,11 @@ from engine.tasks.task import Task
 from models import TaskModel
 
 METRICS = ("perplexity", "bits_per_byte", "loss", "token_accuracy")
-SHOWN_SHARE = 4  # a text of which an evaluation shows a continuation is given up to a quarter
+PROMPT_DIVISOR = 4  # the prompt of a shown continuation is the first quarter of a text
 
 
 def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
-    """Read rows of texts; a text to be continued may be empty."""
+    """Read rows of texts; without labels a text, which is then a prompt, may be empty."""
     return read_texts(
         name,
         settings.data.text_column,
@@ -36,11 +36,11 @@ def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
 def encode(
     rows: list[Row], processor: Tokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
 ) -> TextExamples[LanguageModelRecord] | TextExamples[PromptRecord]:
-    """Encode texts to learn, or without labels prompts to continue."""
+    """Encode texts as targets, or without labels as prompts."""
     column, max_length = settings.data.text_column, settings.data.max_length
     if not labelled:
         return encode_prompts(rows, processor, column=column, max_length=max_length)
-    return encode_language(
+    return encode_texts_for_lm(
         rows, processor, column=column, max_length=max_length, concatenate=settings.own.concatenate_texts
     )
 
@@ -50,7 +50,7 @@ def evaluate_batch(
 ) -> Tensor:
     """Return [sum of losses, right tokens, tokens, bytes], (4,).
 
-    Logits stay in here, so that memory does not grow with the data.
+    No logits are kept, so that memory does not grow with the data.
     """
     labels = batch.required_labels
     out = model(batch)
@@ -77,14 +77,14 @@ def show_generations(
 ) -> str:
     """Return the beginnings of the first `count` texts, each with the model's continuation."""
     texts = [examples.sequence(i) for i in range(min(count, len(examples)))]
-    prompts = [text[: max(1, len(text) // SHOWN_SHARE)] for text in texts]
+    prompts = [text[: max(1, len(text) // PROMPT_DIVISOR)] for text in texts]
     return show_continuations(model, prompts, examples, generate)
 
 
 def show_continuations(
     model: TaskModel, prompts: list[list[int]], examples: TextExamples[LanguageModelRecord], generate: GenerateSettings
 ) -> str:
-    """Return a line for each of these prompts of the first examples: the prompt and the model's continuation."""
+    """Return a line for each prompt, which are those of the first examples: the prompt and its continuation."""
     if not prompts:
         return ""
     indices, none_dropped = tuple(range(len(prompts))), [0] * len(prompts)

@@ -1,4 +1,4 @@
-"""One class for each image, with a vision transformer (ViT, DeiT)."""
+"""Image classification: one class for each image, with a vision transformer (ViT, DeiT)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data import Batch, Examples, Row
 from data.augmentation.image import ImageAugmentation
 from data.errors import DataError
 from data.formats.rows import locate
-from data.image_classification import ImageExamples, draw_augmented, encode_images, read_images
+from data.image_classification import ImageExamples, encode_images, read_images, save_augmented_images
 from data.image_preprocessing import FILE, Preprocessing, read_preprocessing
 from data.labels import check_label_names
 from engine.config import AugmentSettings, ConfigError, GenerateSettings
@@ -51,15 +51,15 @@ def check_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Seq
 
 
 def load_processor(folder: Path) -> Preprocessing:
-    """Load the preprocessing of a checkpoint; DataError where its images are not what the model reads."""
+    """Load the preprocessing of a checkpoint; DataError if its images do not fit the model."""
     preprocessing, model = read_preprocessing(folder), models.read_config(folder)
     config = models.ARCHITECTURES[str(model["model_type"])].read_config(model)
     if not hasattr(config, "patch_size"):
-        raise DataError(f"{folder}: a {model['model_type']} model reads no images; name a ViT or a DeiT")
+        raise DataError(f"{folder}: a {model['model_type']} model reads no images; name a ViT or a DeiT in model.name")
     if preprocessing.shape is None:
         raise DataError(
-            f"{folder / FILE}: size = {preprocessing.size} is of the shorter side, and nothing is cropped: images of "
-            "several sizes make no batch; give height and width, or crop"
+            f"{folder / FILE}: size = {preprocessing.size} is the shorter side, and there is no crop, so images would "
+            "differ in size; give height and width, or a crop"
         )
     if len(preprocessing.mean) != config.num_channels:
         raise DataError(
@@ -78,7 +78,7 @@ def load_processor(folder: Path) -> Preprocessing:
 def encode(
     rows: list[Row], processor: Preprocessing, settings: TaskSettings, labels: Sequence[str], labelled: bool
 ) -> ImageExamples:
-    """Return the images, which are decoded when a batch needs them, and with labels the number of each class."""
+    """Encode the images, which are decoded when a batch needs them, and with labels the number of each class."""
     return encode_images(
         rows,
         processor,
@@ -93,7 +93,7 @@ def augment(
 ) -> ImageExamples:
     """Apply [augment.image]; ConfigError for any setting of [augment.text]."""
     if given := [f"augment.text.{name}" for name in changed_settings(settings.text)]:
-        raise ConfigError(f"{', '.join(given)}: without effect on images, leave it out; those are in augment.image")
+        raise ConfigError(f"{', '.join(given)}: without effect on images; leave it out, and see augment.image")
     augmentation = ImageAugmentation(seed, **asdict(settings.image))
     return replace(examples, augmentation=augmentation) if augmentation.is_on else examples
 
@@ -103,8 +103,8 @@ def show_augmented(examples: ImageExamples, path: Path) -> str:
     if examples.augmentation is None:
         return ""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draw_augmented(examples, path)
-    return f"augmented samples: {path}, a line for each image, first as it is, then as in each epoch"
+    save_augmented_images(examples, path)
+    return f"augmented samples: {path}, a row for each image: first unchanged, then as in each epoch"
 
 
 def evaluate_batch(model: TaskModel, batch: Batch, examples: Examples, generate: GenerateSettings) -> Tensor:

@@ -1,4 +1,4 @@
-"""Answers to questions, as spans of the contexts that are given with them."""
+"""Extractive question answering: an answer is a span of the context that is given with the question."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from engine.tasks.settings import Columns, TaskSettings
 from engine.tasks.task import Task
 from models import Output, TaskModel
 
-NUM_CANDIDATES = 5  # answers in a prediction
+NUM_CANDIDATES = 5  # spans in "n_best" of a prediction
 
 
 def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
@@ -41,7 +41,7 @@ def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
 def encode(
     rows: list[Row], processor: Tokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
 ) -> TextExamples[Windows]:
-    """Encode each question with its context, in several windows where the context is long."""
+    """Encode each question with its context, in several windows if the context is long."""
     return encode_questions(
         rows,
         processor,
@@ -57,7 +57,7 @@ def encode(
 
 def augment(examples: Examples, rows: list[Row], encode: RowEncoder, settings: AugmentSettings, seed: int) -> Examples:
     """Change words in place: all of the question, and those of the context outside the answers."""
-    if not check_text_changes(settings, CHANGES_IN_PLACE, "an answer is a place in the text"):
+    if not check_text_changes(settings, CHANGES_IN_PLACE, "an answer is a span of the text"):
         return examples
     data, changes = encode.settings.data, text_changes(settings.text, encode, rows)
 
@@ -84,9 +84,9 @@ def evaluate_batch(
     windows = examples.record
     out = model(batch)
     rows = torch.zeros(len(examples), len(metrics.COLUMNS), dtype=torch.float64)
-    for index, found, no_answer, _ in _answers(out, batch, windows, count=1):
+    for index, found, no_answer, _ in _find_answers(out, batch, windows, count=1):
         text, margin = (found[0].text, no_answer - found[0].score) if found else ("", float("inf"))
-        rows[index] = metrics.answer_statistics(text, windows.golds[index], margin, windows.no_answer_threshold)
+        rows[index] = metrics.answer_statistics(text, windows.gold_answers[index], margin, windows.no_answer_threshold)
     sums = torch.stack([out.loss_sum.double(), out.loss_sum.new_tensor(batch.num_targets, dtype=torch.float64)])
     return torch.cat([sums, rows.flatten().to(sums.device)])
 
@@ -102,12 +102,12 @@ def predict_batch(
 ) -> list[dict[str, Any]]:
     """Return the answer to each question, "" for none, with its characters, its probability and the best spans.
 
-    no_answer_margin: the score of no answer less that of the best span; null where there is no span at all. It is
-    compared with question_answering.no_answer_threshold.
+    no_answer_margin: the score of no answer minus that of the best span; null without any span. An answer is given if
+    the margin is at most question_answering.no_answer_threshold.
     """
     windows = examples.record
     predictions = []
-    for _, found, no_answer, probability in _answers(model(batch), batch, windows, NUM_CANDIDATES):
+    for _, found, no_answer, probability in _find_answers(model(batch), batch, windows, NUM_CANDIDATES):
         margin = no_answer - found[0].score if found else None
         answer: dict[str, Any] = {"answer": "", "start": None, "end": None, "probability": probability}
         if found and margin is not None and margin <= windows.no_answer_threshold:
@@ -117,11 +117,11 @@ def predict_batch(
     return predictions
 
 
-def _answers(
+def _find_answers(
     out: Output, batch: Batch, windows: Windows, count: int
 ) -> Iterator[tuple[int, list[Candidate], float, float]]:
     """Yield (the question's index in its data set, *windows.answers()) for each question of a batch, in its order."""
-    logits = [of_window.numpy() for of_window in torch.split(out.logits.float().cpu(), list(batch.lengths))]
+    logits = [window.numpy() for window in torch.split(out.logits.float().cpu(), list(batch.lengths))]
     begin = 0
     for index, sequences in zip(batch.indices, batch.sequences or (), strict=True):
         yield index, *windows.answers(index, logits[begin : begin + sequences], count)

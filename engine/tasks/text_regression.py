@@ -1,4 +1,4 @@
-"""A number for each text, or pair of texts, as their similarity or a rating."""
+"""Text regression: a number for each text or pair of texts, such as a rating or a similarity."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from models import TaskModel
 
 
 def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
-    """Read rows with a text, perhaps a second one, and with labels a number."""
+    """Read rows with a text or a pair of texts, and with labels a number."""
     return text_classification.read_texts(name, settings, labelled, targets.check_scores)
 
 
 def find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
-    """Return the name of the one output, as declared or that of the column."""
+    """Return the name of the one output: that of data.labels, else that of the column."""
     if len(settings.data.labels) > 1:
         raise ConfigError(
             f"data.labels = {', '.join(settings.data.labels)}: a regression has one score; name one, or none"
@@ -38,11 +38,11 @@ def encode(
 ) -> TextExamples[None]:
     """Encode the texts, and with labels the number of each."""
     examples = text_classification.encode(rows, processor, settings, labels, False)
-    return replace(examples, labels=targets.scores(rows, settings.data.label_column)) if labelled else examples
+    return replace(examples, labels=targets.parse_scores(rows, settings.data.label_column)) if labelled else examples
 
 
 def evaluate_batch(model: TaskModel, batch: Batch, examples: Examples, generate: GenerateSettings) -> Tensor:
-    """Return a row (prediction, truth) for every example of the data set, zeros for those of other batches, flat."""
+    """Return a row (prediction, truth) for each example of the data set, flat; zeros for those of other batches."""
     labels = batch.required_labels
     logits = model(batch).logits
     return metrics.regression_statistics(logits[:, 0], labels[:, 0], batch.indices, len(examples))

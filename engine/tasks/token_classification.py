@@ -1,4 +1,4 @@
-"""A tag for each word: entities, parts of speech, any labelling of a sequence."""
+"""Token classification: a tag for each word, such as entities or parts of speech."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 from data import Batch, Examples, Row, TextExamples
 from data import token_classification as tagging
 from data.augmentation import text as text_augmentation
-from data.tag_schemes import find_entities, mark_entities
+from data.tag_schemes import are_entity_tags, find_entities
 from data.token_classification import Words, encode_tagged
-from data.words import TEXT, word_places
+from data.words import TEXT, locate_words
 from engine.config import AugmentSettings, GenerateSettings
 from engine.metrics import token_classification as metrics
 from engine.tasks.augmentation import CHANGES_IN_PLACE, RowEncoder, augment_rows, check_text_changes, text_changes
@@ -39,7 +39,7 @@ def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
 
 
 def find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
-    """Return the tags, as declared, or sorted and completed by their scheme."""
+    """Return data.labels, else the tags that occur, completed by their scheme and sorted."""
     return tagging.find_tag_names(name, rows, settings.data.label_column, settings.data.labels, settings.own.tag_scheme)
 
 
@@ -64,12 +64,12 @@ def encode(
 
 
 def _are_entities(settings: TaskSettings, labels: Sequence[str]) -> bool:
-    """Return whether the tags mark entities, and are not classes of their own."""
-    return bool(settings.own.tag_scheme != "none" and mark_entities(labels))
+    """Return whether the tags mark entities, instead of being classes of their own."""
+    return bool(settings.own.tag_scheme != "none" and are_entity_tags(labels))
 
 
 def augment(examples: Examples, rows: list[Row], encode: RowEncoder, settings: AugmentSettings, seed: int) -> Examples:
-    """Mask words, replace them one by one, or leave them out together with their tags."""
+    """Mask words, replace them one by one, or remove them with their tags."""
     if not check_text_changes(settings, ("delete", *CHANGES_IN_PLACE), "each word has a label"):
         return examples
     data, changes = encode.settings.data, text_changes(settings.text, encode, rows)
@@ -82,26 +82,28 @@ def augment(examples: Examples, rows: list[Row], encode: RowEncoder, settings: A
 
 
 def evaluate_batch(model: TaskModel, batch: Batch, examples: TextExamples[Words], generate: GenerateSettings) -> Tensor:
-    """Return [sum of losses, targets, words, right words, lost words, three counts a unit], (5 + 3 * units,)."""
+    """Return [sum of losses, targets, words, right words, unseen words, three counts a unit], (5 + 3 * units,)."""
     _ = batch.required_labels  # TypeError without labels
     words = examples.record
     labels = cast("np.ndarray", words.labels)
     out, predicted, _ = predict_tags(model, batch, words)
-    true = [[model.labels[k] for k in labels[words.part(i)].tolist()] for i in batch.indices]
-    lost = sum(int((words.places[words.part(i)] < 0).sum()) for i in batch.indices)
+    true = [[model.labels[k] for k in labels[words.word_slice(i)].tolist()] for i in batch.indices]
+    num_unseen = sum(int((words.first_tokens[words.word_slice(i)] < 0).sum()) for i in batch.indices)
     sentences = zip(true, predicted, strict=True)
-    return metrics.tagging_statistics(out.loss_sum, batch.num_targets, lost, sentences, model.labels, words.entities)
+    return metrics.tagging_statistics(
+        out.loss_sum, batch.num_targets, num_unseen, sentences, model.labels, words.entities
+    )
 
 
 def predict_tags(model: TaskModel, batch: Batch, words: Words) -> tuple[Output, list[list[str]], list[list[float]]]:
     """Return (the model's output, the likeliest tag of each word of each example, the tags' probabilities).
 
-    Evaluation and prediction share these. A word that the model did not see has NO_TAG, and the probability 0.
+    A word that the model did not see has the tag NO_TAG and the probability 0.
     """
     out = model(batch)
     indices = np.asarray(batch.indices, dtype=np.int64)
     counts = words.offsets[indices + 1] - words.offsets[indices]
-    places = np.concatenate([words.places[:0], *(words.places[words.part(i)] for i in batch.indices)])
+    places = np.concatenate([words.first_tokens[:0], *(words.first_tokens[words.word_slice(i)] for i in batch.indices)])
     is_seen = places >= 0
     begins = np.cumsum([0, *batch.lengths])[:-1]
     tokens = torch.from_numpy((np.repeat(begins, counts) + places)[is_seen]).to(out.logits.device)
@@ -109,22 +111,22 @@ def predict_tags(model: TaskModel, batch: Batch, words: Words) -> tuple[Output, 
     tags, probabilities = [metrics.NO_TAG] * len(places), [0.0] * len(places)
     for i, k, p in zip(np.flatnonzero(is_seen).tolist(), best.indices.tolist(), best.values.tolist(), strict=True):
         tags[i], probabilities[i] = model.labels[k], p
-    of_examples = [slice(*ends) for ends in pairwise(np.cumsum([0, *counts]).tolist())]
-    return out, [tags[one] for one in of_examples], [probabilities[one] for one in of_examples]
+    slices = [slice(*ends) for ends in pairwise(np.cumsum([0, *counts]).tolist())]
+    return out, [tags[example] for example in slices], [probabilities[example] for example in slices]
 
 
 def predict_batch(
     model: TaskModel, batch: Batch, examples: TextExamples[Words], generate: GenerateSettings
 ) -> list[dict[str, Any]]:
-    """Return the tags of each example; of rows that were texts, the spans of entities in characters.
+    """Return the tags of each example, or for rows that were texts the spans of entities in characters.
 
     - For words: their tags, the probability of each, and the entities as ranges of words.
-    - The probability of an entity is the product of those of its tags.
+    - The probability of an entity is the product of the probabilities of its tags.
     - The tag of a word that the model did not see is null.
     """
     words = examples.record
     _, tags, probabilities = predict_tags(model, batch, words)
-    return [_as_dict(words, *of_one) for of_one in zip(batch.indices, tags, probabilities, strict=True)]
+    return [_as_dict(words, *example) for example in zip(batch.indices, tags, probabilities, strict=True)]
 
 
 def _as_dict(words: Words, index: int, tags: list[str], probabilities: list[float]) -> dict[str, Any]:
@@ -135,7 +137,7 @@ def _as_dict(words: Words, index: int, tags: list[str], probabilities: list[floa
         for start, end, kind in (find_entities(tags) if words.entities else ())
     ]
     if TEXT in values and words.entities:
-        text, places = values[TEXT], word_places(tokens)
+        text, places = values[TEXT], locate_words(tokens)
         for span in entities:
             start, end = places[span["start"]][0], places[span["end"] - 1][1]
             span |= {"start": start, "end": end, "text": text[start:end]}

@@ -13,7 +13,7 @@ from tokenizers.models import BPE
 
 from data import DataError
 from data.batch import IGNORE_INDEX
-from data.causal_lm import encode_language, encode_prompts, end_token, read_texts
+from data.causal_lm import encode_prompts, encode_texts_for_lm, find_end_token, read_texts
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def by_bytes() -> Tokenizer:
 @pytest.mark.parametrize("join", [False, True])
 @pytest.mark.parametrize("max_length", [1, 2, 7, 64])
 def test_each_token_and_each_end_is_a_target_once(by_bytes, join, max_length):
-    examples = encode_language(rows_of(TEXTS), by_bytes, max_length=max_length, concatenate=join)
+    examples = encode_texts_for_lm(rows_of(TEXTS), by_bytes, max_length=max_length, concatenate=join)
     assert by_bytes.decode(examples.token_labels.tolist(), skip_special_tokens=False) == END.join([*TEXTS, ""])
     assert examples.lengths.max() <= max_length
     assert examples.truncated == 0
@@ -45,7 +45,7 @@ def test_each_token_and_each_end_is_a_target_once(by_bytes, join, max_length):
 
 @pytest.mark.parametrize("join", [False, True])
 def test_ids_say_which_part_of_which_text(by_bytes, join):
-    examples = encode_language(rows_of(["abc", "abcdefg", "a"]), by_bytes, max_length=4, concatenate=join)
+    examples = encode_texts_for_lm(rows_of(["abc", "abcdefg", "a"]), by_bytes, max_length=4, concatenate=join)
     assert examples.ids == (["block 1", "block 2", "block 3", "block 4"] if join else ["1", "2", "2#2", "3"])
     assert examples.lengths.tolist() == [4, 4, 4, 2]
 
@@ -56,7 +56,7 @@ def test_bytes_of_all_examples_are_those_of_the_texts(by_bytes, join, max_length
     rng = random.Random(max_length)
     characters = "ab é床😀\u0301\t" + END[0]
     texts = TEXTS + ["".join(rng.choices(characters, k=rng.randint(1, 30))) for _ in range(200)]
-    examples = encode_language(rows_of(texts), by_bytes, max_length=max_length, concatenate=join)
+    examples = encode_texts_for_lm(rows_of(texts), by_bytes, max_length=max_length, concatenate=join)
     assert examples.record.num_bytes.sum() == sum(len(text.encode()) for text in texts)
     assert (examples.record.num_bytes >= 0).all()
     if not join and max_length == 50:
@@ -67,14 +67,14 @@ def test_bytes_of_all_examples_are_those_of_the_texts(by_bytes, join, max_length
 
 
 def test_no_rows_make_no_examples(by_bytes):
-    for examples in (encode_language([], by_bytes, max_length=4), encode_prompts([], by_bytes, max_length=4)):
+    for examples in (encode_texts_for_lm([], by_bytes, max_length=4), encode_prompts([], by_bytes, max_length=4)):
         assert len(examples) == 0
         assert examples.batch([]).num_tokens == 0
 
 
 def test_p13_end_of_text_is_learned_although_it_is_the_pad(by_bytes, tmp_path):
     model = tiny_gpt2(tmp_path, pad_token_id=0)
-    examples = encode_language(rows_of(["ab", "abcd"]), by_bytes, max_length=64)
+    examples = encode_texts_for_lm(rows_of(["ab", "abcd"]), by_bytes, max_length=64)
     assert (examples.token_labels == 0).sum() == 2
     assert not (examples.token_labels == IGNORE_INDEX).any()
     batch = examples.batch([0, 1])
@@ -86,7 +86,7 @@ def test_p13_end_of_text_is_learned_although_it_is_the_pad(by_bytes, tmp_path):
 
 def test_a_tokenizer_without_an_end_of_text_says_what_is_needed():
     with pytest.raises(DataError, match="no token that ends a text"):
-        end_token(Tokenizer(BPE({"a": 0}, [])))
+        find_end_token(Tokenizer(BPE({"a": 0}, [])))
 
 
 # Files

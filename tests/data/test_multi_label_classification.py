@@ -47,10 +47,10 @@ def test_f13_bad_label_sets_are_reported_together():
     assert [text for _, text in errors.found] == [
         "FILE:2: labels should be a list, or text with commas or semicolons between them, this is {'a': 1}",
         "FILE:3: a label should be text or a number, this is ['b']",
-        "FILE:4: an empty label in ['a', '', 'b']",
-        "FILE:5: an empty label in ['a', '']",
-        "FILE:6: an empty label in ['a', '']",
-        "FILE:7: the label 'a' twice",
+        "FILE:4: ['a', '', 'b'] has an empty label",
+        "FILE:5: ['a', ''] has an empty label",
+        "FILE:6: ['a', ''] has an empty label",
+        "FILE:7: the label 'a' occurs twice",
         "FILE:8: a label should be text or a number, this is None",
         "FILE:9: a label should be text or a number, this is nan",
     ]

@@ -88,7 +88,7 @@ def test_p11_the_gold_span_of_every_window_is_the_answer(tokenizer):
         covered = np.zeros(len(spans), dtype=bool)
         whole = 0
         for s in range(windows.sequences[i], windows.sequences[i + 1]):
-            begin, number, length = windows.places[s]
+            begin, number, length = windows.context_slices[s]
             covered[number : number + length] = True
             assert len(examples.sequence(s)) <= 120
             label = examples.labels[s]
@@ -173,7 +173,7 @@ def test_long_question_is_truncated_and_counted():
         assert len(first) == 15 + kept
         assert first == ["[CLS]", *["black"] * (kept - 0), "[SEP]", *first[kept + 2 :]]
         assert len(first[kept + 2 :]) == 10 + advance + 1  # and the last [SEP]
-        begin, number, length = examples.record.places[0]
+        begin, number, length = examples.record.context_slices[0]
         assert (begin, number, length) == (kept + 2, 0, 12)
     fits = encode([Row("a", 1, values)], tokenizer, max_length=128)
     assert (fits.truncated, len(fits.labels)) == (0, 1)
@@ -217,7 +217,7 @@ def test_best_answers_equal_a_search_over_all_spans(seed, longest):
         logits = [rng.normal(0, 2, (len(examples.sequence(s)), 2)).astype(np.float32) for s in sequences]
         scores: dict[tuple[int, int], float] = {}
         for s, window in zip(sequences, logits, strict=True):
-            begin, number, length = windows.places[s].tolist()
+            begin, number, length = windows.context_slices[s].tolist()
             for a in range(length):
                 for b in range(a, min(length, a + longest)):
                     key = (number + a, number + b)

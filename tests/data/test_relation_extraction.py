@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from data import DataError
-from data.relation_extraction import ROLES, Entity, encode_relations, mark, read_relations
+from data.relation_extraction import ROLES, Entity, encode_relations, mark_entities, read_relations
 from data.row import Row
 
 SAMPLES = "package:data/samples/relations"
@@ -37,7 +37,7 @@ def test_spans_are_read_with_or_without_types(tmp_path):
     rows = read_relations(str(write(tmp_path / "x.jsonl", [GOOD, bare, checked])), label="relation")
     subject, city = Entity(0, 3, "person"), Entity(13, 16, "city")
     assert entities_of(rows) == [(subject, city), (Entity(0, 3), Entity(13, 16)), (Entity(0, 3), city)]
-    assert [entity.of(rows[0].values["text"]) for entity in entities_of(rows)[0]] == ["Ann", "Ulm"]
+    assert [entity.text_in(rows[0].values["text"]) for entity in entities_of(rows)[0]] == ["Ann", "Ulm"]
 
 
 TRIPLES = [  # text, subject, object, where they stand
@@ -75,7 +75,10 @@ def test_text_column_has_precedence_over_sentence(tmp_path):
     (row,) = read_relations(
         str(write(tmp_path / "y.jsonl", [GOOD | {"body": "Eve lives in Rom.", "text": 7}])), text="body"
     )
-    assert (row.values["subject"].of(row.values["body"]), row.values["object"].of(row.values["body"])) == ("Eve", "Rom")
+    assert (row.values["subject"].text_in(row.values["body"]), row.values["object"].text_in(row.values["body"])) == (
+        "Eve",
+        "Rom",
+    )
 
 
 BAD = [  # what is other than in GOOD, and the reason
@@ -151,7 +154,7 @@ def test_the_sample_is_what_its_readme_says():
     assert counts.pop("no_relation") == 84
     assert len(counts) == 8
     assert {*counts.values()} == {42, 43, 44}
-    named = [{row.values[r].of(row.values["text"]) for row in part for r in ROLES} for part in rows.values()]
+    named = [{row.values[r].text_in(row.values["text"]) for row in part for r in ROLES} for part in rows.values()]
     assert not named[0] & named[1]
     assert all(row.values[role].type for row in every for role in ROLES)
 
@@ -170,7 +173,7 @@ MARKED = [
 
 @pytest.mark.parametrize(("text", "subject", "obj", "expected"), MARKED)
 def test_entities_are_marked_by_role_and_type(text, subject, obj, expected):
-    found, places = mark(text, Entity(*subject), Entity(*obj))
+    found, places = mark_entities(text, Entity(*subject), Entity(*obj))
     assert found == expected
     assert [(found[start], found[end - 1]) for start, end in places] == [("@", "@"), ("#", "#")]
 
@@ -255,7 +258,9 @@ def test_no_truncation_loses_a_marker(tokenizer, room):
     special = tokenizer.num_special_tokens_to_add(False)
     rows = random_rows(60, seed=room)
     examples = encode_relations(rows, tokenizer, max_length=special + room)
-    whole = [tokenizer.encode(mark(r.values["text"], r.values["subject"], r.values["object"])[0]) for r in rows]
+    whole = [
+        tokenizer.encode(mark_entities(r.values["text"], r.values["subject"], r.values["object"])[0]) for r in rows
+    ]
     ends = whole[0].ids[:1] * whole[0].special_tokens_mask[0], whole[0].ids[-1:] * whole[0].special_tokens_mask[-1]
     for i, encoding in enumerate(whole):
         kept = examples.sequence(i)

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from data.tag_schemes import complete, find_entities, find_scheme, find_violations, mark_entities, tag_entities
+from data.tag_schemes import are_entity_tags, complete_tags, find_entities, find_scheme, find_violations, tag_entities
 
 TYPES = ["PER", "LOC", "ORG-X"]  # a type may have a hyphen
 
@@ -93,13 +93,13 @@ def test_find_violations_are_found_where_they_are(scheme, tags, places):
     ],
 )
 def test_the_classes_are_completed(scheme, found):
-    assert complete(["A", "B-X"] if scheme == "none" else ["B-X"], scheme) == found
+    assert complete_tags(["A", "B-X"] if scheme == "none" else ["B-X"], scheme) == found
 
 
 def test_what_marks_entities():
-    assert mark_entities(["B-A", "I-A"])
-    assert not mark_entities(["NN", "O"])
-    assert not mark_entities([])
+    assert are_entity_tags(["B-A", "I-A"])
+    assert not are_entity_tags(["NN", "O"])
+    assert not are_entity_tags([])
 
 
 O, B, I = "O", "B-PER", "I-PER"  # noqa: E741

@@ -89,10 +89,10 @@ def test_texts_are_encoded_in_chunks_without_a_seam(tmp_path, monkeypatch):
 def test_a_chunk_is_bounded_in_characters(tmp_path, monkeypatch):
     monkeypatch.setattr(texts, "CHUNK", 100)
     inputs = [("x" * a, "y" * b) for a, b in ((30, 30), (40, 0), (1, 0), (500, 2), (0, 0), (99, 1), (0, 1))]
-    assert [len(chunk) for chunk in texts.in_chunks(inputs)] == [2, 1, 1, 2, 1]
-    assert [pair for chunk in texts.in_chunks(inputs) for pair in chunk] == inputs
-    assert [len(chunk) for chunk in texts.in_chunks(["x" * 60] * 3)] == [1, 1, 1]
-    assert list(texts.in_chunks([])) == []
+    assert [len(chunk) for chunk in texts.split_into_chunks(inputs)] == [2, 1, 1, 2, 1]
+    assert [pair for chunk in texts.split_into_chunks(inputs) for pair in chunk] == inputs
+    assert [len(chunk) for chunk in texts.split_into_chunks(["x" * 60] * 3)] == [1, 1, 1]
+    assert list(texts.split_into_chunks([])) == []
 
 
 def test_texts_without_labels_need_no_more_than_their_column(tmp_path):
@@ -160,9 +160,9 @@ def test_p09_declared_labels_keep_their_order(tmp_path):
 
 
 def test_one_class_is_not_enough():
-    with pytest.raises(DataError, match="FILE: column 'label' has one class only, 'a'"):
+    with pytest.raises(DataError, match="FILE: column 'label' has only one class, 'a'"):
         labels.find_label_names("FILE", labelled(["a", " a"]), "label", ())
-    with pytest.raises(DataError, match="FILE: column 'label' has one class only, 'a'"):
+    with pytest.raises(DataError, match="FILE: column 'label' has only one class, 'a'"):
         labels.find_label_names("FILE", labelled(["a", " a"]), "label", ("a", "b"))
     # One that was not declared is more likely a typing error, which check_label_names reports by its line.
     assert labels.find_label_names("FILE", labelled(["c", "c"]), "label", ("a", "b")) == ["a", "b"]

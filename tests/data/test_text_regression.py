@@ -21,7 +21,7 @@ def test_scores_are_numbers_or_text_that_is_one(value):
     errors = ErrorList()
     targets.check_scores("FILE", rows_with("score", [value]), "score", errors)
     assert not errors
-    assert targets.scores(rows_with("score", [value]), "score").tolist() == [[np.float32(float(value))]]
+    assert targets.parse_scores(rows_with("score", [value]), "score").tolist() == [[np.float32(float(value))]]
 
 
 BAD_SCORES = [

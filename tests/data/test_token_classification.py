@@ -14,7 +14,7 @@ from data import DataError, load_tokenizer
 from data.batch import IGNORE_INDEX
 from data.row import Row
 from data.token_classification import check_tag_names, encode_tagged, find_tag_names, read_tagged
-from data.words import TEXT, split_words, word_places
+from data.words import TEXT, locate_words, split_words
 
 
 def write(path: Path, content: str | list[dict]) -> str:
@@ -143,7 +143,7 @@ def test_f13_all_that_is_wrong_in_jsonl_is_reported_by_line(tmp_path):
         ("a O\nb x O\nc O\n", "conll", ["FILE:2: 3 columns, the lines before have 2"]),
         ("a\nb\n", "conll", ["FILE:1: no tag: 'a' is one column; a word and its tag are needed"]),
         ("a\tO\n\tO\nb\t\n", "conll", ["FILE:2: the word is empty", "FILE:3: the tag is empty"]),
-        ("a B-X\nb PER\nc O\n", "conll", ["FILE:2: 'PER' is no tag of IOB2"]),
+        ("a B-X\nb PER\nc O\n", "conll", ["FILE:2: 'PER' is not a tag of IOB2"]),
         (
             "a/O b\n\n/O c/\nx/N\n",
             "word/tag",
@@ -229,7 +229,7 @@ def test_words_together_are_the_text_and_know_their_places():
     for text in odd_texts(2_000):
         words = split_words(text)
         assert "".join(words) == text.rstrip()
-        places = word_places(words)
+        places = locate_words(words)
         assert [text[start:end] for start, end in places] == [word.lstrip() for word in words]
         assert all(text[start:end].strip() for start, end in places)
 
@@ -291,7 +291,7 @@ def test_p10_every_kept_word_has_one_label_at_its_first_token(request, kind, max
             at += size[word]
         tokens = examples.token_labels[examples.offsets[i] : examples.offsets[i + 1]]
         assert {place: labels[k] for place, k in enumerate(tokens.tolist()) if k != IGNORE_INDEX} == expected, row
-        assert [p for p in words.places[words.part(i)].tolist() if p >= 0] == list(expected)
+        assert [p for p in words.first_tokens[words.word_slice(i)].tolist() if p >= 0] == list(expected)
         assert len(tokens) == min(at + 1, max_length)
     assert (words.truncated, words.unreadable) == (num_truncated, unreadable)
     assert examples.record.num_lost == num_truncated + unreadable
@@ -309,8 +309,8 @@ def test_words_of_a_text_are_encoded_as_the_text(word_pieces, byte_level):
             examples = encode_tagged([row], tokenizer, text="w", max_length=100)
             encoding = tokenizer.encode(text)
             assert examples.input_ids.tolist() == encoding.ids
-            starts = [start for start, _ in word_places(row.values["w"])]
-            found = [encoding.token_to_chars(p) for p in examples.record.places.tolist()]
+            starts = [start for start, _ in locate_words(row.values["w"])]
+            found = [encoding.token_to_chars(p) for p in examples.record.first_tokens.tolist()]
             for start, (first, _) in zip(starts, found, strict=True):
                 assert first in (start - 1, start)  # a space may be a token by itself
 

@@ -256,7 +256,7 @@ MISTAKES: list[tuple[Callable[[Bench], list[str]], list[str]]] = [
     (unknown_kind_of_file, ["{folder}/rows.xlsx", "'.xlsx'", ".jsonl"]),
     (empty_file, ["{folder}/rows.tsv", "no rows"]),
     (header_only, ["{folder}/rows.tsv", "no rows"]),
-    (one_class_only, ["{folder}/rows.jsonl", "'label'", "one class only, 'good'", "two"]),
+    (one_class_only, ["{folder}/rows.jsonl", "'label'", "only one class, 'good'", "two"]),
     (one_row_of_two, ["data.validation_fraction = 0.9", "leaves nothing to train on"]),
     (unknown_label_in_validation, ["{folder}/val.jsonl:2:", "'neutral'", "'negative', 'positive'"]),
     (label_not_declared, ["{folder}/rows.jsonl:3:", "'maybe'", "'yes', 'no'"]),

@@ -13,8 +13,8 @@ from torchvision.transforms import v2
 
 from data import DataError, MicroBatching, training_steps
 from data.augmentation.image import ImageAugmentation, Mix, choose_mix, seeded
-from data.image_classification import ImageExamples, draw_augmented
-from data.image_preprocessing import Preprocessing, fit, normalize
+from data.image_classification import ImageExamples, save_augmented_images
+from data.image_preprocessing import Preprocessing, normalize, resize_and_crop
 from models import ModelError
 from models.heads import HeadShape, classification_loss
 
@@ -119,9 +119,9 @@ def test_one_operation_is_the_transform_of_torchvision(settings, transform):
     pixels = torch.randint(0, 256, (3, 20, 20), dtype=torch.uint8)
     ours = ImageAugmentation(3, **settings).apply(pixels, PREPROCESSING, 1, "a")
     with seeded(3, 1, "a"):
-        expected = normalize(transform(fit(pixels, PREPROCESSING)), PREPROCESSING)
+        expected = normalize(transform(resize_and_crop(pixels, PREPROCESSING)), PREPROCESSING)
     assert torch.equal(ours, expected)
-    assert not torch.equal(ours, normalize(fit(pixels, PREPROCESSING), PREPROCESSING))
+    assert not torch.equal(ours, normalize(resize_and_crop(pixels, PREPROCESSING), PREPROCESSING))
 
 
 def test_a_crop_is_of_the_image_and_has_the_size_of_the_model():
@@ -180,7 +180,7 @@ def test_cutmix_is_a_rectangle_with_its_share_in_pixels():
     for i in range(12):
         mix = choose_mix(ours.augmentation, 1, ours.ids[i], 12)
         x, other = plain.pixel_values[i], plain.pixel_values[mix.partner]
-        _, share = mix.join(x, other)
+        _, share = mix.blend(x, other)
         taken = (mixed.pixel_values[i] != x).any(0)
         if mix.partner != i:
             assert taken.float().mean().item() == pytest.approx(1 - share, abs=0.02)  # a pixel can be equal by chance
@@ -193,12 +193,12 @@ def test_cutmix_is_a_rectangle_with_its_share_in_pixels():
 
 def test_a_mixture_of_both_ends():
     x, other = torch.zeros(1, 8, 8), torch.ones(1, 8, 8)
-    assert Mix(0, 0.25, False, (0, 0)).join(x, other)[0].unique().tolist() == [0.75]
-    corner, share = Mix(0, 0.75, True, (0.0, 0.0)).join(x, other)  # half a side, of which half lies outside
+    assert Mix(0, 0.25, False, (0, 0)).blend(x, other)[0].unique().tolist() == [0.75]
+    corner, share = Mix(0, 0.75, True, (0.0, 0.0)).blend(x, other)  # half a side, of which half lies outside
     assert share == 1 - 4 / 64
     assert corner.sum() == 4
-    assert torch.equal(Mix(0, 1.0, True, (0.5, 0.5)).join(x, other)[0], x)
-    assert torch.equal(Mix(0, 0.0, True, (0.5, 0.5)).join(x, other)[0], other)
+    assert torch.equal(Mix(0, 1.0, True, (0.5, 0.5)).blend(x, other)[0], x)
+    assert torch.equal(Mix(0, 0.0, True, (0.5, 0.5)).blend(x, other)[0], other)
 
 
 def test_partners_and_kinds_are_spread():
@@ -275,11 +275,11 @@ def test_shares_of_another_number_of_classes_are_refused():
 
 
 def test_the_sheet_has_a_line_for_each_image(tmp_path):
-    draw_augmented(examples(**MIXED), tmp_path / "sheet.png", count=4, epochs=3)
+    save_augmented_images(examples(**MIXED), tmp_path / "sheet.png", count=4, epochs=3)
     with Image.open(tmp_path / "sheet.png") as picture:
         assert picture.size == (4 * 20, 4 * 20)
         first = np.asarray(picture)[:16, :16]
     expected = examples().batch([0]).pixel_values[0] * 0.5 + 0.5
     assert np.array_equal(first, (expected * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
     with pytest.raises(DataError, match="no images to show"):
-        draw_augmented(examples(count=0), tmp_path / "none.png")
+        save_augmented_images(examples(count=0), tmp_path / "none.png")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data import DataError, read_rows
-from data.formats.parquet import MAX_TEXT, ROWS
+from data.formats.parquet import BATCH_ROWS, MAX_TEXT
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -44,7 +44,7 @@ def test_ids_come_from_their_column_and_categories_are_text(tmp_path):
     assert errors_of(name, ["text"])[0].startswith("FILE:2: the id 'x' is that of line 1 too")
 
 
-@pytest.mark.parametrize("count", [1, ROWS - 1, ROWS, ROWS + 1, 3 * ROWS + 7])
+@pytest.mark.parametrize("count", [1, BATCH_ROWS - 1, BATCH_ROWS, BATCH_ROWS + 1, 3 * BATCH_ROWS + 7])
 def test_every_row_is_read_once_in_order(tmp_path, count):
     name = write(tmp_path, text=[f"t{i}" for i in range(count)])
     assert [row.values["text"] for row in read_rows(name, ["text"])] == [f"t{i}" for i in range(count)]
@@ -56,17 +56,17 @@ def test_a_file_may_say_its_format_in_the_recipe_only(tmp_path):
 
 
 def test_f13_bad_rows_are_reported_together_with_their_number(tmp_path):
-    count = ROWS + 5
+    count = BATCH_ROWS + 5
     texts: list[bytes | None] = [b"fine"] * count
-    texts[1], texts[2], texts[3], texts[ROWS + 1] = b"a\0b", None, b"x" * (MAX_TEXT + 1), b"caf\xe9"
+    texts[1], texts[2], texts[3], texts[BATCH_ROWS + 1] = b"a\0b", None, b"x" * (MAX_TEXT + 1), b"caf\xe9"
     label = [1.0] * count
-    label[ROWS + 2] = np.nan
+    label[BATCH_ROWS + 2] = np.nan
     assert errors_of(write(tmp_path, text=unchecked(texts), label=label)) == [
         "FILE:2: a NUL character in 'text'",
         "FILE:3: column 'text' is null",
         "FILE:4: 1,000,001 characters in 'text'; at most 1,000,000 are read",
-        f"FILE:{ROWS + 2}: not UTF-8 at byte 3 of a text (0xe9)",
-        f"FILE:{ROWS + 3}: column 'label' is null",
+        f"FILE:{BATCH_ROWS + 2}: not UTF-8 at byte 3 of a text (0xe9)",
+        f"FILE:{BATCH_ROWS + 3}: column 'label' is null",
     ]
 
 

@@ -307,7 +307,7 @@ def test_the_only_row_of_a_label_is_never_held_out():
         train, held_out = split_rows(rows, 0.25, seed, label="label")
         assert len(held_out) == 5
         assert {row.values["label"] for row in train} == {"only", "a", "b"}
-    with pytest.raises(DataError, match=r"held out: no two rows have the same 'label'; name a data\."):
+    with pytest.raises(DataError, match=r"held out: no two rows have the same 'label'; use a data\."):
         split_rows(numbered(5, label=str), 0.2, 0, label="label")
 
 

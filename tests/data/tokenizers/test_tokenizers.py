@@ -380,7 +380,7 @@ def test_spiece_model_is_read_field_by_field(tmp_path):
     path.write_bytes(model_of(PIECES, normalizer=[(2, charsmap())]) + message((9, "unknown"), (8, 1), (7, 1.0)))
     model = read_sentencepiece(path)
     assert list(zip(*zip(*model.pieces, strict=True), model.types, strict=True)) == PIECES
-    assert (model.model_type, model.unk_id, model.odd_spaces, model.charsmap) == ("unigram", 2, "", charsmap())
+    assert (model.model_type, model.unk_id, model.unusual_spacing, model.charsmap) == ("unigram", 2, "", charsmap())
     assert load_tokenizer(tmp_path).encode("A aA").tokens == ["▁a", "▁a", "a", "</s>"]
 
 
@@ -400,13 +400,13 @@ BAD_SPIECE = {
     "truncated": (model_of(PIECES)[:-3], "it ends inside"),
     "no end of a number": (b"\xff" * 11, "a number of more than ten bytes"),
     "group": (b"\x0b", "a field of wire type 3"),
-    "piece is a number": (message((1, 5)), "a piece that is a number"),
+    "piece is a number": (message((1, 5)), "a piece is a number"),
     "piece without text": (model_of([*PIECES, ("", 0.0, 1)]), "piece 6 is empty"),
     "piece twice": (model_of([*PIECES, ("▁", -3.0, 1)]), "pieces 3 and 6 are both '▁'"),
     "piece not UTF-8": (model_of([*PIECES, (b"\xff", -3.0, 1)]), "codec can't decode"),
-    "score NaN": (model_of([*PIECES, ("b", float("nan"), 1)]), "a score that is no finite number"),
-    "score infinite": (model_of([*PIECES, ("b", float("-inf"), 1)]), "a score that is no finite number"),
-    "score a number": (model_of([*PIECES, ("b", 3, 1)]), "field 2 holds a int, a bytes is needed"),
+    "score NaN": (model_of([*PIECES, ("b", float("nan"), 1)]), "a score is not a finite number"),
+    "score infinite": (model_of([*PIECES, ("b", float("-inf"), 1)]), "a score is not a finite number"),
+    "score a number": (model_of([*PIECES, ("b", 3, 1)]), "field 2 is a int, a bytes is needed"),
     "unk_id": (model_of(PIECES, [(40, 6)]), "unk_id = 6, of 6 pieces"),
     "unk_id negative": (model_of(PIECES, [(40, 2**64 - 1)]), "unk_id = 18446744073709551615"),
     "no end token": (model_of([PIECES[0], *PIECES[2:]], [(40, 1)]), "no token '</s>', which every text needs"),
@@ -414,7 +414,7 @@ BAD_SPIECE = {
     "no prefix": (model_of(PIECES, normalizer=[(3, 0)]), "add_dummy_prefix = false differs from T5's"),
     "spaces": (model_of(PIECES, normalizer=[(4, 0), (5, 0)]), "remove_extra_whitespaces = false, escape_whitespaces ="),
     "suffix": (model_of(PIECES, [(3, 1), (24, 1), (40, 2)]), "treat_whitespace_as_suffix = true differs"),
-    "sentinel": (model_of([*PIECES, ("<extra_id_7>", 0.0, 4)]), "'<extra_id_7>' is a piece; say extra_ids = 0"),
+    "sentinel": (model_of([*PIECES, ("<extra_id_7>", 0.0, 4)]), "'<extra_id_7>' is a piece; set extra_ids = 0"),
     "table cut": (model_of(PIECES, normalizer=[(2, charsmap()[:99])]), "a table of normalizations of 4096 bytes"),
     "table empty": (model_of(PIECES, normalizer=[(2, bytes(4))]), "a table of normalizations of 0 bytes"),
     "table outside": (model_of(PIECES, normalizer=[(2, charsmap(children=9_999))]), "that leads out of itself"),

@@ -108,7 +108,7 @@ def test_answers_and_entities_are_found_after_the_changes(tmp_path):
     changed = [ours.changed(0, epoch).values for epoch in range(40)]
     assert len({values["text"] for values in changed}) > 10
     for values in changed:
-        assert (values["subject"].of(values["text"]), values["object"].of(values["text"])) == ("film", "Ulm")
+        assert (values["subject"].text_in(values["text"]), values["object"].text_in(values["text"])) == ("film", "Ulm")
         assert (values["subject"].type, values["object"].type, values["label"]) == ("WORK", "PLACE", "made in")
 
 
@@ -118,10 +118,10 @@ def test_a_mask_needs_a_tokenizer_with_a_mask_token():
     with pytest.raises(ConfigError, match=r"augment.text.mask = 0.1 needs a tokenizer with a mask token.*delete"):
         augmented("text-classification", {"mask": 0.1}, plain)
     plain.add_special_tokens(["<mask>"])
-    assert texts.mask_token(plain) == "<mask>"
+    assert texts.find_mask_token(plain) == "<mask>"
     plain.normalizer = normalizers.Lowercase()
     plain.add_special_tokens(["[MASK]"])
-    assert texts.mask_token(plain) == "[MASK]"
+    assert texts.find_mask_token(plain) == "[MASK]"
     assert isinstance(augmented("text-classification", {"mask": 0.1}, plain), Augmented)
 
 

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 import models
 from data import MicroBatching, TextExamples, evaluation_batches
 from data.batch import IGNORE_INDEX
-from data.causal_lm import LanguageModelRecord, encode_language, encode_prompts
+from data.causal_lm import LanguageModelRecord, encode_texts_for_lm, encode_prompts
 from engine import config as configs
 from engine import evaluate, predict
 from engine.config import Config, GenerateSettings
@@ -61,7 +61,7 @@ def theirs(model: models.TaskModel, folder: Path, ids: list[int]) -> torch.Tenso
 def test_p02_loss_is_plain_cross_entropy_for_any_batches(by_bytes, tmp_path, logits_of, join):
     """The oracle reads one text after another, with the logits of a whole text at once."""
     model = tiny_gpt2(tmp_path, seed=3)
-    examples = encode_language(rows_of(TEXTS), by_bytes, max_length=64, concatenate=join)
+    examples = encode_texts_for_lm(rows_of(TEXTS), by_bytes, max_length=64, concatenate=join)
     loss_sum, hits, tokens = 0.0, 0, 0
     ends = examples.offsets.tolist()
     for begin, end in itertools.pairwise(ends):
@@ -210,7 +210,7 @@ def test_generation_settings_come_from_recipe_and_config(tmp_path):
 
 def test_samples_show_texts_and_their_continuations(prompted, by_bytes):
     model, _ = prompted
-    examples = encode_language(rows_of(["床前明月光", "very good"]), by_bytes, max_length=64)
+    examples = encode_texts_for_lm(rows_of(["床前明月光", "very good"]), by_bytes, max_length=64)
     shown = LM.show_generations(model, examples, GenerateSettings(max_new_tokens=3), 3).splitlines()
     assert [line.split(":")[0] for line in shown] == ["  sample 1", "  sample 2"]
     assert f"{END}ver' -> '" in shown[1].replace('"', "'")
