@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from data import Row, sample_rows, split_rows
 from data.errors import DataError
-from engine.config import ConfigError, choose_from
+from engine.config import ConfigError, choose_from, shipped_recipes
 from engine.tasks.causal_lm import CAUSAL_LM
 from engine.tasks.dialogue import DIALOGUE
 from engine.tasks.image_classification import IMAGE_CLASSIFICATION
@@ -62,6 +63,7 @@ def read_training_data(
     """
     data = settings.data
     names = [name for name in (data.train, data.validation, data.test) if name]
+    _for_each(names, _check_prepared)
     rows = _for_each(names, lambda name: task.read(name, settings, True))
     labels = task.find_labels(data.train, rows[data.train], settings)
     _for_each(names, lambda name: task.check_labels(name, rows[name], settings, labels))
@@ -74,6 +76,14 @@ def read_training_data(
         )
     train_rows = sample_rows(train_rows, data.max_train_examples, seed)
     return train_rows, validation_rows, rows.get(data.test, []), labels
+
+
+def _check_prepared(name: str) -> None:
+    """Raise DataError for a file of a shipped recipe that the user has to prepare first."""
+    path = Path(name)
+    folder, recipe = [*path.parts, "", ""][:2]
+    if folder == "datasets" and recipe in shipped_recipes() and not path.exists():
+        raise DataError(f"{name}: no such file; `python -m benchmarks.prepare {recipe}` writes it")
 
 
 def _for_each(names: Sequence[str], function: Callable[[str], T]) -> dict[str, T]:

@@ -314,6 +314,14 @@ def test_mistake_is_answered_in_one_message(bench, make, named, monkeypatch, cap
     assert tree(bench.folder) == before
 
 
+def test_recipe_without_its_data_names_the_command_that_prepares_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, _, stderr = outcome(["capitals"], monkeypatch, capsys)
+    assert code == 2
+    missing = "datasets/capitals/names.jsonl: no such file; `python -m benchmarks.prepare capitals` writes it"
+    assert stderr == f"error: {missing}\n"
+
+
 def test_mistake_ends_the_command_without_a_traceback(bench):
     """As a process of its own, which prints nothing else either."""
     done = run_module("engine.train", *unknown_label_in_validation(bench), cwd=bench.folder)
