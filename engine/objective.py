@@ -1,8 +1,8 @@
-"""What training minimises: the loss of the head, or a loss of one's own, R-Drop, a teacher's logits, FGM.
+"""The training objective: the loss of the head or a plugin's loss, with R-Drop, distillation and FGM.
 
-All of it happens inside one forward, so the loop, DDP and mixed precision see one model. All of it is a sum over the
-targets of a micro-batch, like the loss of a head. So with dropout 0, micro-batches and ranks change nothing. The loss
-in the log is this one; evaluation reports the loss of the head.
+Everything happens inside one forward, so that the loop, DDP and mixed precision see one model. The objective is a sum
+over the targets of a micro-batch, like the loss of a head. With dropout 0 it is therefore independent of the sizes of
+micro-batches and the number of ranks. The log has this loss; evaluation reports the loss of the head.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from models.ops.packing import Packing
 # name -> loss(logits, batch): a scalar, the sum of the losses of all targets of a micro-batch, which may be empty.
 # logits: in the shape of the head (models/heads.py). Plugins add theirs; train.loss names one.
 LOSSES: dict[str, Callable[[Tensor, Batch], Tensor]] = {}
-SCALE = 1024.0  # of the loss whose gradient is the direction of FGM: fp16 would lose small gradients
+FGM_LOSS_SCALE = 1024.0  # in fp16 small gradients would underflow; the direction of FGM does not depend on it
 
 
 def training_objective(
     model: TaskModel, settings: RegularizeSettings, teacher: Tensor | None, loss: str = ""
 ) -> nn.Module:
-    """Return what the loop calls: the model itself where its head's loss is all, else an Objective around it.
+    """Return the module that the loop calls: the model itself if its head's loss is all, else an Objective around it.
 
-    teacher: (N, C) fp32 logits of the training examples, by their place in the training set (data/teacher.py).
+    teacher: (N, C) fp32 logits of the training examples, in the order of the training set (data/teacher.py).
     loss: a key of LOSSES; "" is the head's own loss.
-    Raises ConfigError for a setting that this model cannot follow, or that would have no effect on it.
+    Raises ConfigError for a setting that this model does not support, or that would have no effect on it.
     """
     if loss and loss not in LOSSES:
         known = choose_from(loss, LOSSES) if LOSSES else "there is none; run.plugins names a file that defines LOSSES"
@@ -50,8 +50,8 @@ def training_objective(
 def named_parameters(objective: nn.Module, model: TaskModel) -> dict[str, nn.Parameter]:
     """Return {name: parameter}: the model's under their own names, then the objective's others as "objective.NAME".
 
-    Everything that is optimised, clipped, saved and resumed comes from here, so a module of one's own beside the model
-    needs only to be a submodule of the objective.
+    All that is optimised, clipped, saved and resumed comes from here. A user's module beside the model only has to be a
+    submodule of the objective.
     """
     named = dict(model.named_parameters())
     own = set(named.values())
@@ -115,8 +115,8 @@ class Objective(nn.Module):
 
         R = (L1 + L2) / 2 + r_drop_weight (KL(p1 || p2) + KL(p2 || p1)) / 2
 
-    (Liang et al. 2021, "R-Drop"). With fgm_epsilon, x are the embeddings of a sequence's words before any other
-    operation, and g is the gradient of R (or of L) with respect to x, taken as a constant. The loss is
+    (Liang et al. 2021, "R-Drop"). With fgm_epsilon, x are the token embeddings of a sequence before any other operation.
+    g is the gradient of R (or of L) with respect to x, treated as a constant. The loss is
 
         R(x) + R(x + fgm_epsilon g / |g|), |g| the L2 norm over the whole sequence
 
@@ -148,34 +148,34 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> Output:
         """Return the objective of a micro-batch, summed over its targets, and the logits of the first pass."""
         if not self.settings.fgm_epsilon:
-            return self._passes(batch)
+            return self._forward_r_drop(batch)
         embedding = self.model.embedding
         if embedding is None:
             raise TypeError("regularize.fgm_epsilon needs a model that reads words")
-        # The gradient with respect to something added to the embeddings, since a frozen embedding has none.
+        # The gradient with respect to zeros that are added to the embeddings, since frozen embeddings have none.
         zeros = embedding.weight.new_zeros(sum(batch.lengths), embedding.embedding_dim, requires_grad=True)
         with perturbed(embedding, batch.input_ids, zeros):
-            clean = self._passes(batch)
+            clean = self._forward_r_drop(batch)
         with torch.autocast(zeros.device.type, enabled=False):  # a backward runs in the precision of its forward
-            (gradient,) = torch.autograd.grad(SCALE * clean.loss_sum, zeros, retain_graph=True)
+            (gradient,) = torch.autograd.grad(FGM_LOSS_SCALE * clean.loss_sum, zeros, retain_graph=True)
         direction = unit_norm_per_sequence(gradient, Packing(batch.lengths, batch.cu_seqlens))
         with perturbed(embedding, batch.input_ids, self.settings.fgm_epsilon * direction):
-            adversarial = self._passes(batch)
+            adversarial = self._forward_r_drop(batch)
         return Output(clean.loss_sum + adversarial.loss_sum, clean.logits)
 
-    def _passes(self, batch: Batch) -> Output:
+    def _forward_r_drop(self, batch: Batch) -> Output:
         """Return R, or L without R-Drop."""
-        first = self._pass(batch)
+        first = self._forward_once(batch)
         if not self.settings.r_drop_weight:
             return first
-        second = self._pass(batch)
+        second = self._forward_once(batch)
         p, q = (self.head.log_probabilities(out.logits, batch) for out in (first, second))
         divergence = ((p.exp() - q.exp()) * (p - q)).sum() / 2
         if self.head.divergence_scale != 1.0:
             divergence = divergence * self.head.divergence_scale
         return Output((first.loss_sum + second.loss_sum) / 2 + self.settings.r_drop_weight * divergence, first.logits)
 
-    def _pass(self, batch: Batch) -> Output:
+    def _forward_once(self, batch: Batch) -> Output:
         """Return L."""
         out: Output = self.model(batch)
         if self.loss is not None:
@@ -192,7 +192,7 @@ class Objective(nn.Module):
 
 @contextmanager
 def perturbed(embedding: nn.Embedding, ids: Tensor | None, perturbation: Tensor) -> Iterator[None]:
-    """Add `perturbation`, (T, D), to the embeddings of `ids`, (T,), inside the block; of that tensor, no other ids."""
+    """Add `perturbation`, (T, D), to the embeddings of the tensor `ids`, (T,), inside the block."""
     handle = embedding.register_forward_hook(
         lambda module, inputs, output: output + perturbation if inputs[0] is ids else output
     )
@@ -203,9 +203,9 @@ def perturbed(embedding: nn.Embedding, ids: Tensor | None, perturbation: Tensor)
 
 
 def unit_norm_per_sequence(gradient: Tensor, packing: Packing) -> Tensor:
-    """Return (T, D) with the part of each sequence scaled to L2 norm 1; 0 where its norm is 0 or not finite.
+    """Return (T, D) with the rows of each sequence scaled to L2 norm 1 together; 0 if their norm is 0 or not finite.
 
-    Squared in fp64, where the smallest gradients do not vanish.
+    The squares are in fp64, in which the smallest gradients do not underflow.
     """
     squares = gradient.double().square().sum(-1)
     count = len(packing.lengths)

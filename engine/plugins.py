@@ -1,4 +1,4 @@
-"""Parts of a researcher's own: tables in his own Python files, added to the engine's tables for this process.
+"""Plugins: tables in the user's own Python files, added to the engine's tables for this process.
 
 A plugin is a Python file (or an importable module) that defines one or more of these dictionaries:
 
@@ -10,9 +10,9 @@ A plugin is a Python file (or an importable module) that defines one or more of 
     OPTIMIZERS     {name: function(parameter groups, [optim]) -> torch.optim.Optimizer}
     SCHEDULES      {name: function(step, total steps, [optim]) -> factor of optim.lr after the warm-up}
 
-and is named by whoever runs a command: `--run.plugins my_parts.py`, or `plugins` under [run] of a recipe. Loading a
-checkpoint never imports anything by itself: its recipe says which plugins it was trained with, state.json their
-checksums, and the user names them again.
+The user names it with `--run.plugins my_parts.py`, or as `plugins` under [run] of a recipe. Loading a checkpoint never
+imports a plugin by itself: its recipe has the names of its plugins and state.json their checksums, and the user names
+them again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from models.heads import Head
 
 Metric = Callable[[Tensor, Sequence[str]], float]
 
-# Name of a plugin's table -> the engine's own, and what a value must be.
+# {name of a plugin's table: (the engine's table, what its values must be)}
 TABLES: dict[str, tuple[dict[str, Any], str]] = {
     "ARCHITECTURES": (models.ARCHITECTURES, "an Architecture"),
     "HEADS": (models.HEADS, "a subclass of models.heads.Head"),
@@ -52,12 +52,12 @@ TABLES: dict[str, tuple[dict[str, Any], str]] = {
 METRICS = "METRICS"
 
 
-_undo: list[tuple[dict[str, Any], str, Any]] = []  # (table, name, what stood there before or None), oldest first
+_undo: list[tuple[dict[str, Any], str, Any]] = []  # (table, name, previous value or None), oldest first
 _checksums: dict[str, str] = {}  # of the plugins that are loaded
 
 
 def load_plugins(plugins: Sequence[str]) -> None:
-    """Add the tables of these plugins to the engine's, in the place of those that an earlier call added.
+    """Add the tables of these plugins to the engine's, after removing those that an earlier call added.
 
     plugins: paths of Python files, or dotted names of importable modules. Raises ConfigError for a plugin that cannot
     be imported, defines no table, or has an entry of the wrong kind or under a name that is taken.
@@ -74,7 +74,7 @@ def load_plugins(plugins: Sequence[str]) -> None:
 
 
 def _unload() -> None:
-    """Put every table back as it was before the first plugin."""
+    """Restore every table as it was before the first plugin."""
     while _undo:
         table, name, before = _undo.pop()
         if before is None:
@@ -90,7 +90,7 @@ def _put(table: dict[str, Any], name: str, value: Any) -> None:
 
 
 def check_named(plugins: Sequence[str], trained_with: Sequence[str], folder: Path) -> None:
-    """Raise ConfigError unless the user has named the plugins that the checkpoint in `folder` was trained with."""
+    """Raise ConfigError if the checkpoint in `folder` was trained with plugins and the user names none."""
     if trained_with and not plugins:
         raise ConfigError(
             f"{folder} was trained with parts of your own; loading a checkpoint imports nothing by itself: "
@@ -147,7 +147,7 @@ def _import(plugin: str) -> ModuleType:
             return importlib.reload(module) if plugin in sys.modules else module
         folder = str(path.resolve().parent)
         if folder not in sys.path:
-            sys.path.append(folder)  # at the end: modules beside the file are found, and hide none of ours
+            sys.path.append(folder)  # at the end, so that modules beside the file hide none of the engine's
         name = f"engine_plugin_{path.stem}"
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
@@ -160,7 +160,7 @@ def _import(plugin: str) -> ModuleType:
         raise
     except SyntaxError as error:
         raise ConfigError(f"run.plugins: {error.filename}:{error.lineno}: {error.msg}") from None
-    except Exception as error:  # code of the user's own fails with errors of every kind
+    except Exception as error:  # the user's own code may raise any error
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
         line = f":{lines[-1]}" if lines else ""
