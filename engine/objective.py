@@ -115,8 +115,8 @@ class Objective(nn.Module):
 
         R = (L1 + L2) / 2 + r_drop_weight (KL(p1 || p2) + KL(p2 || p1)) / 2
 
-    (Liang et al. 2021, "R-Drop"). With fgm_epsilon, x are the token embeddings of a sequence before any other operation.
-    g is the gradient of R (or of L) with respect to x, treated as a constant. The loss is
+    (Liang et al. 2021, "R-Drop"). With fgm_epsilon, x are the token embeddings of a sequence before any other
+    operation. g is the gradient of R (or of L) with respect to x, treated as a constant. The loss is
 
         R(x) + R(x + fgm_epsilon g / |g|), |g| the L2 norm over the whole sequence
 
