@@ -69,8 +69,8 @@ def largest_micro_batches(
 ) -> MicroBatching:
     """Return `limits` with the largest number of tokens that fits, or 0 (no limit) if the longest step fits at once.
 
-    1. Estimate a first limit from the gradients, the states of the optimizer and the tensors that autograd keeps of a
-       forward, whose size grows with the tokens.
+    1. Estimate a first limit. The gradients and the states of the optimizer need a fixed memory; what autograd keeps of
+       a forward grows with the tokens.
     2. Try forward and backward on the longest examples within the limit; halve the limit until they fit.
     3. Take the smallest limit of all ranks.
 

@@ -144,8 +144,8 @@ def depths(names: Iterable[str]) -> dict[str, int]:
 def count_steps(train: TrainSettings, epoch_steps: int) -> int:
     """Return the optimizer steps of a run: train.max_steps, or those of train.epochs, rounded up.
 
-    A product that differs from an integer only by rounding error is that integer: 1.1 epochs of 50 steps are 55 steps,
-    although 1.1 * 50 > 55 in floating point.
+    A product that differs from an integer only by rounding error is that integer. For example, 1.1 epochs of 50 steps
+    are 55 steps, although 1.1 * 50 > 55 in floating point.
     Raises ConfigError for more than 2^53 steps.
     """
     setting, value = ("max_steps", train.max_steps) if train.max_steps else ("epochs", train.epochs)

@@ -60,7 +60,7 @@ def load_plugins(plugins: Sequence[str]) -> None:
     """Add the tables of these plugins to the engine's, after removing those that an earlier call added.
 
     plugins: paths of Python files, or dotted names of importable modules. Raises ConfigError for a plugin that cannot
-    be imported, defines no table, or has an entry of the wrong kind or under a name that is taken.
+    be imported or defines no table, and for an entry of the wrong kind or under a used name.
     """
     _unload()
     try:

@@ -1,7 +1,7 @@
 """Metrics of text classification, from a confusion matrix.
 
 A quotient with denominator 0 is 0, as with scikit-learn's zero_division=0. A macro average is over the classes that
-occur, as a label or as a prediction, so that a file that lacks a class of the model can still reach 1.
+occur, as a label or as a prediction. A file that lacks a class of the model can therefore still reach 1.
 """
 
 from __future__ import annotations
