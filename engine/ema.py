@@ -13,8 +13,8 @@ class Ema:
     """average = d * average + (1 - d) * weights after every step of the optimizer (Polyak & Juditsky 1992).
 
     d = min(decay, (1 + step) / (10 + step)) rises with the steps, so that the first weights soon lose their influence.
-    TensorFlow's ExponentialMovingAverage does the same with num_updates. The averages are in the optimizer's state, under
-    "average", and so in every checkpoint to resume from. With decay 0 there is no average.
+    TensorFlow's ExponentialMovingAverage does the same with num_updates. The averages are in the optimizer's state,
+    under "average", and so in every checkpoint to resume from. With decay 0 there is no average.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, decay: float):
