@@ -23,8 +23,8 @@ NOISE = 0.03  # relative difference of medians below which nothing is reported, 
 Rates = dict[tuple[str, str], list[float]]  # {(workload, variant): one number per run}
 
 
-def normalised(content: dict[str, Any]) -> Rates:
-    """Return examples per TFLOP of the reference product, for every run."""
+def normalise_rates(content: dict[str, Any]) -> Rates:
+    """Return the examples per TFLOP of the reference product of every run."""
     return {
         (row["work"], row["variant"]): [
             run["samples_per_second"] / run["gemm_flops_per_second"] * 1e12 for run in row["runs"]
@@ -33,7 +33,7 @@ def normalised(content: dict[str, Any]) -> Rates:
     }
 
 
-def memory(content: dict[str, Any]) -> Rates:
+def peak_memory(content: dict[str, Any]) -> Rates:
     """Return the peak memory of every run, in MB."""
     return {
         (row["work"], row["variant"]): [float(run["peak_memory_mb"]) for run in row["runs"]]
@@ -50,9 +50,9 @@ def verdict(a: Sequence[float], b: Sequence[float], words: tuple[str, str]) -> s
 
 
 def compare(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """Return a line per case; a case that only one record has is named as such."""
-    rates, others = normalised(a), normalised(b)
-    sizes, other_sizes = memory(a), memory(b)
+    """Return a line per case; it says so where only one record has the case."""
+    rates, others = normalise_rates(a), normalise_rates(b)
+    sizes, other_sizes = peak_memory(a), peak_memory(b)
     if not rates.keys() & others.keys():
         return ["the two records have no case in common"]
     lines = []
@@ -62,9 +62,9 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
             lines.append(f"{name}: only in {'A' if key in rates else 'B'}")
             continue
         speed = verdict(rates[key], others[key], ("slower", "faster"))
-        memory_ = verdict(sizes[key], other_sizes[key], ("less memory", "more memory"))
+        memory = verdict(sizes[key], other_sizes[key], ("less memory", "more memory"))
         counts = f"{len(rates[key])} and {len(others[key])} runs"
-        lines.append(f"{name}: rate {speed}, peak memory {memory_} ({counts})")
+        lines.append(f"{name}: rate {speed}, peak memory {memory} ({counts})")
     return lines
 
 
@@ -89,7 +89,7 @@ def plot(records: Sequence[dict[str, Any]], path: Path) -> None:
     for position, content in enumerate(records):
         machine = content["machine"]
         where = ", ".join(machine["gpus"]) or machine["cpu"]
-        for key, rates in normalised(content).items():
+        for key, rates in normalise_rates(content).items():
             series.setdefault(f"{' '.join(key)} ({where})", []).append((position, rates))
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
@@ -106,6 +106,7 @@ def plot(records: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
+    """Print the comparison, or plot the records; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

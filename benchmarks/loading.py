@@ -84,7 +84,7 @@ def format_spread(values: list[float]) -> str:
 
 
 def time_loading(shape: str, runs: int) -> list[dict[str, Any]]:
-    """Print a table and return its rows for record.write."""
+    """Time the loading of a shape; print the table and return its rows for record.write."""
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / shape
         head, auto = HEADS.get(shape, (None, "AutoModel"))
@@ -114,6 +114,7 @@ def time_loading(shape: str, runs: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
+    """Time the shapes and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5, help="timed rounds")
     parser.add_argument("--shapes", default="bert-base,gpt2-lm", help=f"comma-separated, from {', '.join(SHAPES)}")

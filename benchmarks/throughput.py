@@ -53,7 +53,7 @@ CAN_COMPILE = COMPILE in configs.all_settings(configs.Config())
 
 
 class FailedError(Exception):
-    """A run failed; the message is the last line of its output."""
+    """A failed run; the message is the last line of its output."""
 
 
 @dataclass(frozen=True)

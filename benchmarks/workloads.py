@@ -3,10 +3,13 @@
     arguments = prepare("minilm-short", Path("/some/folder"))      # python -m engine.train *arguments --run.folder=...
     python -m benchmarks.workloads minilm-short /some/folder       # the same in a new process; prints the arguments
 
-The folder of a workload has train.jsonl, validation.jsonl (with images/ where the task reads images), recipe.toml and
-model/, a checkpoint with head and tokenizer in the hub's format. Texts are those of data/samples, joined to the lengths
-of the workload. Images are enlarged ones of data/samples. All weights but MiniLM's are random, which does not
-change the speed.
+The folder of a workload has
+- train.jsonl and validation.jsonl, with images/ where the task reads images;
+- recipe.toml;
+- model/, a checkpoint with head and tokenizer in the hub's format.
+
+The texts are those of data/samples, joined to the lengths of the workload. The images are enlarged images of
+data/samples. All weights but MiniLM's are random, which does not change the speed.
 """
 
 from __future__ import annotations
@@ -58,10 +61,10 @@ class Workload:
     task: str
     config: dict[str, Any]  # config.json; {}: MiniLM with its weights
     max_length: int = 0
-    words: tuple[float, float] = (0.0, 0.0)  # per text; (0, 0): one sentence
+    words: tuple[float, float] = (0.0, 0.0)  # length of a text in words; (0, 0): one sentence
     target_words: tuple[float, float] = (0.0, 0.0)
     max_target_length: int = 0
-    pool: int = 2048  # examples
+    pool: int = 2048  # number of training examples
     global_batch_size: int = 16
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -179,7 +182,7 @@ def _write_model(workload: Workload, folder: Path, labels: list[str], texts: lis
 
 
 def _rows(workload: Workload, home: Path) -> Iterator[dict[str, Any]]:
-    """Yield the same rows in every call: endless, but for sentences and images, which end with the sample."""
+    """Yield the same rows in every call, without end; sentences and images end with the sample."""
     rng = random.Random(0)
     if workload.task == "image-classification":
         yield from _images(home / "images", workload.config["image_size"], workload.pool + 16)
@@ -214,12 +217,12 @@ def _join(reviews: list[dict[str, Any]], words: tuple[float, float], rng: random
 def _dialogues(workload: Workload, rng: random.Random) -> Iterator[dict[str, Any]]:
     """Yield conversations of one topic, joined to one of a random length."""
     rows = [row.values for row in read_rows(f"{SAMPLES}/dialogue/dialogues.jsonl", ["messages", "topic"])]
-    of_topic: dict[str, list[list[str]]] = {}
+    by_topic: dict[str, list[list[str]]] = {}
     for row in rows:
-        of_topic.setdefault(row["topic"], []).append(row["messages"])
+        by_topic.setdefault(row["topic"], []).append(row["messages"])
     while True:
         length, messages = 6 * _sample_length(workload.words, rng), list[str]()  # bytes, since Chinese has no spaces
-        topic = of_topic[rng.choice(rows)["topic"]]
+        topic = by_topic[rng.choice(rows)["topic"]]
         while len("".join(messages).encode()) < length:
             messages += rng.choice(topic)
         yield {"messages": messages}

@@ -2,14 +2,14 @@
 
     python -m benchmarks.peers [WORKLOAD ...] [--peers hf,hf-grouped,...] [--runs 5] [--steps N] [--check] [--shrink]
 
-All sides have the same files, initial weights, batch size, number of optimizer steps, AdamW, gradient clipping, linear
-schedule and dropout, in fp32 on the CPU. Each run is a separate process; the sides alternate. Before anything is timed,
-each side takes one step on the same examples without dropout. Its loss and gradient norm must equal ours; --check stops
-there. In the timed runs each side has its own order of the examples, with the seed of the round.
+All sides have the same files, initial weights, batch size, number of optimizer steps, AdamW, gradient clipping and
+dropout, and a linear schedule, in fp32 on the CPU. Each run is a separate process; the sides alternate. Before the
+timed runs, each side takes one step on the same examples without dropout. Its loss and gradient norm must equal ours;
+--check stops there. In the timed runs each side has its own order of the examples, with the seed of the round.
 
 Printed for each workload, as median (minimum - maximum):
-- samples/s of the training loop without its first fifth of steps. The sides read examples of different lengths, so this
-  is non-pad tokens per second over the mean number of tokens per example in the whole pool. Images are counted as such.
+- samples/s of the training loop without its first fifth of steps. The sides read examples of different lengths. So this
+  is non-pad tokens per second over the mean number of tokens per example in the pool. Images are counted directly.
 - the peak memory of the process, and the seconds from its start to the end of the first optimizer step.
 - the ratios of the two runs of each round. They are "not resolved" if 1 lies between their minimum and maximum.
 
@@ -64,7 +64,7 @@ PACKAGES = {  # the package of each peer
     "nanogpt": "transformers",
     "timm": "timm",
 }
-SAME_LOSS, SAME_NORM = 1e-4, 1e-3  # relative; another order of summation in fp32 causes 1e-6
+SAME_LOSS, SAME_NORM = 1e-4, 1e-3  # relative tolerances; another order of summation in fp32 causes 1e-6
 
 
 def suits(peer: str, workload: str) -> bool:

@@ -41,14 +41,14 @@ def end_token_id(tokenizer: Any) -> int:
     return int(tokenizer.convert_tokens_to_ids(_first_known(tokenizer, END_TOKENS)))
 
 
-def label_numbers(job: Job) -> dict[str, int]:
+def read_label_ids(job: Job) -> dict[str, int]:
     """Return {label: class index} of config.json."""
     return dict(json.loads((Path(job["model"]) / "config.json").read_text(encoding="utf-8"))["label2id"])
 
 
 def encode_text_classification(rows: Rows, tokenizer: Any, job: Job) -> Features:
     """Return input_ids, token_type_ids and the class index of every row."""
-    numbers = label_numbers(job)
+    numbers = read_label_ids(job)
     texts = tokenizer([row[job["text_column"]] for row in rows], truncation=True, max_length=job["max_length"])
     types = texts.get("token_type_ids", [[0] * len(ids) for ids in texts["input_ids"]])
     return [
@@ -113,7 +113,7 @@ class ImageFeatures:
     """Image files with their class indices; `prepare` turns a PIL image into a tensor on every access, as ours does."""
 
     def __init__(self, rows: Rows, job: Job, prepare: Callable[[Any], Any]):
-        numbers, folder = label_numbers(job), Path(job["train"]).parent
+        numbers, folder = read_label_ids(job), Path(job["train"]).parent
         self.items = [(folder / row[job["text_column"]], numbers[row[job["label_column"]]]) for row in rows]
         self.prepare = prepare
 

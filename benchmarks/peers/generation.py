@@ -35,7 +35,7 @@ Texts = list[list[int]]
 Generate = Callable[[int, int], Texts]  # (beams, new tokens) -> the new ids of each prompt, up to the end token
 
 
-def prompts_of(job: dict[str, Any]) -> Texts:
+def read_prompts(job: dict[str, Any]) -> Texts:
     """Return the first examples of the pool: sources, or conversations up to the first reply."""
     features, _ = load_features(job | {"examples": list(range(BATCH))})
     if job["task"] != "dialogue":
@@ -47,8 +47,8 @@ def prompts_of(job: dict[str, Any]) -> Texts:
 def ours(job: dict[str, Any]) -> Generate:
     """Return our generate for the prompts of a job."""
     import models
-    from models.generation.generate import GenerationSettings
-    from models.generation.generate import generate as generate_ours
+    from models import GenerationSettings
+    from models import generate as generate_ours
 
     folder = Path(job["model"])
     model = models.from_pretrained(folder, head="causal-lm" if job["task"] == "dialogue" else "seq2seq-lm")
@@ -110,7 +110,7 @@ def compare_generation(workload: str, runs: int, new_tokens: int, shrink: bool, 
     """Print the comparison and return its rows, {"work": workload and method, "variant": side, "runs": [...]}."""
     bench = Bench(workload, scratch, scratch, 0, shrink)
     job = bench.job(scratch / f"{workload}-generation") | {"new_tokens": new_tokens}
-    job["prompts"] = prompts_of(job)
+    job["prompts"] = read_prompts(job)
     path = scratch / f"{workload}-generation.job"
     path.write_text(json.dumps(job))
     rates: dict[str, dict[str, list[float]]] = {method: {side: [] for side in SIDES} for method in NUM_BEAMS}

@@ -54,8 +54,8 @@ def rounds(contents: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, list[
         yield workload, peer, speeds, by_figure
 
 
-def cell(values: Sequence[float]) -> str:
-    """Return, for example, "1.53 (1.46 - 1.59)", and whether it is resolved."""
+def format_cell(values: Sequence[float]) -> str:
+    """Return median (minimum - maximum), such as "1.53 (1.46 - 1.59)", with "not resolved" where it applies."""
     text = f"{statistics.median(values):.2f} ({min(values):.2f} - {max(values):.2f})"
     return text if len(values) > 1 and not min(values) <= 1 <= max(values) else f"{text}, not resolved"
 
@@ -69,8 +69,8 @@ def table(contents: Sequence[dict[str, Any]]) -> str:
     for workload, peer, (ours, theirs), found in sorted(rounds(contents), key=lambda row: row[:2]):
         soon = [1 / value for value in found[START]]
         lines.append(
-            f"| `{workload}` | {peer} | {len(soon)} | {ours:.1f}, {theirs:.1f} | {cell(found[SPEED])} | "
-            f"{cell(found[MEMORY])} | {cell(soon)} |"
+            f"| `{workload}` | {peer} | {len(soon)} | {ours:.1f}, {theirs:.1f} | {format_cell(found[SPEED])} | "
+            f"{format_cell(found[MEMORY])} | {format_cell(soon)} |"
         )
     return "\n".join(lines)
 

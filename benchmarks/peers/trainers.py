@@ -1,9 +1,9 @@
 """The trainers of the comparison: ours, and each peer as its users run it. One run is one process.
 
 compare_trainers.py starts these processes. Each function trains on a job (a dict from a JSON file) and never returns.
-After its last step it writes the end times of all steps to job["out"] and ends the process, so that the peak memory of
-the process is that of training. If job["check"] is set, it takes one step without dropout on job["examples"] instead,
-and writes its loss and gradient norm. Imports are inside the functions, so that each side pays for its own only.
+After its last step it writes the end times of all steps to job["out"]. Then it ends the process, whose peak memory is
+that of training. If job["check"] is set, it takes one step without dropout on job["examples"] instead, and writes its
+loss and gradient norm. Imports are inside the functions, so that a process imports only what its side needs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Stopwatch:
         self.tokens.append(tokens)
 
     def counted(self, collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
-        """Return the collator with counting."""
+        """Return a collator that also records the samples and tokens of its batches."""
 
         def collate_and_count(features: list[Any]) -> Any:
             self.count(len(features), sum(num_tokens(feature, self.job["task"]) for feature in features))
@@ -368,7 +368,7 @@ def timm(job: Job) -> None:
 
 def main(side: str, job: str) -> None:
     """Run a side. side: a name in SIDES; job: the JSON file of a job."""
-    # transformers would take a folder ./datasets for the package of that name.
+    # Without this, transformers takes a folder ./datasets for the package of that name.
     sys.modules["datasets"] = None  # type: ignore[assignment]
     SIDES[side](json.loads(Path(job).read_text(encoding="utf-8")))
 

@@ -42,7 +42,7 @@ def read_reviews() -> list[dict[str, str]]:
     return [{"id": f"r{i}", "label": label, "text": text} for i, (text, label) in enumerate(unambiguous, 1)]
 
 
-def vocabulary(texts: list[str]) -> list[str]:
+def build_vocabulary(texts: list[str]) -> list[str]:
     """Return the characters, most frequent first; ASCII letters and digits also as "##" continuations."""
     counts = Counter(character for text in texts for character in text.lower() if not character.isspace())
     characters = [character for character, count in counts.most_common() if count >= MIN_COUNT]
@@ -58,7 +58,7 @@ def prepare(folder: Path) -> None:
     for name, split in splits.items():
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in split)
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    vocab = vocabulary([row["text"] for row in splits["train"]])
+    vocab = build_vocabulary([row["text"] for row in splits["train"]])
     (folder / "model").mkdir(exist_ok=True)
     (folder / "model" / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
     (folder / "model" / "config.json").write_text(json.dumps(SMALL_BERT | {"vocab_size": len(vocab)}, indent=2) + "\n")

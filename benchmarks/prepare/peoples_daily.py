@@ -35,7 +35,7 @@ def read_corpus() -> list[list[Word]]:
     return [[tuple(word.rsplit("/", 1)) for word in line.split()] for line in lines if line.strip()]
 
 
-def sentences(paragraph: list[Word]) -> Iterator[list[Word]]:
+def split_sentences(paragraph: list[Word]) -> Iterator[list[Word]]:
     """Split after full stops, question and exclamation marks, and the closing quotes or brackets behind them."""
     sentence: list[Word] = []
     for word, tag in paragraph:
@@ -47,7 +47,7 @@ def sentences(paragraph: list[Word]) -> Iterator[list[Word]]:
         yield sentence
 
 
-def as_row(name: str, sentence: list[Word]) -> dict[str, Any]:
+def make_row(name: str, sentence: list[Word]) -> dict[str, Any]:
     """Return the text and its entities. A one-character surname and the given name after it become one entity."""
     spans: list[dict[str, Any]] = []
     start, surname = 0, False
@@ -85,7 +85,7 @@ def prepare(folder: Path) -> None:
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     for i, paragraph in enumerate(paragraphs):
         split = "train" if i < num_train else "validation"
-        rows[split] += [as_row(f"{i + 1}.{j + 1}", sentence) for j, sentence in enumerate(sentences(paragraph))]
+        rows[split] += [make_row(f"{i + 1}.{j + 1}", sentence) for j, sentence in enumerate(split_sentences(paragraph))]
     for name, split_rows in rows.items():
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in split_rows)
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -11,7 +11,7 @@ import pytest
 from support.runs import run_module
 
 from benchmarks.peers import compare_trainers as peers
-from benchmarks.peers.features import ENCODERS, IGNORE_INDEX, label_numbers, load_tokenizer, num_tokens
+from benchmarks.peers.features import ENCODERS, IGNORE_INDEX, load_tokenizer, num_tokens, read_label_ids
 from benchmarks.peers.generation import NUM_BEAMS
 from benchmarks.peers.generation import WORKLOADS as GENERATORS
 from benchmarks.peers.trainers import SIDES, Stopwatch, spread_over_epoch
@@ -195,7 +195,7 @@ def test_features_are_our_examples_token_by_token(workload, files, tmp_path):
     recipe = read_recipe(prepare(workload, files, shrink=True)[0])
     task = TASKS[job["task"]]
     settings = task_settings(recipe, task)
-    labels = list(label_numbers(job)) if workload == "minilm-short" else []
+    labels = list(read_label_ids(job)) if workload == "minilm-short" else []
     ours = task.encode(task.read(str(file), settings, True), task.load_processor(folder), settings, labels, True)
     theirs = ENCODERS[job["task"]](rows, load_tokenizer(folder), job)
     assert len(ours) == len(theirs) > 40

