@@ -314,7 +314,7 @@ def test_mistake_is_answered_in_one_message(bench, make, named, monkeypatch, cap
     assert tree(bench.folder) == before
 
 
-def test_recipe_without_its_data_names_the_command_that_prepares_it(tmp_path, monkeypatch, capsys):
+def test_recipe_without_data_names_its_prepare_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     code, _, stderr = outcome(["capitals"], monkeypatch, capsys)
     assert code == 2
