@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.checkpoints.tensor_files import JsonObject, TensorFiles, read_json
+from models.checkpoints.weights import saved_tensors
 from models.errors import ModelError
 from models.lora import LoraLinear, lora_layers
 from models.task_model import TaskModel
@@ -112,9 +113,9 @@ def _adapter_tensors(model: TaskModel) -> dict[str, Tensor]:
         key = _peft_name(model, f"{name}.weight").removesuffix(".weight")
         tensors |= {f"{key}.lora_A.weight": layer.lora_a, f"{key}.lora_B.weight": layer.lora_b}
     if model.head is not None:
-        for name, parameter in model.head.named_parameters():
-            if parameter.requires_grad:
-                tensors[_peft_name(model, f"head.{name}")] = parameter
+        for name, tensor in saved_tensors(model.head).items():
+            if tensor.requires_grad or not isinstance(tensor, nn.Parameter):  # a buffer changes without a gradient
+                tensors[_peft_name(model, f"head.{name}")] = tensor
     return tensors
 
 

@@ -142,8 +142,8 @@ class GPT2Model(nn.Module):
     def init_weights(self, generator: torch.Generator, modules: Iterable[nn.Module] = ()) -> None:
         """Draw weights from Normal(0, initializer_range), set biases to 0 and LayerNorms to identity.
 
-        It initialises the whole model, or only `modules`. Matrices whose product is added to the residual stream are
-        scaled by 1 / sqrt(2 layers), so that it does not grow with depth (Radford et al. 2019, 2.3).
+        It initialises the whole model, or only `modules`. The residual stream should not grow with depth, so the
+        matrices whose products are added to it are scaled by 1 / sqrt(2 layers) (Radford et al. 2019, 2.3).
         """
         std, depth = self.config.initializer_range, self.config.num_hidden_layers
         for module in modules or [self]:

@@ -351,8 +351,8 @@ def classification_loss(logits: Tensor, labels: Tensor | None, shape: HeadShape,
 
     - Single labels are classes, or soft labels: (B, C) floats, the share of each class, as mixup and cutmix make them.
     - Label smoothing (Szegedy et al. 2016) and class weights are applied in training only.
-    - A class weight multiplies the loss of its class. Unlike in torch's mean, the loop divides by the number of targets
-      and not by the sum of their weights, so the loss of a step does not depend on its micro-batches.
+    - A class weight multiplies the loss of its class. The loop divides by the number of targets; torch's mean divides
+      by the sum of their weights. So here the loss of a step does not depend on its micro-batches.
 
     Raises ModelError for labels whose shape is not that of the logits, and for integer labels of a regression.
     """

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.checkpoints.weights import saved_tensors
 from models.errors import ModelError
 from models.task_model import TaskModel
 
@@ -94,10 +95,10 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
 
 
-def merged_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, value) of every parameter of the model without LoRA, the updates added to the weights."""
+def merged_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, value) of all that is saved of the model without LoRA, the updates added to the weights."""
     layers = lora_layers(model)
-    for name, parameter in model.named_parameters():
+    for name, parameter in saved_tensors(model).items():
         owner, _, last = name.rpartition(".")
         if owner not in layers or last == "bias":
             yield name, parameter.detach()

@@ -22,7 +22,7 @@ from models.checkpoints.tensor_files import JsonObject, TensorFiles, open_checkp
 from models.checkpoints.uninitialised import Uninitialised, size_limits
 from models.errors import ModelError
 from models.heads import HEADS, Head, HeadShape
-from models.lora import merged_parameters
+from models.lora import merged_tensors
 from models.model_options import ModelOptions
 from models.task_model import ModelSpec, TaskModel
 
@@ -96,6 +96,8 @@ def from_pretrained(
             and model_options.is_head_in_file(raw, architecture, head, files)
         )
         model = _build(architecture, config, raw, options, head_class, head_in_file, files, folder)
+        for name in weights.saved_tensors(model):  # ModelError now, not when the model is saved
+            architecture.weights.find_row(name, head)
         if model.head is not None and not head_in_file:  # first, so that a new head does not depend on the backbone
             loaded = [*model.backbone.parameters()] if files is not None else []  # a tied output is the embedding
             model.head.init_weights(config.initializer_range, generator, skip=loaded)
@@ -230,8 +232,8 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Freeze the parameters whose names match a shell pattern ("backbone.layers.0.*"); return their names.
 
     The backward skips frozen layers that have no trained parameter below them.
-    Raises ModelError for a pattern without a match, for a pattern that matches a tied parameter under its second name
-    only, and where no parameter is left to train.
+    Raises ModelError for a pattern without a match, and where no parameter is left to train. A pattern must not match a
+    tied parameter under its second name only.
     """
     parameters = dict(model.named_parameters())
     first_name = {p: name for name, p in parameters.items()}
@@ -259,7 +261,7 @@ def save_pretrained(model: TaskModel, folder: str | Path) -> None:
     """Write model.safetensors and config.json, as transformers reads them, into a new or existing folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = weights.export(merged_parameters(model), model.spec.architecture.weights, model.head_name)
+    tensors = weights.export(merged_tensors(model), model.spec.architecture.weights, model.head_name)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(_exported_config(model), indent=2) + "\n", encoding="utf-8")
 

@@ -1,9 +1,7 @@
 """T5 (Raffel et al. 2020), T5 v1.1 / Flan-T5 and mT5: an encoder-decoder, pre-norm, without biases.
 
-Both stacks read packed text, each with its Packing: the encoder reads the source, T tokens, the decoder the target, U
-tokens. Without a decoder the model is an encoder like BERT. Shapes: models/ops/packing.py.
-
-Differences from the other models:
+Both stacks read packed text, each with its Packing: the encoder the source, T tokens, the decoder the target, U tokens.
+Without a decoder the model is an encoder like BERT. Shapes: models/ops/packing.py. Other than in BERT and GPT-2:
 - Attention scores are not divided by sqrt(K); the initialisation of the query compensates for it.
 - Positions enter only as a learned bias on the scores, one per head and distance, shared by all layers of a stack.
 - The norm has neither mean nor bias (RMSNorm, Zhang & Sennrich 2019); its variance is computed in fp32 or wider.
@@ -80,8 +78,7 @@ class Attention(nn.Module):
     def __init__(self, config: T5Config, layer: int, cross: bool = False):
         super().__init__()
         width, inner = config.hidden_size, config.num_attention_heads * config.head_size
-        self.layer = layer
-        self.cross = cross
+        self.layer, self.cross = layer, cross
         self.num_heads = config.num_attention_heads
         self.dropout = config.rates.attention
         self.query = nn.Linear(width, inner, bias=False)
@@ -110,7 +107,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """down(act(up(x))), or gated: down(act(gate(x)) * linear_rows(x)) (Shazeer 2020)."""
+    """down(act(up(x))), or gated: down(act(gate(x)) * linear(x)) (Shazeer 2020)."""
 
     def __init__(self, config: T5Config):
         super().__init__()
@@ -129,8 +126,7 @@ class FeedForward(nn.Module):
         """(T, D) -> (T, D)
 
         Published T5 models were trained in bf16. In this layer the product with the gate and the sums of `down` exceed
-        the range of fp16 (65,504). So fp16 autocast continues in fp32 here.
-        Raises ModelError for a model cast to fp16.
+        the range of fp16 (65,504), so fp16 autocast continues in fp32. Raises ModelError for a model cast to fp16.
         """
         inner = self.gate(x) if self.gated else self.up(x)
         linear = self.linear(x) if self.gated else None
@@ -199,7 +195,7 @@ class Stack(nn.Module):
 
 
 class T5Model(nn.Module):
-    """Encoder and, for sequence-to-sequence, decoder, on one embedding."""
+    """An encoder and, for sequence-to-sequence, a decoder, which share one embedding."""
 
     def __init__(self, config: T5Config, decoder: bool):
         super().__init__()
@@ -248,10 +244,8 @@ class T5Model(nn.Module):
     def init_weights(self, generator: torch.Generator, modules: Iterable[nn.Module] = ()) -> None:
         """Draw weights from normal distributions that keep the output of each product at unit variance.
 
-        - The standard deviations are multiplied by initializer_factor.
-        - The query's is divided by sqrt(K), which replaces the scale of the scores.
-
-        It initialises the whole model, or only `modules`.
+        The standard deviations are multiplied by initializer_factor. The query's is divided by sqrt(K), which replaces
+        the scale of the scores. It initialises the whole model, or only `modules`.
         """
         config = self.config
         width = config.hidden_size**-0.5

@@ -2,10 +2,10 @@
 
     python -m benchmarks.peers [WORKLOAD ...] [--peers hf,hf-grouped,...] [--runs 5] [--steps N] [--check] [--shrink]
 
-All sides have the same files, initial weights, batch size, number of optimizer steps, AdamW, gradient clipping and
-dropout, and a linear schedule, in fp32 on the CPU. Each run is a separate process; the sides alternate. Before the
-timed runs, each side takes one step on the same examples without dropout. Its loss and gradient norm must equal ours;
---check stops there. In the timed runs each side has its own order of the examples, with the seed of the round.
+All sides have the same files, initial weights, batch size, number of optimizer steps and dropout. They use AdamW,
+gradient clipping and a linear schedule, in fp32 on the CPU. Each run is a separate process; the sides alternate. Before
+the timed runs, each side takes one step on the same examples without dropout. Its loss and gradient norm must equal
+ours; --check stops there. In the timed runs each side has its own order of the examples, with the seed of the round.
 
 Printed for each workload, as median (minimum - maximum):
 - samples/s of the training loop without its first fifth of steps. The sides read examples of different lengths. So this

@@ -70,7 +70,7 @@ class WeightTable:
         return name
 
     def find_row(self, ours: str, head: str | None) -> WeightRow:
-        """Return the row of a parameter, its `{i}` filled in. Raises KeyError where there is none."""
+        """Return the row of a parameter or buffer, its `{i}` filled in. Raises ModelError where there is none."""
         number = re.search(r"\.(\d+)\.", ours)
         generic = ours.replace(f".{number[1]}.", ".{i}.", 1) if number else ours
         for row in (*self.rows, *self.heads.get(head or "", ())):
@@ -80,7 +80,10 @@ class WeightTable:
             return WeightRow(ours, ours, "head")
         if ours.startswith("backbone.") and not self.rows:
             return WeightRow(ours, ours)
-        raise KeyError(f"{ours} has no row in the WeightTable of {self.model_type}")
+        raise ModelError(
+            f"{ours} has no row in the WeightTable of {self.model_type}, so it cannot be saved: add one, or register "
+            "a buffer that is computed anew with persistent=False"
+        )
 
     def exported_name(self, ours: str, head: str | None) -> str:
         """Return the hub's name of a parameter in the file of a model with this head (None: no prefix)."""
@@ -151,6 +154,13 @@ def is_tied(files: TensorFiles, table: WeightTable, head: str) -> bool:
     return matrices[0].dtype == matrices[1].dtype and torch.equal(*matrices)
 
 
+def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return {name: tensor} of the parameters and the persistent buffers, shared ones once, under their first name."""
+    persistent = model.state_dict(keep_vars=True).keys()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in persistent}
+    return dict(model.named_parameters()) | buffers
+
+
 @torch.no_grad()
 def load(
     model: nn.Module,
@@ -174,7 +184,7 @@ def load(
     """
     folder = files.folder
     report = LoadReport(str(folder))
-    parameters = dict(model.named_parameters())  # shared ones once, under their first name
+    parameters = saved_tensors(model)
     in_file = _by_current_name(files, table)
     wanted = {ours: table.find_row(ours, head) for ours in parameters}
     unread = "head." if own_head and (reset or head is None or head in table.heads) else None
@@ -189,7 +199,7 @@ def load(
             raise ModelError(_shape_message(folder, key, shape, tuple(parameters[ours].shape), row.group))
         files.read_into(key, parameters[ours], row.transpose)
         report.loaded.append(key)
-        report.parameters += parameters[ours].numel()
+        report.parameters += parameters[ours].numel() if isinstance(parameters[ours], nn.Parameter) else 0
         if not key.endswith(row.theirs):
             report.renamed.append(f"{key} -> {row.theirs}")
     used = {row.theirs for row in wanted.values() if row.group not in absent}

@@ -62,7 +62,7 @@ def bucket_of_distance(buckets: int, max_distance: int, device: torch.device) ->
     """Return (max_distance + 1,) int64, the bucket of each distance.
 
     Half of the buckets have one distance each; the others grow logarithmically. The borders are computed in fp32, as in
-    the published code, and always on the CPU, since the last bit of a logarithm may differ between devices.
+    the published code. They are always computed on the CPU: the last bit of a logarithm may differ between devices.
     """
     exact = buckets // 2
     distance = torch.arange(max_distance + 1, device="cpu")
