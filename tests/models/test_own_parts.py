@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import models
 from models import ModelInputs
 from models.architecture import Architecture, read_fields
-from models.checkpoints.weights import WeightTable
+from models.checkpoints.weights import WeightRow, WeightTable, linear_rows
 from models.heads import CausalLM, Head, HeadShape, classification_loss, find_supervised_positions
 from models.ops.layers import NO_DROPOUT, DropoutRates, first_pool, init_normal
 from models.ops.packing import Packing
@@ -117,6 +117,44 @@ def test_own_head_trains_and_is_loaded_again(tmp_path, kind):
     assert again.labels == model.labels
     assert again.head_name == "two-layers"
     assert not again.report.initialised
+
+
+class Centred(TwoLayers):
+    """A head with buffers: a running mean, a count, and one that is computed anew."""
+
+    def __init__(self, shape: HeadShape):
+        super().__init__(shape)
+        self.register_buffer("mean", torch.randn(shape.hidden_size))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("scratch", torch.zeros(2), persistent=False)
+
+    def forward(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
+        if self.training:
+            self.mean += 1.0
+            self.count += 1
+        return super().forward(hidden - self.mean, packing, inputs)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_buffers_of_an_own_head_are_saved(tmp_path, monkeypatch, lora):
+    monkeypatch.setitem(models.HEADS, "centred", Centred)
+    model = scratch(tmp_path / "start", "bert", "centred", seed=3)
+    inputs = labelled(model)
+    models.save_pretrained(model, tmp_path / "base")
+    if lora:
+        models.add_lora(model, 2)
+    train_a_step(model, inputs)
+    models.save_pretrained(model, tmp_path / "saved")
+    again = models.from_pretrained(tmp_path / "saved", head="centred").eval()
+    assert again.head.count == 1
+    torch.testing.assert_close(again(inputs).logits, model(inputs).logits)
+    assert again.report.parameters == sum(p.numel() for p in again.parameters())
+    if lora:
+        models.save_adapter(model, tmp_path / "adapter")
+        adapted = models.from_pretrained(tmp_path / "base", head="centred", seed=9).eval()
+        models.add_lora(adapted, 2)
+        models.load_adapter(adapted, tmp_path / "adapter")
+        assert torch.equal(adapted(inputs).logits, model(inputs).logits)
 
 
 @pytest.mark.parametrize("kind", ZOO)
@@ -360,6 +398,20 @@ def test_backbone_that_initialises_only_a_part_is_refused(bag, monkeypatch):
 def test_own_architecture_takes_no_unlisted_built_in_head(bag):
     with pytest.raises(models.ModelError, match="takes no head 'causal-lm'"):
         models.from_pretrained(bag, head="causal-lm", init="scratch")
+
+
+def test_weight_table_without_a_tensor_is_an_error_at_once(bag, monkeypatch):
+    """Not at the first save, after hours of training."""
+    rows = (
+        WeightRow("backbone.embedding.weight", "embedding.weight"),
+        *linear_rows("backbone.layers.{i}", "layers.{i}"),
+    )
+    table = replace(BAG, weights=WeightTable("bag", rows=rows))
+    monkeypatch.setitem(models.ARCHITECTURES, "bag", table)
+    models.from_pretrained(bag, init="scratch")
+    monkeypatch.setitem(models.ARCHITECTURES, "bag", replace(table, weights=WeightTable("bag", rows=rows[:2])))
+    with pytest.raises(models.ModelError, match=r"backbone\.layers\.0\.bias has no row in the WeightTable of bag"):
+        models.from_pretrained(bag, init="scratch")
 
 
 @pytest.mark.parametrize("head", models.HEADS)

@@ -649,7 +649,7 @@ def test_the_table_names_every_parameter_and_no_name_twice(tmp_path, kind, head)
     table = models.ARCHITECTURES[kind].weights
     assert table.model_type == kind
     assert len(weights.export(model.named_parameters(), table, head)) == len(list(model.parameters()))
-    with pytest.raises(KeyError, match="has no row"):
+    with pytest.raises(ModelError, match="has no row"):
         table.find_row("backbone.nothing.weight", head)
 
 
