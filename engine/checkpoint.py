@@ -16,10 +16,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import numbers
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -34,7 +33,7 @@ from torch import Tensor, nn
 import models
 from data import Examples, copy_tokenizer
 from engine import config as configs
-from engine import plugins
+from engine import optimizer_state, plugins
 from engine.config import Config, ConfigError
 from engine.distributed import Ranks, on_main
 from engine.errors import TrainingError
@@ -63,7 +62,7 @@ class Contents:
     counters: dict[str, Any] = field(init=False)  # of the optimizer, before it was used
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "counters", _counters(self.optimizer))
+        object.__setattr__(self, "counters", optimizer_state.counters(self.optimizer))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -301,51 +300,14 @@ def _optimizer_state(contents: Contents) -> tuple[dict[str, Tensor], dict[str, A
 
     A plain value is a number or None, such as the step count of some optimizers.
     """
-    state = check_optimizer(contents)
+    state = optimizer_state.collect(contents.optimizer, contents.parameters, contents.counters)
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items() if isinstance(value, Tensor)}
     return tensors, {key: value for key, value in state.items() if key not in tensors}
 
 
-def check_optimizer(contents: Contents) -> dict[str, Any]:
-    """Return all that the optimizer has to remember; TrainingError for what no checkpoint can hold.
-
-    {"exp_avg/backbone.layers.0...": value of the state of a parameter}. What has changed in a group since the start is
-    "k/group 0", and a number or tensor that is an attribute of the optimizer is "k/optimizer".
-    """
-    optimizer, state = contents.optimizer, {}
-    for name, parameter in contents.parameters.items():
-        state |= {f"{kind}/{name}": value for kind, value in optimizer.state.get(parameter, {}).items()}
-    known = set(contents.parameters.values())
-    state |= {f"{kind}/no parameter": value for kind, value in optimizer.state.items() if kind not in known and value}
-    for key, value in _counters(optimizer).items():
-        start = contents.counters.get(key)
-        if not (torch.equal(value, start) if isinstance(value, Tensor) and isinstance(start, Tensor) else value == start):
-            state[key] = value
-    for key, value in state.items():
-        kind, _, name = key.partition("/")
-        if isinstance(value, numbers.Real) and not isinstance(value, bool | int | float):  # NumPy's
-            state[key] = int(value) if isinstance(value, numbers.Integral) else float(value)
-        elif name == "no parameter" or not isinstance(value, Tensor | bool | int | float | None):
-            raise TrainingError(
-                f"{type(optimizer).__name__} keeps a {type(value).__name__} ({kind} of {name}); a checkpoint holds "
-                "tensors, numbers and None, of a parameter or a group"
-            )
-    return state
-
-
-def _counters(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return what an optimizer may count outside the state of the parameters; tensors are copied.
-
-    The learning rate of a group follows from the step.
-    """
-    owners: dict[str, Mapping[str, Any]] = {f"group {i}": group for i, group in enumerate(optimizer.param_groups)}
-    owners["optimizer"] = {key: value for key, value in vars(optimizer).items() if type(value) in (int, float, Tensor)}
-    return {
-        f"{kind}/{owner}": value.clone() if isinstance(value, Tensor) else value
-        for owner, values in owners.items()
-        for kind, value in values.items()
-        if kind not in ("params", "lr")
-    }
+def check_optimizer(contents: Contents) -> None:
+    """Raise TrainingError for state of the optimizer that no checkpoint can hold."""
+    optimizer_state.collect(contents.optimizer, contents.parameters, contents.counters)
 
 
 def restore(folder: Path, contents: Contents, ranks: Ranks) -> TrainState:
@@ -366,7 +328,8 @@ def restore(folder: Path, contents: Contents, ranks: Ranks) -> TrainState:
     if saved_class == own_class:
         # Cloned, so that the memory is aligned as before the stop: the alignment can change the last bit of a result.
         tensors = {key: tensor.clone() for key, tensor in load_file(folder / OPTIMIZER).items()}
-        _load_optimizer(contents, tensors | run["optimizer"]["values"])
+        values = run["optimizer"]["values"]
+        optimizer_state.load(contents.optimizer, contents.parameters, tensors | values)
     if contents.amp.scaler.is_enabled() and run["scaler"]:
         contents.amp.scaler.load_state_dict(run["scaler"])
     return TrainState(**run["train"])
@@ -384,32 +347,6 @@ def _load_extra(folder: Path, contents: Contents) -> None:
         if tensor.shape != saved[key].shape:
             raise ConfigError(f"{path}: {key} has shape {list(saved[key].shape)}, not {list(tensor.shape)}")
         tensor.copy_(saved[key])
-
-
-def _load_optimizer(contents: Contents, saved: dict[str, Any]) -> None:
-    """Load {"exp_avg/backbone...": value} through load_state_dict, which moves each value to the right device.
-
-    load_state_dict numbers the parameters across the groups. The settings of the groups stay as they are, except what
-    the optimizer changes itself.
-    """
-    state = contents.optimizer.state_dict()
-    places = {
-        parameter: number
-        for group, numbered in zip(contents.optimizer.param_groups, state["param_groups"], strict=True)
-        for parameter, number in zip(group["params"], numbered["params"], strict=True)
-    }
-    parameters = contents.parameters
-    state["state"] = {}
-    groups = {f"group {i}": group for i, group in enumerate(state["param_groups"])}
-    for key, value in saved.items():
-        kind, _, name = key.partition("/")
-        if name == "optimizer":
-            setattr(contents.optimizer, kind, value)
-        elif name in groups:
-            groups[name][kind] = value
-        elif parameters.get(name) in places:  # always, unless run.allow_changes
-            state["state"].setdefault(places[parameters[name]], {})[kind] = value
-    contents.optimizer.load_state_dict(state)
 
 
 def open_run(path: str) -> Path:

@@ -24,12 +24,14 @@ def explain_skipped_step(
     state: TrainState,
     model: TaskModel,
     micro_batches: Sequence[Batch],
+    loss_sums: Sequence[Tensor],
     amp: Precision,
     ranks: Ranks,
 ) -> str:
     """Return a sentence on the step just skipped; call it on all ranks, before the gradients are zeroed.
 
-    seed: run.seed, to repeat the dropout of the step. Raises TrainingError
+    seed: run.seed, to repeat the dropout of the step. loss_sums: of the micro-batches, from the training objective.
+    Raises TrainingError
 
     - where train.nan_policy = "raise", except in fp16, where overflows are how the loss scale is found;
     - after more than train.max_skipped skipped steps in a row.
@@ -39,7 +41,7 @@ def explain_skipped_step(
     too_many = state.skipped_in_a_row > train.max_skipped
     if amp.name == "fp16" and not too_many:
         return f"{message}, step skipped, loss scale now {amp.scaler.get_scale():g}"
-    message += "; " + _find_causes(seed, state.position - 1, model, micro_batches, amp, ranks)
+    message += "; " + _find_causes(seed, state.position - 1, model, micro_batches, loss_sums, amp, ranks)
     if not allowed:
         raise TrainingError(f"{message}. train.nan_policy = raise stops the run; skip would leave out the step")
     if too_many:
@@ -51,13 +53,21 @@ def explain_skipped_step(
 
 @torch.no_grad()
 def _find_causes(
-    seed: int, position: int, model: TaskModel, micro_batches: Sequence[Batch], amp: Precision, ranks: Ranks
+    seed: int,
+    position: int,
+    model: TaskModel,
+    micro_batches: Sequence[Batch],
+    loss_sums: Sequence[Tensor],
+    amp: Precision,
+    ranks: Ranks,
 ) -> str:
     """Return what is not finite, and on which ranks.
 
     A gradient is named only when the forward is finite on every rank: the sum over the ranks spreads a NaN to all.
     """
     found = all_gather(_find_in_forward(seed, position, model, micro_batches, amp, ranks))
+    if not any(found):
+        found = all_gather(_find_in_losses(micro_batches, loss_sums))
     if not any(found):
         found = all_gather(_find_in_gradient(model, micro_batches))
     return "; ".join(f"rank {rank}: {cause}" for rank, cause in enumerate(found) if cause) or "its norm overflows"
@@ -82,6 +92,15 @@ def _find_in_forward(
         if bad or not output.loss_sum.isfinite():
             ids = ", ".join(_non_finite_ids(batch, output.logits)[:8])
             return f"first not finite: {bad[0] if bad else 'the loss'}, example ids {ids}"
+    return ""
+
+
+def _find_in_losses(micro_batches: Sequence[Batch], loss_sums: Sequence[Tensor]) -> str:
+    """Return the first training loss that is not finite though the model's own is; "" if there is none."""
+    for batch, loss_sum in zip(micro_batches, loss_sums, strict=True):
+        if not loss_sum.isfinite():
+            ids = ", ".join(batch.ids[:8])
+            return f"the model's output is finite, the training objective (train.loss, [regularize]) is not, ids {ids}"
     return ""
 
 

@@ -6,7 +6,8 @@ Host values (counts, flags, metrics) are sent by gloo, also on GPUs, so that sum
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from data import Batch
 from engine.allocator import keep_freed_memory
 from engine.config import ConfigError
 from engine.errors import USER_ERRORS, TrainingError
+from engine.objective import check_loss
 from engine.optim import names_without_gradient
 
 
@@ -75,11 +77,41 @@ def wrap(model: nn.Module, ranks: Ranks, empty_batch: Batch) -> nn.Module:
     parallel = model
     if ranks.world_size > 1:
         parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
-    parallel(empty_batch.to(ranks.device)).loss_sum.backward()
+    with unchanged_buffers(model):
+        try:
+            loss_sum = parallel(empty_batch.to(ranks.device)).loss_sum
+        except Exception as error:  # the user's own code fails with errors of every kind
+            error.add_note("in the first forward, of a micro-batch without examples, as a rank may get in any step")
+            raise
+    check_loss(loss_sum, "the loss")
+    if loss_sum.item() != 0:
+        raise TrainingError(
+            f"the loss of a micro-batch without examples is {loss_sum.item():g}, and should be 0: a loss is a sum over "
+            "the targets of a micro-batch, not their mean, and has no other terms"
+        )
+    loss_sum.backward()
     if unused := names_without_gradient(model):
         raise TrainingError(f"parameters that no gradient reaches: {', '.join(unused)}")
     model.zero_grad()
     return parallel
+
+
+@contextmanager
+def unchanged_buffers(model: nn.Module) -> Iterator[None]:
+    """Restore the buffers after a forward that is no training, such as the running statistics of a BatchNorm."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.detach().copy_(value)
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every rank the buffers of rank 0: in a forward, each rank updates its own with its own examples."""
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer.detach(), src=0)
 
 
 def set_gradient_sync(model: nn.Module, last: bool) -> None:

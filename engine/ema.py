@@ -25,7 +25,9 @@ class Ema:
         """Update the average with the weights after optimizer step `step`, from 1."""
         if not self.decay:
             return
-        weights = [p for group in self.optimizer.param_groups for p in group["params"] if self.optimizer.state[p]]
+        state = self.optimizer.state  # of a plain SGD it has nothing but the averages
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        weights = [p for p in trained if p.grad is not None or "average" in state[p]]
         for p in weights:
             if "average" not in self.optimizer.state[p]:  # the first step of this weight
                 self.optimizer.state[p]["average"] = p.detach().clone()
@@ -45,7 +47,7 @@ class Ema:
     def _swap(self) -> None:
         """Swap the values, not the tensors, since DDP and the optimizer refer to the parameters themselves."""
         averaged = {p: state["average"] for p, state in self.optimizer.state.items() if "average" in state}
-        if averaged:
+        if self.decay and averaged:
             weights: list[Tensor] = [*averaged]
             copies = [p.clone() for p in weights]
             torch._foreach_copy_(weights, [*averaged.values()])

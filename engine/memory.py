@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from data import Batch, Examples, MicroBatching
 from engine.config import TrainSettings
-from engine.distributed import Ranks, all_gather
+from engine.distributed import Ranks, all_gather, unchanged_buffers
 from engine.errors import TrainingError
 from engine.precision import Precision
 
@@ -56,7 +56,8 @@ def micro_batch_limits(
     limits = MicroBatching(fixed, settings.micro_batch_tokens, ranks.rank, ranks.world_size)
     if settings.micro_batch_size != "auto":
         return limits
-    return largest_micro_batches(limits, objective, examples, settings.global_batch_size, amp, ranks)
+    with unchanged_buffers(objective):
+        return largest_micro_batches(limits, objective, examples, settings.global_batch_size, amp, ranks)
 
 
 def largest_micro_batches(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from data import Batch
 from engine.config import ConfigError, DropoutSettings, RegularizeSettings, choose_from
+from engine.errors import TrainingError
 from engine.regularize import DropoutSchedule
 from models import Output, TaskModel
 from models.heads import Head, upcast
@@ -45,6 +46,22 @@ def training_objective(
     if loss or settings.r_drop_weight or settings.fgm_epsilon or settings.distillation_weight:
         return Objective(model, settings, teacher, LOSSES[loss] if loss else None)
     return model
+
+
+def check_loss(loss: object, name: str) -> None:
+    """Raise TrainingError unless `loss` is a tensor that can be trained on: one number, with a gradient."""
+    if not isinstance(loss, Tensor):
+        problem = f"{type(loss).__name__}"
+    elif loss.ndim:
+        problem = f"tensor of shape {[*loss.shape]}"
+    elif torch.is_grad_enabled() and not loss.requires_grad:
+        problem = "tensor without a gradient"
+    else:
+        return
+    raise TrainingError(
+        f"{name} is a {problem}; it should be a scalar tensor with a gradient, the sum over the targets of a "
+        "micro-batch"
+    )
 
 
 def named_parameters(objective: nn.Module, model: TaskModel) -> dict[str, nn.Parameter]:
@@ -180,6 +197,7 @@ class Objective(nn.Module):
         out: Output = self.model(batch)
         if self.loss is not None:
             out = Output(self.loss(out.logits, batch), out.logits)
+            check_loss(out.loss_sum, "what the function of train.loss returns")
         if self.teacher is None:
             return out
         weight, temperature = self.settings.distillation_weight, self.settings.distillation_temperature

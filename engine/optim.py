@@ -65,7 +65,32 @@ def build_optimizer(named_parameters: Mapping[str, nn.Parameter], optim: OptimSe
             new = {"params": [], "weight_decay": optim.weight_decay if decays else 0.0, "lr_scale": scales[name]}
             groups.setdefault((scales[name], decays), new)["params"].append(p)
     in_order = [group for _, group in sorted(groups.items(), key=lambda item: item[0], reverse=True)]
-    return OPTIMIZERS[optim.name](in_order, optim)
+    optimizer = OPTIMIZERS[optim.name](in_order, optim)
+    _check_optimizer(optimizer, {p: scales[name] for name, p in named_parameters.items()}, optim.name)
+    return optimizer
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, scales: Mapping[nn.Parameter, float], name: str) -> None:
+    """Raise ConfigError for an optimizer of the user's own that the loop would not use as it was meant."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(f"optim.name = {name!r}: its function should return an optimizer, not {optimizer!r:.80}")
+    arguments = inspect.signature(optimizer.step).parameters.values()
+    if any(a.default is a.empty and a.kind is a.POSITIONAL_OR_KEYWORD for a in arguments):
+        raise ConfigError(
+            f"optim.name = {name!r}: {type(optimizer).__name__}.step needs a closure that computes the loss again, and "
+            "the loop has one gradient a step: choose an optimizer that steps without one"
+        )
+    if len({group["lr"] for group in optimizer.param_groups if "lr" in group}) > 1:
+        raise ConfigError(
+            f"optim.name = {name!r}: its groups differ in lr, which optim.lr_schedule sets in every step: give them an "
+            "lr_scale, a multiple of optim.lr"
+        )
+    for group in optimizer.param_groups:
+        if "lr_scale" not in group and any(scales.get(p, 1.0) != 1.0 for p in group["params"]):
+            raise ConfigError(
+                f"optim.name = {name!r}: its groups lack lr_scale, so optim.layer_decay, optim.head_lr and "
+                "optim.lr_scales would have no effect: build it from the groups that its function is given"
+            )
 
 
 def check_parameters(objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -172,9 +197,10 @@ def check_names(optim: OptimSettings) -> None:
 
 
 def check_schedule(optim: OptimSettings, total_steps: int) -> None:
-    """Raise ConfigError as `check_names` does, and for a wsd schedule whose decay begins before its warm-up ends.
+    """Raise ConfigError as `check_names` and `learning_rate` do, and for a wsd schedule that would jump.
 
-    Such a learning rate would jump.
+    It jumps where its decay begins before its warm-up ends. Of the other steps, a few are computed here, so that most
+    mistakes in a schedule of the user's own are found before the first step.
     """
     check_names(optim)
     wanted = sum(value * total_steps if value < 1 else value for value in (optim.warmup_steps, optim.decay_steps))
@@ -183,6 +209,8 @@ def check_schedule(optim: OptimSettings, total_steps: int) -> None:
             f"optim.warmup_steps = {optim.warmup_steps} and optim.decay_steps = {optim.decay_steps} ask for more than "
             f"the {total_steps:,} steps of this run: lower one of them, or train for more steps"
         )
+    for step in (0, total_steps // 4, total_steps // 2, total_steps - 1):
+        learning_rate(step, total_steps, optim)
 
 
 def _progress(step: int, total_steps: int, optim: OptimSettings) -> float:
@@ -232,7 +260,17 @@ def learning_rate(step: int, total_steps: int, optim: OptimSettings) -> float:
     warmup = to_steps(optim.warmup_steps, total_steps)
     if step < warmup:
         return optim.lr * (step + 1) / warmup
-    return optim.lr * SCHEDULES[optim.lr_schedule](step, total_steps, optim)
+    factor = SCHEDULES[optim.lr_schedule](step, total_steps, optim)
+    try:
+        number = float(factor)
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several numbers
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise ConfigError(
+            f"optim.lr_schedule = {optim.lr_schedule!r} gives {factor!r:.80} for step {step:,} of {total_steps:,}; a "
+            "factor of optim.lr is a finite number from 0"
+        )
+    return optim.lr * number
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -32,6 +32,7 @@ from torch import Tensor
 
 import models
 from engine.config import ConfigError, choose_from
+from engine.errors import TrainingError
 from engine.objective import LOSSES
 from engine.optim import OPTIMIZERS, SCHEDULES
 from engine.tasks import TASKS, Task
@@ -50,10 +51,11 @@ TABLES: dict[str, tuple[dict[str, Any], str]] = {
     "SCHEDULES": (SCHEDULES, "a function"),
 }
 METRICS = "METRICS"
-
+RESERVED = ("step", "best")  # what stands beside the metrics in metrics.jsonl and in the result of a run
 
 _undo: list[tuple[dict[str, Any], str, Any]] = []  # (table, name, previous value or None), oldest first
 _checksums: dict[str, str] = {}  # of the plugins that are loaded
+_folders: list[str] = []  # that were added to sys.path
 
 
 def load_plugins(plugins: Sequence[str]) -> None:
@@ -64,7 +66,7 @@ def load_plugins(plugins: Sequence[str]) -> None:
     """
     _unload()
     try:
-        for plugin in plugins:
+        for plugin in dict.fromkeys(plugins):
             sha256 = checksum(plugin)
             _add(plugin, _import(plugin))
             _checksums[plugin] = sha256
@@ -81,6 +83,9 @@ def _unload() -> None:
             table.pop(name, None)
         else:
             table[name] = before
+    while _folders:
+        if (folder := _folders.pop()) in sys.path:
+            sys.path.remove(folder)
     _checksums.clear()
 
 
@@ -124,10 +129,14 @@ def checksum(plugin: str) -> str:
         raise ConfigError(f"run.plugins = {plugin!r} cannot be read: {error.strerror}") from None
 
 
+def _is_path(plugin: str) -> bool:
+    return plugin.endswith(".py") or "/" in plugin
+
+
 def _file_of(plugin: str) -> Path:
-    if plugin.endswith(".py") or "/" in plugin:
+    if _is_path(plugin):
         if not Path(plugin).is_file():
-            raise ConfigError(f"run.plugins = {plugin!r}: no such file")
+            raise ConfigError(f"run.plugins = {plugin!r}: no such file, seen from {Path.cwd()}")
         return Path(plugin)
     try:
         spec = importlib.util.find_spec(plugin)
@@ -142,13 +151,14 @@ def _import(plugin: str) -> ModuleType:
     """Run the plugin's file; an error in it becomes a ConfigError with file, line and reason."""
     path = _file_of(plugin)
     try:
-        if not plugin.endswith(".py"):
+        if not _is_path(plugin):
             module = importlib.import_module(plugin)
             return importlib.reload(module) if plugin in sys.modules else module
         folder = str(path.resolve().parent)
         if folder not in sys.path:
             sys.path.append(folder)  # at the end, so that modules beside the file hide none of the engine's
-        name = f"engine_plugin_{path.stem}"
+            _folders.append(folder)
+        name = f"engine_plugin_{len(_checksums)}_{path.stem}"
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
             raise ConfigError(f"run.plugins = {plugin!r} is no Python file")
@@ -159,7 +169,7 @@ def _import(plugin: str) -> ModuleType:
     except ConfigError:
         raise
     except SyntaxError as error:
-        raise ConfigError(f"run.plugins: {error.filename}:{error.lineno}: {error.msg}") from None
+        raise ConfigError(f"run.plugins: {error.filename or path}:{error.lineno or 1}: {error.msg}") from None
     except Exception as error:  # the user's own code may raise any error
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
@@ -189,6 +199,8 @@ def _add(plugin: str, module: ModuleType) -> None:
 def _check_entries(plugin: str, name: str, table: Mapping[str, Any]) -> None:
     ours, kind = TABLES[name]
     for key, value in table.items():
+        if not isinstance(key, str) or not key:
+            raise ConfigError(f"run.plugins: {plugin}: {name}[{key!r}]: a name is a text, not empty")
         if key in ours:
             raise ConfigError(f"run.plugins: {plugin}: {name}[{key!r}] exists already: choose another name")
         right = {
@@ -209,7 +221,7 @@ def _check_metrics(plugin: str, metrics: Mapping[str, Any], tasks: Mapping[str, 
                 f"run.plugins: {plugin}: METRICS[{task!r}] should be {{name: function(statistics, labels) -> float}}"
             )
         for name in functions:
-            if name in tasks[task].metrics:
+            if name in (*tasks[task].metrics, *RESERVED):
                 raise ConfigError(f"run.plugins: {plugin}: {task} has a metric {name!r} already: choose another name")
 
 
@@ -217,7 +229,14 @@ def with_metrics(task: Task, functions: Mapping[str, Metric]) -> Task:
     """Return the task with further metrics, each computed from the statistics that its evaluate_batch sums."""
 
     def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
-        added = {name: float(function(statistics, labels)) for name, function in functions.items()}
+        added = {name: _to_number(name, function(statistics, labels)) for name, function in functions.items()}
         return task.compute_metrics(statistics, labels) | added
 
     return replace(task, metrics=(*task.metrics, *functions), compute_metrics=compute_metrics)
+
+
+def _to_number(metric: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several numbers
+        raise TrainingError(f"the metric {metric!r} should return a number, not {value!r:.80}") from None

@@ -11,7 +11,7 @@ LOWER_IS_BETTER = ("loss", "mse", "mae", "perplexity", "bits_per_byte")
 HIGHER_IS_BETTER = (
     *("accuracy", "top5_accuracy", "subset_accuracy", "token_accuracy", "mcc", "precision", "recall", "f1"),
     *("precision_micro", "recall_micro", "f1_micro", "f1_weighted", "exact_match", "best_exact_match", "best_f1"),
-    *("pearson", "spearman", "bleu", "chrf", "character_f1", "length_ratio"),
+    *("pearson", "spearman", "bleu", "chrf", "character_f1"),
     *("rouge1", "rouge2", "rougeL", "rougeLsum"),
 )
 

@@ -171,9 +171,12 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         state.advance(stepped, int(num_examples))
         if stepped:
             ema.update_(state.step)
+            if state.step == 1:  # not first at a save, perhaps hours later
+                checkpoint.check_optimizer(contents)
         else:  # raises, unless the policy is to skip such a step
-            log.say(diagnose.explain_skipped_step(cfg.train, seed, state, model, micro_batches, amp, ranks))
+            log.say(diagnose.explain_skipped_step(cfg.train, seed, state, model, micro_batches, loss_sums, amp, ranks))
         optimizer.zero_grad()
+        distributed.share_buffers(objective)
 
         # Log and evaluate, if this step is due.
         log.count_step(state.step, num_examples, num_tokens, waited)

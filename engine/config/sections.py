@@ -46,7 +46,8 @@ class RunSettings:
     plugins: tuple[str, ...] = setting(
         (),
         "Python files whose tables are added: ARCHITECTURES, HEADS, TASKS, METRICS, LOSSES, OPTIMIZERS, SCHEDULES; "
-        "empty: none",
+        "empty: none; on resume they are compared by their content",
+        machine=MACHINE,
     )
     resume: str = setting(
         "no",
@@ -312,7 +313,9 @@ class EvalSettings:
     every_steps: int = setting(0, "steps between evaluations; 0: one evaluation an epoch", within=">= 0")
     metric: str = setting("", "metric that chooses the best checkpoint; empty: the task's main metric")
     mode: str = setting(
-        "auto", "whether a higher (max) or a lower (min) metric is better; auto: by its name", ("auto", "max", "min")
+        "auto",
+        "whether a higher (max) or a lower (min) metric is better; auto: as the engine's metrics are",
+        ("auto", "max", "min"),
     )
     patience: int = setting(
         0, "evaluations without a new best after which the run stops; 0: never stop early", within=">= 0"

@@ -27,7 +27,12 @@ def test_the_example_of_a_task_of_ones_own_runs(tmp_path, capsys):
         path = Path(settings[f"data.{name}"])
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         path.write_text("".join(json.dumps({"review": r["text"], "stars": r["label"]}) + "\n" for r in rows))
-    changes = {"run.task": "stars", "run.plugins": (str(plugin),), "run.folder": str(tmp_path / "run")}
+    changes = {
+        "run.task": "stars",
+        "run.plugins": (str(plugin),),
+        "run.folder": str(tmp_path / "run"),
+        "eval.mode": "max",
+    }
     try:
         plugins.load_plugins([str(plugin)])
         config = configs.override(Config(), settings | changes | {"train.max_steps": 4})

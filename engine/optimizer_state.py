@@ -1,0 +1,88 @@
+"""The state of an optimizer as {key: tensor, number or None}, by the names of the parameters.
+
+A key is "exp_avg/backbone.layers.0..." for the state of a parameter, "k/group 0" for what the optimizer changes in a
+group, and "k/optimizer" for a number or tensor that it keeps as an attribute and changes.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import TrainingError
+
+NO_PARAMETER = "no parameter"
+
+
+def counters(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return what an optimizer may change outside the state of the parameters; tensors are copied.
+
+    The learning rate of a group is not of it: it follows from the step.
+    """
+    owners: dict[str, Mapping[str, Any]] = {f"group {i}": group for i, group in enumerate(optimizer.param_groups)}
+    owners["optimizer"] = {key: value for key, value in vars(optimizer).items() if type(value) in (int, float, Tensor)}
+    return {
+        f"{kind}/{owner}": value.clone() if isinstance(value, Tensor) else value
+        for owner, values in owners.items()
+        for kind, value in values.items()
+        if kind not in ("params", "lr")
+    }
+
+
+def collect(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], start: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the state of an optimizer; TrainingError for what is no tensor, number or None.
+
+    start: its counters before it was used; those that have not changed are settings, and are left out.
+    """
+    state: dict[str, Any] = {}
+    for name, parameter in parameters.items():
+        state |= {f"{kind}/{name}": value for kind, value in optimizer.state.get(parameter, {}).items()}
+    known = set(parameters.values())
+    state |= {f"{kind}/{NO_PARAMETER}": value for kind, value in optimizer.state.items() if kind not in known and value}
+    state |= {key: value for key, value in counters(optimizer).items() if not _are_equal(value, start.get(key))}
+    for key, value in state.items():
+        kind, _, owner = key.partition("/")
+        if isinstance(value, numbers.Real) and not isinstance(value, bool | int | float):  # NumPy's
+            state[key] = int(value) if isinstance(value, numbers.Integral) else float(value)
+        elif owner == NO_PARAMETER or not isinstance(value, Tensor | bool | int | float | None):
+            raise TrainingError(
+                f"{type(optimizer).__name__} keeps a {type(value).__name__} ({kind} of {owner}); a checkpoint holds "
+                "tensors, numbers and None, of a parameter or a group"
+            )
+    return state
+
+
+def _are_equal(a: object, b: object) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.equal(a, b)
+    return bool(a == b)
+
+
+def load(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], saved: Mapping[str, object]) -> None:
+    """Load what `collect` has returned through load_state_dict, which moves each value to the right device.
+
+    load_state_dict numbers the parameters across the groups. The settings of the groups stay as they are.
+    """
+    state = optimizer.state_dict()
+    places = {
+        parameter: place
+        for group, numbered in zip(optimizer.param_groups, state["param_groups"], strict=True)
+        for parameter, place in zip(group["params"], numbered["params"], strict=True)
+    }
+    groups = {f"group {i}": group for i, group in enumerate(state["param_groups"])}
+    state["state"] = {}
+    for key, value in saved.items():
+        kind, _, name = key.partition("/")
+        if name == "optimizer":
+            setattr(optimizer, kind, value)
+        elif name in groups:
+            groups[name][kind] = value
+        elif parameters.get(name) in places:  # always, unless run.allow_changes
+            state["state"].setdefault(places[parameters[name]], {})[kind] = value
+    optimizer.load_state_dict(state)
