@@ -83,35 +83,48 @@ def wrap(model: nn.Module, ranks: Ranks, empty_batch: Batch) -> nn.Module:
         except Exception as error:  # the user's own code fails with errors of every kind
             error.add_note("in the first forward, of a micro-batch without examples, as a rank may get in any step")
             raise
-    check_loss(loss_sum, "the loss")
-    if loss_sum.item() != 0:
-        raise TrainingError(
-            f"the loss of a micro-batch without examples is {loss_sum.item():g}, and should be 0: a loss is a sum over "
-            "the targets of a micro-batch, not their mean, and has no other terms"
-        )
-    loss_sum.backward()
+        _check_empty(loss_sum)
+        loss_sum.backward()
     if unused := names_without_gradient(model):
         raise TrainingError(f"parameters that no gradient reaches: {', '.join(unused)}")
     model.zero_grad()
     return parallel
 
 
+def _check_empty(loss_sum: torch.Tensor) -> None:
+    """Raise TrainingError unless this is a loss that can be trained on, and 0, as that of no examples is."""
+    check_loss(loss_sum, "the loss")
+    if loss_sum.item() != 0:
+        raise TrainingError(
+            f"the loss of a micro-batch without examples is {loss_sum.item():g}, and should be 0: a loss is a sum over "
+            "the targets of a micro-batch, not their mean, and has no other terms"
+        )
+
+
 @contextmanager
 def unchanged_buffers(model: nn.Module) -> Iterator[None]:
     """Restore the buffers after a forward that is no training, such as the running statistics of a BatchNorm."""
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    before = {name: buffer.clone() for name, buffer in _saved_buffers(model).items()}
     try:
         yield
     finally:
-        for buffer, value in before:
-            buffer.detach().copy_(value)
+        for name, buffer in _saved_buffers(model).items():  # anew: a module may have assigned another tensor
+            buffer.copy_(before[name])
 
 
 def share_buffers(model: nn.Module) -> None:
     """Give every rank the buffers of rank 0: in a forward, each rank updates its own with its own examples."""
     if dist.is_initialized():
-        for buffer in model.buffers():
-            dist.broadcast(buffer.detach(), src=0)
+        for buffer in _saved_buffers(model).values():
+            dist.broadcast(buffer, src=0)
+
+
+def _saved_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the persistent buffers; of others, which are computed anew, a rank may have none yet."""
+    if next(model.buffers(), None) is None:
+        return {}
+    state = model.state_dict(keep_vars=True)
+    return {name: tensor.detach() for name, tensor in state.items() if not isinstance(tensor, nn.Parameter)}
 
 
 def set_gradient_sync(model: nn.Module, last: bool) -> None:

@@ -217,6 +217,39 @@ def use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     load_plugins(["mine.py"])
 
 
+COUNTS = """
+from dataclasses import replace
+from torch import nn
+from engine.tasks import TASKS as ENGINE_TASKS
+from models.heads import SequenceClassification
+class Counts(SequenceClassification):
+    def __init__(self, shape):
+        super().__init__(shape)
+        self.register_buffer("count", torch.ones(shape.hidden_size))
+    def forward(self, hidden, packing, inputs):
+        if self.training:
+            self.count = self.count + 0.1
+        return super().forward(hidden * self.count, packing, inputs)
+HEADS = {"counts": Counts}
+TASKS = {"counted": replace(ENGINE_TASKS["text-classification"], head="counts")}
+"""
+
+
+def test_buffers_are_those_of_the_evaluated_step(tiny, reviews, tmp_path, monkeypatch):
+    """They are resumed too, and no forward but those of training changes them."""
+    use(tmp_path, monkeypatch, COUNTS)
+    changes = {"run.task": "counted", "run.plugins": "mine.py", "data.validation": str(reviews), "eval.metric": "loss"}
+    whole, parts = ({"run.folder": str(tmp_path / name)} for name in ("whole", "parts"))
+    run_training(tiny(**changes | whole))
+    assert run_training(tiny(**changes | parts), StopAfter(8)) is None
+    run_training(tiny(**changes | parts | {"run.resume": "yes"}))
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    rows = [json.loads(line) for line in reviews.read_text().splitlines()]
+    best = [row["evaluation"] for row in logged_rows(tmp_path / "whole") if row.get("best")][-1]
+    metrics = engine.evaluate_rows(tmp_path / "whole", rows, **{"run.plugins": "mine.py"})
+    assert metrics == pytest.approx(best)
+
+
 METRIC = "METRICS = {{'text-classification': {{'mine': lambda statistics, labels: {}}}}}"
 
 

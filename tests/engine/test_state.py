@@ -6,8 +6,9 @@ import math
 
 import pytest
 
-from engine.config import EvalSettings
+from engine.config import ConfigError, EvalSettings
 from engine.state import TrainState, metric_direction
+from engine.tasks import TASKS
 
 
 @pytest.mark.parametrize(
@@ -78,3 +79,11 @@ def test_advance_counts_steps_taken_apart_from_data_seen():
 )
 def test_direction_of_a_metric(mode, metric, expected):
     assert metric_direction(EvalSettings(mode=mode), metric) == expected
+
+
+def test_direction_is_known_of_every_metric_that_has_one():
+    """The best length_ratio is 1, so that neither direction is right."""
+    names = {name for task in TASKS.values() for name in task.metrics} - {"length_ratio"}
+    assert {metric_direction(EvalSettings(), name) for name in names} == {"min", "max"}
+    with pytest.raises(ConfigError, match=r"auto does not know whether a higher or a lower my_error is better"):
+        metric_direction(EvalSettings(), "my_error")

@@ -230,7 +230,8 @@ def test_a_study_knows_the_metrics_of_its_plugins(recipe, tmp_path):
     try:
         with pytest.raises(ConfigError, match="always_one"):
             study.parse([str(recipe), "--eval.metric=always_one"])
-        assert study.parse([str(recipe), f"--run.plugins={plugin}", "--eval.metric=always_one"]).metric == "always_one"
+        arguments = [str(recipe), f"--run.plugins={plugin}", "--eval.metric=always_one", "--eval.mode=max"]
+        assert study.parse(arguments).metric == "always_one"
     finally:
         plugins.load_plugins(())
 
