@@ -39,7 +39,8 @@ def run_training(
     """Run a recipe in this process as `python -m engine.train` does; return its final metrics.
 
     config: a Config, a recipe's file, or the name of a shipped recipe. The rows replace data.train, data.validation
-    and data.test; each is a Row or a dict of the columns that a file would have.
+    and data.test; each is a Row or a dict of the columns that a file would have. With train_rows, a validation or test
+    file of the recipe itself is not used; an override names one that is.
     Raises ConfigError, DataError, ModelError or TrainingError with one sentence; KeyboardInterrupt after Ctrl-C, once
     the checkpoint is written (run.resume="yes" continues the run).
     """
@@ -47,7 +48,9 @@ def run_training(
 
     given = {"train_rows": train_rows, "validation_rows": validation_rows, "test_rows": test_rows}
     with in_memory(**{name: rows for name, rows in given.items() if rows is not None}) as sources:
-        files = {f"data.{name.removesuffix('_rows')}": source for name, source in sources.items()}
+        # The recipe's validation and test files belong to the recipe's training file, not to these rows.
+        files = dict.fromkeys(("data.validation", "data.test"), "") if train_rows is not None else {}
+        files |= {f"data.{name.removesuffix('_rows')}": source for name, source in sources.items()}
         if not isinstance(config, Config | str | Path):
             raise ConfigError(f"{config!r:.80} is no recipe: give a Config, the file of a recipe, or its name")
         base = config if isinstance(config, Config) else read_recipe(str(config))

@@ -6,6 +6,7 @@ Host values (counts, flags, metrics) are sent by gloo, also on GPUs, so that sum
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,7 +77,9 @@ def wrap(model: nn.Module, ranks: Ranks, empty_batch: Batch) -> nn.Module:
     """
     parallel = model
     if ranks.world_size > 1:
-        parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        with warnings.catch_warnings():  # torch 2.14 deprecates it; its successor synchronises the buffers once
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
     with unchanged_buffers(model):
         try:
             loss_sum = parallel(empty_batch.to(ranks.device)).loss_sum

@@ -49,6 +49,19 @@ def test_validation_and_test_rows_are_used(tiny, reviews):
     assert {"best_accuracy", "test_accuracy"} <= result.keys()
 
 
+def test_files_of_the_recipe_are_not_used_beside_rows_to_train_on(tiny, tmp_path, reviews):
+    """Its validation file belongs to its training file; one that the caller names is used."""
+    strange = tmp_path / "strange.jsonl"
+    strange.write_text('{"text": "good film", "label": "of another data set"}\n')
+    config = tiny(**{"train.max_steps": 2, "data.validation": str(strange), "data.test": str(strange)})
+    result = engine.run_training(config, rows_of(reviews))
+    assert "best_accuracy" in result
+    assert "test_accuracy" not in result
+    config = tiny(**{"train.max_steps": 2, "run.resume": "auto", "run.folder": str(tmp_path / "other")})
+    with pytest.raises(DataError, match="unknown label 'of another data set'"):
+        engine.run_training(config, rows_of(reviews), data__validation=str(strange))
+
+
 def test_overrides_take_dots_or_two_underscores(tiny):
     config = tiny(**{"train.max_steps": 3})
     result = engine.run_training(config, optim__lr=2e-3, **{"eval.every_steps": 1})

@@ -389,6 +389,16 @@ def group_of_one():
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("error")
+def test_wrap_in_ddp_gives_no_warning(checkpoint_folder, group_of_one):
+    """Each rank would print it at the start of every run."""
+    model = models.from_pretrained(str(checkpoint_folder), head="sequence-classification", labels=["a", "b"])
+    none = np.zeros(0, dtype=np.int64)
+    examples = TextExamples(none, none, np.zeros(1, dtype=np.int64), none, [], 0)
+    two_ranks = distributed.Ranks(0, 2, torch.device("cpu"))
+    assert isinstance(distributed.wrap(model, two_ranks, examples.batch([])), DistributedDataParallel)
+
+
 @pytest.mark.filterwarnings("ignore:`broadcast_buffers` is deprecated")
 def test_replaced_ddp_reduces_nothing_while_it_still_exists(group_of_one):
     """distributed.wrap relies on it: DDP that takes no forward ignores the backward of another wrapper."""

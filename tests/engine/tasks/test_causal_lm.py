@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 import models
 from data import MicroBatching, TextExamples, evaluation_batches
 from data.batch import IGNORE_INDEX
-from data.causal_lm import LanguageModelRecord, encode_texts_for_lm, encode_prompts
+from data.causal_lm import LanguageModelRecord, encode_prompts, encode_texts_for_lm
 from engine import config as configs
 from engine import evaluate, predict
 from engine.config import Config, GenerateSettings
