@@ -49,7 +49,7 @@ def test_validation_and_test_rows_are_used(tiny, reviews):
     assert {"best_accuracy", "test_accuracy"} <= result.keys()
 
 
-def test_files_of_the_recipe_are_not_used_beside_rows_to_train_on(tiny, tmp_path, reviews):
+def test_files_of_the_recipe_are_not_used_beside_train_rows(tiny, tmp_path, reviews):
     """Its validation file belongs to its training file; one that the caller names is used."""
     strange = tmp_path / "strange.jsonl"
     strange.write_text('{"text": "good film", "label": "of another data set"}\n')
