@@ -12,6 +12,7 @@ from support import zoo
 from support.zoo import reads_pooled
 
 import models
+from models import model_options
 
 TOLERANCE = {torch.float32: {"rtol": 1e-5, "atol": 1e-5}, torch.float64: {"rtol": 1e-10, "atol": 1e-10}}
 # One live comparison of each (architecture, head) in the default suite, which has the goldens too.
@@ -24,7 +25,7 @@ def compare(folder, model_type, head, dtype, problem="single-label", image=None,
     if head == "question-answering":
         changes["num_labels"] = 2
     if problem != "single-label":
-        changes["problem_type"] = models.HUB_PROBLEMS[problem]
+        changes["problem_type"] = model_options.HUB_PROBLEMS[problem]
     oracle = zoo.save_oracle(folder, model_type, head, dtype=dtype, **changes)
     inputs = zoo.make_inputs(model_type, head, oracle.config, problem=problem, image=image)
     if problem != "single-label":
