@@ -6,7 +6,7 @@ from data.examples import TextExamples
 from data.formats.memory import in_memory
 from data.formats.rows import read_rows
 from data.loader import Examples, MicroBatching, evaluation_batches, steps_per_epoch, training_steps
-from data.row import Row
+from data.row import Row, Rows
 from data.split import sample_rows, split_rows
 from data.tokenizers.load import copy_tokenizer, load_tokenizer
 
@@ -17,6 +17,7 @@ __all__ = [
     "Examples",
     "MicroBatching",
     "Row",
+    "Rows",
     "TextExamples",
     "copy_tokenizer",
     "evaluation_batches",

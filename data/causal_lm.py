@@ -16,9 +16,10 @@ from tokenizers import Encoding, Tokenizer
 from data.errors import DataError, ErrorList
 from data.examples import TextExamples, count_notes
 from data.formats.memory import is_in_memory
+from data.formats.options import FileOptions
 from data.formats.rows import locate, read_rows
 from data.formats.text import read_lines
-from data.row import Row
+from data.row import Row, Rows
 from data.text_classification import check_texts, split_into_chunks
 
 END_TOKENS = ("<|endoftext|>", "</s>", "<eos>", "[SEP]")  # GPT-2; others; GPT-2 with BERT's vocabulary
@@ -55,16 +56,15 @@ def read_texts(
     column: str,
     *,
     group: str = "",
-    id_column: str = "id",
-    format: str = "auto",
+    options: FileOptions = FileOptions(),
     may_be_empty: bool = False,
-) -> list[Row]:
+) -> Rows:
     """Return rows with a text in `column`: of a file of rows, or of the non-empty lines of a .txt (format text).
 
     may_be_empty: the texts are prompts, and an empty one is continued too. Raises one DataError with all bad lines.
     """
     errors = ErrorList()
-    is_text = format == "text" or (format == "auto" and locate(name).suffix.lower() == ".txt")
+    is_text = options.format == "text" or (options.format == "auto" and locate(name).suffix.lower() == ".txt")
     if is_text and not is_in_memory(name):
         if group:
             raise DataError(
@@ -72,11 +72,10 @@ def read_texts(
             )
         rows = read_lines(name, column, errors)
     else:
-        rows = read_rows(name, [column, *([group] if group else [])], id_column, errors, format)
+        rows = read_rows(name, [column, *([group] if group else [])], options, errors)
     checked = [row for row in rows if not (may_be_empty and row.values[column] == "")]
     check_texts(name, checked, [column], "", errors)
-    errors.raise_if_any()
-    return rows
+    return errors.settle(name, rows, options)
 
 
 def encode_texts_for_lm(

@@ -25,8 +25,9 @@ from data.causal_lm import (
 )
 from data.errors import DataError, ErrorList
 from data.examples import TextExamples, count_notes
+from data.formats.options import FileOptions
 from data.formats.rows import read_rows
-from data.row import Row
+from data.row import Row, Rows
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 
@@ -37,8 +38,8 @@ class Turn(NamedTuple):
 
 
 def read_dialogues(
-    name: str, column: str, labelled: bool, *, group: str = "", id_column: str = "id", format: str = "auto"
-) -> list[Row]:
+    name: str, column: str, labelled: bool, *, group: str = "", options: FileOptions = FileOptions()
+) -> Rows:
     """Return rows whose `column` holds a conversation, as a list of Turns.
 
     In the file a conversation is
@@ -50,14 +51,13 @@ def read_dialogues(
     to be predicted. Raises one DataError with all bad lines, also for a file format without lists.
     """
     errors = ErrorList()
-    rows = read_rows(name, [column, *([group] if group else [])], id_column, errors, format)
+    rows = read_rows(name, [column, *([group] if group else [])], options, errors)
     for row in rows:
         try:
             row.values[column] = _turns(row.values[column], column, labelled)
         except DataError as error:
             errors.add(name, row.line, str(error))
-    errors.raise_if_any()
-    return rows
+    return errors.settle(name, rows, options)
 
 
 def _turns(value: Any, column: str, labelled: bool) -> list[Turn]:

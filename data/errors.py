@@ -1,6 +1,9 @@
-"""The error for unusable data, and the list in which a reader collects all errors of a file."""
+"""The error for unusable data, and the list in which a reader collects all errors and notes of a file."""
 
 from __future__ import annotations
+
+from data.formats.options import FileOptions
+from data.row import LeftOut, Row, Rows
 
 MEMORY = "memory:"  # the prefix of the names of rows in memory (data/formats/memory.py)
 
@@ -9,24 +12,67 @@ class DataError(ValueError):
     """Data that cannot be used. The message has the file, the line, the reason and what would work."""
 
 
+class BadRowsError(DataError):
+    """Rows that cannot be used in a file that can be read; data.bad_rows = skip would leave them out."""
+
+
 class ErrorList:
-    """The errors of a file, as `file:line: reason`, collected while it is read and raised together, sorted by line."""
+    """The errors of a file, as `file:line: reason`, collected while it is read, and sentences about the file.
+
+    At its end a reader returns `settle(...)`: all rows, or without the bad ones where data.bad_rows is skip, or one
+    DataError with all errors.
+    """
 
     SHOWN = 20
 
     def __init__(self) -> None:
-        self.found: list[tuple[int, str]] = []
+        self.found: list[tuple[int, str]] = []  # (line, message)
+        self.reasons: dict[int, str] = {}  # {line: the first reason}
+        self.broken: dict[int, str] = {}  # {line: id} of records that could not be made a row
+        self.notes: list[str] = []  # what was repaired or guessed
+        self.has_bad_file = False  # an error of the file as a whole: no row of it can be used
+        self.only_empty = True  # whether all errors are of texts that are empty
 
     def __len__(self) -> int:
         return len(self.found)
 
-    def add(self, path: object, line: int, reason: str) -> None:
-        """Add an error; `path` is a file, or the name of rows in memory, whose lines are their numbers."""
-        self.found.append((line, f"{str(path).removeprefix(MEMORY)}:{line}: {reason}"))
+    def add(self, path: object, line: int, reason: str, *, is_empty: bool = False, of_file: bool = False) -> None:
+        """Add the error of a row; `path` is a file, or the name of rows in memory, whose lines are their numbers.
 
-    def raise_if_any(self) -> None:
+        is_empty: the row is correct but has no text, so there is nothing to predict. of_file: an error of the whole
+        file, such as a missing column, which data.bad_rows cannot skip.
+        """
+        self.found.append((line, f"{str(path).removeprefix(MEMORY)}:{line}: {reason}"))
+        self.reasons.setdefault(line, reason)
+        self.has_bad_file |= of_file
+        self.only_empty &= is_empty
+
+    def raise_if_any(self, kind: type[DataError] = DataError) -> None:
         """Raise one DataError with the first errors and the number of the others; do nothing without errors."""
         if self.found:
             shown = [text for _, text in sorted(self.found, key=lambda item: item[0])[: self.SHOWN]]
             left = len(self.found) - len(shown)
-            raise DataError("\n".join(shown) + (f"\n... and {left:,} more" if left else ""))
+            raise kind("\n".join(shown) + (f"\n... and {left:,} more" if left else ""))
+
+    def settle(self, name: str, rows: list[Row], options: FileOptions) -> Rows:
+        """Return the rows of the file `name` that have no errors, with the notes; or raise all errors.
+
+        options.bad_rows: skip leaves rows with errors out, and says so in a note. options.accept_empty: rows whose only
+        fault is that they have no text are left out in any case. Raises the errors if no row is left.
+        """
+        skipping = options.bad_rows == "skip" or (options.accept_empty and self.only_empty)
+        if self.has_bad_file or not skipping:
+            self.raise_if_any(DataError if self.has_bad_file else BadRowsError)
+        good = [row for row in rows if row.line not in self.reasons]
+        ids = {row.line: row.id for row in rows if row.line in self.reasons} | self.broken
+        left_out = [LeftOut(ids.get(line, str(line)), line, reason) for line, reason in sorted(self.reasons.items())]
+        if not good and left_out and not options.accept_empty:
+            self.raise_if_any()
+        return Rows(good, notes=[*self.notes, *self._describe_skipped(len(good) + len(left_out))], left_out=left_out)
+
+    def _describe_skipped(self, count: int) -> list[str]:
+        if not self.reasons:
+            return []
+        _, first = min(self.found, key=lambda item: item[0])
+        others = f"; and {len(self.reasons) - 1:,} more" if len(self.reasons) > 1 else ""
+        return [f"{len(self.reasons):,} of {count:,} rows left out: {first}{others}"]

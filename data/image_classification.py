@@ -11,7 +11,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ from data.formats import idx
 from data.formats.folders import read_folder
 from data.formats.image_files import check_all, checksum, decode, from_memory
 from data.formats.memory import is_in_memory
+from data.formats.options import FileOptions
 from data.formats.rows import locate, read_rows
 from data.image_preprocessing import Preprocessing, normalize, resize_and_crop, to_pixels
 from data.labels import label_name
-from data.row import Row
+from data.row import Row, Rows
 from data.text_classification import check_texts
 
 SHOWN = 20  # bad images that are named
@@ -43,11 +44,10 @@ def read_images(
     image: str = "path",
     label: str = "label",
     group: str = "",
-    id_column: str = "id",
     labels: Sequence[str] = (),
     bad_images: str = "raise",
-    format: str = "auto",
-) -> list[Row]:
+    options: FileOptions = FileOptions(),
+) -> Rows:
     """Return rows with an image in column `image` and its `label` ("": without labels).
 
     - A folder (format folder): its folders are the classes. Ids are the paths below it. The image is a Path.
@@ -60,7 +60,7 @@ def read_images(
     Rows of image files and of images in memory get a column "digest", a checksum.
     bad_images: "raise" a DataError that names the bad images with reasons, or "skip" them and print them.
     """
-    path = locate(name)
+    path, format = locate(name), options.format
     if is_in_memory(name):
         format = "memory"
     elif format == "auto":
@@ -70,7 +70,7 @@ def read_images(
             f"{name}: data.group_column = {group!r} is a column, and there are none; list the images in a .csv file"
         )
     if format == "idx":
-        return _read_idx(name, path, image, label, labels)
+        return Rows(_read_idx(name, path, image, label, labels))
     bad: list[str] = []
     if format == "folder":
         if not path.is_dir():
@@ -78,7 +78,7 @@ def read_images(
         rows = read_folder(path, image, label, bad)
         locations = [f"{path / row.id}" for row in rows]
     else:
-        rows = _read_listed(name, image, label, group, id_column, format)
+        rows = _read_listed(name, image, label, group, replace(options, format=format))
         locations = [f"{name.removeprefix(MEMORY)}:{row.line}" for row in rows]
         if not is_in_memory(name):
             locations = [f"{location}: {row.values[image]}" for location, row in zip(locations, rows, strict=True)]
@@ -93,13 +93,13 @@ def read_images(
         else:
             good.append(row)
     _report(name, bad, len(good), bad_images)
-    return good
+    return Rows(good)
 
 
-def _read_listed(name: str, image: str, label: str, group: str, id_column: str, format: str) -> list[Row]:
+def _read_listed(name: str, image: str, label: str, group: str, options: FileOptions) -> list[Row]:
     """Return the rows of a list of paths, or of images in memory; DataError for columns that cannot be used."""
     errors = ErrorList()
-    rows = read_rows(name, [image, *filter(None, (label, group))], id_column, errors, format)
+    rows = read_rows(name, [image, *filter(None, (label, group))], options, errors)
     check_texts(name, rows, [] if is_in_memory(name) else [image], label, errors)
     errors.raise_if_any()
     return rows

@@ -12,9 +12,10 @@ from tokenizers import Encoding, Tokenizer
 
 from data.errors import DataError, ErrorList
 from data.examples import TextExamples, count_notes
+from data.formats.options import FileOptions
 from data.formats.rows import locate, read_rows
 from data.labels import label_name
-from data.row import Row
+from data.row import Row, Rows
 from data.text_classification import check_texts
 from data.words import UNSPACED
 
@@ -53,9 +54,8 @@ def read_relations(
     text: str = "text",
     label: str = "",
     group: str = "",
-    id_column: str = "id",
-    format: str = "auto",
-) -> list[Row]:
+    options: FileOptions = FileOptions(),
+) -> Rows:
     """Return rows whose columns "subject" and "object" are an Entity each.
 
     In the file an entity is
@@ -67,7 +67,7 @@ def read_relations(
     """
     errors = ErrorList()
     required = [*ROLES, *(column for column in (label, group) if column)]
-    rows = read_rows(name, required, id_column, errors, format)
+    rows = read_rows(name, required, options, errors)
     for row in rows:
         if text not in row.values and SENTENCE in row.values:
             row.values[text] = row.values[SENTENCE]
@@ -79,8 +79,7 @@ def read_relations(
             row.values |= dict(zip(ROLES, _find_entities(row.values, row.values[text]), strict=True))
         except DataError as error:
             errors.add(locate(name), row.line, str(error))
-    errors.raise_if_any()
-    return rows
+    return errors.settle(name, rows, options)
 
 
 def _find_entities(values: dict[str, Any], text: str) -> tuple[Entity, Entity]:

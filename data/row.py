@@ -1,8 +1,9 @@
-"""A row: one example before it is encoded."""
+"""A row: one example before it is encoded; and the rows of a file."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 
 class Row:
@@ -28,3 +29,23 @@ class Row:
     def updated(self, values: dict[str, Any]) -> Row:
         """Return a copy in which the columns of `values` are replaced."""
         return Row(self.id, self.line, self.values | values)
+
+
+class LeftOut(NamedTuple):
+    """A row of a file that is not used; a prediction for it is null, with the reason."""
+
+    id: str
+    line: int
+    reason: str
+
+
+class Rows(list[Row]):
+    """The rows of a file, in its order, and what is to be said about them.
+
+    notes: sentences about what was left out, repaired or guessed. left_out: the rows that are not used, by line.
+    """
+
+    def __init__(self, rows: Iterable[Row] = (), *, notes: Sequence[str] = (), left_out: Sequence[LeftOut] = ()):
+        super().__init__(rows)
+        self.notes = list(notes)
+        self.left_out = list(left_out)

@@ -10,9 +10,10 @@ from tokenizers import Encoding, Tokenizer
 from data.errors import ErrorList
 from data.examples import TextExamples, count_notes
 from data.formats.memory import is_in_memory
+from data.formats.options import FileOptions
 from data.formats.rows import read_rows
 from data.formats.text import read_parallel
-from data.row import Row
+from data.row import Row, Rows
 from data.text_classification import check_texts, encode_texts
 
 
@@ -44,8 +45,8 @@ class Seq2SeqRecord:
 
 
 def read_pairs(
-    name: str, source: str, target: str, *, id_column: str = "id", format: str = "auto", more: Sequence[str] = ()
-) -> list[Row]:
+    name: str, source: str, target: str, *, options: FileOptions = FileOptions(), more: Sequence[str] = ()
+) -> Rows:
     """Return rows with a text in the columns `source` and `target` ("": no target, to predict); none is empty.
 
     format: parallel reads NAME.source and NAME.target, whose lines belong together; any other is one of read_rows,
@@ -53,15 +54,14 @@ def read_pairs(
     """
     columns = [source, *([target] if target else [])]
     errors = ErrorList()
-    if format == "parallel" and not is_in_memory(name):
+    if options.format == "parallel" and not is_in_memory(name):
         rows = read_parallel(name, columns)
         for column in columns:
             check_texts(f"{name}.{column}", rows, [column], "", errors)
     else:
-        rows = read_rows(name, [*columns, *more], id_column, errors, format)
+        rows = read_rows(name, [*columns, *more], options, errors)
         check_texts(name, rows, columns, "", errors)
-    errors.raise_if_any()
-    return rows
+    return errors.settle(name, rows, options)
 
 
 def encode_pairs(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from data.errors import DataError, ErrorList
+from data.formats.options import FileOptions
 from data.formats.rows import read_rows
 
 LARGEST = torch.finfo(torch.float32).max
@@ -26,7 +27,7 @@ def read_teacher(name: str, ids: Sequence[str], labels: Sequence[str]) -> Tensor
     known = dict.fromkeys(labels)
     logits_of = torch.empty(len(ids), len(labels))
     errors, lines = ErrorList(), dict[str, int]()
-    for row in read_rows(name, ["id", "logits"], id_column="", errors=errors, format="jsonl"):
+    for row in read_rows(name, ["id", "logits"], FileOptions(format="jsonl", id_column=""), errors):
         value = row.values["id"]
         example = str(value)
         if isinstance(value, bool) or not isinstance(value, str | int | float):

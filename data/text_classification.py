@@ -31,7 +31,7 @@ def check_texts(name: str, rows: Sequence[Row], columns: Sequence[str], label: s
             if not isinstance(value, str):
                 errors.add(name, row.line, f"{column!r} should be text, this is {value!r}")
             elif not value.strip():
-                errors.add(name, row.line, f"{column!r} is empty")
+                errors.add(name, row.line, f"{column!r} is empty", is_empty=True)
         if label and isinstance(row.values[label], dict | list):
             errors.add(name, row.line, f"a label should be text or a number, this is {row.values[label]!r}")
         elif label and not label_name(row.values[label]):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,9 @@ from data.errors import DataError, ErrorList
 from data.examples import TextExamples, count_notes
 from data.formats.conll import LINES, read_sentences
 from data.formats.memory import is_in_memory
+from data.formats.options import FileOptions
 from data.formats.rows import locate, read_rows
-from data.row import Row
+from data.row import Row, Rows
 from data.tag_schemes import complete_tags, find_scheme, find_violations, tag_entities
 from data.words import TEXT, locate_words, split_words
 
@@ -44,15 +45,15 @@ def read_tagged(
     label: str = "",
     *,
     group: str = "",
-    id_column: str = "id",
-    format: str = "auto",
+    options: FileOptions = FileOptions(),
     scheme: str = "auto",
-) -> list[Row]:
+) -> Rows:
     """Return the rows of a file. label: the column of the tags, or "" for words alone.
 
     group: a column that every row of jsonl must have, or "". Files of other formats have no such columns.
     Raises one DataError with all errors of the file.
     """
+    format = options.format
     kind = SUFFIXES.get(locate(name).suffix.lower(), "") if format == "auto" else format
     kind = "jsonl" if is_in_memory(name) else kind
     if kind not in FORMATS:
@@ -60,9 +61,11 @@ def read_tagged(
         known = ", ".join(SUFFIXES)
         raise DataError(f"{name}: {what}; tagged words are in {known}, or data.format is one of {', '.join(FORMATS)}")
     errors = ErrorList()
+    rows: list[Row]
     if kind == "jsonl":
-        rows = read_rows(name, [c for c in (text, label, group) if c], id_column, errors, "jsonl")
-        rows = [row for row in rows if _check_row(name, row, text, label, scheme, errors)]
+        rows = read_rows(name, [c for c in (text, label, group) if c], replace(options, format="jsonl"), errors)
+        for row in rows:
+            _check_row(name, row, text, label, scheme, errors)
     elif group:
         raise DataError(f"{name}: data.group_column = {group!r} needs columns, so a .jsonl file")
     elif kind == "text" and label:
@@ -70,9 +73,9 @@ def read_tagged(
     else:
         rows = read_sentences(name, kind, text, label, errors)
     if label:
-        _check_scheme(name, rows, label, scheme, errors)
-    errors.raise_if_any()
-    return rows
+        good = [row for row in rows if row.line not in errors.reasons]
+        _check_scheme(name, good, label, scheme, errors)
+    return errors.settle(name, rows, options)
 
 
 def _check_row(name: str, row: Row, text: str, label: str, scheme: str, errors: ErrorList) -> bool:
@@ -80,7 +83,7 @@ def _check_row(name: str, row: Row, text: str, label: str, scheme: str, errors: 
     words, before = row.values[text], len(errors)
     if isinstance(words, str):
         if not words.strip():
-            errors.add(name, row.line, f"{text!r} is empty")
+            errors.add(name, row.line, f"{text!r} is empty", is_empty=True)
             return False
         row.values = row.values | {TEXT: words, text: split_words(words)}
         if label:
@@ -91,7 +94,7 @@ def _check_row(name: str, row: Row, text: str, label: str, scheme: str, errors: 
     if not isinstance(words, list):
         errors.add(name, row.line, f"{text!r} should be a list of words, or a text, this is {words!r}")
     elif not words:
-        errors.add(name, row.line, f"{text!r} is empty")
+        errors.add(name, row.line, f"{text!r} is empty", is_empty=True)
     elif wrong := [i for i, word in enumerate(words) if not isinstance(word, str) or not word.strip()]:
         errors.add(name, row.line, f"word {wrong[0]} in {text!r} should be text that is not empty, {words[wrong[0]]!r}")
     elif label and not isinstance(row.values[label], list):

@@ -19,12 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data import Examples, Row
+from data import Examples, Row, Rows
 from data.formats.memory import as_list, in_memory, is_in_memory
 from engine import checkpoint, cli, distributed, plugins, validate
 from engine.config import DEFAULT_RECIPE, Config, ConfigError, DataSettings, check, override, read_recipe
 from engine.evaluate import EvaluationContext, evaluate, open_trained
-from engine.predict import predict
+from engine.predict import predict, with_left_out
 from engine.tasks import find_task
 from models import TaskModel
 
@@ -77,7 +77,7 @@ def evaluate_rows(run: str | Path, rows: Iterable[Any], **overrides: Any) -> dic
     folder = checkpoint.open_run(str(run))
     config = cli.configure(folder, _with_dotted_keys(overrides))
     with in_memory(rows=rows) as sources:
-        model, examples, context = _open_rows(folder, config, sources["rows"], labelled=True)
+        model, examples, context, _ = _open_rows(folder, config, sources["rows"], labelled=True)
         return evaluate(model, examples, context)
 
 
@@ -98,13 +98,13 @@ def predict_rows(run: str | Path, rows: Iterable[Any], **overrides: Any) -> list
     task, _ = find_task(config.run.task)
     columns = validate.task_settings(config, task).data
     with in_memory(rows=[_to_columns(row, columns) for row in as_list("rows", rows)]) as sources:
-        model, examples, context = _open_rows(folder, config, sources["rows"], labelled=False)
-        return predict(model, examples, context)
+        model, examples, context, rows = _open_rows(folder, config, sources["rows"], labelled=False)
+        return with_left_out(predict(model, examples, context), rows, context.task)
 
 
 def _open_rows(
     folder: Path, config: Config, source: str, labelled: bool
-) -> tuple[TaskModel, Examples, EvaluationContext]:
+) -> tuple[TaskModel, Examples, EvaluationContext, Rows]:
     """Open a trained model and rows in memory."""
     with _no_files_needed(config):
         return open_trained(folder, config, source, labelled)

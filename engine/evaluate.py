@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import models
-from data import Examples, MicroBatching, evaluation_batches
+from data import Examples, MicroBatching, Rows, evaluation_batches
+from data.errors import DataError
 from engine import cli, distributed, validate
 from engine.config import Config, ConfigError, GenerateSettings
 from engine.distributed import Ranks
 from engine.log import progress
 from engine.precision import Precision
-from engine.tasks import Task, find_task
+from engine.tasks import Task, find_task, read_file
 
 USAGE = "python -m engine.evaluate RUN --data.test FILE [--output FILE.json] [--section.key=value ...]"
 OPTIONS = {"output": "also write the metrics to this file, as one JSON object"}
@@ -78,16 +79,18 @@ def sum_statistics(model: models.TaskModel, examples: Examples, context: Evaluat
 
 def open_trained(
     folder: Path, config: Config, source: str, labelled: bool
-) -> tuple[models.TaskModel, Examples, EvaluationContext]:
-    """Return a trained model, the encoded examples of `source`, and the context to evaluate or predict them in.
+) -> tuple[models.TaskModel, Examples, EvaluationContext, Rows]:
+    """Return a trained model, the encoded examples of `source`, the context to evaluate or predict in, and the rows.
+
+    The rows are those of the examples, with what is to be said about the file. Rows without a text are left out.
 
     folder: a checkpoint. config: its recipe with overrides. source: a file, a folder of images, or in-memory rows.
     Raises ConfigError, DataError or ModelError where these do not fit together.
     """
     ranks = distributed.setup(config.run.device)
     task, _ = find_task(config.run.task)
-    settings = validate.task_settings(config, task)
-    rows = task.read(source, settings, labelled)
+    settings = replace(validate.task_settings(config, task), accept_empty=True)
+    rows = read_file(task, source, settings, labelled)
     model = models.from_pretrained(folder, head=task.head)
     if labelled:
         task.check_labels(source, rows, settings, model.labels)
@@ -96,7 +99,8 @@ def open_trained(
     examples = task.encode(rows, processor, settings, model.labels, labelled)
     precision = Precision(config.train.precision, ranks.device)
     model.to(ranks.device)
-    return model, examples, EvaluationContext(task, precision, ranks, config.eval.batch_tokens, config.generate)
+    context = EvaluationContext(task, precision, ranks, config.eval.batch_tokens, config.generate)
+    return model, examples, context, rows
 
 
 def main(argv: Sequence[str]) -> int:
@@ -105,18 +109,21 @@ def main(argv: Sequence[str]) -> int:
     if not test:
         raise ConfigError("data.test is empty: --data.test FILE names the labelled file to evaluate on")
     output = cli.check_output(options["output"], test) if "output" in options else None
-    model, examples, context = open_trained(folder, config, test, labelled=True)
+    model, examples, context, rows = open_trained(folder, config, test, labelled=True)
+    if not len(examples):
+        raise DataError(f"{test}: every row is left out: {rows.left_out[0].reason}")
     statistics = sum_statistics(model, examples, context)
     if context.ranks.is_main:
         metrics = context.task.compute_metrics(statistics, model.labels)
-        truncated = f" ({examples.truncated:,} truncated to data.max_length)" if examples.truncated else ""
-        print(f"{folder}: {len(examples):,} examples of {test}{truncated}")
+        print(f"{folder}: {len(examples):,} examples of {test}")
+        print("".join(f"  {note}\n" for note in (*rows.notes, *examples.notes)), end="")
         width = max(10, *map(len, metrics))
         print("\n".join(f"{name:>{width}}  {value:.4f}" for name, value in metrics.items()))
         if table := context.task.format_table(statistics, model.labels):
             print(table)
         if output is not None:
-            result = {"checkpoint": str(folder), "data": test, "examples": len(examples), **metrics}
+            counts = {"examples": len(examples), "left_out": len(rows.left_out)}
+            result = {"checkpoint": str(folder), "data": test, **counts, **metrics}
             cli.write_output(output, [json.dumps(result)])
     return 0
 

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 
 import models
-from data import Examples, evaluation_batches
+from data import Examples, Rows, evaluation_batches
 from engine import cli, distributed
 from engine.config import ConfigError
 from engine.evaluate import EvaluationContext, open_trained
 from engine.log import progress
+from engine.tasks import Task
 
 USAGE = "python -m engine.predict RUN --input FILE --output FILE.jsonl [--section.key=value ...]"
 OPTIONS = {
@@ -47,18 +48,30 @@ def predict(model: models.TaskModel, examples: Examples, context: EvaluationCont
     return [prediction for _, prediction in sorted(gathered, key=lambda row: row[0])]
 
 
+def with_left_out(predictions: list[dict[str, Any]], rows: Rows, task: Task) -> list[dict[str, Any]]:
+    """Return a prediction for each row of the file, in its order.
+
+    predictions: those of `rows`. A row that was left out gets {"id": ..., "reason": ...} and null for what the task
+    predicts, so that the output has as many lines as the file has rows.
+    """
+    by_line = [(row.line, prediction) for row, prediction in zip(rows, predictions, strict=True)]
+    by_line += [(row.line, {"id": row.id, task.predicts: None, "reason": row.reason}) for row in rows.left_out]
+    return [prediction for _, prediction in sorted(by_line, key=lambda item: item[0])]
+
+
 def main(argv: Sequence[str]) -> int:
     folder, config, options = cli.open_model(argv, USAGE, OPTIONS)
     for name in OPTIONS:
         if name not in options:
             raise ConfigError(f"--{name} is missing: {USAGE}")
     output = cli.check_output(options["output"], options["input"])
-    model, examples, context = open_trained(folder, config, options["input"], labelled=False)
+    model, examples, context, rows = open_trained(folder, config, options["input"], labelled=False)
     predictions = predict(model, examples, context)
     if context.ranks.is_main:
+        predictions = with_left_out(predictions, rows, context.task)
         cli.write_output(output, (json.dumps(prediction, ensure_ascii=False) for prediction in predictions))
-        truncated = f" ({examples.truncated:,} texts truncated to data.max_length)" if examples.truncated else ""
-        print(f"{len(examples):,} predictions in {output}{truncated}")
+        print(f"{len(predictions):,} predictions in {output}")
+        print("".join(f"  {note}\n" for note in (*rows.notes, *examples.notes)), end="")
     return 0
 
 

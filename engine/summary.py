@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,19 +22,24 @@ def describe_run(
     config: Config,
     model: TaskModel,
     processor: Any,
-    train_set: Examples,
-    validation_set: Examples,
-    test_set: Examples,
+    sets: tuple[Examples, Examples, Examples],
+    notes: Sequence[str],
     total_steps: int,
     limits: MicroBatching,
 ) -> str:
-    """Return the load report, the data and the steps; in a dry run also the resolved recipe and the first examples."""
+    """Return the load report, the data and the steps; in a dry run also the resolved recipe and the first examples.
+
+    sets: the training, validation and test data. notes: sentences about the files.
+    """
+    train_set = sets[0]
     full = config.run.dry_run
     paragraphs = [to_toml(to_recipe(config))] if full else []
     paragraphs.append(str(model.report))
-    for name, examples in {"training": train_set, "validation": validation_set, "test": test_set}.items():
+    for name, examples in zip(("training", "validation", "test"), sets, strict=True):
         if len(examples):
             paragraphs.append(describe_examples(name, examples, model.labels))
+    if notes:
+        paragraphs.append("\n".join(notes))
     if unseen := labels_without_examples(train_set, model.labels):
         more = f" and {len(unseen) - MAX_LABELS_SHOWN:,} more" if len(unseen) > MAX_LABELS_SHOWN else ""
         paragraphs.append(f"warning: no training example of {', '.join(map(repr, unseen[:MAX_LABELS_SHOWN]))}{more}")
@@ -59,7 +65,7 @@ def describe_examples(name: str, examples: Examples, labels: tuple[str, ...]) ->
     spread = ", ".join(f"{q}% {int(np.percentile(lengths, q))}" for q in (50, 95, 100))
     text = f"{name}: {plural(len(examples), 'example')}, {plural(int(lengths.sum()), 'token')}"
     text += f" (mean {lengths.mean():.1f}, {spread})"
-    text += "".join(f"; {note}" for note in examples.notes)
+    text += "".join(f"\n  {note}" for note in examples.notes)
     counts = examples.label_counts(len(labels))
     if counts is not None:
         shown = [f"{label} {n:,}" for label, n in zip(labels[:MAX_LABELS_SHOWN], counts, strict=False)]

@@ -65,7 +65,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     require_tensorboard(cfg.log.tensorboard)
     check_names(cfg.optim)
     settings = validate.task_settings(cfg, task)
-    train_rows, validation_rows, test_rows, labels = read_training_data(task, settings, seed)
+    train_rows, validation_rows, test_rows, labels, notes = read_training_data(task, settings, seed)
 
     # 2. The model. It determines the order of the labels, since the head of a checkpoint has its own.
     seed_everything(seed)
@@ -103,8 +103,8 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     apply_machine_settings(model, cfg.train)
     limits = micro_batch_limits(cfg.train, objective, train_set, amp, ranks)
     if ranks.is_main:
-        text = summary.describe_run(cfg, model, processor, train_set, validation_set, test_set, total_steps, limits)
-        print(text, flush=True)
+        sets = (train_set, validation_set, test_set)
+        print(summary.describe_run(cfg, model, processor, sets, notes, total_steps, limits), flush=True)
     if cfg.run.dry_run:
         return {}
 

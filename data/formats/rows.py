@@ -14,13 +14,14 @@ from typing import Any
 
 from data.errors import DataError, ErrorList
 from data.formats.memory import is_in_memory, read_memory
+from data.formats.options import FileOptions
 from data.formats.parquet import read_parquet
-from data.row import Row
+from data.row import Row, Rows
 
 MAX_LINE = 1_000_000  # characters; a longer line is a broken file, not a text
 
-# The records of a file: (number of the first line, {column: value}).
-Records = Iterator[tuple[int, dict[str, Any]]]
+# The records of a file: (number of the first line, {column: value}); None for a record whose error has been added.
+Records = Iterator[tuple[int, dict[str, Any] | None]]
 
 
 def locate(name: str) -> Path:
@@ -37,32 +38,35 @@ def locate(name: str) -> Path:
 def read_rows(
     name: str,
     required: Sequence[str],
-    id_column: str = "id",
+    options: FileOptions = FileOptions(),
     errors: ErrorList | None = None,
-    format: str = "auto",
-) -> list[Row]:
+) -> Rows:
     """Return the rows of a .jsonl, .csv, .tsv or .parquet file, or of rows in memory; all have the `required` columns.
 
-    - format: jsonl, csv, tsv or parquet; auto: by the ending of the name. Rows in memory have no format.
-    - Ids come from `id_column` where the file has it. They must be unique, since predictions are matched by id.
-      Without the column, ids are the numbers of the rows from 1.
+    - options.format: jsonl, csv, tsv or parquet; auto: by the ending of the name. Rows in memory have no format.
+    - Ids come from options.id_column where the file has it. They must be unique, since predictions are matched by id.
+      Without the column, ids are the numbers of the records from 1. In .jsonl that is the line, so that an empty line
+      shifts no id.
     - csv has quotes (RFC 4180). tsv has none: a tab cannot stand inside a field.
     - Values keep their JSON type; in csv and tsv they are strings.
 
-    errors: bad lines are added to it, for a caller with further checks. Without it, raises one DataError with all.
+    errors: bad lines are added to it, for a caller with further checks, who settles them. Without it, raises one
+    DataError with all, or leaves them out, as options.bad_rows says.
     Raises DataError at once for a file that cannot be read at all.
     """
     path, collected = locate(name), errors is not None
     errors = ErrorList() if errors is None else errors
     rows: list[Row] = []
     try:
-        found = read_memory(name, errors) if is_in_memory(name) else _read_file(name, required, errors, format)
+        found = read_memory(name, errors) if is_in_memory(name) else _read_file(name, required, errors, options)
         for row in found:
             missing = [column for column in required if row.values.get(column) is None]
+            row.id = row.id or str(row.line)  # of a row in memory, whose line is its number
             if not missing:
-                row.id = row.id or str(len(rows) + 1)
                 rows.append(row)
-            elif missing[0] in row.values:
+                continue
+            errors.broken[row.line] = row.id
+            if missing[0] in row.values:
                 errors.add(path, row.line, f"column {missing[0]!r} is null")
             else:
                 columns = ", ".join(map(repr, row.values)) or "no columns"
@@ -71,16 +75,16 @@ def read_rows(
         raise DataError(f"{name}: no such file") from None
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror}") from None
-    _assign_ids(path, rows, id_column, errors)
-    if not collected:
-        errors.raise_if_any()
+    _assign_ids(path, rows, options.id_column, errors)
     if not rows and not errors:
         raise DataError(f"{name}: no rows")
-    return rows
+    if collected:
+        return Rows(rows)
+    return errors.settle(name, rows, options)
 
 
-def _read_file(name: str, required: Sequence[str], errors: ErrorList, format: str) -> Iterator[Row]:
-    path = locate(name)
+def _read_file(name: str, required: Sequence[str], errors: ErrorList, options: FileOptions) -> Iterator[Row]:
+    path, format = locate(name), options.format
     reader = READERS.get(path.suffix.lower() if format == "auto" else f".{format}")
     if path.is_dir():
         raise DataError(f"{name}: this is a folder; name a file, one of {', '.join(READERS)}")
@@ -88,8 +92,11 @@ def _read_file(name: str, required: Sequence[str], errors: ErrorList, format: st
         raise DataError(f"{name}: data.format = {format!r} is not a format of rows; use one of {', '.join(READERS)}")
     if reader is None:
         raise DataError(f"{name}: unknown kind of file {path.suffix!r}; use one of {', '.join(READERS)}")
-    for line, values in reader(path, clean_lines(path, errors), errors, required):
-        yield Row("", line, values)
+    for number, (line, values) in enumerate(reader(path, clean_lines(path, errors), errors, required), 1):
+        if values is None:
+            errors.broken[line] = str(number)
+        else:
+            yield Row(str(number), line, values)
 
 
 def _assign_ids(path: Path, rows: list[Row], column: str, errors: ErrorList) -> None:

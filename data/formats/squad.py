@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from data.errors import DataError, ErrorList
 from data.formats.memory import is_in_memory
+from data.formats.options import FileOptions
 from data.formats.rows import locate, parse_json, read_rows
-from data.row import Row
+from data.row import Row, Rows
 
 # The columns that the rows of a SQuAD file have.
 COLUMNS = ("id", "title", "context", "question", "answers", "is_impossible")
@@ -30,9 +31,8 @@ def read_questions(
     context: str = "context",
     answers: str = "answers",
     others: Sequence[str] = (),
-    id_column: str = "id",
-    format: str = "auto",
-) -> list[Row]:
+    options: FileOptions = FileOptions(),
+) -> Rows:
     """Return a row for each question, whose `answers` are a list of Answer; [] where there is no answer.
 
     - format "squad" (auto: a name that ends in .json) is SQuAD's, version 1 or 2.
@@ -44,7 +44,8 @@ def read_questions(
     SQuAD's files, where a line has thousands of questions.
     """
     errors = ErrorList()
-    is_squad = format == "squad" or (format == "auto" and locate(name).suffix.lower() == ".json")
+    id_column = options.id_column
+    is_squad = options.format == "squad" or (options.format == "auto" and locate(name).suffix.lower() == ".json")
     if is_squad and not is_in_memory(name):
         wanted = [column for column in (question, context, answers, *others, id_column) if column]
         if unknown := [column for column in wanted if column not in COLUMNS and column != id_column]:
@@ -53,17 +54,18 @@ def read_questions(
         named = id_column == "id"
     else:
         columns = [column for column in (question, context, answers, *others) if column]
-        rows = read_rows(name, columns, id_column, errors, format)
+        rows = read_rows(name, columns, options, errors)
         for row in rows:
             for reason in _find_problems(row.values, question, context, answers):
                 errors.add(locate(name), row.line, reason)
         named = True
-    errors.raise_if_any()
     for number, row in enumerate(rows, 1):
         row.id = row.id if named else str(number)
+    good = errors.settle(name, rows, options)
+    for row in good:
         if answers:
             row.values[answers] = _parse_answers(row.values[answers])
-    return rows
+    return good
 
 
 def _find_problems(values: dict[str, Any], question: str, context: str, answers: str) -> list[str]:

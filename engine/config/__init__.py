@@ -2,6 +2,7 @@
 
 schema.py         what a setting is; convert, override and write a tree of settings
 sections.py       the settings, one dataclass for each section
+data_settings.py  the section [data]
 task_sections.py  the sections that only some tasks read
 recipe.py         recipes (TOML files) and command lines become one checked Config
 command_line.py   split a command line; --help
@@ -9,6 +10,7 @@ renamed.py        the names that settings had in schema 1
 hf_names.py       Hugging Face's names of arguments, and ours
 """
 
+from engine.config.data_settings import DataSettings
 from engine.config.recipe import (
     DEFAULT_RECIPE,
     RECIPES,
@@ -34,7 +36,6 @@ from engine.config.schema import (
 )
 from engine.config.sections import (
     Config,
-    DataSettings,
     DropoutSettings,
     EvalSettings,
     LogSettings,

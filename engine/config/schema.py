@@ -44,6 +44,7 @@ RANGES: dict[str, Callable[[float], bool]] = {
     "in (0, 1]": lambda x: 0 < x <= 1,
     "in [0, 180]": lambda x: 0 <= x <= 180,
 }
+MACHINE = True  # as `setting(..., machine=MACHINE)`
 MAX_CHARACTERS_SHOWN = 200  # characters of a wrong value in a message
 
 

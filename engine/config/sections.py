@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from engine.config.schema import setting
+from engine.config.data_settings import DataSettings
+from engine.config.schema import MACHINE, setting
 from engine.config.task_sections import (
     AugmentSettings,
     CausalLMSettings,
@@ -21,9 +22,6 @@ from engine.config.task_sections import (
     Seq2SeqSettings,
     TokenClassificationSettings,
 )
-
-MACHINE = True
-FORMATS = ("auto", "jsonl", "csv", "tsv", "parquet", "conll", "word/tag", "squad", "text", "parallel", "idx", "folder")
 
 
 @dataclass(frozen=True)
@@ -144,47 +142,6 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
-class DataSettings:
-    """The files, their columns, and how they are read."""
-
-    train: str = setting(
-        "",
-        "training data: a file, a folder of images, or package:NAME/FILE",
-        needed="name the file to learn from",
-    )
-    validation: str = setting(
-        "", "file whose metric chooses the best checkpoint and stops early; empty: some rows of data.train are held out"
-    )
-    test: str = setting("", "file that is evaluated once, at the end, with the best weights; empty: none")
-    validation_fraction: float = setting(
-        0.1, "share of data.train that is held out when data.validation is empty (between 0 and 1)"
-    )
-    text_column: str = setting("", "column with the text (or tokens, question, source); empty: the task's usual name")
-    text_pair_column: str = setting(
-        "", "column with a second text (or the context); empty: the task's usual name, if it has one"
-    )
-    label_column: str = setting("", "column with the label (or tags, answers, target); empty: the task's usual name")
-    id_column: str = setting("id", "column with the ids; a file without it has row numbers as ids")
-    group_column: str = setting(
-        "", "column whose equal values are never split between training and held-out data; empty: the task's, if any"
-    )
-    labels: tuple[str, ...] = setting(
-        (), "label names in their order, separated by commas; empty: those found in data.train, sorted"
-    )
-    max_length: int = setting(128, "longest input, in tokens; longer texts are truncated", within="> 0")
-    max_train_examples: int = setting(
-        0, "largest number of training examples, chosen at random from run.seed; 0: all", within=">= 0"
-    )
-    format: str = setting("auto", "format of the files; auto: by the ends of their names", FORMATS)
-    teacher_file: str = setting(
-        "", "file with a teacher's logits for data.train by id, .jsonl as engine.predict writes it; empty: none"
-    )
-    num_workers: int = setting(
-        0, "number of processes that prepare batches; 0: this process does", within=">= 0", machine=MACHINE
-    )
-
-
-@dataclass(frozen=True)
 class TrainSettings:
     """The training steps: their size, number and arithmetic."""
 
@@ -203,6 +160,12 @@ class TrainSettings:
     )
     epochs: float = setting(3.0, "passes over the training data, if train.max_steps is 0", within=">= 0")
     max_steps: int = setting(0, "number of optimizer steps; 0: as many as train.epochs takes", within=">= 0")
+    sampler: str = setting(
+        "shuffle",
+        "examples of an epoch; shuffle: each once, in a new order; balanced: drawn so that all classes are equally "
+        "frequent",
+        ("shuffle", "balanced"),
+    )
     loss: str = setting("", "name of a loss from a plugin (run.plugins); empty: the head's own loss")
     max_grad_norm: float = setting(
         1.0, "gradients with a larger norm are scaled down to this norm; 0: no clipping", within=">= 0"
@@ -270,6 +233,11 @@ class RegularizeSettings:
         "weights of the classes in the training loss: a number for each, or balanced (inverse to the class's "
         "frequency); empty: all 1",
     )
+    pos_weight: tuple[str, ...] = setting(
+        (),
+        "several labels: weights of the loss where a label applies: a number for each, or balanced (examples without "
+        "the label per example with it); empty: all 1",
+    )
     l1: float = setting(
         0.0, "adds l1 * sum |w| to the loss of a step; never applied to biases and norms; 0: none", within=">= 0"
     )
@@ -312,6 +280,11 @@ class EvalSettings:
 
     every_steps: int = setting(0, "steps between evaluations; 0: one evaluation an epoch", within=">= 0")
     metric: str = setting("", "metric that chooses the best checkpoint; empty: the task's main metric")
+    bleu_tokenizer: str = setting(
+        "auto",
+        "translation: sacrebleu's tokenizer for BLEU; auto: by the script of the references",
+        ("auto", "13a", "intl", "zh", "char", "ja-mecab", "ko-mecab", "none"),
+    )
     mode: str = setting(
         "auto",
         "whether a higher (max) or a lower (min) metric is better; auto: as the engine's metrics are",

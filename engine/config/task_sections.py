@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from engine.config.schema import setting
 
-SCHEMES = ("auto", "IOB1", "IOB2", "IOBES", "none")
+SCHEMES = ("auto", "IOB1", "IOB2", "IOBES", "BMES", "BILOU", "BMEWO", "none")
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,17 @@ class TokenClassificationSettings:
     tag_scheme: str = setting(
         "auto", "scheme of the entity tags; auto: found from the data; none: each tag is a class of its own", SCHEMES
     )
+    bad_tags: str = setting(
+        "raise",
+        "tags that break their scheme, as an I-PER that continues nothing; raise: stop and name them; repair: change "
+        "them as conlleval reads them, and count them",
+        ("raise", "repair"),
+    )
+    bad_spans: str = setting(
+        "raise",
+        "spans of entities that cut a word; raise: stop and name them; expand: to whole words; skip: leave them out",
+        ("raise", "expand", "skip"),
+    )
 
 
 @dataclass(frozen=True)
@@ -131,3 +142,4 @@ class ImageClassificationSettings:
         "images that cannot be read; raise: stop and name them; skip: leave them out and name them",
         ("raise", "skip"),
     )
+    max_pixels: int = setting(89_478_485, "largest number of pixels of an image", within="> 0")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-from data import Row, sample_rows, split_rows
-from data.errors import DataError
+from data import Row, Rows, sample_rows, split_rows
+from data.errors import BadRowsError, DataError
 from engine.config import ConfigError, choose_from, shipped_recipes
 from engine.tasks.causal_lm import CAUSAL_LM
 from engine.tasks.dialogue import DIALOGUE
@@ -37,9 +37,10 @@ TASKS: dict[str, Task] = {
     "image-classification": IMAGE_CLASSIFICATION,
 }
 
-__all__ = ["TASKS", "Columns", "Task", "TaskSettings", "find_task", "read_training_data"]
+__all__ = ["TASKS", "Columns", "Task", "TaskSettings", "find_task", "read_file", "read_training_data"]
 
 T = TypeVar("T")
+SKIP_HINT = '(data.bad_rows = "skip" leaves such rows out)'
 
 
 def find_task(name: str, metric: str = "") -> tuple[Task, str]:
@@ -52,10 +53,18 @@ def find_task(name: str, metric: str = "") -> tuple[Task, str]:
     return task, metric or task.metrics[0]
 
 
-def read_training_data(
-    task: Task, settings: TaskSettings, seed: int
-) -> tuple[list[Row], list[Row], list[Row], list[str]]:
-    """Return (training rows, validation rows, test rows, label names), all read and checked.
+class TrainingData(NamedTuple):
+    """The rows of a run, the names of their labels, and what is to be said about the files before training."""
+
+    train: list[Row]
+    validation: list[Row]
+    test: list[Row]
+    labels: list[str]
+    notes: list[str]  # one line each
+
+
+def read_training_data(task: Task, settings: TaskSettings, seed: int) -> TrainingData:
+    """Return the rows for training, validation and test, and the labels, all read and checked.
 
     data.max_train_examples applies after the validation rows are held out, so that these do not depend on it.
     Raises one DataError with all errors of all files. Unknown labels are reported only if the files have no other
@@ -64,18 +73,28 @@ def read_training_data(
     data = settings.data
     names = [name for name in (data.train, data.validation, data.test) if name]
     _for_each(names, _check_prepared)
-    rows = _for_each(names, lambda name: task.read(name, settings, True))
+    rows = _for_each(names, lambda name: read_file(task, name, settings, True))
     labels = task.find_labels(data.train, rows[data.train], settings)
     _for_each(names, lambda name: task.check_labels(name, rows[name], settings, labels))
     if data.validation:
-        train_rows, validation_rows = rows[data.train], rows[data.validation]
+        train_rows, validation_rows = list(rows[data.train]), list(rows[data.validation])
     else:
         stratified_by = data.label_column if task.stratify else ""
         train_rows, validation_rows = split_rows(
             rows[data.train], data.validation_fraction, seed, data.group_column, stratified_by
         )
     train_rows = sample_rows(train_rows, data.max_train_examples, seed)
-    return train_rows, validation_rows, rows.get(data.test, []), labels
+    notes = [f"{name}: {note}" for name in rows for note in rows[name].notes]
+    return TrainingData(train_rows, validation_rows, rows.get(data.test, []), labels, notes)
+
+
+def read_file(task: Task, name: str, settings: TaskSettings, labelled: bool) -> Rows:
+    """Return the rows of a file as the task reads them; DataError with all its errors, and the way to skip bad rows."""
+    try:
+        rows = task.read(name, settings, labelled)
+    except BadRowsError as error:
+        raise DataError(f"{error}\n{SKIP_HINT}") from None
+    return rows if isinstance(rows, Rows) else Rows(rows)  # a plugin's reader may return a list
 
 
 def _check_prepared(name: str) -> None:
@@ -93,7 +112,8 @@ def _for_each(names: Sequence[str], function: Callable[[str], T]) -> dict[str, T
         try:
             results[name] = function(name)
         except DataError as error:
-            errors.append(str(error))
+            errors += str(error).split("\n")
     if errors:
-        raise DataError("\n".join(errors))
+        hints = [SKIP_HINT] if SKIP_HINT in errors else []  # once, below the errors of all files
+        raise DataError("\n".join([error for error in errors if error != SKIP_HINT] + hints))
     return results

@@ -27,8 +27,7 @@ def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
         name,
         settings.data.text_column,
         group=settings.group_column(name, labelled),
-        id_column=settings.data.id_column,
-        format=settings.data.format,
+        options=settings.file_options,
         may_be_empty=not labelled,
     )
 
@@ -98,6 +97,7 @@ def show_continuations(
 
 CAUSAL_LM = Task(
     head="causal-lm",
+    predicts="text",
     metrics=METRICS,
     columns=Columns(text_pair=None, text="text", label=""),
     section="causal_lm",

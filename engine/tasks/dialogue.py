@@ -25,8 +25,7 @@ def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
         settings.data.text_column,
         labelled,
         group=settings.group_column(name, labelled),
-        id_column=settings.data.id_column,
-        format=settings.data.format,
+        options=settings.file_options,
     )
 
 

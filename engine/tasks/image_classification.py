@@ -32,10 +32,9 @@ def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
         image=settings.data.text_column,
         label=settings.label_column(labelled),
         group=settings.group_column(name, labelled),
-        id_column=settings.data.id_column,
         labels=settings.data.labels,
         bad_images=settings.own.bad_images,
-        format=settings.data.format,
+        options=settings.file_options,
     )
 
 

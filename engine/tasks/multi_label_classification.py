@@ -75,6 +75,7 @@ def predict_batch(
 
 MULTI_LABEL_CLASSIFICATION = Task(
     head="sequence-classification",
+    predicts="labels",
     metrics=(
         *("f1_micro", "precision_micro", "recall_micro", "f1", "precision", "recall"),
         *("subset_accuracy", "loss"),

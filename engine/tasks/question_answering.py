@@ -33,8 +33,7 @@ def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
         context=settings.data.text_pair_column,
         answers=settings.label_column(labelled),
         others=[group] if group else [],
-        id_column=settings.data.id_column,
-        format=settings.data.format,
+        options=settings.file_options,
     )
 
 
@@ -134,6 +133,7 @@ def _as_dict(span: Candidate) -> dict[str, Any]:
 
 QUESTION_ANSWERING = Task(
     head="question-answering",
+    predicts="answer",
     metrics=("f1", "exact_match", "character_f1", "best_f1", "best_exact_match", "loss"),
     columns=Columns(text="question", text_pair="context", label="answers", group="context"),
     section="question_answering",

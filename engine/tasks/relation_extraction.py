@@ -30,8 +30,7 @@ def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
         text=settings.data.text_column,
         label=settings.label_column(labelled),
         group=settings.group_column(name, labelled),
-        id_column=settings.data.id_column,
-        format=settings.data.format,
+        options=settings.file_options,
     )
 
 
@@ -109,6 +108,7 @@ def predict_batch(
 
 RELATION_EXTRACTION = Task(
     head="relation-classification",
+    predicts="relation",
     metrics=("f1", "precision", "recall", "accuracy", "loss"),
     columns=Columns(text_pair=None, label="relation"),
     section="relation_extraction",

@@ -49,8 +49,7 @@ def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
         name,
         settings.data.text_column,
         settings.label_column(labelled),
-        id_column=settings.data.id_column,
-        format=settings.data.format,
+        options=settings.file_options,
         more=[group] if group else [],
     )
 

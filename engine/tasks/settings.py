@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from data.formats.options import FileOptions
 from engine.config import ConfigError, DataSettings
 
 
@@ -36,6 +37,25 @@ class TaskSettings:
 
     data: DataSettings
     own: Any = None  # a class of engine/config/task_sections.py, that of Task.section; None: no section
+    accept_empty: bool = False  # leave rows without a text out, as evaluation and prediction do
+
+    @property
+    def file_options(self) -> FileOptions:
+        """How files are read, as [data] says."""
+        data = self.data
+        named = {
+            f"data.{key}_column": getattr(data, f"{key}_column") for key in ("text", "text_pair", "label", "group")
+        }
+        return FileOptions(
+            format=data.format,
+            id_column=data.id_column,
+            encoding=data.encoding,
+            delimiter=data.delimiter,
+            quotes=data.quotes,
+            bad_rows=data.bad_rows,
+            accept_empty=self.accept_empty,
+            settings={column: key for key, column in named.items() if column},
+        )
 
     def is_training_split(self, name: str, labelled: bool) -> bool:
         """Return whether `name` is the file that is split into training and validation examples."""

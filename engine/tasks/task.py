@@ -89,6 +89,7 @@ class Task:
     problem: str | None = None  # of a classifier: single-label, multi-label or regression
     stratify: bool = False  # whether the held-out split keeps the proportions of the labels
     generates: bool = False  # whether it writes texts, and so reads [generate]
+    predicts: str = "label"  # the key of a prediction that is null for a row that cannot be predicted
 
     read: Callable[[str, TaskSettings, bool], list[Row]]
     find_labels: Callable[[str, list[Row], TaskSettings], list[str]] = no_labels

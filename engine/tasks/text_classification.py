@@ -34,12 +34,11 @@ def read_texts(name: str, settings: TaskSettings, labelled: bool, check_targets:
     label = settings.label_column(labelled)
     more = [column for column in (label, settings.group_column(name, labelled)) if column]
     errors = ErrorList()
-    rows = read_rows(name, columns + more, data.id_column, errors, data.format)
+    rows = read_rows(name, columns + more, settings.file_options, errors)
     texts.check_texts(name, rows, columns, label if check_targets is None else "", errors)
     if labelled and check_targets is not None:
         check_targets(name, rows, label, errors)
-    errors.raise_if_any()
-    return rows
+    return errors.settle(name, rows, settings.file_options)
 
 
 def find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:

@@ -62,6 +62,7 @@ def predict_batch(
 
 TEXT_REGRESSION = Task(
     head="sequence-classification",
+    predicts="score",
     metrics=("pearson", "spearman", "mse", "mae", "loss"),
     columns=Columns(label="score"),
     problem="regression",

@@ -32,8 +32,7 @@ def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
         settings.data.text_column,
         settings.label_column(labelled),
         group=settings.group_column(name, labelled),
-        id_column=settings.data.id_column,
-        format=settings.data.format,
+        options=settings.file_options,
         scheme=settings.own.tag_scheme,
     )
 
@@ -152,6 +151,7 @@ def _as_dict(words: Words, index: int, tags: list[str], probabilities: list[floa
 
 TOKEN_CLASSIFICATION = Task(
     head="token-classification",
+    predicts="tags",
     metrics=("f1", "precision", "recall", "accuracy", "loss"),
     columns=Columns(text_pair=None, text="tokens", label="tags"),
     section="token_classification",

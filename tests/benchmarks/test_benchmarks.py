@@ -66,7 +66,7 @@ def load(cfg: Config, steps: int = 10) -> tuple[TaskModel, list[Batch]]:
     """Return the model of a recipe and the micro-batches of its first steps, as the loop has them."""
     task, _ = find_task(cfg.run.task)
     settings = task_settings(cfg, task)
-    rows, _, _, labels = read_training_data(task, settings, cfg.run.seed)
+    rows, _, _, labels, _ = read_training_data(task, settings, cfg.run.seed)
     model, folder = build_model(cfg.model, task, labels, 0.0, cfg.run.seed, None)
     examples = task.encode(rows, task.load_processor(folder), settings, model.labels, True)
     step_loader = training_steps(examples, cfg.train.global_batch_size, cfg.run.seed, MicroBatching())

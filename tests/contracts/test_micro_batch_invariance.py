@@ -27,7 +27,7 @@ def load(config, dtype=torch.float32, dropout=0.0, **changes):
     """Return (model, training examples) of a tiny config."""
     task, _ = find_task(config.run.task)
     settings = task_settings(config, task)
-    train_rows, _, _, labels = read_training_data(task, settings, config.run.seed)
+    train_rows, _, _, labels, _ = read_training_data(task, settings, config.run.seed)
     options = {"pooling": config.model.pooling, "dropout": dropout} | changes
     model = models.from_pretrained(config.model.name, head=task.head, labels=labels, **options).to(dtype)
     examples = task.encode(train_rows, load_tokenizer(Path(config.model.name)), settings, labels, True)

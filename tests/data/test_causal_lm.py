@@ -14,6 +14,7 @@ from tokenizers.models import BPE
 from data import DataError
 from data.batch import IGNORE_INDEX
 from data.causal_lm import encode_prompts, encode_texts_for_lm, find_end_token, read_texts
+from data.formats.options import FileOptions
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +102,9 @@ def test_lines_of_text_are_texts(tmp_path):
         ("2", 4, "second line "),
     ]
     renamed = file.rename(tmp_path / "poems")
-    assert len(read_texts(str(renamed), "text", format="text")) == 2
+    assert len(read_texts(str(renamed), "text", options=FileOptions(format="text"))) == 2
     with pytest.raises(DataError, match=r"have no column 'poet'; leave data\.group_column out"):
-        read_texts(str(renamed), "text", group="poet", format="text")
+        read_texts(str(renamed), "text", group="poet", options=FileOptions(format="text"))
 
 
 BAD = {
@@ -132,4 +133,4 @@ def test_f13_a_bad_line_is_named(tmp_path, content, suffix, reason):
 @pytest.mark.parametrize(("name", "reason"), [("none.txt", "no such file"), ("", "cannot be read: Is a directory")])
 def test_a_file_that_cannot_be_read(tmp_path, name, reason):
     with pytest.raises(DataError, match=reason):
-        read_texts(str(tmp_path / name), "text", format="text")
+        read_texts(str(tmp_path / name), "text", options=FileOptions(format="text"))

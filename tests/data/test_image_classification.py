@@ -22,6 +22,7 @@ from support.pictures import COLOURS, folder_of_colours, picture, write
 from data import DataError
 from data import image_classification as image_data
 from data.formats.image_files import decode
+from data.formats.options import FileOptions
 from data.image_classification import encode_images, read_images
 from data.image_preprocessing import Preprocessing
 
@@ -160,8 +161,8 @@ def test_damaged_gzip(tmp_path, damage):
     ("options", "message"),
     [
         ({"group": "patient"}, "data.group_column = 'patient' is a column, and there are none"),
-        ({"format": "idx"}, "cannot be read: Is a directory"),
-        ({"format": "csv"}, "this is a folder"),
+        ({"options": FileOptions(format="idx")}, "cannot be read: Is a directory"),
+        ({"options": FileOptions(format="csv")}, "this is a folder"),
         ({}, ": no images"),
     ],
 )
@@ -172,7 +173,7 @@ def test_settings_that_do_not_fit_a_folder(tmp_path, options, message):
 
 def test_a_folder_or_file_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
-        read_images(str(tmp_path / "none"), format="folder")
+        read_images(str(tmp_path / "none"), options=FileOptions(format="folder"))
     with pytest.raises(DataError, match="unknown kind of file"):
         read_images(str(tmp_path / "none"))
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from data import DataError, Row
+from data.formats.options import FileOptions
 from data.seq2seq import read_pairs
 
 
@@ -59,9 +60,9 @@ def write_parallel(folder: Path, en: bytes, zh: bytes) -> str:
 
 def test_parallel_files_are_read_line_by_line(tmp_path):
     name = write_parallel(tmp_path, "a b\r\nc\u2028d\n".encode(), "一二\n三".encode())
-    rows = read_pairs(name, "en", "zh", format="parallel")
+    rows = read_pairs(name, "en", "zh", options=FileOptions(format="parallel"))
     assert rows == [Row("1", 1, {"en": "a b", "zh": "一二"}), Row("2", 2, {"en": "c\u2028d", "zh": "三"})]
-    assert read_pairs(name, "en", "", format="parallel") == [
+    assert read_pairs(name, "en", "", options=FileOptions(format="parallel")) == [
         Row("1", 1, {"en": "a b"}),
         Row("2", 2, {"en": "c\u2028d"}),
     ]
@@ -80,10 +81,10 @@ def test_parallel_files_are_read_line_by_line(tmp_path):
 )
 def test_parallel_files_of_different_length_are_an_error(en, zh, reason, tmp_path):
     with pytest.raises(DataError, match=reason):
-        read_pairs(write_parallel(tmp_path, en, zh), "en", "zh", format="parallel")
+        read_pairs(write_parallel(tmp_path, en, zh), "en", "zh", options=FileOptions(format="parallel"))
 
 
 def test_missing_parallel_file_is_named(tmp_path):
     name = write_parallel(tmp_path, b"a\n", b"b\n")
     with pytest.raises(DataError, match=r"corpus\.fr: no such file; .* reads .*corpus\.en and .*corpus\.fr$"):
-        read_pairs(name, "en", "fr", format="parallel")
+        read_pairs(name, "en", "fr", options=FileOptions(format="parallel"))

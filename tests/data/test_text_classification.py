@@ -212,6 +212,7 @@ def test_f13_all_that_is_wrong_in_all_files_is_reported_together(tmp_path):
         "train.jsonl:3: the label in 'label' is empty",
         "val.jsonl:1: a label should be text or a number, this is []",
         "none.jsonl: no such file",
+        '(data.bad_rows = "skip" leaves such rows out)',
     ]
 
 

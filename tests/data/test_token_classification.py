@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from data import DataError, load_tokenizer
 from data.batch import IGNORE_INDEX
+from data.formats.options import FileOptions
 from data.row import Row
 from data.token_classification import check_tag_names, encode_tagged, find_tag_names, read_tagged
 from data.words import TEXT, locate_words, split_words
@@ -53,7 +54,7 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_the_same_sentences_are_read_from_every_kind_of_file(tmp_path, name):
     content, format = FILES[name]
-    rows = read_tagged(write(tmp_path / name, content), "tokens", "tags", format=format)
+    rows = read_tagged(write(tmp_path / name, content), "tokens", "tags", options=FileOptions(format=format))
     assert pairs(rows) == EXPECTED
     assert [row.id for row in rows] == ["1", "2"]
 
@@ -61,16 +62,18 @@ def test_the_same_sentences_are_read_from_every_kind_of_file(tmp_path, name):
 @pytest.mark.parametrize("name", FILES)
 def test_words_are_read_without_their_tags(tmp_path, name):
     content, format = FILES[name]
-    rows = read_tagged(write(tmp_path / name, content), "tokens", format=format)
+    rows = read_tagged(write(tmp_path / name, content), "tokens", options=FileOptions(format=format))
     assert [row.values["tokens"] for row in rows] == [[word for word, _ in sentence] for sentence in EXPECTED]
 
 
 def test_words_alone_are_read_for_predictions(tmp_path):
     rows = read_tagged(write(tmp_path / "x.conll", "Ann\nleft\n\nLee\n"), "tokens")
     assert [row.values["tokens"] for row in rows] == [["Ann", "left"], ["Lee"]]
-    rows = read_tagged(write(tmp_path / "x.txt", "Ann left/VB\n1/2 x/y\n"), "tokens", format="word/tag")
+    rows = read_tagged(
+        write(tmp_path / "x.txt", "Ann left/VB\n1/2 x/y\n"), "tokens", options=FileOptions(format="word/tag")
+    )
     assert [row.values["tokens"] for row in rows] == [["Ann", "left/VB"], ["1", "x"]]
-    rows = read_tagged(write(tmp_path / "x.txt", "Ann left.\n\n中国 x\n"), "tokens", format="text")
+    rows = read_tagged(write(tmp_path / "x.txt", "Ann left.\n\n中国 x\n"), "tokens", options=FileOptions(format="text"))
     assert [row.values["tokens"] for row in rows] == [["Ann", " left", "."], ["中", "国", " x"]]
     rows = read_tagged(write(tmp_path / "x.jsonl", [{"tokens": "Ann left."}]), "tokens")
     assert [row.values["tokens"] for row in rows] == [["Ann", " left", "."]]
@@ -158,7 +161,7 @@ def test_f13_all_that_is_wrong_in_jsonl_is_reported_by_line(tmp_path):
     ],
 )
 def test_f13_what_is_wrong_in_lines_is_reported(tmp_path, content, format, expected):
-    found = errors_of(write(tmp_path / "x.txt", content), format=format)
+    found = errors_of(write(tmp_path / "x.txt", content), options=FileOptions(format=format))
     assert len(found) == len(expected)
     for line, start in zip(found, expected, strict=True):
         assert line.startswith(start), line
@@ -169,7 +172,7 @@ def test_f13_bytes_that_are_no_utf8_and_files_that_are_none(tmp_path):
     path.write_bytes(b"a O\n\xff O\n")
     assert errors_of(str(path)) == ["FILE:2: not UTF-8 at byte 0 of the line (0xff)"]
     assert errors_of(str(tmp_path / "none.conll")) == ["FILE: no such file"]
-    assert errors_of(str(tmp_path), format="conll") == ["FILE: this is a folder; name a file"]
+    assert errors_of(str(tmp_path), options=FileOptions(format="conll")) == ["FILE: this is a folder; name a file"]
 
 
 def test_the_scheme_of_the_recipe_is_kept_to(tmp_path):

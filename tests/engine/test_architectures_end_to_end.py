@@ -44,7 +44,7 @@ def test_p01_micro_batches_change_no_gradient(tiny, checkpoint):
     config = tiny(**{"model.name": str(checkpoint)})
     task = TASKS["text-classification"]
     settings = settings_of(config)
-    rows, _, _, labels = read_training_data(task, settings, 0)
+    rows, _, _, labels, _ = read_training_data(task, settings, 0)
     model = models.from_pretrained(checkpoint, head=HEAD, labels=labels, dropout=0.0).double().train()
     examples = task.encode(rows, load_tokenizer(checkpoint), settings, labels, True)
 

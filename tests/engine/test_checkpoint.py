@@ -35,7 +35,7 @@ def contents(checkpoint_folder, reviews, tmp_path_factory):
     config = tiny_config(checkpoint_folder, reviews, tmp_path_factory.mktemp("contents") / "run", {})
     task, _ = find_task(config.run.task)
     settings = validate.task_settings(config, task)
-    rows, *_, labels = read_training_data(task, settings, 0)
+    rows, _, _, labels, _ = read_training_data(task, settings, 0)
     model = models.from_pretrained(checkpoint_folder, head=task.head, labels=labels, pooling="cls")
     examples = task.encode(rows[:8], load_tokenizer(checkpoint_folder), settings, labels, True)
     optimizer = build_optimizer(dict(model.named_parameters()), override(config, {"optim.weight_decay": 0.0}).optim)

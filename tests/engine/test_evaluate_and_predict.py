@@ -254,7 +254,10 @@ MISTAKES = {
     "no input": (["RUN", "--output=p.jsonl"], "--input is missing"),
     "no output": (["RUN", "--input=texts.tsv"], "--output is missing"),
     "typing error": (["RUN", "--inptu=texts.tsv"], "unknown option --inptu; did you mean 'input'?"),
-    "unknown setting": (["RUN", "--data.txt=x"], "unknown option --data.txt; did you mean 'data.text_column'?"),
+    "unknown setting": (
+        ["RUN", "--data.text_colum=x"],
+        "unknown option --data.text_colum; did you mean 'data.text_column'?",
+    ),
     "training setting": (["RUN", "--optim.lr=1"], "--optim.lr has no effect on a trained model"),
     "other command": (["RUN", "--data.test=x"], "--data.test has no effect"),
     "bad value": (["RUN", "--input=texts.tsv", "--output=p.jsonl", "--run.device=gpu"], "run.device = 'gpu': choose"),

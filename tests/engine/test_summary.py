@@ -100,7 +100,8 @@ def test_example_above_the_limit_is_alone():
 def test_summary_of_examples_has_tokens_labels_and_notes():
     text = describe_examples("training", examples(2, 4, 6, labels=[0, 0, 1], truncated=1), ("no", "yes", "never"))
     assert text == (
-        "training: 3 examples, 12 tokens (mean 4.0, 50% 4, 95% 5, 100% 6); 1 text truncated to data.max_length\n"
+        "training: 3 examples, 12 tokens (mean 4.0, 50% 4, 95% 5, 100% 6)\n"
+        "  1 text truncated to data.max_length\n"
         "  labels: no 2, yes 1, never 0"
     )
     assert describe_examples("test", examples(1), ()) == "test: 1 example, 1 token (mean 1.0, 50% 1, 95% 1, 100% 1)"
@@ -125,13 +126,12 @@ def described(config, limits: MicroBatching) -> str:
     """Return the summary of a run of this recipe."""
     task = TASKS[config.run.task]
     settings = settings_of(config)
-    train_rows, validation_rows, test_rows, labels = read_training_data(task, settings, config.run.seed)
+    train_rows, validation_rows, test_rows, labels, notes = read_training_data(task, settings, config.run.seed)
     model = models.from_pretrained(config.model.name, head=task.head, labels=labels, pooling="cls")
     tokenizer = load_tokenizer(models.hub.resolve(config.model.name))
-    sets = [
-        task.encode(rows, tokenizer, settings, model.labels, True) for rows in (train_rows, validation_rows, test_rows)
-    ]
-    return describe_run(config, model, tokenizer, *sets, total_steps=20, limits=limits)
+    encode = task.encoder(tokenizer, settings, model.labels)
+    sets = (encode(train_rows), encode(validation_rows), encode(test_rows))
+    return describe_run(config, model, tokenizer, sets, notes, total_steps=20, limits=limits)
 
 
 def test_summary_of_a_run_has_model_data_and_plan(tiny, reviews):

@@ -15,6 +15,7 @@ from data import DataError, Row, read_rows
 from data.causal_lm import read_texts
 from data.dialogue import Turn, read_dialogues
 from data.formats.memory import in_memory
+from data.formats.options import FileOptions
 from data.formats.squad import Answer, read_questions
 from data.image_classification import encode_images, read_images
 from data.image_preprocessing import Preprocessing
@@ -52,7 +53,7 @@ def test_rows_and_dicts_are_read_with_ids_and_numbers():
 
 def test_ids_come_from_their_column():
     with in_memory(rows=[{"key": 4, "text": "a"}, Row(key="b", text="b")]) as names:
-        assert [row.id for row in read_rows(names["rows"], ["text"], "key")] == ["4", "b"]
+        assert [row.id for row in read_rows(names["rows"], ["text"], FileOptions(id_column="key"))] == ["4", "b"]
 
 
 def test_values_of_numpy_are_those_of_json():
@@ -67,9 +68,9 @@ def test_the_format_of_a_recipe_does_not_matter():
     rows = [{"text": "a", "label": "x"}]
     with in_memory(rows=rows) as names:
         for format in ("auto", "csv", "tsv", "parquet"):
-            assert read_rows(names["rows"], ["text"], format=format)[0].values == rows[0]
+            assert read_rows(names["rows"], ["text"], options=FileOptions(format=format))[0].values == rows[0]
         for format in ("auto", "text"):
-            assert read_texts(names["rows"], "text", format=format)[0].values == rows[0]
+            assert read_texts(names["rows"], "text", options=FileOptions(format=format))[0].values == rows[0]
 
 
 def test_reading_changes_no_row_of_the_caller():
@@ -155,10 +156,18 @@ def test_values_that_a_reader_made_are_read_again():
 
 def test_formats_of_files_do_not_matter_to_any_reader():
     with in_memory(pairs=[{"a": "x", "b": "y"}], questions=[QUESTION], words=[{"tokens": "In Ulm"}]) as names:
-        assert read_pairs(names["pairs"], "a", "b", format="parallel")[0].values == {"a": "x", "b": "y"}
-        assert read_questions(names["questions"], format="squad")[0].values["answers"] == [Answer("Ulm", 3)]
+        assert read_pairs(names["pairs"], "a", "b", options=FileOptions(format="parallel"))[0].values == {
+            "a": "x",
+            "b": "y",
+        }
+        assert read_questions(names["questions"], options=FileOptions(format="squad"))[0].values["answers"] == [
+            Answer("Ulm", 3)
+        ]
         for format in ("conll", "word/tag", "text"):
-            assert read_tagged(names["words"], "tokens", format=format)[0].values["tokens"] == ["In", " Ulm"]
+            assert read_tagged(names["words"], "tokens", options=FileOptions(format=format))[0].values["tokens"] == [
+                "In",
+                " Ulm",
+            ]
 
 
 BAD = {
@@ -208,7 +217,9 @@ def test_images_in_memory_are_encoded_as_files_are(tmp_path):
 @pytest.mark.parametrize("shape", [(9, 9), (9, 9, 1), (9, 9, 3), (9, 9, 4)])
 def test_arrays_of_one_to_four_channels_are_images(shape):
     with in_memory(rows=[{"path": pixels(*shape), "label": "x"}]) as names:
-        examples = encode_images(read_images(names["rows"], format="folder"), PREPROCESSING, labels=["x"])
+        examples = encode_images(
+            read_images(names["rows"], options=FileOptions(format="folder")), PREPROCESSING, labels=["x"]
+        )
     assert examples.batch([0]).pixel_values.shape == (1, 3, 8, 8)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from data import DataError, read_rows
+from data.formats.options import FileOptions
 from data.formats.parquet import BATCH_ROWS, MAX_TEXT
 
 pa = pytest.importorskip("pyarrow")
@@ -52,7 +53,7 @@ def test_every_row_is_read_once_in_order(tmp_path, count):
 
 def test_a_file_may_say_its_format_in_the_recipe_only(tmp_path):
     Path(write(tmp_path, text=["a"])).rename(tmp_path / "rows.bin")
-    assert len(read_rows(str(tmp_path / "rows.bin"), ["text"], format="parquet")) == 1
+    assert len(read_rows(str(tmp_path / "rows.bin"), ["text"], options=FileOptions(format="parquet"))) == 1
 
 
 def test_f13_bad_rows_are_reported_together_with_their_number(tmp_path):

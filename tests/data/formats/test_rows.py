@@ -10,6 +10,7 @@ import pytest
 
 from data import DataError, Row, read_rows, sample_rows, split_rows
 from data.errors import ErrorList
+from data.formats.options import FileOptions
 from data.formats.rows import MAX_LINE
 
 KINDS = ["jsonl", "csv", "tsv"]
@@ -61,7 +62,7 @@ def test_without_an_id_column_ids_are_row_numbers(tmp_path, kind):
     content = "\n".join(encode(kind, [{"text": t, "label": "a"} for t in "xyz"]))
     assert [row.id for row in read(tmp_path, kind, content)] == ["1", "2", "3"]
     content = "\n".join(encode(kind, [{"key": t, "text": t, "label": "a"} for t in "xyz"]))
-    assert [row.id for row in read(tmp_path, kind, content, id_column="key")] == ["x", "y", "z"]
+    assert [row.id for row in read(tmp_path, kind, content, options=FileOptions(id_column="key"))] == ["x", "y", "z"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -255,7 +256,9 @@ def test_ids_that_occur_twice_are_errors_that_name_both_lines(tmp_path, kind):
             f"FILE:{line}: the id '7' is that of line {base} too; data.id_column names another column"
         )
     # Another column for the ids, or none: then these are values like any others.
-    assert [row.id for row in read(tmp_path, kind, "\n".join(encode(kind, rows)), id_column="")] == list("1234")
+    assert [
+        row.id for row in read(tmp_path, kind, "\n".join(encode(kind, rows)), options=FileOptions(id_column=""))
+    ] == list("1234")
 
 
 def test_ids_that_print_alike_are_the_same(tmp_path):

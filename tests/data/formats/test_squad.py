@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from data import DataError, split_rows
+from data.formats.options import FileOptions
 from data.formats.rows import locate
 from data.formats.squad import Answer, read_questions
 
@@ -46,7 +47,7 @@ def test_both_versions_of_squad_are_read(tmp_path, bom, indent):
     ]
     assert {row.values["context"] for row in rows} == {CONTEXT}
     assert {row.values["title"] for row in rows} == {"T"}
-    other = read_questions(write(tmp_path / "dev.questions", content), format="squad")
+    other = read_questions(write(tmp_path / "dev.questions", content), options=FileOptions(format="squad"))
     assert other == rows
 
 
@@ -190,10 +191,12 @@ def test_a_file_that_is_not_there_and_columns_that_it_has_not(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         read_questions(str(tmp_path / "x.json"))
     with pytest.raises(DataError, match="this is a folder"):
-        read_questions(str(tmp_path), format="squad")
+        read_questions(str(tmp_path), options=FileOptions(format="squad"))
     (error,) = errors_of(tmp_path / "x.json", squad_file(QUESTION), question="q")
     assert error == "FILE: a SQuAD file has no column 'q'; it has id, title, context, question, answers, is_impossible"
-    numbered = read_questions(write(tmp_path / "x.json", squad_file(QUESTION, CHINESE)), id_column="")
+    numbered = read_questions(
+        write(tmp_path / "x.json", squad_file(QUESTION, CHINESE)), options=FileOptions(id_column="")
+    )
     assert [row.id for row in numbered] == ["1", "2"]
 
 

@@ -257,7 +257,7 @@ def test_the_loss_curve_is_that_of_transformers_and_a_plain_loop(task, tiny, tmp
     values["data.label_column"] = TASKS[task].columns.label
     config = tiny(**values | {"model.dropout.all": 0.0, "train.micro_batch_size": 5})
     settings = settings_of(config)
-    rows, _, _, labels = read_training_data(TASKS[task], settings, 0)
+    rows, _, _, labels, _ = read_training_data(TASKS[task], settings, 0)
     model, _ = build_model(config.model, TASKS[task], labels, 0.0, 0, None)
     start = tmp_path / "start"
     models.save_pretrained(model, start)  # both start from this head

@@ -1,0 +1,21 @@
+"""How a file is read: the settings of [data] that all readers share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """How a file is read. Readers pass it on whole, and look at the parts that concern their format."""
+
+    format: str = "auto"  # auto: by the end of the name
+    id_column: str = "id"  # a file without this column has record numbers as ids
+    encoding: str = ""  # Python's name of a text encoding; "": UTF-8
+    delimiter: str = ""  # between the fields of csv and tsv; "": the format's own
+    quotes: str = "auto"  # whether quotes enclose fields: yes, no; auto: in csv they do, in tsv they do not
+    bad_rows: str = "raise"  # or skip
+    accept_empty: bool = False  # leave rows without a text out instead of raising an error, as predictions do
+    # {column: the setting that names it}, for messages
+    settings: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,76 @@
+"""The section [data] of a recipe: the files, their columns, and how they are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.config.schema import MACHINE, setting
+
+FORMATS = ("auto", "jsonl", "csv", "tsv", "parquet", "conll", "word/tag", "squad", "text", "parallel", "idx", "folder")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The files, their columns, and how they are read."""
+
+    train: str = setting(
+        "",
+        "training data: a file, a folder of images, or package:NAME/FILE",
+        needed="name the file to learn from",
+    )
+    validation: str = setting(
+        "", "file whose metric chooses the best checkpoint and stops early; empty: some rows of data.train are held out"
+    )
+    test: str = setting("", "file that is evaluated once, at the end, with the best weights; empty: none")
+    validation_fraction: float = setting(
+        0.1, "share of data.train that is held out when data.validation is empty (between 0 and 1)"
+    )
+    text_column: str = setting("", "column with the text (or tokens, question, source); empty: the task's usual name")
+    text_pair_column: str = setting(
+        "", "column with a second text (or the context); empty: the task's usual name, if it has one"
+    )
+    label_column: str = setting("", "column with the label (or tags, answers, target); empty: the task's usual name")
+    id_column: str = setting("id", "column with the ids; a file without it has row numbers as ids")
+    group_column: str = setting(
+        "", "column whose equal values are never split between training and held-out data; empty: the task's, if any"
+    )
+    labels: tuple[str, ...] = setting(
+        (), "label names in their order, separated by commas; empty: those found in data.train, sorted"
+    )
+    max_length: int = setting(128, "longest input, in tokens; longer texts are truncated", within="> 0")
+    max_train_examples: int = setting(
+        0, "largest number of training examples, chosen at random from run.seed; 0: all", within=">= 0"
+    )
+    format: str = setting("auto", "format of the files; auto: by the ends of their names", FORMATS)
+    encoding: str = setting("", "text encoding of the files, as utf-16 or gb18030; empty: utf-8")
+    delimiter: str = setting("", "character between the fields of csv and tsv; empty: comma and tab")
+    quotes: str = setting(
+        "auto", "whether quotes enclose fields; auto: in csv they do, in tsv they do not", ("auto", "yes", "no")
+    )
+    label_separator: str = setting(
+        "", "several labels: what separates the labels in a field of text; empty: a comma or semicolon"
+    )
+    bad_rows: str = setting(
+        "raise",
+        "rows that cannot be used; raise: stop and name them; skip: leave them out and count them",
+        ("raise", "skip"),
+    )
+    long_texts: str = setting(
+        "truncate",
+        "texts longer than max_length; truncate: keep the first tokens; head+tail: keep the first and the last; "
+        "windows: read all in windows",
+        ("truncate", "head+tail", "windows"),
+    )
+    window_overlap: int = setting(32, "tokens that two neighbouring windows of a long text share", within=">= 0")
+    split_special_tokens: bool = setting(
+        True, "read a special token in a text, as [SEP] or </s>, as the characters that it is; false: as that token"
+    )
+    teacher_file: str = setting(
+        "", "file with a teacher's logits for data.train by id, .jsonl as engine.predict writes it; empty: none"
+    )
+    cache: str = setting(
+        "", "folder where encoded data is kept for later runs on the same files; empty: none", machine=MACHINE
+    )
+    num_workers: int = setting(
+        0, "number of processes that prepare batches; 0: this process does", within=">= 0", machine=MACHINE
+    )
