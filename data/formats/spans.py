@@ -1,0 +1,80 @@
+"""Spans of a text that name their own words: whether the text has them at that place, and if not, where it has them.
+
+Places count characters (code points) from 0, and the end is one after the last character. Other programs count
+otherwise; the reason then says how.
+"""
+
+from __future__ import annotations
+
+MAX_SHOWN = 60  # characters of a text in a message
+
+
+def check_span_text(text: str, start: int, end: int, own_text: str) -> str:
+    """Return why text[start:end] is not `own_text`, with the true place and how it was counted; "" where it is.
+
+    Runs of white space are equal, since exports write a line end as a space, or as a backslash and an n.
+    """
+    found = text[start:end]
+    if found == own_text or _plain(found) == _plain(own_text):
+        return ""
+    what = f"the text has {_shorten(found)} at {start}-{end}, not {_shorten(own_text)}"
+    return f"{what}; {explain_place(text, start, end, own_text)}"
+
+
+def explain_place(text: str, start: int, end: int, own_text: str) -> str:
+    """Return where `own_text` is instead, and how its place was counted if that can be told."""
+    for first, last, why in _other_counts(text, start, end):
+        if 0 <= first < last and _plain(text[first:last]) == _plain(own_text):
+            return f"that is at {first}-{last}: {why}"
+    place = find_nearest(text, own_text, start)
+    if place >= 0:
+        return f"that is at {place}-{place + len(own_text)}, counted in characters from 0"
+    folded = find_nearest(text.casefold(), own_text.casefold(), start)
+    if folded >= 0 and len(text) == len(text.casefold()):
+        found = text[folded : folded + len(own_text)]
+        return f"at {folded}-{folded + len(own_text)} it has {_shorten(found)}, in other case"
+    return "that is nowhere in it"
+
+
+def find_nearest(text: str, part: str, start: int) -> int:
+    """Return the place of `part` in a text that is nearest to `start`; -1 where it is nowhere."""
+    after = text.find(part, max(start, 0))
+    before = text.rfind(part, 0, max(start, 0) + len(part))
+    places = [place for place in (before, after) if place >= 0]
+    return min(places, key=lambda place: abs(place - start), default=-1)
+
+
+def _other_counts(text: str, start: int, end: int) -> list[tuple[int, int, str]]:
+    """Return (start, end, the difference) of a place that was counted in another way."""
+    exclusive = "ends are exclusive, one after the last character"
+    utf16 = "these count UTF-16 units, as JavaScript and Java do, where an emoji is 2; characters are to be counted"
+    utf8 = "these count UTF-8 bytes; characters are to be counted"
+    lines = "these count a line end as two characters (CR LF), the text has one"
+    counted = [(start, end + 1, exclusive)]
+    for count, why in ((_count_utf16, utf16), (_count_bytes, utf8), (_count_line_ends, lines)):
+        places = (count(text, start), count(text, end), count(text, end + 1))
+        counted += [(places[0], places[1], why), (places[0], places[2], f"{why}, and {exclusive}")]
+    counted += [(start - 1, end - 1, "these count from 1; the first character is 0")]
+    counted += [(start - 1, end, "these count from 1 to the last character; it is from 0 to one after the last")]
+    more = "one character more before it (a BOM or a space, perhaps) than was counted"
+    return [*counted, (start + 1, end + 1, f"the text has {more}")]
+
+
+def _count_utf16(text: str, place: int) -> int:
+    return len(text.encode("utf-16-le", "surrogatepass")[: 2 * place].decode("utf-16-le", "ignore"))
+
+
+def _count_bytes(text: str, place: int) -> int:
+    return len(text.encode("utf-8", "surrogatepass")[:place].decode("utf-8", "ignore"))
+
+
+def _count_line_ends(text: str, place: int) -> int:
+    return len(text.replace("\n", "\r\n")[:place].replace("\r\n", "\n"))
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.replace("\\n", " ").split())
+
+
+def _shorten(text: str) -> str:
+    return repr(text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "...")
