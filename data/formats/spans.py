@@ -6,6 +6,8 @@ otherwise; the reason then says how.
 
 from __future__ import annotations
 
+import unicodedata
+
 MAX_SHOWN = 60  # characters of a text in a message
 
 
@@ -29,10 +31,11 @@ def explain_place(text: str, start: int, end: int, own_text: str) -> str:
     place = find_nearest(text, own_text, start)
     if place >= 0:
         return f"that is at {place}-{place + len(own_text)}, counted in characters from 0"
-    folded = find_nearest(text.casefold(), own_text.casefold(), start)
-    if folded >= 0 and len(text) == len(text.casefold()):
-        found = text[folded : folded + len(own_text)]
-        return f"at {folded}-{folded + len(own_text)} it has {_shorten(found)}, in other case"
+    first, last = find_alike(text, own_text)
+    if last:
+        return (
+            f"at {first}-{last} it has {_shorten(text[first:last])}, which differs in case, white space or Unicode form"
+        )
     return "that is nowhere in it"
 
 
@@ -42,6 +45,28 @@ def find_nearest(text: str, part: str, start: int) -> int:
     before = text.rfind(part, 0, max(start, 0) + len(part))
     places = [place for place in (before, after) if place >= 0]
     return min(places, key=lambda place: abs(place - start), default=-1)
+
+
+def find_alike(text: str, part: str) -> tuple[int, int]:
+    """Return the place of `part` in a text without regard to case, white space, width and Unicode form; (0, 0): none.
+
+    An accent may be a character of its own or one with its letter, and a full-width letter is that letter.
+    """
+    characters, places = _fold(text)
+    wanted, _ = _fold(part)
+    found = "".join(characters).find("".join(wanted)) if wanted else -1
+    return (places[found], places[found + len(wanted) - 1] + 1) if found >= 0 else (0, 0)
+
+
+def _fold(text: str) -> tuple[list[str], list[int]]:
+    """Return the folded characters of a text, and the place in it of each."""
+    folded = [
+        (character, place)
+        for place, original in enumerate(text)
+        for character in unicodedata.normalize("NFKD", original.casefold())
+        if not character.isspace()
+    ]
+    return [character for character, _ in folded], [place for _, place in folded]
 
 
 def _other_counts(text: str, start: int, end: int) -> list[tuple[int, int, str]]:
