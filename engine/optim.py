@@ -18,6 +18,7 @@ from torch import nn
 
 from engine.config import ConfigError, OptimSettings, TrainSettings, choose_from
 from engine.errors import TrainingError
+from models import ARCHITECTURES
 
 LAYER = re.compile(r"(.*?layers)\.(\d+)\.")
 TOP = re.compile(r"head\.|(.*\.)?norm\.[a-z]+$")  # the head, and the norm after the last layer
@@ -52,22 +53,33 @@ OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], OptimSettings], torch.opti
 def build_optimizer(named_parameters: Mapping[str, nn.Parameter], optim: OptimSettings) -> torch.optim.Optimizer:
     """Return the optimizer `optim.name` of the parameters that require a gradient.
 
-    named_parameters: {name as in model.named_parameters(): parameter}. Matrices and embeddings have weight decay;
-    biases and norms (one dimension) have none. There is one group for each weight decay and multiple of the learning
-    rate. Raises ConfigError as `lr_scales` and `check_names` do.
+    named_parameters: {name as in model.named_parameters(): parameter}. Those of `decayed` have weight decay. There is
+    one group for each weight decay and multiple of the learning rate. Raises ConfigError as `lr_scales` and
+    `check_names` do.
     """
     check_names(optim)
     scales = lr_scales(named_parameters, optim)
+    with_decay = decayed(named_parameters)
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, p in named_parameters.items():
         if p.requires_grad:
-            decays = p.ndim >= 2
+            decays = name in with_decay
             new = {"params": [], "weight_decay": optim.weight_decay if decays else 0.0, "lr_scale": scales[name]}
             groups.setdefault((scales[name], decays), new)["params"].append(p)
     in_order = [group for _, group in sorted(groups.items(), key=lambda item: item[0], reverse=True)]
     optimizer = OPTIMIZERS[optim.name](in_order, optim)
     _check_optimizer(optimizer, {p: scales[name] for name, p in named_parameters.items()}, optim.name)
     return optimizer
+
+
+def decayed(named_parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Return the parameters to which weight decay and the penalties apply, by name: matrices and embeddings.
+
+    They do not apply to biases and norms (one dimension), nor where an architecture says so (a ViT: its class token and
+    positions; models.Architecture.no_weight_decay).
+    """
+    excluded = {name for architecture in ARCHITECTURES.values() for name in architecture.no_weight_decay}
+    return {name: p for name, p in named_parameters.items() if p.ndim >= 2 and name not in excluded}
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, scales: Mapping[nn.Parameter, float], name: str) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.config import ConfigError, DropoutSettings, RegularizeSettings
-from engine.optim import depths, to_steps
+from engine.optim import decayed, depths, to_steps
 from models import TaskModel
 
 
@@ -22,8 +22,8 @@ class Penalties:
 
         l1 * sum |w| + l2 / 2 * sum w^2 + l2_sp / 2 * sum (w - w0)^2
 
-    w: the trained matrices and embeddings whose names match regularize.penalized_parameters (all without a pattern) and
-    that a gradient reaches; never biases and norms (one dimension).
+    w: the trained parameters with weight decay (engine.optim.decayed: matrices and embeddings) whose names match
+    regularize.penalized_parameters (all without a pattern) and that a gradient reaches.
     w0: the value of a weight in the recipe's checkpoint (L2-SP: Li et al. 2018, "Explicit inductive bias for transfer
     learning"). A new head has none, so l2_sp does not apply to it.
     pretrained: the model as in the recipe's checkpoint, before any training; needed for l2_sp only.
@@ -33,7 +33,7 @@ class Penalties:
     def __init__(self, model: nn.Module, settings: RegularizeSettings, pretrained: TaskModel | None = None):
         self.settings = settings
         self.value: Tensor | float = 0.0  # of the last step; a tensor until it is logged, so that the step never waits
-        names = {name: p for name, p in model.named_parameters() if p.requires_grad and p.ndim >= 2}
+        names = {name: p for name, p in decayed(dict(model.named_parameters())).items() if p.requires_grad}
         for pattern in settings.penalized_parameters:
             if not any(fnmatchcase(name, pattern) for name in names):
                 near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)

@@ -208,6 +208,9 @@ ROWS = (
     *linear_rows("backbone.norm", "layernorm"),
 )
 CLASSIFIER = linear_rows("head.classifier", "classifier", "head")
+# They are added to the tokens, or are tokens, and no matrix scales them. As in timm (`no_weight_decay`) they keep their
+# norm.
+NO_WEIGHT_DECAY = ("backbone.class_token", "backbone.distillation_token", "backbone.position_embeddings")
 # The pooler, and the parts of a checkpoint of masked image modelling besides its encoder.
 IGNORED = (r"pooler\.dense\.(weight|bias)", r"embeddings\.mask_token", r"decoder\.0\.(weight|bias)")
 
@@ -217,6 +220,7 @@ VIT = Architecture(
     head_shape=_head_shape,
     heads={None: "ViTModel", "image-classification": "ViTForImageClassification"},
     depth=("num_hidden_layers",),
+    no_weight_decay=NO_WEIGHT_DECAY,
     weights=WeightTable(
         model_type="vit", prefix="vit.", rows=ROWS, heads={"image-classification": CLASSIFIER}, ignored=IGNORED
     ),
@@ -231,6 +235,7 @@ DEIT = Architecture(
         "distilled-image-classification": "DeiTForImageClassificationWithTeacher",
     },
     depth=("num_hidden_layers",),
+    no_weight_decay=NO_WEIGHT_DECAY,
     weights=WeightTable(
         model_type="deit",
         prefix="deit.",

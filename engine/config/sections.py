@@ -190,7 +190,10 @@ class OptimSettings:
     name: str = setting("adamw", "name of the optimizer: adamw, or one from a plugin (run.plugins)")
     lr: float = setting(5e-5, "learning rate at its peak, after the warm-up", within=">= 0")
     weight_decay: float = setting(
-        0.01, "decoupled weight decay, as in AdamW; never applied to biases and norms; 0: none", within=">= 0"
+        0.01,
+        "decoupled weight decay, as in AdamW; never applied to biases, norms, and the class token and positions of a "
+        "ViT; 0: none",
+        within=">= 0",
     )
     lr_schedule: str = setting(
         "linear",
@@ -239,15 +242,19 @@ class RegularizeSettings:
         "the label per example with it); empty: all 1",
     )
     l1: float = setting(
-        0.0, "adds l1 * sum |w| to the loss of a step; never applied to biases and norms; 0: none", within=">= 0"
+        0.0,
+        "adds l1 * sum |w| to the loss of a step, w being the weights that optim.weight_decay decays; 0: none",
+        within=">= 0",
     )
     l2: float = setting(
-        0.0, "adds l2 / 2 * sum w^2 to the loss of a step; never applied to biases and norms; 0: none", within=">= 0"
+        0.0,
+        "adds l2 / 2 * sum w^2 to the loss of a step, w being the weights that optim.weight_decay decays; 0: none",
+        within=">= 0",
     )
     l2_sp: float = setting(
         0.0,
-        "adds l2_sp / 2 * sum (w - w0)^2 to the loss of a step, w0 being the pretrained weights; never applied to "
-        "biases, norms and a new head; 0: none",
+        "adds l2_sp / 2 * sum (w - w0)^2 to the loss of a step, w being as for l2 and w0 its pretrained value; never "
+        "applied to a new head; 0: none",
         within=">= 0",
     )
     penalized_parameters: tuple[str, ...] = setting(

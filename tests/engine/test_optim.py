@@ -18,7 +18,7 @@ from torch import nn
 
 import models
 from engine import optim as optimizers
-from engine.config import ConfigError, OptimSettings, TrainSettings
+from engine.config import ConfigError, OptimSettings, RegularizeSettings, TrainSettings
 from engine.errors import TrainingError
 from engine.optim import (
     AdamW,
@@ -33,6 +33,7 @@ from engine.optim import (
     set_learning_rate,
     to_steps,
 )
+from engine.regularize import Penalties
 
 ROOT = Path(models.__file__).parent.parent
 SCHEDULES = ["constant", "linear", "cosine", "wsd", "inverse_sqrt"]
@@ -160,6 +161,31 @@ def test_biases_and_norms_do_not_decay(checkpoint_folder, head):
     plain = {name for name in names.values() if name.endswith(".bias") or "norm" in name}
     assert other == plain
     assert decay == set(names.values()) - plain - {"backbone.word_embeddings.weight"}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "unchanged"),
+    [
+        ("vit", {"class_token", "position_embeddings"}),
+        ("deit", {"class_token", "distillation_token", "position_embeddings"}),
+        ("bert", set()),  # the positions of texts are embeddings like any other, as in transformers
+        ("gpt2", set()),
+        ("t5", set()),
+    ],
+)
+def test_tokens_and_positions_of_images_do_not_decay(tmp_path, model_type, unchanged):
+    """As in timm. A step with zero gradients moves a parameter by its decay alone; the penalties have the same rule."""
+    head = "image-classification" if unchanged else next(filter(None, models.ARCHITECTURES[model_type].heads))
+    model = scratch(tmp_path, model_type, head)
+    optimizer = build_optimizer(parameters(model), OptimSettings(lr=0.1, weight_decay=0.1))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    kept = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
+    assert {name.removeprefix("backbone.") for name in kept if before[name].ndim >= 2} == unchanged
+    assert all(name in kept for name, p in before.items() if p.ndim < 2)
+    assert Penalties(model, RegularizeSettings(l2=1.0)).weights.keys() == before.keys() - kept
 
 
 def test_set_learning_rate_reaches_every_group():
