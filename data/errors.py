@@ -36,13 +36,17 @@ class ErrorList:
     def __len__(self) -> int:
         return len(self.found)
 
-    def add(self, path: object, line: int, reason: str, *, is_empty: bool = False, of_file: bool = False) -> None:
+    def add(
+        self, path: object, line: int, reason: str, *, place: str = "", is_empty: bool = False, of_file: bool = False
+    ) -> None:
         """Add the error of a row; `path` is a file, or the name of rows in memory, whose lines are their numbers.
 
+        place: what the message names instead of the line, in a file whose rows are no lines ("question 7").
         is_empty: the row is correct but has no text, so there is nothing to predict. of_file: an error of the whole
         file, such as a missing column, which data.bad_rows cannot skip.
         """
-        self.found.append((line, f"{str(path).removeprefix(MEMORY)}:{line}: {reason}"))
+        where = f": {place}" if place else f":{line}"
+        self.found.append((line, f"{str(path).removeprefix(MEMORY)}{where}: {reason}"))
         self.reasons.setdefault(line, reason)
         self.has_bad_file |= of_file
         self.only_empty &= is_empty

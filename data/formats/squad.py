@@ -5,23 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from data.errors import DataError, ErrorList
+from data.formats.answers import START, Answer, read_answers, shorten
 from data.formats.memory import is_in_memory
 from data.formats.options import FileOptions
 from data.formats.rows import locate, parse_json, read_rows
 from data.row import Row, Rows
 
+__all__ = ["Answer", "read_questions"]
+
 # The columns that the rows of a SQuAD file have.
 COLUMNS = ("id", "title", "context", "question", "answers", "is_impossible")
-
-
-class Answer(NamedTuple):
-    """A span of a context: context[start : start + len(text)] == text, counted in characters (code points)."""
-
-    text: str
-    start: int
 
 
 def read_questions(
@@ -35,139 +31,161 @@ def read_questions(
 ) -> Rows:
     """Return a row for each question, whose `answers` are a list of Answer; [] where there is no answer.
 
-    - format "squad" (auto: a name that ends in .json) is SQuAD's, version 1 or 2.
-    - Any other file is read by read_rows, with answers as {"text": [..], "answer_start": [..]} or
-      [{"text": .., "answer_start": ..}, ..].
+    - format "squad" is SQuAD's nested form, version 1 or 2 (CMRC 2018 and DRCD have it too). So is, with auto, a .json
+      file whose objects have "paragraphs" or "qas".
+    - Any other file is read by read_rows. Its answers are {"text": [..], "answer_start": [..]},
+      [{"text": .., "answer_start": ..}, ..], or texts, with starts in a column `answer_start` or without any.
 
+    An answer without a start is read where it occurs in its context once; the notes count them.
     answers: "" for a file without answers, or where they should not be read. others: further required columns.
     Raises one DataError with all errors: `file:line: reason` in rows, `file: question ID: reason` in
     SQuAD's files, where a line has thousands of questions.
     """
     errors = ErrorList()
     id_column = options.id_column
-    is_squad = options.format == "squad" or (options.format == "auto" and locate(name).suffix.lower() == ".json")
-    if is_squad and not is_in_memory(name):
+    articles = _read_nested(name, options)
+    if articles is not None:
         wanted = [column for column in (question, context, answers, *others, id_column) if column]
         if unknown := [column for column in wanted if column not in COLUMNS and column != id_column]:
             raise DataError(f"{name}: a SQuAD file has no column {unknown[0]!r}; it has {', '.join(COLUMNS)}")
-        rows = _read_squad(name, bool(answers), errors)
-        named = id_column == "id"
+        rows, places = _flatten(name, articles, bool(answers), errors)
+        if id_column != "id":
+            for row in rows:
+                row.id = str(row.line)
     else:
         columns = [column for column in (question, context, answers, *others) if column]
-        rows = read_rows(name, columns, options, errors)
-        for row in rows:
-            for reason in _find_problems(row.values, question, context, answers):
-                errors.add(locate(name), row.line, reason)
-        named = True
-    for number, row in enumerate(rows, 1):
-        row.id = row.id if named else str(number)
-    good = errors.settle(name, rows, options)
-    for row in good:
-        if answers:
-            row.values[answers] = _parse_answers(row.values[answers])
-    return good
+        rows, places = read_rows(name, columns, options, errors), {}
+    checks = _Checks(name, errors, question, context, answers)
+    for row in rows:
+        if row.line not in errors.reasons:
+            checks.check(row, places.get(row.line, ""))
+    errors.notes += checks.describe()
+    return errors.settle(name, rows, options)
 
 
-def _find_problems(values: dict[str, Any], question: str, context: str, answers: str) -> list[str]:
-    """Return the reasons why a row with these columns is wrong."""
-    reasons = []
-    for column in (question, context):
-        value = values[column]
-        if not isinstance(value, str):
-            reasons.append(f"{column!r} should be text, this is {value!r}")
-        elif not value.strip():
-            reasons.append(f"{column!r} is empty")
-    if not answers or reasons:
-        return reasons
-    try:
-        found = _parse_answers(values[answers])
-    except DataError as error:
-        return [f"{answers!r} {error}"]
-    impossible = values.get("is_impossible")
-    if impossible is True and found:
-        reasons.append(f"is_impossible is true, yet there is the answer {found[0].text!r}")
-    if impossible is False and not found:
-        reasons.append("is_impossible is false, yet there is no answer")
-    return reasons + [reason for answer in found if (reason := _check_span(answer, values[context]))]
+class _Checks:
+    """The checks of a file's questions, and the counts of what was read in a form that leaves a guess."""
 
+    def __init__(self, name: str, errors: ErrorList, question: str, context: str, answers: str):
+        self.name, self.errors = name, errors
+        self.question, self.context, self.answers = question, context, answers
+        self.num_located = self.num_emptied = 0
+        self.first_located = self.first_emptied = ""
 
-def _parse_answers(value: Any) -> list[Answer]:
-    """Return the answers of either form; DataError, with the reason alone, says the right form."""
-    wanted = 'should be {"text": [..], "answer_start": [..]} or a list of {"text": .., "answer_start": ..}'
-    if isinstance(value, dict):
-        texts, starts = value.get("text"), value.get("answer_start")
-        if not isinstance(texts, list) or not isinstance(starts, list):
-            raise DataError(f"{wanted}, this is {_shorten(value)}")
-        if len(texts) != len(starts):
-            raise DataError(f"has {len(texts)} texts and {len(starts)} starts")
-        pairs = list(zip(texts, starts, strict=True))
-    elif isinstance(value, list) and all(isinstance(item, Answer) for item in value):
-        pairs = [(item.text, item.start) for item in value]  # of rows that this reader made, in memory
-    elif isinstance(value, list) and all(isinstance(item, dict) for item in value):
-        pairs = [(item.get("text"), item.get("answer_start")) for item in value]
-    else:
-        raise DataError(f"{wanted}, this is {_shorten(value)}")
-    for text, start in pairs:
-        if not isinstance(text, str) or type(start) is not int:
-            raise DataError(f"{wanted}, with text and whole numbers; this is {text!r} at {start!r}")
-    return [Answer(text, start) for text, start in pairs]
+    def check(self, row: Row, place: str) -> None:
+        """Put the checked answers into the row, or add its errors. place: of the question, where it is not a line."""
+        path = locate(self.name)
+        values, empty = row.values, []
+        for column in (self.question, self.context):
+            if not isinstance(values[column], str):
+                self.errors.add(path, row.line, f"{column!r} should be text, this is {values[column]!r}", place=place)
+            elif not values[column].strip():
+                empty.append(column)
+                self.errors.add(path, row.line, f"{column!r} is empty", place=place, is_empty=True)
+        if not self.answers or empty or row.line in self.errors.reasons:
+            return
+        try:
+            found = read_answers(values[self.answers], values[self.context], values.get(START))
+        except DataError as error:
+            self.errors.add(path, row.line, str(error), place=place)
+            return
+        impossible = values.get("is_impossible")
+        if impossible is True and found.answers:
+            reason = f"is_impossible is true, yet there is the answer {found.answers[0].text!r}"
+            self.errors.add(path, row.line, reason, place=place)
+        if impossible is False and not found.answers:
+            self.errors.add(path, row.line, "is_impossible is false, yet there is no answer", place=place)
+        values[self.answers] = found.answers
+        where = place or f"line {row.line}"
+        self.num_located += found.num_located
+        self.num_emptied += found.is_emptied
+        self.first_located = self.first_located or (where if found.num_located else "")
+        self.first_emptied = self.first_emptied or (where if found.is_emptied else "")
 
-
-def _check_span(answer: Answer, context: str) -> str:
-    """Return why the answer is not a span of its context; "" where it is one."""
-    text, start = answer
-    if not text.strip():
-        return "an answer is empty; a question without an answer has an empty list of answers"
-    if start >= 0 and context[start : start + len(text)] == text:
-        return ""
-    if not 0 <= start < len(context):
-        what = f"answer_start {start} is outside the context, which has {len(context):,} characters"
-    else:
-        what = f"the context has {context[start : start + len(text)]!r} at {start}, not the answer {text!r}"
-    found = context.find(text)
-    return f"{what}; {'it is nowhere in it' if found < 0 else f'it is at {found}, counted in characters from 0'}"
-
-
-def _shorten(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else shown[:77] + "..."
+    def describe(self) -> list[str]:
+        """Return a sentence for each kind of answer that was read in a form that leaves a guess."""
+        notes = []
+        if self.num_located:
+            read = "read where their contexts have them, once each"
+            notes.append(f"{self.num_located:,} answers without a start, {read} (the first: {self.first_located})")
+        if self.num_emptied:
+            read = "with an empty answer at a negative start, read as without an answer"
+            notes.append(f"{self.num_emptied:,} questions {read} (the first: {self.first_emptied})")
+        return notes
 
 
 # SQuAD's json: {"data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers"}]}]}]}
 
 
-def _read_squad(name: str, labelled: bool, errors: ErrorList) -> list[Row]:
-    """Return rows with COLUMNS. DataError at once for a file that is no JSON, or not of this form."""
-    rows: list[Row] = []
-    locations: dict[str, str] = {}
-    for location, title, context, entry in _iterate_questions(name, _read_json(name)):
-        number = len(rows) + 1
-        values = {"title": title, "context": context, "question": None, "answers": None, **entry}
-        key = values.get("id")
-        if isinstance(key, bool) or not isinstance(key, str | int) or key == "":
-            reasons = [f"an id should be text or a number, this is {key!r}"]
-        else:
-            row = Row(str(key), number, values)
-            other = locations.setdefault(row.id, location)
-            reasons = [f"{other} has this id too"] if other != location else []
-            location = f"question {row.id}"
-        missing = [column for column in ("question", "answers")[: 1 + labelled] if values[column] is None]
-        reasons += [f"no {column!r}" for column in missing]
-        if not missing:
-            reasons += _find_problems(values, "question", "context", "answers" if labelled else "")
-        # Added without a line number: here the location is a question.
-        errors.found += [(number, f"{locate(name)}: {location}: {reason}") for reason in reasons]
-        rows.append(Row(str(key), number, values))
-    if not rows:
-        raise DataError(f"{name}: no questions")
-    return rows
+def _read_nested(name: str, options: FileOptions) -> Any:
+    """Return the value of a file in SQuAD's nested form; None for a file of rows, which another reader reads.
 
-
-def _read_json(name: str) -> Any:
+    DataError, with format "squad", for a file that is no JSON; with auto that is a matter of the other reader.
+    """
+    if is_in_memory(name) or options.format not in ("squad", "auto"):
+        return None
+    if options.format == "squad":
+        return _read_json(name, options)
     path = locate(name)
+    if path.suffix.lower() != ".json" or not path.is_file():
+        return None
+    # In a text inside the JSON a quote is escaped, so these are keys.
+    raw = path.read_bytes()
+    if not any(key.encode() in raw or key.encode("utf-16-le") in raw for key in ('"paragraphs"', '"qas"')):
+        return None
+    try:
+        values = _read_json(name, options)
+    except DataError as error:
+        if "Extra data" in str(error):
+            return None  # an object a line
+        raise
+    items = values.get("data") if isinstance(values, dict) else values
+    first = items[0] if isinstance(items, list) and items else None
+    return values if isinstance(first, dict) and {"paragraphs", "qas"} & first.keys() else None
+
+
+def _flatten(name: str, values: Any, labelled: bool, errors: ErrorList) -> tuple[list[Row], dict[int, str]]:
+    """Return (rows with COLUMNS, whose lines are the numbers of the questions; {number: the place to name}).
+
+    DataError at once for a file that is not of this form.
+    """
+    rows: list[Row] = []
+    places: dict[int, str] = {}
+    locations: dict[str, str] = {}
+    number = 0
+    for location, title, context, entry in _iterate_questions(name, values):
+        number += 1
+        if not isinstance(entry, dict):
+            errors.broken[number] = str(number)
+            reason = f"a question should be an object, this is {shorten(entry)}"
+            errors.add(locate(name), number, reason, place=location)
+            continue
+        columns = {"question": entry.get("query_text"), "id": entry.get("query_id"), "answers": None}
+        row = Row(str(number), number, {"title": title, "context": context, **columns, **entry})
+        rows.append(row)
+        key, place, reasons = row.values["id"], location, []
+        if isinstance(key, bool) or not isinstance(key, str | int) or key == "":
+            reasons.append(f"an id should be text or a number, this is {key!r}")
+        else:
+            row.id, place = str(key), f"question {key}"
+            other = locations.setdefault(row.id, location)
+            reasons += [f"{other} has this id too"] if other != location else []
+        places[number] = place
+        if labelled and row.values["answers"] is None and row.values.get("is_impossible") is True:
+            row.values["answers"] = []
+        missing = [column for column in ("question", "answers")[: 1 + labelled] if row.values[column] is None]
+        for reason in reasons + [f"no {column!r}" for column in missing[:1]]:
+            errors.add(locate(name), number, reason, place=place)
+    if not number:
+        raise DataError(f"{name}: no questions")
+    return rows, places
+
+
+def _read_json(name: str, options: FileOptions) -> Any:
+    path, encoding = locate(name), options.encoding or "utf-8-sig"
     try:
         raw = path.read_bytes()
-        values = parse_json(raw.decode("utf-8-sig"))
+        values = parse_json(raw.decode(encoding))
         if b"\\u" in raw:  # an escape can name half of a surrogate pair, which no UTF-8 file can hold
             json.dumps(values, ensure_ascii=False).encode()
     except FileNotFoundError:
@@ -178,7 +196,8 @@ def _read_json(name: str) -> Any:
         raise DataError(f"{name}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         line = _locate_byte(path, raw, error.start)
-        raise DataError(f"{line}: not UTF-8 ({raw[error.start]:#04x} at byte {error.start} of the file)") from None
+        wanted = options.encoding or "UTF-8"
+        raise DataError(f"{line}: not {wanted} ({raw[error.start]:#04x} at byte {error.start} of the file)") from None
     except UnicodeEncodeError as error:
         half = ord(error.object[error.start])
         raise DataError(f"{path}: \\u{half:04x} is half of a surrogate pair, not a character") from None
@@ -194,24 +213,31 @@ def _locate_byte(path: Path, raw: bytes, byte: int) -> str:
     return f"{path}:{raw.count(bytes([10]), 0, byte) + 1}"
 
 
-def _iterate_questions(name: str, values: Any) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-    """Yield (location in the file, title, context, question object); DataError for a file of another form."""
+def _iterate_questions(name: str, values: Any) -> Iterator[tuple[str, Any, Any, Any]]:
+    """Yield (location in the file, title, context, question object); DataError for a file of another form.
 
-    def member(value: Any, key: str, kind: type, location: str) -> Any:
+    CMRC 2018 leaves "paragraphs" out: each object is a paragraph, of "context_text", "query_text" and "query_id".
+    """
+
+    def members(value: Any, key: str, location: str) -> list[Any]:
         found = value.get(key) if isinstance(value, dict) else None
-        if not isinstance(found, kind):
-            actual = (
-                f"an object with {_shorten(list(value))}" if isinstance(value, dict) else f"a {type(value).__name__}"
+        if not isinstance(found, list):
+            keys = f"an object with {shorten(list(value))}" if isinstance(value, dict) else f"a {type(value).__name__}"
+            is_row = isinstance(value, dict) and "question" in value
+            hint = "; leave data.format out, since these are rows" if is_row else ""
+            raise DataError(
+                f"{name}: {location} should have {key!r}, a list, as a SQuAD file does; this is {keys}{hint}"
             )
-            wanted = "a list" if kind is list else "text"
-            raise DataError(f"{name}: {location} should have {key!r}, {wanted}, as a SQuAD file does; this is {actual}")
         return found
 
-    for i, article in enumerate(member(values, "data", list, "the file")):
+    is_list = isinstance(values, list)
+    for i, article in enumerate(values if is_list else members(values, "data", "the file")):
+        where = f"[{i}]" if is_list else f"data[{i}]"
+        is_paragraph = isinstance(article, dict) and "qas" in article
         title = article.get("title", "") if isinstance(article, dict) else ""
-        for j, paragraph in enumerate(member(article, "paragraphs", list, f"data[{i}]")):
-            location = f"data[{i}].paragraphs[{j}]"
-            context = member(paragraph, "context", str, location)
-            for k, entry in enumerate(member(paragraph, "qas", list, location)):
-                member(entry, "question", str, f"{location}.qas[{k}]")
+        for j, paragraph in enumerate([article] if is_paragraph else members(article, "paragraphs", where)):
+            location = where if is_paragraph else f"{where}.paragraphs[{j}]"
+            questions = members(paragraph, "qas", location)
+            context = paragraph.get("context", paragraph.get("context_text"))
+            for k, entry in enumerate(questions):
                 yield f"{location}.qas[{k}]", title, context, entry

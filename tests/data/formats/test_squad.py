@@ -87,23 +87,29 @@ def with_answer(text: object, start: object) -> dict[str, object]:
 BAD = [
     (
         with_answer("Black Forest", 25),
-        "the context has 'lack Forest.' at 25, not the answer 'Black Forest'; it is at 24",
+        "the context has 'lack Forest.' at 25, not the answer 'Black Forest'; that is at 24-36: these count from 1",
     ),
-    (with_answer("Black Forest", -1), "answer_start -1 is outside the context, which has 44 characters; it is at 24"),
-    (with_answer("Black Forest", 400), "answer_start 400 is outside the context, which has 44 characters; it is at 24"),
-    (with_answer("黑海", 45), "answer_start 45 is outside the context, which has 44 characters; it is at 41"),
-    (with_answer("黑海。x", 41), "the context has '黑海。' at 41, not the answer '黑海。x'; it is nowhere in it"),
-    (with_answer("black forest", 24), "the context has 'Black Forest' at 24, not the answer 'black forest'; it is now"),
+    (
+        with_answer("Black Forest", 400),
+        "answer_start 400 is outside the context, which has 44 characters; that is at 24-36",
+    ),
+    (with_answer("黑海", 45), "answer_start 45 is outside the context, which has 44 characters; that is at 41-43"),
+    (with_answer("黑海。x", 41), "the context has '黑海。' at 41, not the answer '黑海。x'; that is nowhere in it"),
+    (with_answer("black forest", 24), "the context has 'Black Forest' at 24, not the answer 'black forest'; at 24"),
     (with_answer("", 3), "an answer is empty; a question without an answer has an empty list of answers"),
     (with_answer(" ", 3), "an answer is empty; a question without an answer has an empty list of answers"),
-    (with_answer(None, 3), '\'answers\' should be {"text": [..], "answer_start": [..]} or a list'),
-    (with_answer("The", "0"), '\'answers\' should be {"text": [..], "answer_start": [..]} or a list'),
-    (with_answer("The", 0.0), '\'answers\' should be {"text": [..], "answer_start": [..]} or a list'),
-    (with_answer("The", True), '\'answers\' should be {"text": [..], "answer_start": [..]} or a list'),
-    ({"answers": "Black Forest"}, '\'answers\' should be {"text": [..], "answer_start": [..]} or a list'),
-    ({"answers": ["Black Forest"]}, '\'answers\' should be {"text": [..], "answer_start": [..]} or a list'),
-    ({"answers": {"text": "The", "answer_start": 0}}, '\'answers\' should be {"text": [..], "answer_start": [..]}'),
-    ({"answers": {"text": ["The"], "answer_start": []}}, "'answers' has 1 texts and 0 starts"),
+    (with_answer(None, 3), 'answers should be {"text": [..], "answer_start": [..]} or a list'),
+    (with_answer("The", "0"), 'answers should be {"text": [..], "answer_start": [..]} or a list'),
+    (with_answer("The", 0.0), 'answers should be {"text": [..], "answer_start": [..]} or a list'),
+    (with_answer("The", True), 'answers should be {"text": [..], "answer_start": [..]} or a list'),
+    ({"answers": "r"}, "the answer 'r' has no start, and the context has it 2 times, at 11, 32: say which by 'an"),
+    (
+        {"answers": ["The", "black  forest"]},
+        "the answer 'black  forest' has no start, and is nowhere in the context; at",
+    ),
+    ({"answers": {"text": 5, "answer_start": 0}}, 'answers should be {"text": [..], "answer_start": [..]}'),
+    ({"answers": [5]}, 'answers should be {"text": [..], "answer_start": [..]}'),
+    ({"answers": {"text": ["The"], "answer_start": []}}, "the answers have 1 texts and 0 starts"),
     ({"is_impossible": True}, "is_impossible is true, yet there is the answer 'Black Forest'"),
     ({"is_impossible": False, "answers": []}, "is_impossible is false, yet there is no answer"),
     ({"question": ""}, "'question' is empty"),
@@ -145,12 +151,12 @@ def test_f13_all_bad_questions_are_reported_together(tmp_path):
         ),
         ([CHINESE | {"id": [1]}], "FILE: data[0].paragraphs[0].qas[0]: an id should be text or a number, this is [1]"),
         ([{"id": "a", "question": "Why?"}], "FILE: question a: no 'answers'"),
-        ([QUESTION, {"id": "a"}], "FILE: data[0].paragraphs[0].qas[1] should have 'question', text, as a SQuAD file"),
+        ([QUESTION, {"id": "a"}], "FILE: question a: no 'question'"),
         (
             [QUESTION, "text"],
-            "FILE: data[0].paragraphs[0].qas[1] should have 'question', text, as a SQuAD file does; this",
+            "FILE: data[0].paragraphs[0].qas[1]: a question should be an object, this is 'text'",
         ),
-        ([QUESTION | {"question": 5}], "FILE: data[0].paragraphs[0].qas[0] should have 'question', text, as a SQuAD"),
+        ([QUESTION | {"question": 5}], "FILE: question q1: 'question' should be text, this is 5"),
         ([], "FILE: no questions"),
     ],
 )
@@ -164,13 +170,18 @@ def test_f13_questions_that_are_none(tmp_path, entries, error):
     [
         ("", "FILE:1: not JSON: Expecting value"),
         ('{"data": [\n}', "FILE:2: not JSON: Expecting value"),
-        ("[]", "FILE: the file should have 'data', a list, as a SQuAD file does; this is a list"),
+        ("[]", "FILE: no questions"),
+        ("[5]", "FILE: [0] should have 'paragraphs', a list, as a SQuAD file does; this is a int"),
+        (
+            '{"data": [{"question": "x"}]}',
+            "FILE: data[0] should have 'paragraphs', a list, as a SQuAD file does; this is",
+        ),
         (
             '{"question": "x"}',
             "FILE: the file should have 'data', a list, as a SQuAD file does; this is an object with",
         ),
         ('{"data": [5]}', "FILE: data[0] should have 'paragraphs', a list, as a SQuAD file does; this is a int"),
-        ('{"data": [{"paragraphs": [{"qas": []}]}]}', "FILE: data[0].paragraphs[0] should have 'context', text"),
+        ('{"data": [{"paragraphs": [{"qas": [{"id": 1}]}]}]}', "FILE: question 1: no 'question'"),
         ('{"data": [{"paragraphs": [{"context": "x"}]}]}', "FILE: data[0].paragraphs[0] should have 'qas', a list"),
         ('{"data": [], "data": []}', "FILE: not JSON: key 'data' twice"),
         ('{"data": NaN}', "FILE: not JSON: NaN is not a JSON value"),
@@ -179,11 +190,11 @@ def test_f13_questions_that_are_none(tmp_path, entries, error):
         ("[" * 100_000, "FILE: not JSON: maximum recursion depth"),
         ('{"data": "\0"}', "FILE:1: not JSON: Invalid control character"),
         (squad_file(QUESTION, context=" "), "FILE: question q1: 'context' is empty"),
-        (squad_file(QUESTION, context=None), "FILE: data[0].paragraphs[0] should have 'context', text"),
+        (squad_file(QUESTION, context=None), "FILE: question q1: 'context' should be text, this is None"),
     ],
 )
 def test_f13_a_file_that_is_not_squads(tmp_path, content, error):
-    (found,) = errors_of(tmp_path / "x.json", content)
+    (found,) = errors_of(tmp_path / "x.json", content, options=FileOptions(format="squad"))
     assert found.startswith(error)
 
 
