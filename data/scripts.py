@@ -20,5 +20,8 @@ UNSPACED = THAI_LAO + BURMESE + KHMER + KANA + HAN_EXTENSION_A + HAN_BASIC + HAN
 KANA_AND_HAN = KANA + HAN_BMP + HAN_PLANES
 # Characters that BLEU treats as Chinese, and, together with kana letters, as Japanese.
 CHINESE = HAN_BMP + HAN_ASSIGNED
-# Characters that ROUGE treats as words.
-ROUGE_CHARACTERS = "\u3005\u3007" + KANA_LETTERS + HAN_BMP + HANGUL + HAN_ASSIGNED
+# Characters that ROUGE treats as words: of scripts without spaces. Korean has spaces.
+HALF_WIDTH_KANA = "\uff66-\uff9d"
+ROUGE_CHARACTERS = (
+    "\u3005\u3007" + KANA_LETTERS + HALF_WIDTH_KANA + HAN_BMP + HAN_ASSIGNED + THAI_LAO + BURMESE + KHMER
+)

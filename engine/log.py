@@ -118,6 +118,10 @@ class RunLog:
             lines.append(f"{row['step']:>6}  {values}{'  <- best' if i == last_best else ''}")
         return "\n".join(lines)
 
+    def values_of(self, metric: str) -> list[float]:
+        """Return a metric of the validation data in all evaluations of the run, in their order; [] on other ranks."""
+        return [row[metric] for row in self.evaluations if metric in row] if self.is_main else []
+
     def final(self, step: int, result: dict[str, float], reason: str) -> None:
         """Print why the run ended, its evaluations and its result; write the result to metrics.jsonl; close."""
         if not self.is_main:

@@ -24,9 +24,10 @@ class TrainState:
     position: int = 0  # steps of data consumed: `step` plus the skipped steps
     skipped_in_a_row: int = 0
     samples: int = 0  # training examples seen
-    best: float | None = None  # best value of the watched metric
-    best_step: int = 0
-    bad_evaluations: int = 0  # evaluations since the best one, compared with eval.patience
+    best: float | None = None  # best value of the watched metric; none while it was never a number
+    best_step: int = 0  # of the evaluation whose weights are kept as best; 0: none are
+    best_loss: float | None = None  # of that evaluation
+    bad_evaluations: int = 0  # evaluations since the watched metric last improved, compared with eval.patience
     watched: float | None = None  # value of the watched metric in the last evaluation
 
     def advance(self, stepped: bool, samples: int) -> None:
@@ -36,15 +37,23 @@ class TrainState:
         self.samples += samples
         self.skipped_in_a_row = 0 if stepped else self.skipped_in_a_row + 1
 
-    def record(self, value: float, mode: str, min_delta: float) -> bool:
-        """Record the watched metric of an evaluation; return whether it is the best so far. NaN never is."""
+    def record(self, value: float, loss: float, mode: str, min_delta: float) -> bool:
+        """Record the watched metric and the loss of an evaluation; return whether it is the best so far.
+
+        Of evaluations with equal values the one with the lowest loss is best; eval.patience does not count it as an
+        improvement. A number is better than NaN, and while the metric is NaN the loss alone decides.
+        """
         self.watched = value
         gain = math.inf if self.best is None else value - self.best if mode == "max" else self.best - value
         if not math.isnan(value) and gain > min_delta:
-            self.best, self.best_step, self.bad_evaluations = value, self.step, 0
+            self.best, self.best_step, self.best_loss, self.bad_evaluations = value, self.step, loss, 0
             return True
         self.bad_evaluations += 1
-        return False
+        is_equal = value == self.best or (math.isnan(value) and self.best is None)
+        lower = math.isfinite(loss) and (self.best_step == 0 or (self.best_loss is not None and loss < self.best_loss))
+        if is_equal and lower:
+            self.best_step, self.best_loss = self.step, loss
+        return is_equal and lower
 
     def reason_to_stop(self, total_steps: int, settings: EvalSettings, mode: str) -> str:
         """Return why the run ends, in words, or "". It depends on the saved state only, so a resumed run agrees."""

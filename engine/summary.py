@@ -12,7 +12,8 @@ import numpy as np
 from data import Examples, MicroBatching, steps_per_epoch
 from data.loader import split_into_micro_batches
 from engine.config import Config, to_recipe, to_toml
-from engine.tasks import TASKS
+from engine.tasks import TASKS, find_task
+from engine.watch import warn_of_metric
 from models import TaskModel
 
 MAX_LABELS_SHOWN = 20  # labels whose counts are shown
@@ -38,8 +39,9 @@ def describe_run(
     for name, examples in zip(("training", "validation", "test"), sets, strict=True):
         if len(examples):
             paragraphs.append(describe_examples(name, examples, model.labels))
-    if notes:
-        paragraphs.append("\n".join(notes))
+    task, watched = find_task(config.run.task, config.eval.metric)
+    if lines := [*notes, *warn_of_metric(task, watched, sets[1], model.labels)]:
+        paragraphs.append("\n".join(lines))
     if unseen := labels_without_examples(train_set, model.labels):
         more = f" and {len(unseen) - MAX_LABELS_SHOWN:,} more" if len(unseen) > MAX_LABELS_SHOWN else ""
         paragraphs.append(f"warning: no training example of {', '.join(map(repr, unseen[:MAX_LABELS_SHOWN]))}{more}")

@@ -49,6 +49,7 @@ from engine.regularize import (
 )
 from engine.state import TrainState, metric_direction
 from engine.tasks import find_task, read_training_data
+from engine.watch import explain_best
 
 USAGE = "torchrun -m engine.train [RECIPE] [--section.key=value ...] [--resume] [--dry-run] [--help]"
 
@@ -189,7 +190,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         clock = time.perf_counter()
         with ema.in_place_of_weights():
             metrics = evaluate(model, validation_set, context)
-            is_best = state.record(metrics[watched], direction, cfg.eval.min_delta)
+            is_best = state.record(metrics[watched], metrics.get("loss", math.nan), direction, cfg.eval.min_delta)
             train_metrics = evaluate(model, train_subset, context)
             log.log_evaluation(state.step, metrics, train_metrics, is_best, time.perf_counter() - clock)
             if ranks.is_main:
@@ -208,11 +209,12 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         return None
     stop.restore_handlers()
     result = {f"best_{watched}": math.nan if state.best is None else state.best, "best_step": float(state.best_step)}
-    if test_rows and state.best is not None:
+    if test_rows and state.best_step:
         best = models.from_pretrained(checkpoint.open_run(str(folder)), head=task.head).to(ranks.device)
         test_metrics = evaluate(best, test_set, context)
         result |= {f"test_{name}": value for name, value in test_metrics.items()}
     log.final(state.step, result, done)
+    log.say(explain_best(state, watched, log.values_of(watched)))
     return result
 
 

@@ -1,26 +1,44 @@
 """ROUGE (Lin 2004): the overlap of a written summary with its reference, in words, pairs of words and their order.
 
-The scores are those of the package rouge-score with its default tokenizer and no stemming: words are runs of a-z and
-0-9 in lower case, everything else is space. Chinese text would then have no tokens. Here every Chinese character,
-Japanese kana and Korean syllable is a token too; a text without any of them has exactly rouge-score's tokens. In other
-scripts (Cyrillic, Arabic) a text has no tokens, as in rouge-score, and scores 0.
+The scores of ASCII texts are those of the package rouge-score with its default tokenizer and no stemming: words are
+runs of a-z and 0-9 in lower case, everything else is space. It drops all other letters, so that a Russian text has no
+words and `école` is `cole`. Here words are runs of letters and digits of any script, with their marks, and a character
+is a word in scripts without spaces (Chinese, Japanese kana, Thai, Lao, Khmer, Burmese).
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 
 from data.scripts import ROUGE_CHARACTERS
 
 ROUGES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-TOKEN = re.compile(f"[a-z0-9]+|[{ROUGE_CHARACTERS}]")
+ASCII_WORD = re.compile("[a-z0-9]+")
 
 
 def tokenize(text: str) -> list[str]:
     """Split a text into words in lower case, and into single characters where the script has no spaces."""
-    return TOKEN.findall(text.lower())
+    if text.isascii():
+        return ASCII_WORD.findall(text.lower())
+    return _word_pattern().findall(unicodedata.normalize("NFC", text).lower())
+
+
+@cache
+def _word_pattern() -> re.Pattern[str]:
+    """Return the pattern of a word: a letter or digit of a script without spaces, or a run of others, with marks.
+
+    Marks are vowel signs and accents that Unicode has as characters of their own, joiners, and Japan's long-vowel sign.
+    """
+    categories = ((chr(i), unicodedata.category(chr(i))) for i in range(0x300, 0x1F000))
+    marks = "".join(character for character, category in categories if category in ("Mn", "Mc", "Me"))
+    marks += "\u200c\u200d\u30fc\uff70"
+    alone = f"(?=[{ROUGE_CHARACTERS}])[^\\W_][{marks}]*"
+    in_run = f"(?![{ROUGE_CHARACTERS}])[^\\W_][{marks}]*"
+    return re.compile(f"{alone}|(?:{in_run})+")
 
 
 def rouge(written: str, reference: str) -> dict[str, float]:

@@ -63,6 +63,12 @@ def translation_metrics(counts: Sequence[float]) -> dict[str, float]:
     }
 
 
+def count_tokens(text: str, tokenizer: str) -> int:
+    """Return the number of BLEU's tokens of a text."""
+    bleu, _ = _metrics(tokenizer)
+    return len(bleu.tokenizer(text).split())
+
+
 def signatures(tokenizer: str) -> list[str]:
     """Return sacrebleu's signatures of the two scores, as a paper should cite them."""
     lines = []

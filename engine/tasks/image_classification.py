@@ -18,6 +18,7 @@ from data.image_preprocessing import FILE, Preprocessing, read_preprocessing
 from data.labels import check_label_names
 from engine.config import AugmentSettings, ConfigError, GenerateSettings
 from engine.metrics import image_classification as metrics
+from engine.metrics import unusable
 from engine.tasks import text_classification
 from engine.tasks.augmentation import RowEncoder, changed_settings
 from engine.tasks.settings import Columns, TaskSettings
@@ -134,6 +135,7 @@ IMAGE_CLASSIFICATION = Task(
     show_augmented=show_augmented,
     evaluate_batch=evaluate_batch,
     compute_metrics=compute_metrics,
+    unusable_metrics=unusable.for_classes,
     format_table=metrics.image_table,
     predict_batch=text_classification.predict_batch,
 )

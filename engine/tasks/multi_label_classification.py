@@ -13,6 +13,7 @@ from data import Batch, Examples, Row, TextExamples
 from data import multi_label_classification as label_sets
 from engine.config import GenerateSettings
 from engine.metrics import multi_label_classification as metrics
+from engine.metrics import unusable
 from engine.tasks import text_classification
 from engine.tasks.settings import Columns, TaskSettings
 from engine.tasks.task import Task
@@ -89,6 +90,7 @@ MULTI_LABEL_CLASSIFICATION = Task(
     augment=text_classification.augment,
     evaluate_batch=evaluate_batch,
     compute_metrics=compute_metrics,
+    unusable_metrics=unusable.for_label_sets,
     format_table=metrics.per_label_table,
     predict_batch=predict_batch,
 )

@@ -16,6 +16,7 @@ from data.labels import check_label_names
 from data.relation_extraction import ROLES, Entity, RelationRecord, encode_relations, read_relations
 from engine.config import AugmentSettings, ConfigError, GenerateSettings, RelationExtractionSettings, choose_from
 from engine.metrics import relation_extraction as metrics
+from engine.metrics import unusable
 from engine.tasks import text_classification
 from engine.tasks.augmentation import CHANGES_IN_PLACE, RowEncoder, augment_rows, check_text_changes, text_changes
 from engine.tasks.settings import Columns, TaskSettings
@@ -121,6 +122,7 @@ RELATION_EXTRACTION = Task(
     augment=augment,
     evaluate_batch=evaluate_batch,
     compute_metrics=compute_metrics,
+    unusable_metrics=unusable.for_relations,
     format_table=metrics.relation_table,
     predict_batch=predict_batch,
 )

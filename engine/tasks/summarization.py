@@ -11,6 +11,7 @@ from data import Batch, TextExamples
 from data.seq2seq import Seq2SeqRecord
 from engine.config import GenerateSettings
 from engine.metrics import summarization as metrics
+from engine.metrics import unusable
 from engine.tasks import seq2seq
 from engine.tasks.settings import Columns
 from engine.tasks.task import Task
@@ -45,6 +46,7 @@ SUMMARIZATION = Task(
     augment=seq2seq.augment,
     evaluate_batch=evaluate_batch,
     compute_metrics=compute_metrics,
+    unusable_metrics=unusable.for_summaries,
     predict_batch=seq2seq.predict_batch,
     show_generations=seq2seq.show_generations,
 )

@@ -56,6 +56,11 @@ def show_augmented_texts(examples: Examples, path: Path) -> str:
     return text_augmentation.show_augmented(examples)
 
 
+def all_usable(examples: Examples, labels: Sequence[str]) -> dict[str, str]:
+    """Return no metrics, for a task whose metrics can judge a model on any data."""
+    return {}
+
+
 def no_text(*_: Any) -> str:
     """Return "", for a slot that has nothing to print."""
     return ""
@@ -75,6 +80,7 @@ class Task:
     evaluate_batch(model, batch, examples, generate) -> statistics     evaluate one labelled batch
     compute_metrics(statistics, labels) -> {name: value}               compute the metrics from summed statistics
     format_table(statistics, labels) -> text            format what engine.evaluate prints after the metrics
+    unusable_metrics(examples, labels) -> {metric: why}  the metrics that cannot judge a model on these examples
     predict_batch(model, batch, examples, generate) -> dicts           predict one batch: a dict for each example
     show_generations(model, examples, generate, count) -> text         generate the texts that an evaluation prints
 
@@ -101,6 +107,7 @@ class Task:
     evaluate_batch: Callable[[TaskModel, Batch, Any, GenerateSettings], Tensor]
     compute_metrics: Callable[[Tensor, Sequence[str]], dict[str, float]]
     format_table: Callable[[Tensor, Sequence[str]], str] = no_text
+    unusable_metrics: Callable[[Any, Sequence[str]], dict[str, str]] = all_usable
     predict_batch: Callable[[TaskModel, Batch, Any, GenerateSettings], list[dict[str, Any]]]
     show_generations: Callable[[TaskModel, Any, GenerateSettings, int], str] = no_text
 

@@ -14,6 +14,7 @@ from data.errors import ErrorList
 from data.labels import check_label_names, find_label_names
 from engine.config import AugmentSettings, GenerateSettings
 from engine.metrics import text_classification as metrics
+from engine.metrics import unusable
 from engine.tasks.augmentation import RowEncoder, augment_columns
 from engine.tasks.settings import TaskSettings
 from engine.tasks.task import Task
@@ -119,6 +120,7 @@ TEXT_CLASSIFICATION = Task(
     augment=augment,
     evaluate_batch=evaluate_batch,
     compute_metrics=compute_metrics,
+    unusable_metrics=unusable.for_classes,
     format_table=metrics.per_class_table,
     predict_batch=predict_batch,
 )

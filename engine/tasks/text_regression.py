@@ -13,6 +13,7 @@ from data import Batch, Examples, Row, TextExamples
 from data import text_regression as targets
 from engine.config import ConfigError, GenerateSettings
 from engine.metrics import text_regression as metrics
+from engine.metrics import unusable
 from engine.tasks import text_classification
 from engine.tasks.settings import Columns, TaskSettings
 from engine.tasks.task import Task
@@ -72,5 +73,6 @@ TEXT_REGRESSION = Task(
     augment=text_classification.augment,
     evaluate_batch=evaluate_batch,
     compute_metrics=compute_metrics,
+    unusable_metrics=unusable.for_scores,
     predict_batch=predict_batch,
 )

@@ -19,6 +19,7 @@ from data.token_classification import Words, encode_tagged
 from data.words import TEXT, locate_words
 from engine.config import AugmentSettings, GenerateSettings
 from engine.metrics import token_classification as metrics
+from engine.metrics import unusable
 from engine.tasks.augmentation import CHANGES_IN_PLACE, RowEncoder, augment_rows, check_text_changes, text_changes
 from engine.tasks.settings import Columns, TaskSettings
 from engine.tasks.task import Task
@@ -162,6 +163,7 @@ TOKEN_CLASSIFICATION = Task(
     augment=augment,
     evaluate_batch=evaluate_batch,
     compute_metrics=metrics.tagging_metrics,
+    unusable_metrics=unusable.for_tags,
     format_table=metrics.type_table,
     predict_batch=predict_batch,
 )

@@ -11,6 +11,7 @@ from data import Batch, Row, TextExamples
 from data.seq2seq import PairTokenizer, Seq2SeqRecord
 from engine.config import GenerateSettings
 from engine.metrics import translation as metrics
+from engine.metrics import unusable
 from engine.tasks import seq2seq
 from engine.tasks.settings import Columns, TaskSettings
 from engine.tasks.task import Task
@@ -71,6 +72,7 @@ TRANSLATION = Task(
     augment=seq2seq.augment,
     evaluate_batch=evaluate_batch,
     compute_metrics=compute_metrics,
+    unusable_metrics=unusable.for_translations,
     format_table=format_table,
     predict_batch=seq2seq.predict_batch,
     show_generations=seq2seq.show_generations,

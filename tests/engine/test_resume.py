@@ -206,14 +206,16 @@ def test_p05_nan_is_never_the_best(tiny, monkeypatch):
     assert best["train"]["step"] == 10
 
 
-def test_p05_without_any_number_there_is_no_best(tiny, monkeypatch, reviews):
-    script_metric(monkeypatch, [math.nan] * 4)
+def test_p05_without_any_number_the_lowest_loss_is_best(tiny, monkeypatch, reviews):
+    script_metric(monkeypatch, [math.nan] * 5)  # the last one is that of the test data
     config = tiny(**{"data.test": str(reviews)})
     result = run_training(config)
-    assert math.isnan(result.pop("best_accuracy"))
-    assert result == {"best_step": 0.0}
-    assert not (Path(config.run.folder) / "best").exists()
-    assert checkpoint.verify(Path(config.run.folder) / "last") is None
+    assert result is not None
+    losses = {row["step"]: row["evaluation"]["loss"] for row in logged_rows(config.run.folder) if "evaluation" in row}
+    assert result["best_step"] == min(losses, key=lambda step: losses[step])
+    assert math.isnan(result["best_accuracy"])
+    assert result["test_loss"] > 0
+    assert checkpoint.verify(Path(config.run.folder) / "best") is None
 
 
 CHANGES = {

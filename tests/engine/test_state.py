@@ -26,21 +26,39 @@ def test_record_knows_the_best_evaluation(mode, min_delta, values, best):
     for step, (value, is_best) in enumerate(zip(values, best, strict=True), 1):
         state.step = step
         before = (state.best, state.best_step)
-        assert state.record(value, mode, min_delta) is is_best, (step, value)
+        assert state.record(value, 1.0, mode, min_delta) is is_best, (step, value)
         bad = 0 if is_best else bad + 1
         assert (state.best, state.best_step) == ((value, step) if is_best else before)
         assert state.bad_evaluations == bad
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
-def test_p05_nan_is_never_best(mode):
+def test_p05_nan_is_never_better_than_a_number(mode):
     state = TrainState()
-    assert not state.record(math.nan, mode, 0.0)
-    assert (state.best, state.bad_evaluations) == (None, 1)
-    assert state.record(0.5, mode, 0.0)  # a NaN before it does not stand in the way
-    assert not state.record(math.nan, mode, 0.0)
+    assert not state.record(math.nan, math.nan, mode, 0.0)
+    assert (state.best, state.best_step, state.bad_evaluations) == (None, 0, 1)
+    assert state.record(0.5, 2.0, mode, 0.0)  # a NaN before it does not stand in the way
+    assert not state.record(math.nan, 1.0, mode, 0.0)
     assert (state.best, state.bad_evaluations) == (0.5, 1)
-    assert state.record(0.75 if mode == "max" else 0.25, mode, 0.0)
+    assert state.record(0.75 if mode == "max" else 0.25, 3.0, mode, 0.0)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, math.nan])
+def test_equal_values_go_to_the_lower_loss(value):
+    """And patience does not count them, so that a metric that cannot move ends a run as before."""
+    state, best = TrainState(), []
+    for step, loss in enumerate([4.0, 3.0, 3.5, math.nan, 2.0], 1):
+        state.step = step
+        best.append(state.record(value, loss, "max", 0.0))
+    assert best == [True, True, False, False, True]
+    assert (state.best_step, state.best_loss) == (5, 2.0)
+    assert state.bad_evaluations == (5 if math.isnan(value) else 4)
+
+
+def test_state_of_an_older_checkpoint_keeps_its_best():
+    """Its loss is not known, so an equal value is not better."""
+    state = TrainState(step=5, best=0.5, best_step=3)
+    assert not state.record(0.5, 0.0, "max", 0.0)
 
 
 @pytest.mark.parametrize(("patience", "bad", "out"), [(0, 50, False), (3, 2, False), (3, 3, True), (3, 4, True)])
@@ -60,7 +78,7 @@ def test_out_of_patience(patience, bad, out):
 def test_divergence_is_a_value_worse_than_the_limit_or_nan(mode, value, stops):
     state = TrainState(step=3)
     assert state.reason_to_stop(8, EvalSettings(stop_if_worse_than=2.0), mode) == ""  # before any evaluation
-    state.record(value, mode, 0.0)
+    state.record(value, 1.0, mode, 0.0)
     reason = state.reason_to_stop(8, EvalSettings(stop_if_worse_than=2.0), mode)
     assert (reason == f"diverged: {value:.4g} in the last evaluation, eval.stop_if_worse_than = 2") is stops
     assert state.reason_to_stop(8, EvalSettings(), mode) == ""
