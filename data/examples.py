@@ -182,6 +182,21 @@ def count_notes(*counts: tuple[int, str, str]) -> tuple[str, ...]:
     return tuple(f"{count:,} {noun}{'' if count == 1 else 's'} {verb}" for count, noun, verb in counts if count)
 
 
+def count_part(count: int, total: int, nouns: str, verb: str) -> tuple[str, ...]:
+    """Return the note "2 of 40 texts are ...", or no note for a count of 0."""
+    return (f"{count:,} of {total:,} {nouns} {verb}",) if count else ()
+
+
+def note_truncated(count: int, total: int, nouns: str, limit: str, lost: int, tokens: int) -> tuple[str, ...]:
+    """Return the note "12 of 400 texts truncated to data.max_length = 128, 3.1% of all tokens lost", or none.
+
+    limit: the setting and its value. lost: of the `tokens` that all texts have, those that were lost.
+    """
+    share = lost / max(1, tokens)
+    shown = f"{share:.1%}" if share >= 0.001 else "less than 0.1%"
+    return count_part(count, total, nouns, f"truncated to {limit}, {shown} of all tokens lost")
+
+
 def _gather(offsets: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (positions of all elements of the chosen sequences, end to end; number of elements of each)."""
     counts = offsets[chosen + 1] - offsets[chosen]
