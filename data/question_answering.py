@@ -18,7 +18,7 @@ from tokenizers import Encoding, Tokenizer
 
 from data.batch import IGNORE_INDEX
 from data.errors import DataError
-from data.examples import TextExamples, count_notes
+from data.examples import TextExamples, count_part, note_truncated
 from data.row import Row
 from data.words import MARKS
 
@@ -104,7 +104,8 @@ def encode_questions(
     - Neighbouring windows share doc_stride tokens of the context, so every answer of up to doc_stride + 1 tokens is
       whole in one of them.
     - Labels, (S, 2): the first of the row's answers where it is whole in the window, else (0, 0), the first token.
-      Both are IGNORE_INDEX where the answer has no token. answers: "" without labels.
+      Both are IGNORE_INDEX where the answer has no token, and, if it is whole in no window, where a part of it is: such
+      a window has neither the answer nor none. answers: "" without labels.
     - No token of a context is lost. A question that leaves too little of max_length for the context loses its last
       tokens, and counts as truncated.
 
@@ -114,14 +115,16 @@ def encode_questions(
     labels = [np.empty((0, 2), dtype=np.int64)]
     context_slices = [np.empty((0, 3), dtype=np.int64)]
     spans: list[np.ndarray] = []
-    truncated = 0
+    truncated = num_lost = num_tokens = 0
     for begin in range(0, len(rows), CHUNK):
         chunk = rows[begin : begin + CHUNK]
         encodings = tokenizer.encode_batch([(row.values[question], row.values[context]) for row in chunk])
         for row, encoding in zip(chunk, encodings, strict=True):
             spans.append(token_spans(encoding, row.values[context]))
-            windows, is_truncated = _split(encoding, len(spans[-1]), max_length, doc_stride)
-            truncated += is_truncated
+            windows, lost = _split(encoding, len(spans[-1]), max_length, doc_stride)
+            truncated += lost > 0
+            num_lost += lost
+            num_tokens += len(encoding.ids)
             for sequence_ids, sequence_types, _ in windows:
                 ids.append(sequence_ids)
                 types.append(sequence_types)
@@ -145,8 +148,29 @@ def encode_questions(
         ids=[row.id for row in rows],
         truncated=truncated,
         sequences=record.sequences,
-        notes=count_notes((truncated, "question", "truncated to data.max_length")),
+        notes=(
+            *note_truncated(truncated, len(rows), "questions", f"data.max_length = {max_length}", num_lost, num_tokens),
+            *(_note_answers(rows, answers, record, labels[1:]) if answers else ()),
+        ),
         record=record,
+    )
+
+
+def _note_answers(rows: Sequence[Row], column: str, record: Windows, labels: Sequence[np.ndarray]) -> tuple[str, ...]:
+    """Return notes about answers that cannot be learned or predicted; labels: (windows, 2) of each question."""
+    num_answers = num_without_tokens = num_in_no_window = num_too_long = 0
+    for row, spans, targets in zip(rows, record.spans, labels, strict=True):
+        lengths = [len(_answer_tokens(answer, spans)) for answer in row.values[column]]
+        num_answers += bool(lengths)
+        num_without_tokens += bool(lengths) and not lengths[0]
+        num_in_no_window += bool(lengths) and lengths[0] > 0 and not (targets > NO_ANSWER).any()
+        num_too_long += bool(lengths) and min(lengths) > record.max_answer_length
+    longest = f"question_answering.max_answer_length = {record.max_answer_length}"
+    remedy = "raise data.max_length or question_answering.doc_stride; windows with a part of one are not learned"
+    return (
+        *count_part(num_in_no_window, num_answers, "answers", f"are whole in no window: {remedy}"),
+        *count_part(num_too_long, num_answers, "answers", f"have more tokens than {longest}: never predicted"),
+        *count_part(num_without_tokens, num_answers, "answers", "have no token, so that they cannot be learned"),
     )
 
 
@@ -177,8 +201,8 @@ def _is_mark(character: str) -> bool:
 
 def _split(
     encoding: Encoding, tokens: int, max_length: int, doc_stride: int
-) -> tuple[list[tuple[np.ndarray, np.ndarray, tuple[int, int, int]]], bool]:
-    """Return ([(ids, type ids, row of Windows.context_slices) per window], whether the question lost tokens)."""
+) -> tuple[list[tuple[np.ndarray, np.ndarray, tuple[int, int, int]]], int]:
+    """Return ([(ids, type ids, row of Windows.context_slices) per window], the tokens that the question lost)."""
     ids, types = np.array(encoding.ids, dtype=np.int32), np.array(encoding.type_ids, dtype=np.uint8)
     sequence = np.array([-1 if number is None else number for number in encoding.sequence_ids])
     # The context's first token; a context without a token would be before the last special one.
@@ -204,18 +228,28 @@ def _split(
         kept = np.concatenate([before, np.arange(begin + number, begin + number + length)])
         kept = np.concatenate([kept, np.arange(begin + tokens, len(ids))])
         windows.append((ids[kept], types[kept], (len(before), number, length)))
-    return windows, missing > 0
+    return windows, max(0, missing)
+
+
+def _answer_tokens(answer: Any, spans: np.ndarray) -> np.ndarray:
+    """Return the tokens of the context that have a character of the answer; spans: as in Windows."""
+    text, start = answer
+    touched = (spans[:, 0] < start + len(text)) & (spans[:, 1] > start) & (spans[:, 0] < spans[:, 1])
+    return np.flatnonzero(touched)
 
 
 def _labels(answers: Sequence[Any], spans: np.ndarray, context_slices: np.ndarray) -> np.ndarray:
-    """Return (windows, 2): the tokens of the first answer; (0, 0) where the window does not have all of it."""
+    """Return (windows, 2): the tokens of the first answer; (0, 0) where the window does not have all of it.
+
+    Windows with a part of an answer that none has whole are not learned, and so is an answer without tokens.
+    """
     if not answers:
         return np.full((len(context_slices), 2), NO_ANSWER, dtype=np.int64)
-    text, start = answers[0]
-    touched = (spans[:, 0] < start + len(text)) & (spans[:, 1] > start) & (spans[:, 0] < spans[:, 1])
-    if not touched.any():
+    tokens = _answer_tokens(answers[0], spans)
+    if not len(tokens):
         return np.full((len(context_slices), 2), IGNORE_INDEX, dtype=np.int64)
-    tokens = np.flatnonzero(touched)[[0, -1]]
     begin, number, length = context_slices[:, :1], context_slices[:, 1:2], context_slices[:, 2:]
     whole = (tokens[0] >= number) & (tokens[-1] < number + length)
-    return np.where(whole, begin + tokens - number, NO_ANSWER)
+    touched = (tokens[-1] >= number) & (tokens[0] < number + length)
+    elsewhere = np.where(touched & ~whole.any(), IGNORE_INDEX, NO_ANSWER)
+    return np.where(whole, begin + tokens[[0, -1]] - number, elsewhere)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,16 +12,18 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from data.errors import DataError, ErrorList
-from data.examples import TextExamples, count_notes
+from data.examples import TextExamples, count_part, note_truncated
+from data.formats.columns import require_columns
 from data.formats.options import FileOptions
+from data.formats.relations import HINT, SENTENCE, read_other_form
 from data.formats.rows import locate, read_rows
+from data.formats.spans import check_span_text
 from data.labels import label_name
 from data.row import Row, Rows
 from data.text_classification import check_texts
 from data.words import UNSPACED
 
 ROLES = ("subject", "object")
-SENTENCE = "sentence"  # another name of the text column, used in files of triples
 CHUNK = 10_000  # rows encoded at a time; an encoding needs far more memory than its ids
 
 
@@ -62,17 +65,24 @@ def read_relations(
     - {"start", "end", "type"} in characters of the text, optionally with "text", which must equal that span; or
     - a string that occurs once in the text, optionally with its type in the column "subject_type" or "object_type".
 
-    A type may be left out. label: the column of the relation; "": none is read.
+    A type may be left out. The forms of data/formats/relations.py are read too; the notes say so.
+    label: the column of the relation; "": none is read.
     Raises one DataError with all errors of the file, as `file:line: reason`.
     """
     errors = ErrorList()
-    required = [*ROLES, *(column for column in (label, group) if column)]
-    rows = read_rows(name, required, options, errors)
+    rows = read_rows(name, [column for column in (label, group) if column], options, errors)
+    forms: Counter[str] = Counter()
     for row in rows:
-        if text not in row.values and SENTENCE in row.values:
-            row.values[text] = row.values[SENTENCE]
-    check_texts(name, rows, [text], label, errors)
-    for row in rows:
+        try:
+            forms[read_other_form(row.values, text)] += 1
+        except DataError as error:
+            errors.add(locate(name), row.line, str(error))
+    errors.notes += [f"{count:,} rows read as {form}" for form, count in forms.items() if form]
+    read = [row for row in rows if row.line not in errors.reasons]
+    require_columns(name, read, [*ROLES, *([text] if text != SENTENCE else [])], HINT, errors)
+    read = [row for row in read if row.line not in errors.reasons and not errors.has_bad_file]
+    check_texts(name, read, [text], label, errors)
+    for row in read:
         if not isinstance(row.values.get(text), str):
             continue  # check_texts has reported it
         try:
@@ -118,11 +128,9 @@ def _read_span(role: str, value: dict[str, Any], text: str) -> Entity:
         raise DataError(f"{place} is no part of the text, which has {len(text):,} characters")
     if not text[start:end].strip():
         raise DataError(f"{place} is empty")
-    if "text" in value and value["text"] != text[start:end]:
-        raise DataError(
-            f"{place} is {text[start:end]!r}, not {value['text']!r}: places count characters, "
-            "and 'end' is the one after the last"
-        )
+    own = value.get("text")
+    if isinstance(own, str) and (reason := check_span_text(text, start, end, own)):
+        raise DataError(f"{place} is not what it says: {reason}")
     return Entity(start, end, kind or "")
 
 
@@ -201,17 +209,20 @@ def encode_relations(
     ids, types = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.uint8)]
     lengths: list[int] = []
     markers: list[list[int]] = []
-    truncated = 0
+    truncated = num_shortened = num_lost = num_tokens = 0
     marked = [mark_entities(row.values[text], row.values["subject"], row.values["object"]) for row in rows]
     for start in range(0, len(marked), CHUNK):
         chunk = marked[start : start + CHUNK]
         for encoding, (_, places) in zip(tokenizer.encode_batch([m for m, _ in chunk]), chunk, strict=True):
-            kept, begins = _nearest(encoding, places, max_length)
+            kept, begins, is_shortened = _nearest(encoding, places, max_length)
             ids.append(np.asarray(encoding.ids, dtype=np.int32)[kept])
             types.append(np.asarray(encoding.type_ids, dtype=np.uint8)[kept])
             lengths.append(len(kept))
             markers.append(begins)
             truncated += len(kept) < len(encoding.ids)
+            num_shortened += is_shortened
+            num_lost += len(encoding.ids) - len(kept)
+            num_tokens += len(encoding.ids)
     number = {name: i for i, name in enumerate(labels)}
     return TextExamples(
         input_ids=np.concatenate(ids),
@@ -221,7 +232,17 @@ def encode_relations(
         ids=[row.id for row in rows],
         truncated=truncated,
         markers=np.array(markers, dtype=np.int64).reshape(-1, 2),
-        notes=count_notes((truncated, "text", "truncated to the data.max_length tokens nearest to its entities")),
+        notes=(
+            *note_truncated(
+                truncated,
+                len(rows),
+                "texts",
+                f"the data.max_length = {max_length} tokens nearest to the entities",
+                num_lost,
+                num_tokens,
+            ),
+            *count_part(num_shortened, len(rows), "texts", "lost a part of an entity too: raise data.max_length"),
+        ),
         record=RelationRecord(
             entities=[(_entity_text(row, text, "subject"), _entity_text(row, text, "object")) for row in rows],
             no_relation=no_relation,
@@ -234,8 +255,11 @@ def _entity_text(row: Row, text: str, role: str) -> str:
     return entity.text_in(row.values[text])
 
 
-def _nearest(encoding: Encoding, places: Sequence[tuple[int, int]], max_length: int) -> tuple[np.ndarray, list[int]]:
-    """Return (the tokens that are kept, in their order; the positions of the two start markers among them).
+def _nearest(
+    encoding: Encoding, places: Sequence[tuple[int, int]], max_length: int
+) -> tuple[np.ndarray, list[int], bool]:
+    """Return (the tokens that are kept, in their order; the positions of the two start markers among them; whether an
+    entity or its marker lost a token).
 
     The order of preference: special tokens, start markers, the marked entities from their beginnings, then the tokens
     nearest to one of them. The result is a window around the entities, or two windows if they are far apart.
@@ -256,4 +280,4 @@ def _nearest(encoding: Encoding, places: Sequence[tuple[int, int]], max_length: 
         begins.append(first)
     order[np.asarray(encoding.special_tokens_mask, dtype=bool)] = -count
     kept = np.sort(np.argsort(order, kind="stable")[:max_length])
-    return kept, np.searchsorted(kept, begins).tolist()
+    return kept, np.searchsorted(kept, begins).tolist(), np.count_nonzero(order < 0) > max_length

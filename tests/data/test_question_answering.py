@@ -92,7 +92,7 @@ def test_p11_the_gold_span_of_every_window_is_the_answer(tokenizer):
             covered[number : number + length] = True
             assert len(examples.sequence(s)) <= 120
             label = examples.labels[s]
-            if tuple(label) == (NO_ANSWER, NO_ANSWER):
+            if tuple(label) in ((NO_ANSWER, NO_ANSWER), (IGNORE_INDEX, IGNORE_INDEX)):
                 continue
             (answer,) = row.values["answers"]
             first, last = label - begin + number
@@ -134,12 +134,20 @@ def test_windows_are_those_of_the_tokenizers_library(tokenizer, max_length, doc_
     assert examples.labels.shape == (len(expected_ids), 2)
 
 
-def test_an_answer_that_no_window_holds_whole_is_in_none():
+def test_windows_with_a_part_of_an_answer_that_none_has_whole():
+    """They are not learned; a window without any of it has no answer, and where one has it whole, the others have none."""
     text = " ".join(["river"] * 40)
-    rows = [Row("a", 1, {"question": "the", "context": text, "answers": [Answer(text[:119], 0)]})]
-    examples = encode(rows, TOKENIZERS["uncased"], max_length=20, doc_stride=4)
-    assert len(examples.labels) == 3
-    assert (examples.labels == NO_ANSWER).all()
+    rows = [
+        Row(name, 1, {"question": "the", "context": text, "answers": [Answer(text[:end], 0)]})
+        for name, end in (("long", 119), ("short", 89))
+    ]
+    examples = encode(rows, TOKENIZERS["uncased"], max_length=20, doc_stride=4, max_answer_length=17)
+    assert examples.labels[:3].tolist() == [[IGNORE_INDEX] * 2, [IGNORE_INDEX] * 2, [NO_ANSWER] * 2]
+    assert examples.labels[3:].tolist() == [[3, 17], [NO_ANSWER] * 2, [NO_ANSWER] * 2]
+    assert [note.partition(":")[0] for note in examples.notes] == [
+        "1 of 2 answers are whole in no window",
+        "1 of 2 answers have more tokens than question_answering.max_answer_length = 17",
+    ]
 
 
 def test_answer_without_tokens_is_no_target():
@@ -168,6 +176,8 @@ def test_long_question_is_truncated_and_counted():
     for kept in (24, 25):
         examples = encode([Row("a", 1, values), short], tokenizer, max_length=40 + kept - 25, doc_stride=10)
         assert examples.truncated == 1
+        limit, lost = 40 + kept - 25, f"{(51 - kept) / 178:.1%} of all tokens lost"
+        assert examples.notes == (f"1 of 2 questions truncated to data.max_length = {limit}, {lost}",)
         first = [tokenizer.id_to_token(i) for i in examples.sequence(0)]
         advance = 2
         assert len(first) == 15 + kept

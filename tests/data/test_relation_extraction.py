@@ -100,7 +100,10 @@ BAD = [  # what is other than in GOOD, and the reason
     ({"subject": {"start": False, "end": 3}}, "the subject should have a 'start' and an 'end'"),
     ({"subject": {"start": 0.0, "end": 3}}, "the subject should have a 'start' and an 'end'"),
     ({"subject": {"start": 0, "end": 3, "type": 7}}, "the type of the subject should be text, this is 7"),
-    ({"subject": {"start": 1, "end": 4, "text": "Ann"}}, "the subject, 1 to 4, is 'nn ', not 'Ann': places count"),
+    (
+        {"subject": {"start": 1, "end": 4, "text": "Ann"}},
+        "the subject, 1 to 4, is not what it says: the text has 'nn ' at 1-4, not 'Ann'; that is at 0-3",
+    ),
     ({"subject": [0, 3]}, "'subject' should be {'start', 'end', 'type'} or a string of the text, this is [0, 3]"),
     ({"subject": 7}, "'subject' should be {'start', 'end', 'type'} or a string of the text, this is 7"),
     ({"subject": None}, "column 'subject' is null"),
