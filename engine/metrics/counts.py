@@ -20,6 +20,14 @@ def precision_recall_f1(hits: Tensor, predicted: Tensor, actual: Tensor) -> dict
 
 
 def macro_averages(hits: Tensor, predicted: Tensor, actual: Tensor) -> dict[str, float]:
+    """Return the means of precision, recall and F1 over all units; one that never occurs counts as 0.
+
+    hits, predicted, actual: (units,). As with scikit-learn's labels=range(units).
+    """
+    return {name: values.mean().item() for name, values in precision_recall_f1(hits, predicted, actual).items()}
+
+
+def present_averages(hits: Tensor, predicted: Tensor, actual: Tensor) -> dict[str, float]:
     """Return the means of precision, recall and F1 over the units that occur, as a label or as a prediction.
 
     hits, predicted, actual: (units,). A data set that lacks a class of the model can still reach 1. The means are 0 if

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.metrics.text_classification import (
+    POSITIVE_CLASS_METRICS,
     classification_metrics,
     classification_statistics,
     confusion_matrix,
@@ -15,30 +16,35 @@ from engine.metrics.text_classification import (
 )
 
 TOP_K = 5
-METRICS = ("accuracy", "top5_accuracy", "f1", "precision", "recall", "loss")
+METRICS = (
+    *("accuracy", "top5_accuracy", "f1", "precision", "recall", "f1_present"),
+    *(*POSITIVE_CLASS_METRICS, "loss"),
+)
 
 
-def image_statistics(loss_sum: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    """Return [top-5 hits, *classification_statistics], (2 + C * C,) fp64.
+def image_statistics(
+    loss_sum: Tensor, logits: Tensor, labels: Tensor, indices: Sequence[int] = (), count: int = 0
+) -> Tensor:
+    """Return [top-5 hits, *classification_statistics], (2 + C * C,) fp64, and the scores of two classes.
 
-    logits: (B, C), labels: (B,). Of equal logits the first class ranks first, as in argmax, so that a constant model is
-    not always right. A NaN is never a hit.
+    logits: (B, C), labels: (B,); indices, count: as in classification_statistics. Of equal logits the first class ranks
+    first, as in argmax, so that a constant model is not always right. A NaN is never a hit.
     """
     true = logits.gather(1, labels[:, None])
     is_earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
     is_ahead = ~(logits <= true) | ((logits == true) & is_earlier)
     hits = (is_ahead.sum(1) < TOP_K).double().sum()
-    return torch.cat([hits.reshape(1), classification_statistics(loss_sum, logits, labels)])
+    return torch.cat([hits.reshape(1), classification_statistics(loss_sum, logits, labels, indices, count)])
 
 
 def image_metrics(statistics: Tensor) -> dict[str, float]:
-    """Return accuracy (top-1), top-5 accuracy, macro precision, recall and F1, and the loss.
+    """Return accuracy (top-1), top-5 accuracy, macro precision, recall and F1, and the loss; more for two classes.
 
-    With fewer than six classes top-5 accuracy is always 1.
+    They are those of classification_metrics. With fewer than six classes top-5 accuracy is always 1.
     """
     count = confusion_matrix(statistics[1:]).sum()
     values = classification_metrics(statistics[1:]) | {"top5_accuracy": (statistics[0] / count).item()}
-    return {name: values[name] for name in METRICS}
+    return {name: values[name] for name in METRICS if name in values}
 
 
 def image_table(statistics: Tensor, labels: Sequence[str]) -> str:

@@ -1,55 +1,84 @@
 """Metrics of text classification, from a confusion matrix.
 
-A quotient with denominator 0 is 0, as with scikit-learn's zero_division=0. A macro average is over the classes that
-occur, as a label or as a prediction. A file that lacks a class of the model can therefore still reach 1.
+A quotient with denominator 0 is 0, as with scikit-learn's zero_division=0. A macro average is over all classes of the
+model (scikit-learn: labels=range(C)). On a file that lacks one it cannot reach 1; `f1_present` can.
+
+Of two classes the second is the positive one, as with scikit-learn's pos_label=1. Then precision, recall and F1 of this
+class are metrics too, and those of the ranking by its probability.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from data.batch import IGNORE_INDEX
-from engine.metrics.counts import SCORE_HEADER, format_scores, precision_recall_f1
+from engine.metrics.counts import SCORE_HEADER, format_scores, macro_averages, precision_recall_f1, present_averages
+from engine.metrics.ranking import average_precision, ranked_by_label, roc_auc, score_statistics
 
 MAX_CLASSES_SHOWN = 20  # rows and columns of the table
+POSITIVE_CLASS_METRICS = ("f1_positive", "precision_positive", "recall_positive", "roc_auc", "average_precision")
+HEADER_SIZE_OF_TWO = 1 + 2 * 2  # numbers before the scores of two classes
 
 
-def classification_statistics(loss_sum: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+def classification_statistics(
+    loss_sum: Tensor, logits: Tensor, labels: Tensor, indices: Sequence[int] = (), count: int = 0
+) -> Tensor:
     """Return [sum of losses, confusion matrix row by row], (1 + C * C,) fp64; rows: true classes, columns: predicted.
 
     logits: (B, C). labels: (B,), IGNORE_INDEX where there is no target.
+    indices: the positions of the examples in their data set of `count`. With them, and for two classes, the scores of
+    all examples follow, (2 * (count | 1),). Their number is odd, so that the length is 3 modulo 4, which 1 + C * C
+    never is.
     """
     num_labels = logits.shape[-1]
     is_target = labels != IGNORE_INDEX
     cell = labels.clamp_min(0) * num_labels + logits.argmax(-1)
     confusion = torch.zeros(num_labels * num_labels, dtype=torch.float64, device=logits.device)
     confusion.index_add_(0, cell, is_target.double())
-    return torch.cat([loss_sum.double().reshape(1), confusion])
+    statistics = torch.cat([loss_sum.double().reshape(1), confusion])
+    if num_labels != 2 or not count:
+        return statistics
+    scores = logits[:, 1].double() - logits[:, 0].double()  # the log-odds, which are in the order of probabilities
+    return torch.cat([statistics, score_statistics(scores[:, None], labels[:, None], indices, count | 1)])
 
 
 def classification_metrics(statistics: Tensor) -> dict[str, float]:
-    """Return loss, accuracy, macro precision, recall and F1, micro and weighted F1, and MCC.
+    """Return loss, accuracy, macro precision, recall and F1, micro and weighted F1, MCC; for two classes also others.
 
+    - f1_present is the mean over the classes that occur, as a label or as a prediction (scikit-learn's default macro).
     - Micro F1 is over the decisions on all classes together; with one label per example it equals the accuracy.
     - Weighted F1 weights each class by its number of examples.
     - Statistics are summed over all ranks beforehand, so the ranks agree on which classes occur.
     """
     confusion = confusion_matrix(statistics)
     count, actual = confusion.sum(), confusion.sum(1)
-    occurs = confusion.sum(0) + actual > 0
+    counts = (confusion.diagonal(), confusion.sum(0), actual)
     per_class = per_class_scores(confusion)
     accuracy = (confusion.diagonal().sum() / count).item()
-    return {
+    values = {
         "loss": (statistics[0] / count).item(),
         "accuracy": accuracy,
-        **{name: values[occurs].mean().item() for name, values in per_class.items()},
+        **macro_averages(*counts),
+        "f1_present": present_averages(*counts)["f1"],
         "f1_micro": accuracy,
         "f1_weighted": (per_class["f1"] @ actual / count).item(),
         "mcc": matthews_correlation(confusion),
     }
+    return values | _positive_class_metrics(statistics, per_class) if len(confusion) == 2 else values
+
+
+def _positive_class_metrics(statistics: Tensor, per_class: dict[str, Tensor]) -> dict[str, float]:
+    """Return precision, recall and F1 of the second of two classes, the area under the ROC curve, average precision."""
+    values = {f"{name}_positive": scores[1].item() for name, scores in per_class.items()}
+    scores = statistics[HEADER_SIZE_OF_TWO:]
+    if not len(scores):
+        return values | {"roc_auc": math.nan, "average_precision": math.nan}
+    (ranked,) = ranked_by_label(scores, 1)
+    return values | {"roc_auc": roc_auc(*ranked), "average_precision": average_precision(*ranked)}
 
 
 def matthews_correlation(confusion: Tensor) -> float:
@@ -66,8 +95,9 @@ def matthews_correlation(confusion: Tensor) -> float:
 
 def confusion_matrix(statistics: Tensor) -> Tensor:
     """Return the (C, C) counts of classification_statistics; rows: true classes, columns: predicted."""
-    num_labels = round((len(statistics) - 1) ** 0.5)
-    return statistics[1:].view(num_labels, num_labels)
+    has_scores = len(statistics) % 4 == 3
+    num_labels = 2 if has_scores else round((len(statistics) - 1) ** 0.5)
+    return statistics[1 : 1 + num_labels * num_labels].view(num_labels, num_labels)
 
 
 def per_class_scores(confusion: Tensor) -> dict[str, Tensor]:
@@ -91,4 +121,6 @@ def per_class_table(statistics: Tensor, labels: Sequence[str]) -> str:
         lines.append(f"{label:>{width}}  {format_scores(scores, actual, i)}  {counts}")
     if more:
         lines.append(f"and {more:,} more classes")
+    if len(labels) == 2:
+        lines.append(f"the positive class is {labels[1]!r}, the second of data.labels")
     return "\n".join(lines)

@@ -108,10 +108,10 @@ def show_augmented(examples: ImageExamples, path: Path) -> str:
 
 
 def evaluate_batch(model: TaskModel, batch: Batch, examples: Examples, generate: GenerateSettings) -> Tensor:
-    """Return [hits among the first five, sum of losses, confusion matrix], (2 + C * C,)."""
+    """Return [hits among the first five, sum of losses, confusion matrix], (2 + C * C,), and scores of two classes."""
     labels = batch.required_labels
     out = model(batch)
-    return metrics.image_statistics(out.loss_sum, out.logits, labels)
+    return metrics.image_statistics(out.loss_sum, out.logits, labels, batch.indices, len(examples))
 
 
 def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
@@ -121,7 +121,7 @@ def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, floa
 
 IMAGE_CLASSIFICATION = Task(
     head="image-classification",
-    metrics=("accuracy", "top5_accuracy", "f1", "precision", "recall", "loss"),
+    metrics=metrics.METRICS,
     columns=Columns(text_pair=None, text="path"),
     section="image_classification",
     problem="single-label",

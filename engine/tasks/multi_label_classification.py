@@ -46,15 +46,15 @@ def encode(
 
 
 def evaluate_batch(model: TaskModel, batch: Batch, examples: Examples, generate: GenerateSettings) -> Tensor:
-    """Return [sum of losses, examples, all labels right, and three counts a label], (3 + 3 * C,)."""
+    """Return [sum of losses, examples, all labels right, three counts a label, the scores], (3 + 3 * C + 2 * C * N,)."""
     labels = batch.required_labels
     out = model(batch)
-    return metrics.multi_label_statistics(out.loss_sum, out.logits, labels)
+    return metrics.multi_label_statistics(out.loss_sum, out.logits, labels, batch.indices, len(examples))
 
 
 def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
     """Return the metrics of sets of labels."""
-    return metrics.multi_label_metrics(statistics)
+    return metrics.multi_label_metrics(statistics, len(labels))
 
 
 def predict_batch(
@@ -79,6 +79,7 @@ MULTI_LABEL_CLASSIFICATION = Task(
     predicts="labels",
     metrics=(
         *("f1_micro", "precision_micro", "recall_micro", "f1", "precision", "recall"),
+        *("f1_present", "roc_auc", "roc_auc_micro", "average_precision", "average_precision_micro"),
         *("subset_accuracy", "loss"),
     ),
     columns=Columns(label="labels"),

@@ -75,10 +75,10 @@ def augment(examples: Examples, rows: list[Row], encode: RowEncoder, settings: A
 
 
 def evaluate_batch(model: TaskModel, batch: Batch, examples: Examples, generate: GenerateSettings) -> Tensor:
-    """Return [sum of losses, confusion matrix], (1 + C * C,)."""
+    """Return [sum of losses, confusion matrix], (1 + C * C,), and for two classes the scores of all examples."""
     labels = batch.required_labels
     out = model(batch)
-    return metrics.classification_statistics(out.loss_sum, out.logits, labels)
+    return metrics.classification_statistics(out.loss_sum, out.logits, labels, batch.indices, len(examples))
 
 
 def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
@@ -110,7 +110,10 @@ def values_by_label(labels: Sequence[str], probabilities: Tensor, logits: Tensor
 
 TEXT_CLASSIFICATION = Task(
     head="sequence-classification",
-    metrics=("accuracy", "precision", "recall", "f1", "f1_micro", "f1_weighted", "mcc", "loss"),
+    metrics=(
+        *("accuracy", "precision", "recall", "f1", "f1_present", "f1_micro", "f1_weighted", "mcc"),
+        *(*metrics.POSITIVE_CLASS_METRICS, "loss"),
+    ),
     problem="single-label",
     stratify=True,
     read=read,

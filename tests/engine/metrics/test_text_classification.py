@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from data.batch import IGNORE_INDEX
 from engine.metrics.text_classification import (
+    POSITIVE_CLASS_METRICS,
     classification_metrics,
     classification_statistics,
     confusion_matrix,
     per_class_scores,
 )
+from engine.tasks import TASKS
 
 
-def statistics(logits, labels):
-    return classification_statistics(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
+def statistics(logits, labels, indices=None, count=0):
+    indices = range(len(labels)) if indices is None else indices
+    return classification_statistics(
+        F.cross_entropy(logits, labels, reduction="sum"), logits, labels, tuple(indices), count
+    )
 
 
 def predicting(classes, num_labels):
@@ -48,23 +55,42 @@ CASES = {
 def test_metrics_are_those_of_sklearn(logits, labels):
     sklearn = pytest.importorskip("sklearn.metrics")
     true, predicted = labels.numpy(), logits.argmax(-1).numpy()
-    found = classification_metrics(statistics(logits, labels))
-    macro = sklearn.precision_recall_fscore_support(true, predicted, average="macro", zero_division=0)
+    found = classification_metrics(statistics(logits, labels, count=len(labels)))
+    options = {"average": "macro", "zero_division": 0}
+    every = range(logits.shape[1])
+    macro = sklearn.precision_recall_fscore_support(true, predicted, labels=every, **options)
     expected = dict(zip(("precision", "recall", "f1"), macro[:3], strict=True))
     expected |= {"accuracy": sklearn.accuracy_score(true, predicted), "loss": F.cross_entropy(logits, labels).item()}
+    expected["f1_present"] = sklearn.f1_score(true, predicted, **options)
     for average in ("micro", "weighted"):
         expected[f"f1_{average}"] = sklearn.f1_score(true, predicted, average=average, zero_division=0)
     expected["mcc"] = sklearn.matthews_corrcoef(true, predicted)
+    if logits.shape[1] == 2:
+        for name in ("precision", "recall", "f1"):
+            function = getattr(sklearn, f"{name}_score")
+            expected[f"{name}_positive"] = function(true, predicted, average="binary", zero_division=0)
+        scores = logits.double().softmax(-1)[:, 1].numpy()
+        expected["roc_auc"] = sklearn.roc_auc_score(true, scores) if len({*true}) == 2 else math.nan
+        expected["average_precision"] = sklearn.average_precision_score(true, scores)
     assert found.keys() == expected.keys()
+    assert {*TASKS["text-classification"].metrics} - {*found} == ({*POSITIVE_CLASS_METRICS} - {*expected})
     for name, value in expected.items():
-        assert found[name] == pytest.approx(value, rel=1e-6 if name == "loss" else 1e-12, abs=1e-12), name
+        rel = 1e-6 if name == "loss" else 1e-12
+        assert found[name] == pytest.approx(value, rel=rel, abs=1e-12, nan_ok=True), name
 
 
-def test_perfect_predictions_without_all_classes_score_one():
+def test_a_declared_class_that_never_occurs_counts_as_zero():
     found = classification_metrics(statistics(predicting([0, 2, 2, 0], 3), torch.tensor([0, 2, 2, 0])))
-    assert {name: found[name] for name in ("accuracy", "precision", "recall", "f1")} == dict.fromkeys(
-        ("accuracy", "precision", "recall", "f1"), 1.0
-    )
+    assert [found[name] for name in ("precision", "recall", "f1")] == pytest.approx([2 / 3] * 3)
+    assert found["accuracy"] == found["f1_present"] == 1
+
+
+def test_scores_keep_the_confusion_matrix_readable():
+    """A plugin calls confusion_matrix(statistics) alone, so the length has to tell two classes with scores apart."""
+    for count in range(1, 60):
+        labels = torch.arange(count) % 2
+        found = statistics(predicting(labels.tolist(), 2), labels, count=count)
+        assert confusion_matrix(found).tolist() == [[(count + 1) // 2, 0], [0, count // 2]]
 
 
 @pytest.mark.parametrize(("logits", "labels"), CASES.values(), ids=CASES.keys())
@@ -81,17 +107,26 @@ def test_the_table_of_classes_is_that_of_sklearn(logits, labels):
     torch.testing.assert_close(confusion.sum(1), torch.from_numpy(theirs[3]).double(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("num_labels", [2, 5])
 @pytest.mark.parametrize("sizes", [[1] * 137, [64, 64, 9], [0, 130, 0, 7], [136, 1]])
-def test_p02_metrics_are_the_same_for_every_split(sizes):
-    logits, labels = random_case(137, 5, 3)
+def test_p02_metrics_are_the_same_for_every_split(sizes, num_labels):
+    logits, labels = random_case(137, num_labels, 3)
+    logits = (logits * 2).round() / 2  # with ties
     labels[::6] = IGNORE_INDEX
-    whole = statistics(logits, labels)
-    pieces = zip(logits.split(sizes), labels.split(sizes), strict=True)
-    added = torch.stack([statistics(*piece) for piece in pieces]).sum(0)
-    torch.testing.assert_close(added[1:], whole[1:], rtol=0, atol=0)  # counts: exact
+    whole, order = statistics(logits, labels, count=137), torch.randperm(137)
+    pieces = ((logits[i], labels[i], i.tolist()) for i in order.split(sizes))
+    added = torch.stack([statistics(*piece, count=137) for piece in pieces]).sum(0)
+    torch.testing.assert_close(added[1:], whole[1:], rtol=0, atol=0)  # counts and scores: exact
     torch.testing.assert_close(added[0], whole[0], rtol=1e-5, atol=0)
     of_sum, of_whole = classification_metrics(added), classification_metrics(whole)
     assert {k: v for k, v in of_sum.items() if k != "loss"} == {k: v for k, v in of_whole.items() if k != "loss"}
+    if num_labels == 2:
+        sklearn = pytest.importorskip("sklearn.metrics")
+        is_target = labels >= 0
+        truth, scores = labels[is_target].numpy(), (logits[:, 1] - logits[:, 0])[is_target].numpy()
+        assert len({*scores.tolist()}) < 30
+        assert of_sum["roc_auc"] == pytest.approx(sklearn.roc_auc_score(truth, scores), rel=1e-12)
+        assert of_sum["average_precision"] == pytest.approx(sklearn.average_precision_score(truth, scores), rel=1e-12)
 
 
 def test_ignored_labels_are_not_counted():
