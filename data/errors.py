@@ -37,19 +37,34 @@ class ErrorList:
         return len(self.found)
 
     def add(
-        self, path: object, line: int, reason: str, *, place: str = "", is_empty: bool = False, of_file: bool = False
+        self,
+        path: object,
+        line: int,
+        reason: str,
+        *,
+        row: int = 0,
+        place: str = "",
+        is_empty: bool = False,
+        of_file: bool = False,
     ) -> None:
         """Add the error of a row; `path` is a file, or the name of rows in memory, whose lines are their numbers.
 
+        row: the line by which the row is known, where the error is in another line of it.
         place: what the message names instead of the line, in a file whose rows are no lines ("question 7").
         is_empty: the row is correct but has no text, so there is nothing to predict. of_file: an error of the whole
         file, such as a missing column, which data.bad_rows cannot skip.
         """
         where = f": {place}" if place else f":{line}"
         self.found.append((line, f"{str(path).removeprefix(MEMORY)}{where}: {reason}"))
-        self.reasons.setdefault(line, reason)
+        self.reasons.setdefault(row or line, reason)
         self.has_bad_file |= of_file
         self.only_empty &= is_empty
+
+    def assign(self, start: int, row: int) -> None:
+        """Make all errors from number `start` on those of the row known by the line `row`."""
+        for line, message in self.found[start:]:
+            reason = self.reasons.pop(line, message)
+            self.reasons.setdefault(row, reason)
 
     def raise_if_any(self, kind: type[DataError] = DataError) -> None:
         """Raise one DataError with the first errors and the number of the others; do nothing without errors."""
