@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from data.errors import DataError, ErrorList
-from data.examples import TextExamples, count_notes
+from data.examples import TextExamples, note_truncated
 from data.formats.memory import is_in_memory
 from data.formats.options import FileOptions
 from data.formats.rows import locate, read_rows
@@ -145,14 +145,16 @@ def pack_prompts(
         labels=None,
         ids=ids,
         truncated=int(np.count_nonzero(dropped)),
-        notes=note_dropped(dropped),
+        notes=note_dropped(dropped, sum(map(len, prompts)), max_length),
         record=PromptRecord(tokenizer, find_end_token(tokenizer), dropped),
     )
 
 
-def note_dropped(num_dropped: np.ndarray) -> tuple[str, ...]:
-    """Return the note about prompts that lost tokens; num_dropped: (N,) tokens that each lost."""
-    return count_notes((int(np.count_nonzero(num_dropped)), "prompt", "truncated to its last data.max_length tokens"))
+def note_dropped(num_dropped: np.ndarray, num_tokens: int, max_length: int) -> tuple[str, ...]:
+    """Return the note about prompts that lost tokens; num_dropped: (N,) tokens that each lost of all `num_tokens`."""
+    truncated, lost = int(np.count_nonzero(num_dropped)), int(num_dropped.sum())
+    limit = f"their last data.max_length = {max_length} tokens"
+    return note_truncated(truncated, len(num_dropped), "prompts", limit, lost, num_tokens)
 
 
 def encode_in_chunks(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[tuple[str, Encoding]]:

@@ -6,9 +6,10 @@ replies and their ends are targets. Where the assistant begins, an empty turn co
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -24,17 +25,24 @@ from data.causal_lm import (
     pack_prompts,
 )
 from data.errors import DataError, ErrorList
-from data.examples import TextExamples, count_notes
+from data.examples import TextExamples, count_part, note_truncated
+from data.formats.columns import require_columns
+from data.formats.conversations import (
+    ASSISTANT,
+    HINT,
+    SYSTEM,
+    USER,
+    EmptyTextError,
+    Turn,
+    find_form,
+    gather_turns,
+    read_conversation,
+)
 from data.formats.options import FileOptions
 from data.formats.rows import read_rows
 from data.row import Row, Rows
 
-USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
-
-
-class Turn(NamedTuple):
-    role: str
-    content: str
+MESSAGES = "messages"  # the column of conversations unless data.text_column names another
 
 
 def read_dialogues(
@@ -43,64 +51,45 @@ def read_dialogues(
     """Return rows whose `column` holds a conversation, as a list of Turns.
 
     In the file a conversation is
-    - a list of {"role": ..., "content": ...}, with the roles user and assistant in turn, perhaps after one turn of the
-      system; or
+    - a list of {"role": ..., "content": ...}, or of {"from": ..., "value": ...} as in ShareGPT, with the roles user and
+      assistant in turn, perhaps after one turn of the system; or
     - a list of strings, the user's and the assistant's in turn.
 
+    A file without the column `messages` may have the columns of data/formats/conversations.py instead; a note says so.
     With labels the last turn is the assistant's. Without labels a last turn of the assistant is dropped, since it has
     to be predicted. Raises one DataError with all bad lines, also for a file format without lists.
     """
     errors = ErrorList()
-    rows = read_rows(name, [column, *([group] if group else [])], options, errors)
-    for row in rows:
+    rows = read_rows(name, [group] if group else [], options, errors)
+    columns = {key for row in rows for key in row.values}
+    form = find_form(columns, labelled) if column == MESSAGES and column not in columns else None
+    if form is None:
+        require_columns(name, rows, [column], HINT, errors)
+    else:
+        needed = [key for key in (form.turns, form.question, form.reply) if key]
+        require_columns(name, rows, needed, HINT, errors)
+        errors.notes.append(form.describe())
+    repairs: Counter[str] = Counter()
+    for row in [] if errors.has_bad_file else rows:
+        if row.line in errors.reasons:
+            continue
         try:
-            row.values[column] = _turns(row.values[column], column, labelled)
+            turns = row.values[column] if form is None else gather_turns(row.values, form)
+            row.values[column] = read_conversation(turns, column, labelled, repairs)
         except DataError as error:
-            errors.add(name, row.line, str(error))
+            errors.add(name, row.line, str(error), is_empty=isinstance(error, EmptyTextError))
+    errors.notes += [f"{count:,} of {len(rows):,} conversations: {repair}" for repair, count in repairs.items()]
     return errors.settle(name, rows, options)
 
 
-def _turns(value: Any, column: str, labelled: bool) -> list[Turn]:
-    """Return a checked conversation; DataError with the reason alone."""
-    if not isinstance(value, list) or not value:
-        raise DataError(f"{column!r} should be a list of turns, this is {value!r}")
-    turns = [_turn(item, i, column) for i, item in enumerate(value)]
-    if len({isinstance(item, str) for item in value}) > 1:
-        raise DataError(f"{column!r} should have a role for each turn, or for none")
-    for i, (before, turn) in enumerate(zip([None, *turns], turns, strict=False), 1):
-        if turn.role == SYSTEM and before is not None:
-            raise DataError(f"turn {i} is the system's, which can only come first")
-        if before is not None and turn.role == before.role:
-            raise DataError(f"turns {i - 1} and {i} are both the {turn.role}'s; roles take turns")
-    if labelled and turns[-1].role != ASSISTANT:
-        raise DataError(f"the last turn is the {turns[-1].role}'s; it should be the {ASSISTANT}'s, to learn from")
-    if not labelled and turns[-1].role == ASSISTANT:
-        turns.pop()
-    if not labelled and (not turns or turns[-1].role != USER):
-        raise DataError(f"no turn of the {USER}'s to answer")
-    return turns
-
-
-def _turn(item: Any, i: int, column: str) -> Turn:
-    """Return turn i, from 0, of a string or an object; DataError with the reason alone."""
-    if isinstance(item, str):
-        item = {"role": (USER, ASSISTANT)[i % 2], "content": item}
-    elif isinstance(item, Turn):  # of rows that this reader made, in memory
-        item = item._asdict()
-    where = f"turn {i + 1} of {column!r}"
-    if not isinstance(item, dict) or not {"role", "content"} <= item.keys():
-        raise DataError(f'{where} should be a text or {{"role": ..., "content": ...}}, this is {item!r}')
-    if item["role"] not in (USER, ASSISTANT, SYSTEM):
-        raise DataError(f"{where} has the role {item['role']!r}; the roles are {USER}, {ASSISTANT} and {SYSTEM}")
-    if not isinstance(item["content"], str):
-        raise DataError(f"{where} should be text, this is {item['content']!r}")
-    if not item["content"].strip():
-        raise DataError(f"{where} is empty")
-    return Turn(item["role"], item["content"])
-
-
 def encode_dialogues(
-    rows: Sequence[Row], tokenizer: Tokenizer, *, column: str = "messages", max_length: int, labelled: bool = True
+    rows: Sequence[Row],
+    tokenizer: Tokenizer,
+    *,
+    column: str = MESSAGES,
+    max_length: int,
+    labelled: bool = True,
+    max_new_tokens: int = 0,
 ) -> TextExamples[LanguageModelRecord] | TextExamples[PromptRecord]:
     """Return one example of at most max_length tokens for each conversation; without labels, prompts.
 
@@ -110,7 +99,8 @@ def encode_dialogues(
     3. the beginning of the last question,
     4. the end of the last reply.
 
-    A conversation that lost a token counts as truncated.
+    A conversation that lost a token counts as truncated. max_new_tokens: the notes count last replies that are longer;
+    0: they do not.
     """
     end = find_end_token(tokenizer)
     conversations = _encode_turns([row.values[column] for row in rows], tokenizer, end)
@@ -119,6 +109,7 @@ def encode_dialogues(
         return _encode_questions(ids, conversations, tokenizer, end, max_length)
     inputs, labels = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.int64)]
     shortened, truncated, num_bytes = [], [], []
+    num_too_long = num_tokens = 0
     for turns in conversations:
         fitted = _drop_oldest_turns(turns, 2, max_length + 1)  # the last token is a target only
         tokens, learned, sizes = _flatten(fitted, end)
@@ -127,9 +118,12 @@ def encode_dialogues(
         kept = slice(max(0, context + reply - max_length - 1), context + reply)
         shortened.append(len(fitted) < len(turns) or kept.start > 0)
         truncated.append(reply < reply_length)
+        num_too_long += 0 < max_new_tokens < reply_length
+        num_tokens += _count_tokens(turns) - 1
         inputs.append(tokens[kept][:-1].astype(np.int32))
         labels.append(np.where(learned, tokens, IGNORE_INDEX)[kept][1:])
         num_bytes.append(sizes[kept][learned[kept]].sum())
+    num_truncated = sum(a or b for a, b in zip(shortened, truncated, strict=True))
     return TextExamples(
         input_ids=np.concatenate(inputs),
         token_type_ids=np.zeros(sum(map(len, inputs)), dtype=np.uint8),
@@ -137,10 +131,23 @@ def encode_dialogues(
         labels=None,
         token_labels=np.concatenate(labels),
         ids=ids,
-        truncated=sum(a or b for a, b in zip(shortened, truncated, strict=True)),
-        notes=count_notes(
-            (sum(shortened), "conversation", "truncated at the beginning"),
-            (sum(truncated), "conversation", "truncated in the last reply"),
+        truncated=num_truncated,
+        notes=(
+            *note_truncated(
+                num_truncated,
+                len(rows),
+                "conversations",
+                f"data.max_length = {max_length}",
+                num_tokens - sum(map(len, inputs)),
+                num_tokens,
+            ),
+            *count_part(sum(truncated), len(rows), "conversations", "lost the end of the last reply"),
+            *count_part(
+                num_too_long,
+                len(rows),
+                "last replies",
+                f"are longer than generate.max_new_tokens = {max_new_tokens}: their ends are never written",
+            ),
         ),
         record=LanguageModelRecord(tokenizer, end, np.array(num_bytes, dtype=np.int64)),
     )
@@ -157,11 +164,12 @@ def _encode_questions(
 ) -> TextExamples[PromptRecord]:
     prompts = [_flatten(_drop_oldest_turns(turns, 1, max_length), end)[0].tolist() for turns in conversations]
     examples = pack_prompts(ids, prompts, tokenizer, max_length)
-    lost = np.array([_count_tokens(turns) for turns in conversations], dtype=np.int64) - examples.lengths
+    before = np.array([_count_tokens(turns) for turns in conversations], dtype=np.int64)
+    lost = before - examples.lengths
     return replace(
         examples,
         truncated=int(np.count_nonzero(lost)),
-        notes=note_dropped(lost),
+        notes=note_dropped(lost, int(before.sum()), max_length),
         record=replace(examples.record, num_dropped=lost),
     )
 

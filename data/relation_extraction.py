@@ -18,7 +18,7 @@ from data.formats.options import FileOptions
 from data.formats.relations import HINT, SENTENCE, read_other_form
 from data.formats.rows import locate, read_rows
 from data.formats.spans import check_span_text
-from data.labels import label_name
+from data.labels import class_numbers
 from data.row import Row, Rows
 from data.text_classification import check_texts
 from data.words import UNSPACED
@@ -228,7 +228,7 @@ def encode_relations(
         input_ids=np.concatenate(ids),
         token_type_ids=np.concatenate(types),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        labels=np.array([number[label_name(r.values[label])] for r in rows], dtype=np.int64) if label else None,
+        labels=class_numbers(rows, label, labels) if label else None,
         ids=[row.id for row in rows],
         truncated=truncated,
         markers=np.array(markers, dtype=np.int64).reshape(-1, 2),
@@ -280,4 +280,4 @@ def _nearest(
         begins.append(first)
     order[np.asarray(encoding.special_tokens_mask, dtype=bool)] = -count
     kept = np.sort(np.argsort(order, kind="stable")[:max_length])
-    return kept, np.searchsorted(kept, begins).tolist(), np.count_nonzero(order < 0) > max_length
+    return kept, np.searchsorted(kept, begins).tolist(), bool(np.count_nonzero(order < 0) > max_length)

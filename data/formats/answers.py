@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from typing import Any, NamedTuple
 
 from data.errors import DataError
+from data.formats.columns import parse_cell
 from data.formats.spans import explain_place, find_alike
 
 FORM = 'answers should be {"text": [..], "answer_start": [..]} or a list of {"text": .., "answer_start": ..}'
@@ -40,7 +40,7 @@ def read_answers(value: Any, context: str, starts: Any = None) -> ReadAnswers:
     if isinstance(value, list) and all(isinstance(item, Answer) for item in value):
         pairs: Pairs = [(item.text, item.start) for item in value]  # of rows that this reader made, in memory
     else:
-        pairs = _as_pairs(_parse_cell(value), _parse_starts(starts))
+        pairs = _as_pairs(parse_cell(value), _parse_starts(starts))
     for text, start in pairs:
         if not isinstance(text, str) or not (start is None or type(start) is int):
             raise DataError(f"{FORM}, with text and whole numbers; this is {text!r} at {start!r}")
@@ -48,21 +48,6 @@ def read_answers(value: Any, context: str, starts: Any = None) -> ReadAnswers:
         return ReadAnswers([], is_emptied=True)
     has_no_start = [start is None or start < 0 for _, start in pairs]
     return ReadAnswers([_find_span(text, start, context) for text, start in pairs], sum(has_no_start))
-
-
-def _parse_cell(value: Any) -> Any:
-    """Return the list or object that a text stands for, as the cell of a table does; another value as it is."""
-    text = value.strip() if isinstance(value, str) else ""
-    if text[:1] not in ("{", "[") or text[-1:] not in ("}", "]"):
-        return value
-    for parse in (json.loads, ast.literal_eval):  # as JSON writes it, or as Python's str() does
-        try:
-            found = parse(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
-        if isinstance(found, dict) or (isinstance(found, list) and all(isinstance(item, str | dict) for item in found)):
-            return found
-    return value
 
 
 def _parse_starts(value: Any) -> Any:

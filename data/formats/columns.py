@@ -1,8 +1,11 @@
-"""Columns that a reader needs, checked after it has changed rows of another form into its own."""
+"""Columns that a reader needs, checked after it has changed rows of another form into its own; lists as text."""
 
 from __future__ import annotations
 
+import ast
+import json
 from collections.abc import Sequence
+from typing import Any
 
 from data.errors import ErrorList
 from data.formats.rows import locate
@@ -27,3 +30,18 @@ def require_columns(name: str, rows: Sequence[Row], columns: Sequence[str], hint
         elif missing:
             found = ", ".join(map(repr, row.values)) or "no columns"
             errors.add(path, row.line, f"no column {missing!r}; this row has {found}")
+
+
+def parse_cell(value: Any) -> Any:
+    """Return the list or object that a text stands for, as the cell of a table does; another value as it is."""
+    text = value.strip() if isinstance(value, str) else ""
+    if text[:1] not in ("{", "[") or text[-1:] not in ("}", "]"):
+        return value
+    for parse in (json.loads, ast.literal_eval):  # as JSON writes it, or as Python's str() does
+        try:
+            found = parse(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        if isinstance(found, dict) or (isinstance(found, list) and all(isinstance(item, str | dict) for item in found)):
+            return found
+    return value

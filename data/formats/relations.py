@@ -42,7 +42,7 @@ def read_other_form(values: dict[str, Any], text: str) -> str:
         values[text] = values[SENTENCE]
     if "subject" in values and "object" in values:
         return ""
-    tokens = values.get("token", values.get("tokens"))
+    tokens: Any = values.get("token", values.get("tokens"))
     if set(TACRED) <= values.keys() and _are_words(tokens):
         starts = _join_tokens(values, text, tokens)
         for role, key in (("subject", "subj"), ("object", "obj")):
@@ -52,9 +52,9 @@ def read_other_form(values: dict[str, Any], text: str) -> str:
         return "TACRED's rows, whose ends are the last tokens of the entities"
     for pair in PAIRS:
         if set(pair) <= values.keys():
-            starts = _join_tokens(values, text, tokens) if text not in values and _are_words(tokens) else None
+            places = _join_tokens(values, text, tokens) if text not in values and _are_words(tokens) else None
             for role, key in zip(("subject", "object"), pair, strict=True):
-                values[role] = _read_entity(values[key], key, starts, tokens)
+                values[role] = _read_entity(values[key], key, places, tokens)
                 values.setdefault(f"{role}_type", values.get(f"{key}_type") or "")
             return f"rows with {pair[0]!r} as the subject and {pair[1]!r} as the object"
     return _read_marks(values, text)

@@ -86,8 +86,10 @@ def test_a_long_conversation_loses_what_is_oldest_first(by_words, max_length, re
     learned = shown(by_words, examples)[1].replace("- ", "")
     assert learned == {24: "red / dog dog /", 2: "dog dog"}.get(max_length, "dog dog /")
     assert examples.truncated == (max_length < 24)
-    shortened, truncated = "1 conversation truncated at the beginning", "1 conversation truncated in the last reply"
-    assert (shortened in examples.notes, truncated in examples.notes) == (max_length < 24, max_length < 3)
+    share = f"{(14 - len(read.split())) / 14:.1%} of all tokens lost"
+    notes = [f"1 of 1 conversations truncated to data.max_length = {max_length}, {share}"]
+    notes += ["1 of 1 conversations lost the end of the last reply"] if max_length < 3 else []
+    assert examples.notes == (tuple(notes) if max_length < 24 else ())
     assert examples.record.num_bytes.tolist() == [10 if max_length == 24 else 7]
 
 
@@ -97,7 +99,11 @@ def test_a_reply_that_opens_is_dropped_alone(by_words):
     assert shown(by_words, examples) == ("red / cat", "- cat /")
     only = encoded(by_words, conversation("a dog saw", first="assistant"), max_length=3)
     assert shown(by_words, only) == ("/ a dog", "a dog saw")
-    assert (only.notes, only.truncated) == (("1 conversation truncated in the last reply",), 1)
+    assert (only.notes[1:], only.truncated) == (("1 of 1 conversations lost the end of the last reply",), 1)
+    long = encoded(by_words, turns, max_new_tokens=1)
+    assert long.notes == (
+        "1 of 1 last replies are longer than generate.max_new_tokens = 1: their ends are never written",
+    )
 
 
 def test_what_is_asked_is_read_as_in_training(by_words):
@@ -150,7 +156,7 @@ def test_without_labels_the_last_reply_is_not_read(tmp_path):
 BAD = {
     "text": ("a", True, "'messages' should be a list of turns, this is 'a'"),
     "empty list": ([], True, "'messages' should be a list of turns, this is []"),
-    "user last": (["a", "b", "c"], True, "the last turn is the user's; it should be the assistant's"),
+    "user last": (["a"], True, "the last turn is the user's; it should be the assistant's"),
     "system last": ([message("system", "a")], True, "the last turn is the system's"),
     "user twice": ([message("user", "a"), message("user", "b")], True, "turns 1 and 2 are both the user's"),
     "late system": (
@@ -158,7 +164,7 @@ BAD = {
         True,
         "turn 2 is the system's, which can only come first",
     ),
-    "role": ([message("bot", "a")], True, "turn 1 of 'messages' has the role 'bot'; the roles are user, assistant"),
+    "role": ([message("cook", "a")], True, "turn 1 of 'messages' has the role 'cook'; the roles are user, assistant"),
     "no content": (
         [{"role": "user"}],
         True,

@@ -34,6 +34,9 @@ def conversation(*contents: str, first: str = "user") -> list[Turn]:
     return [Turn(role, content) for role, content in zip(roles, contents, strict=False)]
 
 
-def encoded(tokenizer: Tokenizer, *talks: list[Turn], max_length: int = 24, labelled: bool = True) -> TextExamples:
+def encoded(
+    tokenizer: Tokenizer, *talks: list[Turn], max_length: int = 24, labelled: bool = True, max_new_tokens: int = 0
+) -> TextExamples:
     rows = [Row(str(i), i, {"messages": turns}) for i, turns in enumerate(talks, 1)]
-    return encode_dialogues(rows, tokenizer, max_length=max_length, labelled=labelled)
+    more = {"labelled": labelled, "max_new_tokens": max_new_tokens}
+    return encode_dialogues(rows, tokenizer, max_length=max_length, **more)

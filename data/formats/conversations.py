@@ -1,0 +1,201 @@
+"""Conversations in the forms of files -> turns of the user, the assistant and the system."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Set
+from typing import Any, NamedTuple
+
+from data.errors import DataError
+from data.formats.columns import parse_cell
+
+USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
+ROLES = {
+    **dict.fromkeys(("user", "human", "prompter"), USER),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "ai", "bard", "bing"), ASSISTANT),
+    **dict.fromkeys(("system", "developer"), SYSTEM),
+}
+TOOLS = ("tool", "function", "function_call", "tool_call", "observation", "ipython")
+ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
+
+# The columns of files whose conversations are not in the column that data.text_column names.
+LIST_COLUMNS = ("conversations", "conversation", "dialogue", "dialog", "turns", "chat")
+# The question, what may be added to it, the reply.
+PAIR_COLUMNS = (
+    ("prompt", "", "completion"),
+    ("prompt", "", "response"),
+    ("instruction", "input", "output"),
+    ("instruction", "context", "response"),
+    ("question", "", "answer"),
+    ("query", "", "response"),
+    ("input", "", "output"),
+)
+HINT = (
+    "Read are columns of turns, as 'messages' or 'conversations' (data.text_column names another), and "
+    "'prompt' and 'completion', 'instruction', 'input' and 'output', or 'question' and 'answer'"
+)
+
+
+class Turn(NamedTuple):
+    role: str
+    content: str
+
+
+class EmptyTextError(DataError):
+    """A conversation that is right but for a text that is empty."""
+
+
+class Form(NamedTuple):
+    """The columns that hold a conversation: a list of turns, or a question and its reply."""
+
+    turns: str = ""
+    question: str = ""
+    addition: str = ""  # to the question
+    reply: str = ""
+
+    def describe(self) -> str:
+        """Return the sentence that says which columns were read."""
+        if self.turns:
+            return f"the conversations are those of the column {self.turns!r}"
+        named = [repr(column) for column in (self.question, self.addition, self.reply) if column]
+        added = f", {self.addition!r} as a second line of {self.question!r}" if self.addition else ""
+        return f"the conversations are those of the columns {' and '.join(named)}{added}"
+
+
+def find_form(columns: Set[str], labelled: bool) -> Form | None:
+    """Return the columns with the conversations of a file; None for columns that are not known to have them."""
+    for column in LIST_COLUMNS:
+        if column in columns:
+            return Form(turns=column)
+    for question, addition, reply in PAIR_COLUMNS:
+        if question in columns and (reply in columns or (not labelled and question != "input")):
+            return Form("", question, addition if addition in columns else "", reply if labelled else "")
+    return None
+
+
+def gather_turns(values: dict[str, Any], form: Form) -> list[Any]:
+    """Return the turns of a row, unchecked, after those of its columns "system" and "history"."""
+    system, history = values.get("system"), values.get("history")
+    turns: list[Any] = [{"role": SYSTEM, "content": system}] if isinstance(system, str) and system.strip() else []
+    if form.turns:
+        found = _as_list(values[form.turns], form.turns)
+        return found if turns and found and _is_system(found[0]) else turns + _with_roles(found)
+    turns += _with_roles([text for pair in parse_cell(history) or [] for text in (pair if _is_pair(pair) else [pair])])
+    question, addition = values[form.question], values.get(form.addition)
+    if isinstance(addition, str) and addition.strip() and isinstance(question, str):
+        question = f"{question}\n{addition}" if question.strip() else addition
+    turns += parse_cell(question) if _is_list(question) else [{"role": USER, "content": question}]
+    if form.reply:
+        reply = values[form.reply]
+        turns += parse_cell(reply) if _is_list(reply) else [{"role": ASSISTANT, "content": reply}]
+    return turns
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(parse_cell(value), list)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(item, str) for item in value)
+
+
+def _is_system(item: Any) -> bool:
+    return isinstance(item, dict) and any(ROLES.get(str(item.get(key)).lower()) == SYSTEM for key in ROLE_KEYS)
+
+
+def _with_roles(items: list[Any]) -> list[Any]:
+    """Return turns with roles: texts alone are the user's and the assistant's in turn."""
+    if not all(isinstance(item, str) for item in items):
+        return items
+    return [{"role": (USER, ASSISTANT)[i % 2], "content": item} for i, item in enumerate(items)]
+
+
+def _as_list(value: Any, column: str) -> list[Any]:
+    """Return the turns of a column as a list; DataError for a value that is none."""
+    value = parse_cell(value)
+    if isinstance(value, dict) and value and all(isinstance(items, list) for items in value.values()):
+        lengths = {len(items) for items in value.values()}
+        if len(lengths) == 1:  # a table: {"role": [..], "content": [..]}
+            value = [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
+    if not isinstance(value, list):
+        raise DataError(f"{column!r} should be a list of turns, this is {value!r}")
+    if not value:
+        raise EmptyTextError(f"{column!r} should be a list of turns, this is {value!r}")
+    turns: list[Any] = []
+    for item in value:
+        is_exchange = (
+            isinstance(item, dict) and len(item) == 2 and [ROLES.get(key) for key in item] == [USER, ASSISTANT]
+        )
+        turns += [{"role": role, "content": item[role]} for role in item] if is_exchange else [item]
+    return turns
+
+
+def read_conversation(value: Any, column: str, labelled: bool, repairs: Counter[str]) -> list[Turn]:
+    """Return a checked conversation; DataError with the reason alone.
+
+    value: a list of turns, of which texts alone are the user's and the assistant's in turn.
+    repairs: what was changed is counted here.
+    """
+    items = _as_list(value, column)
+    if len({isinstance(item, str) for item in items}) > 1:
+        wrong = next((item for item in items if not isinstance(item, str | dict)), None)
+        if wrong is None:
+            raise DataError(f"{column!r} should have a role for each turn, or for none")
+    turns = [_read_turn(item, i, column) for i, item in enumerate(items)]
+    if turns[0].role == SYSTEM and not turns[0].content.strip():
+        del turns[0]
+        repairs["an empty turn of the system was left out"] += 1
+    for i, turn in enumerate(turns, 1 + len(items) - len(turns)):
+        if not turn.content.strip():
+            raise EmptyTextError(f"turn {i} of {column!r} is empty")
+    for i, (before, turn) in enumerate(zip([None, *turns], turns, strict=False), 1):
+        if turn.role == SYSTEM and before is not None:
+            raise DataError(f"turn {i} is the system's, which can only come first")
+        if before is not None and turn.role == before.role:
+            raise DataError(f"turns {i - 1} and {i} are both the {turn.role}'s; roles take turns: join the two")
+    if labelled and len(turns) > 1 and turns[-1].role == USER and turns[-2].role == ASSISTANT:
+        turns.pop()
+        repairs["a last turn of the user's, which has no reply, was left out"] += 1
+    if labelled and (not turns or turns[-1].role != ASSISTANT):
+        last = f"the last turn is the {turns[-1].role}'s" if turns else "there is no turn"
+        raise DataError(f"{last}; it should be the {ASSISTANT}'s, to learn from")
+    if not labelled and turns and turns[-1].role == ASSISTANT:
+        turns.pop()
+    if not labelled and (not turns or turns[-1].role != USER):
+        raise DataError(f"no turn of the {USER}'s to answer")
+    return turns
+
+
+def _read_turn(item: Any, i: int, column: str) -> Turn:
+    """Return turn i, from 0, of a string or an object; DataError with the reason alone."""
+    if isinstance(item, str):
+        item = {"role": (USER, ASSISTANT)[i % 2], "content": item}
+    elif isinstance(item, Turn):  # of rows that a reader made, in memory
+        item = item._asdict()
+    where = f"turn {i + 1} of {column!r}"
+    keys = item if isinstance(item, dict) else ()
+    role_key = next((key for key in ROLE_KEYS if key in keys), None)
+    content_key = next((key for key in CONTENT_KEYS if key in keys), None)
+    if role_key is None or content_key is None:
+        raise DataError(f'{where} should be a text or {{"role": ..., "content": ...}}, this is {item!r}')
+    name, content = item[role_key], item[content_key]
+    role = ROLES.get(name.lower()) if isinstance(name, str) else None
+    if role is None:
+        tools = "; calls of tools and their results are not read" if name in TOOLS else ""
+        raise DataError(f"{where} has the role {name!r}; the roles are {USER}, {ASSISTANT} and {SYSTEM}{tools}")
+    if content is None and any(item.get(key) for key in ("tool_calls", "function_call")):
+        raise DataError(f"{where} is a call of a tool, which is not read")
+    return Turn(role, _join_parts(content, where))
+
+
+def _join_parts(content: Any, where: str) -> str:
+    """Return the text of a turn, which may be a list of parts that are texts."""
+    parts = content if isinstance(content, list) and all(isinstance(part, dict) for part in content) else None
+    if parts is not None:
+        for part in parts:
+            if part.get("type", "text") != "text" or not isinstance(part.get("text"), str):
+                raise DataError(f"{where} has a part of type {part.get('type')!r}; only parts of text are read")
+        return "".join(part["text"] for part in parts)
+    if not isinstance(content, str):
+        raise DataError(f"{where} should be text, this is {content!r}")
+    return content
