@@ -26,7 +26,6 @@ from data.causal_lm import (
 )
 from data.errors import DataError, ErrorList
 from data.examples import TextExamples, count_part, note_truncated
-from data.formats.columns import require_columns
 from data.formats.conversations import (
     ASSISTANT,
     HINT,
@@ -39,6 +38,7 @@ from data.formats.conversations import (
     read_conversation,
 )
 from data.formats.options import FileOptions
+from data.formats.row_forms import require_columns
 from data.formats.rows import read_rows
 from data.row import Row, Rows
 

@@ -13,9 +13,9 @@ from tokenizers import Encoding, Tokenizer
 
 from data.errors import DataError, ErrorList
 from data.examples import TextExamples, count_part, note_truncated
-from data.formats.columns import require_columns
 from data.formats.options import FileOptions
 from data.formats.relations import HINT, SENTENCE, read_other_form
+from data.formats.row_forms import require_columns
 from data.formats.rows import locate, read_rows
 from data.formats.spans import check_span_text
 from data.labels import class_numbers
@@ -223,7 +223,6 @@ def encode_relations(
             num_shortened += is_shortened
             num_lost += len(encoding.ids) - len(kept)
             num_tokens += len(encoding.ids)
-    number = {name: i for i, name in enumerate(labels)}
     return TextExamples(
         input_ids=np.concatenate(ids),
         token_type_ids=np.concatenate(types),

@@ -6,7 +6,7 @@ import json
 from typing import Any, NamedTuple
 
 from data.errors import DataError
-from data.formats.columns import parse_cell
+from data.formats.row_forms import parse_cell
 from data.formats.spans import explain_place, find_alike
 
 FORM = 'answers should be {"text": [..], "answer_start": [..]} or a list of {"text": .., "answer_start": ..}'

@@ -7,7 +7,7 @@ from collections.abc import Set
 from typing import Any, NamedTuple
 
 from data.errors import DataError
-from data.formats.columns import parse_cell
+from data.formats.row_forms import parse_cell
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 ROLES = {

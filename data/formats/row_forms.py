@@ -1,0 +1,47 @@
+"""Rows of another form: the columns that they need once they are changed into a reader's own form; lists as text."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from data.errors import ErrorList
+from data.formats.rows import locate
+from data.row import Row
+
+
+def require_columns(name: str, rows: Sequence[Row], columns: Sequence[str], hint: str, errors: ErrorList) -> None:
+    """Add to `errors` each row without a value in one of `columns`; a column that no row has is one error of the file.
+
+    hint: what the file may have instead, for the message of a column that is absent.
+    """
+    path = locate(name)
+    absent = [column for column in columns if rows and not any(column in row.values for row in rows)]
+    if absent:
+        found = ", ".join(map(repr, rows[0].values)) or "none"
+        errors.add(path, rows[0].line, f"no column {absent[0]!r}; the columns are {found}. {hint}", of_file=True)
+        return
+    for row in rows:
+        missing = next((column for column in columns if row.values.get(column) is None), "")
+        if missing and missing in row.values:
+            errors.add(path, row.line, f"column {missing!r} is null")
+        elif missing:
+            found = ", ".join(map(repr, row.values)) or "no columns"
+            errors.add(path, row.line, f"no column {missing!r}; this row has {found}")
+
+
+def parse_cell(value: Any) -> Any:
+    """Return the list or object that a text stands for, as the cell of a table does; another value as it is."""
+    text = value.strip() if isinstance(value, str) else ""
+    if text[:1] not in ("{", "[") or text[-1:] not in ("}", "]"):
+        return value
+    for parse in (json.loads, ast.literal_eval):  # as JSON writes it, or as Python's str() does
+        try:
+            found = parse(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        if isinstance(found, dict) or (isinstance(found, list) and all(isinstance(item, str | dict) for item in found)):
+            return found
+    return value
