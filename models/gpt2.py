@@ -221,6 +221,7 @@ GPT2 = Architecture(
             "question-answering": linear_rows("head.span", "qa_outputs", "head"),
         },
         tied={"lm_head.weight": "wte.weight"},
-        ignored=(r"h\.\d+\.attn\.(bias|masked_bias)",),  # the causal mask, saved by old versions
+        # The causal mask, saved by old versions, and the second head of a GPT2DoubleHeadsModel.
+        ignored=(r"h\.\d+\.attn\.(bias|masked_bias)", r"multiple_choice_head\.summary\.(weight|bias)"),
     ),
 )

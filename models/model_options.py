@@ -96,6 +96,12 @@ def _is_rate(value: object) -> bool:
 def is_head_in_file(raw: JsonObject, architecture: AnyArchitecture, head: str, files: TensorFiles) -> bool:
     """Return whether the checkpoint has this head. ModelError where it has another head under its own names."""
     table, saved_head = architecture.weights, raw.get("head")
+    if foreign := weights.foreign_head(files, table, head):
+        name = f"{foreign}, a {saved_class(raw)}'s" if saved_class(raw) else foreign
+        raise ModelError(
+            f"{files.folder}: the head in the file ({name}) is computed differently from the {head} head here; "
+            "--model.head_init reset starts a new head"
+        )
     if head in table.heads:
         return weights.has_head(files, table, head)
     if saved_head is not None and saved_head != head:
@@ -165,8 +171,7 @@ def check_head(raw: JsonObject, architecture: AnyArchitecture, head: str, poolin
 
     Classifiers of different tasks have tensors of the same names; config.json says which task it is.
     """
-    named = raw.get("architectures")
-    saved = str(named[0]) if isinstance(named, list) and named else ""
+    saved = saved_class(raw)
     trained = choose_pooling(None, raw, architecture)
     ours = hub_class(architecture, head, trained)
     known = (ours.partition("For")[2], *PRETRAINING)
@@ -179,6 +184,12 @@ def check_head(raw: JsonObject, architecture: AnyArchitecture, head: str, poolin
     raise ModelError(f"{folder}: the head in the file is {kind}; --model.head_init reset starts a new head")
 
 
+def saved_class(raw: JsonObject) -> str:
+    """Return the class of transformers that a checkpoint was saved from, as config.json names it; "" if it does not."""
+    named = raw.get("architectures")
+    return str(named[0]) if isinstance(named, list) and named else ""
+
+
 def hub_class(architecture: AnyArchitecture, head: str, pooling: str) -> str:
     """Return the class of transformers that reads the export: the backbone's where it lacks the head or the pooling."""
     known = head in architecture.heads and (not HEADS[head].reads_pooled or pooling == architecture.pooling)
@@ -186,36 +197,68 @@ def hub_class(architecture: AnyArchitecture, head: str, pooling: str) -> str:
 
 
 def choose_labels(
-    wanted: Sequence[str] | None, raw: JsonObject, head: type[Head], head_in_file: bool, folder: Path
-) -> list[str]:
-    """Return the class names in the order of the logits: the file's order when its head is used, else the caller's."""
+    wanted: Sequence[str] | None,
+    raw: JsonObject,
+    head: type[Head],
+    head_in_file: bool,
+    num_outputs: int | None,
+    folder: Path,
+) -> tuple[list[str], str]:
+    """Return the class names in the order of the logits, and a note where config.json names only some of them.
+
+    They are the file's when its head is used, else the caller's. num_outputs: of the head in the file, where known.
+    """
     if not head.has_labels:
-        return []
-    in_file = _labels_of(raw, folder)
+        return [], ""
     if wanted is not None:
         _check_labels(wanted)
+    if wanted is not None and not head_in_file:
+        return list(wanted), ""
+    in_file, note = _labels_of(raw, num_outputs, folder)
     if wanted is None:
-        return in_file or [f"LABEL_{i}" for i in range(_num_labels(raw, folder))]  # the hub's default names
-    if not head_in_file:
-        return list(wanted)
+        return in_file, note
+    in_file = in_file if raw.get("id2label") else []
     missing, unknown = list(Counter(in_file) - Counter(wanted)), list(Counter(wanted) - Counter(in_file))
     if missing or unknown:
         known = f"{reprlib.repr(missing)}, which the data lacks" if missing else "fewer labels than the data"
         known = known if in_file else "no labels (config.json has no id2label)"
         more = f"; the data has {reprlib.repr(unknown)}, which it does not know" if unknown else ""
+        more += f" ({note})" if note else ""
         raise ModelError(f"{folder}: its head knows {known}{more}; --model.head_init reset starts a new head")
-    return in_file
+    return in_file, note
 
 
-def _labels_of(raw: JsonObject, folder: Path) -> list[str]:
-    """Return the labels of config.json in the order of their numbers; [] without id2label."""
+def _labels_of(raw: JsonObject, num_outputs: int | None, folder: Path) -> tuple[list[str], str]:
+    """Return (the labels of config.json in the order of their numbers, a note if it does not name all).
+
+    Their number is that of the outputs of the head, else num_labels, else that of the names in id2label. A class
+    without a name has the hub's default name. Raises ModelError for names of classes that do not exist.
+    """
+    named = _names_by_number(raw, folder)
+    count = num_outputs or _num_labels(raw, len(named) or 2, folder)
+    if unknown := [number for number in named if not 0 <= number < count]:
+        raise ModelError(
+            f"{folder / 'config.json'}: id2label names the class {unknown[0]}, but there are {count} classes, from 0 "
+            f"to {count - 1}: correct id2label, or --model.head_init reset starts a new head"
+        )
+    labels = [named.get(i, f"LABEL_{i}") for i in range(count)]
+    if not named or len(named) == count:
+        return labels, ""
+    first = next(i for i in range(count) if i not in named)
+    others = f"the others have default names, as {labels[first]}"
+    return labels, f"id2label of config.json names {len(named)} of {count} classes; {others}"
+
+
+def _names_by_number(raw: JsonObject, folder: Path) -> dict[int, str]:
+    """Return {number: label} of config.json; {} without id2label."""
     by_number = raw.get("id2label") or {}
-    if isinstance(by_number, Mapping):
-        try:
-            return [str(by_number[key]) for key in sorted(by_number, key=int)]
-        except (ValueError, TypeError):
-            pass
-    raise ModelError(f"{folder / 'config.json'}: id2label must map numbers to names")
+    try:
+        names = {int(number): str(name) for number, name in by_number.items()}  # type: ignore[attr-defined]
+    except (ValueError, TypeError, AttributeError):
+        names = {}
+    if not isinstance(by_number, Mapping) or len(names) < len(by_number):
+        raise ModelError(f"{folder / 'config.json'}: id2label must map numbers to names")
+    return names
 
 
 def _check_labels(names: Sequence[str]) -> None:
@@ -227,8 +270,8 @@ def _check_labels(names: Sequence[str]) -> None:
         raise ModelError(f"labels: {reprlib.repr(twice)} more than once; name each class once")
 
 
-def _num_labels(raw: JsonObject, folder: Path) -> int:
-    count = raw.get("num_labels", 2)
+def _num_labels(raw: JsonObject, default: int, folder: Path) -> int:
+    count = default if raw.get("num_labels") is None else raw["num_labels"]
     if not isinstance(count, int) or isinstance(count, bool) or not 0 < count <= 2**20:
         raise ModelError(f"{folder / 'config.json'}: num_labels = {reprlib.repr(count)} should be from 1 to {2**20}")
     return count

@@ -101,10 +101,11 @@ def from_pretrained(
         if model.head is not None and not head_in_file:  # first, so that a new head does not depend on the backbone
             loaded = [*model.backbone.parameters()] if files is not None else []  # a tied output is the embedding
             model.head.init_weights(config.initializer_range, generator, skip=loaded)
+        notes = model.report.notes
         if files is None:
             model.backbone.init_weights(generator)
             _check_initialised(model, folder)
-            model.report = weights.LoadReport(f"none, scratch from seed {seed}")
+            model.report = weights.LoadReport(f"none, scratch from seed {seed}", notes=notes)
             model.report.initialised = [name for name, _ in model.named_parameters()]
             return model
         model.report = weights.load(
@@ -116,6 +117,7 @@ def from_pretrained(
             drop_from=keep_layers or None,
             own_head="head" in raw,
         )
+        model.report.notes += notes
         if reinit_layers:
             _reinitialise(model, reinit_layers, generator)
         return model
@@ -162,7 +164,8 @@ def _build(
             return TaskModel(architecture.build(config, None), None, ModelSpec(architecture, raw, None, ()))
     if head_class.has_labels and head_in_file:
         model_options.check_head(raw, architecture, name, pooling, folder)
-    labels = model_options.choose_labels(options.labels, raw, head_class, head_in_file, folder)
+    num_outputs = weights.num_outputs(files, architecture.weights, name) if files and head_in_file else None
+    labels, note = model_options.choose_labels(options.labels, raw, head_class, head_in_file, num_outputs, folder)
     shape: HeadShape = architecture.head_shape(config, name, head_class, pooling)
     problem = model_options.choose_problem(options.problem, raw, name, head_in_file, labels)
     shape = replace(
@@ -184,6 +187,7 @@ def _build(
             torch.manual_seed(options.seed)
             head = head_class(shape)
     model = TaskModel(backbone, head, spec)
+    model.report.notes += [note] if note else []
     if model.head is not None and model.embedding is not None and shape.vocab_size and shape.tied:
         model.head.tie(model.embedding)
     return model

@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,7 +27,7 @@ from models.heads import Head, HeadShape
 from models.inputs import ModelInputs, require
 from models.ops.attention import Bias, packed_attention
 from models.ops.dropout import Dropout
-from models.ops.layers import ACTIVATIONS, NO_DROPOUT, DropoutRates, drop_path
+from models.ops.layers import ACTIVATIONS, NO_DROPOUT, DropoutRates, drop_path, outside_fp16
 from models.ops.packing import Packing, pad_sequences
 from models.ops.relative_bias import RelativeBias
 
@@ -102,8 +101,7 @@ class Attention(nn.Module):
         else:
             attend = functools.partial(packed_attention, scale=1.0, dropout=self.dropout if self.training else 0.0)
             attended = attend(query, key, value, packing, key_packing=key_packing, bias=bias)
-        out: Tensor = self.output(attended)
-        return out
+        return outside_fp16(self.output, attended)
 
 
 class FeedForward(nn.Module):
@@ -125,20 +123,21 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(T, D) -> (T, D)
 
-        Published T5 models were trained in bf16. In this layer the product with the gate and the sums of `down` exceed
-        the range of fp16 (65,504), so fp16 autocast continues in fp32. Raises ModelError for a model cast to fp16.
+        Published T5 models were trained in bf16. In this layer the products, and what the attention adds to the
+        residual stream, can exceed the range of fp16 (65,504), so fp16 autocast computes both in fp32. Raises
+        ModelError for a model cast to fp16.
         """
-        inner = self.gate(x) if self.gated else self.up(x)
-        linear = self.linear(x) if self.gated else None
-        overflows = inner.dtype == torch.float16
-        if overflows and self.down.weight.dtype == inner.dtype:
+        if self.down.weight.dtype == torch.float16:
             raise ModelError(
                 "a T5 model cast to fp16 overflows; cast it to bf16, or use fp16 autocast with fp32 weights"
             )
-        with torch.autocast(x.device.type, enabled=False) if overflows else nullcontext():
-            inner = self.activation(inner.float() if overflows else inner)
-            out: Tensor = self.down(self.dropout(inner if linear is None else inner * linear))
-            return out
+        return outside_fp16(self.feed, x)
+
+    def feed(self, x: Tensor) -> Tensor:
+        """(T, D) -> (T, D), in the precision of the caller"""
+        inner = self.activation(self.gate(x) if self.gated else self.up(x))
+        out: Tensor = self.down(self.dropout(inner * self.linear(x) if self.gated else inner))
+        return out
 
 
 class T5Layer(nn.Module):
@@ -316,12 +315,13 @@ def _head_shape(config: T5Config, name: str, head: type[Head], pooling: str) -> 
 
 def _stack_rows(ours: str, theirs: str, group: str, mlp: int) -> tuple[WeightRow, ...]:
     """Return the rows of a stack; `mlp` is the number of the feed-forward part within a block of the file."""
+
+    def projections(ours: str, theirs: str) -> dict[str, str]:
+        return {f"{ours}.{a}": f"{theirs}.{a[0]}" for a in ("query", "key", "value", "output")}
+
     names = {
         "attention_norm": "0.layer_norm",
-        "attention.query": "0.SelfAttention.q",
-        "attention.key": "0.SelfAttention.k",
-        "attention.value": "0.SelfAttention.v",
-        "attention.output": "0.SelfAttention.o",
+        **projections("attention", "0.SelfAttention"),
         "mlp_norm": f"{mlp}.layer_norm",
         "mlp.up": f"{mlp}.DenseReluDense.wi",
         "mlp.gate": f"{mlp}.DenseReluDense.wi_0",
@@ -329,13 +329,7 @@ def _stack_rows(ours: str, theirs: str, group: str, mlp: int) -> tuple[WeightRow
         "mlp.down": f"{mlp}.DenseReluDense.wo",
     }
     if group == "decoder":
-        names |= {
-            "cross_attention_norm": "1.layer_norm",
-            "cross_attention.query": "1.EncDecAttention.q",
-            "cross_attention.key": "1.EncDecAttention.k",
-            "cross_attention.value": "1.EncDecAttention.v",
-            "cross_attention.output": "1.EncDecAttention.o",
-        }
+        names |= {"cross_attention_norm": "1.layer_norm", **projections("cross_attention", "1.EncDecAttention")}
     return (
         *(
             WeightRow(f"{ours}.layers.{{i}}.{a}.weight", f"{theirs}.block.{{i}}.layer.{b}.weight", group)
@@ -388,6 +382,11 @@ T5 = Architecture(
             "lm_head.weight": "shared.weight",
         },
         ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),  # never used
+        # They read the decoder; those of the same name here read the encoder.
+        foreign_heads={
+            "sequence-classification": r"classification_head\.(dense|out_proj)\.(weight|bias)",
+            "question-answering": r"qa_outputs\.(weight|bias)",
+        },
     ),
 )
 

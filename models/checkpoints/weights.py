@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from models.checkpoints.tensor_files import TensorFiles
 from models.errors import ModelError
 
+WRAPPERS = re.compile(r"(module\.|_orig_mod\.|model\.)+")
 REQUIRED = ("backbone", "decoder")  # groups of rows that every file must have
 
 
@@ -59,10 +60,18 @@ class WeightTable:
     tied: Mapping[str, str] = field(default_factory=dict)  # optional second name of a tensor -> its first
     renamed: tuple[tuple[str, str], ...] = ()  # (legacy ending, current ending)
     ignored: tuple[str, ...] = ()  # patterns of tensors in files that are not read
+    # head -> pattern of the tensors of a head of transformers for the same task that is computed differently; not read
+    foreign_heads: Mapping[str, str] = field(default_factory=dict)
     prefixed: tuple[str, ...] | None = None  # the heads whose files have the prefix; None: all of them
 
     def current_name(self, name: str) -> str:
-        """Return a name of the file without prefix and with its current ending."""
+        """Return a name of the file without prefix and with its current ending.
+
+        A module that wrapped the model when it was saved, as DataParallel does, has put its own name before it.
+        """
+        if wrapper := WRAPPERS.match(name):
+            own = any(row.theirs.startswith(wrapper[1]) for row in self.rows) or self.prefix.startswith(wrapper[1])
+            name = name if own else name[wrapper.end() :]
         name = name.removeprefix(self.prefix)
         for legacy, current in self.renamed:
             if name.endswith(legacy):
@@ -94,8 +103,8 @@ class WeightTable:
     def knows(self, current_name: str, built: set[str], drop_from: int | None) -> bool:
         """Return whether the table explains a tensor of the file that this model does not read.
 
-        It explains tensors of a head or a group that is not built, layers from `drop_from` on, second names, and
-        ignored ones.
+        It explains tensors of a head or a group that is not built, of foreign heads, layers from `drop_from` on, second
+        names, and ignored ones.
         """
         number = re.search(r"\.(\d+)\.", current_name)
         generic = current_name.replace(f".{number[1]}.", ".{i}.", 1) if number else current_name
@@ -105,7 +114,7 @@ class WeightTable:
             or (deep and not self.rows)
             or any(current_name == row.theirs for rows in self.heads.values() for row in rows)
             or current_name in self.tied
-            or any(re.fullmatch(pattern, current_name) for pattern in self.ignored)
+            or any(re.fullmatch(pattern, current_name) for pattern in (*self.ignored, *self.foreign_heads.values()))
         )
 
 
@@ -120,6 +129,7 @@ class LoadReport:
     initialised: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     parameters: int = 0
+    notes: list[str] = field(default_factory=list)  # sentences about config.json
 
     def __str__(self) -> str:
         lines = [
@@ -130,13 +140,28 @@ class LoadReport:
             if names := getattr(self, what):
                 shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
                 lines.append(f"  {what:<12} {len(names)}: {shown}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  note         {note}" for note in self.notes)])
 
 
 def has_head(files: TensorFiles, table: WeightTable, head: str) -> bool:
     """Return whether the file has any tensor of this head. A pooler alone does not count, since every BERT has one."""
     theirs = {row.theirs for row in table.heads[head] if row.group == "head"}
     return any(table.current_name(key) in theirs for key in files.entries)
+
+
+def num_outputs(files: TensorFiles, table: WeightTable, head: str) -> int | None:
+    """Return the number of classes of a classifier in the file; None where it is not known."""
+    if head not in table.heads:  # the user's own
+        return None
+    theirs = {row.theirs for row in table.heads[head] if row.ours == "head.classifier.weight"}
+    shapes = [entry.shape for key, entry in files.entries.items() if table.current_name(key) in theirs]
+    return shapes[0][0] if len(shapes) == 1 and shapes[0] else None
+
+
+def foreign_head(files: TensorFiles, table: WeightTable, head: str) -> str:
+    """Return a tensor of a head for the same task that is computed differently; "" where the file has none."""
+    pattern = table.foreign_heads.get(head, "")
+    return next((key for key in files.entries if re.fullmatch(pattern, table.current_name(key))), "")
 
 
 def is_tied(files: TensorFiles, table: WeightTable, head: str) -> bool:
@@ -274,6 +299,8 @@ def _check_names(
         if row.theirs not in in_file and not (reset and row.group == "head"):
             missing.setdefault(row.group, []).append(row.theirs)
     required = [name for group in REQUIRED for name in missing.get(group, [])]
+    if "decoder" in missing and not any(row.theirs in in_file for row in wanted.values() if row.group == "decoder"):
+        raise ModelError(f"{folder}: an encoder alone, such as a T5EncoderModel's; this head also needs a decoder")
     if unknown or required:
         raise ModelError(_names_message(folder, table, required, unknown, list(in_file)))
     rows = (*wanted.values(), *table.heads.get(head or "", ()))
@@ -304,6 +331,8 @@ def _names_message(folder: Path, table: WeightTable, missing: list[str], unknown
     if unknown:
         known = [row.theirs for rows in (table.rows, *table.heads.values()) for row in rows]
         parts.append(f"has {len(unknown)} tensors unknown to {table.model_type}: " + ", ".join(listed(unknown, known)))
+    if any(name.startswith("base_model.model.") for name in unknown):
+        parts.append("these are names of an adapter that was not merged: save it with peft's merge_and_unload()")
     return f"{folder} " + " and ".join(parts)
 
 

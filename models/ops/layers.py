@@ -1,6 +1,7 @@
 """Small parts shared by the architectures. Shapes: models/ops/packing.py.
 
-Activations, dropout rates, MLP, drop path, pooling, normal initialisation, activation checkpointing.
+Activations, dropout rates, MLP, fp32 for what exceeds fp16, drop path, pooling, normal initialisation, activation
+checkpointing.
 """
 
 from __future__ import annotations
@@ -16,14 +17,25 @@ from torch.utils.checkpoint import checkpoint
 
 from models.ops.packing import Packing
 
+GELU_TANH = partial(F.gelu, approximate="tanh")
+# The names in config.json. transformers writes some functions in several ways, which differ by rounding only.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
-    "gelu_new": partial(F.gelu, approximate="tanh"),
-    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu_python": F.gelu,
+    "gelu_10": lambda x: F.gelu(x).clamp(-10.0, 10.0),
+    **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate"), GELU_TANH),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+    "relu6": F.relu6,
+    "leaky_relu": F.leaky_relu,
     "silu": F.silu,
     "swish": F.silu,
+    "hardswish": F.hardswish,
+    "mish": F.mish,
+    "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
+    "linear": lambda x: x,
 }
 
 
@@ -56,6 +68,15 @@ class MLP(nn.Module):
         """(T, D) -> (T, D)"""
         out: Tensor = self.down(self.activation(self.up(x)))
         return out
+
+
+def outside_fp16(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return function(x), computed in fp32 where autocast would use fp16, whose largest number is 65,504."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device) or torch.get_autocast_dtype(device) != torch.float16:
+        return function(x)
+    with torch.autocast(device, enabled=False):
+        return function(x.float())
 
 
 def drop_path(x: Tensor, packing: Packing, rate: float) -> Tensor:

@@ -352,7 +352,7 @@ def test_p08_an_unknown_model_type_is_named_with_the_known(folder, content):
         ("position_embedding_type", "relative_key_query"),
         ("is_decoder", True),
         ("add_cross_attention", True),
-        ("hidden_act", "mish"),
+        ("hidden_act", "prelu"),
     ],
 )
 def test_p08_what_would_be_computed_wrongly_is_refused_by_name(folder, name, value):
