@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -64,7 +66,7 @@ def split_rows(
     one_label = {value: (value,) for value in values}
     labels = labels or [one_label[value] for value in values]
     if labels:
-        held_out = _cover_labels(held_out, _labels_of_units(labels, units, unit_of_row), rng)
+        held_out = _cover_labels(held_out, _labels_of_units(labels, units, unit_of_row), unit_of_row, rng)
     training = [row for row, unit in zip(rows, unit_of_row, strict=True) if unit not in held_out]
     return training, [row for row, unit in zip(rows, unit_of_row, strict=True) if unit in held_out]
 
@@ -82,7 +84,7 @@ def _labels_of_units(
     labels: Sequence[Collection[str]], units: int, unit_of_row: Sequence[int]
 ) -> Sequence[Collection[str]]:
     """Return the labels that occur in each unit."""
-    if units == len(unit_of_row) and isinstance(unit_of_row, range):
+    if isinstance(unit_of_row, range):
         return labels
     found: list[set[str]] = [set() for _ in range(units)]
     for unit, names in zip(unit_of_row, labels, strict=True):
@@ -90,50 +92,89 @@ def _labels_of_units(
     return found
 
 
-def _cover_labels(held_out: set[int], labels: Sequence[Collection[str]], rng: np.random.Generator) -> set[int]:
-    """Return the held-out units after a few exchanges, so that both splits have every label that two units have.
+class _Exchange:
+    """A split that exchanges units while no label loses its last example in either of its parts.
 
-    A label that one unit has is for training. The rarest labels come first, as in iterative stratification (Sechidis et
-    al. 2011, "On the stratification of multi-label data"). A unit is exchanged only if its split keeps an example of
-    each of its labels, so some labels may still lack one. Nothing changes if no label lacks an example.
+    held_out: the units that are held out. labels: those of each unit. order: all units, in the order of preference.
     """
-    total = Counter(label for names in labels for label in names)
-    held = Counter(label for unit in held_out for label in labels[unit])
-    rarest_first = sorted(total, key=lambda label: (total[label], label))
-    if all(0 < held[label] < total[label] or (total[label] == 1 and not held[label]) for label in rarest_first):
-        return held_out
-    held_out, shuffled = set(held_out), rng.permutation(len(labels)).tolist()
 
-    def move(unit: int) -> None:
-        change = -1 if unit in held_out else 1
-        held_out.symmetric_difference_update({unit})
-        for label in labels[unit]:
-            held[label] += change
+    def __init__(self, held_out: set[int], labels: Sequence[Collection[str]], order: list[int]):
+        self.held_out, self.labels, self.order = set(held_out), labels, order
+        self.total = Counter(label for names in labels for label in names)
+        self.held = Counter(label for unit in held_out for label in labels[unit])
 
-    def can_move(unit: int) -> bool:
-        is_held = unit in held_out
-        return all((held[label] if is_held else total[label] - held[label]) > 1 for label in labels[unit])
+    def move(self, unit: int) -> None:
+        """Move a unit to the other part."""
+        change = -1 if unit in self.held_out else 1
+        self.held_out.symmetric_difference_update({unit})
+        for label in self.labels[unit]:
+            self.held[label] += change
 
-    def units_with(wanted: list[str]) -> dict[str, list[int]]:
+    def can_move(self, unit: int) -> bool:
+        """Return whether each label of the unit has another example in its part."""
+        is_held = unit in self.held_out
+        counts = (self.held[x] if is_held else self.total[x] - self.held[x] for x in self.labels[unit])
+        return all(count > 1 for count in counts)
+
+    def units_with(self, wanted: list[str]) -> dict[str, list[int]]:
+        """Return the units of each of these labels, in the order of preference."""
         found: dict[str, list[int]] = {label: [] for label in wanted}
-        for unit in shuffled:
-            for label in found.keys() & labels[unit]:
+        for unit in self.order:
+            for label in found.keys() & self.labels[unit]:
                 found[label].append(unit)
         return found
 
+    def movable(self, from_held_out: bool) -> Iterator[int]:
+        """Yield units of one part that can be moved, those first whose labels have most beyond their share there."""
+        share = len(self.held_out) / len(self.labels)
+        sign = 1 if from_held_out else -1
+
+        def excess(unit: int) -> float:
+            over = (sign * (self.held[x] - share * self.total[x]) for x in self.labels[unit])
+            return min(over, default=math.inf)
+
+        heap = [(-excess(u), place, u) for place, u in enumerate(self.order) if (u in self.held_out) == from_held_out]
+        heapq.heapify(heap)
+        while heap:
+            key, place, unit = heapq.heappop(heap)
+            if -excess(unit) > key:  # it has become less since
+                heapq.heappush(heap, (-excess(unit), place, unit))
+            elif (unit in self.held_out) == from_held_out and self.can_move(unit):
+                yield unit
+
+
+def _cover_labels(
+    held_out: set[int], labels: Sequence[Collection[str]], unit_of_row: Sequence[int], rng: np.random.Generator
+) -> set[int]:
+    """Return the held-out units after a few exchanges, so that both parts have every label that two units have.
+
+    A label that one unit has is for training. The rarest labels come first, as in iterative stratification (Sechidis et
+    al. 2011, "On the stratification of multi-label data"). Labels may still lack an example where the part is too small
+    for one of each. Nothing changes if no label lacks an example.
+    """
+    total = Counter(label for names in labels for label in names)
+    held = Counter(label for unit in held_out for label in labels[unit])
+    if all((0 < held[label] < count) or (count == 1 and not held[label]) for label, count in total.items()):
+        return held_out
+    order = rng.permutation(len(labels)).tolist()
+    if not isinstance(unit_of_row, range):  # small groups first, to keep the sizes
+        rows = Counter(unit_of_row)
+        order.sort(key=lambda unit: rows[unit])
+    split = _Exchange(held_out, labels, order)
+    rarest_first = sorted(total, key=lambda label: (total[label], label))
     everything_held = [label for label in rarest_first if held[label] == total[label]]
-    replacements = (unit for unit in shuffled if unit not in held_out and can_move(unit))
-    for label, units in units_with(everything_held).items():
-        replacement = next(replacements, None) if held[label] == total[label] else None
+    replacements = split.movable(from_held_out=False)
+    for label, units in split.units_with(everything_held).items():
+        replacement = next(replacements, None) if split.held[label] == total[label] else None
         if replacement is not None:
-            move(replacement)
-            move(units[0])
-    nothing_held = [label for label in rarest_first if total[label] > 1 and not held[label]]
-    replacements = (unit for unit in shuffled if unit in held_out and can_move(unit))
-    for label, units in units_with(nothing_held).items():
-        chosen = next((unit for unit in units if can_move(unit)), None) if not held[label] else None
+            split.move(replacement)
+            split.move(units[0])
+    nothing_held = [label for label in rarest_first if total[label] > 1 and not split.held[label]]
+    replacements = split.movable(from_held_out=True)
+    for label, units in split.units_with(nothing_held).items():
+        chosen = next((unit for unit in units if split.can_move(unit)), None) if not split.held[label] else None
         replacement = next(replacements, None) if chosen is not None else None
         if chosen is not None and replacement is not None:
-            move(replacement)
-            move(chosen)
-    return held_out
+            split.move(replacement)
+            split.move(chosen)
+    return split.held_out

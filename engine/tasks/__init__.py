@@ -80,8 +80,9 @@ def read_training_data(task: Task, settings: TaskSettings, seed: int) -> Trainin
         train_rows, validation_rows = list(rows[data.train]), list(rows[data.validation])
     else:
         stratified_by = data.label_column if task.stratify else ""
+        to_cover = task.split_labels(rows[data.train], settings)
         train_rows, validation_rows = split_rows(
-            rows[data.train], data.validation_fraction, seed, data.group_column, stratified_by
+            rows[data.train], data.validation_fraction, seed, data.group_column, stratified_by, to_cover
         )
     train_rows = sample_rows(train_rows, data.max_train_examples, seed)
     notes = [f"{name}: {note}" for name in rows for note in rows[name].notes]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from data import Batch, Examples, Row, TextExamples
+from data import Batch, Examples, Row, Rows, TextExamples, read_rows
 from data import multi_label_classification as label_sets
+from data.errors import DataError, ErrorList
 from engine.config import GenerateSettings
 from engine.metrics import multi_label_classification as metrics
 from engine.metrics import unusable
@@ -20,19 +23,55 @@ from engine.tasks.task import Task
 from models import TaskModel
 
 
-def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
-    """Read rows with a text or a pair of texts, and with labels a set of labels."""
-    return text_classification.read_texts(name, settings, labelled, label_sets.check_label_sets)
+def read(name: str, settings: TaskSettings, labelled: bool) -> Rows:
+    """Read rows with a text or a pair of texts, and with labels a set of labels.
+
+    The labels are in one column, or, where the file lacks it, in a column of 0 and 1 for each name in data.labels.
+    """
+    separator = settings.data.label_separator
+    try:
+        return text_classification.read_texts(
+            name, settings, labelled, partial(label_sets.read_label_sets, separator=separator)
+        )
+    except DataError as error:
+        if not labelled or not (columns := _label_columns(name, settings)):
+            raise
+        if not settings.data.labels:
+            listed = json.dumps(",".join(columns), ensure_ascii=False)
+            raise DataError(f"{error}\n(data.labels = {listed} reads a column of 0 and 1 for each label)") from None
+    columns = list(settings.data.labels)
+    return text_classification.read_texts(
+        name, settings, labelled, partial(label_sets.read_label_columns, columns), columns
+    )
 
 
-def find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
+def _label_columns(name: str, settings: TaskSettings) -> list[str]:
+    """Return the columns of 0 and 1 that the file has in the place of the label column; [] where there are no two."""
+    data = settings.data
+    rows = read_rows(name, [], settings.file_options, ErrorList())
+    if not rows or data.label_column in rows[0].values:
+        return []
+    if data.labels:
+        return list(data.labels) if rows[0].values.keys() >= set(data.labels) else []
+    others = {data.text_column, data.text_pair_column, data.id_column, data.group_column}
+    found = label_sets.find_flag_columns(rows[0], others)
+    return found if len(found) > 1 else []
+
+
+def find_labels(name: str, rows: Rows, settings: TaskSettings) -> list[str]:
     """Return data.labels, else all labels that occur, sorted."""
-    return label_sets.find_label_set_names(name, rows, settings.data.label_column, settings.data.labels)
+    data = settings.data
+    return label_sets.find_label_set_names(name, rows, data.label_column, data.labels, data.label_separator)
 
 
-def check_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Sequence[str]) -> None:
-    """Raise DataError for every unknown label."""
+def check_labels(name: str, rows: Rows, settings: TaskSettings, labels: Sequence[str]) -> None:
+    """Write into each row the labels that its names mean; DataError for every unknown name."""
     label_sets.check_label_set_names(name, rows, settings.data.label_column, labels)
+
+
+def split_labels(rows: list[Row], settings: TaskSettings) -> list[Collection[str]]:
+    """Return the labels of each row."""
+    return [row.values[settings.data.label_column] for row in rows]
 
 
 def encode(
@@ -87,6 +126,7 @@ MULTI_LABEL_CLASSIFICATION = Task(
     read=read,
     find_labels=find_labels,
     check_labels=check_labels,
+    split_labels=split_labels,
     encode=encode,
     augment=text_classification.augment,
     evaluate_batch=evaluate_batch,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,11 @@ def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
         others=[group] if group else [],
         options=settings.file_options,
     )
+
+
+def split_labels(rows: list[Row], settings: TaskSettings) -> list[Collection[str]]:
+    """Return whether each question has an answer."""
+    return [("an answer",) if row.values[settings.data.label_column] else ("no answer",) for row in rows]
 
 
 def encode(
@@ -138,6 +143,7 @@ QUESTION_ANSWERING = Task(
     columns=Columns(text="question", text_pair="context", label="answers", group="context"),
     section="question_answering",
     read=read,
+    split_labels=split_labels,
     encode=encode,
     augment=augment,
     evaluate_batch=evaluate_batch,

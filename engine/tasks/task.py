@@ -27,14 +27,14 @@ a task that reads star ratings and watches, with `--eval.mode max`, the class th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from data import Batch, Examples, Row, load_tokenizer
+from data import Batch, Examples, Row, Rows, load_tokenizer
 from data.augmentation import text as text_augmentation
 from engine.config import AugmentSettings, GenerateSettings
 from engine.tasks.augmentation import RowEncoder, refuse_augmentation
@@ -44,6 +44,11 @@ from models import TaskModel
 
 def no_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
     """Return no labels, for a task without classes."""
+    return []
+
+
+def no_split_labels(rows: list[Row], settings: TaskSettings) -> list[Collection[str]]:
+    """Return [], for a task whose held-out split is random, or stratified by the label column."""
     return []
 
 
@@ -72,7 +77,8 @@ class Task:
 
     read(name, settings, labelled) -> rows              read and check one file; one DataError for all its bad rows
     find_labels(name, rows, settings) -> names          find the classes, in data.labels or the training rows
-    check_labels(name, rows, settings, labels)          raise DataError for rows whose labels are not among `labels`
+    check_labels(name, rows, settings, labels)          write the labels that rows mean; DataError for unknown ones
+    split_labels(rows, settings) -> labels of each row  those of which the held-out split needs an example
     load_processor(folder) -> processor                 load the tokenizer or image preprocessing of a checkpoint
     encode(rows, processor, settings, labels, labelled) -> examples    encode rows, in their order
     augment(examples, rows, encode, augment, seed) -> examples         wrap the training examples as [augment] says
@@ -93,13 +99,14 @@ class Task:
     columns: Columns = field(default_factory=Columns)
     section: str = ""  # the recipe's section that only this task, or a few, read
     problem: str | None = None  # of a classifier: single-label, multi-label or regression
-    stratify: bool = False  # whether the held-out split keeps the proportions of the labels
+    stratify: bool = False  # whether the held-out split keeps the proportions of the values of the label column
     generates: bool = False  # whether it writes texts, and so reads [generate]
     predicts: str = "label"  # the key of a prediction that is null for a row that cannot be predicted
 
     read: Callable[[str, TaskSettings, bool], list[Row]]
-    find_labels: Callable[[str, list[Row], TaskSettings], list[str]] = no_labels
-    check_labels: Callable[[str, list[Row], TaskSettings, Sequence[str]], None] = accept_labels
+    find_labels: Callable[[str, Rows, TaskSettings], list[str]] = no_labels
+    check_labels: Callable[[str, Rows, TaskSettings, Sequence[str]], None] = accept_labels
+    split_labels: Callable[[list[Row], TaskSettings], Sequence[Collection[str]]] = no_split_labels
     load_processor: Callable[[Path], Any] = load_tokenizer
     encode: Callable[[list[Row], Any, TaskSettings, Sequence[str], bool], Examples]
     augment: Callable[[Any, list[Row], RowEncoder, AugmentSettings, int], Examples] = refuse_augmentation

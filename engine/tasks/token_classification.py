@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import Any, cast
 
@@ -46,6 +46,13 @@ def find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]
 def check_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Sequence[str]) -> None:
     """Raise DataError for every word whose tag is unknown."""
     tagging.check_tag_names(name, rows, settings.data.label_column, labels)
+
+
+def split_labels(rows: list[Row], settings: TaskSettings) -> list[Collection[str]]:
+    """Return the tags of each row."""
+    column = settings.data.label_column
+    distinct: dict[frozenset[str], frozenset[str]] = {}  # many rows have the same tags
+    return [distinct.setdefault(tags, tags) for tags in (frozenset(row.values[column]) for row in rows)]
 
 
 def encode(
@@ -159,6 +166,7 @@ TOKEN_CLASSIFICATION = Task(
     read=read,
     find_labels=find_labels,
     check_labels=check_labels,
+    split_labels=split_labels,
     encode=encode,
     augment=augment,
     evaluate_batch=evaluate_batch,
