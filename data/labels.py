@@ -1,17 +1,40 @@
-"""The names of classes, for every task that has classes."""
+"""The names of classes: which spellings mean one class, which classes a file has, and the class of each row.
+
+A file's values become the names of classes in two steps. `find_label_names` chooses the names from the training file,
+where they are not declared. `check_label_names` then writes into each row of a file the name that its value means, for
+training, evaluation and test files alike, so that a spelling means the same class everywhere.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from data.errors import DataError, ErrorList
-from data.row import Row
+from data.label_spelling import (
+    as_text,
+    canonical_label,
+    describe_difference,
+    is_number,
+    label_name,
+    quote_apart,
+    similar_key,
+)
+from data.label_warnings import warn_of_classes
+from data.row import Row, Rows
+
+SHOWN = 20  # names in a message
 
 
-def label_name(value: object) -> str:
-    """Return the name of a label: JSON's true, 1 and "1" are 'true', '1' and '1'."""
-    return str(value).lower() if isinstance(value, bool) else str(value).strip()
+@dataclass
+class Spelling:
+    """How often a value occurs in a file, and where first."""
+
+    count: int = 0
+    line: int = 0
 
 
 def sort_labels(found: Iterable[str]) -> list[str]:
@@ -21,20 +44,146 @@ def sort_labels(found: Iterable[str]) -> list[str]:
     return sorted(names, key=float) if numeric else names
 
 
+def count_spellings(rows: Iterable[Row], column: str) -> dict[str, Spelling]:
+    """Return {value as text: how often and where it occurs} of a column."""
+    found: dict[str, Spelling] = {}
+    for row in rows:
+        count_spelling(found, as_text(row.values[column]), row.line)
+    return found
+
+
+def count_spelling(found: dict[str, Spelling], text: str, line: int) -> None:
+    """Count one more occurrence of a value."""
+    spelling = found.get(text)
+    if spelling is None:
+        found[text] = Spelling(1, line)
+    else:
+        spelling.count += 1
+
+
+def count_classes(spellings: Mapping[str, Spelling]) -> dict[str, int]:
+    """Return {name: number of its values} of the classes that the spellings mean, sorted.
+
+    A class that is written in several ways has the name that occurs most; of equally many, the first when sorted.
+    """
+    by_key: dict[str, dict[str, int]] = {}
+    for text, spelling in spellings.items():
+        names = by_key.setdefault(canonical_label(text), {})
+        names[label_name(text)] = names.get(label_name(text), 0) + spelling.count
+    counts = {min(names, key=lambda name: (-names[name], name)): sum(names.values()) for names in by_key.values()}
+    return {name: counts[name] for name in sort_labels(counts)}
+
+
+def match_labels(found: Iterable[str], labels: Sequence[str]) -> dict[str, str]:
+    """Return {value as text: its label} for the values that certainly mean one of `labels`.
+
+    A value means the label that it equals, else the only one with the same canonical form. If none of the values means
+    a label so, and all are whole numbers from 0 below the number of labels, they are places in `labels`; unless labels
+    are numbers themselves.
+    """
+    found = list(found)
+    known, by_key = set(labels), dict[str, list[str]]()
+    for label in labels:
+        by_key.setdefault(canonical_label(label), []).append(label)
+    matched = {}
+    for text in found:
+        same = by_key.get(canonical_label(text), [])
+        if text in known:
+            matched[text] = text
+        elif (name := label_name(text)) in known:
+            matched[text] = name
+        elif len(same) == 1:
+            matched[text] = same[0]
+    if matched or any(is_number(label) for label in labels):
+        return matched
+    places = {text: canonical_label(text) for text in found}
+    if all(re.fullmatch("[0-9]{1,9}", place) and int(place) < len(labels) for place in places.values()):
+        return {text: labels[int(place)] for text, place in places.items()}
+    return {}
+
+
+def describe_matches(matched: Mapping[str, str], spellings: Mapping[str, Spelling]) -> list[str]:
+    """Return a note on the values that are written differently from their labels; [] where there are none."""
+    different = {text: label for text, label in matched.items() if text != label}
+    places = [text for text in different if canonical_label(text) != canonical_label(matched[text])]
+    if places:
+        shown = [f"{text} is {matched[text]!r} ({spellings[text].count:,})" for text in sort_labels(places)]
+        return [f"the labels are whole numbers, read as places among the names, from 0: {list_some(shown)}"]
+    shown = [
+        f"{quote_apart(text, label)} ({spellings[text].count:,}, first in line {spellings[text].line}) is read as "
+        f"the label {quote_apart(label, text)}"
+        for text, label in sorted(different.items())
+    ]
+    return [list_some(shown, 5, "; ")] if shown else []
+
+
+def check_unknown(
+    name: str, spellings: Mapping[str, Spelling], matched: Mapping[str, str], labels: Sequence[str]
+) -> None:
+    """Raise one DataError for the values that are none of `labels`, a line for each value."""
+    unknown = {text: spelling for text, spelling in spellings.items() if text not in matched}
+    known = f"the labels are {list_some([repr(label) for label in labels])}"
+    similar = {similar_key(label): label for label in labels} if unknown else {}
+    errors = ErrorList()
+    if len(unknown) > 3 and not matched:
+        shown = list_some([f"{text!r} ({spelling.count:,})" for text, spelling in unknown.items()], 5)
+        first = min(spelling.line for spelling in unknown.values())
+        errors.add(name, first, f"none of the labels is known: {shown}; {known}{_hint_at_places(unknown, labels)}")
+    else:
+        for text, spelling in unknown.items():
+            often = f" in {spelling.count:,} rows" if spelling.count > 1 else ""
+            hint = _hint_at_places([text], labels)
+            if (label := similar.get(similar_key(text))) is not None:
+                pair = f"{quote_apart(text, label)} and {quote_apart(label, text)}"
+                hint = f"; {pair} {describe_difference(text, label)}"
+            errors.add(name, spelling.line, f"unknown label {text!r}{often}; {known}{hint}")
+    errors.raise_if_any()
+
+
+def _hint_at_places(found: Iterable[str], labels: Sequence[str]) -> str:
+    if all(canonical_label(text).isdecimal() for text in found) and not any(map(is_number, labels)):
+        return f"; numbers are read as places among the names if all are from 0 to {len(labels) - 1}"
+    return ""
+
+
 def find_label_names(name: str, rows: Sequence[Row], column: str, declared: Sequence[str]) -> list[str]:
     """Return the classes: those declared, else those found, sorted. DataError where fewer than two occur."""
-    found = dict.fromkeys(label_name(row.values[column]) for row in rows)
-    all_declared = not declared or found.keys() <= set(declared)  # else check_label_names says which, and where
-    if len(found) < 2 and all_declared:
-        raise DataError(f"{name}: column {column!r} has only one class, {next(iter(found))!r}; training needs two")
-    return list(declared) or sort_labels(found)
+    spellings = count_spellings(rows, column)
+    classes = count_classes(spellings)
+    all_declared = not declared or match_labels(spellings, declared).keys() == spellings.keys()
+    if len(classes) < 2 and all_declared:  # else check_label_names says which is unknown, and where
+        raise DataError(f"{name}: column {column!r} has only one class, {next(iter(classes))!r}; training needs two")
+    return list(declared) or list(classes)
 
 
-def check_label_names(name: str, rows: Sequence[Row], column: str, labels: Sequence[str]) -> None:
-    """Raise one DataError for all labels that are not among `labels`."""
-    errors, known = ErrorList(), set(labels)
+def warn_of_labels(rows: Sequence[Row], column: str) -> list[str]:
+    """Return warnings on the classes of a training file that are probably not what it means."""
+    return warn_of_classes(count_classes(count_spellings(rows, column)), column)
+
+
+def check_label_names(name: str, rows: Rows, column: str, labels: Sequence[str]) -> None:
+    """Write into each row the label that its value means, and note what was written differently.
+
+    Raises one DataError for all values that are none of `labels`.
+    """
+    spellings = count_spellings(rows, column)
+    matched = match_labels(spellings, labels)
+    check_unknown(name, spellings, matched, labels)
     for row in rows:
-        if label_name(row.values[column]) not in known:
-            reason = f"unknown label {row.values[column]!r}; the labels are {', '.join(map(repr, labels))}"
-            errors.add(name, row.line, reason)
-    errors.raise_if_any()
+        row.values[column] = matched[as_text(row.values[column])]
+    rows.notes += describe_matches(matched, spellings)
+
+
+def class_numbers(rows: Sequence[Row], column: str, labels: Sequence[str]) -> np.ndarray:
+    """Return (N,) int64, the place of each row's label among `labels`. The rows have been checked."""
+    number = {label: i for i, label in enumerate(labels)}
+    found = [as_text(row.values[column]) for row in rows]
+    if not number.keys() >= set(found):  # rows that check_label_names has not seen
+        number = {text: number[label] for text, label in match_labels(dict.fromkeys(found), labels).items()}
+    return np.array([number[text] for text in found], dtype=np.int64)
+
+
+def list_some(items: Sequence[str], most: int = SHOWN, separator: str = ", ") -> str:
+    """Return the first items, and how many more there are."""
+    more = f"{separator}and {len(items) - most:,} more" if len(items) > most else ""
+    return separator.join(items[:most]) + more

@@ -1,66 +1,131 @@
-"""Targets of texts with several labels each: rows of 0 and 1. The texts are encoded by data/text_classification.py."""
+"""Targets of texts with several labels each: rows of 0 and 1. The texts are encoded by data/text_classification.py.
+
+A reader makes each cell of the label column a list of names (`read_label_sets`, or `read_label_columns` for a file with
+a column for each label). `check_label_set_names` then writes the labels that the names mean.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from typing import Any
+import json
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from data.errors import DataError, ErrorList
-from data.labels import label_name, sort_labels
-from data.row import Row
+from data.label_lists import ESCAPES, parse_flag, parse_list_text, split_labels
+from data.label_warnings import find_combined, warn_of_label_sets
+from data.labels import (
+    Spelling,
+    check_unknown,
+    count_classes,
+    count_spelling,
+    describe_matches,
+    match_labels,
+)
+from data.row import Row, Rows
 
-SEPARATORS = re.compile("[,;]")  # between labels in one field of text; names that contain one need a JSON list
+ALWAYS_SEPARATORS = ("|", "\t", "\n")  # refused in a label unless data.label_separator is given
+MAYBE_SEPARATORS = ("/", "&", "+", " ")  # usual within a label too
 
 
-def parse_label_set(value: Any) -> list[str]:
-    """Return the labels of an example, perhaps none, from a list, or from text with commas or semicolons between them.
+def read_label_sets(name: str, rows: Sequence[Row], column: str, errors: ErrorList, separator: str = "") -> None:
+    """Make the label cell of each row a list of names; add rows whose cell cannot be read to `errors`.
 
-    Raises DataError, with the reason alone, for any other value.
+    Lists as text are read, empty labels and repetitions in a cell are left out; all of these are noted.
     """
-    if isinstance(value, str):
-        value = SEPARATORS.split(value) if value.strip() else []
-    elif isinstance(value, int | float):
-        value = [value]
-    if not isinstance(value, list):
-        raise DataError(f"labels should be a list, or text with commas or semicolons between them, this is {value!r}")
-    if wrong := [item for item in value if not isinstance(item, str | int | float) or item != item]:
-        raise DataError(f"a label should be text or a number, this is {wrong[0]!r}")
-    names = [label_name(item) for item in value]
-    if "" in names:
-        raise DataError(f"{value!r} has an empty label")
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise DataError(f"the label {twice[0]!r} occurs twice")
-    return names
-
-
-def check_label_sets(name: str, rows: Sequence[Row], column: str, errors: ErrorList) -> None:
-    """Add to `errors` every row whose labels cannot be parsed."""
+    listed, empty, twice, separated = (list[Row]() for _ in range(4))
     for row in rows:
+        value = row.values[column]
+        if isinstance(value, str):
+            if separator and ESCAPES.get(separator, separator) in value:
+                separated.append(row)
+            if (items := parse_list_text(value)) is not None:
+                listed.append(row)
+                value = items
         try:
-            parse_label_set(row.values[column])
+            names = split_labels(value, separator)
         except DataError as error:
             errors.add(name, row.line, str(error))
+            continue
+        if "" in names:
+            empty.append(row)
+            names = [label for label in names if label]
+        if len(names) > 1 and len(set(names)) < len(names) and not _are_flags(names):
+            twice.append(row)
+            names = list(dict.fromkeys(names))
+        row.values[column] = names
+    for found, what in (
+        (listed, "lists as text, read as lists"),
+        (empty, "cells with an empty label, which is left out"),
+        (twice, "cells with a label twice, which counts once"),
+    ):
+        if found:
+            errors.notes.append(f"{column!r} has {len(found):,} {what}, first in line {found[0].line}")
+    if separator and not separated:
+        errors.notes.append(f"warning: data.label_separator = {separator!r} is in no cell of {column!r}")
 
 
-def find_label_set_names(name: str, rows: Sequence[Row], column: str, declared: Sequence[str]) -> list[str]:
-    """Return the classes: those declared, else all that occur, sorted. DataError where none occurs."""
-    found = {label for row in rows for label in parse_label_set(row.values[column])}
-    if not found:
-        raise DataError(f"{name}: no row has a label in {column!r}; training needs one at least")
-    return list(declared) or sort_labels(found)
-
-
-def check_label_set_names(name: str, rows: Sequence[Row], column: str, labels: Sequence[str]) -> None:
-    """Raise one DataError for all labels that are not among `labels`."""
-    errors, known = ErrorList(), set(labels)
+def read_label_columns(columns: Sequence[str], name: str, rows: Sequence[Row], column: str, errors: ErrorList) -> None:
+    """Make `column` of each row the list of those `columns` that are 1 or true; other values than 0 are errors."""
     for row in rows:
-        for label in parse_label_set(row.values[column]):
-            if label not in known:
-                errors.add(name, row.line, f"unknown label {label!r}; the labels are {', '.join(map(repr, labels))}")
-    errors.raise_if_any()
+        flags = [parse_flag(row.values[label]) for label in columns]
+        if None in flags:
+            label = columns[flags.index(None)]
+            reason = (
+                f"column {label!r} should be 0 or 1, as it is a label of data.labels; this is {row.values[label]!r}"
+            )
+            errors.add(name, row.line, reason)
+        row.values[column] = [label for label, flag in zip(columns, flags, strict=True) if flag]
+
+
+def find_flag_columns(row: Row, others: Collection[str]) -> list[str]:
+    """Return the columns with 0 or 1 in a row, but for `others`."""
+    return [column for column, value in row.values.items() if column not in others and parse_flag(value) is not None]
+
+
+def find_label_set_names(name: str, rows: Rows, column: str, declared: Sequence[str], separator: str = "") -> list[str]:
+    """Return the classes: those declared, else all that occur, sorted; with notes on what looks wrong with them.
+
+    DataError where none occurs, and for labels that data.labels or data.label_separator has to explain.
+    """
+    spellings = _count_spellings(rows, column)
+    if not spellings:
+        raise DataError(f"{name}: no row has a label in {column!r}; training needs one at least")
+    if declared:
+        return list(declared)
+    if width := _flag_width(rows, column):
+        raise DataError(
+            f"{name}: {column!r} has {width} numbers 0 and 1 in each row; data.labels should name the {width} labels "
+            "that they stand for, in their order"
+        )
+    counts = count_classes(spellings)
+    if not separator:
+        rows.notes += _check_separators(name, counts)
+    rows.notes += warn_of_label_sets(counts, len(rows))
+    return list(counts)
+
+
+def check_label_set_names(name: str, rows: Rows, column: str, labels: Sequence[str]) -> None:
+    """Make each row's names the labels that they mean, and note what was written differently.
+
+    Rows with a 0 or 1 for each label become lists of labels. Raises one DataError for all names that are no label.
+    """
+    if (width := _flag_width(rows, column)) == len(labels) and not {"0", "1"} <= set(labels):
+        for row in rows:
+            flags = map(parse_flag, row.values[column])
+            row.values[column] = [label for label, flag in zip(labels, flags, strict=True) if flag]
+        rows.notes.append(f"{column!r} has {width} numbers 0 and 1 in each row, one for each label in their order")
+        return
+    # A reader leaves repetitions only in rows of 0 and 1.
+    if wrong := next((row for row in rows if len(set(row.values[column])) < len(row.values[column])), None):
+        found = f"{len(wrong.values[column])} numbers 0 and 1, as {wrong.values[column]}"
+        raise DataError(f"{name}:{wrong.line}: {found}: each row should have one for each of the {len(labels)} labels")
+    spellings = _count_spellings(rows, column)
+    matched = match_labels(spellings, labels)
+    check_unknown(name, spellings, matched, labels)
+    for row in rows:
+        row.values[column] = list(dict.fromkeys(matched[label] for label in row.values[column]))
+    rows.notes += describe_matches(matched, spellings)
 
 
 def multi_hot(rows: Sequence[Row], column: str, labels: Sequence[str]) -> np.ndarray:
@@ -68,5 +133,43 @@ def multi_hot(rows: Sequence[Row], column: str, labels: Sequence[str]) -> np.nda
     number = {name: i for i, name in enumerate(labels)}
     targets = np.zeros((len(rows), len(labels)), dtype=np.float32)
     for i, row in enumerate(rows):
-        targets[i, [number[label] for label in parse_label_set(row.values[column])]] = 1
+        targets[i, [number[label] for label in row.values[column]]] = 1
     return targets
+
+
+def _count_spellings(rows: Sequence[Row], column: str) -> dict[str, Spelling]:
+    found: dict[str, Spelling] = {}
+    for row in rows:
+        for label in row.values[column]:
+            count_spelling(found, label, row.line)
+    return found
+
+
+def _are_flags(names: Sequence[str]) -> bool:
+    return all(parse_flag(label) is not None for label in names)
+
+
+def _flag_width(rows: Sequence[Row], column: str) -> int:
+    """Return how many numbers 0 and 1 each row has, two at least; 0 where some row has anything else."""
+    width = len(rows[0].values[column]) if rows else 0
+    if width < 2 or any(len(row.values[column]) != width or not _are_flags(row.values[column]) for row in rows):
+        return 0
+    return width
+
+
+def _check_separators(name: str, counts: Mapping[str, int]) -> list[str]:
+    """Return warnings on labels that may be several; DataError where they certainly are."""
+    warnings = []
+    for separator in (*ALWAYS_SEPARATORS, *MAYBE_SEPARATORS):
+        having = [label for label in counts if separator in label]
+        example = find_combined(counts, separator)
+        shown = json.dumps(separator)
+        if separator in ALWAYS_SEPARATORS and example:
+            raise DataError(
+                f"{name}: labels such as {example!r} are several labels: data.label_separator = {shown} splits them, "
+                'and data.label_separator = "," keeps them'
+            )
+        if example or (separator in ALWAYS_SEPARATORS and having):
+            count = f"{len(having):,} of {len(counts):,} labels contain {separator!r}, as {example or having[0]!r}"
+            warnings.append(f"warning: {count}: data.label_separator = {shown} would split them")
+    return warnings

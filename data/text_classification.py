@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from tqdm import tqdm
 
 from data.errors import ErrorList
-from data.examples import TextExamples, count_notes
-from data.labels import label_name
+from data.examples import TextExamples, note_truncated
+from data.label_lists import parse_list_text
+from data.label_spelling import label_name
+from data.labels import class_numbers
 from data.row import Row
 
 # Characters of the texts that are encoded at a time. An encoding also holds strings, and everything beyond max_length,
 # about 20 bytes a character. It is freed before the next texts are encoded.
 CHUNK = 4_000_000
+_LIKE_A_LIST = re.compile(r"[\[({].*(?:['\",]|[0-9]\s+[0-9]).*[\])}]|\[\s*\]", re.DOTALL)  # [NOISE] is a name
+SEVERAL = "multi-label-classification"  # the task that reads several labels to a text
 
 
 def check_texts(name: str, rows: Sequence[Row], columns: Sequence[str], label: str, errors: ErrorList) -> None:
@@ -32,10 +37,19 @@ def check_texts(name: str, rows: Sequence[Row], columns: Sequence[str], label: s
                 errors.add(name, row.line, f"{column!r} should be text, this is {value!r}")
             elif not value.strip():
                 errors.add(name, row.line, f"{column!r} is empty", is_empty=True)
-        if label and isinstance(row.values[label], dict | list):
-            errors.add(name, row.line, f"a label should be text or a number, this is {row.values[label]!r}")
-        elif label and not label_name(row.values[label]):
-            errors.add(name, row.line, f"the label in {label!r} is empty")
+        if label and (reason := _find_label_fault(row.values[label], label)):
+            errors.add(name, row.line, reason)
+
+
+def _find_label_fault(value: object, column: str) -> str:
+    """Return why a value of the label column is no class; "" for one that is."""
+    if isinstance(value, dict | list | tuple | set | bytes):
+        return f"a label should be text or a number, this is {value!r}"
+    if not label_name(value):
+        return f"the label in {column!r} is empty"
+    if isinstance(value, str) and _LIKE_A_LIST.fullmatch(value.strip()) and parse_list_text(value) is not None:
+        return f'a label should be one class, this is a list as text, {value!r}; run.task = "{SEVERAL}" reads lists'
+    return ""
 
 
 def encode_texts(
@@ -47,16 +61,18 @@ def encode_texts(
     label: str = "",
     labels: Sequence[str] = (),
     max_length: int,
+    limit: str = "data.max_length",
+    nouns: str = "texts",
 ) -> TextExamples[None]:
     """Encode checked rows, truncated to `max_length` tokens including the special ones (the longest of a pair first).
 
-    label: a column, or "" for unlabelled rows.
+    label: a column, or "" for unlabelled rows. limit, nouns: the setting of max_length and what the rows are, in notes.
     """
     tokenizer.enable_truncation(max_length, strategy="longest_first")
     # An empty array first, so that no rows make an empty data set.
     ids, types = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.uint8)]
     lengths: list[int] = []
-    truncated = 0
+    truncated, lost = 0, 0
     inputs = [(r.values[text], r.values[text_pair]) if text_pair else r.values[text] for r in rows]
     is_quiet = not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0"  # every rank encodes, one shows it
     with tqdm(total=len(rows), desc="encoding", unit="text", leave=False, delay=1, disable=is_quiet) as bar:
@@ -65,20 +81,34 @@ def encode_texts(
             ids += [np.asarray(e.ids, dtype=np.int32) for e in encodings]
             types += [np.asarray(e.type_ids, dtype=np.uint8) for e in encodings]
             lengths += [len(e.ids) for e in encodings]
-            truncated += sum(bool(e.overflowing) for e in encodings)
-            del encodings
+            beyond = [(i, parts) for i, e in enumerate(encodings) if (parts := e.overflowing)]
+            truncated += len(beyond)
+            lost += _count_lost([parts for _, parts in beyond], [chunk[i] for i, _ in beyond], tokenizer, max_length)
+            del encodings, beyond
             bar.update(len(chunk))
     tokenizer.no_truncation()
-    number = {name: i for i, name in enumerate(labels)}
     return TextExamples(
         input_ids=np.concatenate(ids),
         token_type_ids=np.concatenate(types),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        labels=np.array([number[label_name(r.values[label])] for r in rows], dtype=np.int64) if label else None,
+        labels=class_numbers(rows, label, labels) if label else None,
         ids=[row.id for row in rows],
         truncated=truncated,
-        notes=count_notes((truncated, "text", "truncated to data.max_length")),
+        notes=note_truncated(truncated, len(rows), nouns, f"{limit} = {max_length}", lost, sum(lengths) + lost),
     )
+
+
+def _count_lost(
+    beyond: Sequence[list[Encoding]], inputs: Sequence[str | tuple[str, str]], tokenizer: Tokenizer, max_length: int
+) -> int:
+    """Return the number of tokens that truncated texts or pairs lost. beyond: the parts that were truncated away."""
+    if not inputs or isinstance(inputs[0], str):
+        num_special = tokenizer.num_special_tokens_to_add(False)  # each part has them too
+        return sum(len(part) - num_special for parts in beyond for part in parts)
+    tokenizer.no_truncation()  # the parts of a pair have its texts in every combination, so they do not tell
+    lost = sum(len(encoding) - max_length for encoding in tokenizer.encode_batch_fast(inputs))
+    tokenizer.enable_truncation(max_length, strategy="longest_first")
+    return lost
 
 
 def split_into_chunks(inputs: Sequence[str | tuple[str, str]]) -> Iterator[Sequence[str | tuple[str, str]]]:

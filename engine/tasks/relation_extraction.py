@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from data import Batch, Examples, Row, TextExamples
+from data import Batch, Examples, Row, Rows, TextExamples
 from data.augmentation import text as text_augmentation
 from data.labels import check_label_names
 from data.relation_extraction import ROLES, Entity, RelationRecord, encode_relations, read_relations
@@ -35,10 +35,10 @@ def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
     )
 
 
-def check_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Sequence[str]) -> None:
-    """Raise DataError for every unknown relation, and ConfigError if no_relation_label is set and is not a label.
+def check_labels(name: str, rows: Rows, settings: TaskSettings, labels: Sequence[str]) -> None:
+    """Write into each row the label that its relation means; DataError for every unknown one.
 
-    With its default value the data need not have such a label.
+    ConfigError if no_relation_label is set and is not a label; with its default value, the data need not have one.
     """
     no_relation = settings.own.no_relation_label
     is_default = no_relation == RelationExtractionSettings.no_relation_label
@@ -63,6 +63,12 @@ def encode(
         no_relation=list(labels).index(no_relation) if no_relation in labels else None,
         max_length=settings.data.max_length,
     )
+
+
+def texts(row: Row, settings: TaskSettings) -> list[str]:
+    """Return the text of a row and its two entities."""
+    text: str = row.values[settings.data.text_column]
+    return [text, *(row.values[role].text_in(text) for role in ROLES)]
 
 
 def augment(examples: Examples, rows: list[Row], encode: RowEncoder, settings: AugmentSettings, seed: int) -> Examples:
@@ -119,6 +125,7 @@ RELATION_EXTRACTION = Task(
     find_labels=text_classification.find_labels,
     check_labels=check_labels,
     encode=encode,
+    texts=texts,
     augment=augment,
     evaluate_batch=evaluate_batch,
     compute_metrics=compute_metrics,

@@ -56,6 +56,12 @@ def accept_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Se
     """Accept all labels, for a task whose `read` checks the targets."""
 
 
+def column_texts(row: Row, settings: TaskSettings) -> list[str]:
+    """Return the texts in the columns of a row that the task reads."""
+    columns = (settings.data.text_column, settings.data.text_pair_column)
+    return [row.values[column] for column in columns if column in row.values]
+
+
 def show_augmented_texts(examples: Examples, path: Path) -> str:
     """Return the first rows beside their augmented versions; "" where nothing is augmented."""
     return text_augmentation.show_augmented(examples)
@@ -81,6 +87,7 @@ class Task:
     split_labels(rows, settings) -> labels of each row  those of which the held-out split needs an example
     load_processor(folder) -> processor                 load the tokenizer or image preprocessing of a checkpoint
     encode(rows, processor, settings, labels, labelled) -> examples    encode rows, in their order
+    texts(row, settings) -> texts                       the texts of a row that the model reads; notes count what is lost
     augment(examples, rows, encode, augment, seed) -> examples         wrap the training examples as [augment] says
     show_augmented(examples, path) -> text              show augmented examples in a dry run; a picture goes to `path`
     evaluate_batch(model, batch, examples, generate) -> statistics     evaluate one labelled batch
@@ -109,6 +116,7 @@ class Task:
     split_labels: Callable[[list[Row], TaskSettings], Sequence[Collection[str]]] = no_split_labels
     load_processor: Callable[[Path], Any] = load_tokenizer
     encode: Callable[[list[Row], Any, TaskSettings, Sequence[str], bool], Examples]
+    texts: Callable[[Row, TaskSettings], Sequence[str]] = column_texts
     augment: Callable[[Any, list[Row], RowEncoder, AugmentSettings, int], Examples] = refuse_augmentation
     show_augmented: Callable[[Any, Path], str] = show_augmented_texts
     evaluate_batch: Callable[[TaskModel, Batch, Any, GenerateSettings], Tensor]
@@ -119,5 +127,5 @@ class Task:
     show_generations: Callable[[TaskModel, Any, GenerateSettings, int], str] = no_text
 
     def encoder(self, processor: Any, settings: TaskSettings, labels: Sequence[str]) -> RowEncoder:
-        """Return the function that encodes labelled rows; `augment` uses it too."""
-        return RowEncoder(self.encode, self.read, processor, settings, tuple(labels))
+        """Return the function that encodes rows; `augment` uses it too."""
+        return RowEncoder(self.encode, self.read, processor, settings, tuple(labels), self.texts)

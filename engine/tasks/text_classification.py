@@ -8,10 +8,10 @@ from typing import Any
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from data import Batch, Examples, Row, TextExamples, read_rows
+from data import Batch, Examples, Row, Rows, TextExamples, read_rows
 from data import text_classification as texts
 from data.errors import ErrorList
-from data.labels import check_label_names, find_label_names
+from data.labels import check_label_names, find_label_names, warn_of_labels
 from engine.config import AugmentSettings, GenerateSettings
 from engine.metrics import text_classification as metrics
 from engine.metrics import unusable
@@ -20,7 +20,8 @@ from engine.tasks.settings import TaskSettings
 from engine.tasks.task import Task
 from models import TaskModel
 
-CheckTargets = Callable[[str, list[Row], str, ErrorList], None]  # (file, rows, label column, where errors are added)
+# (file, rows, label column, where errors are added): check the targets, and write them into the label column.
+ReadTargets = Callable[[str, list[Row], str, ErrorList], None]
 
 
 def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
@@ -28,27 +29,39 @@ def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
     return read_texts(name, settings, labelled, None)
 
 
-def read_texts(name: str, settings: TaskSettings, labelled: bool, check_targets: CheckTargets | None) -> list[Row]:
-    """Read rows of texts. check_targets: the check of targets that are not classes; None: they are classes."""
+def read_texts(
+    name: str,
+    settings: TaskSettings,
+    labelled: bool,
+    read_targets: ReadTargets | None,
+    target_columns: Sequence[str] = (),
+) -> Rows:
+    """Read rows of texts. read_targets: reads targets that are not classes; None: they are classes.
+
+    target_columns: the columns of the targets, if these are not in the label column.
+    """
     data = settings.data
     columns = [column for column in (data.text_column, data.text_pair_column) if column]
     label = settings.label_column(labelled)
-    more = [column for column in (label, settings.group_column(name, labelled)) if column]
+    more = [*(target_columns or [label]), settings.group_column(name, labelled)]
     errors = ErrorList()
-    rows = read_rows(name, columns + more, settings.file_options, errors)
-    texts.check_texts(name, rows, columns, label if check_targets is None else "", errors)
-    if labelled and check_targets is not None:
-        check_targets(name, rows, label, errors)
+    rows = read_rows(name, [*columns, *filter(None, more)], settings.file_options, errors)
+    texts.check_texts(name, rows, columns, label if read_targets is None else "", errors)
+    if labelled and read_targets is not None:
+        read_targets(name, rows, label, errors)
     return errors.settle(name, rows, settings.file_options)
 
 
-def find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
-    """Return data.labels, else the classes that occur, sorted."""
-    return find_label_names(name, rows, settings.data.label_column, settings.data.labels)
+def find_labels(name: str, rows: Rows, settings: TaskSettings) -> list[str]:
+    """Return data.labels, else the classes that occur, sorted, with notes on those that look wrong."""
+    column, declared = settings.data.label_column, settings.data.labels
+    if not declared:
+        rows.notes += warn_of_labels(rows, column)
+    return find_label_names(name, rows, column, declared)
 
 
-def check_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Sequence[str]) -> None:
-    """Raise DataError for every row whose class is unknown."""
+def check_labels(name: str, rows: Rows, settings: TaskSettings, labels: Sequence[str]) -> None:
+    """Write into each row the label that its class means; DataError for every unknown class."""
     check_label_names(name, rows, settings.data.label_column, labels)
 
 

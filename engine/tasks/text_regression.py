@@ -22,7 +22,7 @@ from models import TaskModel
 
 def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
     """Read rows with a text or a pair of texts, and with labels a number."""
-    return text_classification.read_texts(name, settings, labelled, targets.check_scores)
+    return text_classification.read_texts(name, settings, labelled, targets.read_scores)
 
 
 def find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
