@@ -17,7 +17,9 @@ def task_settings(config: Config, task: Task) -> TaskSettings:
     """Return the settings by which the task reads data, with every column named; ConfigError for unused settings."""
     _check_used(config, task)
     own = getattr(config, task.section) if task.section else None
-    return TaskSettings(task.columns.fill(config.data), own)
+    return TaskSettings(
+        task.columns.fill(config.data), own, generate=config.generate, bleu_tokenizer=config.eval.bleu_tokenizer
+    )
 
 
 def _check_used(config: Config, task: Task) -> None:
@@ -25,6 +27,7 @@ def _check_used(config: Config, task: Task) -> None:
     default = Config()
     unread = {other.section for other in TASKS.values()} - {task.section, ""}
     unread |= set() if task.generates else {"generate"}
+    unread |= set() if "bleu" in task.metrics else {"eval.bleu_tokenizer"}
     unread |= {"data.labels"} if task.find_labels is no_labels else set()
     unread |= {"data.text_pair_column"} if task.columns.text_pair is None else set()
     unread |= set() if task.problem in ("single-label", "multi-label") else {"data.teacher_file"}

@@ -289,7 +289,7 @@ class EvalSettings:
     metric: str = setting("", "metric that chooses the best checkpoint; empty: the task's main metric")
     bleu_tokenizer: str = setting(
         "auto",
-        "translation: sacrebleu's tokenizer for BLEU; auto: by the script of the references",
+        "sacrebleu's tokenizer for BLEU; auto: zh, char or 13a, by the script of the targets",
         ("auto", "13a", "intl", "zh", "char", "ja-mecab", "ko-mecab", "none"),
     )
     mode: str = setting(

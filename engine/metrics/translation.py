@@ -15,29 +15,39 @@ from typing import Any
 from data import scripts
 from engine.config import ConfigError
 
-TOKENIZERS = ("13a", "zh", "char")  # names of sacrebleu
+# sacrebleu's names. Its others, flores101, flores200 and spm, download a model.
+TOKENIZERS = ("13a", "zh", "char", "intl", "ja-mecab", "ko-mecab", "none")
+NEEDED = {"ja-mecab": ("MeCab", "sacrebleu[ja]"), "ko-mecab": ("mecab_ko", "sacrebleu[ko]")}  # a module, a package
 NUM_BLEU_COUNTS = 10  # two lengths, and 4 orders x (correct, total)
 NUM_CHRF_COUNTS = 18  # 6 orders x (ours, theirs, common)
 CHINESE = re.compile(f"[{scripts.CHINESE}]")
 KANA = re.compile(f"[{scripts.KANA_LETTERS}]")
+SOUTH_EAST_ASIAN = re.compile(f"[{scripts.THAI_LAO}{scripts.BURMESE}{scripts.KHMER}]")
 
 
-def require_sacrebleu() -> None:
-    """Raise ConfigError if sacrebleu is not installed. It imports nothing, so it can run before any file is read."""
+def require_sacrebleu(tokenizer: str = "auto") -> None:
+    """Raise ConfigError if sacrebleu, or what its tokenizer needs, is not installed.
+
+    It imports nothing, so it can run before any file is read.
+    """
     if importlib.util.find_spec("sacrebleu") is None:
         raise ConfigError("BLEU and chrF need the sacrebleu package: pip install 'sacrebleu>=2'")
+    module, package = NEEDED.get(tokenizer, ("", ""))
+    if module and importlib.util.find_spec(module) is None:
+        raise ConfigError(f"eval.bleu_tokenizer = {tokenizer!r} needs further packages: pip install '{package}'")
 
 
 def choose_tokenizer(references: Sequence[str]) -> str:
     """Return BLEU's tokenizer for the script of most references of a data set; chrF needs none.
 
     - zh for Chinese: its characters, and the words of other scripts;
-    - char for Japanese, whose words would need a dictionary;
+    - char for Japanese, Thai, Lao, Burmese and Khmer, whose words would need a dictionary;
     - 13a, sacrebleu's default, for languages with spaces.
     """
     kana = sum(bool(KANA.search(text)) for text in references)
     chinese = sum(bool(CHINESE.search(text)) for text in references)
-    if 2 * kana > len(references):
+    south_east_asian = sum(bool(SOUTH_EAST_ASIAN.search(text)) for text in references)
+    if 2 * max(kana, south_east_asian) > len(references):
         return "char"
     return "zh" if 2 * chinese > len(references) else "13a"
 

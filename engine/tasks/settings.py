@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from data.formats.options import FileOptions
-from engine.config import ConfigError, DataSettings
+from engine.config import ConfigError, DataSettings, GenerateSettings
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class TaskSettings:
     data: DataSettings
     own: Any = None  # a class of engine/config/task_sections.py, that of Task.section; None: no section
     accept_empty: bool = False  # leave rows without a text out, as evaluation and prediction do
+    generate: GenerateSettings = field(default_factory=GenerateSettings)  # of a task that writes texts
+    bleu_tokenizer: str = "auto"  # eval.bleu_tokenizer
 
     @property
     def file_options(self) -> FileOptions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -23,23 +24,28 @@ NUM_TOKENIZERS = len(metrics.TOKENIZERS)
 def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
     """Read rows of source texts, and with labels their targets; ConfigError if sacrebleu is needed and missing."""
     if labelled:  # such rows will be scored, so that a missing package is reported before the training
-        metrics.require_sacrebleu()
+        metrics.require_sacrebleu(settings.bleu_tokenizer)
     return seq2seq.read(name, settings, labelled)
 
 
 def encode(
     rows: list[Row], processor: PairTokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
 ) -> TextExamples[Seq2SeqRecord]:
-    """Encode sources and targets; all references together determine BLEU's tokenizer, the same for every batch."""
-    references = [row.values[settings.data.label_column] for row in rows] if labelled else []
-    tokenizer = metrics.choose_tokenizer(references) if labelled else ""
-    return seq2seq.encode(rows, processor, settings, labels, labelled, tokenizer)
+    """Encode sources and targets; eval.bleu_tokenizer or all references together determine BLEU's tokenizer."""
+    tokenizer, why = settings.bleu_tokenizer, "as eval.bleu_tokenizer says"
+    if not labelled:
+        return seq2seq.encode(rows, processor, settings, labels, labelled)
+    if tokenizer == "auto":
+        references = [row.values[settings.data.label_column] for row in rows]
+        tokenizer, why = metrics.choose_tokenizer(references), "by the script of most targets"
+    examples = seq2seq.encode(rows, processor, settings, labels, labelled, tokenizer)
+    return replace(examples, notes=(*examples.notes, f"BLEU: sacrebleu's tokenizer {tokenizer}, {why}"))
 
 
 def evaluate_batch(
     model: TaskModel, batch: Batch, examples: TextExamples[Seq2SeqRecord], generate: GenerateSettings
 ) -> Tensor:
-    """Return [sum of losses, targets, texts for each BLEU tokenizer, the counts of BLEU and chrF], (2 + 3 + 28,)."""
+    """Return [sum of losses, targets, texts for each BLEU tokenizer, the counts of BLEU and chrF], (2 + 7 + 28,)."""
     loss_sum, num_targets, written, references = seq2seq.evaluate_texts(model, batch, examples, generate)
     tokenizer = examples.record.bleu_tokenizer
     texts = [len(written) if name == tokenizer else 0 for name in metrics.TOKENIZERS]

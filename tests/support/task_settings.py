@@ -26,4 +26,5 @@ def settings_of(config: Config, task: str = "") -> TaskSettings:
     """Return what the task of a configuration, or `task`, reads its data by."""
     chosen = TASKS[task or config.run.task]
     own = getattr(config, chosen.section) if chosen.section else None
-    return TaskSettings(chosen.columns.fill(config.data), own)
+    more = {"generate": config.generate, "bleu_tokenizer": config.eval.bleu_tokenizer}
+    return TaskSettings(chosen.columns.fill(config.data), own, **more)

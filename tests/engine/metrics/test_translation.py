@@ -104,6 +104,8 @@ def test_nothing_at_all_scores_zero():
         (["the 道 of programming", "a sentence", "another"], "13a"),
         (["これは文です。", "カタカナ", "漢字"], "char"),
         (["Предложение.", "جملة"], "13a"),
+        (["ประโยคหนึ่ง", "ပြောသည်", "ពាក្យ", "a word"], "char"),
+        (["한 문장이다.", "또 다른"], "13a"),  # Korean has spaces
         ([], "13a"),
     ],
 )
