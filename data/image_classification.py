@@ -8,9 +8,7 @@ paths, and a resumed run skips the same images.
 from __future__ import annotations
 
 import hashlib
-import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,19 +19,19 @@ from torch import Tensor
 
 from data.augmentation.image import ImageAugmentation, choose_mix
 from data.batch import Batch
-from data.errors import MEMORY, DataError, ErrorList
+from data.errors import DataError, ErrorList
 from data.formats import idx
-from data.formats.folders import read_folder
-from data.formats.image_files import check_all, checksum, decode, from_memory
+from data.formats.folders import class_folders, list_names, read_folder
+from data.formats.image_files import MAX_PIXELS, check_images, decode, describe_findings
+from data.formats.image_paths import find_images
 from data.formats.memory import is_in_memory
 from data.formats.options import FileOptions
 from data.formats.rows import locate, read_rows
 from data.image_preprocessing import Preprocessing, normalize, resize_and_crop, to_pixels
-from data.labels import label_name
+from data.label_spelling import canonical_label
+from data.labels import class_numbers
 from data.row import Row, Rows
 from data.text_classification import check_texts
-
-SHOWN = 20  # bad images that are named
 
 # Files -> rows
 
@@ -45,20 +43,22 @@ def read_images(
     label: str = "label",
     group: str = "",
     labels: Sequence[str] = (),
-    bad_images: str = "raise",
+    max_pixels: int = MAX_PIXELS,
     options: FileOptions = FileOptions(),
 ) -> Rows:
     """Return rows with an image in column `image` and its `label` ("": without labels).
 
     - A folder (format folder): its folders are the classes. Ids are the paths below it. The image is a Path.
-    - A file of rows (format as in read_rows): the column has paths, relative to the file. The image is a Path.
+    - A file of rows (format as in read_rows): the column has paths, relative to the file, or the content of files. The
+      image is a Path or bytes.
     - An IDX file of images (format idx), such as train-images-idx3-ubyte[.gz], with the file of its labels beside it.
       Labels are numbers, the positions in `labels` where these are given. The image is (height, width) uint8.
-    - Rows in memory: the column has Pillow images, arrays of uint8, or paths. The image is a Pillow image or a Path.
+    - Rows in memory: the column has Pillow images, arrays of uint8, paths or bytes. The image is a Pillow image, a Path
+      or bytes.
 
     format "auto" decides by the name. group: a column that a file of rows must have.
     Rows of image files and of images in memory get a column "digest", a checksum.
-    bad_images: "raise" a DataError that names the bad images with reasons, or "skip" them and print them.
+    Notes count what was left out or changed in decoding, and the images that several classes have.
     """
     path, format = locate(name), options.format
     if is_in_memory(name):
@@ -69,83 +69,107 @@ def read_images(
         raise DataError(
             f"{name}: data.group_column = {group!r} is a column, and there are none; list the images in a .csv file"
         )
+    errors = ErrorList()
     if format == "idx":
-        return Rows(_read_idx(name, path, image, label, labels))
-    bad: list[str] = []
-    if format == "folder":
+        rows = _read_idx(name, path, image, label, labels, max_pixels, errors)
+    elif format == "folder":
         if not path.is_dir():
             raise DataError(f"{name}: no such folder")
-        rows = read_folder(path, image, label, bad)
-        locations = [f"{path / row.id}" for row in rows]
+        rows = read_folder(path, image, label, errors, labels)
+        _check_images(name, rows, image, max_pixels, errors)
     else:
-        rows = _read_listed(name, image, label, group, replace(options, format=format))
-        locations = [f"{name.removeprefix(MEMORY)}:{row.line}" for row in rows]
-        if not is_in_memory(name):
-            locations = [f"{location}: {row.values[image]}" for location, row in zip(locations, rows, strict=True)]
-            for row in rows:
-                row.values[image] = path.parent / row.values[image]
-    check = _check_in_memory(rows, image) if is_in_memory(name) else check_all([row.values[image] for row in rows])
-    good = []
-    for row, location, (digest, reason) in zip(rows, locations, check, strict=True):
-        row.values["digest"] = digest
-        if reason:
-            bad.append(f"{location}: {reason}")
-        else:
-            good.append(row)
-    _report(name, bad, len(good), bad_images)
-    return Rows(good)
+        rows = _read_listed(name, image, label, group, replace(options, format=format), errors)
+        given = find_images(name, Path() if is_in_memory(name) else path.parent, rows, image, errors)
+        _check_images(name, rows, image, max_pixels, errors, given)
+    if not rows and not errors:
+        raise DataError("\n".join([f"{name}: no images", *errors.notes]))
+    if options.bad_rows == "skip" and len(errors.reasons) > 1:
+        errors.notes.append(f"images left out: {list_names([row.id for row in rows if row.line in errors.reasons])}")
+    settled = errors.settle(name, rows, options)
+    if label:
+        settled.notes += describe_contradictions(settled, image, label)
+    if label and format == "folder":
+        without = sorted(set(class_folders(path, labels)) - {row.values[label] for row in settled})
+        settled.notes += [f"no image in the folder of a class: {list_names(without)}"] if without else []
+    return settled
 
 
-def _read_listed(name: str, image: str, label: str, group: str, options: FileOptions) -> list[Row]:
-    """Return the rows of a list of paths, or of images in memory; DataError for columns that cannot be used."""
-    errors = ErrorList()
+def _read_listed(name: str, image: str, label: str, group: str, options: FileOptions, errors: ErrorList) -> list[Row]:
+    """Return the rows of a list of paths, or of images in memory; labels that cannot be used are added to `errors`."""
     rows = read_rows(name, [image, *filter(None, (label, group))], options, errors)
-    check_texts(name, rows, [] if is_in_memory(name) else [image], label, errors)
-    errors.raise_if_any()
+    check_texts(name, rows, [], label, errors)
     return rows
 
 
-def _check_in_memory(rows: Sequence[Row], image: str) -> Iterator[tuple[str, str]]:
-    """Make each image a Pillow image; yield (checksum, why it is bad or "") of each."""
+def _check_images(
+    name: str,
+    rows: Sequence[Row],
+    image: str,
+    max_pixels: int,
+    errors: ErrorList,
+    given: Mapping[int, str] | None = None,
+) -> None:
+    """Decode the image of each row once, and add its digest to the row.
+
+    Bad images are added to `errors`, and what decoding changed to its notes. given: {line: path} in a list; without it,
+    the images are those of a folder, which their ids name.
+    """
+    rows = [row for row in rows if row.line not in errors.reasons]
+    found = []
+    checks = check_images([row.values[image] for row in rows], max_pixels)
+    for row, checked in zip(rows, checks, strict=True):
+        row.values[image], row.values["digest"] = checked.image, checked.digest
+        path = (given or {}).get(row.line, "")
+        found.append((path or row.id, checked.findings))
+        if checked.reason and given is None:
+            errors.add(name, row.line, checked.reason, place=row.id)
+        elif checked.reason:
+            errors.add(name, row.line, f"{path}: {checked.reason}" if path else checked.reason)
+    errors.notes += describe_findings(found)
+
+
+def image_digest(row: Row, image: str) -> str:
+    """Return a checksum of a row's image, which equal images share."""
+    digest: str = row.values.get("digest", "")
+    return digest or hashlib.sha256(np.ascontiguousarray(row.values[image]).tobytes()).hexdigest()
+
+
+def describe_contradictions(rows: Sequence[Row], image: str, label: str) -> list[str]:
+    """Return a note on images that occur with several labels; [] where there are none."""
+    first: dict[str, Row] = {}
+    others: dict[str, Row] = {}
     for row in rows:
-        value = row.values[image]
-        if isinstance(value, str | Path):
-            row.values[image] = Path(value)
-            yield from check_all([Path(value)])
-            continue
-        try:
-            row.values[image] = from_memory(value)
-            yield checksum(row.values[image]), ""
-        except DataError as error:
-            yield "", str(error)
+        digest = image_digest(row, image)
+        same = first.setdefault(digest, row)
+        if canonical_label(same.values[label]) != canonical_label(row.values[label]):
+            others.setdefault(digest, row)
+    if not others:
+        return []
+    digest, other = next(iter(others.items()))
+    classes = f"{first[digest].values[label]!r} and {other.values[label]!r}"
+    images = "1 image has" if len(others) == 1 else f"{len(others):,} images have"
+    return [f"{images} several labels (first: {first[digest].id} and {other.id} are one image, of {classes})"]
 
 
-def _report(name: str, bad: list[str], num_good: int, policy: str) -> None:
-    """Raise or print the bad images."""
-    shown = "\n".join(bad[:SHOWN]) + (f"\n... and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else "")
-    if bad and policy == "raise":
-        raise DataError(f'{shown}\n(image_classification.bad_images = "skip" leaves bad images out)')
-    if not num_good:
-        raise DataError(f"{shown}\n{name}: no images".strip())
-    if bad and os.environ.get("RANK", "0") == "0":  # every rank reads, one prints it
-        print(f"{name}: {len(bad):,} of {num_good + len(bad):,} images are bad and left out:\n{shown}", file=sys.stderr)
-
-
-def _read_idx(name: str, path: Path, image: str, label: str, labels: Sequence[str]) -> list[Row]:
+def _read_idx(
+    name: str, path: Path, image: str, label: str, labels: Sequence[str], max_pixels: int, errors: ErrorList
+) -> list[Row]:
     pixels = idx.read(path, dimensions=3)
     rows = [Row(str(i), i, {image: picture}) for i, picture in enumerate(pixels, start=1)]
-    if not rows:
-        raise DataError(f"{name}: no images")
-    if label:
+    height, width = pixels.shape[1:]
+    if rows and height * width > max_pixels:
+        raise DataError(
+            f"{name}: images of {width:,} x {height:,} pixels; image_classification.max_pixels allows at most "
+            f"{max_pixels:,}"
+        )
+    if rows and label:
         numbers = idx.read(beside := idx.labels_path(path), dimensions=1)
         if len(numbers) != len(rows):
             raise DataError(f"{beside}: {len(numbers):,} labels for the {len(rows):,} images of {path.name}")
-        errors = ErrorList()
         for row, number in zip(rows, numbers.tolist(), strict=True):
             if labels and number >= len(labels):
                 errors.add(beside, row.line, f"label {number}, but data.labels has {len(labels)} names, from 0")
             row.values[label] = labels[number] if labels and number < len(labels) else str(number)
-        errors.raise_if_any()
     return rows
 
 
@@ -156,13 +180,14 @@ def _read_idx(name: str, path: Path, image: str, label: str, labels: Sequence[st
 class ImageExamples:
     """N images, made into tensors when they are needed: decoded from files, or taken from memory."""
 
-    images: Sequence[Any] | np.ndarray  # (N,) a Path or a Pillow image each; or (N, height, width) uint8
+    images: Sequence[Any] | np.ndarray  # (N,) a Path, bytes or a Pillow image; or (N, height, width) uint8
     digests: list[str]  # (N,) checksums of the files; "" in an IDX file
     labels: np.ndarray | None  # (N,) int64
     ids: list[str]
     preprocessing: Preprocessing  # of one size for all images
     num_labels: int = 0
     augmentation: ImageAugmentation | None = None  # in training only
+    max_pixels: int = MAX_PIXELS  # of a file
     truncated: int = 0
     notes: tuple[str, ...] = ()
 
@@ -201,12 +226,13 @@ class ImageExamples:
         image = self.images[index]
         if isinstance(image, np.ndarray):
             return torch.from_numpy(image).expand(len(self.preprocessing.mean), -1, -1)
-        if not isinstance(image, Path):
+        if not isinstance(image, Path | bytes):
             return to_pixels(image, self.preprocessing)
         try:
-            return to_pixels(decode(image), self.preprocessing)
+            return to_pixels(decode(image, self.max_pixels), self.preprocessing)
         except (DataError, OSError) as error:
-            raise DataError(f"{image}: {error}; it was an image when the run began") from None
+            name = self.ids[index] if isinstance(image, bytes) else image
+            raise DataError(f"{name}: {error}; it was an image when the run began") from None
 
     def tensor(self, index: int, epoch: int | None) -> Tensor:
         """Return (channels, height, width) fp32, in training augmented by (seed, epoch, id), but not mixed."""
@@ -257,17 +283,18 @@ def encode_images(
     image: str = "path",
     label: str = "label",
     labels: Sequence[str],
+    max_pixels: int = MAX_PIXELS,
 ) -> ImageExamples:
     """Return examples of rows of read_images whose labels are known; label: "" for unlabelled rows."""
     images = [row.values[image] for row in rows]
-    number = {name: i for i, name in enumerate(labels)}
     return ImageExamples(
         images=np.stack(images) if images and isinstance(images[0], np.ndarray) else images,
         digests=[row.values.get("digest", "") for row in rows],
-        labels=np.array([number[label_name(r.values[label])] for r in rows], dtype=np.int64) if label else None,
+        labels=class_numbers(rows, label, labels) if label else None,
         ids=[row.id for row in rows],
         preprocessing=preprocessing,
         num_labels=len(labels),
+        max_pixels=max_pixels,
     )
 
 

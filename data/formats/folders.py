@@ -3,49 +3,194 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from data.errors import DataError
+from data.errors import DataError, ErrorList
+from data.formats.image_kinds import (
+    SUFFIXES,
+    UNREAD_SUFFIXES,
+    describe_unread,
+    is_image_start,
+    read_head,
+    unread_kind,
+)
 from data.row import Row
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-LEFT_BY_SYSTEMS = {"thumbs.db", "desktop.ini"}  # files that operating systems leave in a folder of pictures
+# What operating systems, cameras' and editors' programs leave in a folder of pictures. Hidden names are left out too.
+LEFT_BEHIND = re.compile(
+    r"\..*|.*~|@eadir|__macosx|lost\+found|\$recycle\.bin|system volume information|#recycle|[_@]?(thumbs|thumbnails?)|"
+    r"(eh)?thumbs\.db|desktop\.ini|icon\r|.*\.(bak|tmp|part|crdownload)|.*:zone\.identifier",
+    re.IGNORECASE,
+)
+SPLITS = {  # names of folders that hold a split of a data set -> the setting that reads it
+    **dict.fromkeys(("train", "training", "trainset"), "data.train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "development", "eval", "evaluation"), "data.validation"),
+    **dict.fromkeys(("test", "testing", "testset", "holdout"), "data.test"),
+}
+LISTS = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # which the Hugging Face hub puts beside images
+SHOWN = 5  # names in a note
 
 
-def read_folder(root: Path, image: str, label: str, bad: list[str]) -> list[Row]:
+def read_folder(root: Path, image: str, label: str, errors: ErrorList, labels: Sequence[str] = ()) -> list[Row]:
     """Return a row for each image below a folder, sorted by path; the label is the first folder on the way.
 
-    Files that are no images, or in no folder of a class, are added to `bad`. label: "" where there are no classes.
+    Ids are the paths below `root`. Images that cannot be rows are added to `errors`. Other files and the folders that
+    programs leave behind are counted in its notes. label: "" where there are no classes. labels: the declared names,
+    which are folders of classes whatever they are called.
     """
+    if label:
+        check_layout(root, labels)
+    files, left_behind = _list_files(root, labels)
+    if label:
+        _check_flat(root, files)
     rows: list[Row] = []
-    for path in sorted(_files_below(root), key=lambda path: path.relative_to(root).parts):
+    others = []
+    for path in sorted(files, key=lambda path: path.relative_to(root).parts):
         relative = path.relative_to(root)
-        if not _is_utf8(str(relative)):  # it becomes an id, which is written as UTF-8
-            bad.append(f"{path!a}: its name is not UTF-8")
-        elif path.suffix.lower() not in SUFFIXES:
-            bad.append(f"{path}: not an image by its name; those end in {', '.join(sorted(SUFFIXES))}")
-        elif label and len(relative.parts) == 1:
-            bad.append(f"{path}: in no folder of a class; {root} should have one for each class")
-        else:
-            values = {image: path, **({label: relative.parts[0]} if label else {})}
-            rows.append(Row(relative.as_posix(), len(rows) + 1, values))
+        reason = _reason_against(path)
+        if reason is None:
+            others.append(relative.as_posix())
+            continue
+        line = len(rows) + 1
+        if not reason and label and len(relative.parts) == 1:
+            reason = f"in no folder of a class; {root} should have one for each class"
+        rows.append(Row(_as_utf8(relative), line, {image: path, **({label: relative.parts[0]} if label else {})}))
+        if reason:
+            errors.add(root, line, reason, place=rows[-1].id)
+    for names, meaning in ((left_behind, "that programs leave behind"), (others, "that are no images")):
+        if names:
+            errors.notes.append(f"left out {_count(len(names), meaning)}: {list_names(sorted(names))}")
     return rows
 
 
-def _is_utf8(name: str) -> bool:
-    """Return whether a file's name is text; Python reads other bytes as halves of surrogate pairs."""
-    return not any("\ud800" <= character <= "\udfff" for character in name)
+def class_folders(root: Path, labels: Sequence[str] = ()) -> list[str]:
+    """Return the names of the folders of classes in `root`, sorted."""
+    try:
+        with os.scandir(root) as entries:
+            names = [entry.name for entry in entries if entry.is_dir()]
+    except OSError as error:
+        raise DataError(f"{root}: cannot be read: {error.strerror}") from None
+    return sorted(name for name in names if not _is_left_behind(name, labels))
 
 
-def _files_below(root: Path) -> Iterator[Path]:
-    """Yield every file but hidden ones and those of LEFT_BY_SYSTEMS. Links are followed, but not in circles."""
+def check_layout(root: Path, labels: Sequence[str] = ()) -> None:
+    """Raise DataError for a folder whose folders are the splits of a data set, or whose classes contain them."""
+    folders = class_folders(root, labels)
+    splits = [name for name in folders if name.lower() in SPLITS and name not in labels]
+    others = [name for name in folders if name not in splits]
+    if others and [name.lower() for name in splits] == ["train"] and not class_folders(root / splits[0]):
+        splits = []  # a vehicle, among other classes
+    if splits:
+        beside = f"; move {'it' if len(splits) == 1 else 'them'} out of {root}" if others else ""
+        raise DataError(
+            f"{root}: {_are('folder', splits)} named as a split of a data set, not as a class: "
+            f"{name_splits(root, splits)}{beside} (a class may be called so if data.labels names all classes)"
+        )
+    inner = {name.lower() for folder in folders for name in class_folders(root / folder)} & SPLITS.keys()
+    if len({SPLITS[name] for name in inner}) > 1:
+        raise DataError(
+            f"{root}: the folders of classes contain the splits {', '.join(sorted(inner))}, "
+            "which would be read as one; make a folder for each split with the classes in it, or list the images of "
+            "each split in a .csv file"
+        )
+
+
+def name_splits(root: Path, splits: Sequence[str]) -> str:
+    """Return the settings that read the folders of a data set's splits."""
+    return ", ".join(f"{SPLITS[name.lower()]} = {root / name}" for name in sorted(splits, key=_split_order))
+
+
+def hint_at_nested(root: Path, setting: str) -> str:
+    """Return what to set if the only folder of `root` contains those of the classes; else "". setting: that of root."""
+    folders = class_folders(root)
+    inner = class_folders(root / folders[0]) if len(folders) == 1 else []
+    if len(inner) < 2 or any(map(_is_image, (root / folders[0]).iterdir())):
+        return ""
+    within = root / folders[0]
+    splits = [name for name in inner if name.lower() in SPLITS]
+    what_to_set = name_splits(within, splits) if splits else f"{setting} = {within}"
+    return f"; {within} contains the folders {list_names(inner)}: if these are the classes, set {what_to_set}"
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
+
+
+def _split_order(name: str) -> tuple[int, str]:
+    return list(dict.fromkeys(SPLITS.values())).index(SPLITS[name.lower()]), name
+
+
+def _are(noun: str, names: Sequence[str]) -> str:
+    return f"the {noun} {names[0]} is" if len(names) == 1 else f"the {noun}s {', '.join(names)} are"
+
+
+def _count(number: int, meaning: str) -> str:
+    return f"1 file or folder {meaning}" if number == 1 else f"{number:,} files or folders {meaning}"
+
+
+def _check_flat(root: Path, files: Sequence[Path]) -> None:
+    """Raise DataError for a folder of images without a folder for a class."""
+    if class_folders(root) or not any(_is_image(path) for path in files):
+        return
+    lists = [name for name in LISTS if (root / name).is_file()]
+    way_on = f"data.train = {root / lists[0]} and data.text_column = file_name read the list there" if lists else ""
+    raise DataError(
+        f"{root}: images, but no folder for each class; "
+        + (way_on or "make one for each, or list the images and their labels in a .csv file")
+    )
+
+
+def _is_left_behind(name: str, labels: Sequence[str] = ()) -> bool:
+    return LEFT_BEHIND.fullmatch(name) is not None and name not in labels
+
+
+def _is_image(path: Path) -> bool:
+    return path.is_file() and _reason_against(path) == ""
+
+
+def _reason_against(path: Path) -> str | None:
+    """Return "" for an image by its name or content, None for another file, else why the image cannot be read."""
+    suffix = path.suffix.lower()
+    if _as_utf8(path) != path.as_posix():
+        return "its name is not UTF-8"
+    if suffix in SUFFIXES:
+        return ""
+    if not path.is_file():  # a pipe would wait for a writer
+        return None
+    try:
+        head = read_head(path)
+        if suffix in UNREAD_SUFFIXES and (head.startswith((b"II", b"MM")) or not is_image_start(head)):
+            return describe_unread(path)
+        return "" if is_image_start(head) else describe_unread(path) if unread_kind(head) else None
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def _as_utf8(path: Path) -> str:
+    """Return a path as text that can be written as UTF-8; Python reads other bytes as halves of surrogate pairs."""
+    return path.as_posix().encode("utf-8", "backslashreplace").decode()
+
+
+def _list_files(root: Path, labels: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Return every file below a folder, and the paths below it that programs leave behind.
+
+    Links are followed, but not in circles.
+    """
 
     def stop(error: OSError) -> None:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}")
 
+    found: list[Path] = []
+    left_behind: list[str] = []
     for name, folders, files in os.walk(root, onerror=stop, followlinks=True):
         folder = Path(name)
+        declared = labels if folder == root else ()
         around = {path.resolve() for path in (folder, *folder.parents)}
-        folders[:] = [f for f in folders if not f.startswith(".") and (folder / f).resolve() not in around]
-        yield from (folder / f for f in files if not f.startswith(".") and f.lower() not in LEFT_BY_SYSTEMS)
+        left_behind += [_as_utf8((folder / f).relative_to(root)) for f in folders if _is_left_behind(f, declared)]
+        left_behind += [_as_utf8((folder / f).relative_to(root)) for f in files if _is_left_behind(f)]
+        folders[:] = [f for f in folders if not _is_left_behind(f, declared) and (folder / f).resolve() not in around]
+        found += [folder / f for f in files if not _is_left_behind(f)]
+    return found, left_behind

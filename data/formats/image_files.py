@@ -1,71 +1,207 @@
-"""Image files -> Pillow images of 8 bits per channel, upright; a file that cannot be used is refused with a reason."""
+"""Image files -> Pillow images of 8 bits per channel, upright, on white; or the reason why a file cannot be used."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import io
 import os
+import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from data.errors import DataError
+from data.formats.image_kinds import READ, describe_unread
 
-# File formats, by Pillow's names. The content decides: a PNG named .jpg is read. Other formats run programs (EPS) or
-# rarely have photos.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 MAX_PIXELS = 89_478_485  # a quarter of a GiB as RGB; Pillow too calls more a decompression bomb
 MAX_RATIO = 100  # a shorter side of 1 pixel, resized to 256, would make the other one 256 times as long
 THREADS = 4  # that decode at a time, when all images are checked
 
+# What decoding found in an image, and what is said about the images in which it did.
+EXIF, TRANSPARENT, NARROW = "exif", "transparent", "narrow"
+FINDINGS = {
+    EXIF: "an EXIF block that cannot be read: not rotated",
+    TRANSPARENT: "transparency: put on white",
+    NARROW: "16 bits, of which less than 1/16 of the range is used: 8 bits leave at most 16 levels of them",
+}
+ORIENTATION = 0x0112  # EXIF's tag. Its values, and how Pillow turns the stored image upright:
+TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF's tags
+GREY_KEY_SCALES = {"L;2": 85, "L;4": 17}  # PNG: grey levels of 2 and 4 bits become 8, a transparent level does not
 
-def decode(path: Path) -> Any:
-    """Return a Pillow image of 8 bits a channel, upright; DataError with the reason alone.
+_opening = threading.Lock()
+
+
+class Checked(NamedTuple):
+    """An image that was decoded once, or the reason why it cannot be."""
+
+    image: Any  # what an example keeps: the path, the bytes, or a Pillow image
+    digest: str = ""  # a checksum of the file, or of the pixels of an image in memory
+    reason: str = ""
+    findings: tuple[str, ...] = ()  # keys of FINDINGS
+
+
+def decode(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Any:
+    """Return a Pillow image of 8 bits a channel, of a file or its content; DataError with the reason alone.
 
     The orientation that the camera noted (EXIF) is applied. Of 16 bits the upper 8 are kept, CMYK becomes RGB, and
-    transparency is dropped. Animations are refused, since a label belongs to one picture.
+    transparent pixels are put on white. Animations are refused, since a label belongs to one picture.
     """
-    from PIL import Image, UnidentifiedImageError
+    return decode_and_inspect(source, max_pixels)[0]
 
-    if path.stat().st_size == 0:
+
+def decode_and_inspect(source: Path | bytes, max_pixels: int) -> tuple[Any, tuple[str, ...]]:
+    """Return the image as `decode` does, and the keys of FINDINGS that are true of it."""
+    from PIL import UnidentifiedImageError
+
+    _silence_pillow()
+    if not (source if isinstance(source, bytes) else source.stat().st_size):
         raise DataError("an empty file")
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            return to_8_bits(image)
+        with _open(source) as image:
+            return to_8_bits(image, max_pixels)
     except DataError:
         raise
     except UnidentifiedImageError:
-        raise DataError(f"not an image of a kind that is read: {', '.join(FORMATS)}") from None
-    except Image.DecompressionBombError:
-        raise DataError(f"a decompression bomb; at most {MAX_PIXELS:,} pixels are decoded") from None
+        raise DataError(describe_unread(source)) from None
     except Exception as error:  # decoders raise errors of every kind for broken files
         raise DataError(f"cannot be decoded: {error}") from None
 
 
-def to_8_bits(image: Any) -> Any:
-    """Return a Pillow image, perhaps not decoded yet, as `decode` does; DataError with the reason alone."""
-    from PIL import Image, ImageOps
+def _open(source: Path | bytes) -> Any:
+    """Open an image without Pillow's own limit of pixels, a global that would forbid what max_pixels allows."""
+    from PIL import Image
 
+    with _opening:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=READ)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+@functools.cache
+def _silence_pillow() -> None:
+    """Ignore the warnings about EXIF blocks, which are counted instead, and those about many pixels."""
+    from PIL.Image import DecompressionBombWarning
+
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+    warnings.filterwarnings("ignore", category=DecompressionBombWarning)
+
+
+def to_8_bits(image: Any, max_pixels: int = MAX_PIXELS) -> tuple[Any, tuple[str, ...]]:
+    """Return a Pillow image, perhaps not decoded yet, as `decode_and_inspect` does; DataError with the reason alone."""
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise DataError(f"{width:,} x {height:,} pixels; at most {MAX_PIXELS:,} are decoded")
+    if width * height > max_pixels:
+        raise DataError(f"{width:,} x {height:,} pixels; image_classification.max_pixels allows at most {max_pixels:,}")
     if max(width, height) > MAX_RATIO * min(width, height):
         raise DataError(f"{width:,} x {height:,} pixels: one side is over {MAX_RATIO} times the other")
     if getattr(image, "is_animated", False) and image.format != "MPO":  # MPO: a phone's photo with its preview
         raise DataError("several pictures in one file; a label belongs to one")
+    stored_as = _storage(image)
     image.load()
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-    if upright.mode in ("I", "F"):
-        raise DataError(f"levels of 32 bits (mode {upright.mode}), of which nothing says which is white")
-    return upright.convert("RGBA") if "transparency" in upright.info else upright
+    findings = []
+    orientation, is_readable = _orientation(image)
+    if not is_readable:
+        findings.append(EXIF)
+    result = _with_8_bits(image, stored_as)
+    if orientation in TURNS:
+        from PIL import Image
+
+        result = result.transpose(Image.Transpose[TURNS[orientation]])
+    if result.has_transparency_data:
+        result, is_transparent = _on_white(result)
+        findings += [TRANSPARENT] if is_transparent else []
+    if ";16" in stored_as and _is_narrow(result):
+        findings.append(NARROW)
+    return result, tuple(findings)
 
 
-def from_memory(value: Any) -> Any:
-    """Return the Pillow image of a value in memory: one already, or an array of uint8. DataError with the reason."""
+def _storage(image: Any) -> str:
+    """Return how the pixels are stored, by Pillow's name, as "L;4" or "RGB;16B"; it must be asked before they are read.
+
+    Pillow keeps 8 of the 16 bits of a colour by itself, and reads a PGM of 16 bits as one of 32.
+    """
+    if image.mode.startswith("I;16") or (image.format == "PPM" and image.mode == "I"):
+        return "I;16"
+    tiles = getattr(image, "tile", ()) if image.format in ("PNG", "TIFF") else ()
+    arguments = [tile[3] for tile in tiles][:1]
+    return next((str(a if isinstance(a, str) else a[0]) for a in arguments if a), "")
+
+
+def _orientation(image: Any) -> tuple[int, bool]:
+    """Return EXIF's orientation of a decoded image, 1 for none, and whether its EXIF block can be read."""
+    try:
+        tags = image.getexif()
+        return tags.get(ORIENTATION, 1), bool(tags) or not image.info.get("exif")
+    except Exception:  # as many kinds of errors as of broken blocks; the pixels are whole
+        return 1, False
+
+
+def _with_8_bits(image: Any, stored_as: str) -> Any:
+    """Return a decoded image with 8 bits a channel, in a mode that Pillow converts to RGB."""
+    from PIL import Image
+
+    key = image.info.get("transparency")  # a colour
+    if stored_as == "I;16":
+        tags = getattr(image, "tag_v2", {})
+        levels = np.asarray(image)
+        grey = (levels >> (int(np.max(tags.get(BITS_PER_SAMPLE, 16))) - 8)).clip(0, 255).astype(np.uint8)
+        if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow inverts 8 bits by itself, 16 not
+            grey = 255 - grey
+        if not isinstance(key, int) or not (levels == key).any():
+            return Image.fromarray(grey)
+        return Image.fromarray(np.stack([grey, np.where(levels == key, 0, 255).astype(np.uint8)], 2), "LA")
+    if image.mode in ("I", "F"):
+        raise DataError(f"levels of 32 bits (mode {image.mode}), of which nothing says which is white")
+    if image.mode == "LAB":
+        from PIL import ImageCms
+
+        return ImageCms.profileToProfile(
+            image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+    if stored_as.startswith("RGB;16") and isinstance(key, tuple):
+        image.info["transparency"] = tuple(level >> 8 for level in key)
+    elif stored_as in GREY_KEY_SCALES and isinstance(key, int):
+        image.info["transparency"] = key * GREY_KEY_SCALES[stored_as]
+    return image
+
+
+def _on_white(image: Any) -> tuple[Any, bool]:
+    """Return an image with transparent pixels on white, as RGB, and whether there are any."""
+    from PIL import Image
+
+    rgba = image.convert("RGBA")
+    if rgba.getextrema()[3][0] == 255:  # opaque
+        return rgba if "transparency" in image.info else image, False
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"), True
+
+
+def _is_narrow(image: Any) -> bool:
+    """Return whether the levels of all channels lie within 1/16 of the range."""
+    extrema = image.getextrema()
+    pairs = extrema if isinstance(extrema[0], tuple) else (extrema,)
+    return bool(max(high for _, high in pairs[:3]) - min(low for low, _ in pairs[:3]) < 16)
+
+
+def from_memory(value: Any, max_pixels: int = MAX_PIXELS) -> tuple[Any, tuple[str, ...]]:
+    """Return the Pillow image of a value in memory, one already or an array of uint8, and its findings.
+
+    Raises DataError with the reason.
+    """
     from PIL import Image
 
     if isinstance(value, np.ndarray):
@@ -80,33 +216,49 @@ def from_memory(value: Any) -> Any:
     if not isinstance(value, Image.Image):
         raise DataError(f"should be a Pillow image, an array of uint8 or a path, this is {value!r:.80}")
     try:
-        return to_8_bits(value)
+        return to_8_bits(value, max_pixels)
     except DataError:
         raise
     except Exception as error:  # an image opened from a broken file is decoded only here
         raise DataError(f"cannot be decoded: {error}") from None
 
 
-def checksum(image: Any) -> str:
-    """Return a checksum of the pixels of a Pillow image."""
-    return hashlib.sha256(repr((image.mode, image.size)).encode() + image.tobytes()).hexdigest()
-
-
-def check_all(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
-    """Yield (checksum, reason why it is bad, or "") of each file; only a few are in memory at a time."""
-
-    def check(path: Path) -> tuple[str, str]:
-        try:
-            if path.exists() and not path.is_file():  # a pipe would wait for a writer
-                return "", "not a regular file"
-            with path.open("rb") as stream:
+def check_image(value: Any, max_pixels: int = MAX_PIXELS) -> Checked:
+    """Decode an image once: a path, the bytes of a file, or an image in memory."""
+    try:
+        if isinstance(value, Path):
+            if value.exists() and not value.is_file():  # a pipe would wait for a writer
+                return Checked(value, reason="not a regular file")
+            with value.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            decode(path)
-        except DataError as error:
-            return "", str(error)
-        except OSError as error:
-            return "", f"cannot be read: {error.strerror}"
-        return digest, ""
+            return Checked(value, digest, findings=decode_and_inspect(value, max_pixels)[1])
+        if isinstance(value, bytes):
+            return Checked(value, hashlib.sha256(value).hexdigest(), "", decode_and_inspect(value, max_pixels)[1])
+        image, findings = from_memory(value, max_pixels)
+        pixels = repr((image.mode, image.size)).encode() + image.tobytes()
+        return Checked(image, hashlib.sha256(pixels).hexdigest(), "", findings)
+    except DataError as error:
+        return Checked(value, reason=str(error))
+    except OSError as error:
+        return Checked(value, reason=f"cannot be read: {error.strerror}")
 
+
+def check_images(values: Sequence[Any], max_pixels: int = MAX_PIXELS) -> Iterator[Checked]:
+    """Yield what check_image returns of each; only a few files are in memory at a time."""
+    check = functools.partial(check_image, max_pixels=max_pixels)
+    if not all(isinstance(value, Path | bytes) for value in values):
+        yield from map(check, values)  # one Pillow image may stand in several rows, and threads would share it
+        return
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        yield from pool.map(check, paths)
+        yield from pool.map(check, values)
+
+
+def describe_findings(found: Sequence[tuple[str, tuple[str, ...]]]) -> list[str]:
+    """Return a note on each of FINDINGS that occurs; found: (name of an image, its findings)."""
+    notes = []
+    for finding, meaning in FINDINGS.items():
+        names = [name for name, findings in found if finding in findings]
+        if names:
+            have = "1 image has" if len(names) == 1 else f"{len(names):,} images have"
+            notes.append(f"{have} {meaning} (first: {names[0]})")
+    return notes

@@ -1,4 +1,4 @@
-"""The names of settings in recipes of schema 1, and their present names. Settings not listed kept their names."""
+"""Former names of settings, most of them of schema 1, and their present names. Settings not listed kept theirs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ RENAMED = {
     "data.doc_stride": "question_answering.doc_stride",
     "data.max_answer_length": "question_answering.max_answer_length",
     "data.no_answer_threshold": "question_answering.no_answer_threshold",
-    "data.bad_images": "image_classification.bad_images",
+    "data.bad_images": "data.bad_rows",
+    "image_classification.bad_images": "data.bad_rows",
     "augment.text.synonyms": "augment.text.synonym_file",
     "augment.text.synonym": "augment.text.synonym_rate",
     "augment.text.back_translation": "augment.text.back_translation_file",

@@ -137,9 +137,6 @@ class Seq2SeqSettings:
 class ImageClassificationSettings:
     """Settings of the task image-classification alone."""
 
-    bad_images: str = setting(
-        "raise",
-        "images that cannot be read; raise: stop and name them; skip: leave them out and name them",
-        ("raise", "skip"),
+    max_pixels: int = setting(
+        89_478_485, "largest number of pixels (width x height) of an image; larger ones are bad rows", within="> 0"
     )
-    max_pixels: int = setting(89_478_485, "largest number of pixels of an image", within="> 0")

@@ -9,13 +9,15 @@ from pathlib import Path
 from torch import Tensor
 
 import models
-from data import Batch, Examples, Row
+from data import Batch, Examples, Row, Rows
 from data.augmentation.image import ImageAugmentation
 from data.errors import DataError
+from data.formats.folders import class_folders, hint_at_nested
 from data.formats.rows import locate
 from data.image_classification import ImageExamples, encode_images, read_images, save_augmented_images
 from data.image_preprocessing import FILE, Preprocessing, read_preprocessing
-from data.labels import check_label_names
+from data.label_spelling import canonical_label
+from data.labels import check_label_names, find_label_names, list_some, match_labels
 from engine.config import AugmentSettings, ConfigError, GenerateSettings
 from engine.metrics import image_classification as metrics
 from engine.metrics import unusable
@@ -34,20 +36,47 @@ def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
         label=settings.label_column(labelled),
         group=settings.group_column(name, labelled),
         labels=settings.data.labels,
-        bad_images=settings.own.bad_images,
+        max_pixels=settings.own.max_pixels,
         options=settings.file_options,
     )
 
 
-def check_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Sequence[str]) -> None:
-    """Raise DataError for every row whose class is unknown; for a folder per class, once for each folder."""
-    if not locate(name).is_dir():
-        return check_label_names(name, rows, settings.data.label_column, labels)
-    if unknown := sorted({str(row.values[settings.data.label_column]) for row in rows} - set(labels)):
-        known = f"the labels are {', '.join(map(repr, labels))}"
-        raise DataError(
-            "\n".join(f"{locate(name) / label}: a folder of an unknown class; {known}" for label in unknown)
-        )
+def find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
+    """Return data.labels, else the classes that occur, sorted; DataError for one, with what to set if it is nested."""
+    try:
+        return find_label_names(name, rows, settings.data.label_column, settings.data.labels)
+    except DataError as error:
+        hint = hint_at_nested(locate(name), "data.train") if locate(name).is_dir() else ""
+        raise DataError(f"{error}{hint}") from None
+
+
+def check_labels(name: str, rows: Rows, settings: TaskSettings, labels: Sequence[str]) -> None:
+    """Write into each row the label that its class means; DataError for an unknown class, once for each folder."""
+    root, column = locate(name), settings.data.label_column
+    if root.is_dir():
+        folders = {str(row.values[column]) for row in rows}
+        unknown = sorted(folders - match_labels(folders, labels).keys())
+        known = f"the labels are {list_some([repr(label) for label in labels])}"
+        errors = [
+            f"{root / folder}: a folder of an unknown class; {known}{_hint_at_folder(folder, name, settings)}"
+            for folder in unknown
+        ]
+        if errors:
+            raise DataError("\n".join(errors))
+    check_label_names(name, rows, column, labels)
+
+
+def _hint_at_folder(folder: str, name: str, settings: TaskSettings) -> str:
+    """Return why a folder's class may be unknown: that in data.train is empty, or this one contains the classes."""
+    train = locate(settings.data.train)
+    if name != settings.data.train and train.is_dir() and not settings.data.labels:
+        same = [other for other in class_folders(train) if canonical_label(other) == canonical_label(folder)]
+        if same:
+            return f"; {train / same[0]} exists, but has no image"
+    setting = next(
+        (f"data.{key}" for key in ("validation", "test") if getattr(settings.data, key) == name), "data.train"
+    )
+    return hint_at_nested(locate(name), setting)
 
 
 def load_processor(folder: Path) -> Preprocessing:
@@ -85,6 +114,7 @@ def encode(
         image=settings.data.text_column,
         label=settings.label_column(labelled),
         labels=labels,
+        max_pixels=settings.own.max_pixels,
     )
 
 
@@ -127,7 +157,7 @@ IMAGE_CLASSIFICATION = Task(
     problem="single-label",
     stratify=True,
     read=read,
-    find_labels=text_classification.find_labels,
+    find_labels=find_labels,
     check_labels=check_labels,
     load_processor=load_processor,
     encode=encode,

@@ -136,12 +136,11 @@ def test_p04_resume_of_an_augmented_run_is_exact(vit, colours, tmp_path, workers
     assert_same_run(through.run.folder, stopped.run.folder)
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_p04_images_that_are_left_out_stay_out_on_resume(vit, colours, tmp_path):
     root = folder_of_colours(tmp_path / "data", 8)
     for i in range(5):
         (root / f"red/0{i}x.png").write_bytes(b"?")
-    skip = {"image_classification.bad_images": "skip", "train.max_steps": 4, "eval.every_steps": 2}
+    skip = {"data.bad_rows": "skip", "train.max_steps": 4, "eval.every_steps": 2}
     through = run_training(recipe(vit, root, tmp_path / "through", **skip))
     stopped = recipe(vit, root, tmp_path / "run", **skip)
     assert run_training(stopped, StopAfter(3)) is None
