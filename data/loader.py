@@ -1,7 +1,7 @@
 """The examples of each optimizer step, and their split into micro-batches for the ranks.
 
 Two separate decisions, in this order:
-1. The recipe: step s takes `global_batch_size` examples of a permutation that is a pure function of (seed, epoch).
+1. The recipe: step s takes `global_batch_size` examples of an order that is a pure function of (seed, epoch).
 2. The machine: these examples are distributed to the ranks and split into micro-batches that fit. This cannot change
    the loss.
 
@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.batch import Batch
+from data.random_streams import BALANCED_CLASS, BALANCED_EXAMPLE
 
 
 class Examples(Protocol):
@@ -57,6 +58,42 @@ class MicroBatching:
 def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     """Return the permutation of n examples in this epoch, a pure function of its arguments."""
     return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def balanced_order(seed: int, epoch: int, classes: np.ndarray) -> np.ndarray:
+    """Return the n examples of this epoch, among which all classes are equally frequent, to within one.
+
+    It is a pure function of its arguments. Over the run, the classes take turns: draw t, counted from the first epoch,
+    is of class t modulo C; within an epoch the classes are shuffled. A class's examples are read in a new order in each
+    cycle through them, so that none is repeated before all others of its class were read.
+
+    classes: (n,) the class of each example; classes without an example are left out.
+    """
+    n = len(classes)
+    present = np.unique(classes)
+    draws = np.arange(epoch * n, (epoch + 1) * n)
+    turns = np.random.default_rng([seed, epoch, BALANCED_CLASS]).permutation(draws % len(present))
+    order = np.empty(n, dtype=np.int64)
+    for turn, name in enumerate(present.tolist()):
+        places = np.flatnonzero(turns == turn)
+        first = (epoch * n - turn + len(present) - 1) // len(present)  # draws of this class in the epochs before
+        order[places] = _read_in_cycles(np.flatnonzero(classes == name), [seed, name], first, len(places))
+    return order
+
+
+def _read_in_cycles(members: np.ndarray, key: list[int], first: int, count: int) -> np.ndarray:
+    """Return draws `first`, ..., `first + count - 1` from endless cycles through the members, each in a new order.
+
+    The order is that of random numbers. Philox can skip those of the cycles before: it makes four at a time.
+    """
+    size = len(members)
+    cycle, begin = divmod(first, size)
+    num_cycles = -(-(begin + count) // size)
+    quarter = -(-size // 4)
+    generator = np.random.Philox(np.random.SeedSequence([*key, BALANCED_EXAMPLE])).advance(cycle * quarter)
+    numbers = generator.random_raw(num_cycles * quarter * 4).reshape(num_cycles, quarter * 4)[:, :size]
+    cycles: np.ndarray = members[np.argsort(numbers, axis=1)].ravel()
+    return cycles[begin : begin + count]
 
 
 def steps_per_epoch(n: int, global_batch_size: int) -> int:
@@ -99,15 +136,27 @@ def _split_by_tokens(share: np.ndarray, lengths: np.ndarray, max_tokens: int) ->
 class _Steps(Dataset[list[Batch]]):
     """A data set whose item s is this rank's micro-batches of step s; it has no state, so any worker makes any step."""
 
-    def __init__(self, examples: Examples, global_batch_size: int, seed: int, limits: MicroBatching):
+    def __init__(
+        self,
+        examples: Examples,
+        global_batch_size: int,
+        seed: int,
+        limits: MicroBatching,
+        classes: np.ndarray | None,
+    ):
         self.examples, self.global_batch_size, self.seed, self.limits = examples, global_batch_size, seed, limits
+        self.classes = classes
         self.lengths = examples.lengths
         self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
 
     def __getitem__(self, step: int) -> list[Batch]:
         epoch, position = divmod(step, steps_per_epoch(len(self.examples), self.global_batch_size))
         if epoch != self.epoch:
-            self.epoch, self.order = epoch, epoch_order(self.seed, epoch, len(self.examples))
+            self.epoch = epoch
+            if self.classes is None:
+                self.order = epoch_order(self.seed, epoch, len(self.examples))
+            else:
+                self.order = balanced_order(self.seed, epoch, self.classes)
         chosen = self.order[position * self.global_batch_size : (position + 1) * self.global_batch_size]
         micro_batches = split_into_micro_batches(chosen, self.lengths, self.limits)
         return [self.examples.batch(indices, epoch) for indices in micro_batches]
@@ -122,14 +171,17 @@ def training_steps(
     start: int = 0,
     num_workers: int = 0,
     pin_memory: bool = False,
+    classes: np.ndarray | None = None,
 ) -> Iterator[list[Batch]]:
     """Yield steps `start`, `start + 1`, ... without end, each as this rank's list of micro-batches.
+
+    classes: (N,) the class of each example, all of which are then drawn equally often; None: each example once.
 
     `num_workers = 0` is the fast path for texts: they are in memory, and a step takes well under a millisecond to make.
     Worker processes pay off where examples are expensive to make (image decoding, augmentation).
     """
     endless = range(start, 2**62)
-    steps = _Steps(examples, global_batch_size, seed, limits)
+    steps = _Steps(examples, global_batch_size, seed, limits, classes)
     yield from DataLoader(
         steps,
         sampler=endless,

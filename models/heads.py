@@ -49,6 +49,7 @@ class HeadShape:
     problem: str = "single-label"
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] = ()  # factors of the training loss, one per class; empty: all 1
+    pos_weight: tuple[float, ...] = ()  # factors of the training loss where a label applies, one per label; empty: 1
     vocab_size: int = 0
     tied: bool = True  # the output matrix of a language model is its embedding
     layer_norm_eps: float = 1e-12
@@ -353,6 +354,7 @@ def classification_loss(logits: Tensor, labels: Tensor | None, shape: HeadShape,
     - Label smoothing (Szegedy et al. 2016) and class weights are applied in training only.
     - A class weight multiplies the loss of its class. The loop divides by the number of targets; torch's mean divides
       by the sum of their weights. So here the loss of a step does not depend on its micro-batches.
+    - In a multi-label problem pos_weight multiplies the loss of a label where it applies, in training only.
 
     Raises ModelError for labels whose shape is not that of the logits, and for integer labels of a regression.
     """
@@ -379,9 +381,12 @@ def classification_loss(logits: Tensor, labels: Tensor | None, shape: HeadShape,
         is_target &= labels != IGNORE_INDEX
     elif not labels.is_floating_point():
         raise ModelError("regression labels should be floats, with NaN where there is no target; these are integers")
+    pos_weight = None
+    if training and shape.pos_weight and shape.problem == "multi-label":
+        pos_weight = logits.new_tensor(shape.pos_weight).expand_as(logits)[is_target]
     logits, labels = logits[is_target], labels[is_target].to(logits.dtype)
     if shape.problem == "multi-label":
-        return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+        return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum", pos_weight=pos_weight)
     return F.mse_loss(logits, labels, reduction="sum")
 
 

@@ -12,5 +12,7 @@ def test_streams_are_apart_and_unchanged():
         "TRAINING_SAMPLE": 0x11317,
         "IMAGE_MIX": 0x313C,
         "STUDY_SAMPLE": 0x57D1,
+        "BALANCED_CLASS": 0xBA1A,
+        "BALANCED_EXAMPLE": 0xC1A55,
     }
     assert len(set(values.values())) == len(values)
