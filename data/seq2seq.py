@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tokenizers import Encoding, Tokenizer
 
 from data.errors import ErrorList
-from data.examples import TextExamples, count_notes
+from data.examples import TextExamples, count_part
 from data.formats.memory import is_in_memory
 from data.formats.options import FileOptions
 from data.formats.rows import read_rows
@@ -74,12 +74,13 @@ def encode_pairs(
     max_length: int,
     max_target_length: int = 128,
     bleu_tokenizer: str = "",
+    max_new_tokens: int = 0,
 ) -> TextExamples[Seq2SeqRecord]:
     """Encode prefix + source, truncated to `max_length` tokens, and the target, truncated to `max_target_length`.
 
     Both lengths include the special tokens: a truncated text still ends with the end token.
     target: a column, or "" for rows without. bleu_tokenizer: see Seq2SeqRecord.
-    `truncated` counts the sources; `notes` name the targets too.
+    `truncated` counts the sources; `notes` name the targets too, and those longer than max_new_tokens; 0: none.
     """
     record = Seq2SeqRecord(
         tokenizer=processor.tokenizer,
@@ -91,14 +92,24 @@ def encode_pairs(
     examples = encode_texts(prefixed, processor.tokenizer, text=source, max_length=max_length)
     if not target:
         return examples.with_record(record)
-    targets = encode_texts(rows, processor.tokenizer, text=target, max_length=max_target_length)
+    targets = encode_texts(
+        rows,
+        processor.tokenizer,
+        text=target,
+        max_length=max_target_length,
+        limit="seq2seq.max_target_length",
+        nouns="targets",
+    )
+    num_too_long = int((targets.lengths > max_new_tokens).sum()) if max_new_tokens else 0
+    limit = f"generate.max_new_tokens = {max_new_tokens}"
     return examples.with_record(
         record,
         target_ids=targets.input_ids,
         target_offsets=targets.offsets,
         decoder_start_id=processor.decoder_start_id,
-        notes=count_notes(
-            (examples.truncated, "text", "truncated to data.max_length"),
-            (targets.truncated, "target", "truncated to seq2seq.max_target_length"),
+        notes=(
+            *examples.notes,
+            *targets.notes,
+            *count_part(num_too_long, len(rows), "targets", f"are longer than {limit}: their ends are never written"),
         ),
     )

@@ -34,8 +34,18 @@ def encode(
 ) -> TextExamples[LanguageModelRecord] | TextExamples[PromptRecord]:
     """Encode conversations, with labels the assistant's replies as targets."""
     return encode_dialogues(
-        rows, processor, column=settings.data.text_column, max_length=settings.data.max_length, labelled=labelled
+        rows,
+        processor,
+        column=settings.data.text_column,
+        max_length=settings.data.max_length,
+        labelled=labelled,
+        max_new_tokens=settings.generate.max_new_tokens,
     )
+
+
+def texts(row: Row, settings: TaskSettings) -> list[str]:
+    """Return the contents of all turns."""
+    return [turn.content for turn in row.values[settings.data.text_column]]
 
 
 def show_generations(
@@ -61,5 +71,6 @@ DIALOGUE = replace(
     section="",
     read=read,
     encode=encode,
+    texts=texts,
     show_generations=show_generations,
 )

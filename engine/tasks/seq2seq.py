@@ -72,6 +72,7 @@ def encode(
         max_length=settings.data.max_length,
         max_target_length=settings.own.max_target_length,
         bleu_tokenizer=bleu_tokenizer,
+        max_new_tokens=settings.generate.max_new_tokens,
     )
 
 
