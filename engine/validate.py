@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from data.image_preprocessing import Preprocessing
 from engine.config import Config, ConfigError, all_settings, get
+from engine.imbalance import check_imbalance
+from engine.metrics.text_classification import POSITIVE_CLASS_METRICS
 from engine.tasks import TASKS, Task, TaskSettings
 from engine.tasks.task import no_labels
 from models import TaskModel
@@ -29,16 +32,27 @@ def _check_used(config: Config, task: Task) -> None:
     unread |= set() if task.generates else {"generate"}
     unread |= set() if "bleu" in task.metrics else {"eval.bleu_tokenizer"}
     unread |= {"data.labels"} if task.find_labels is no_labels else set()
+    unread |= set() if task.problem == "multi-label" else {"data.label_separator"}
     unread |= {"data.text_pair_column"} if task.columns.text_pair is None else set()
     unread |= set() if task.problem in ("single-label", "multi-label") else {"data.teacher_file"}
     for key in all_settings(default):
         if {key, key.partition(".")[0]} & unread and get(config, key) != get(default, key):
             raise ConfigError(f"{key} = {get(config, key)!r} has no effect on {config.run.task}: leave it out")
+    check_imbalance(config, task)
     for name in ("mixup", "cutmix"):
         if config.data.teacher_file and get(config, f"augment.image.{name}"):
             raise ConfigError(
                 f"augment.image.{name} mixes two examples, which data.teacher_file has no logits for: leave one out"
             )
+
+
+def check_metric(task: Task, watched: str, labels: Sequence[str]) -> None:
+    """Raise ConfigError for a metric of two classes where there are more or fewer."""
+    if task.problem == "single-label" and watched in POSITIVE_CLASS_METRICS and len(labels) != 2:
+        raise ConfigError(
+            f"eval.metric = {watched!r} is of the second of two classes, and there are {len(labels)}; f1 is the mean "
+            "of all classes"
+        )
 
 
 def check_fit(config: Config, model: TaskModel, processor: Any) -> None:

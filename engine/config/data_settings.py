@@ -35,7 +35,9 @@ class DataSettings:
         "", "column whose equal values are never split between training and held-out data; empty: the task's, if any"
     )
     labels: tuple[str, ...] = setting(
-        (), "label names in their order, separated by commas; empty: those found in data.train, sorted"
+        (),
+        'label names in their order, separated by commas, or as a list of TOML, \'["a, b", "c"]\'; '
+        "empty: those found in data.train, sorted",
     )
     max_length: int = setting(128, "longest input, in tokens; longer texts are truncated", within="> 0")
     max_train_examples: int = setting(
@@ -48,7 +50,7 @@ class DataSettings:
         "auto", "whether quotes enclose fields; auto: in csv they do, in tsv they do not", ("auto", "yes", "no")
     )
     label_separator: str = setting(
-        "", "several labels: what separates the labels in a field of text; empty: a comma or semicolon"
+        "", "several labels: what separates the labels in a field of text, as | or \\t; empty: comma and semicolon"
     )
     bad_rows: str = setting(
         "raise",

@@ -224,7 +224,8 @@ def help_text(usage: str, recipe: str = "") -> str:
         usage,
         "",
         f"Recipes: a .toml file, or one of {', '.join(shipped_recipes())} (default: {DEFAULT_RECIPE}).",
-        "Every setting of a recipe can be given as --section.key=value or --section.key value; a list has commas.",
+        "Every setting of a recipe can be given as --section.key=value or --section.key value; a list has commas,",
+        'or is one of TOML where a comma belongs to an item: --data.labels=\'["a, b", "c"]\'.',
         "A setting marked * changes the speed or the output of a run, not its result; it may differ on resume.",
     ]
     return "\n".join(lines + command_line.help_lines(defaults, values, recipe))

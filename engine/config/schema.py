@@ -6,11 +6,13 @@ setting, declared by `setting()`, or a section itself.
 
 from __future__ import annotations
 
+import csv
 import difflib
 import json
 import math
 import numbers
 import os
+import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, field, fields, is_dataclass, replace
 from operator import attrgetter
@@ -34,7 +36,7 @@ KINDS = {
     "float": Kind("float", "a finite number"),
     "float | None": Kind("float or none", "a finite number or none"),
     "str": Kind("text", "text in valid Unicode"),
-    "tuple[str, ...]": Kind("list", "a list of texts"),
+    "tuple[str, ...]": Kind("list", 'a list of texts, as a,b or \'["a, b", "c"]\''),
 }
 RANGES: dict[str, Callable[[float], bool]] = {
     "> 0": lambda x: x > 0,
@@ -183,12 +185,31 @@ def _convert_kind(value: Any, kind: str) -> Any:
         case "float" | "float or none", int() | float() | str() if math.isfinite(float(value)):
             return float(value)
         case "list", str():
-            return tuple(item.strip() for item in value.split(",") if item.strip())
+            return _convert_kind(_split_list(value), "list")
         case "list", list() if all(type(item) in (str, int) for item in value):
             for item in value:
                 str(item).encode()
             return tuple(str(item).strip() for item in value)
     raise ValueError(f"{value!r} is no {kind}")
+
+
+def _split_list(text: str) -> list[Any]:
+    """Return the items of a list on a command line: a list of TOML, or items between commas, quoted as in csv.
+
+    Raises ValueError for brackets or quotes that are not closed.
+    """
+    text = text.strip()
+    if text.startswith("[") and text.endswith("]"):
+        (items,) = tomllib.loads(f"list = {text}").values()
+        return list(items)
+    if '"' not in text:
+        return [item for item in text.split(",") if item.strip()]
+    try:
+        return [
+            item for line in csv.reader([text], strict=True, skipinitialspace=True) for item in line if item.strip()
+        ]
+    except csv.Error as error:
+        raise ValueError(str(error)) from None
 
 
 def choose_from(name: str, choices: Iterable[str]) -> str:

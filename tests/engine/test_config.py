@@ -91,6 +91,12 @@ def test_the_default_recipe_is_read_without_a_name():
         (["--data.test="], "data.test", ""),
         (["--data.labels=no, yes"], "data.labels", ("no", "yes")),
         (["--data.labels="], "data.labels", ()),
+        (['--data.labels=["a, b", "c"]'], "data.labels", ("a, b", "c")),
+        (["--data.labels", "['a, b', 3]"], "data.labels", ("a, b", "3")),
+        (["--data.labels=[]"], "data.labels", ()),
+        (['--data.labels="a, b", c'], "data.labels", ("a, b", "c")),
+        (['--data.labels=a, 5" disk'], "data.labels", ("a", '5" disk')),
+        (["--data.labels=[x], y"], "data.labels", ("[x]", "y")),
         (["--data.text_column=--x=y"], "data.text_column", "--x=y"),
         (["--optim.lr=1", "--optim.lr=2"], "optim.lr", 2.0),  # the last value counts
         (["--optim.lr=2", "--optim.lr", "1"], "optim.lr", 1.0),
@@ -186,6 +192,13 @@ def test_a_value_of_the_wrong_kind_is_named(tmp_path, key, toml, message):
     error = recipe_error(tmp_path, f"[{section}]\n{name} = {toml}\n")
     assert error.startswith(f"recipe {tmp_path / 'mine.toml'}: {key} = ")
     assert message in error
+
+
+@pytest.mark.parametrize("text", ['["a, b", c]', '"a, b', '"a"b,c', "[a, b]", "[1.5]", "[true]", '["a"]\nb = ["c"]'])
+def test_a_list_whose_quotes_or_brackets_are_wrong_is_refused(text):
+    with pytest.raises(ConfigError) as caught:
+        parse([f"--data.labels={text}"], USAGE)
+    assert str(caught.value) == f'data.labels = {text!r} should be a list of texts, as a,b or \'["a, b", "c"]\''
 
 
 def test_text_that_no_recipe_could_hold_is_refused():
