@@ -8,9 +8,19 @@ import random
 import numpy as np
 import pytest
 
-from data import DataError, Row
+from data import DataError, Row, Rows
 from data import multi_label_classification as label_sets
 from data.errors import ErrorList
+
+
+def rows_with(values: list[object]) -> Rows:
+    return Rows(Row(str(i), i, {"text": "x", "labels": value}) for i, value in enumerate(values, 1))
+
+
+def read(values: list[object], separator: str = "") -> tuple[Rows, ErrorList]:
+    rows, errors = rows_with(values), ErrorList()
+    label_sets.read_label_sets("FILE", rows, "labels", errors, separator)
+    return rows, errors
 
 
 @pytest.mark.parametrize(
@@ -30,34 +40,29 @@ from data.errors import ErrorList
         ([1, 2.5, True], ["1", "2.5", "true"]),
         (7, ["7"]),
         ([" a ", "b"], ["a", "b"]),
+        ({"a": 1, "b": 0, "c": True}, ["a", "c"]),
     ],
 )
 def test_labels_are_a_list_or_text_with_separators(value, names):
-    assert label_sets.parse_label_set(value) == names
-
-
-def rows_with(column: str, values: list[object]) -> list[Row]:
-    return [Row(str(i), i, {"text": "x", column: value}) for i, value in enumerate(values, 1)]
+    rows, errors = read([value])
+    assert (rows[0].values["labels"], errors.found, errors.notes) == (names, [], [])
 
 
 def test_f13_bad_label_sets_are_reported_together():
-    values = [["a"], {"a": 1}, ["a", ["b"]], "a,,b", "a,", ["a", ""], ["a", "a "], [None], [math.nan]]
-    errors = ErrorList()
-    label_sets.check_label_sets("FILE", rows_with("labels", values), "labels", errors)
+    values = [["a"], {"a": 2}, ["a", ["b"]], "['a', b", [None], [math.nan], {}]
+    _, errors = read(values)
     assert [text for _, text in errors.found] == [
-        "FILE:2: labels should be a list, or text with commas or semicolons between them, this is {'a': 1}",
+        "FILE:2: labels should be a list, or text with separators between them, this is {'a': 2}",
         "FILE:3: a label should be text or a number, this is ['b']",
-        "FILE:4: ['a', '', 'b'] has an empty label",
-        "FILE:5: ['a', ''] has an empty label",
-        "FILE:6: ['a', ''] has an empty label",
-        "FILE:7: the label 'a' occurs twice",
-        "FILE:8: a label should be text or a number, this is None",
-        "FILE:9: a label should be text or a number, this is nan",
+        "FILE:4: this begins like a list, and cannot be read as one: \"['a', b\"",
+        "FILE:5: a label should be text or a number, this is None",
+        "FILE:6: a label should be text or a number, this is nan",
+        "FILE:7: labels should be a list, or text with separators between them, this is {}",
     ]
 
 
 def test_f13_unknown_labels_of_a_set_are_reported_together():
-    rows = rows_with("labels", [["a", "x"], "b", "y;a;z"])
+    rows, _ = read([["a", "x"], "b", "y;a;z"])
     with pytest.raises(DataError) as caught:
         label_sets.check_label_set_names("FILE", rows, "labels", ["a", "b"])
     assert str(caught.value).split("\n") == [
@@ -70,16 +75,16 @@ def test_p09_label_set_names_do_not_depend_on_the_order_of_rows():
     values: list[object] = [["b", "a"], "10;9", [], "c"]
     for _ in range(5):
         random.Random(0).shuffle(values)
-        rows = rows_with("labels", values)
+        rows, _ = read(values)
         assert label_sets.find_label_set_names("FILE", rows, "labels", ()) == ["10", "9", "a", "b", "c"]
         assert label_sets.find_label_set_names("FILE", rows, "labels", ("c", "z")) == ["c", "z"]
-    assert label_sets.find_label_set_names("FILE", rows_with("labels", ["10,9", "2"]), "labels", ()) == ["2", "9", "10"]
+    assert label_sets.find_label_set_names("FILE", read(["10,9", "2"])[0], "labels", ()) == ["2", "9", "10"]
     with pytest.raises(DataError, match="FILE: no row has a label in 'labels'"):
-        label_sets.find_label_set_names("FILE", rows_with("labels", [[], ""]), "labels", ())
+        label_sets.find_label_set_names("FILE", read([[], ""])[0], "labels", ())
 
 
 def test_label_sets_become_rows_of_zeros_and_ones():
-    found = label_sets.multi_hot(rows_with("labels", ["c,a", [], ["b"]]), "labels", ["a", "b", "c"])
+    found = label_sets.multi_hot(read(["c,a", [], ["b"]])[0], "labels", ["a", "b", "c"])
     assert found.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
     assert found.dtype == np.float32
     assert label_sets.multi_hot([], "labels", ["a", "b"]).shape == (0, 2)

@@ -225,7 +225,7 @@ def test_f13_all_that_is_wrong_in_a_file_is_reported_together(tmp_path):
             "rows.jsonl:2: not JSON: Expecting value: line 1 column 1 (char 0)",
             "rows.jsonl:4: column 'labels' is null",
             "rows.jsonl:5: 'text' should be text, this is 1",
-            "rows.jsonl:5: labels should be a list, or text with commas or semicolons between them, this is {}",
+            "rows.jsonl:5: labels should be a list, or text with separators between them, this is {}",
         ],
         "text-regression": [
             "rows.jsonl:1: 'text' is empty",
