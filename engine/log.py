@@ -7,7 +7,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,14 @@ class RunLog:
     Rates and data_wait_seconds cover the steps since the last training line, without evaluation and saving.
 
     start: the step the run resumes from; later lines are removed, so that the files read as those of one run.
+    hidden: metrics that are written to metrics.jsonl and not shown.
     Raises ConfigError, on every rank, when log.tensorboard is true and TensorBoard cannot be imported.
     """
 
-    def __init__(self, folder: Path, ranks: Ranks, *, start: int, total: int, tensorboard: bool):
-        self.is_main = ranks.is_main
+    def __init__(
+        self, folder: Path, ranks: Ranks, *, start: int, total: int, tensorboard: bool, hidden: Collection[str] = ()
+    ):
+        self.is_main, self.hidden = ranks.is_main, hidden
         self.device = ranks.device
         writer = _import_summary_writer() if tensorboard else None
         if not self.is_main:
@@ -90,9 +93,9 @@ class RunLog:
         self._write(row, "validation", step, metrics)
         for name, value in on_training.items():
             self._scalar("training", name, value, step)
-        self.say(f"step {step:>6}  validation  {_format_metrics(metrics)}  ({seconds:.1f} s){'  best' if best else ''}")
+        self.say(f"step {step:>6}  validation  {self._format(metrics)}  ({seconds:.1f} s){'  best' if best else ''}")
         if on_training:
-            self.say(f"{'':>11}  training    {_format_metrics(on_training)}")
+            self.say(f"{'':>11}  training    {self._format(on_training)}")
 
     def restart_clock(self) -> None:
         """Exclude the time since the evaluation began from the rates."""
@@ -109,7 +112,7 @@ class RunLog:
         """Return the evaluations of the run, one a line, the best one marked."""
         if not self.evaluations:
             return "no evaluation"
-        names = [name for name in self.evaluations[0] if name not in ("step", "best")]
+        names = [name for name in self.evaluations[0] if name not in ("step", "best", *self.hidden)]
         last_best = max((i for i, row in enumerate(self.evaluations) if row["best"]), default=-1)
         widths = {name: max(9, len(name)) for name in names}
         lines = ["  step  " + "  ".join(f"{name:>{widths[name]}}" for name in names)]
@@ -143,6 +146,9 @@ class RunLog:
         if self.tensorboard is not None:
             self.tensorboard.close()
 
+    def _format(self, metrics: dict[str, float]) -> str:
+        return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name not in self.hidden)
+
     def _write(self, row: dict[str, Any], family: str, step: int, scalars: dict[str, Any]) -> None:
         try:
             self.file.write(json.dumps(row) + "\n")
@@ -156,10 +162,6 @@ class RunLog:
     def _scalar(self, family: str, name: str, value: float, step: int) -> None:
         if self.tensorboard is not None:
             self.tensorboard.add_scalar(f"{family}/{name}", value, step)
-
-
-def _format_metrics(metrics: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
 def _flatten_evaluation(row: dict[str, Any]) -> dict[str, Any]:

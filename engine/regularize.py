@@ -1,10 +1,9 @@
-"""Regularisation that the loop calls: penalties, class weights, schedules of dropout and freezing; seeds."""
+"""Regularisation that the loop calls: penalties, schedules of dropout and freezing; seeds."""
 
 from __future__ import annotations
 
 import difflib
 import random
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -84,36 +83,6 @@ class Penalties:
         """Return {"penalty": its value in the last step} for metrics.jsonl; {} without a penalty."""
         on = self.settings.l1 or self.settings.l2 or self.settings.l2_sp
         return {"penalty": float(self.value)} if on else {}
-
-
-def apply_class_weights(model: TaskModel, settings: RegularizeSettings, counts: np.ndarray | None) -> None:
-    """Set regularize.class_weights in the head.
-
-    counts: (C,) the training targets of each class; None where no single class is learned.
-    balanced: N / (C * counts). Every class then has the same total weight, and the mean over the targets is 1 (King &
-    Zeng 2001; scikit-learn's formula). A class without a target has weight 0.
-    Raises ConfigError without classes, and unless there is one number above 0 for each class.
-    """
-    given = settings.class_weights
-    if not given:
-        return
-    head = model.head
-    if counts is None or head is None or head.shape.problem != "single-label":
-        raise ConfigError(f"regularize.class_weights = {list(given)} has no effect where no single class is learned")
-    if given == ("balanced",):
-        present = np.count_nonzero(counts)
-        weights = [float(counts.sum() / (present * count)) if count else 0.0 for count in counts]
-    else:
-        try:
-            weights = [float(text) for text in given]
-        except ValueError:
-            weights = []
-        if len(weights) != len(model.labels) or not all(0 < weight < float("inf") for weight in weights):
-            raise ConfigError(
-                f"regularize.class_weights = {list(given)} should be balanced, or {len(model.labels)} numbers above 0, "
-                f"for {', '.join(map(repr, model.labels))}"
-            )
-    head.shape = replace(head.shape, class_weights=tuple(weights))
 
 
 class DropoutSchedule:

@@ -12,6 +12,7 @@ import numpy as np
 from data import Examples, MicroBatching, steps_per_epoch
 from data.loader import split_into_micro_batches
 from engine.config import Config, to_recipe, to_toml
+from engine.imbalance import warn_of_missing
 from engine.tasks import TASKS, find_task
 from engine.watch import warn_of_metric
 from models import TaskModel
@@ -42,9 +43,8 @@ def describe_run(
     task, watched = find_task(config.run.task, config.eval.metric)
     if lines := [*notes, *warn_of_metric(task, watched, sets[1], model.labels)]:
         paragraphs.append("\n".join(lines))
-    if unseen := labels_without_examples(train_set, model.labels):
-        more = f" and {len(unseen) - MAX_LABELS_SHOWN:,} more" if len(unseen) > MAX_LABELS_SHOWN else ""
-        paragraphs.append(f"warning: no training example of {', '.join(map(repr, unseen[:MAX_LABELS_SHOWN]))}{more}")
+    if lines := warn_of_missing(train_set, sets[1], model.labels, task.metrics):
+        paragraphs.append("\n".join(lines))
     if full:
         paragraphs.append(show_examples(train_set, processor, model.labels))
         augmented = TASKS[config.run.task].show_augmented(train_set, Path(f"{config.run.folder}-augmented.png"))
@@ -74,12 +74,6 @@ def describe_examples(name: str, examples: Examples, labels: tuple[str, ...]) ->
         more = [f"and {len(labels) - MAX_LABELS_SHOWN:,} more"] if len(labels) > MAX_LABELS_SHOWN else []
         text += "\n  labels: " + ", ".join(shown + more)
     return text
-
-
-def labels_without_examples(examples: Examples, labels: tuple[str, ...]) -> list[str]:
-    """Return labels that cannot be learned: declared but absent, or only in groups of the validation data."""
-    counts = examples.label_counts(len(labels))
-    return [] if counts is None else [label for label, count in zip(labels, counts, strict=True) if not count]
 
 
 def show_examples(examples: Examples, processor: Any, labels: tuple[str, ...], count: int = 3) -> str:

@@ -24,6 +24,7 @@ from engine.config import Config
 from engine.distributed import Ranks
 from engine.ema import Ema
 from engine.evaluate import EvaluationContext, evaluate
+from engine.imbalance import apply_class_weights, apply_pos_weight, classes_to_balance, describe_sampler
 from engine.log import RunLog, require_tensorboard
 from engine.memory import catch_out_of_memory, halve_micro_batches, micro_batch_limits
 from engine.model import apply_machine_settings, build_model
@@ -43,7 +44,6 @@ from engine.regularize import (
     DropoutSchedule,
     GradualUnfreezing,
     Penalties,
-    apply_class_weights,
     seed_dropout,
     seed_everything,
 )
@@ -76,12 +76,17 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
 
     # 3. The data as examples. They are encoded once; augmentation changes the training examples in each epoch.
     processor = task.load_processor(pretrained_folder)
+    validate.check_metric(task, watched, model.labels)
     validate.check_fit(cfg, model, processor)
     encode = task.encoder(processor, settings, model.labels)
     train_set = encode(train_rows)
     validation_set = encode(validation_rows)
     test_set = encode(test_rows)
-    apply_class_weights(model, cfg.regularize, train_set.label_counts(len(model.labels)))
+    counts = train_set.label_counts(len(model.labels))
+    apply_class_weights(model, cfg.regularize, counts)
+    notes += apply_pos_weight(model, cfg.regularize, counts, len(train_set))
+    classes = classes_to_balance(cfg.train.sampler, train_set)
+    notes += describe_sampler(classes, model.labels, cfg.regularize)
     teacher = read_teacher(cfg.data.teacher_file, train_set.ids, model.labels) if cfg.data.teacher_file else None
     subset_size = cfg.eval.train_subset_size
     train_subset = encode(sample_rows(train_rows, subset_size, seed)[:subset_size])
@@ -118,11 +123,18 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     empty_batch = train_set.batch([])
     parallel = distributed.wrap(objective, ranks, empty_batch).train()
     folder = Path(cfg.run.folder)
-    log = RunLog(folder, ranks, start=state.step, total=total_steps, tensorboard=cfg.log.tensorboard)
+    hidden = {*task.details} - {watched}
+    log = RunLog(folder, ranks, start=state.step, total=total_steps, tensorboard=cfg.log.tensorboard, hidden=hidden)
     context = EvaluationContext(task, amp, ranks, cfg.eval.batch_tokens, cfg.generate)
     pin_memory = ranks.device.type == "cuda"
     step_loader = partial(
-        training_steps, train_set, batch_size, seed, num_workers=cfg.data.num_workers, pin_memory=pin_memory
+        training_steps,
+        train_set,
+        batch_size,
+        seed,
+        num_workers=cfg.data.num_workers,
+        pin_memory=pin_memory,
+        classes=classes,
     )
     steps = step_loader(limits, start=state.position)
 

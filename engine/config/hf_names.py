@@ -44,6 +44,7 @@ HF_NAMES: dict[str, tuple[str, str]] = {
     ),
     "per_device_eval_batch_size": ("eval.batch_tokens", "It counts tokens, not examples."),
     "group_by_length": ("", "Micro-batches are always made of texts of similar length."),
+    "train_sampling_strategy": ("train.sampler", "Micro-batches are always made of texts of similar length."),
     "gradient_checkpointing": ("train.activation_checkpointing", ""),
     "torch_compile": ("train.compile", ""),
     "fp16": ("train.precision", "Give the value fp16."),

@@ -162,8 +162,8 @@ class TrainSettings:
     max_steps: int = setting(0, "number of optimizer steps; 0: as many as train.epochs takes", within=">= 0")
     sampler: str = setting(
         "shuffle",
-        "examples of an epoch; shuffle: each once, in a new order; balanced: drawn so that all classes are equally "
-        "frequent",
+        "examples of an epoch; shuffle: each once, in a new order; balanced: as many, all classes equally often, those "
+        "of a rare class repeated",
         ("shuffle", "balanced"),
     )
     loss: str = setting("", "name of a loss from a plugin (run.plugins); empty: the head's own loss")
@@ -238,8 +238,8 @@ class RegularizeSettings:
     )
     pos_weight: tuple[str, ...] = setting(
         (),
-        "several labels: weights of the loss where a label applies: a number for each, or balanced (examples without "
-        "the label per example with it); empty: all 1",
+        "weights of the labels in the training loss of examples that have them: a number for each, or balanced "
+        "(examples without the label per example with it); only where examples have several labels; empty: all 1",
     )
     l1: float = setting(
         0.0,

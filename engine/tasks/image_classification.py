@@ -152,6 +152,7 @@ def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, floa
 IMAGE_CLASSIFICATION = Task(
     head="image-classification",
     metrics=metrics.METRICS,
+    details=("f1_present", "precision_positive", "recall_positive"),
     columns=Columns(text_pair=None, text="path"),
     section="image_classification",
     problem="single-label",

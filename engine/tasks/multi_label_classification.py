@@ -85,7 +85,7 @@ def encode(
 
 
 def evaluate_batch(model: TaskModel, batch: Batch, examples: Examples, generate: GenerateSettings) -> Tensor:
-    """Return [sum of losses, examples, all labels right, three counts a label, the scores], (3 + 3 * C + 2 * C * N,)."""
+    """Return [sum of losses, examples, all labels right, counts and scores of labels], (3 + 3 * C + 2 * C * N,)."""
     labels = batch.required_labels
     out = model(batch)
     return metrics.multi_label_statistics(out.loss_sum, out.logits, labels, batch.indices, len(examples))
@@ -121,6 +121,7 @@ MULTI_LABEL_CLASSIFICATION = Task(
         *("f1_present", "roc_auc", "roc_auc_micro", "average_precision", "average_precision_micro"),
         *("subset_accuracy", "loss"),
     ),
+    details=("f1_present", "roc_auc_micro", "average_precision_micro"),
     columns=Columns(label="labels"),
     problem="multi-label",
     read=read,

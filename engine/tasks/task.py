@@ -57,9 +57,10 @@ def accept_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Se
 
 
 def column_texts(row: Row, settings: TaskSettings) -> list[str]:
-    """Return the texts in the columns of a row that the task reads."""
-    columns = (settings.data.text_column, settings.data.text_pair_column)
-    return [row.values[column] for column in columns if column in row.values]
+    """Return the texts in the columns of a row that the task reads; words with spaces between."""
+    columns = [column for column in (settings.data.text_column, settings.data.text_pair_column) if column]
+    values = [row.values[column] for column in columns]
+    return [" ".join(value) if isinstance(value, list) else value for value in values]
 
 
 def show_augmented_texts(examples: Examples, path: Path) -> str:
@@ -87,7 +88,7 @@ class Task:
     split_labels(rows, settings) -> labels of each row  those of which the held-out split needs an example
     load_processor(folder) -> processor                 load the tokenizer or image preprocessing of a checkpoint
     encode(rows, processor, settings, labels, labelled) -> examples    encode rows, in their order
-    texts(row, settings) -> texts                       the texts of a row that the model reads; notes count what is lost
+    texts(row, settings) -> texts                       the texts of a row that the model reads
     augment(examples, rows, encode, augment, seed) -> examples         wrap the training examples as [augment] says
     show_augmented(examples, path) -> text              show augmented examples in a dry run; a picture goes to `path`
     evaluate_batch(model, batch, examples, generate) -> statistics     evaluate one labelled batch
@@ -103,6 +104,7 @@ class Task:
 
     head: str  # a key of models.HEADS
     metrics: tuple[str, ...]  # names; the first is watched unless eval.metric names another
+    details: tuple[str, ...] = ()  # those of the metrics that a run does not show unless it watches them
     columns: Columns = field(default_factory=Columns)
     section: str = ""  # the recipe's section that only this task, or a few, read
     problem: str | None = None  # of a classifier: single-label, multi-label or regression

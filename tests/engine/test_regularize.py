@@ -17,7 +17,8 @@ from torch import nn
 
 import models
 from engine.config import ConfigError, DropoutSettings, RegularizeSettings
-from engine.regularize import DropoutSchedule, Penalties, apply_class_weights, seed_dropout, seed_everything
+from engine.imbalance import apply_class_weights, apply_pos_weight
+from engine.regularize import DropoutSchedule, Penalties, seed_dropout, seed_everything
 from models.heads import HeadShape, classification_loss
 from models.inputs import IGNORE_INDEX
 

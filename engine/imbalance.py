@@ -1,0 +1,162 @@
+"""Classes that are not equally frequent: weights in the loss, the balanced sampler, and labels without examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from data import Examples, TextExamples
+from data.batch import IGNORE_INDEX
+from engine.config import Config, ConfigError, RegularizeSettings
+from engine.tasks import Task
+from models import TaskModel
+
+MAX_SHOWN = 20  # labels of a line
+
+
+def check_imbalance(config: Config, task: Task) -> None:
+    """Raise ConfigError for a setting against imbalance that does not fit the task, with the one that does."""
+    name, regularize = config.run.task, config.regularize
+    if regularize.class_weights and task.problem == "multi-label":
+        raise ConfigError(
+            f"regularize.class_weights = {list(regularize.class_weights)} has no effect on {name}, where no single "
+            "class is learned: regularize.pos_weight weights the labels"
+        )
+    if regularize.pos_weight and task.problem != "multi-label":
+        more = "regularize.class_weights weights classes" if task.problem == "single-label" else "leave it out"
+        raise ConfigError(
+            f"regularize.pos_weight = {list(regularize.pos_weight)} has no effect on {name}, whose examples do not "
+            f"have several labels each: {more}"
+        )
+    if config.train.sampler == "balanced" and task.problem != "single-label":
+        more = "regularize.pos_weight weights the labels" if task.problem == "multi-label" else "leave it out"
+        raise ConfigError(
+            f"train.sampler = 'balanced' draws examples by their class, and an example of {name} does not have one "
+            f"class: {more}"
+        )
+
+
+def apply_class_weights(model: TaskModel, settings: RegularizeSettings, counts: np.ndarray | None) -> None:
+    """Set regularize.class_weights in the head.
+
+    counts: (C,) the training targets of each class; None where no single class is learned.
+    balanced: N / (C * counts). Every class then has the same total weight, and the mean over the targets is 1 (King &
+    Zeng 2001; scikit-learn's formula). A class without a target has weight 0.
+    Raises ConfigError without classes, and unless there is one number above 0 for each class.
+    """
+    given, head = settings.class_weights, model.head
+    if not given:
+        return
+    if counts is None or head is None or head.shape.problem != "single-label":
+        raise ConfigError(f"regularize.class_weights = {list(given)} has no effect where no single class is learned")
+    if given == ("balanced",):
+        present = np.count_nonzero(counts)
+        weights = [float(counts.sum() / (present * count)) if count else 0.0 for count in counts]
+    else:
+        weights = _read_weights("class_weights", given, model.labels)
+    head.shape = replace(head.shape, class_weights=tuple(weights))
+
+
+def apply_pos_weight(
+    model: TaskModel, settings: RegularizeSettings, counts: np.ndarray | None, num_examples: int
+) -> list[str]:
+    """Set regularize.pos_weight in the head; return what to say of balanced weights.
+
+    counts: (C,) the training examples that have each label; None where no labels are learned.
+    balanced: (N - counts) / counts. With it a label has the same total weight where it applies and where it does not.
+    It is 1 for a label that no example has, or all have.
+    Raises ConfigError without labels, and unless there is one number above 0 for each label.
+    """
+    given, head = settings.pos_weight, model.head
+    if not given:
+        return []
+    if counts is None or head is None or head.shape.problem != "multi-label":
+        raise ConfigError(f"regularize.pos_weight = {list(given)} has no effect where no sets of labels are learned")
+    notes = []
+    if given == ("balanced",):
+        is_mixed = (counts > 0) & (counts < num_examples)
+        weights = np.where(is_mixed, (num_examples - counts) / np.maximum(counts, 1), 1.0).tolist()
+        shown = [f"{label} {weight:.4g}" for label, weight in zip(model.labels, weights, strict=True)]
+        notes.append(f"regularize.pos_weight = balanced: {list_some(shown)}")
+        if alike := [repr(label) for label, mixed in zip(model.labels, is_mixed, strict=True) if not mixed]:
+            notes.append(f"warning: pos_weight is 1 for {list_some(alike)}, which no training example has, or all have")
+    else:
+        weights = _read_weights("pos_weight", given, model.labels)
+    head.shape = replace(head.shape, pos_weight=tuple(weights))
+    return notes
+
+
+def _read_weights(setting: str, given: Sequence[str], labels: Sequence[str]) -> list[float]:
+    try:
+        weights = [float(text) for text in given]
+    except ValueError:
+        weights = []
+    if len(weights) != len(labels) or not all(0 < weight < float("inf") for weight in weights):
+        raise ConfigError(
+            f"regularize.{setting} = {list(given)} should be balanced, or {len(labels)} numbers above 0, "
+            f"for {', '.join(map(repr, labels))}"
+        )
+    return weights
+
+
+def classes_to_balance(sampler: str, examples: Any) -> np.ndarray | None:
+    """Return (N,) the class of each training example for train.sampler = balanced; None for another sampler."""
+    if sampler != "balanced":
+        return None
+    labels: np.ndarray = examples.labels
+    if isinstance(examples, TextExamples) and examples.sequences is not None:
+        labels = labels[examples.sequences[:-1]]  # the windows of a text have its class
+    if (labels == IGNORE_INDEX).any():
+        raise ConfigError("train.sampler = 'balanced' needs a class for each training example: set it to shuffle")
+    return labels
+
+
+def describe_sampler(classes: np.ndarray | None, labels: Sequence[str], settings: RegularizeSettings) -> list[str]:
+    """Return how often a balanced sampler reads each class and the examples of the rarest; [] for another sampler."""
+    if classes is None:
+        return []
+    present, counts = np.unique(classes, return_counts=True)
+    times, extra = divmod(len(classes), len(present))
+    often = f"{times:,} or {times + 1:,}" if extra else f"{times:,}"
+    rarest = int(counts.argmin())
+    examples = f"{counts[rarest]:,} example{'' if counts[rarest] == 1 else 's'}"
+    text = f"train.sampler = balanced: an epoch has each of {len(present)} classes {often} times"
+    text += (
+        f"; {labels[present[rarest]]!r} has {examples}, each read {len(classes) / len(present) / counts[rarest]:.4g}"
+    )
+    notes = [text + " times an epoch"]
+    if settings.class_weights == ("balanced",):
+        notes.append("warning: regularize.class_weights = balanced weights the rare classes a second time")
+    return notes
+
+
+def warn_of_missing(
+    train_set: Examples, validation_set: Examples, labels: Sequence[str], metrics: Sequence[str]
+) -> list[str]:
+    """Return warnings of the labels that training lacks, and of those that only validation lacks.
+
+    Training lacks labels that are declared but absent, or whose groups are all held out.
+    """
+    unseen = _without_examples(train_set, labels)
+    unjudged = [label for label in _without_examples(validation_set, labels) if label not in set(unseen)]
+    lines = [f"warning: no training example of {list_some([*map(repr, unseen)])}"] if unseen else []
+    if unjudged and len(validation_set):
+        text = f"warning: no validation example of {list_some([*map(repr, unjudged)])}"
+        lines.append(
+            text + ("; f1 counts such a class as 0, f1_present leaves it out" if "f1_present" in metrics else "")
+        )
+    return lines
+
+
+def _without_examples(examples: Examples, labels: Sequence[str]) -> list[str]:
+    counts = examples.label_counts(len(labels))
+    return [] if counts is None else [label for label, count in zip(labels, counts, strict=True) if not count]
+
+
+def list_some(names: Sequence[str]) -> str:
+    """Return the first names, with commas, and how many more there are."""
+    more = f" and {len(names) - MAX_SHOWN:,} more" if len(names) > MAX_SHOWN else ""
+    return ", ".join(names[:MAX_SHOWN]) + more
