@@ -30,6 +30,7 @@ class ErrorList:
         self.reasons: dict[int, str] = {}  # {line: the first reason}
         self.broken: dict[int, str] = {}  # {line: id} of records that could not be made a row
         self.notes: list[str] = []  # what was repaired or guessed
+        self.unit = ""  # of what lines are the numbers, in a file whose rows are not on lines of their own
         self.has_bad_file = False  # an error of the file as a whole: no row of it can be used
         self.only_empty = True  # whether all errors are of texts that are empty
 
@@ -54,17 +55,17 @@ class ErrorList:
         is_empty: the row is correct but has no text, so there is nothing to predict. of_file: an error of the whole
         file, such as a missing column, which data.bad_rows cannot skip.
         """
+        place = place or (f"{self.unit} {line}" if self.unit else "")
         where = f": {place}" if place else f":{line}"
         self.found.append((line, f"{str(path).removeprefix(MEMORY)}{where}: {reason}"))
         self.reasons.setdefault(row or line, reason)
         self.has_bad_file |= of_file
         self.only_empty &= is_empty
 
-    def assign(self, start: int, row: int) -> None:
-        """Make all errors from number `start` on those of the row known by the line `row`."""
-        for line, message in self.found[start:]:
-            reason = self.reasons.pop(line, message)
-            self.reasons.setdefault(row, reason)
+    def assign(self, line: int, row: int) -> None:
+        """Make the error of a line that of the row known by the line `row`."""
+        if line in self.reasons:
+            self.reasons.setdefault(row, self.reasons.pop(line))
 
     def raise_if_any(self, kind: type[DataError] = DataError) -> None:
         """Raise one DataError with the first errors and the number of the others; do nothing without errors."""

@@ -55,7 +55,7 @@ def read_pairs(
     columns = [source, *([target] if target else [])]
     errors = ErrorList()
     if options.format == "parallel" and not is_in_memory(name):
-        rows = read_parallel(name, columns)
+        rows = read_parallel(name, columns, errors)
         for column in columns:
             check_texts(f"{name}.{column}", rows, [column], "", errors)
     else:

@@ -11,49 +11,54 @@ from data.row import Row
 
 
 def read_lines(name: str, column: str, errors: ErrorList) -> list[Row]:
-    """Return a row for each line that is not empty; ids are the numbers of the rows.
+    """Return a row for each line that is not empty; ids are the numbers of the lines, whichever of them are empty.
 
     Bad lines are added to `errors`. DataError for a file that cannot be read or has no lines.
     """
     rows: list[Row] = []
+    num_empty = 0
     try:
         for line, content in clean_lines(locate(name), errors):
             if content.strip():
-                rows.append(Row(str(len(rows) + 1), line, {column: content}))
+                rows.append(Row(str(line), line, {column: content}))
+            else:
+                num_empty += 1
     except FileNotFoundError:
         raise DataError(f"{name}: no such file") from None
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror}") from None
     if not rows and not errors:
         raise DataError(f"{name}: no lines of text")
+    if num_empty:
+        errors.notes.append(f"{num_empty:,} empty lines are no texts; ids are the numbers of the lines")
     return rows
 
 
-def read_parallel(name: str, suffixes: Sequence[str]) -> list[Row]:
+def read_parallel(name: str, suffixes: Sequence[str], errors: ErrorList) -> list[Row]:
     """Return a row for each line number of the files NAME.suffix; the suffixes are the columns, ids the line numbers.
 
-    DataError for a file that cannot be read, for bad lines, and where the files have different numbers of lines.
+    A bad line of one file is added to `errors`, and neither file has a row for it. DataError for a file that cannot be
+    read, and where the files have different numbers of lines.
     """
-    errors = ErrorList()
-    texts: dict[str, list[str]] = {}
+    texts: dict[str, dict[int, str]] = {}
+    counts: dict[str, int] = {}
     for suffix in suffixes:
         path = Path(f"{locate(name)}.{suffix}")
+        bad_lines = ErrorList()
         try:
-            texts[suffix] = [text for _, text in clean_lines(path, errors)]
+            texts[suffix] = dict(clean_lines(path, bad_lines))
         except FileNotFoundError:
             files = " and ".join(f"{name}.{suffix}" for suffix in suffixes)
             raise DataError(f"{path}: no such file; data.format = 'parallel' reads {files}") from None
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    errors.raise_if_any()  # before the lines are counted, since a bad line is not among them
-    counts = {f"{name}.{suffix}": len(lines) for suffix, lines in texts.items()}
+        counts[f"{name}.{suffix}"] = max([*texts[suffix], *bad_lines.reasons], default=0)
+        errors.extend(bad_lines)
     if len(set(counts.values())) > 1:
         found = " and ".join(f"{path} has {count:,}" for path, count in counts.items())
         raise DataError(f"{found} lines: line n of one belongs to line n of the other, so they must be equal")
-    rows = [
-        Row(str(i), i, dict(zip(suffixes, lines, strict=True)))
-        for i, lines in enumerate(zip(*texts.values(), strict=True), start=1)
-    ]
-    if not rows:
+    lines = range(1, max(counts.values()) + 1)
+    if not lines:
         raise DataError(f"{name}.{suffixes[0]}: no lines")
-    return rows
+    complete = [line for line in lines if all(line in found for found in texts.values())]
+    return [Row(str(line), line, {suffix: found[line] for suffix, found in texts.items()}) for line in complete]
