@@ -67,6 +67,14 @@ class ErrorList:
         if line in self.reasons:
             self.reasons.setdefault(row, self.reasons.pop(line))
 
+    def extend(self, other: ErrorList) -> None:
+        """Add the errors and notes of another file whose lines belong to the same rows."""
+        self.found += other.found
+        self.notes += other.notes
+        self.reasons = {**other.reasons, **self.reasons}
+        self.has_bad_file |= other.has_bad_file
+        self.only_empty &= other.only_empty
+
     def raise_if_any(self, kind: type[DataError] = DataError) -> None:
         """Raise one DataError with the first errors and the number of the others; do nothing without errors."""
         if self.found:
