@@ -1,134 +1,206 @@
-"""Tag schemes for entities (IOB1, IOB2, IOBES): detection, checks and conversion. All other tags are plain classes.
+"""Tag schemes for entities: detection, checks and conversion. All other tags are plain classes.
 
 - IOB1 (Ramshaw & Marcus 1995): every word of an entity is I-TYPE. The first one is B-TYPE only where the entity before
   it has the same type and ends right there.
 - IOB2 (Tjong Kim Sang & Veenstra 1999): the first word is always B-TYPE.
 - IOBES: as IOB2, but the last word is E-TYPE, and an entity of one word is S-TYPE.
+- BMES, BILOU and BMEWO: as IOBES, with other letters (M for I; L for E, U for S; M for I, W for S).
 
-In all three a word outside of entities is O.
+In all of them a word outside of entities is O. data/tag_notation.py reads B-TYPE, however it is written.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
-OUTSIDE = "O"
-PREFIXES = {"IOB1": "BI", "IOB2": "BI", "IOBES": "BIES"}
-ENTITY_TAG = re.compile(r"([BIES])-(.+)", re.DOTALL)
+from data.tag_notation import LETTERS, OUTSIDE, ROLES, STANDARD, Notation, find_notation, nearest_tag
 
-
-def split_tag(tag: str) -> tuple[str, str]:
-    """Return (prefix, type): ("B", "PER") for B-PER, ("O", "") for O, and ("", tag) for a tag of no entity."""
-    if tag == OUTSIDE:
-        return OUTSIDE, ""
-    match = ENTITY_TAG.fullmatch(tag)
-    return (match[1], match[2]) if match else ("", tag)
+Pairs = Mapping[tuple[str, str], int]  # {(the tag before, a tag): count}; "" before the first and behind the last tag
+Entity = tuple[int, int, str]  # (first word, one after the last, type)
 
 
 def are_entity_tags(tags: Iterable[str]) -> bool:
-    """Return whether these tags mark entities.
-
-    They do if all tags but O have a prefix. With an O among them, a single prefix is enough. So a misspelled tag is
-    reported as an error, and does not turn all tags into plain classes.
-    """
-    names = set(tags)
-    prefixes = {split_tag(tag)[0] for tag in names}
-    return bool(prefixes & set("BIES")) and ("" not in prefixes or OUTSIDE in names)
+    """Return whether these tags mark entities."""
+    return find_notation(tags) is not None
 
 
-def find_scheme(sentences: Sequence[Sequence[str]], setting: str = "auto") -> str:
-    """Return IOB1, IOB2, IOBES or none; `setting` unless that is auto.
+def count_pairs(sentences: Iterable[Sequence[str]]) -> Counter[tuple[str, str]]:
+    """Return how often each tag follows each other one; all that a scheme forbids is forbidden pairs."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for tags in sentences:
+        counts.update(zip(("", *tags), (*tags, ""), strict=True))
+    return counts
 
-    IOB1 and IOB2 have the same tags. The scheme with fewer violations is chosen, and IOB2 if both have as many.
+
+def find_scheme(pairs: Pairs, setting: str = "auto") -> str:
+    """Return the scheme of tags, or none; `setting` unless that is auto.
+
+    - The scheme has all letters of the tags, or else most of them.
+    - IOB1 and IOB2 have the same letters. The one with fewer violations is chosen, and IOB2 if both have as many.
     """
     if setting != "auto":
         return setting
-    names = {tag for tags in sentences for tag in tags}
-    if not are_entity_tags(names):
+    names = {tag for _, tag in pairs if tag}
+    notation = find_notation(names)
+    if notation is None:
         return "none"
-    if any(split_tag(tag)[0] in ("E", "S") for tag in names):
-        return "IOBES"
-    violations = {scheme: sum(len(find_violations(tags, scheme)) for tags in sentences) for scheme in ("IOB2", "IOB1")}
-    return min(violations, key=lambda scheme: violations[scheme])  # the first of equals
+    letters = {notation.split(tag)[0] for tag in names} - {OUTSIDE, ""}
+    scheme = min(LETTERS, key=lambda scheme: len(letters - set(LETTERS[scheme])))  # the first of equals
+    if scheme != "IOB2":
+        return scheme
+    return min(("IOB2", "IOB1"), key=lambda scheme: sum(pairs[pair] for pair in find_bad_pairs(pairs, scheme)))
 
 
-def find_violations(tags: Sequence[str], scheme: str) -> list[tuple[int, str]]:
-    """Return (position, reason) of each tag that violates `scheme`."""
-    found = []
-    before, open_type = OUTSIDE, ""  # open_type: type of the entity of the tag before, if it may continue
-    for i, tag in enumerate(tags):
-        prefix, kind = split_tag(tag)
-        if prefix not in (OUTSIDE, *PREFIXES[scheme]):
-            allowed = ", ".join(f"{letter}-TYPE" for letter in PREFIXES[scheme])
-            reason = f"{tag!r} is not a tag of {scheme}, whose tags are O, {allowed}"
-            found.append((i, f"{reason}; token_classification.tag_scheme names another"))
-            before, open_type = OUTSIDE, ""
-            continue
-        continues = bool(open_type) and kind == open_type
-        if scheme == "IOB2" and prefix == "I" and not continues:
-            found.append((i, f"{tag!r} after {before!r}: in IOB2 an entity begins with 'B-{kind}'"))
-        elif scheme == "IOB1" and prefix == "B" and not continues:
-            found.append((i, f"{tag!r} after {before!r}: in IOB1 it only separates two entities of one type"))
-        elif scheme == "IOBES" and prefix in ("I", "E") and not continues:
-            found.append((i, f"{tag!r} after {before!r}: in IOBES an entity begins with 'B-{kind}' or is 'S-{kind}'"))
-        elif scheme == "IOBES" and open_type and prefix not in ("I", "E"):
-            found.append((i, f"{tag!r} after {before!r}: in IOBES an entity ends with 'E-{open_type}'"))
-        before, open_type = tag, kind if prefix in ("B", "I") else ""
-    if scheme == "IOBES" and open_type:
-        found.append((len(tags) - 1, f"{before!r} is the last tag: in IOBES an entity ends with 'E-{open_type}'"))
-    return found
+def find_bad_pairs(pairs: Pairs, scheme: str) -> dict[tuple[str, str], str]:
+    """Return {(the tag before, tag): reason} of the pairs that violate `scheme`."""
+    names = {tag for _, tag in pairs if tag}
+    notation = find_notation(names) or STANDARD
+    found = {pair: _find_violation(*pair, names, notation, scheme) for pair in pairs}
+    return {pair: reason for pair, reason in found.items() if reason}
+
+
+def find_violations(
+    tags: Sequence[str], scheme: str, bad_pairs: Mapping[tuple[str, str], str] | None = None
+) -> list[tuple[int, str]]:
+    """Return (position, reason) of each tag that violates `scheme`. bad_pairs: those of the whole file."""
+    bad = find_bad_pairs(count_pairs([tags]), scheme) if bad_pairs is None else bad_pairs
+    pairs = zip(("", *tags), (*tags, ""), strict=True)
+    return [(min(i, len(tags) - 1), bad[pair]) for i, pair in enumerate(pairs) if pair in bad]
+
+
+def _find_violation(before: str, tag: str, names: set[str], notation: Notation, scheme: str) -> str:
+    """Return why `tag` violates the scheme after the tag `before`; "" where it does not."""
+    first, inner, last, single = LETTERS[scheme]
+    prefix, kind = notation.split(tag) if tag else (OUTSIDE, "")
+    prefix_before, kind_before = notation.split(before) if before else (OUTSIDE, "")
+    if prefix not in (OUTSIDE, *LETTERS[scheme]) or not prefix:
+        return _describe_foreign(tag, names, notation, scheme)
+    if prefix_before not in (OUTSIDE, *LETTERS[scheme]) or not prefix_before:
+        return ""  # the tag before is the fault
+    is_open = prefix_before in (first, inner)
+    continues = is_open and kind == kind_before and prefix != OUTSIDE
+    begin = notation.join(first, kind)
+    after = f"{tag!r} after {before!r}" if before else f"{tag!r} is the first tag"
+    if scheme == "IOB1":
+        is_wrong = prefix == first and not continues
+        return f"{after}: in IOB1 it only separates two entities of one type" if is_wrong else ""
+    if prefix in (inner, last) and not continues:
+        also = f" or is {notation.join(single, kind)!r}" if single else ""
+        return f"{after}: in {scheme} an entity begins with {begin!r}{also}"
+    if last and is_open and prefix not in (inner, last):
+        end = notation.join(last, kind_before)
+        where = after if tag else f"{before!r} is the last tag"
+        return f"{where}: in {scheme} an entity ends with {end!r}"
+    return ""
+
+
+def _describe_foreign(tag: str, names: set[str], notation: Notation, scheme: str) -> str:
+    """Return the error of a tag that no scheme, or another one, has."""
+    shown = [notation.join(OUTSIDE, ""), *(notation.join(letter, "TYPE") for letter in LETTERS[scheme] if letter)]
+    meant = nearest_known_tag(tag, names, scheme)
+    others = [other for other, letters in LETTERS.items() if notation.split(tag)[0] in (set(letters) - {""})]
+    hint = f"; {meant!r}, perhaps" if meant else ""
+    if not hint and others:
+        hint = f"; {others[-1] if len(others) == 1 else ' and '.join(others)} has it: token_classification.tag_scheme"
+    elif not hint:
+        hint = '; token_classification.tag_scheme = "none" takes each tag as a class of its own'
+    return f"{tag!r} is not a tag of {scheme}, whose tags are {', '.join(shown)}{hint}"
+
+
+def nearest_known_tag(tag: str, names: Iterable[str], scheme: str) -> str:
+    """Return the tag of the scheme that was surely meant by `tag`, one of `names` that the scheme has not; or ""."""
+    notation = find_notation(names) or STANDARD
+    types = {kind for prefix, kind in map(notation.split, names) if prefix in ROLES}
+    return nearest_tag(tag, notation, LETTERS[scheme], sorted(types))
 
 
 def complete_tags(tags: Iterable[str], scheme: str) -> list[str]:
-    """Return the classes to learn, sorted: the tags, O, and all prefixes of each type, which other files may have.
+    """Return the classes to learn, sorted: the tags, O, and all letters of each type, which other files may have.
 
     IOB1's B-TYPE is too rare to be expected, so only O is added there.
     """
     names = set(tags)
-    if scheme != "none":
-        names.add(OUTSIDE)
-    if scheme in ("IOB2", "IOBES"):
-        types = {kind for prefix, kind in map(split_tag, names) if prefix in PREFIXES[scheme]}
-        names |= {f"{prefix}-{kind}" for prefix in PREFIXES[scheme] for kind in types}
-    return sorted(names)
+    notation = find_notation(names)
+    if notation is None or scheme == "none":
+        return sorted(names)
+    letters = set(LETTERS[scheme]) - {""}
+    types = {kind for prefix, kind in map(notation.split, names) if prefix in letters}
+    names |= {notation.join(letter, kind) for letter in letters for kind in types if scheme != "IOB1"}
+    is_segmentation = not notation.separator and notation.outside not in names  # every word belongs to an entity
+    return sorted(names if is_segmentation else names | {notation.outside})
 
 
-def tag_entities(entities: Sequence[tuple[int, int, str]], count: int, scheme: str = "IOB2") -> list[str]:
+def tag_entities(
+    entities: Sequence[Entity], count: int, scheme: str = "IOB2", notation: Notation = STANDARD
+) -> list[str]:
     """Return the tags of `count` words. entities: (first word, one after the last, type), sorted, without overlap."""
-    tags = [OUTSIDE] * count
+    tags = [notation.outside] * count
+    first, inner, last, single = LETTERS[scheme]
     for start, end, kind in entities:
-        tags[start:end] = [f"I-{kind}"] * (end - start)
+        tags[start:end] = [notation.join(inner, kind)] * (end - start)
         if scheme == "IOB1":
-            adjacent = start and split_tag(tags[start - 1])[1] == kind
-            tags[start] = f"B-{kind}" if adjacent else f"I-{kind}"
-        elif scheme == "IOBES" and end - start == 1:
-            tags[start] = f"S-{kind}"
+            adjacent = start and notation.split(tags[start - 1])[1] == kind
+            tags[start] = notation.join(first if adjacent else inner, kind)
+        elif last and end - start == 1:
+            tags[start] = notation.join(single, kind)
         else:
-            tags[start] = f"B-{kind}"
-            if scheme == "IOBES":
-                tags[end - 1] = f"E-{kind}"
+            tags[start] = notation.join(first, kind)
+            if last:
+                tags[end - 1] = notation.join(last, kind)
     return tags
 
 
-def find_entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
+def find_entities(tags: Sequence[str], notation: Notation = STANDARD) -> list[Entity]:
     """Return (first word, one after the last, type) of each entity, by the rules of CoNLL's conlleval for all schemes.
 
     A word continues the entity of the word before if
-    - its prefix is I or E,
-    - the prefix of the word before is B or I, and
+    - it is an inner or last word by its letter (I or E in IOBES),
+    - the word before is a first or inner one (B or I), and
     - both have the same type.
 
     Every other word that is not O begins an entity. So tags that violate their scheme, as a model may predict them,
     mark entities too.
     """
-    found: list[tuple[int, int, str]] = []
+    found: list[Entity] = []
     open_type = ""
     for i, tag in enumerate(tags):
-        prefix, kind = split_tag(tag)
-        if prefix in ("I", "E") and open_type and kind == open_type:
+        letter, kind = notation.split(tag)
+        role = ROLES.get(letter, "")
+        if role in ("I", "E") and open_type and kind == open_type:
             found[-1] = (found[-1][0], i + 1, kind)
-        elif prefix and prefix != OUTSIDE:
+        elif role:
             found.append((i, i + 1, kind))
-        open_type = kind if prefix in ("B", "I") else ""
+        open_type = kind if role in ("B", "I") else ""
     return found
+
+
+def find_strict_entities(tags: Sequence[str], scheme: str, notation: Notation = STANDARD) -> list[Entity]:
+    """Return the entities whose tags follow `scheme` from their first word to their last, as seqeval's strict mode.
+
+    - IOB1 has no wrong sequence of tags but a B that separates nothing, which begins no entity.
+    - In IOB2 an entity begins with B. In the others it also ends with E, or is S. All else marks nothing.
+    """
+    found: list[Entity] = []
+    start, open_type, role_before = -1, "", ""  # start: of the entity that may still become one
+    for i, tag in enumerate((*tags, notation.outside)):
+        letter, kind = notation.split(tag)
+        role = ROLES.get(letter, "")
+        continues = start >= 0 and role in ("I", "E") and kind == open_type and role_before in ("B", "I")
+        separates = scheme == "IOB1" and role == role_before == "B" and kind != open_type  # which seqeval does not read
+        if start >= 0 and not continues and _may_end(role_before, scheme) and not separates:
+            found.append((start, i, open_type))
+        if not continues:
+            start = i if _may_begin(role, kind, role_before, open_type, scheme) else -1
+        open_type, role_before = kind, role
+    return found
+
+
+def _may_begin(role: str, kind: str, role_before: str, kind_before: str, scheme: str) -> bool:
+    if scheme == "IOB1":
+        return role == "I" or (role == "B" and role_before in ("B", "I") and kind == kind_before)
+    return role == "B" or (role == "S" and scheme != "IOB2")
+
+
+def _may_end(role_before: str, scheme: str) -> bool:
+    return scheme in ("IOB1", "IOB2") or role_before in ("E", "S")

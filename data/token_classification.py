@@ -1,21 +1,20 @@
 """Words with tags: checked rows of any format, and examples with a label at the first token of each word.
 
 A row has its words in the text column and their tags in the label column, both lists. The formats:
-- conll: a word a line, its tag in the last column, an empty line after each sentence (.conll, .bio, .iob);
+- conll: a word a line with its tag in another column, an empty line after each sentence (.conll, .conllu, .bio, .iob);
 - word/tag: a sentence a line;
 - text: a text a line, without tags;
-- jsonl, and rows in memory: lists of words and of tags; or a text and its spans, {"start", "end", "label"} in
-  characters.
+- rows (.jsonl, .json, .csv, .parquet, in memory): lists of words and of tags; or a text and its spans in characters.
 
 A text is split into words by data/words.py, each with the spaces before it.
 """
 
 from __future__ import annotations
 
-import itertools
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -23,16 +22,22 @@ from tokenizers import Tokenizer
 from data.batch import IGNORE_INDEX
 from data.errors import DataError, ErrorList
 from data.examples import TextExamples, count_notes
-from data.formats.conll import LINES, read_sentences
+from data.formats.entity_spans import spans_to_tags
+from data.formats.lines import locate, read_head, suffix_of
 from data.formats.memory import is_in_memory
 from data.formats.options import FileOptions
-from data.formats.rows import locate, read_rows
+from data.formats.rows import read_rows
+from data.formats.word_lines import guess_format, read_sentences
+from data.label_lists import parse_list_text
 from data.row import Row, Rows
-from data.tag_schemes import complete_tags, find_scheme, find_violations, tag_entities
-from data.words import TEXT, locate_words, split_words
+from data.tag_checks import check_tags, find_line, name_numbers, word_prefix
+from data.tag_schemes import complete_tags, count_pairs, find_scheme
+from data.words import TEXT, split_words
 
-SUFFIXES = {".jsonl": "jsonl", ".conll": "conll", ".bio": "conll", ".iob": "conll"}
-FORMATS = ("jsonl", "conll", "word/tag", "text")
+LINE_SUFFIXES = {".conll": "conll", ".conllu": "conll", ".conllup": "conll", ".bio": "conll", ".iob": "conll"}
+LINE_FORMATS = ("conll", "word/tag", "text")
+ROW_SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".parquet", ".arrow")
+UNTOLD = {"", ".txt", ".tsv", ".tags", ".data", ".iob2", ".bio2"}  # endings of files of more than one kind
 CHUNK = 20_000  # rows encoded at a time; an encoding needs far more memory than its ids
 
 
@@ -47,144 +52,139 @@ def read_tagged(
     group: str = "",
     options: FileOptions = FileOptions(),
     scheme: str = "auto",
+    bad_tags: str = "raise",
+    bad_spans: str = "raise",
+    labels: Sequence[str] = (),
+    explain: bool = False,
+    columns: tuple[str, str] = ("", ""),
 ) -> Rows:
     """Return the rows of a file. label: the column of the tags, or "" for words alone.
 
-    group: a column that every row of jsonl must have, or "". Files of other formats have no such columns.
+    - group: a column that every row must have, or "". Files of words a line have no such columns.
+    - scheme, bad_tags, bad_spans: as in the section [token_classification]. labels: data.labels.
+    - explain: note how the tags are read. columns: the numbers or names of the columns in files of words a line.
     Raises one DataError with all errors of the file.
     """
-    format = options.format
-    kind = SUFFIXES.get(locate(name).suffix.lower(), "") if format == "auto" else format
-    kind = "jsonl" if is_in_memory(name) else kind
-    if kind not in FORMATS:
-        what = f"data.format = {format!r}" if format != "auto" else "the name does not tell its format"
-        known = ", ".join(SUFFIXES)
-        raise DataError(f"{name}: {what}; tagged words are in {known}, or data.format is one of {', '.join(FORMATS)}")
+    kind = _find_kind(name, text, options)
     errors = ErrorList()
     rows: list[Row]
-    if kind == "jsonl":
-        rows = read_rows(name, [c for c in (text, label, group) if c], replace(options, format="jsonl"), errors)
-        for row in rows:
-            _check_row(name, row, text, label, scheme, errors)
+    if kind == "rows":
+        rows = read_rows(name, [c for c in (text, label, group) if c], options, errors)
+        _check_rows(name, rows, text, label, errors)
+        texts = [row for row in rows if label and TEXT in row.values and row.line not in errors.reasons]
+        if texts and scheme == "none":
+            reason = "spans of a text are entities: token_classification.tag_scheme cannot be none"
+            errors.add(name, texts[0].line, reason, of_file=True)
+        else:
+            spans_to_tags(name, texts, text, label, scheme, bad_spans, errors)
     elif group:
         raise DataError(f"{name}: data.group_column = {group!r} needs columns, so a .jsonl file")
     elif kind == "text" and label:
         raise DataError(f"{name}: data.format = 'text' has no tags; it is for predictions")
     else:
-        rows = read_sentences(name, kind, text, label, errors)
+        rows = read_sentences(name, kind, (text, label or "tags"), columns, bool(label), errors, options)
     if label:
         good = [row for row in rows if row.line not in errors.reasons]
-        _check_scheme(name, good, label, scheme, errors)
+        name_numbers(name, good, label, labels, errors)
+        good = [row for row in good if row.line not in errors.reasons] if errors.reasons else good
+        check_tags(name, good, label, scheme, bad_tags, explain, errors)
     return errors.settle(name, rows, options)
 
 
-def _check_row(name: str, row: Row, text: str, label: str, scheme: str, errors: ErrorList) -> bool:
-    """Put words and tags into a row of jsonl; return whether it is correct, and add its errors to `errors`."""
-    words, before = row.values[text], len(errors)
-    if isinstance(words, str):
-        if not words.strip():
-            errors.add(name, row.line, f"{text!r} is empty", is_empty=True)
-            return False
-        row.values = row.values | {TEXT: words, text: split_words(words)}
-        if label:
-            reasons = _spans_to_tags(row, words, text, label, scheme)
-            for reason in reasons:
-                errors.add(name, row.line, reason)
-        return len(errors) == before
-    if not isinstance(words, list):
-        errors.add(name, row.line, f"{text!r} should be a list of words, or a text, this is {words!r}")
-    elif not words:
-        errors.add(name, row.line, f"{text!r} is empty", is_empty=True)
-    elif wrong := [i for i, word in enumerate(words) if not isinstance(word, str) or not word.strip()]:
-        errors.add(name, row.line, f"word {wrong[0]} in {text!r} should be text that is not empty, {words[wrong[0]]!r}")
-    elif label and not isinstance(row.values[label], list):
-        errors.add(name, row.line, f"{label!r} should be a list of tags, this is {row.values[label]!r}")
-    elif label:
-        tags = row.values[label]
-        bad = [i for i, tag in enumerate(tags) if isinstance(tag, bool) or not isinstance(tag, str | int)]
-        bad += [i for i, tag in enumerate(tags) if isinstance(tag, str) and not tag.strip()]
-        if bad:
-            errors.add(name, row.line, f"tag {bad[0]} in {label!r} should be text that is not empty, {tags[bad[0]]!r}")
-        elif len(tags) != len(words):
-            errors.add(name, row.line, f"{len(words)} words in {text!r}, and {len(tags)} tags in {label!r}")
-        row.values = row.values | {label: [str(tag).strip() for tag in tags]}
-    return len(errors) == before
+def _find_kind(name: str, text: str, options: FileOptions) -> str:
+    """Return conll, word/tag, text or rows; DataError for a file whose name and settings do not tell it."""
+    if is_in_memory(name):
+        return "rows"
+    format, path = options.format, locate(name)
+    if format != "auto":
+        return format if format in LINE_FORMATS else "rows"
+    suffix = suffix_of(path)
+    if suffix in LINE_SUFFIXES:
+        return LINE_SUFFIXES[suffix]
+    if suffix not in UNTOLD or path.is_dir():
+        return "rows"
+    if suffix == ".tsv" and text in read_head(path, options).split("\t"):
+        return "rows"
+    guess = guess_format(path, options)
+    hint = f"by its first lines data.format = {guess!r} would read it" if guess else f"one of {', '.join(LINE_FORMATS)}"
+    raise DataError(
+        f"{name}: the name does not tell its format; tagged words are in {', '.join(LINE_SUFFIXES)} or "
+        f"{', '.join(ROW_SUFFIXES)}, or data.format says it: {hint}"
+    )
 
 
-def _spans_to_tags(row: Row, source: str, text: str, label: str, scheme: str) -> list[str]:
-    """Replace the spans in column `label`, of the text `source`, by tags; return the reasons where it is impossible."""
-    spans = row.values[label]
-    if not isinstance(spans, list):
-        return [f"{label!r} should be a list of spans of the text, this is {spans!r}"]
-    if scheme == "none":
-        return ["spans of a text are entities: token_classification.tag_scheme cannot be none"]
-    word_spans = locate_words(row.values[text])
-    entities, reasons = [], []
-    for span in spans:
-        reason = _check_span(span, source)
-        if not reason:
-            start, end = span["start"], span["end"]
-            inside = [i for i, (first, last) in enumerate(word_spans) if first < end and start < last]
-            partial = [
-                source[first:last] for first, last in (word_spans[i] for i in inside) if first < start or last > end
-            ]
-            if partial:
-                reason = f"the span {span} has only a part of the word {partial[0]!r}"
-            elif not inside:
-                reason = f"the span {span} has only spaces"
-            else:
-                entities.append((inside[0], inside[-1] + 1, span["label"].strip()))
-        reasons += [reason] if reason else []
-    entities.sort()
-    for (_, end, first), (start, _, second) in itertools.pairwise(entities):
-        if start < end:
-            where = source[slice(*word_spans[start])]
-            reasons.append(f"spans overlap: {first!r} and {second!r} both have the word {where!r}")
-    if not reasons:
-        tags = tag_entities(entities, len(word_spans), "IOB2" if scheme == "auto" else scheme)
-        row.values = row.values | {label: tags}
-    return reasons
-
-
-def _check_span(span: Any, source: str) -> str:
-    """Return what is wrong with a single span; "" for a good one."""
-    if not isinstance(span, dict) or not {"start", "end", "label"} <= span.keys():
-        return f"a span should be an object with start, end and label, this is {span!r}"
-    start, end, label = span["start"], span["end"], span["label"]
-    if type(start) is not int or type(end) is not int or not 0 <= start < end:
-        return f"the span {span} should have whole numbers, start before end"
-    if end > len(source):
-        return f"the span {span} ends outside the text, which has {len(source)} characters"
-    if not isinstance(label, str) or not label.strip():
-        return f"the label of the span {span} should be text that is not empty"
-    return ""
-
-
-def _check_scheme(name: str, rows: Sequence[Row], label: str, scheme: str, errors: ErrorList) -> None:
-    """Add to `errors` all tags that violate their scheme."""
-    found = find_scheme([row.values[label] for row in rows], scheme)
-    if found == "none":
-        return
+def _check_rows(name: str, rows: Sequence[Row], text: str, label: str, errors: ErrorList) -> None:
+    """Put words and tags into rows, and add to `errors` those that have none. Spans of texts stay as they are."""
+    as_text = blank = 0
     for row in rows:
-        for i, reason in find_violations(row.values[label], found):
-            errors.add(name, _find_line(row, i), _word_prefix(row, i) + reason)
+        words = row.values[text]
+        if isinstance(words, str) and words[:1] + words[-1:] in ("[]", "()") and _read_lists(row, text, label):
+            words, as_text = row.values[text], as_text + 1
+        if isinstance(words, str):
+            if words.strip():
+                row.values = row.values | {TEXT: words, text: split_words(words)}
+                if (
+                    label
+                    and isinstance(row.values[label], str)
+                    and (parsed := parse_list_text(row.values[label])) is not None
+                ):
+                    row.values[label] = parsed
+            else:
+                errors.add(name, row.line, f"{text!r} is empty", is_empty=True)
+        elif reason := _check_words(row, text, label):
+            errors.add(name, row.line, reason, is_empty=reason == f"{text!r} is empty")
+        else:
+            blank += sum(not word.strip() for word in words)
+            if label:
+                row.values = row.values | {label: [str(tag).strip() for tag in row.values[label]]}
+    if as_text:
+        errors.notes.append(f"{as_text:,} rows have lists as text, as in ['a', 'b'], which are read as lists")
+    if blank:
+        errors.notes.append(f"{blank:,} words are white space only, which no tokenizer reads")
 
 
-def _find_line(row: Row, index: int) -> int:
-    """Return the line of a word; the line of its row where the words have none."""
-    return row.values[LINES][index] if LINES in row.values else row.line
+def _read_lists(row: Row, text: str, label: str) -> bool:
+    """Put the lists that are written as text in a table into a row; return whether they are such lists."""
+    columns = [column for column in (text, label) if column]
+    found = {column: parse_list_text(value) for column in columns if isinstance(value := row.values[column], str)}
+    if len(found) < len(columns) or not all(isinstance(items, list) for items in found.values()):
+        return False
+    if not all(isinstance(word, str) for word in found[text] or ()):
+        return False
+    row.values = row.values | found
+    return True
 
 
-def _word_prefix(row: Row, index: int) -> str:
-    return "" if LINES in row.values else f"word {index}: "
+def _check_words(row: Row, text: str, label: str) -> str:
+    """Return what is wrong with a row of words and tags; "" for a good one."""
+    words = row.values[text]
+    if not isinstance(words, list):
+        return f"{text!r} should be a list of words, or a text, this is {words!r}"
+    wrong = [i for i, word in enumerate(words) if not isinstance(word, str) or not word]
+    if wrong:
+        return f"word {wrong[0]} in {text!r} should be text that is not empty, {words[wrong[0]]!r}"
+    if not any(map(str.strip, words)):
+        return f"{text!r} is empty"
+    if not label:
+        return ""
+    tags = row.values[label]
+    if not isinstance(tags, list):
+        return f"{label!r} should be a list of tags, this is {tags!r}"
+    bad = [i for i, tag in enumerate(tags) if isinstance(tag, bool) or not isinstance(tag, str | int)]
+    bad += [i for i, tag in enumerate(tags) if isinstance(tag, str) and not tag.strip()]
+    if bad and isinstance(tags[bad[0]], dict | list):
+        return f"{label!r} has spans, {tags[bad[0]]!r}: data.text_column should name the text, not a list of words"
+    if bad:
+        return f"tag {bad[0]} in {label!r} should be text that is not empty, {tags[bad[0]]!r}"
+    return "" if len(tags) == len(words) else f"{len(words)} words in {text!r}, and {len(tags)} tags in {label!r}"
 
 
 def find_tag_names(name: str, rows: Sequence[Row], label: str, declared: Sequence[str], scheme: str) -> list[str]:
     """Return the classes: those declared, else those found, completed by their scheme. DataError for fewer than two."""
     if declared:
         return list(declared)
-    sentences = [row.values[label] for row in rows]
-    names = complete_tags({tag for tags in sentences for tag in tags}, find_scheme(sentences, scheme))
+    pairs = count_pairs(row.values[label] for row in rows)
+    names = complete_tags({tag for _, tag in pairs if tag}, find_scheme(pairs, scheme))
     if len(names) < 2:
         raise DataError(f"{name}: all words have the tag {names[0]!r}; training needs two tags")
     return names
@@ -196,8 +196,8 @@ def check_tag_names(name: str, rows: Sequence[Row], label: str, labels: Sequence
     for row in rows:
         for i, tag in enumerate(row.values[label]):
             if tag not in known:
-                reason = f"{_word_prefix(row, i)}unknown label {tag!r}; the labels are {', '.join(map(repr, labels))}"
-                errors.add(name, _find_line(row, i), reason)
+                reason = f"{word_prefix(row, i)}unknown label {tag!r}; the labels are {', '.join(map(repr, labels))}"
+                errors.add(name, find_line(row, i), reason)
     errors.raise_if_any()
 
 
@@ -216,6 +216,20 @@ class Words:
     rows: Sequence[Row]
     column: str  # the column of the words in the rows
     entities: bool  # whether the tags mark entities
+    tag_names: tuple[str, ...] = ()  # the classes
+    tag_scheme: str = "auto"  # the setting
+
+    @cached_property
+    def scheme(self) -> str:
+        """The scheme by which strict metrics count entities: as set, else that of the labels, in all examples."""
+        pairs: Counter[tuple[str, str]] = Counter({("", tag): 0 for tag in self.tag_names})
+        if self.labels is not None and len(self.labels):
+            before = np.concatenate([[-1], self.labels[:-1]])
+            before[self.offsets[:-1][np.diff(self.offsets) > 0]] = -1
+            found, counts = np.unique(np.stack([before, self.labels]), axis=1, return_counts=True)
+            names = (*self.tag_names, "")  # -1: no tag
+            pairs.update({(names[a], names[b]): n for a, b, n in zip(*found.tolist(), counts.tolist(), strict=True)})
+        return find_scheme(pairs, self.tag_scheme)
 
     @property
     def num_lost(self) -> int:
@@ -236,6 +250,7 @@ def encode_tagged(
     labels: Sequence[str] = (),
     max_length: int,
     entities: bool = True,
+    scheme: str = "auto",
 ) -> TextExamples[Words]:
     """Encode checked rows word by word, truncated to `max_length` tokens including the special ones.
 
@@ -273,6 +288,8 @@ def encode_tagged(
         rows=rows,
         column=text,
         entities=entities,
+        tag_names=tuple(labels),
+        tag_scheme=scheme,
     )
     return TextExamples(
         input_ids=np.concatenate(ids),

@@ -20,7 +20,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from torch.utils.data import get_worker_info
 
 from data.augmentation.tables import WORD, entry_key
@@ -28,13 +28,22 @@ from data.batch import Batch
 from data.loader import Examples
 from data.row import Row
 from data.scripts import KANA_AND_HAN
-from data.tag_schemes import OUTSIDE
 
 MASKS = ("[MASK]", "<mask>")  # BERT; RoBERTa
+MASKED = "\U0010fffd"  # a masked word in a changed text: a character for private use, since "[MASK]" in a text is text
 
 Change = Callable[[Row, np.random.Generator], Row]
 Span = tuple[int, int]  # (first character, one after the last)
 Edit = tuple[int, int, str]  # (first character, one after the last, the new text)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The mask token of a tokenizer, and the id by which the tokenizer encodes MASKED."""
+
+    token: str
+    token_id: int
+    masked_id: int
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,7 @@ class Augmented:
     change: Change
     seed: int
     files: str = ""  # checksum of the files that the changes were read from
+    mask: Mask | None = None  # what becomes of MASKED; None: no word is masked
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -92,11 +102,15 @@ class Augmented:
         if get_worker_info() is not None:
             # A forked worker does not have the tokenizer's threads, and would wait for them forever.
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        encoded = self.encode([self.changed(int(i), epoch) for i in indices])
+        encoded: Any = self.encode([self.changed(int(i), epoch) for i in indices])
+        if self.mask is not None:
+            is_masked = encoded.input_ids == self.mask.masked_id
+            encoded = replace(encoded, input_ids=np.where(is_masked, self.mask.token_id, encoded.input_ids))
         order = np.argsort(encoded.lengths, kind="stable")  # attention runs over equal lengths in one call
         chosen = np.asarray(indices, dtype=np.int64)[order]
         ids = tuple(self.ids[i] for i in chosen)
-        return replace(encoded.batch(order), indices=tuple(chosen.tolist()), ids=ids)
+        batch: Batch = encoded.batch(order)
+        return replace(batch, indices=tuple(chosen.tolist()), ids=ids)
 
 
 def show_augmented(examples: Examples, count: int = 3, epochs: int = 2) -> str:
@@ -109,8 +123,11 @@ def show_augmented(examples: Examples, count: int = 3, epochs: int = 2) -> str:
         different = [k for k, value in row.values.items() if any(other.values[k] != value for other in changed)]
         lines.append(f"  id {row.id}" + ("" if different else f": as it is in the first {epochs} epochs"))
         for column in different:
+            shown = [_shown(other.values[column]) for other in changed]
+            if examples.mask is not None:
+                shown = [text.replace(MASKED, examples.mask.token) for text in shown]
             lines.append(f"    {column}: {_shown(row.values[column])}")
-            lines += [f"    epoch {e}: {_shown(other.values[column])}" for e, other in enumerate(changed)]
+            lines += [f"    epoch {e}: {text}" for e, text in enumerate(shown)]
     return "\n".join(lines)
 
 
@@ -131,7 +148,8 @@ class TextChanges:
     mask: float = 0.0
     fill: float = 0.0
     synonym: float = 0.0
-    mask_token: str = ""
+    mask_token: str = ""  # in place of a masked word
+    masking: Mask | None = None  # what the encoding makes of it
     words: Sequence[str] = ()  # to insert, for fill
     synonyms: Mapping[tuple[str, ...], Sequence[str]] = field(
         default_factory=dict
@@ -164,13 +182,11 @@ def change_around(
     ]
 
 
-def change_tagged(
-    row: Row, rng: np.random.Generator, changes: TextChanges, words: str, tags: str, entities: bool
-) -> Row:
+def change_tagged(row: Row, rng: np.random.Generator, changes: TextChanges, words: str, tags: str, outside: str) -> Row:
     """Return a tagged sentence with words replaced or masked one by one, or deleted together with their tags.
 
-    entities: whether the tags mark entities (IOB1, IOB2, IOBES), which must not be split or joined. Then only words
-    outside, "O", that follow another word outside are deleted, so that one always stays between two entities.
+    outside: the tag of words outside of entities, which must not be split or joined. Then only words outside that
+    follow another word outside are deleted, so that one always stays between two entities. "": tags that mark none.
     """
     new, new_tags = list(row.values[words]), list(row.values[tags])
     draws = rng.random((4, len(new)))
@@ -182,8 +198,8 @@ def change_tagged(
             new[i] = word[:start] + _like(word[start:end], options[int(draws[1, i] * len(options))]) + word[end:]
         elif draws[2, i] < changes.mask:
             new[i] = word[:spaces] + changes.mask_token
-    outside = [not entities or tag == OUTSIDE for tag in new_tags]
-    kept = [i for i in range(len(new)) if not (draws[3, i] < changes.delete and i and outside[i] and outside[i - 1])]
+    free = [not outside or tag == outside for tag in new_tags]
+    kept = [i for i in range(len(new)) if not (draws[3, i] < changes.delete and i and free[i] and free[i - 1])]
     return row.updated({words: [new[i] for i in kept], tags: [new_tags[i] for i in kept]})
 
 
@@ -302,9 +318,13 @@ def find_distinct_words(texts: Iterable[str]) -> list[str]:
 
 
 def find_mask_token(tokenizer: Tokenizer) -> str:
-    """Return the token of a masked word, as a text can contain it; "" for a tokenizer without one."""
-    for token in MASKS:
-        number = tokenizer.token_to_id(token)
-        if number is not None and number in tokenizer.encode(f"a {token}", add_special_tokens=False).ids:
-            return token
-    return ""
+    """Return the tokenizer's mask token, which it does not split; "" for a tokenizer without one."""
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    return next((token for token in MASKS if token in added), "")
+
+
+def add_mask(tokenizer: Tokenizer, token: str) -> Mask:
+    """Make the tokenizer encode MASKED as one token, which includes the same spaces as its mask token."""
+    ((token_id, added),) = [item for item in tokenizer.get_added_tokens_decoder().items() if item[1].content == token]
+    tokenizer.add_tokens([AddedToken(MASKED, lstrip=added.lstrip, rstrip=added.rstrip, normalized=False)])
+    return Mask(token, token_id, tokenizer.get_vocab()[MASKED])

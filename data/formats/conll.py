@@ -1,98 +1,252 @@
-"""Files of words and tags without named columns: a word a line (CoNLL), a sentence a line (word/tag), or text."""
+"""Files with a word a line, its tag in another column, and an empty line after each sentence: CoNLL, CoNLL-U."""
 
 from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from data.errors import DataError, ErrorList
-from data.formats.rows import clean_lines, locate
-from data.row import Row
-from data.words import TEXT, split_words
+from data.formats.lines import TextFile
+from data.formats.options import FileOptions
+from data.tag_notation import OUTSIDE, ROLES, STANDARD
 
-LINES = "<lines>"  # an internal column: the line of each word; no file has this column
+CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
+HEADERS = (
+    {"word", "words", "token", "tokens", "form", "text", "char"},
+    {"tag", "tags", "label", "labels", "ner", "ner_tag", "pos", "upos"},
+)
+WIDE_SPACES = re.compile("[ \u00a0\u3000]+")
+NUMBER = re.compile(r"[0-9]+([-.][0-9]+)?")
+COMMENT = re.compile(r"#\s*[\w.:-]+\s+=\s")  # CoNLL-U's form: # sent_id = 1
+SKIPPED = {
+    "comment": "comments (#) left out",
+    "range of words": "ranges of words (as 1-2) left out, whose words are read one by one",
+    "empty node": "empty nodes (as 1.1) left out",
+    "header": "line with the names of the columns left out",
+    "wide space": "lines with a wide space (U+3000 or U+00A0) between word and tag",
+}
+LONG = 400  # words of a sentence that hardly is one
+PEEKED = 1000  # comments at most before the first word
+Head = list[tuple[int, str | None]]  # (number, line; None: it cannot be read)
 
-# Sentences as (first line, words, tags, further columns of the row).
-Sentences = Iterator[tuple[int, list[str], list[str], dict[str, Any]]]
+
+@dataclass
+class Sentence:
+    """The words of a sentence, their tags and lines. line: its first one, by which its row is known."""
+
+    line: int = 0
+    words: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
 
 
-def read_sentences(name: str, format: str, text: str, label: str, errors: ErrorList) -> list[Row]:
-    """Return a row for each sentence, its words in column `text` and its tags in `label` ("": words alone).
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of the lines are read."""
 
-    format: conll, word/tag or text. Bad lines are added to `errors`. DataError for a file that cannot be read.
+    count: int
+    word: int = 0
+    tag: int = -1
+    is_conllu: bool = False
+    has_header: bool = False
+    is_chosen: bool = False  # whether a setting says which column has the words
+    note: str = ""
+
+
+def read_conll(
+    path: Path, text: str, label: str, labelled: bool, errors: ErrorList, options: FileOptions
+) -> Iterator[Sentence]:
+    """Yield sentences; one with a bad line too, whose error is that of the sentence.
+
+    - The first column is the word and the last one its tag, unless `text` and `label`, the settings, are numbers of
+      columns (from 1; from the end if negative), or names of columns of CoNLL-U or of the first line.
+    - Columns are separated by tabs if the line has one, else by spaces. Every line has as many columns as the first.
+    - `#` lines before a sentence are comments if they have another number of columns, or are written as in CoNLL-U.
+    - -DOCSTART- lines are skipped; in CoNLL-U also ranges of words (1-2) and empty nodes (1.1).
     """
-    path = locate(name)
-    if path.is_dir():
-        raise DataError(f"{name}: this is a folder; name a file")
-    reader = {"conll": _conll, "word/tag": _word_tag, "text": _texts}[format]
-    rows: list[Row] = []
-    try:
-        for line, words, tags, more in reader(path, bool(label), errors):
-            values = {text: words, **({label: tags} if label else {}), **more}
-            rows.append(Row(str(len(rows) + 1), line, values))
-    except FileNotFoundError:
-        raise DataError(f"{name}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read: {error.strerror}") from None
-    if not rows and not errors:
-        raise DataError(f"{name}: no rows")
-    return rows
-
-
-def _conll(path: Path, labelled: bool, errors: ErrorList) -> Sentences:
-    """Yield sentences of a file with a word a line, ended by an empty line.
-
-    The first column is the word, the last one its tag. Columns are separated by tabs if the line has one, else by
-    spaces. Every line has as many columns as the first. -DOCSTART- lines are skipped.
-    """
-    columns = 0
-    words: list[str] = []
-    tags: list[str] = []
-    lines: list[int] = []
-    for number, line in itertools.chain(clean_lines(path, errors), [(0, "")]):  # the last sentence needs an end too
-        if not line.strip() or line.startswith("-DOCSTART-"):
-            if words:
-                yield lines[0], words, tags, {LINES: lines}
-            words, tags, lines = [], [], []
-            continue
-        fields = line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))
-        columns = columns or len(fields)
-        if len(fields) != columns:
-            errors.add(path, number, f"{len(fields)} columns, the lines before have {columns}")
-        elif labelled and columns < 2:
-            errors.add(path, number, f"no tag: {line!r} is one column; a word and its tag are needed")
-            return  # all lines have this fault
-        elif not fields[0].strip():
-            errors.add(path, number, "the word is empty")
-        elif labelled and not fields[-1].strip():
-            errors.add(path, number, "the tag is empty")
+    lines = TextFile(path, options).lines(errors)
+    head = list(itertools.islice(_until_first_word(lines), PEEKED))
+    columns = _choose_columns(path, head, text, label)
+    report, sentence = Report(), Sentence()
+    header_line = head[-1][0] if columns.has_header else 0
+    for number, line in itertools.chain(head, lines, [(0, "")]):  # the last sentence needs an end too
+        if line is None:  # it cannot be read, and its sentence not either
+            sentence.line = sentence.line or number
+            errors.assign(number, sentence.line)
+        elif number and (kind := "header" if number == header_line else _kind_to_skip(line, columns, sentence)):
+            report.skip(kind, number)
+        elif not line.strip() or line.startswith("-DOCSTART-"):
+            if sentence.line:
+                report.end(sentence)
+                yield sentence
+            sentence = Sentence()
         else:
-            words.append(fields[0])
-            tags.append(fields[-1].strip())
-            lines.append(number)
+            sentence.line = sentence.line or number
+            fields = split_columns(line)
+            if reason := _find_fault(line, fields, columns, labelled):
+                errors.add(path, number, reason, row=sentence.line, of_file=columns.count < 2)
+                if columns.count < 2:
+                    return  # all lines have this fault
+                continue
+            word = fields[columns.word]
+            report.only_numbers = report.only_numbers and NUMBER.fullmatch(word) is not None
+            sentence.words.append(word)
+            sentence.tags.append(fields[columns.tag].strip())
+            sentence.lines.append(number)
+            if columns.count > 1 and "\t" not in line and " " not in line.strip(" "):
+                report.skip("wide space", number)
+    if report.only_numbers and report.num_words > 1 and columns.count > 1 and not columns.is_chosen and not errors:
+        errors.add(path, report.longest.line, _describe_numbers(columns, head), of_file=True)
+    errors.notes += [*([columns.note] if columns.note else []), *report.notes()]
 
 
-def _word_tag(path: Path, labelled: bool, errors: ErrorList) -> Sentences:
-    """Yield the sentences of a file with one a line, as word/tag word/tag; a slash within a word belongs to the word.
+@dataclass
+class Report:
+    """What is to be said about a file."""
 
-    Without labels, a line in which every word has a tag is read without the tags, any other as words alone.
-    """
-    for number, line in clean_lines(path, errors):
-        fields = line.split()
-        pairs = [field.rpartition("/") for field in fields]
-        bad = [field for field, (word, _, tag) in zip(fields, pairs, strict=True) if not (word and tag)]
-        if labelled and bad:
-            more = f", and {len(bad) - 1:,} more on this line" if len(bad) > 1 else ""
-            errors.add(path, number, f"{bad[0]!r} is no word/tag{more}")
-        elif fields:
-            yield number, fields if bad else [word for word, _, _ in pairs], [tag for _, _, tag in pairs], {}
+    counts: Counter[str] = field(default_factory=Counter)  # {kind of line: how many}
+    first: dict[str, int] = field(default_factory=dict)  # {kind of line: the first}
+    longest: Sentence = field(default_factory=Sentence)
+    num_words: int = 0
+    only_numbers: bool = True  # whether all words are numbers
+
+    def skip(self, kind: str, number: int) -> None:
+        """Count a line of this kind."""
+        self.counts[kind] += 1
+        self.first.setdefault(kind, number)
+
+    def end(self, sentence: Sentence) -> None:
+        """Count the words of a sentence."""
+        self.num_words += len(sentence.words)
+        if len(sentence.words) > len(self.longest.words):
+            self.longest = sentence
+
+    def notes(self) -> list[str]:
+        """Return a sentence for each kind of line that is no word, and for a sentence that is very long."""
+        shown = [(kind, name) for kind, name in SKIPPED.items() if self.counts[kind]]
+        notes = [f"{self.counts[kind]:,} {name}, the first at line {self.first[kind]}" for kind, name in shown]
+        if len(self.longest.words) > LONG:
+            many = f"{len(self.longest.words):,} words in one sentence, from line {self.longest.line}"
+            notes.append(f"{many}; sentences end at an empty line")
+        return notes
 
 
-def _texts(path: Path, labelled: bool, errors: ErrorList) -> Sentences:
-    """Yield the words of a text a line, without tags."""
-    for number, line in clean_lines(path, errors):
-        if line.strip():
-            yield number, split_words(line), [], {TEXT: line}
+def split_columns(line: str) -> list[str]:
+    """Return the columns of a line, between tabs if it has one, else between spaces, wide ones if it has no other."""
+    if "\t" in line:
+        return line.split("\t")
+    fields = re.split(" +", line.strip(" "))
+    return fields if len(fields) > 1 else WIDE_SPACES.split(line.strip(" \u00a0\u3000"))
+
+
+def _until_first_word(lines: Iterator[tuple[int, str | None]]) -> Iterator[tuple[int, str | None]]:
+    """Yield the lines up to the first that is a word for sure."""
+    for number, line in lines:
+        yield number, line
+        if line and line.strip() and not line.startswith(("#", "-DOCSTART-")):
+            return
+
+
+def _kind_to_skip(line: str, columns: Columns, sentence: Sentence) -> str:
+    """Return the kind of a line that is no word and no end of a sentence; "" for others."""
+    if line[:1] == "#" and (columns.is_conllu or not sentence.words):
+        is_word = not columns.is_conllu and len(split_columns(line)) == columns.count and not COMMENT.match(line)
+        return "" if is_word else "comment"
+    if columns.is_conllu and (match := NUMBER.match(line)) and match[1]:
+        return "range of words" if match[1][0] == "-" else "empty node"
+    return ""
+
+
+def _find_fault(line: str, fields: list[str], columns: Columns, labelled: bool) -> str:
+    """Return why a line is no word with its tag; "" for a good one."""
+    if len(fields) != columns.count:
+        hint = "; a comment (#) stands before a sentence" if line[0] == "#" else ""
+        hint = "; if the word is a space, the file needs tabs" if line[0] == " " else hint
+        return f"{len(fields)} columns, the lines before have {columns.count}{hint}"
+    if labelled and columns.count < 2:
+        return f"no tag: {line!r} is one column; a word and its tag are needed"
+    if not fields[columns.word]:
+        return "the word is empty"
+    if labelled and not fields[columns.tag].strip():
+        return "the tag is empty; a word outside of entities has the tag O"
+    return ""
+
+
+def _choose_columns(path: Path, head: Head, text: str, label: str) -> Columns:
+    """Return the columns that the settings choose, else those of the kind of file. head: its first lines."""
+    first = _first_word(head)
+    fields = split_columns(first)
+    count, comments = len(fields), [line for _, line in head if line and line.startswith("#")]
+    plus = next((line.split("=")[1].lower().split() for line in comments if "global.columns" in line), [])
+    is_conllu = bool(plus) or (count == 10 and NUMBER.fullmatch(fields[0]) is not None and "\t" in first)
+    has_header = count > 1 and all(
+        name.strip().lower() in known for name, known in zip((fields[0], fields[-1]), HEADERS, strict=True)
+    )
+    names = plus or list(CONLLU if is_conllu else map(str.strip, fields) if has_header else ())
+    word, tag = (
+        _find_column(path, setting, value, names, count) for setting, value in (("text", text), ("label", label))
+    )
+    is_chosen, note, default = word is not None, "", (0, count - 1)
+    if is_conllu and "form" in names:
+        default = (names.index("form"), names.index("upos") if "upos" in names else count - 1)
+        if tag is None:
+            others = ", ".join(name for name in names if name not in ("id", "form"))
+            note = f"CoNLL-U: the tags are the column upos; data.label_column = NAME reads another of {others}"
+    elif word is None and tag is None and _is_germeval(fields, bool(comments)):
+        default = (1, 2)
+        note = "GermEval: the tags are those of outer entities (column 3); data.label_column = -1 reads the inner ones"
+    return Columns(
+        count,
+        default[0] if word is None else word,
+        default[1] if tag is None else tag,
+        is_conllu,
+        has_header,
+        is_chosen or default[0] > 0,
+        note,
+    )
+
+
+def _first_word(head: Head) -> str:
+    """Return the line of the first word, which is the last line of the head; "" for a file without words."""
+    lines = [line for _, line in head if line and line.strip() and not line.startswith("-DOCSTART-")]
+    return next((line for line in reversed(lines) if not line.startswith("#")), lines[0] if lines else "")
+
+
+def _find_column(path: Path, setting: str, value: str, names: list[str], count: int) -> int | None:
+    """Return the position of the column that a setting names; None where it names none."""
+    if re.fullmatch("-?[1-9][0-9]*", value):
+        place = int(value)
+        if count and abs(place) > count:
+            raise DataError(f"{path}: data.{setting}_column = {value!r}, but the lines have {count} columns")
+        return place - 1 if place > 0 else count + place
+    if value.lower() in names or value in names:
+        return names.index(value.lower() if value.lower() in names else value)
+    if value.lower() in CONLLU and count:
+        raise DataError(
+            f"{path}: data.{setting}_column = {value!r} is a column of CoNLL-U, but the lines have {count} columns; "
+            f"{value!r} may be the number of a column, from 1"
+        )
+    return None
+
+
+def _is_germeval(fields: list[str], has_comment: bool) -> bool:
+    """Return whether a first line is that of GermEval 2014: number, word, tag and inner tag, below a comment."""
+    tags = [tag == OUTSIDE or STANDARD.split(tag)[0] in ROLES for tag in fields[2:]]
+    return has_comment and len(fields) == 4 and fields[0] == "1" and all(tags)
+
+
+def _describe_numbers(columns: Columns, head: Head) -> str:
+    fields = split_columns(_first_word(head))
+    what = (
+        f"the column of the words, the first of {columns.count}, has only numbers, as CoNLL-U and GermEval count words"
+    )
+    if columns.count < 3:
+        return f"{what}; data.text_column = 1 reads them as words all the same"
+    return (
+        f"{what}; data.text_column = 2 reads the words {fields[1]!r} ..., and data.label_column = 3 (any column by its "
+        f"number, negative from the end) the tags {fields[2]!r} ..."
+    )

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from data.batch import IGNORE_INDEX
-from data.tag_schemes import split_tag
+from data.tag_notation import STANDARD, find_notation
 from engine.metrics import summarization, translation
+from engine.metrics.ranking import MAX_SCORES
 from engine.state import HIGHER_IS_BETTER
 
+RANKING_METRICS = ("roc_auc", "roc_auc_micro", "average_precision", "average_precision_micro")
 TOP_K = 5  # of top5_accuracy
 
 
@@ -39,11 +41,17 @@ def for_relations(examples: Any, labels: Sequence[str]) -> dict[str, str]:
 
 
 def for_label_sets(examples: Any, labels: Sequence[str]) -> dict[str, str]:
-    """Return the metrics that count labels, where no example has one."""
-    if np.nansum(examples.labels) > 0:
-        return {}
-    names = [name for name in HIGHER_IS_BETTER if name != "subset_accuracy"]
-    return dict.fromkeys(names, "0 or undefined for every model, since no example there has a label")
+    """Return the metrics that count labels, where no example has one; those that rank, where a label never varies."""
+    counts = np.nansum(examples.labels, axis=0)
+    if not counts.any():
+        names = [name for name in HIGHER_IS_BETTER if name != "subset_accuracy"]
+        return dict.fromkeys(names, "0 or undefined for every model, since no example there has a label")
+    if examples.labels.size > MAX_SCORES:
+        return dict.fromkeys(RANKING_METRICS, f"not computed from more than {MAX_SCORES:,} scores")
+    constant = [repr(labels[i]) for i in np.flatnonzero((counts == 0) | (counts == len(examples)))]
+    more = f" and {len(constant) - 1:,} more" if len(constant) > 1 else ""
+    why = "undefined, since no example there, or every one, has the label "
+    return {"roc_auc": why + constant[0] + more} if constant else {}
 
 
 def for_scores(examples: Any, labels: Sequence[str]) -> dict[str, str]:
@@ -55,11 +63,13 @@ def for_scores(examples: Any, labels: Sequence[str]) -> dict[str, str]:
 
 def for_tags(examples: Any, labels: Sequence[str]) -> dict[str, str]:
     """Return the metrics that count entities, where there is none."""
-    words = examples.record
-    present = {split_tag(labels[k])[0] for k in np.unique(words.labels).tolist()}
-    if not words.entities or present - {"O"}:
+    words, strict = examples.record, ("f1_strict", "precision_strict", "recall_strict")
+    if not words.entities:
+        return dict.fromkeys(strict, "not defined, since the tags mark no entities")
+    notation = find_notation(labels) or STANDARD
+    if {notation.split(labels[k])[0] for k in np.unique(words.labels).tolist()} - {"O"}:
         return {}
-    names = ("f1", "precision", "recall", "f1_strict", "precision_strict", "recall_strict")
+    names = ("f1", "precision", "recall", *strict)
     return dict.fromkeys(names, "0 for every model, since no word there is in an entity")
 
 

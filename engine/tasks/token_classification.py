@@ -14,6 +14,7 @@ from torch import Tensor
 from data import Batch, Examples, Row, TextExamples
 from data import token_classification as tagging
 from data.augmentation import text as text_augmentation
+from data.tag_notation import STANDARD, find_notation
 from data.tag_schemes import are_entity_tags, find_entities
 from data.token_classification import Words, encode_tagged
 from data.words import TEXT, locate_words
@@ -35,6 +36,11 @@ def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
         group=settings.group_column(name, labelled),
         options=settings.file_options,
         scheme=settings.own.tag_scheme,
+        bad_tags=settings.own.bad_tags,
+        bad_spans=settings.own.bad_spans,
+        labels=settings.data.labels,
+        explain=name == settings.data.train,
+        columns=(settings.data.text_column, settings.data.label_column),
     )
 
 
@@ -67,6 +73,7 @@ def encode(
         labels=labels,
         max_length=settings.data.max_length,
         entities=_are_entities(settings, labels),
+        scheme=settings.own.tag_scheme,
     )
 
 
@@ -81,15 +88,16 @@ def augment(examples: Examples, rows: list[Row], encode: RowEncoder, settings: A
         return examples
     data, changes = encode.settings.data, text_changes(settings.text, encode, rows)
     entities = _are_entities(encode.settings, encode.labels)
+    outside = (find_notation(encode.labels) or STANDARD).outside if entities else ""
 
     def change(row: Row, rng: np.random.Generator) -> Row:
-        return text_augmentation.change_tagged(row, rng, changes, data.text_column, data.label_column, entities)
+        return text_augmentation.change_tagged(row, rng, changes, data.text_column, data.label_column, outside)
 
     return augment_rows(examples, rows, encode, changes, seed, change)
 
 
 def evaluate_batch(model: TaskModel, batch: Batch, examples: TextExamples[Words], generate: GenerateSettings) -> Tensor:
-    """Return [sum of losses, targets, words, right words, unseen words, three counts a unit], (5 + 3 * units,)."""
+    """Return (8 + 3 * units,): sum of losses, targets, words (all, right, unseen), strict counts, counts a unit."""
     _ = batch.required_labels  # TypeError without labels
     words = examples.record
     labels = cast("np.ndarray", words.labels)
@@ -98,7 +106,7 @@ def evaluate_batch(model: TaskModel, batch: Batch, examples: TextExamples[Words]
     num_unseen = sum(int((words.first_tokens[words.word_slice(i)] < 0).sum()) for i in batch.indices)
     sentences = zip(true, predicted, strict=True)
     return metrics.tagging_statistics(
-        out.loss_sum, batch.num_targets, num_unseen, sentences, model.labels, words.entities
+        out.loss_sum, batch.num_targets, num_unseen, sentences, model.labels, words.entities, words.scheme
     )
 
 
@@ -139,9 +147,10 @@ def predict_batch(
 def _as_dict(words: Words, index: int, tags: list[str], probabilities: list[float]) -> dict[str, Any]:
     values = words.rows[index].values
     tokens: list[str] = values[words.column]
+    notation = find_notation(words.tag_names) or STANDARD
     entities: list[dict[str, Any]] = [
         {"start": start, "end": end, "label": kind, "probability": float(np.prod(probabilities[start:end]))}
-        for start, end, kind in (find_entities(tags) if words.entities else ())
+        for start, end, kind in (find_entities(tags, notation) if words.entities else ())
     ]
     if TEXT in values and words.entities:
         text, places = values[TEXT], locate_words(tokens)
@@ -160,7 +169,10 @@ def _as_dict(words: Words, index: int, tags: list[str], probabilities: list[floa
 TOKEN_CLASSIFICATION = Task(
     head="token-classification",
     predicts="tags",
-    metrics=("f1", "precision", "recall", "accuracy", "loss"),
+    metrics=(
+        *("f1", "precision", "recall", "f1_strict", "precision_strict", "recall_strict"),
+        *("accuracy", "loss"),
+    ),
     columns=Columns(text_pair=None, text="tokens", label="tags"),
     section="token_classification",
     read=read,

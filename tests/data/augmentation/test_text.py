@@ -174,7 +174,7 @@ def test_tagged_words_keep_their_tags_and_entities_stay_whole(scheme):
         tags = tag_entities(entities, count, scheme)
         row = Row(str(i), 1, {"words": words, "tags": tags})
         changes = TextChanges(delete=0.7, mask=0.3, synonym=0.5, mask_token="[MASK]", synonyms={("w1",): ["v1"]})
-        new = change_tagged(row, np.random.default_rng(i), changes, "words", "tags", entities=True).values
+        new = change_tagged(row, np.random.default_rng(i), changes, "words", "tags", outside="O").values
         assert find_violations(new["tags"], scheme) == []
         found = [(kind, end - start) for start, end, kind in find_entities(new["tags"])]
         assert found == [(kind, end - start) for start, end, kind in find_entities(tags)]
@@ -189,7 +189,7 @@ def test_deletion_with_plain_tags_keeps_one_word():
     row = Row("a", 1, {"words": list("abcd"), "tags": ["N", "V", "N", "V"]})
     seen, tag_of = set(), {"a": "N", "b": "V", "c": "N", "d": "V"}
     for seed in range(200):
-        new = change_tagged(row, np.random.default_rng(seed), TextChanges(delete=0.9), "words", "tags", False).values
+        new = change_tagged(row, np.random.default_rng(seed), TextChanges(delete=0.9), "words", "tags", "").values
         assert new["words"]
         assert new["tags"] == [tag_of[word] for word in new["words"]]
         seen.add("".join(new["words"]))
@@ -199,7 +199,7 @@ def test_deletion_with_plain_tags_keeps_one_word():
 def test_a_synonym_of_two_words_is_none_for_a_tagged_word():
     row = Row("a", 1, {"words": ["film"], "tags": ["N"]})
     changes = TextChanges(synonym=1.0, synonyms={("film",): ["motion picture"]})
-    assert change_tagged(row, np.random.default_rng(0), changes, "words", "tags", False).values["words"] == ["film"]
+    assert change_tagged(row, np.random.default_rng(0), changes, "words", "tags", "").values["words"] == ["film"]
 
 
 def test_spans_are_where_their_text_is_and_it_never_changes():

@@ -1,0 +1,129 @@
+"""Checks of the tags of a file: by their scheme, repaired where the recipe says so; numbers as places of labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from data.errors import ErrorList
+from data.formats.word_lines import LINES
+from data.row import Row
+from data.tag_notation import LETTERS, OUTSIDE, STANDARD, Notation, find_notation
+from data.tag_schemes import (
+    count_pairs,
+    find_bad_pairs,
+    find_entities,
+    find_scheme,
+    find_violations,
+    nearest_known_tag,
+    tag_entities,
+)
+
+SETTING = "token_classification.bad_tags"
+NO_SCHEME = "no entity scheme recognised, so each tag is a class of its own and F1 is by tag, not by entity"
+
+
+def check_tags(
+    name: str, rows: Sequence[Row], label: str, scheme: str, bad_tags: str, explain: bool, errors: ErrorList
+) -> None:
+    """Add to `errors` all tags that violate their scheme, or repair them; explain: say which scheme was found."""
+    pairs = count_pairs(row.values[label] for row in rows)
+    found = find_scheme(pairs, scheme)
+    names = {tag for _, tag in pairs if tag}
+    notation = find_notation(names)
+    if explain and scheme == "auto":
+        errors.notes += describe_scheme(names, found, notation)
+    if found == "none":
+        return
+    bad = find_bad_pairs(pairs, found)
+    if not bad:
+        return
+    broken = [row for row in rows if any(pair in bad for pair in _pairs_of(row.values[label]))]
+    if bad_tags == "repair":
+        broken = _repair(broken, label, names, found, errors)
+    hint = f'; {SETTING} = "repair" changes such tags as conlleval reads them' if bad_tags == "raise" else ""
+    for row in broken:
+        for i, reason in find_violations(row.values[label], found, bad):
+            errors.add(name, find_line(row, i), word_prefix(row, i) + reason + hint, row=row.line)
+            hint = ""  # once is enough
+
+
+def _pairs_of(tags: Sequence[str]) -> zip[tuple[str, str]]:
+    return zip(("", *tags), (*tags, ""), strict=True)
+
+
+def _repair(rows: Sequence[Row], label: str, names: set[str], scheme: str, errors: ErrorList) -> list[Row]:
+    """Repair the tags of rows with bad ones, and note what was changed; return the rows with a tag of no meaning."""
+    notation = find_notation(names) or STANDARD
+    letters = {OUTSIDE, *LETTERS[scheme]} - {""}
+    foreign = [tag for tag in names if notation.split(tag)[0] not in letters]
+    readings = {tag: nearest_known_tag(tag, names, scheme) for tag in foreign}
+    changes: Counter[tuple[str, str]] = Counter()
+    first, hopeless = "", []
+    for row in rows:
+        tags = row.values[label]
+        read = [readings.get(tag, tag) for tag in tags]
+        if "" in read:
+            hopeless.append(row)
+            continue
+        repaired = tag_entities(find_entities(read, notation), len(tags), scheme, notation)
+        changed = [(old, new) for old, new in zip(tags, repaired, strict=True) if old != new]
+        changes.update(changed)
+        if changed and not first:
+            i = next(i for i, (old, new) in enumerate(zip(tags, repaired, strict=True)) if old != new)
+            first = f"line {find_line(row, i)}, {word_prefix(row, i)}{tags[i]!r} to {repaired[i]!r}"
+        row.values = row.values | {label: repaired}
+    if changes:
+        kinds = ", ".join(f"{old!r} to {new!r} {count:,} times" for (old, new), count in changes.most_common(5))
+        more = f" and {len(changes) - 5:,} more kinds" if len(changes) > 5 else ""
+        errors.notes.append(
+            f"{sum(changes.values()):,} tags repaired by {scheme} ({SETTING} = repair), the first at {first}: "
+            f"{kinds}{more}"
+        )
+    return hopeless
+
+
+def describe_scheme(names: set[str], scheme: str, notation: Notation | None) -> list[str]:
+    """Return a sentence on how the tags of the training file are read, unless it is the usual way."""
+    if notation is None:
+        numbers = all(tag.isdigit() for tag in names)
+        hint = "; data.labels names the numbers in their order from 0" if numbers else ""
+        return [f"{NO_SCHEME}{hint}; token_classification.tag_scheme = none says so"]
+    if notation == STANDARD and scheme in ("IOB1", "IOB2", "IOBES"):
+        return []
+    shown = sorted(names)[:4]
+    others = f", outside is {notation.outside!r}" if notation.outside != "O" and notation.outside in names else ""
+    return [
+        f"tags as {', '.join(map(repr, shown))} are read as entities in {scheme}{others}; "
+        "token_classification.tag_scheme = none takes each as a class of its own"
+    ]
+
+
+def name_numbers(name: str, rows: Sequence[Row], label: str, labels: Sequence[str], errors: ErrorList) -> None:
+    """Replace tags that are numbers by data.labels, if no name among those is one of the tags."""
+    names = {tag for row in rows for tag in row.values[label]}
+    if not labels or not names or names & set(labels) or not all(tag.isdigit() for tag in names):
+        return
+    outside = {tag for tag in names if int(tag) >= len(labels)}
+    for row in rows:
+        bad = next((i for i, tag in enumerate(row.values[label]) if tag in outside), None)
+        if bad is None:
+            row.values = row.values | {label: [labels[int(tag)] for tag in row.values[label]]}
+        else:
+            reason = (
+                f"the tag {row.values[label][bad]} is no place in data.labels, which has {len(labels)} names from 0"
+            )
+            errors.add(name, find_line(row, bad), word_prefix(row, bad) + reason, row=row.line)
+    shown = ", ".join(f"{tag} is {labels[int(tag)]!r}" for tag in sorted(names - outside, key=int)[:3])
+    errors.notes.append(f"the tags are numbers, read as places in data.labels: {shown}")
+
+
+def find_line(row: Row, index: int) -> int:
+    """Return the line of a word; the line of its row where the words have none."""
+    line: int = row.values[LINES][index] if LINES in row.values else row.line
+    return line
+
+
+def word_prefix(row: Row, index: int) -> str:
+    """Return the number of a word for a message, where it has no line of its own."""
+    return "" if LINES in row.values else f"word {index}: "
