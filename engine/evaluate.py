@@ -96,7 +96,7 @@ def open_trained(
         task.check_labels(source, rows, settings, model.labels)
     processor = task.load_processor(folder)
     validate.check_fit(config, model, processor)
-    examples = task.encode(rows, processor, settings, model.labels, labelled)
+    examples = task.encoder(processor, settings, model.labels)(rows, labelled)
     precision = Precision(config.train.precision, ranks.device)
     model.to(ranks.device)
     context = EvaluationContext(task, precision, ranks, config.eval.batch_tokens, config.generate)

@@ -15,6 +15,7 @@ from tokenizers.models import BPE, Unigram, WordPiece
 
 from data.errors import DataError, ErrorList
 from data.tokenizers.sentencepiece import CONTROL, USER_DEFINED, read_sentencepiece
+from data.tokenizers.special import make_special_tokens_splittable
 
 VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt", "spiece.model")
 # Copied unchanged from a checkpoint to those made from it.
@@ -53,6 +54,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         tokenizer.no_truncation()
         for first_texts in (("a \N{SNOWMAN}",), ("a text", "its pair")):
             tokenizer.encode(*first_texts)  # some broken files can be read but fail here
+        make_special_tokens_splittable(tokenizer)
     except (DataError, KeyboardInterrupt):
         raise
     except BaseException as error:  # the library raises plain Exceptions, and panics that are no Exceptions

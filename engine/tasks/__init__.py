@@ -10,6 +10,7 @@ from data import Row, Rows, sample_rows, split_rows
 from data.errors import BadRowsError, DataError
 from engine.config import ConfigError, choose_from, shipped_recipes
 from engine.tasks.causal_lm import CAUSAL_LM
+from engine.tasks.comparison import compare_splits
 from engine.tasks.dialogue import DIALOGUE
 from engine.tasks.image_classification import IMAGE_CLASSIFICATION
 from engine.tasks.multi_label_classification import MULTI_LABEL_CLASSIFICATION
@@ -17,7 +18,7 @@ from engine.tasks.question_answering import QUESTION_ANSWERING
 from engine.tasks.relation_extraction import RELATION_EXTRACTION
 from engine.tasks.settings import Columns, TaskSettings
 from engine.tasks.summarization import SUMMARIZATION
-from engine.tasks.task import Task
+from engine.tasks.task import Task, no_labels
 from engine.tasks.text_classification import TEXT_CLASSIFICATION
 from engine.tasks.text_regression import TEXT_REGRESSION
 from engine.tasks.token_classification import TOKEN_CLASSIFICATION
@@ -85,8 +86,16 @@ def read_training_data(task: Task, settings: TaskSettings, seed: int) -> Trainin
             rows[data.train], data.validation_fraction, seed, data.group_column, stratified_by, to_cover
         )
     train_rows = sample_rows(train_rows, data.max_train_examples, seed)
+    test_rows: list[Row] = rows.get(data.test, [])
     notes = [f"{name}: {note}" for name in rows for note in rows[name].notes]
-    return TrainingData(train_rows, validation_rows, rows.get(data.test, []), labels, notes)
+    if task.find_labels is no_labels:  # the summary compares classes
+        kinds = [
+            {kind for found in task.split_labels(part, settings) for kind in found}
+            for part in (train_rows, validation_rows)
+        ]
+        notes += [f"warning: no validation example with {kind}" for kind in sorted(kinds[0] - kinds[1])]
+    notes += compare_splits(task, settings, train_rows, validation_rows, test_rows)
+    return TrainingData(train_rows, validation_rows, test_rows, labels, notes)
 
 
 def read_file(task: Task, name: str, settings: TaskSettings, labelled: bool) -> Rows:

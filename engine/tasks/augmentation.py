@@ -10,13 +10,15 @@ examples to train on. It raises ConfigError, with the name of the setting, for
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from data import Examples, Row
+from tokenizers import Tokenizer
+
+from data import Examples, Row, TextExamples
+from data.audit import audit_targets, audit_texts, has_texts
 from data.augmentation import tables
 from data.augmentation import text as texts
-from data.seq2seq import PairTokenizer
 from engine.config import AugmentSettings, ConfigError, ImageAugmentSettings, TextAugmentSettings
 from engine.tasks.settings import TaskSettings
 
@@ -26,16 +28,40 @@ CHANGES_IN_PLACE = ("mask", "synonym_file")  # every other word stays where it w
 
 @dataclass(frozen=True)
 class RowEncoder:
-    """A function that encodes the labelled rows of a run, with the processor, the settings and the labels bound."""
+    """A function that encodes rows, with the processor, the settings and the labels of a run bound."""
 
     encode: Callable[[list[Row], Any, TaskSettings, Sequence[str], bool], Examples]  # Task.encode
     read: Callable[[str, TaskSettings, bool], list[Row]]  # Task.read
     processor: Any  # what Task.load_processor returned
     settings: TaskSettings
     labels: tuple[str, ...]
+    texts: Callable[[Row, TaskSettings], Sequence[str]] = lambda row, settings: ()  # Task.texts
 
-    def __call__(self, rows: list[Row]) -> Examples:
-        return self.encode(rows, self.processor, self.settings, self.labels, True)
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer, of a pair of them too; None where images are read."""
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)  # a PairTokenizer holds one
+        return tokenizer if isinstance(tokenizer, Tokenizer) else None
+
+    def __call__(self, rows: list[Row], labelled: bool = True) -> Examples:
+        """Encode rows, and add notes on what became of their texts."""
+        examples = self.without_notes(rows, labelled)
+
+        def texts_of(row: Row) -> Sequence[str]:
+            return self.texts(row, self.settings)
+
+        if self.tokenizer is None or not isinstance(examples, TextExamples) or not has_texts(rows, texts_of):
+            return examples
+        notes = audit_texts(examples, rows, texts_of, self.tokenizer)
+        if examples.target_ids is not None:
+            notes += audit_targets([row.values[self.settings.data.label_column] for row in rows], self.tokenizer)
+        return replace(examples, notes=(*examples.notes, *notes))
+
+    def without_notes(self, rows: list[Row], labelled: bool = True) -> Examples:
+        """Encode rows. A special token in a text is read as data.split_special_tokens says."""
+        if self.tokenizer is not None and self.settings.data.split_special_tokens:
+            self.tokenizer.encode_special_tokens = True  # set each time, as a copy in another process loses it
+        return self.encode(rows, self.processor, self.settings, self.labels, labelled)
 
 
 def refuse_augmentation(
@@ -76,7 +102,7 @@ def augment_rows(
 ) -> Examples:
     """Return examples whose rows are changed by `change`, differently in each epoch."""
     files = tables.checksum(changes.synonyms, changes.wordings)
-    return texts.Augmented(examples, rows, encode, change, seed, files)
+    return texts.Augmented(examples, rows, encode.without_notes, change, seed, files, changes.masking)
 
 
 def check_text_changes(settings: AugmentSettings, allowed: Sequence[str], reason: str) -> bool:
@@ -121,7 +147,7 @@ def text_changes(
     columns: the columns whose words `fill` inserts. Raises ConfigError if the tokenizer lacks a mask token that is
     needed, and DataError for a bad file.
     """
-    mask_token = _mask_token(settings.mask, encode.processor) if settings.mask else ""
+    masking = _add_mask(settings.mask, encode.tokenizer) if settings.mask else None
     wordings: dict[str, list[str]] = {}
     if settings.back_translation_file:
         data = encode.settings.data
@@ -135,18 +161,18 @@ def text_changes(
         mask=settings.mask,
         fill=settings.fill,
         synonym=settings.synonym_rate,
-        mask_token=mask_token,
+        mask_token=texts.MASKED if masking else "",
+        masking=masking,
         words=texts.find_distinct_words(row.values[c] for row in rows for c in columns) if settings.fill else (),
         synonyms=tables.read_synonyms(settings.synonym_file) if settings.synonym_file else {},
         wordings=wordings,
     )
 
 
-def _mask_token(rate: float, processor: Any) -> str:
-    """Return the tokenizer's mask token; ConfigError where it has none."""
-    tokenizer = processor.tokenizer if isinstance(processor, PairTokenizer) else processor
-    if token := texts.find_mask_token(tokenizer):
-        return token
+def _add_mask(rate: float, tokenizer: Tokenizer | None) -> texts.Mask:
+    """Return the tokenizer's mask token, prepared for changed texts; ConfigError where it has none."""
+    if tokenizer is not None and (token := texts.find_mask_token(tokenizer)):
+        return texts.add_mask(tokenizer, token)
     raise ConfigError(
         f"augment.text.mask = {rate} needs a tokenizer with a mask token, {' or '.join(texts.MASKS)}, and "
         "this checkpoint's has none: use augment.text.delete"

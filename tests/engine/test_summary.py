@@ -151,7 +151,7 @@ def test_class_without_training_examples_is_a_warning(tiny, tmp_path):
     rows = [{"text": "good film", "label": f"class{i % 3}", "film": f"f{i % 3}"} for i in range(30)]
     (tmp_path / "films.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {"data.train": str(tmp_path / "films.jsonl"), "train.global_batch_size": 4}
-    assert "warning" not in described(tiny(**settings), MicroBatching())
+    assert "warning: no training" not in described(tiny(**settings), MicroBatching())
     text = described(
         tiny(**settings | {"data.group_column": "film"}), MicroBatching()
     )  # the validation data is one film of three: all examples of a class

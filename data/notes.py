@@ -1,0 +1,44 @@
+"""Parts of the notes on data: one line each, with numbers and a few examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+WARN_FROM = 0.05  # share from which a note is a warning
+SHOWN = 10  # most characters or words in a note
+SHOWN_IDS = 3
+SHOWN_LENGTH = 40  # characters of a text or word in a note
+
+
+def warn(count: int, total: int, note: str, from_share: float = WARN_FROM) -> str:
+    """Return the note, as a warning if count / total is large."""
+    return f"warning: {note}" if count >= from_share * total else note
+
+
+def count_of(count: int, noun: str) -> str:
+    """Return the count with its noun: 1 text, 2,000 texts."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def percent(count: int, total: int) -> str:
+    """Return the share with two digits: 31%, 3.1%, 0.031%; 100% is all."""
+    share = count / max(total, 1)
+    digits = 0 if share >= 0.0995 else 1 if share >= 0.00995 else 2 if share >= 0.000995 else 3
+    rounded = f"{100 * share:.{digits}f}%"
+    return "over 99%" if rounded == "100%" and count < total else rounded
+
+
+def list_ids(ids: Sequence[str]) -> str:
+    """Return "id 7" or "ids 7, 8, 9, ...", the first ids in brackets."""
+    more = ", ..." if len(ids) > SHOWN_IDS else ""
+    return f"(id{'' if len(ids) == 1 else 's'} {', '.join(ids[:SHOWN_IDS])}{more})"
+
+
+def quote(text: str) -> str:
+    """Return a text or word in quotes, without its end if it is long."""
+    return repr(text if len(text) <= SHOWN_LENGTH else text[: SHOWN_LENGTH - 3] + "...")
+
+
+def join(parts: Sequence[str]) -> str:
+    """Return "a, b and c"."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

@@ -1,0 +1,101 @@
+"""Texts that are in two splits, and equal texts with different labels, as notes.
+
+Texts and labels are compared by 64-bit hashes, so that a million rows take seconds and a few dozen megabytes.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data.notes import count_of, list_ids, quote, warn
+from data.row import Row
+
+WARN_OF_OVERLAP = 0.01  # share of a split from which it is a warning that its texts are also in the training data
+
+
+class Content(NamedTuple):
+    """What is compared of a row."""
+
+    texts: Hashable  # what the model reads
+    label: Hashable  # what it should answer; None: equal texts may have different answers
+
+
+ContentOf = Callable[[Row], Content]
+
+
+class Hashes(NamedTuple):
+    """The rows of a split, and the hashes of their contents."""
+
+    rows: Sequence[Row]
+    texts: np.ndarray  # (N,) int64
+    both: np.ndarray  # (N,) int64: texts with label
+
+
+def comparable(value: Any) -> Hashable:
+    """Return what is equal for values that look equal: without spaces at the ends, composed, lists as tuples."""
+    if isinstance(value, str):
+        value = value.strip()
+        return value if value.isascii() else unicodedata.normalize("NFC", value)
+    if isinstance(value, list | tuple):
+        return tuple(map(comparable, value))
+    if isinstance(value, dict):
+        return tuple((key, comparable(item)) for key, item in sorted(value.items()))
+    return value if isinstance(value, Hashable) else repr(value)
+
+
+def hash_rows(rows: Sequence[Row], content_of: ContentOf) -> Hashes:
+    """Return the hashes of the contents of rows."""
+    texts, both = np.empty(len(rows), dtype=np.int64), np.empty(len(rows), dtype=np.int64)
+    for i, row in enumerate(rows):
+        content = content_of(row)
+        texts[i], both[i] = hash(content.texts), hash(content)
+    return Hashes(rows, texts, both)
+
+
+def describe_overlap(name: str, split: Hashes, training: Hashes) -> list[str]:
+    """Return a note on the texts of a split that are also in the training data, and how many have another label."""
+    is_shared = np.isin(split.texts, training.texts)
+    if not (count := int(is_shared.sum())):
+        return []
+    others = int((is_shared & ~np.isin(split.both, training.both)).sum())
+    total = len(split.rows)
+    verb = "is" if total == 1 else "are"
+    note = f"{count:,} of {count_of(total, f'{name} text')} {verb} also in the training data"
+    note += f", {others:,} of them with another label" if others else ""
+    ids = [split.rows[i].id for i in np.flatnonzero(is_shared).tolist()]
+    return [warn(count, total, f"{note} {list_ids(ids)}", WARN_OF_OVERLAP)]
+
+
+def describe_contradictions(name: str, split: Hashes, content_of: ContentOf) -> list[str]:
+    """Return a note on the texts of a split that have several labels, with the first of them."""
+    distinct, first_rows = np.unique(split.both, return_index=True)
+    if len(distinct) == len(split.texts) and len(np.unique(split.texts)) == len(split.texts):
+        return []
+    # One row for each text with a label: a text that is left more than once has several labels.
+    texts, counts = np.unique(split.texts[first_rows], return_counts=True)
+    contradictory = texts[counts > 1]
+    if not len(contradictory):
+        return []
+    places = np.flatnonzero(np.isin(split.texts, contradictory))
+    first = int(places[0])
+    same = np.flatnonzero(split.texts == split.texts[first])
+    other = int(same[split.both[same] != split.both[first]][0])
+    count, total = len(contradictory), len(np.unique(split.texts))
+    verb = "has" if count == 1 else "have"
+    a, b = split.rows[first], split.rows[other]
+    note = f"{count_of(count, f'{name} text')} {verb} several labels, as {_shown(content_of(a).texts)}"
+    note += f": {_shown(content_of(a).label)} (id {a.id}) and {_shown(content_of(b).label)} (id {b.id})"
+    return [warn(count, total, note)]
+
+
+def _shown(value: Any) -> str:
+    """Return a text in quotes, or other values, shortened."""
+    if isinstance(value, tuple) and len(value) == 1:
+        return _shown(value[0])
+    if isinstance(value, tuple) and all(isinstance(item, str) for item in value):
+        return quote(", ".join(value))
+    return quote(value if isinstance(value, str) else str(value))

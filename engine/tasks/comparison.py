@@ -1,0 +1,57 @@
+"""Notes on rows that are in two splits, and on rows of one text with different labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data import Row
+from data.audit import has_texts
+from data.formats.memory import is_in_memory
+from data.formats.rows import locate
+from data.overlap import Content, comparable, describe_contradictions, describe_overlap, hash_rows
+from engine.tasks.settings import TaskSettings
+from engine.tasks.task import Task
+
+
+def compare_splits(
+    task: Task, settings: TaskSettings, train: Sequence[Row], validation: Sequence[Row], test: Sequence[Row]
+) -> list[str]:
+    """Return notes on texts that are also in the training data, and on texts with several labels.
+
+    A task that writes texts may have several answers to a text.
+    """
+    if not has_texts(train, lambda row: task.texts(row, settings)):
+        return []
+    column = "" if task.generates else settings.data.label_column
+
+    def content_of(row: Row) -> Content:
+        texts = tuple(map(comparable, task.texts(row, settings)))
+        return Content(texts, _label_of(row.values.get(column), task.problem))
+
+    training = hash_rows(train, content_of)
+    notes = describe_contradictions("training", training, content_of)
+    for name, rows in (("validation", validation), ("test", test)):
+        split = hash_rows(rows, content_of)
+        file = getattr(settings.data, name)
+        if _is_same_file(file, settings.data.train):
+            notes.append(f"warning: data.{name} = {file!r} is the training file: its metrics are of what was learned")
+        else:
+            notes += describe_overlap(name, split, training)
+        notes += describe_contradictions(name, split, content_of)
+    return notes
+
+
+def _label_of(value: Any, problem: str | None) -> Any:
+    if isinstance(value, list):
+        value = [getattr(item, "text", item) for item in value]  # of answers
+        value = sorted(value, key=str) if problem == "multi-label" else value
+    return comparable(value)
+
+
+def _is_same_file(name: str, other: str) -> bool:
+    if not name or is_in_memory(name) or is_in_memory(other):
+        return False
+    one, two = Path(locate(name)), Path(locate(other))
+    return one.exists() and two.exists() and one.samefile(two)
