@@ -121,6 +121,16 @@ def read_fields(
     return cls(**given)
 
 
+def with_own_names(raw: JsonObject, names: Mapping[str, str]) -> JsonObject:
+    """Return config.json with the common names of sizes replaced by the architecture's, where it lacks these.
+
+    transformers accepts both. names: as for read_fields.
+    """
+    common = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+    theirs = {names[name]: raw[name] for name in common if name in names and name in raw}
+    return theirs | raw
+
+
 def _check_field(name: str, value: Any, annotation: str, example: object) -> Any:
     """Return the value of a field; ModelError unless it fits the annotation of the dataclass field and the limits."""
     expected: Any = {"int": int, "float": int | float, "str": str, "bool": bool}[annotation.split(" ")[0]]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from models.architecture import Architecture, check_divides, read_fields, read_rates
+from models.architecture import Architecture, check_divides, read_fields, read_rates, with_own_names
 from models.checkpoints.tensor_files import JsonObject
 from models.checkpoints.weights import WeightRow, WeightTable, linear_rows
 from models.heads import Head, HeadShape
@@ -254,7 +254,7 @@ BERT = Architecture(
             "cls.predictions.decoder.bias": "cls.predictions.bias",
         },
         renamed=LEGACY,
-        ignored=(r"embeddings\.position_ids", r"cls\.seq_relationship\..*"),
+        ignored=(r"embeddings\.(position_ids|token_type_ids)", r"cls\.seq_relationship\..*"),
     ),
 )
 
@@ -300,7 +300,10 @@ ROBERTA = Architecture(
             "lm_head.decoder.bias": "lm_head.bias",
         },
         renamed=LEGACY,
-        ignored=(r"embeddings\.position_ids", r"pooler\.dense\.(weight|bias)"),  # no RoBERTa head reads the pooler
+        ignored=(
+            r"embeddings\.(position_ids|token_type_ids)",
+            r"pooler\.dense\.(weight|bias)",
+        ),  # no RoBERTa head reads the pooler
     ),
 )
 
@@ -343,6 +346,7 @@ DISTILBERT = Architecture(
     head_shape=_distilbert_head,
     heads=_transformers_classes("DistilBert"),
     depth=("n_layers",),
+    complete=lambda raw: with_own_names(raw, DISTILBERT_NAMES),
     weights=WeightTable(
         model_type="distilbert",
         prefix="distilbert.",
@@ -369,6 +373,6 @@ DISTILBERT = Architecture(
         },
         tied={"vocab_projector.weight": "embeddings.word_embeddings.weight"},
         renamed=LEGACY,
-        ignored=(r"embeddings\.position_ids",),
+        ignored=(r"embeddings\.(position_ids|token_type_ids)",),
     ),
 )

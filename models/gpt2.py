@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from models.architecture import Architecture, check_divides, read_fields, read_rates
+from models.architecture import Architecture, check_divides, read_fields, read_rates, with_own_names
 from models.checkpoints.tensor_files import JsonObject
 from models.checkpoints.weights import WeightRow, WeightTable, linear_rows
 from models.generation.cache import Cache
@@ -199,6 +199,7 @@ GPT2 = Architecture(
         "question-answering": "GPT2ForQuestionAnswering",
     },
     depth=("n_layer",),
+    complete=lambda raw: with_own_names(raw, NAMES),
     pooling="last",
     weights=WeightTable(
         model_type="gpt2",

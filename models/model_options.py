@@ -144,11 +144,15 @@ def choose_problem(wanted: str | None, raw: JsonObject, head: str, head_in_file:
     """
     cls = HEADS[head]
     choices = cls.problems
+    saved = raw.get("problem_type")
+    if head_in_file and saved and saved not in HUB_PROBLEMS.values():
+        known = ", ".join(HUB_PROBLEMS.values())
+        raise ModelError(f"config.json: problem_type = {reprlib.repr(saved)}: known are {known}")
     named = {theirs: ours for ours, theirs in HUB_PROBLEMS.items() if ours in choices}
     in_file = None
     if head_in_file:
         default = "regression" if len(labels) == 1 and cls.reads_pooled else None
-        in_file = named.get(str(raw["problem_type"])) if raw.get("problem_type") else default
+        in_file = named.get(str(saved)) if saved else default
     problem = wanted or in_file or choices[0]
     if problem not in choices:
         raise ModelError(f"problem = {problem!r}: for a {head} head, choose from {', '.join(choices)}")

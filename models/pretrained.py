@@ -39,7 +39,7 @@ ARCHITECTURES: dict[str, AnyArchitecture] = {
 
 # Fields of config.json that the export replaces, and those that would be wrong for its weights in fp32.
 REPLACED = ("id2label", "label2id", "num_labels", "problem_type", "pooling", "head")
-STALE = ("_name_or_path", "torch_dtype", "dtype")
+STALE = ("_name_or_path", "torch_dtype", "dtype", "quantization_config")
 
 
 def from_pretrained(

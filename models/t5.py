@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from models.architecture import Architecture, read_fields, read_rates
+from models.architecture import Architecture, read_fields, read_rates, with_own_names
 from models.checkpoints.tensor_files import JsonObject
 from models.checkpoints.weights import WeightRow, WeightTable, linear_rows
 from models.errors import ModelError
@@ -283,6 +283,7 @@ def _complete(raw: JsonObject, feed_forward: str, scaled: bool) -> JsonObject:
 
     feed_forward: the default of feed_forward_proj. scaled: whether the input of a tied output matrix is scaled.
     """
+    raw = with_own_names(raw, NAMES)
     kind = raw.get("feed_forward_proj") or feed_forward
     *gated, activation = str(kind).split("-")
     if gated not in ([], ["gated"]):

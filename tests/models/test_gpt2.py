@@ -98,7 +98,7 @@ def test_own_output_matrix_is_used_and_a_copy_is_tied(tmp_path):
     ("changes", "message"),
     [
         ({"add_cross_attention": True}, "add_cross_attention = True is not supported"),
-        ({"activation_function": "mish"}, "activation_function = 'mish'"),
+        ({"activation_function": "prelu"}, "activation_function = 'prelu'"),
         ({"n_head": 5}, "n_embd = 24 is not a multiple of n_head = 5"),
         ({"attn_pdrop": 1.0}, "attn_pdrop = 1.0"),
         ({"n_layer": 0}, "n_layer = 0 should be at least 1"),
