@@ -64,13 +64,17 @@ def count_spelling(found: dict[str, Spelling], text: str, line: int) -> None:
 def count_classes(spellings: Mapping[str, Spelling]) -> dict[str, int]:
     """Return {name: number of its values} of the classes that the spellings mean, sorted.
 
-    A class that is written in several ways has the name that occurs most; of equally many, the first when sorted.
+    A class that is written in several ways has the name that occurs most; of equally many, the canonical form, else the
+    first when sorted.
     """
     by_key: dict[str, dict[str, int]] = {}
     for text, spelling in spellings.items():
         names = by_key.setdefault(canonical_label(text), {})
         names[label_name(text)] = names.get(label_name(text), 0) + spelling.count
-    counts = {min(names, key=lambda name: (-names[name], name)): sum(names.values()) for names in by_key.values()}
+    counts = {
+        min(names, key=lambda name: (-names[name], name != key, name)): sum(names.values())
+        for key, names in by_key.items()
+    }
     return {name: counts[name] for name in sort_labels(counts)}
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from data.errors import DataError, ErrorList
 from data.formats.options import FileOptions
 from data.formats.rows import read_rows
+from data.labels import match_labels
 
 LARGEST = torch.finfo(torch.float32).max
 
@@ -60,6 +61,10 @@ def _logits(value: Any, labels: Mapping[str, None]) -> list[float]:
         value = dict(zip(labels, value, strict=True))
     if not isinstance(value, dict):
         raise DataError(f"'logits' should be {{label: number}}, or a list of numbers, this is {reprlib.repr(value)}")
+    if any(label not in labels for label in value):  # another spelling, as 1.0 for 1
+        matched = match_labels(value, list(labels))
+        if len(set(matched.values())) == len(value):
+            value = {matched[label]: number for label, number in value.items()}
     if unknown := [label for label in value if label not in labels]:
         raise DataError(f"a logit of the unknown label {unknown[0]!r}, beside {_quoted(labels)}")
     if missing := [label for label in labels if label not in value]:

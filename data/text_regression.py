@@ -18,14 +18,14 @@ from data.row import Row
 LARGEST = float(np.finfo(np.float32).max)
 # Thousands with a space or an apostrophe between them, which nothing else can be.
 _SPACED = re.compile(r"([+-]?[0-9]{1,3})((?:[\s'\u2019][0-9]{3})+)([.,][0-9]+)?")
-# Numbers with a comma, by what it is: the first pattern that fits is right. 1,500 may be 1.5 or 1500.
-WITH_COMMA = {
+# Numbers with a comma or point, by what it is: the first pattern that fits is right. 1,500 may be 1.5 or 1500; so may
+# 1.500 in a file with decimal commas.
+SEPARATED = {
     "either": re.compile(r"[+-]?[1-9][0-9]{0,2},[0-9]{3}"),
+    "point": re.compile(r"[+-]?[1-9][0-9]{0,2}\.[0-9]{3}"),
     "decimal": re.compile(r"[+-]?(?:[0-9]{1,3}(?:\.[0-9]{3})+|[0-9]*),[0-9]+"),
     "thousands": re.compile(r"[+-]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?"),
 }
-# In a file with decimal commas, a point may stand between thousands.
-_WITH_POINT = re.compile(r"[+-]?[1-9][0-9]{0,2}\.[0-9]{3}")
 
 
 def read_scores(name: str, rows: Sequence[Row], column: str, errors: ErrorList) -> None:
@@ -34,33 +34,38 @@ def read_scores(name: str, rows: Sequence[Row], column: str, errors: ErrorList) 
     A number as text may have a decimal comma, or separators between thousands. 1,500 is read only where the other
     numbers of the file show what its comma is.
     """
-    by_kind: dict[str, list[Row]] = {kind: [] for kind in (*WITH_COMMA, "spaced", "point")}
+    by_kind: dict[str, list[Row]] = {kind: [] for kind in (*SEPARATED, "spaced")}
     for row in rows:
         value = row.values[column]
         text = _clean(value) if isinstance(value, str) else ""
         if spaced := _SPACED.fullmatch(text):
             by_kind["spaced"].append(row)
-            row.values[column] = text = spaced[1] + re.sub(r"\D", "", spaced[2]) + (spaced[3] or "")
-        if kind := next((kind for kind, pattern in WITH_COMMA.items() if "," in text and pattern.fullmatch(text)), ""):
-            by_kind["decimal" if spaced else kind].append(row)
+            text = spaced[1] + re.sub(r"\D", "", spaced[2]) + (spaced[3] or "")
+        if kind := _separator_kind(text):
+            by_kind["decimal" if spaced and kind == "either" else kind].append(row)
+            row.values[column] = text
             continue
-        if _WITH_POINT.fullmatch(text):
-            by_kind["point"].append(row)
-        number = parse_score(text or value)
-        if math.isnan(number):
+        row.values[column] = parse_score(text or value)
+        if math.isnan(row.values[column]):
             errors.add(name, row.line, f"a score in {column!r} should be a number, this is {value!r}{_hint(value)}")
-        row.values[column] = number
-    _read_commas(name, by_kind, column, errors)
+    _read_separated(name, by_kind, column, errors)
 
 
-def _read_commas(name: str, by_kind: dict[str, list[Row]], column: str, errors: ErrorList) -> None:
-    """Read the scores with a comma, and note all scores with separators; those that may mean two numbers are errors."""
-    decimal, thousands, unclear = by_kind["decimal"], by_kind["thousands"], by_kind["either"]
+def _separator_kind(text: str) -> str:
+    """Return the key of SEPARATED whose pattern a number as text has; "" for other texts."""
+    if "," not in text and text[-4:-3] != ".":
+        return ""
+    return next((kind for kind, pattern in SEPARATED.items() if pattern.fullmatch(text)), "")
+
+
+def _read_separated(name: str, by_kind: dict[str, list[Row]], column: str, errors: ErrorList) -> None:
+    """Make texts with a comma or point numbers, and note them; those that may mean two numbers are errors."""
+    decimal, thousands, unclear, points = (by_kind[kind] for kind in ("decimal", "thousands", "either", "point"))
     if bool(decimal) != bool(thousands):
         (decimal or thousands).extend(unclear)
         unclear = []
     if decimal:
-        unclear = unclear + by_kind["point"]
+        unclear, points = unclear + points, []
     for row in unclear:
         reason = "its comma or point may be decimal or stand between thousands; write the number without separators"
         errors.add(name, row.line, f"a score in {column!r} is unclear, this is {row.values[column]!r}: {reason}")
@@ -71,13 +76,10 @@ def _read_commas(name: str, by_kind: dict[str, list[Row]], column: str, errors: 
     ):
         if rows:
             first = min(row.line for row in rows)
-            errors.notes.append(
-                f"{column!r}: {len(rows):,} scores are read as numbers with {what}, first in line {first}"
-            )
-    for rows, removed in ((decimal, "."), (thousands, ",")):
+            errors.notes.append(f"{column!r} has {len(rows):,} numbers with {what}, first in line {first}")
+    for rows, removed in ((decimal, "."), (thousands, ","), (points, ",")):
         for row in rows:
-            text = _clean(str(row.values[column])).replace(removed, "").replace(",", ".")
-            row.values[column] = parse_score(text)
+            row.values[column] = parse_score(row.values[column].replace(removed, "").replace(",", "."))
 
 
 def parse_scores(rows: Sequence[Row], column: str) -> np.ndarray:
