@@ -28,7 +28,6 @@ from data.formats.memory import is_in_memory
 from data.formats.options import FileOptions
 from data.formats.rows import locate, read_rows
 from data.image_preprocessing import Preprocessing, normalize, resize_and_crop, to_pixels
-from data.label_spelling import canonical_label
 from data.labels import class_numbers
 from data.row import Row, Rows
 from data.text_classification import check_texts
@@ -58,7 +57,7 @@ def read_images(
 
     format "auto" decides by the name. group: a column that a file of rows must have.
     Rows of image files and of images in memory get a column "digest", a checksum.
-    Notes count what was left out or changed in decoding, and the images that several classes have.
+    Notes count what was left out or changed in decoding.
     """
     path, format = locate(name), options.format
     if is_in_memory(name):
@@ -86,8 +85,6 @@ def read_images(
     if options.bad_rows == "skip" and len(errors.reasons) > 1:
         errors.notes.append(f"images left out: {list_names([row.id for row in rows if row.line in errors.reasons])}")
     settled = errors.settle(name, rows, options)
-    if label:
-        settled.notes += describe_contradictions(settled, image, label)
     if label and format == "folder":
         without = sorted(set(class_folders(path, labels)) - {row.values[label] for row in settled})
         settled.notes += [f"no image in the folder of a class: {list_names(without)}"] if without else []
@@ -132,23 +129,6 @@ def image_digest(row: Row, image: str) -> str:
     """Return a checksum of a row's image, which equal images share."""
     digest: str = row.values.get("digest", "")
     return digest or hashlib.sha256(np.ascontiguousarray(row.values[image]).tobytes()).hexdigest()
-
-
-def describe_contradictions(rows: Sequence[Row], image: str, label: str) -> list[str]:
-    """Return a note on images that occur with several labels; [] where there are none."""
-    first: dict[str, Row] = {}
-    others: dict[str, Row] = {}
-    for row in rows:
-        digest = image_digest(row, image)
-        same = first.setdefault(digest, row)
-        if canonical_label(same.values[label]) != canonical_label(row.values[label]):
-            others.setdefault(digest, row)
-    if not others:
-        return []
-    digest, other = next(iter(others.items()))
-    classes = f"{first[digest].values[label]!r} and {other.values[label]!r}"
-    images = "1 image has" if len(others) == 1 else f"{len(others):,} images have"
-    return [f"{images} several labels (first: {first[digest].id} and {other.id} are one image, of {classes})"]
 
 
 def _read_idx(

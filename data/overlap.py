@@ -56,22 +56,28 @@ def hash_rows(rows: Sequence[Row], content_of: ContentOf) -> Hashes:
     return Hashes(rows, texts, both)
 
 
-def describe_overlap(name: str, split: Hashes, training: Hashes) -> list[str]:
-    """Return a note on the texts of a split that are also in the training data, and how many have another label."""
+def describe_overlap(noun: str, split: Hashes, training: Hashes) -> list[str]:
+    """Return a note on the texts of a split that are also in the training data, and how many have another label.
+
+    noun: what the rows are, "validation text".
+    """
     is_shared = np.isin(split.texts, training.texts)
     if not (count := int(is_shared.sum())):
         return []
     others = int((is_shared & ~np.isin(split.both, training.both)).sum())
     total = len(split.rows)
     verb = "is" if total == 1 else "are"
-    note = f"{count:,} of {count_of(total, f'{name} text')} {verb} also in the training data"
+    note = f"{count:,} of {count_of(total, noun)} {verb} also in the training data"
     note += f", {others:,} of them with another label" if others else ""
     ids = [split.rows[i].id for i in np.flatnonzero(is_shared).tolist()]
     return [warn(count, total, f"{note} {list_ids(ids)}", WARN_OF_OVERLAP)]
 
 
-def describe_contradictions(name: str, split: Hashes, content_of: ContentOf) -> list[str]:
-    """Return a note on the texts of a split that have several labels, with the first of them."""
+def describe_contradictions(noun: str, split: Hashes, content_of: ContentOf, is_shown: bool = True) -> list[str]:
+    """Return a note on the texts of a split that have several labels, with the first of them.
+
+    noun: what the rows are, "training text". is_shown: whether the note has the text, which may be a checksum.
+    """
     distinct, first_rows = np.unique(split.both, return_index=True)
     if len(distinct) == len(split.texts) and len(np.unique(split.texts)) == len(split.texts):
         return []
@@ -87,8 +93,9 @@ def describe_contradictions(name: str, split: Hashes, content_of: ContentOf) -> 
     count, total = len(contradictory), len(np.unique(split.texts))
     verb = "has" if count == 1 else "have"
     a, b = split.rows[first], split.rows[other]
-    note = f"{count_of(count, f'{name} text')} {verb} several labels, as {_shown(content_of(a).texts)}"
-    note += f": {_shown(content_of(a).label)} (id {a.id}) and {_shown(content_of(b).label)} (id {b.id})"
+    note = f"{count_of(count, noun)} {verb} several labels, as "
+    note += f"{_shown(content_of(a).texts)}: " if is_shown else ""
+    note += f"{_shown(content_of(a).label)} (id {a.id}) and {_shown(content_of(b).label)} (id {b.id})"
     return [warn(count, total, note)]
 
 

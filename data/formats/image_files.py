@@ -25,7 +25,7 @@ THREADS = 4  # that decode at a time, when all images are checked
 # What decoding found in an image, and what is said about the images in which it did.
 EXIF, TRANSPARENT, NARROW = "exif", "transparent", "narrow"
 FINDINGS = {
-    EXIF: "an EXIF block that cannot be read: not rotated",
+    EXIF: "an EXIF block without a tag that can be read: not rotated",
     TRANSPARENT: "transparency: put on white",
     NARROW: "16 bits, of which less than 1/16 of the range is used: 8 bits leave at most 16 levels of them",
 }

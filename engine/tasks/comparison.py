@@ -1,4 +1,4 @@
-"""Notes on rows that are in two splits, and on rows of one text with different labels."""
+"""Notes on rows that are in two splits, and on rows of one text or image with different labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.tasks.task import Task
 def compare_splits(
     task: Task, settings: TaskSettings, train: Sequence[Row], validation: Sequence[Row], test: Sequence[Row]
 ) -> list[str]:
-    """Return notes on texts that are also in the training data, and on texts with several labels.
+    """Return notes on texts (or images) that are also in the training data, and on those with several labels.
 
     A task that writes texts may have several answers to a text.
     """
@@ -31,15 +31,16 @@ def compare_splits(
         return Content(texts, _label_of(row.values.get(column), task.problem))
 
     training = hash_rows(train, content_of)
-    notes = describe_contradictions("training", training, content_of)
+    is_shown = task.noun == "text"
+    notes = describe_contradictions(f"training {task.noun}", training, content_of, is_shown)
     for name, rows in (("validation", validation), ("test", test)):
         split = hash_rows(rows, content_of)
         file = getattr(settings.data, name)
         if _is_same_file(file, settings.data.train):
             notes.append(f"warning: data.{name} = {file!r} is the training file: its metrics are of what was learned")
         else:
-            notes += describe_overlap(name, split, training)
-        notes += describe_contradictions(name, split, content_of)
+            notes += describe_overlap(f"{name} {task.noun}", split, training)
+        notes += describe_contradictions(f"{name} {task.noun}", split, content_of, is_shown)
     return notes
 
 

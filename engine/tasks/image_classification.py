@@ -14,7 +14,7 @@ from data.augmentation.image import ImageAugmentation
 from data.errors import DataError
 from data.formats.folders import class_folders, hint_at_nested
 from data.formats.rows import locate
-from data.image_classification import ImageExamples, encode_images, read_images, save_augmented_images
+from data.image_classification import ImageExamples, encode_images, image_digest, read_images, save_augmented_images
 from data.image_preprocessing import FILE, Preprocessing, read_preprocessing
 from data.label_spelling import canonical_label
 from data.labels import check_label_names, find_label_names, list_some, match_labels
@@ -77,6 +77,11 @@ def _hint_at_folder(folder: str, name: str, settings: TaskSettings) -> str:
         (f"data.{key}" for key in ("validation", "test") if getattr(settings.data, key) == name), "data.train"
     )
     return hint_at_nested(locate(name), setting)
+
+
+def checksums(row: Row, settings: TaskSettings) -> list[str]:
+    """Return the checksum of the image, which finds images that are in two splits or have several labels."""
+    return [image_digest(row, settings.data.text_column)]
 
 
 def load_processor(folder: Path) -> Preprocessing:
@@ -157,11 +162,13 @@ IMAGE_CLASSIFICATION = Task(
     section="image_classification",
     problem="single-label",
     stratify=True,
+    noun="image",
     read=read,
     find_labels=find_labels,
     check_labels=check_labels,
     load_processor=load_processor,
     encode=encode,
+    texts=checksums,
     augment=augment,
     show_augmented=show_augmented,
     evaluate_batch=evaluate_batch,

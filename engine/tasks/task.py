@@ -88,7 +88,7 @@ class Task:
     split_labels(rows, settings) -> labels of each row  those of which the held-out split needs an example
     load_processor(folder) -> processor                 load the tokenizer or image preprocessing of a checkpoint
     encode(rows, processor, settings, labels, labelled) -> examples    encode rows, in their order
-    texts(row, settings) -> texts                       the texts of a row that the model reads
+    texts(row, settings) -> texts                       the texts of a row that the model reads; checksums of images
     augment(examples, rows, encode, augment, seed) -> examples         wrap the training examples as [augment] says
     show_augmented(examples, path) -> text              show augmented examples in a dry run; a picture goes to `path`
     evaluate_batch(model, batch, examples, generate) -> statistics     evaluate one labelled batch
@@ -110,6 +110,7 @@ class Task:
     problem: str | None = None  # of a classifier: single-label, multi-label or regression
     stratify: bool = False  # whether the held-out split keeps the proportions of the values of the label column
     generates: bool = False  # whether it writes texts, and so reads [generate]
+    noun: str = "text"  # what the task reads, in notes
     predicts: str = "label"  # the key of a prediction that is null for a row that cannot be predicted
 
     read: Callable[[str, TaskSettings, bool], list[Row]]
