@@ -28,6 +28,7 @@ from data.errors import DataError, ErrorList
 from data.examples import TextExamples, count_part, note_truncated
 from data.formats.conversations import (
     ASSISTANT,
+    COLUMNS,
     HINT,
     SYSTEM,
     USER,
@@ -60,6 +61,7 @@ def read_dialogues(
     to be predicted. Raises one DataError with all bad lines, also for a file format without lists.
     """
     errors = ErrorList()
+    options = options.also_reading((column, *(COLUMNS if column == MESSAGES else ())))
     rows = read_rows(name, [group] if group else [], options, errors)
     columns = {key for row in rows for key in row.values}
     form = find_form(columns, labelled) if column == MESSAGES and column not in columns else None

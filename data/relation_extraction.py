@@ -14,7 +14,7 @@ from tokenizers import Encoding, Tokenizer
 from data.errors import DataError, ErrorList
 from data.examples import TextExamples, count_part, note_truncated
 from data.formats.options import FileOptions
-from data.formats.relations import HINT, SENTENCE, read_other_form
+from data.formats.relations import COLUMNS, HINT, SENTENCE, read_other_form
 from data.formats.row_forms import require_columns
 from data.formats.rows import locate, read_rows
 from data.formats.spans import check_span_text
@@ -70,6 +70,7 @@ def read_relations(
     Raises one DataError with all errors of the file, as `file:line: reason`.
     """
     errors = ErrorList()
+    options = options.also_reading((text, *COLUMNS))
     rows = read_rows(name, [column for column in (label, group) if column], options, errors)
     forms: Counter[str] = Counter()
     for row in rows:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -19,3 +19,7 @@ class FileOptions:
     accept_empty: bool = False  # leave rows without a text out instead of raising an error, as predictions do
     # {column: the setting that names it}, for messages
     settings: Mapping[str, str] = field(default_factory=dict)
+
+    def also_reading(self, columns: Iterable[str]) -> FileOptions:
+        """Return the options of a reader that reads these columns too, in a file that has them."""
+        return replace(self, settings={**dict.fromkeys(columns, ""), **self.settings})

@@ -26,6 +26,11 @@ PAIRS = (
     ("entity_1", "entity_2"),
 )
 MARKS = (("e1", "e2"), ("subj", "obj"), ("subject", "object"), ("head", "tail"))
+COLUMNS = (
+    *(SENTENCE, "token", "tokens", "subject", "object", "subject_type", "object_type"),
+    *(*TACRED, "subj_type", "obj_type"),
+    *(f"{column}{end}" for pair in PAIRS for column in pair for end in ("", "_type")),
+)
 HINT = (
     "Read are columns 'subject' and 'object', 'head' and 'tail' or 'h' and 't'; TACRED's 'subj_start' and so on; "
     "and texts with <e1>...</e1> and <e2>...</e2>"

@@ -54,7 +54,8 @@ def read_questions(
                 row.id = str(row.line)
     else:
         columns = [column for column in (question, context, answers, *others) if column]
-        rows, places = read_rows(name, columns, options, errors), {}
+        rows = read_rows(name, columns, options.also_reading((START, "is_impossible", "title")), errors)
+        places = {}
     checks = _Checks(name, errors, question, context, answers)
     for row in rows:
         if row.line not in errors.reasons:
