@@ -45,17 +45,19 @@ def audit_texts(examples: TextExamples[Any], rows: Sequence[Row], texts_of: Text
     if _may_drop_characters(tokenizer):
         notes += _describe_dropped([text for row in rows for text in texts_of(row)], tokenizer)
     if len(examples) == len(rows):
-        notes += _describe_unreadable(tokens, rows, str(tokenizer.id_to_token(tokens.unknown_id)))
+        notes += _describe_unreadable(tokens, rows, tokenizer)
     if found.empty:
-        notes.append(f"{count_of(len(found.empty), 'text')} without a token {list_ids(found.empty)}")
-    return notes + _describe_special("text", found.special, tokenizer)
+        notes.append(
+            f"{len(found.empty):,} of {count_of(len(rows), 'text')} have a part without a token {list_ids(found.empty)}"
+        )
+    return notes + _describe_special("text", list(found.special.values()), len(rows), tokenizer)
 
 
 def audit_targets(targets: Sequence[str], tokenizer: Tokenizer) -> list[str]:
     """Return notes on texts that a model should write: what its tokens cannot write, special tokens in them."""
     pattern = pattern_of(find_special_tokens(tokenizer))
     found = [match.group() for text in targets if pattern and (match := pattern.search(text))]
-    return _describe_unwritable(targets, tokenizer) + _describe_special("target", found, tokenizer)
+    return _describe_unwritable(targets, tokenizer) + _describe_special("target", found, len(targets), tokenizer)
 
 
 def has_texts(rows: Sequence[Row], texts_of: TextsOf) -> bool:
@@ -148,7 +150,7 @@ def _find_behind(texts: Iterable[str], unknown_id: int, tokenizer: Tokenizer) ->
     return shown + ([f"words of more than {longest} characters"] if too_long else [])
 
 
-def _describe_unreadable(tokens: _Tokens, rows: Sequence[Row], unknown: str) -> list[str]:
+def _describe_unreadable(tokens: _Tokens, rows: Sequence[Row], tokenizer: Tokenizer) -> list[str]:
     """Return notes on rows of unknown tokens alone, and on rows without a token."""
     only = np.flatnonzero((tokens.unknown == tokens.content) & (tokens.unknown > 0)).tolist()
     none = np.flatnonzero(tokens.content == 0).tolist()
@@ -156,6 +158,7 @@ def _describe_unreadable(tokens: _Tokens, rows: Sequence[Row], unknown: str) -> 
     if len(only):
         ids = list_ids([rows[i].id for i in only])
         verb = "are" if len(only) > 1 else "is"
+        unknown = tokenizer.id_to_token(tokens.unknown_id)
         note = f"{len(only):,} of {count_of(len(rows), 'text')} {verb} nothing but {unknown} {ids}"
         notes.append(warn(len(only), len(rows), note))
     if len(none):
@@ -170,21 +173,21 @@ def _describe_unreadable(tokens: _Tokens, rows: Sequence[Row], unknown: str) -> 
 class _Found(NamedTuple):
     """What is in the texts of rows."""
 
-    special: list[str]  # the first special token of each text that has one
+    special: dict[int, str]  # {row: the first special token in one of its texts}
     empty: list[str]  # the ids of rows with several texts, one of which has no token
 
 
 def _search_texts(rows: Sequence[Row], texts_of: TextsOf, tokenizer: Tokenizer) -> _Found:
     special = find_special_tokens(tokenizer)
     pattern, firsts = pattern_of(special), {token[0] for token in special}
-    found: list[str] = []
+    found: dict[int, str] = {}
     wordless: list[tuple[str, str]] = []  # (id, text) of texts that might have no token
-    for row in rows:
+    for i, row in enumerate(rows):
         texts = texts_of(row)
         for text in texts:
             # Almost no text has the first character of a special token, and a search for one character is fast.
             if pattern and any(first in text for first in firsts) and (match := pattern.search(text)):
-                found.append(match.group())
+                found.setdefault(i, match.group())
             if len(texts) > 1 and not WORD.search(text):
                 wordless.append((row.id, text))
     encodings = tokenizer.encode_batch([text for _, text in wordless], add_special_tokens=False)
@@ -192,14 +195,14 @@ def _search_texts(rows: Sequence[Row], texts_of: TextsOf, tokenizer: Tokenizer) 
     return _Found(found, list(dict.fromkeys(name for (name, _), encoding in pairs if not encoding.ids)))
 
 
-def _describe_special(noun: str, found: Sequence[str], tokenizer: Tokenizer) -> list[str]:
+def _describe_special(noun: str, found: Sequence[str], total: int, tokenizer: Tokenizer) -> list[str]:
     if not found:
         return []
     (token, _), *_ = Counter(found).most_common(1)
     now, other = ("plain text", "tokens") if tokenizer.encode_special_tokens else ("tokens", "plain text")
     setting = f"data.split_special_tokens = {'false' if now == 'plain text' else 'true'}"
     verb = "contains" if len(found) == 1 else "contain"
-    texts = f"{count_of(len(found), noun)} {verb} special tokens, as {token!r}"
+    texts = f"{len(found):,} of {count_of(total, noun)} {verb} special tokens, as {token!r}"
     return [f"{texts}: read as {now} ({setting} reads them as {other})"]
 
 
