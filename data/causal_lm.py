@@ -15,9 +15,10 @@ from tokenizers import Encoding, Tokenizer
 
 from data.errors import DataError, ErrorList
 from data.examples import TextExamples, note_truncated
+from data.formats.lines import locate, suffix_of
 from data.formats.memory import is_in_memory
 from data.formats.options import FileOptions
-from data.formats.rows import locate, read_rows
+from data.formats.rows import read_rows
 from data.formats.text import read_lines
 from data.row import Row, Rows
 from data.text_classification import check_texts, split_into_chunks
@@ -64,13 +65,13 @@ def read_texts(
     may_be_empty: the texts are prompts, and an empty one is continued too. Raises one DataError with all bad lines.
     """
     errors = ErrorList()
-    is_text = options.format == "text" or (options.format == "auto" and locate(name).suffix.lower() == ".txt")
+    is_text = options.format == "text" or (options.format == "auto" and suffix_of(locate(name)) == ".txt")
     if is_text and not is_in_memory(name):
         if group:
             raise DataError(
                 f"{name}: lines of text have no column {group!r}; leave data.group_column out, or give a .jsonl file"
             )
-        rows = read_lines(name, column, errors)
+        rows = read_lines(name, column, errors, options)
     else:
         rows = read_rows(name, [column, *([group] if group else [])], options, errors)
     checked = [row for row in rows if not (may_be_empty and row.values[column] == "")]

@@ -55,7 +55,7 @@ def read_pairs(
     columns = [source, *([target] if target else [])]
     errors = ErrorList()
     if options.format == "parallel" and not is_in_memory(name):
-        rows = read_parallel(name, columns, errors)
+        rows = read_parallel(name, columns, errors, options)
         for column in columns:
             check_texts(f"{name}.{column}", rows, [column], "", errors)
     else:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import DataError, ErrorList
-from data.formats.rows import clean_lines, locate
+from data.formats.lines import clean_lines, locate
+from data.formats.options import FileOptions
 from data.row import Row
 
 
-def read_lines(name: str, column: str, errors: ErrorList) -> list[Row]:
+def read_lines(name: str, column: str, errors: ErrorList, options: FileOptions = FileOptions()) -> list[Row]:
     """Return a row for each line that is not empty; ids are the numbers of the lines, whichever of them are empty.
 
     Bad lines are added to `errors`. DataError for a file that cannot be read or has no lines.
@@ -18,7 +19,7 @@ def read_lines(name: str, column: str, errors: ErrorList) -> list[Row]:
     rows: list[Row] = []
     num_empty = 0
     try:
-        for line, content in clean_lines(locate(name), errors):
+        for line, content in clean_lines(locate(name), errors, options):
             if content.strip():
                 rows.append(Row(str(line), line, {column: content}))
             else:
@@ -34,7 +35,9 @@ def read_lines(name: str, column: str, errors: ErrorList) -> list[Row]:
     return rows
 
 
-def read_parallel(name: str, suffixes: Sequence[str], errors: ErrorList) -> list[Row]:
+def read_parallel(
+    name: str, suffixes: Sequence[str], errors: ErrorList, options: FileOptions = FileOptions()
+) -> list[Row]:
     """Return a row for each line number of the files NAME.suffix; the suffixes are the columns, ids the line numbers.
 
     A bad line of one file is added to `errors`, and neither file has a row for it. DataError for a file that cannot be
@@ -46,7 +49,7 @@ def read_parallel(name: str, suffixes: Sequence[str], errors: ErrorList) -> list
         path = Path(f"{locate(name)}.{suffix}")
         bad_lines = ErrorList()
         try:
-            texts[suffix] = dict(clean_lines(path, bad_lines))
+            texts[suffix] = dict(clean_lines(path, bad_lines, options))
         except FileNotFoundError:
             files = " and ".join(f"{name}.{suffix}" for suffix in suffixes)
             raise DataError(f"{path}: no such file; data.format = 'parallel' reads {files}") from None

@@ -1,0 +1,381 @@
+"""Questions, relations, conversations and pairs in the forms that files have: what is read, counted, or refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.cases import Content, dry_run, evaluation, predictions, run, settings_for, write_file
+
+from data import DataError
+from data.dialogue import read_dialogues
+from data.formats.options import FileOptions
+from data.formats.squad import Answer, read_questions
+from data.relation_extraction import ROLES, read_relations
+from data.row import Rows
+from data.seq2seq import read_pairs
+from engine.config import ConfigError
+
+# Questions
+
+CONTEXT = "The house in Rome is red. Anna likes the house."
+ROME = [Answer("Rome", 13)]
+QUESTION = {"id": "q", "question": "where ?", "context": CONTEXT}
+NESTED = {"id": 7, "question": "where ?", "answers": [{"id": "1", "text": "Rome", "answer_start": -1}]}
+CMRC = {"query_id": "T_1", "query_text": "where ?", "answers": ["Rome"]}
+LOCATED = "1 answers without a start, read where their contexts have them, once each (the first: {})"
+
+QUESTION_FILES = {  # name -> (ending, content, answers, start of a note)
+    "flattened": (".json", {"data": [QUESTION | {"answers": {"text": ["Rome"], "answer_start": [13]}}]}, ROME, ""),
+    "objects": (".json", [QUESTION | {"answers": [{"text": "Rome", "answer_start": 13}]}], ROME, ""),
+    "text": (".jsonl", QUESTION | {"answers": "Rome"}, ROME, LOCATED.format("line 1")),
+    "texts": (".jsonl", QUESTION | {"answers": ["Rome"]}, ROME, LOCATED.format("line 1")),
+    "no starts": (".jsonl", QUESTION | {"answers": {"text": ["Rome"]}}, ROME, LOCATED.format("line 1")),
+    "one": (".jsonl", QUESTION | {"answers": {"text": "Rome", "answer_start": 13}}, ROME, ""),
+    "starts": (
+        ".jsonl",
+        QUESTION | {"answers": {"text": "house", "answer_start": [4, 41]}},
+        [Answer("house", 4), Answer("house", 41)],
+        "",
+    ),
+    "column": (".jsonl", QUESTION | {"answers": "house", "answer_start": 41}, [Answer("house", 41)], ""),
+    "table": (".csv", QUESTION | {"answers": "house", "answer_start": "41"}, [Answer("house", 41)], ""),
+    "json in a table": (".csv", QUESTION | {"answers": '{"text": ["Rome"], "answer_start": [13]}'}, ROME, ""),
+    "python in a table": (".csv", QUESTION | {"answers": "{'text': ['Rome'], 'answer_start': [13]}"}, ROME, ""),
+    "a year": (".jsonl", QUESTION | {"context": "in 1990 .", "answers": 1990}, [Answer("1990", 3)], LOCATED[:20]),
+    "emptied": (
+        ".jsonl",
+        QUESTION | {"answers": {"text": [""], "answer_start": [-1]}},
+        [],
+        "1 questions with an empty answer at a negative start, read as without an answer",
+    ),
+    "nested": (
+        ".json",
+        {"data": [{"paragraphs": [{"context": CONTEXT, "qas": [NESTED]}]}]},
+        ROME,
+        LOCATED.format("question 7"),
+    ),
+    "cmrc": (".json", [{"context_text": CONTEXT, "qas": [CMRC]}], ROME, LOCATED.format("question T_1")),
+}
+
+
+def write_as(path: Path, content: Any) -> str:
+    """Write one row as a line of .jsonl or a table of .csv, or any value as .json."""
+    if path.suffix == ".csv":
+        quoted = [
+            ['"' + str(cell).replace('"', '""') + '"' for cell in cells] for cells in zip(*content.items(), strict=True)
+        ]
+        return str(write_file(path, "\n".join(",".join(line) for line in quoted) + "\n"))
+    return str(write_file(path, json.dumps(content, ensure_ascii=False) + "\n"))
+
+
+@pytest.mark.parametrize("name", QUESTION_FILES)
+def test_answers_are_read_in_the_forms_of_files(name, tmp_path):
+    ending, content, answers, note = QUESTION_FILES[name]
+    (row,) = rows = read_questions(write_as(tmp_path / f"x{ending}", content))
+    assert row.values["answers"] == answers
+    assert any(found.startswith(note) for found in [*rows.notes, ""])
+
+
+def test_answers_of_a_parquet_file_are_structs(tmp_path):
+    parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    table = pyarrow.Table.from_pylist([QUESTION | {"answers": {"text": ["Rome"], "answer_start": [13]}}])
+    parquet.write_table(table, tmp_path / "x.parquet")
+    assert read_questions(str(tmp_path / "x.parquet"))[0].values["answers"] == ROME
+
+
+FACE = "\U0001f600 the Café"  # an emoji counts two in UTF-16
+WRONG = {  # context, answer, start, the end of the message
+    "utf-16": (FACE, "Café", 7, "that is at 6-10: these count UTF-16 units"),
+    "bytes": (FACE, "Café", 9, "that is at 6-10: these count UTF-8 bytes"),
+    "from 1": (CONTEXT, "Rome", 14, "that is at 13-17: these count from 1"),
+    "form": (FACE, "CAFE\u0301", 6, "at 6-10 it has 'Café', which differs in case, white space or Unicode form"),
+    "nowhere": (CONTEXT, "Ulm", 3, "that is nowhere in it"),
+    "twice": (CONTEXT, "house", None, "the context has it 2 times, at 4, 41: say which by 'answer_start'"),
+    "another case": (CONTEXT, "rome", None, "is nowhere in the context; at 13-17 it has 'Rome'"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_answer_that_is_not_in_its_place_names_the_true_one(name, tmp_path):
+    context, text, start, reason = WRONG[name]
+    answer = {"text": text, "answer_start": start}
+    with pytest.raises(DataError) as caught:
+        read_questions(write_as(tmp_path / "x.jsonl", QUESTION | {"context": context, "answers": [answer]}))
+    assert reason in str(caught.value)
+
+
+def squad(*entries: Any) -> str:
+    return json.dumps({"data": [{"paragraphs": [{"context": CONTEXT, "qas": list(entries)}]}]})
+
+
+GOOD = {"question": "where ?", "answers": [{"text": "Rome", "answer_start": 13}]}
+
+
+def test_bad_questions_of_squad_are_skipped_by_question(tmp_path):
+    entries = [GOOD | {"id": "a"}, GOOD | {"id": "b", "question": " "}, "none", GOOD | {"id": "a"}]
+    entries += [{"id": "e", "question": "who ?", "answers": [{"text": "Anna", "answer_start": 3}]}, GOOD | {"id": "f"}]
+    name = str(write_file(tmp_path / "x.json", squad(*entries)))
+    rows = read_questions(name, options=FileOptions(bad_rows="skip"))
+    assert [row.id for row in rows] == ["a", "f"]
+    assert [(row.id, row.line) for row in rows.left_out] == [("b", 2), ("3", 3), ("a", 4), ("e", 5)]
+    assert rows.notes[-1].startswith(f"4 of 6 rows left out: {name}: question b: 'question' is empty; and 3 more")
+
+
+def test_every_question_gets_one_prediction(tmp_path, capsys):
+    train = squad(*(GOOD | {"id": str(i)} for i in range(8)))
+    settings = settings_for("question-answering", tmp_path, train, "train.json", question_answering__doc_stride=4)
+    run(settings | {"data.validation": settings["data.train"]}, capsys)
+    source = write_file(tmp_path / "new.json", squad(GOOD | {"id": 5}, GOOD | {"id": "x", "question": ""}))
+    found = predictions(settings["run.folder"], source)
+    assert [row["id"] for row in found] == ["5", "x"]
+    assert found[1] == {"id": "x", "answer": None, "reason": "'question' is empty"}
+    assert evaluation(settings["run.folder"], source)["left_out"] == 1
+
+
+def test_answers_that_cannot_be_learned_or_predicted_are_counted(tmp_path, capsys):
+    long = " ".join(["cat", "dog"] * 20)
+    rows = [QUESTION | {"id": str(i), "context": long, "answers": [{"text": long, "answer_start": 0}]} for i in "1234"]
+    settings = settings_for("question-answering", tmp_path, rows, question_answering__doc_stride=4)
+    settings |= {"data.validation": settings["data.train"]}
+    printed = dry_run(settings, capsys)
+    assert printed.count("4 of 4 answers are whole in no window: raise data.max_length or question_answering.") == 2
+    assert printed.count("4 of 4 answers have more tokens than question_answering.max_answer_length = 30") == 2
+
+
+# Relations
+
+TOKENS = ["Anna", "Lee", "likes", "Rome", "."]
+RELATION_ROWS = {  # name -> (row, subject, object, types)
+    "tacred": (
+        {"token": TOKENS, "subj_start": 0, "subj_end": 1, "obj_start": 3, "obj_end": 3, "subj_type": "PER"},
+        ("Anna Lee", "Rome", "PER"),
+    ),
+    "opennre": (
+        {"text": "Anna likes Rome .", "h": {"name": "Anna", "pos": [0, 4]}, "t": {"name": "Rome", "pos": [11, 15]}},
+        ("Anna", "Rome", ""),
+    ),
+    "opennre tokens": (
+        {"token": TOKENS, "h": {"name": "anna lee", "pos": [0, 2]}, "t": {"name": "rome", "pos": [3, 4]}},
+        ("Anna Lee", "Rome", ""),
+    ),
+    "fewrel": (
+        {"tokens": TOKENS, "h": ["anna lee", "Q1", [[0, 1]]], "t": ["rome", "Q2", [[3]]]},
+        ("Anna Lee", "Rome", ""),
+    ),
+    "semeval": ({"sentence": "<e1>Anna</e1> likes <e2>Rome</e2>."}, ("Anna", "Rome", "")),
+    "marks in brackets": ({"text": "[E2] Rome [/E2] is liked by [E1]Anna[/E1]"}, ("Anna", " Rome ", "")),
+    "klue": (
+        {
+            "sentence": "Anna likes Rome.",
+            "subject_entity": {"word": "Anna", "start_idx": 0, "end_idx": 3, "type": "PER"},
+            "object_entity": {"word": "Rome", "start_idx": 11, "end_idx": 14, "type": "LOC"},
+        },
+        ("Anna", "Rome", "PER"),
+    ),
+    "head and tail": ({"text": "Anna likes Rome.", "head": "Anna", "tail": "Rome"}, ("Anna", "Rome", "")),
+}
+
+
+@pytest.mark.parametrize("name", RELATION_ROWS)
+def test_relations_are_read_in_the_forms_of_files(name, tmp_path):
+    row, (subject, obj, kind) = RELATION_ROWS[name]
+    (read,) = rows = read_relations(
+        write_as(tmp_path / "x.jsonl", row | {"relation": "likes(e1,e2)"}), label="relation"
+    )
+    found = [read.values[role].text_in(read.values["text"]) for role in ROLES]
+    assert (*found, read.values["subject"].type) == (subject, obj, kind)
+    assert [note.startswith("1 rows read as ") for note in rows.notes] == [True]
+
+
+BAD_RELATIONS = {
+    "own text": (
+        {"text": "Anna likes Rome", "subject": {"start": 0, "end": 3, "text": "Anna"}, "object": "Rome"},
+        "the subject, 0 to 3, is not what it says: the text has 'Ann' at 0-3, not 'Anna'; that is at 0-4: ends are ex",
+    ),
+    "no entities": ({"text": "Anna likes Rome"}, "no column 'subject'; the columns are 'text', 'relation'. Read are"),
+    "outside": (
+        {"token": TOKENS, "subj_start": 0, "subj_end": 5, "obj_start": 3, "obj_end": 3},
+        "subj_start and subj_end, 0 and 5, are no span of the 5 tokens",
+    ),
+    "several places": (
+        {"tokens": TOKENS, "h": ["anna", "Q1", [[0], [2]]], "t": ["rome", "Q2", [[3]]]},
+        "'h' is in the text 2 times: keep one of its places in 'pos'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_RELATIONS)
+def test_relations_that_are_not_right_say_why(name, tmp_path):
+    row, reason = BAD_RELATIONS[name]
+    with pytest.raises(DataError) as caught:
+        read_relations(write_as(tmp_path / "x.jsonl", row | {"relation": "likes"}), label="relation")
+    assert reason in str(caught.value)
+
+
+# Conversations
+
+
+def say(*contents: Any, keys: tuple[str, str] = ("role", "content"), roles: tuple[str, ...] = ("user", "assistant")):
+    return [{keys[0]: roles[i % len(roles)], keys[1]: content} for i, content in enumerate(contents)]
+
+
+SHAREGPT = {"keys": ("from", "value"), "roles": ("human", "gpt")}
+TALK = [("user", "red ?"), ("assistant", "blue .")]
+CONVERSATIONS = {
+    "sharegpt": ({"conversations": say("red ?", "blue .", **SHAREGPT)}, TALK),
+    "sharegpt with a system": (
+        {"system": "be kind", "conversations": say("red ?", "blue .", **SHAREGPT)},
+        [("system", "be kind"), *TALK],
+    ),
+    "names of models": ({"messages": say("red ?", "blue .", roles=("Human", "ChatGPT"))}, TALK),
+    "developer": ({"messages": [*say("be kind", roles=("developer",)), *say("red ?", "blue .")]}, None),
+    "parts": ({"messages": say([{"type": "text", "text": "red "}, {"type": "text", "text": "?"}], "blue .")}, TALK),
+    "completion": ({"prompt": "red ?", "completion": "blue ."}, TALK),
+    "lists of turns": ({"prompt": say("red ?"), "completion": say("blue .", roles=("assistant",))}, TALK),
+    "alpaca": ({"instruction": "red ?", "input": "", "output": "blue ."}, TALK),
+    "alpaca with an input": (
+        {"instruction": "which ?", "input": "the sky", "output": "blue ."},
+        [("user", "which ?\nthe sky"), ("assistant", "blue .")],
+    ),
+    "alpaca with a history": (
+        {"instruction": "red ?", "output": "blue .", "history": [["a", "b"]], "system": "be kind"},
+        [("system", "be kind"), ("user", "a"), ("assistant", "b"), *TALK],
+    ),
+    "dolly": ({"instruction": "red ?", "context": "", "response": "blue ."}, TALK),
+    "answer": ({"question": "red ?", "answer": "blue ."}, TALK),
+    "texts": ({"dialog": ["red ?", "blue ."]}, TALK),
+    "exchanges": ({"conversation": [{"human": "red ?", "assistant": "blue ."}]}, TALK),
+    "table": ({"conversations": {"from": ["human", "gpt"], "value": ["red ?", "blue ."]}}, TALK),
+    "text": ({"messages": json.dumps(say("red ?", "blue ."))}, TALK),
+    "last question": ({"messages": say("red ?", "blue .", "and ?")}, TALK),
+    "empty system": ({"messages": [*say(" ", roles=("system",)), *say("red ?", "blue .")]}, TALK),
+}
+
+
+def turns_of(rows: Rows) -> list[Any]:
+    return [[tuple(turn) for turn in row.values["messages"]] for row in rows]
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_conversations_are_read_in_the_forms_of_files(name, tmp_path):
+    row, expected = CONVERSATIONS[name]
+    rows = read_dialogues(write_as(tmp_path / "x.jsonl", row), "messages", True)
+    assert turns_of(rows) == [expected or [("system", "be kind"), *TALK]]
+    changed = {"last question": "a last turn of the user's", "empty system": "an empty turn of the system"}
+    assert len(rows.notes) == ("messages" not in row or name in changed)
+    assert (
+        changed.get(name, "the conversations are those of the column")
+        in (*rows.notes, changed.get(name, "the conv" + "ersations are those of the column"))[0]
+    )
+    if name != "last question":
+        asked = read_dialogues(str(tmp_path / "x.jsonl"), "messages", False)
+        assert turns_of(asked) == [(expected or [("system", "be kind"), *TALK])[:-1]]
+
+
+BAD_TALKS = {
+    "tool": (
+        say("red ?", "blue .", "x", "fine", roles=("user", "assistant", "tool", "assistant")),
+        "turn 3 of 'messages' has the role 'tool'; the roles are user, assistant and system; calls of tools and their",
+    ),
+    "call": (
+        [*say("red ?"), {"role": "assistant", "content": None, "tool_calls": [{}]}],
+        "turn 2 of 'messages' is a call",
+    ),
+    "image": (
+        say([{"type": "image_url", "image_url": {}}], "blue ."),
+        "turn 1 of 'messages' has a part of type 'image_url'",
+    ),
+    "twice": (say("red ?", "and ?", "x", roles=("user", "user", "assistant")), "roles take turns: join the two"),
+}
+
+
+def test_conversations_that_are_not_read_can_be_skipped(tmp_path):
+    rows = [{"id": name, "messages": turns} for name, (turns, _) in BAD_TALKS.items()] + [
+        {"id": 1, "messages": ["a", "b"]}
+    ]
+    name = str(write_file(tmp_path / "x.jsonl", rows))
+    with pytest.raises(DataError) as caught:
+        read_dialogues(name, "messages", True)
+    assert all(
+        reason in line for line, (_, reason) in zip(str(caught.value).split("\n"), BAD_TALKS.values(), strict=True)
+    )
+    read = read_dialogues(name, "messages", True, options=FileOptions(bad_rows="skip"))
+    assert [row.id for row in read] == ["1"]
+    assert [row.id for row in read.left_out] == [*BAD_TALKS]
+
+
+def test_columns_that_are_no_conversation_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"no column 'messages'.* 'body'.*Read are columns of turns, as 'messages' or"):
+        read_dialogues(write_as(tmp_path / "x.jsonl", {"body": "a"}), "messages", True)
+
+
+def test_replies_longer_than_can_be_written_are_counted(tmp_path, capsys):
+    rows: Content = [{"conversations": say("red ?", "the cat saw a dog", **SHAREGPT)}] * 4
+    settings = settings_for("dialogue", tmp_path, rows, generate__max_new_tokens=3)
+    printed = dry_run(settings | {"data.validation": settings["data.train"]}, capsys)
+    assert "train.jsonl: the conversations are those of the column 'conversations'" in printed
+    assert printed.count("4 of 4 last replies are longer than generate.max_new_tokens = 3") == 2
+
+
+# Pairs
+
+PAIRS = [{"source": "the cat", "target": " ".join(["red"] * 9)}] * 4
+
+
+def test_targets_longer_than_can_be_written_are_counted(tmp_path, capsys):
+    settings = settings_for("translation", tmp_path, PAIRS, generate__max_new_tokens=8, seq2seq__max_target_length=9)
+    printed = dry_run(settings | {"data.validation": settings["data.train"]}, capsys)
+    assert (
+        printed.count("4 of 4 targets are longer than generate.max_new_tokens = 8: their ends are never written") == 2
+    )
+    assert printed.count("4 of 4 targets truncated to seq2seq.max_target_length = 9, 10.0% of all tokens lost") == 2
+
+
+def test_a_bad_line_of_one_parallel_file_leaves_out_its_pair(tmp_path):
+    write_file(tmp_path / "x.en", b"a\r\nb\xff\r\nc\r\nd\r\n")
+    write_file(tmp_path / "x.de", "\ufeffä\nb\n\nd\n")
+    skip = FileOptions(format="parallel", bad_rows="skip")
+    rows = read_pairs(str(tmp_path / "x"), "en", "de", options=skip)
+    assert [(row.id, row.values["en"], row.values["de"]) for row in rows] == [("1", "a", "ä"), ("4", "d", "d")]
+    assert [row.id for row in rows.left_out] == ["2", "3"]
+
+
+# BLEU
+
+
+@pytest.mark.parametrize(
+    ("setting", "note"),
+    [
+        ("auto", "BLEU: sacrebleu's tokenizer 13a, by the script of most targets"),
+        ("intl", "BLEU: sacrebleu's tokenizer intl, as eval.bleu_tokenizer says"),
+        ("none", "BLEU: sacrebleu's tokenizer none, as eval.bleu_tokenizer says"),
+    ],
+)
+def test_bleu_uses_the_tokenizer_that_is_named(setting, note, tmp_path, capsys):
+    pytest.importorskip("sacrebleu")
+    settings = settings_for("translation", tmp_path, PAIRS, eval__bleu_tokenizer=setting, train__max_steps=1)
+    assert note in run(settings | {"data.validation": settings["data.train"]}, capsys)
+    evaluation(settings["run.folder"], Path(settings["data.train"]))
+    tokenizer = {"auto": "13a"}.get(setting, setting)
+    assert f"|tok:{tokenizer}|" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("task", "tokenizer", "message"),
+    [
+        (
+            "translation",
+            "ja-mecab",
+            "eval.bleu_tokenizer = 'ja-mecab' needs further packages: pip install 'sacrebleu[ja]'",
+        ),
+        ("summarization", "zh", "eval.bleu_tokenizer = 'zh' has no effect on summarization: leave it out"),
+    ],
+)
+def test_bleu_tokenizers_that_cannot_be_used_are_refused(task, tokenizer, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "MeCab", None)
+    with pytest.raises(ConfigError) as caught:
+        run(settings_for(task, tmp_path, PAIRS, eval__bleu_tokenizer=tokenizer), capsys)
+    assert message in str(caught.value)
