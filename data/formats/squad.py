@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from data.errors import DataError, ErrorList
 from data.formats.answers import START, Answer, read_answers, shorten
+from data.formats.json_files import check_surrogates, parse_json
+from data.formats.lines import TextFile, locate, suffix_of
 from data.formats.memory import is_in_memory
 from data.formats.options import FileOptions
-from data.formats.rows import locate, parse_json, read_rows
+from data.formats.rows import read_rows
 from data.row import Row, Rows
 
 __all__ = ["Answer", "read_questions"]
@@ -128,10 +129,10 @@ def _read_nested(name: str, options: FileOptions) -> Any:
     if options.format == "squad":
         return _read_json(name, options)
     path = locate(name)
-    if path.suffix.lower() != ".json" or not path.is_file():
+    if suffix_of(path) != ".json" or not path.is_file():
         return None
     # In a text inside the JSON a quote is escaped, so these are keys.
-    raw = path.read_bytes()
+    raw = path.read_bytes() if path.suffix.lower() == ".json" else TextFile(path, options).text().encode()
     if not any(key.encode() in raw or key.encode("utf-16-le") in raw for key in ('"paragraphs"', '"qas"')):
         return None
     try:
@@ -183,35 +184,25 @@ def _flatten(name: str, values: Any, labelled: bool, errors: ErrorList) -> tuple
 
 
 def _read_json(name: str, options: FileOptions) -> Any:
-    path, encoding = locate(name), options.encoding or "utf-8-sig"
+    path = locate(name)
     try:
-        raw = path.read_bytes()
-        values = parse_json(raw.decode(encoding))
-        if b"\\u" in raw:  # an escape can name half of a surrogate pair, which no UTF-8 file can hold
-            json.dumps(values, ensure_ascii=False).encode()
+        text = TextFile(path, options).text()
+        values = parse_json(text)
+        if "\\u" in text:
+            check_surrogates(values)
     except FileNotFoundError:
         raise DataError(f"{name}: no such file") from None
     except IsADirectoryError:
         raise DataError(f"{name}: this is a folder; name a file") from None
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        line = _locate_byte(path, raw, error.start)
-        wanted = options.encoding or "UTF-8"
-        raise DataError(f"{line}: not {wanted} ({raw[error.start]:#04x} at byte {error.start} of the file)") from None
-    except UnicodeEncodeError as error:
-        half = ord(error.object[error.start])
-        raise DataError(f"{path}: \\u{half:04x} is half of a surrogate pair, not a character") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
     except (DataError, ValueError, RecursionError) as error:
+        if str(error).startswith(str(path)):
+            raise
         raise DataError(f"{path}: not JSON: {error}") from None
     return values
-
-
-def _locate_byte(path: Path, raw: bytes, byte: int) -> str:
-    """Return `file:line` of a byte."""
-    return f"{path}:{raw.count(bytes([10]), 0, byte) + 1}"
 
 
 def _iterate_questions(name: str, values: Any) -> Iterator[tuple[str, Any, Any, Any]]:

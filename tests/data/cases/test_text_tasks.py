@@ -79,6 +79,15 @@ def test_answers_are_read_in_the_forms_of_files(name, tmp_path):
     assert any(found.startswith(note) for found in [*rows.notes, ""])
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "gb18030"])
+def test_questions_are_read_in_another_encoding(encoding, tmp_path):
+    content = squad(GOOD | {"id": "问"}).encode(encoding)
+    name = str(write_file(tmp_path / "x.json", content))
+    assert [row.id for row in read_questions(name, options=FileOptions(encoding=encoding))] == ["问"]
+    with pytest.raises(DataError, match="encoding"):
+        read_questions(name)
+
+
 def test_answers_of_a_parquet_file_are_structs(tmp_path):
     parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
     table = pyarrow.Table.from_pylist([QUESTION | {"answers": {"text": ["Rome"], "answer_start": [13]}}])
@@ -108,7 +117,8 @@ def test_answer_that_is_not_in_its_place_names_the_true_one(name, tmp_path):
 
 
 def squad(*entries: Any) -> str:
-    return json.dumps({"data": [{"paragraphs": [{"context": CONTEXT, "qas": list(entries)}]}]})
+    data = {"data": [{"paragraphs": [{"context": CONTEXT, "qas": list(entries)}]}]}
+    return json.dumps(data, ensure_ascii=False)
 
 
 GOOD = {"question": "where ?", "answers": [{"text": "Rome", "answer_start": 13}]}
