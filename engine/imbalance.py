@@ -10,33 +10,10 @@ import numpy as np
 
 from data import Examples, TextExamples
 from data.batch import IGNORE_INDEX
-from engine.config import Config, ConfigError, RegularizeSettings
-from engine.tasks import Task
+from engine.config import ConfigError, RegularizeSettings
 from models import TaskModel
 
 MAX_SHOWN = 20  # labels of a line
-
-
-def check_imbalance(config: Config, task: Task) -> None:
-    """Raise ConfigError for a setting against imbalance that does not fit the task, with the one that does."""
-    name, regularize = config.run.task, config.regularize
-    if regularize.class_weights and task.problem == "multi-label":
-        raise ConfigError(
-            f"regularize.class_weights = {list(regularize.class_weights)} has no effect on {name}, where no single "
-            "class is learned: regularize.pos_weight weights the labels"
-        )
-    if regularize.pos_weight and task.problem != "multi-label":
-        more = "regularize.class_weights weights classes" if task.problem == "single-label" else "leave it out"
-        raise ConfigError(
-            f"regularize.pos_weight = {list(regularize.pos_weight)} has no effect on {name}, whose examples do not "
-            f"have several labels each: {more}"
-        )
-    if config.train.sampler == "balanced" and task.problem != "single-label":
-        more = "regularize.pos_weight weights the labels" if task.problem == "multi-label" else "leave it out"
-        raise ConfigError(
-            f"train.sampler = 'balanced' draws examples by their class, and an example of {name} does not have one "
-            f"class: {more}"
-        )
 
 
 def apply_class_weights(model: TaskModel, settings: RegularizeSettings, counts: np.ndarray | None) -> None:

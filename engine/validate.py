@@ -9,7 +9,6 @@ from tokenizers import Tokenizer
 
 from data.image_preprocessing import Preprocessing
 from engine.config import Config, ConfigError, all_settings, get
-from engine.imbalance import check_imbalance
 from engine.metrics.text_classification import POSITIVE_CLASS_METRICS
 from engine.tasks import TASKS, Task, TaskSettings
 from engine.tasks.task import no_labels
@@ -35,15 +34,38 @@ def _check_used(config: Config, task: Task) -> None:
     unread |= set() if task.problem == "multi-label" else {"data.label_separator"}
     unread |= {"data.text_pair_column"} if task.columns.text_pair is None else set()
     unread |= set() if task.problem in ("single-label", "multi-label") else {"data.teacher_file"}
+    unread |= {"data.split_special_tokens"} if task.head == "image-classification" else set()
     for key in all_settings(default):
         if {key, key.partition(".")[0]} & unread and get(config, key) != get(default, key):
             raise ConfigError(f"{key} = {get(config, key)!r} has no effect on {config.run.task}: leave it out")
-    check_imbalance(config, task)
+    _check_imbalance(config, task)
     for name in ("mixup", "cutmix"):
         if config.data.teacher_file and get(config, f"augment.image.{name}"):
             raise ConfigError(
                 f"augment.image.{name} mixes two examples, which data.teacher_file has no logits for: leave one out"
             )
+
+
+def _check_imbalance(config: Config, task: Task) -> None:
+    """Raise ConfigError for a setting against imbalance that does not fit the task, with the one that does."""
+    name, regularize = config.run.task, config.regularize
+    if regularize.class_weights and task.problem == "multi-label":
+        raise ConfigError(
+            f"regularize.class_weights = {list(regularize.class_weights)} has no effect on {name}, where no single "
+            "class is learned: regularize.pos_weight weights the labels"
+        )
+    if regularize.pos_weight and task.problem != "multi-label":
+        more = "regularize.class_weights weights classes" if task.problem == "single-label" else "leave it out"
+        raise ConfigError(
+            f"regularize.pos_weight = {list(regularize.pos_weight)} has no effect on {name}, whose examples do not "
+            f"have several labels each: {more}"
+        )
+    if config.train.sampler == "balanced" and task.problem != "single-label":
+        more = "regularize.pos_weight weights the labels" if task.problem == "multi-label" else "leave it out"
+        raise ConfigError(
+            f"train.sampler = 'balanced' draws examples by their class, and an example of {name} does not have one "
+            f"class: {more}"
+        )
 
 
 def check_metric(task: Task, watched: str, labels: Sequence[str]) -> None:

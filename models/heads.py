@@ -381,12 +381,12 @@ def classification_loss(logits: Tensor, labels: Tensor | None, shape: HeadShape,
         is_target &= labels != IGNORE_INDEX
     elif not labels.is_floating_point():
         raise ModelError("regression labels should be floats, with NaN where there is no target; these are integers")
-    pos_weight = None
-    if training and shape.pos_weight and shape.problem == "multi-label":
-        pos_weight = logits.new_tensor(shape.pos_weight).expand_as(logits)[is_target]
+    factors = (
+        logits.new_tensor(shape.pos_weight).expand_as(logits)[is_target] if training and shape.pos_weight else None
+    )
     logits, labels = logits[is_target], labels[is_target].to(logits.dtype)
     if shape.problem == "multi-label":
-        return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum", pos_weight=pos_weight)
+        return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum", pos_weight=factors)
     return F.mse_loss(logits, labels, reduction="sum")
 
 

@@ -24,6 +24,7 @@ CHANGES = {
     "dropout early": {"model.dropout.all": 0.3, "model.dropout.schedule": "early", "model.dropout.switch_step": 10},
     "averaged": {"regularize.ema_decay": 0.9},
     "weighted": {"regularize.class_weights": ("balanced",)},
+    "balanced": {"train.sampler": "balanced"},
     "unfrozen gradually": {"model.gradual_unfreezing": 5},
     "two passes": {"regularize.r_drop_weight": 1.0, "model.dropout.all": 0.2},
     "adversarial": {"regularize.fgm_epsilon": 0.1},

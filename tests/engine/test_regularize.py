@@ -119,6 +119,34 @@ def test_class_weights_equal_torchs_without_its_mean(smoothing, shares):
     torch.testing.assert_close(classification_loss(logits, labels, head.shape, training=False), plain)
 
 
+def test_pos_weight_is_torchs_for_any_micro_batches():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(12, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    labels = (torch.rand(12, 4, generator=generator) < 0.3).double()
+    labels[:, 2], labels[:, 3] = 0, 1
+    counts = labels.sum(0).numpy()
+    head = SimpleNamespace(shape=HeadShape(hidden_size=2, num_labels=4, problem="multi-label"))
+    model = SimpleNamespace(head=head, labels=("a", "b", "none", "all"))
+    notes = apply_pos_weight(model, RegularizeSettings(pos_weight=("balanced",)), counts, 12)
+    assert head.shape.pos_weight == pytest.approx([12 / counts[0] - 1, 12 / counts[1] - 1, 1, 1])
+    assert ["'none', 'all'" in note for note in notes] == [False, True]
+    assert apply_pos_weight(model, RegularizeSettings(pos_weight=("1", "2", "0.5", "3")), counts, 12) == []
+    weight = torch.tensor([1.0, 2.0, 0.5, 3.0])
+    expected = F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight, reduction="sum")
+    (expected_gradient,) = torch.autograd.grad(expected, logits)
+    for size in (1, 5, 12):
+        pieces = zip(logits.split(size), labels.split(size), strict=True)
+        found = sum(classification_loss(*piece, head.shape, training=True) for piece in pieces)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(torch.autograd.grad(found, logits)[0], expected_gradient, rtol=1e-12, atol=0)
+    plain = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+    torch.testing.assert_close(classification_loss(logits, labels, head.shape, training=False), plain)
+    labels[3, 1] = torch.nan  # no target
+    known = ~labels.isnan()
+    expected = F.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), pos_weight=weight, reduction="none")
+    torch.testing.assert_close(classification_loss(logits, labels, head.shape, training=True), expected[known].sum())
+
+
 @pytest.mark.parametrize(
     ("given", "counts", "message"),
     [
