@@ -47,9 +47,8 @@ def audit_texts(examples: TextExamples[Any], rows: Sequence[Row], texts_of: Text
     if len(examples) == len(rows):
         notes += _describe_unreadable(tokens, rows, tokenizer)
     if found.empty:
-        notes.append(
-            f"{len(found.empty):,} of {count_of(len(rows), 'text')} have a part without a token {list_ids(found.empty)}"
-        )
+        texts = f"{len(found.empty):,} of {count_of(len(rows), 'text')}"
+        notes.append(f"{texts} without a token in one of their parts {list_ids(found.empty)}")
     return notes + _describe_special("text", list(found.special.values()), len(rows), tokenizer)
 
 

@@ -179,17 +179,13 @@ def _encode_questions(
 def _encode_turns(conversations: Sequence[list[Turn]], tokenizer: Tokenizer, end: int) -> list[list[_EncodedTurn]]:
     """Return all turns as tokens.
 
-    Special tokens in the content of a turn are encoded as text, so that no turn can end itself.
+    Unless data.split_special_tokens is false, special tokens in the content of a turn are text: no turn can end itself.
     """
     contents = [turn.content for turns in conversations for turn in turns]
-    as_text, tokenizer.encode_special_tokens = tokenizer.encode_special_tokens, True
-    try:
-        encoded = [
-            (encoding.ids, count_token_bytes(content, encoding))
-            for content, encoding in encode_in_chunks(contents, tokenizer)
-        ]
-    finally:
-        tokenizer.encode_special_tokens = as_text
+    encoded = [
+        (encoding.ids, count_token_bytes(content, encoding))
+        for content, encoding in encode_in_chunks(contents, tokenizer)
+    ]
     in_order = iter(encoded)
     return [
         [_EncodedTurn(turn.role, [*ids, end], sizes) for turn, (ids, sizes) in zip(turns, in_order, strict=False)]

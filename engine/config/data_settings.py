@@ -65,7 +65,7 @@ class DataSettings:
     )
     window_overlap: int = setting(32, "tokens that two neighbouring windows of a long text share", within=">= 0")
     split_special_tokens: bool = setting(
-        True, "read a special token in a text, as [SEP] or </s>, as the characters that it is; false: as that token"
+        True, "read a special token in a text, as [SEP] or </s>, as its characters; false: as the token, which may end it"
     )
     teacher_file: str = setting(
         "", "file with a teacher's logits for data.train by id, .jsonl as engine.predict writes it; empty: none"

@@ -37,9 +37,10 @@ def compare_splits(
         split = hash_rows(rows, content_of)
         file = getattr(settings.data, name)
         if _is_same_file(file, settings.data.train):
-            notes.append(f"warning: data.{name} = {file!r} is the training file: its metrics are of what was learned")
-        else:
-            notes += describe_overlap(f"{name} {task.noun}", split, training)
+            note = f"data.{name} = {file!r} is the training file: its metrics say nothing about new {task.noun}s"
+            notes.append(f"warning: {note}")
+            continue
+        notes += describe_overlap(f"{name} {task.noun}", split, training)
         notes += describe_contradictions(f"{name} {task.noun}", split, content_of, is_shown)
     return notes
 

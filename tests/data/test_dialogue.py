@@ -52,11 +52,13 @@ def test_the_assistant_may_begin_and_the_system_before(by_words):
     )
 
 
-def test_no_turn_ends_itself(by_words):
+@pytest.mark.parametrize("as_text", [True, False])
+def test_no_turn_ends_itself_where_special_tokens_are_text(by_words, as_text):
+    by_words.encode_special_tokens = as_text
     examples = encoded(by_words, conversation("the <|endoftext|> cat", "dog"))
+    by_words.encode_special_tokens = False
     assert (examples.token_labels == END).sum() == 1
-    assert (examples.input_ids == END).sum() == 1
-    assert by_words.encode("<|endoftext|>").ids == [END]
+    assert (examples.input_ids == END).sum() == (1 if as_text else 2)
 
 
 def test_p13_end_of_a_reply_is_a_target_but_not_of_a_question(by_words):
