@@ -381,9 +381,8 @@ def classification_loss(logits: Tensor, labels: Tensor | None, shape: HeadShape,
         is_target &= labels != IGNORE_INDEX
     elif not labels.is_floating_point():
         raise ModelError("regression labels should be floats, with NaN where there is no target; these are integers")
-    factors = (
-        logits.new_tensor(shape.pos_weight).expand_as(logits)[is_target] if training and shape.pos_weight else None
-    )
+    pos_weight = shape.pos_weight if training else ()
+    factors = logits.new_tensor(pos_weight).expand_as(logits)[is_target] if pos_weight else None
     logits, labels = logits[is_target], labels[is_target].to(logits.dtype)
     if shape.problem == "multi-label":
         return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum", pos_weight=factors)

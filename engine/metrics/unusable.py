@@ -48,7 +48,7 @@ def for_label_sets(examples: Any, labels: Sequence[str]) -> dict[str, str]:
         return dict.fromkeys(names, "0 or undefined for every model, since no example there has a label")
     if examples.labels.size > MAX_SCORES:
         return dict.fromkeys(RANKING_METRICS, f"not computed from more than {MAX_SCORES:,} scores")
-    constant = [repr(labels[i]) for i in np.flatnonzero((counts == 0) | (counts == len(examples)))]
+    constant = [repr(labels[i]) for i in np.flatnonzero((counts == 0) | (counts == len(examples))).tolist()]
     more = f" and {len(constant) - 1:,} more" if len(constant) > 1 else ""
     why = "undefined, since no example there, or every one, has the label "
     return {"roc_auc": why + constant[0] + more} if constant else {}
