@@ -90,6 +90,8 @@ def check_layout(root: Path, labels: Sequence[str] = ()) -> None:
         )
     inner = {name.lower() for folder in folders for name in class_folders(root / folder)} & SPLITS.keys()
     if len({SPLITS[name] for name in inner}) > 1:
+        if len(folders) == 1:
+            raise DataError(f"{root}: the one folder {folders[0]} is no class{hint_at_nested(root, '')}")
         raise DataError(
             f"{root}: the folders of classes contain the splits {', '.join(sorted(inner))}, "
             "which would be read as one; make a folder for each split with the classes in it, or list the images of "
@@ -110,8 +112,9 @@ def hint_at_nested(root: Path, setting: str) -> str:
         return ""
     within = root / folders[0]
     splits = [name for name in inner if name.lower() in SPLITS]
-    what_to_set = name_splits(within, splits) if splits else f"{setting} = {within}"
-    return f"; {within} contains the folders {list_names(inner)}: if these are the classes, set {what_to_set}"
+    if splits:
+        return f"; {within} contains the splits of a data set: {name_splits(within, splits)}"
+    return f"; {within} contains the folders {list_names(inner)}: if these are the classes, {setting} = {within}"
 
 
 def list_names(names: Sequence[str]) -> str:
