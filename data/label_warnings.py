@@ -18,9 +18,13 @@ SHOWN = 5  # pairs of names in a warning
 LABEL_SEPARATORS = (",", ";", "|", "\uff0c", "\u3001", "\uff1b", "\t", "\n")
 
 
-def warn_of_classes(counts: Mapping[str, int], column: str) -> list[str]:
-    """Return warnings on the classes {name: rows} that were found in a column, which has one class a row."""
-    warnings = [*_warn_of_similar(counts), *_warn_of_missing(counts), *_warn_of_many(counts, column)]
+def warn_of_classes(counts: Mapping[str, int], column: str, none: str = "") -> list[str]:
+    """Return warnings on the classes {name: rows} that were found in a column, which has one class a row.
+
+    none: a class that is known to mean that there is none.
+    """
+    missing = _warn_of_missing({name: count for name, count in counts.items() if name != none})
+    warnings = [*_warn_of_similar(counts), *missing, *_warn_of_many(counts, column)]
     if column in counts:
         warnings.append(f"warning: the class {column!r} ({counts[column]:,}) is the name of its column: a header?")
     combined = [name for name in counts if any(separator in name for separator in LABEL_SEPARATORS)]

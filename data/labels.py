@@ -160,9 +160,12 @@ def find_label_names(name: str, rows: Sequence[Row], column: str, declared: Sequ
     return list(declared) or list(classes)
 
 
-def warn_of_labels(rows: Sequence[Row], column: str) -> list[str]:
-    """Return warnings on the classes of a training file that are probably not what it means."""
-    return warn_of_classes(count_classes(count_spellings(rows, column)), column)
+def warn_of_labels(rows: Sequence[Row], column: str, none: str = "") -> list[str]:
+    """Return warnings on the classes of a training file that are probably not what it means.
+
+    none: a class that is known to mean that there is none, such as NA.
+    """
+    return warn_of_classes(count_classes(count_spellings(rows, column)), column, none)
 
 
 def check_label_names(name: str, rows: Rows, column: str, labels: Sequence[str]) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from data import Batch, Examples, Row, Rows, TextExamples
 from data.augmentation import text as text_augmentation
-from data.labels import check_label_names
+from data.label_spelling import label_name
+from data.labels import check_label_names, find_label_names, warn_of_labels
 from data.relation_extraction import ROLES, Entity, RelationRecord, encode_relations, read_relations
 from engine.config import AugmentSettings, ConfigError, GenerateSettings, RelationExtractionSettings, choose_from
 from engine.metrics import relation_extraction as metrics
@@ -23,16 +24,44 @@ from engine.tasks.settings import Columns, TaskSettings
 from engine.tasks.task import Task
 from models import TaskModel
 
+# Names that data sets give to the absence of a relation, beside spellings of no_relation.
+NO_RELATION = ("other", "na", "n/a", "none", "null", "negative", "unrelated", "无", "无关系")
+
 
 def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
     """Read rows with a text, its two entities, and with labels their relation."""
-    return read_relations(
+    rows = read_relations(
         name,
         text=settings.data.text_column,
         label=settings.label_column(labelled),
         group=settings.group_column(name, labelled),
         options=settings.file_options,
     )
+    if labelled and name == settings.data.train:
+        rows.notes += _find_no_relation(rows, settings)
+    return rows
+
+
+def _find_no_relation(rows: Rows, settings: TaskSettings) -> list[str]:
+    """Return a note if the default of no_relation_label is no label, and another label seems to mean that."""
+    default = RelationExtractionSettings.no_relation_label
+    names = {label_name(row.values[settings.data.label_column]) for row in rows}
+    if settings.own.no_relation_label != default or default in names:
+        return []
+    return [
+        f"no label is {default!r}, so F1 counts {name!r} as a relation; "
+        f"relation_extraction.no_relation_label = {name!r} leaves it out"
+        for name in sorted(names)
+        if name.casefold() in NO_RELATION
+    ]
+
+
+def find_labels(name: str, rows: Rows, settings: TaskSettings) -> list[str]:
+    """Return data.labels, else the relations that occur, sorted, with notes on those that look wrong."""
+    column, declared, no_relation = settings.data.label_column, settings.data.labels, settings.own.no_relation_label
+    if not declared:
+        rows.notes += warn_of_labels(rows, column, no_relation)
+    return find_label_names(name, rows, column, declared)
 
 
 def check_labels(name: str, rows: Rows, settings: TaskSettings, labels: Sequence[str]) -> None:
@@ -122,7 +151,7 @@ RELATION_EXTRACTION = Task(
     problem="single-label",
     stratify=True,
     read=read,
-    find_labels=text_classification.find_labels,
+    find_labels=find_labels,
     check_labels=check_labels,
     encode=encode,
     texts=texts,

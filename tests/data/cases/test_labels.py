@@ -327,3 +327,14 @@ def test_labels_of_rows_in_memory(tmp_path):
         settings = DataSettings(train=given["rows"], validation=given["rows"])
         found = read_training_data(TASKS[CLASSES], TaskSettings(TASKS[CLASSES].columns.fill(settings)), 0)
     assert found.labels == ["False", "true"]
+
+
+def test_the_class_for_no_relation_is_no_missing_label(tmp_path):
+    pair = {"text": "Ada met Bob", "subject": "Ada", "object": "Bob"}
+    path = str(write_file(tmp_path / "train.jsonl", [pair | {"relation": name} for name in ("met", "NA")]))
+    task = TASKS["relation-extraction"]
+    for no_relation in ("no_relation", "NA"):
+        values = {"run.task": "relation-extraction", "data.train": path, "data.validation": path}
+        config = override(Config(), values | {"relation_extraction.no_relation_label": no_relation})
+        notes = "\n".join(read_training_data(task, task_settings(config, task), 0).notes)
+        assert ("looks like a missing label" in notes) == (no_relation != "NA")
