@@ -22,7 +22,7 @@ from typing import Any
 from data import Examples, Row, Rows
 from data.formats.memory import as_list, in_memory, is_in_memory
 from engine import checkpoint, cli, distributed, plugins, validate
-from engine.config import DEFAULT_RECIPE, Config, ConfigError, DataSettings, check, override, read_recipe
+from engine.config import DEFAULT_RECIPE, Config, ConfigError, DataSettings, check, override_recipe, read_recipe
 from engine.evaluate import EvaluationContext, evaluate, open_trained
 from engine.predict import predict, with_left_out
 from engine.tasks import find_task
@@ -54,7 +54,7 @@ def run_training(
         if not isinstance(config, Config | str | Path):
             raise ConfigError(f"{config!r:.80} is no recipe: give a Config, the file of a recipe, or its name")
         base = config if isinstance(config, Config) else read_recipe(str(config))
-        cfg = override(base, files | _with_dotted_keys(overrides))
+        cfg = override_recipe(base, files | _with_dotted_keys(overrides))
         plugins.load_plugins(cfg.run.plugins)
         check(cfg)
         ranks = distributed.setup(cfg.run.device)

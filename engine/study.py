@@ -113,7 +113,7 @@ def parse(argv: Sequence[str]) -> Study:
     if len(positional) != 1:
         raise ConfigError(f"name one recipe: {USAGE}")
     recipe = positional[0]
-    base = config.override(config.read_recipe(recipe), given)
+    base = config.override_recipe(config.read_recipe(recipe), given)
     plugins.load_plugins(base.run.plugins)
     numbers = {name: _read_integer(name, options.get(name, default)) for name, default in DEFAULTS.items()}
     if repeated["change"] and (repeated["vary"] or numbers["sample"]):

@@ -23,6 +23,13 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 DEFAULT_RECIPE = "movie_reviews"
 FLAGS = {"--resume": ("run.resume", "yes"), "--dry-run": ("run.dry_run", "true")}
 HELP = ("--help", "-h")
+# {a file about the rows of data.train: what an empty value means}
+FILES_OF_TRAIN = {
+    "data.validation": "to hold out rows of data.train",
+    "data.test": "to measure on none",
+    "data.teacher_file": "for none",
+    "augment.text.back_translation_file": "for none",
+}
 
 
 def parse(argv: list[str], usage: str) -> Config:
@@ -37,7 +44,7 @@ def parse(argv: list[str], usage: str) -> Config:
     positional, overrides = split_arguments(argv)
     if len(positional) > 1:
         raise ConfigError(f"one recipe at a time, not {' and '.join(map(repr, positional))}")
-    config = override(read_recipe(positional[0] if positional else DEFAULT_RECIPE), overrides)
+    config = override_recipe(read_recipe(positional[0] if positional else DEFAULT_RECIPE), overrides)
     check(config)
     return config
 
@@ -53,6 +60,31 @@ def override(config: Config, values: Mapping[str, Any], where: str = "") -> Conf
     where: the start of every error message. Raises one ConfigError with a line for each wrong key or value.
     """
     return schema.override(config, values, where, _other_name)
+
+
+def override_recipe(recipe: Config, values: Mapping[str, Any]) -> Config:
+    """Return a recipe with the settings that a user has given, as `override` does.
+
+    Raises ConfigError where another data.train or model.name would be used with what belongs to the recipe's own: with
+    its validation and test files, files about its rows by id, and the checksum of its checkpoint.
+    """
+    config, errors = override(recipe, values), []
+    for key, instead in FILES_OF_TRAIN.items():
+        own = get(recipe, key)
+        if config.data.train != recipe.data.train and recipe.data.train and own and key not in values:
+            errors.append(
+                f"data.train = {config.data.train!r} is not the recipe's, but {key} = {own!r} is, which belongs to the "
+                f'recipe\'s {recipe.data.train!r}: give --{key} FILE, or --{key} "" {instead}'
+            )
+    pinned = config.model.sha256 and "model.sha256" not in values and config.model.init == "pretrained"
+    if pinned and config.model.name != recipe.model.name and recipe.model.name:
+        errors.append(
+            f"model.sha256 of the recipe is the checksum of {recipe.model.name!r}, not of model.name = "
+            f'{config.model.name!r}: give its own --model.sha256, or --model.sha256 "" to check none'
+        )
+    if errors:
+        raise ConfigError("\n".join(errors))
+    return config
 
 
 def _other_name(key: str, dashes: str = "") -> str:

@@ -623,3 +623,48 @@ def test_a_column_without_a_setting_has_the_tasks_name():
         "context",
     )
     assert Columns(group="context").fill(replace(data, group_column="", validation="v.json")).group_column == ""
+
+
+# What belongs to the files of a recipe
+
+
+OF_ITS_FILES = """
+schema = 2
+[model]
+name = "somewhere"
+sha256 = "{digest}"
+[data]
+train = "theirs.csv"
+validation = "v.csv"
+test = "t.csv"
+teacher_file = "logits.jsonl"
+[augment.text]
+back_translation_file = "paraphrases.jsonl"
+""".format(digest="0" * 64)
+MINE = {"data.validation": "", "data.test": "mine-t.csv", "data.teacher_file": ""}
+MINE |= {"augment.text.back_translation_file": "", "data.train": "mine.csv"}
+
+
+@pytest.mark.parametrize("left_out", MINE)
+def test_files_of_a_recipe_are_not_used_beside_another_train_file(tmp_path, left_out):
+    own = recipe(tmp_path, OF_ITS_FILES)
+    given = [f"--{key}={value}" for key, value in MINE.items() if key != left_out]
+    if left_out == "data.train":  # the recipe's own again, to which its files belong
+        assert parse([own, *given, "--data.train=theirs.csv"], USAGE).data.test == "mine-t.csv"
+        return
+    message = error_of(parse, [own, *given], USAGE)
+    assert message.startswith(f"data.train = 'mine.csv' is not the recipe's, but {left_out} = ")
+    assert f'give --{left_out} FILE, or --{left_out} "" ' in message
+    assert message.count("data.train = ") == 1
+    assert parse([own, *given, f"--{left_out}", MINE[left_out]], USAGE).data.train == "mine.csv"
+
+
+def test_a_pinned_checksum_says_how_to_unpin_it(tmp_path):
+    own = recipe(tmp_path, OF_ITS_FILES)
+    message = error_of(parse, [own, "--model.name", "another"], USAGE)
+    assert "the checksum of 'somewhere', not of model.name = 'another'" in message
+    assert '--model.sha256 "" to check none' in message
+    assert parse([own, "--model.name", "another", "--model.sha256", ""], USAGE).model.sha256 == ""
+    assert parse([own, "--model.name", "another", "--model.sha256", "1" * 64], USAGE).model.name == "another"
+    assert parse([own, "--model.name", "another", "--model.init", "scratch"], USAGE).model.name == "another"
+    assert parse([own, "--model.name", "somewhere"], USAGE).model.sha256 == "0" * 64
