@@ -8,13 +8,14 @@ padding token that is also the end of text, as in GPT-2, leaves every end a targ
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from data.errors import DataError, ErrorList
 from data.examples import TextExamples, note_truncated
+from data.formats.conversations import find_form
 from data.formats.lines import locate, suffix_of
 from data.formats.memory import is_in_memory
 from data.formats.options import FileOptions
@@ -73,10 +74,18 @@ def read_texts(
             )
         rows = read_lines(name, column, errors, options)
     else:
+        options = replace(options, hint=_hint_at_dialogue)
         rows = read_rows(name, [column, *([group] if group else [])], options, errors)
     checked = [row for row in rows if not (may_be_empty and row.values[column] == "")]
     check_texts(name, checked, [column], "", errors)
     return errors.settle(name, rows, options)
+
+
+def _hint_at_dialogue(columns: Sequence[str]) -> str:
+    """Return what is said of a file without a column of texts: whether it has conversations."""
+    form = find_form({*columns, *(column.partition(".")[0] for column in columns)}, labelled=True)
+    has_conversations = form is not None or "messages" in columns
+    return 'these are conversations, which run.task = "dialogue" reads' if has_conversations else ""
 
 
 def encode_texts_for_lm(

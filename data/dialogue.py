@@ -66,10 +66,10 @@ def read_dialogues(
     columns = {key for row in rows for key in row.values}
     form = find_form(columns, labelled) if column == MESSAGES and column not in columns else None
     if form is None:
-        require_columns(name, rows, [column], HINT, errors)
+        require_columns(name, rows, [column], HINT, errors, options)
     else:
         needed = [key for key in (form.turns, form.question, form.reply) if key]
-        require_columns(name, rows, needed, HINT, errors)
+        require_columns(name, rows, needed, HINT, errors, options)
         errors.notes.append(form.describe())
     repairs: Counter[str] = Counter()
     for row in [] if errors.has_bad_file else rows:

@@ -80,7 +80,7 @@ def read_relations(
             errors.add(locate(name), row.line, str(error))
     errors.notes += [f"{count:,} rows read as {form}" for form, count in forms.items() if form]
     read = [row for row in rows if row.line not in errors.reasons]
-    require_columns(name, read, [*ROLES, *([text] if text != SENTENCE else [])], HINT, errors)
+    require_columns(name, read, [*ROLES, *([text] if text != SENTENCE else [])], HINT, errors, options)
     read = [row for row in read if row.line not in errors.reasons and not errors.has_bad_file]
     check_texts(name, read, [text], label, errors)
     for row in read:

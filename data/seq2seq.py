@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tokenizers import Encoding, Tokenizer
 
@@ -15,6 +16,22 @@ from data.formats.rows import read_rows
 from data.formats.text import read_parallel
 from data.row import Row, Rows
 from data.text_classification import check_texts, encode_texts
+
+# The columns of sources and targets in public data sets, for a message about a file without the ones it should have.
+KNOWN_PAIRS = (
+    ("document", "summary"),
+    ("article", "highlights"),
+    ("article", "abstract"),
+    ("article", "summary"),
+    ("dialogue", "summary"),
+    ("content", "title"),
+    ("text", "headline"),
+    ("text", "target"),
+    ("src", "tgt"),
+    ("source", "target"),
+    ("input", "output"),
+)
+LANGUAGE = re.compile(r"(.*\.)?[a-z]{2,3}([_-][A-Za-z]{2,4})?")  # a column named by a language, as en or translation.de
 
 
 @dataclass(frozen=True)
@@ -59,9 +76,26 @@ def read_pairs(
         for column in columns:
             check_texts(f"{name}.{column}", rows, [column], "", errors)
     else:
+        options = replace(options, hint=lambda found: _hint_at_columns(found, columns, options))
         rows = read_rows(name, [*columns, *more], options, errors)
         check_texts(name, rows, columns, "", errors)
     return errors.settle(name, rows, options)
+
+
+def _hint_at_columns(found: Sequence[str], wanted: Sequence[str], options: FileOptions) -> str:
+    """Return which settings would read a file with these columns; "" for columns that are not known."""
+    pair = next((pair for pair in KNOWN_PAIRS if set(pair) <= set(found)), None)
+    languages = [column for column in found if LANGUAGE.fullmatch(column)]
+    if pair is None and len(languages) == 2:
+        pair = (languages[0], languages[1])
+    if pair is None:
+        return ""
+    named = [
+        f'{options.settings[column]} = "{known}"'
+        for column, known in zip(wanted, pair, strict=False)
+        if column in options.settings
+    ]
+    return f"{' and '.join(named)} would read it" if named else ""
 
 
 def encode_pairs(

@@ -32,7 +32,7 @@ PAIR_COLUMNS = (
 )
 COLUMNS = (*LIST_COLUMNS, *(column for names in PAIR_COLUMNS for column in names if column), "system", "history")
 HINT = (
-    "Read are columns of turns, as 'messages' or 'conversations' (data.text_column names another), and "
+    "read are columns of turns, as 'messages' or 'conversations' (data.text_column names another), and "
     "'prompt' and 'completion', 'instruction', 'input' and 'output', or 'question' and 'answer'"
 )
 

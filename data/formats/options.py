@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 
@@ -19,6 +19,8 @@ class FileOptions:
     accept_empty: bool = False  # leave rows without a text out instead of raising an error, as predictions do
     # {column: the setting that names it}, for messages
     settings: Mapping[str, str] = field(default_factory=dict)
+    # What is said of a file that lacks a required column, given the columns that it has; "": a guess is made.
+    hint: Callable[[Sequence[str]], str] | None = None
 
     def also_reading(self, columns: Iterable[str]) -> FileOptions:
         """Return the options of a reader that reads these columns too, in a file that has them."""

@@ -32,7 +32,7 @@ COLUMNS = (
     *(f"{column}{end}" for pair in PAIRS for column in pair for end in ("", "_type")),
 )
 HINT = (
-    "Read are columns 'subject' and 'object', 'head' and 'tail' or 'h' and 't'; TACRED's 'subj_start' and so on; "
+    "read are columns 'subject' and 'object', 'head' and 'tail' or 'h' and 't'; TACRED's 'subj_start' and so on; "
     "and texts with <e1>...</e1> and <e2>...</e2>"
 )
 

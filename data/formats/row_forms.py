@@ -8,11 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from data.errors import ErrorList
-from data.formats.rows import locate
+from data.formats.columns import describe_missing
+from data.formats.lines import locate
+from data.formats.options import FileOptions
 from data.row import Row
 
 
-def require_columns(name: str, rows: Sequence[Row], columns: Sequence[str], hint: str, errors: ErrorList) -> None:
+def require_columns(
+    name: str, rows: Sequence[Row], columns: Sequence[str], hint: str, errors: ErrorList, options: FileOptions
+) -> None:
     """Add to `errors` each row without a value in one of `columns`; a column that no row has is one error of the file.
 
     hint: what the file may have instead, for the message of a column that is absent.
@@ -20,8 +24,8 @@ def require_columns(name: str, rows: Sequence[Row], columns: Sequence[str], hint
     path = locate(name)
     absent = [column for column in columns if rows and not any(column in row.values for row in rows)]
     if absent:
-        found = ", ".join(map(repr, rows[0].values)) or "none"
-        errors.add(path, rows[0].line, f"no column {absent[0]!r}; the columns are {found}. {hint}", of_file=True)
+        reason = describe_missing(absent[0], [*rows[0].values], columns, options, hint)
+        errors.add(path, rows[0].line, reason, of_file=True)
         return
     for row in rows:
         missing = next((column for column in columns if row.values.get(column) is None), "")

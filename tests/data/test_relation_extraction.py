@@ -116,7 +116,7 @@ BAD = [  # what is other than in GOOD, and the reason
     ({"text": ""}, "'text' is empty"),
     ({"text": ["Ann", "Ulm"]}, "'text' should be text, this is ['Ann', 'Ulm']"),
     ({"relation": " "}, "the label in 'relation' is empty"),
-    ({"relation": ["a"]}, "a label should be text or a number, this is ['a']"),
+    ({"relation": ["a", "b"]}, "a label should be text or a number, this is ['a', 'b']"),
     ({"relation": None}, "column 'relation' is null"),
 ]
 

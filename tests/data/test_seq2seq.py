@@ -75,7 +75,7 @@ def test_parallel_files_are_read_line_by_line(tmp_path):
         (b"a\n\nb", b"c\nd\ne", r"corpus\.en:2: 'en' is empty$"),
         (b"a\nb\n", b"c\n \n", r"corpus\.zh:2: 'zh' is empty$"),
         (b"a\n\xff\n", b"c\nd\n", r"corpus\.en:2: not UTF-8 at byte 0"),
-        (b"a\nb\n", b"c\0\nd\n", r"corpus\.zh:1: a NUL character"),
+        (b"a\nb\n", b"a word\0 and more\nd\n", r"corpus\.zh:1: a NUL character"),
         (b"", b"", r"corpus\.en: no lines"),
     ],
 )

@@ -205,7 +205,7 @@ BAD_RELATIONS = {
         {"text": "Anna likes Rome", "subject": {"start": 0, "end": 3, "text": "Anna"}, "object": "Rome"},
         "the subject, 0 to 3, is not what it says: the text has 'Ann' at 0-3, not 'Anna'; that is at 0-4: ends are ex",
     ),
-    "no entities": ({"text": "Anna likes Rome"}, "no column 'subject'; the columns are 'text', 'relation'. Read are"),
+    "no entities": ({"text": "Anna likes Rome"}, "no column 'subject'; the columns are 'text', 'relation'; read are"),
     "outside": (
         {"token": TOKENS, "subj_start": 0, "subj_end": 5, "obj_start": 3, "obj_end": 3},
         "subj_start and subj_end, 0 and 5, are no span of the 5 tokens",
@@ -223,6 +223,15 @@ def test_relations_that_are_not_right_say_why(name, tmp_path):
     with pytest.raises(DataError) as caught:
         read_relations(write_as(tmp_path / "x.jsonl", row | {"relation": "likes"}), label="relation")
     assert reason in str(caught.value)
+
+
+def test_a_label_that_means_no_relation_is_asked_about(tmp_path, capsys):
+    row = {"text": "anna likes rome .", "subject": "anna", "object": "rome"}
+    rows = [row | {"relation": name} for name in ("Other", "likes")] * 4
+    printed = dry_run(settings_for("relation-extraction", tmp_path, rows), capsys)
+    assert "no label is 'no_relation', so F1 counts 'Other' as a relation" in printed
+    named = settings_for("relation-extraction", tmp_path, rows, relation_extraction__no_relation_label="Other")
+    assert "counts 'Other' as a relation" not in dry_run(named, capsys)
 
 
 # Conversations
@@ -318,7 +327,7 @@ def test_conversations_that_are_not_read_can_be_skipped(tmp_path):
 
 
 def test_columns_that_are_no_conversation_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"no column 'messages'.* 'body'.*Read are columns of turns, as 'messages' or"):
+    with pytest.raises(DataError, match=r"no column 'messages'.* 'body'; read are columns of turns, as 'messages' or"):
         read_dialogues(write_as(tmp_path / "x.jsonl", {"body": "a"}), "messages", True)
 
 
@@ -344,6 +353,40 @@ def test_targets_longer_than_can_be_written_are_counted(tmp_path, capsys):
     assert printed.count("4 of 4 targets truncated to seq2seq.max_target_length = 9, 10.0% of all tokens lost") == 2
 
 
+@pytest.mark.parametrize(
+    ("task", "rows", "hint"),
+    [
+        (
+            "summarization",
+            {"article": "a", "highlights": "b"},
+            'data.text_column = "article" and data.label_column = "h',
+        ),
+        (
+            "translation",
+            {"translation": {"en": "a", "de": "b"}},
+            'data.text_column = "translation.en" and data.label_c',
+        ),
+        ("causal-lm", {"prompt": "a", "completion": "b"}, 'these are conversations, which run.task = "dialogue" reads'),
+        ("causal-lm", {"messages": say("a", "b")}, 'these are conversations, which run.task = "dialogue" reads'),
+    ],
+)
+def test_columns_of_public_data_sets_are_recognised(task, rows, hint, tmp_path, capsys):
+    with pytest.raises(DataError) as caught:
+        dry_run(settings_for(task, tmp_path, [rows] * 4), capsys)
+    assert hint in str(caught.value)
+
+
+def test_nested_columns_are_read_and_predicted(tmp_path, capsys):
+    rows: Content = [{"translation": {"en": f"the cat {i % 3}", "de": "red"}} for i in range(12)]
+    columns = {"data__text_column": "translation.en", "data__label_column": "translation.de"}
+    settings = settings_for("translation", tmp_path, rows, generate__max_new_tokens=2, **columns)
+    run(settings, capsys)
+    source = write_file(tmp_path / "new.jsonl", [*rows[:2], {"translation": {"en": " "}}])
+    found = predictions(settings["run.folder"], source)
+    assert [row["id"] for row in found] == ["1", "2", "3"]
+    assert found[2] == {"id": "3", "text": None, "reason": "'translation.en' is empty"}
+
+
 def test_a_bad_line_of_one_parallel_file_leaves_out_its_pair(tmp_path):
     write_file(tmp_path / "x.en", b"a\r\nb\xff\r\nc\r\nd\r\n")
     write_file(tmp_path / "x.de", "\ufeffä\nb\n\nd\n")
@@ -367,10 +410,12 @@ def test_a_bad_line_of_one_parallel_file_leaves_out_its_pair(tmp_path):
 def test_bleu_uses_the_tokenizer_that_is_named(setting, note, tmp_path, capsys):
     pytest.importorskip("sacrebleu")
     settings = settings_for("translation", tmp_path, PAIRS, eval__bleu_tokenizer=setting, train__max_steps=1)
-    assert note in run(settings | {"data.validation": settings["data.train"]}, capsys)
-    evaluation(settings["run.folder"], Path(settings["data.train"]))
-    tokenizer = {"auto": "13a"}.get(setting, setting)
-    assert f"|tok:{tokenizer}|" in capsys.readouterr().out
+    settings |= {"data.validation": settings["data.train"]}
+    assert note in dry_run(settings, capsys)
+    if setting == "intl":
+        run(settings, capsys)
+        evaluation(settings["run.folder"], Path(settings["data.train"]))
+        assert "|tok:intl|" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
