@@ -1,47 +1,72 @@
-"""Columns that a reader needs, checked after it has changed rows of another form into its own; lists as text."""
+"""The columns of a file: dotted names, and what is said of columns that are missing or not read."""
 
 from __future__ import annotations
 
-import ast
+import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from data.errors import ErrorList
-from data.formats.rows import locate
-from data.row import Row
+from data.formats.options import FileOptions
+
+SHOWN = 20  # columns that a message names
 
 
-def require_columns(name: str, rows: Sequence[Row], columns: Sequence[str], hint: str, errors: ErrorList) -> None:
-    """Add to `errors` each row without a value in one of `columns`; a column that no row has is one error of the file.
+def resolve(values: dict[str, Any], name: str) -> Any:
+    """Return the value at a dotted name: `translation.en` in {"translation": {"en": ...}}; None where there is none.
 
-    hint: what the file may have instead, for the message of a column that is absent.
+    A number is a place in a list; another name applies to all items of a list, so that `answers.text` of a list of
+    answers is the list of their texts.
     """
-    path = locate(name)
-    absent = [column for column in columns if rows and not any(column in row.values for row in rows)]
-    if absent:
-        found = ", ".join(map(repr, rows[0].values)) or "none"
-        errors.add(path, rows[0].line, f"no column {absent[0]!r}; the columns are {found}. {hint}", of_file=True)
-        return
-    for row in rows:
-        missing = next((column for column in columns if row.values.get(column) is None), "")
-        if missing and missing in row.values:
-            errors.add(path, row.line, f"column {missing!r} is null")
-        elif missing:
-            found = ", ".join(map(repr, row.values)) or "no columns"
-            errors.add(path, row.line, f"no column {missing!r}; this row has {found}")
-
-
-def parse_cell(value: Any) -> Any:
-    """Return the list or object that a text stands for, as the cell of a table does; another value as it is."""
-    text = value.strip() if isinstance(value, str) else ""
-    if text[:1] not in ("{", "[") or text[-1:] not in ("}", "]"):
-        return value
-    for parse in (json.loads, ast.literal_eval):  # as JSON writes it, or as Python's str() does
-        try:
-            found = parse(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
-        if isinstance(found, dict) or (isinstance(found, list) and all(isinstance(item, str | dict) for item in found)):
-            return found
+    value: Any = values
+    for part in name.split("."):
+        if isinstance(value, list) and part.isdecimal():
+            value = value[int(part)] if int(part) < len(value) else None
+        elif isinstance(value, list) and value:
+            value = [item.get(part) if isinstance(item, dict) else None for item in value]
+        else:
+            value = value.get(part) if isinstance(value, dict) else None
     return value
+
+
+def list_nested(columns: Iterable[str], rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Return the names of columns, with dotted names in the place of those that hold objects in one of `rows`."""
+    nested = {column: list[str]() for column in columns}
+    for values in rows:
+        for column, value in values.items():
+            if isinstance(value, dict):
+                nested[column] = list(dict.fromkeys([*nested.get(column, []), *(f"{column}.{key}" for key in value)]))
+    return [name for column, names in nested.items() for name in names or [column]]
+
+
+def describe_missing(
+    column: str, columns: Sequence[str], required: Sequence[str], options: FileOptions, hint: str = ""
+) -> str:
+    """Return what is said where a file does not have `column`: its columns, the setting, and `hint` or a guess."""
+    setting = options.settings.get(column, "")
+    text = f"no column {column!r}{f' ({setting})' if setting else ''}; "
+    if not columns:
+        return text + "there are no columns"
+    text += f"the columns are {name_all(columns)}"
+    if hint:
+        return f"{text}; {hint}"
+    if guess := _find_nearest(column, [name for name in columns if name not in required]):
+        text += f"; did you mean {setting} = {json.dumps(guess, ensure_ascii=False)}?" if setting else ""
+        text += "" if setting else f"; did you mean {guess!r}?"
+    return text
+
+
+def name_all(columns: Sequence[str]) -> str:
+    """Return the names in quotes, the first ones of many."""
+    more = f" and {len(columns) - SHOWN:,} more" if len(columns) > SHOWN else ""
+    return ", ".join(map(repr, columns[:SHOWN])) + more
+
+
+def _find_nearest(column: str, columns: Sequence[str]) -> str:
+    """Return the column that is most like it, or the only one that is left; "" for none."""
+    folded = {name.casefold(): name for name in reversed(columns)}
+    ends = [name for name in columns if name.rpartition(".")[2] == column]
+    near = ends or difflib.get_close_matches(column.casefold(), folded, n=1, cutoff=0.6)
+    if near:
+        return folded.get(near[0].casefold(), near[0])
+    return columns[0] if len(columns) == 1 else ""

@@ -13,10 +13,8 @@ from contextlib import contextmanager
 from os import PathLike
 from typing import Any
 
-import numpy as np
-
 from data.errors import MEMORY, DataError, ErrorList
-from data.formats.parquet import unreadable_reason
+from data.formats.values import to_json_value, unreadable_reason
 from data.row import Row
 
 _ROWS: dict[str, list[Any]] = {}  # by name, while their `in_memory` is active
@@ -61,7 +59,7 @@ def is_in_memory(name: str) -> bool:
 def read_memory(name: str, errors: ErrorList) -> Iterator[Row]:
     """Yield a copy of each row, with its number from 1 as its line; its id is "" where it is a dict.
 
-    NumPy's numbers and lists become Python's, tuples become lists, and NaN becomes None. A row that cannot be written
+    Values become those of JSON, but images stay as they are (values.py). A row that cannot be written
     to a file is added to `errors`. DataError for rows that are no longer in memory.
     """
     rows = _ROWS.get(name.removeprefix(MEMORY))
@@ -70,7 +68,7 @@ def read_memory(name: str, errors: ErrorList) -> Iterator[Row]:
     for number, row in enumerate(rows, 1):
         if isinstance(row, Row | Mapping):
             columns = row.values if isinstance(row, Row) else row
-            values = {str(column): _to_json_value(value) for column, value in columns.items()}
+            values = {str(column): to_json_value(value) for column, value in columns.items()}
             if reason := unreadable_reason(values) or _find_surrogate(values):
                 errors.add(name, number, reason)
             else:
@@ -86,14 +84,3 @@ def _find_surrogate(value: Any) -> str:
         return half and f"\\u{ord(half):04x} is half of a surrogate pair, not a character"
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return next((reason for item in items if (reason := _find_surrogate(item))), "")
-
-
-def _to_json_value(value: Any) -> Any:
-    """Return a value as it would be in JSON; an image stays as it is."""
-    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim < 2):
-        value = value.tolist()
-    if type(value) is tuple:  # a NamedTuple is a value that a reader made
-        value = list(value)
-    if isinstance(value, float) and value != value:
-        return None
-    return value

@@ -1,38 +1,40 @@
-"""Files with a row a line: .jsonl, .csv, .tsv (and .parquet, in parquet.py) -> rows with ids.
+"""Files of rows, whatever their format -> rows with the columns that a task needs, and with ids.
 
-Every bad line is reported as `file:line: reason`, all of them before training starts.
+Every bad row is reported as `file:line: reason`, all of them before training starts. What is wrong with the whole file,
+such as a column that no row has, is one error.
 """
 
 from __future__ import annotations
 
-import csv
-import importlib.util
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataError, ErrorList
+from data.errors import MEMORY, DataError, ErrorList
+from data.formats.annotations import flatten_task, is_task
+from data.formats.columns import describe_missing, list_nested, name_all, resolve
+from data.formats.json_files import Records, parse_json, read_json
+from data.formats.lines import MAX_LINE, NOT_READ, clean_lines, locate, read_head, suffix_of
 from data.formats.memory import is_in_memory, read_memory
 from data.formats.options import FileOptions
-from data.formats.parquet import read_parquet
+from data.formats.parquet import is_table_folder, read_parquet
+from data.formats.tables import read_csv, read_tsv
 from data.row import Row, Rows
 
-MAX_LINE = 1_000_000  # characters; a longer line is a broken file, not a text
+__all__ = ["MAX_LINE", "READERS", "clean_lines", "locate", "parse_json", "read_rows"]
 
-# The records of a file: (number of the first line, {column: value}); None for a record whose error has been added.
-Records = Iterator[tuple[int, dict[str, Any] | None]]
-
-
-def locate(name: str) -> Path:
-    """Return the path of a file: a local one, or `package:NAME/FILE` inside an installed package."""
-    if not name.startswith("package:"):
-        return Path(name)
-    package, _, rest = name.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise DataError(f"{name}: the package {package!r} is not installed")
-    return Path(spec.submodule_search_locations[0]) / rest
+Reader = Callable[[Path, ErrorList, Sequence[str], FileOptions], Records]
+READERS: dict[str, Reader] = {
+    ".jsonl": read_json,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+    ".parquet": read_parquet,
+    ".json": read_json,
+    ".ndjson": read_json,
+    ".arrow": read_parquet,
+    ".feather": read_parquet,
+}
+PANDAS_INDEX = "__index_level_0__"  # a column that pandas adds to parquet files
 
 
 def read_rows(
@@ -40,44 +42,68 @@ def read_rows(
     required: Sequence[str],
     options: FileOptions = FileOptions(),
     errors: ErrorList | None = None,
+    optional: Sequence[str] = (),
 ) -> Rows:
-    """Return the rows of a .jsonl, .csv, .tsv or .parquet file, or of rows in memory; all have the `required` columns.
+    """Return the rows of a file, a folder of tables, or rows in memory; all have the `required` columns.
 
-    - options.format: jsonl, csv, tsv or parquet; auto: by the ending of the name. Rows in memory have no format.
+    - options.format: jsonl, csv, tsv or parquet; auto: by the ending of the name, of which .gz, .bz2 and .xz are no
+      part. Rows in memory have no format. json is read by its content (json_files.py), folders by parquet.py.
+    - A column may be dotted, `translation.en`, for a member of an object. A column of that very name comes first.
     - Ids come from options.id_column where the file has it. They must be unique, since predictions are matched by id.
-      Without the column, ids are the numbers of the records from 1. In .jsonl that is the line, so that an empty line
-      shifts no id.
-    - csv has quotes (RFC 4180). tsv has none: a tab cannot stand inside a field.
+      Without the column, ids are numbers from 1, of the lines in .jsonl and else of the records. Bad records and empty
+      lines count, so that they shift no id.
     - Values keep their JSON type; in csv and tsv they are strings.
 
+    optional: columns that the caller reads where there are any; all others are noted as not read.
     errors: bad lines are added to it, for a caller with further checks, who settles them. Without it, raises one
     DataError with all, or leaves them out, as options.bad_rows says.
-    Raises DataError at once for a file that cannot be read at all.
+    Raises DataError at once for a file that cannot be read at all, and for a column that no row has.
     """
     path, collected = locate(name), errors is not None
     errors = ErrorList() if errors is None else errors
     rows: list[Row] = []
+    lacking: list[Row] = []  # a required column
+    columns: dict[str, None] = {}  # of all rows
+    repeated: list[int] = []  # lines that repeat the header
+    wanted = dict.fromkeys([*required, options.id_column, *options.settings, *optional])
+    dotted = [column for column in wanted if "." in column]
+    width, value, column = 0, None, ""
     try:
         found = read_memory(name, errors) if is_in_memory(name) else _read_file(name, required, errors, options)
         for row in found:
-            missing = [column for column in required if row.values.get(column) is None]
-            row.id = row.id or str(row.line)  # of a row in memory, whose line is its number
-            if not missing:
-                rows.append(row)
-                continue
-            errors.broken[row.line] = row.id
-            if missing[0] in row.values:
-                errors.add(path, row.line, f"column {missing[0]!r} is null")
+            values = row.values
+            if len(values) != width:  # rows with as many columns nearly always have the same ones
+                width = len(values)
+                columns.update(dict.fromkeys(values))
+            if dotted:
+                _add_dotted(values, dotted)
+            for column in required:
+                value = values.get(column)
+                if value is None:
+                    lacking.append(row)
+                    columns.update(dict.fromkeys(values))
+                    break
             else:
-                columns = ", ".join(map(repr, row.values)) or "no columns"
-                errors.add(path, row.line, f"no column {missing[0]!r}; this row has {columns}")
+                if isinstance(value, str) and value == column and _is_header(values):
+                    repeated.append(row.line)
+                else:
+                    rows.append(row)
     except FileNotFoundError:
         raise DataError(f"{name}: no such file") from None
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror}") from None
-    _assign_ids(path, rows, options.id_column, errors)
+    _check_absent(path, rows, lacking, required, list(columns), options)
+    _assign_ids(path, rows, lacking, options.id_column, errors)
+    _add_lacking(path, lacking, required, errors)
     if not rows and not errors:
         raise DataError(f"{name}: no rows")
+    if repeated:
+        what = f"{len(repeated):,} rows repeat" if len(repeated) > 1 else "a row repeats"
+        errors.notes.append(f"{path}:{repeated[0]}: {what} the names of the columns, as in joined files: left out")
+    if not is_in_memory(name):
+        read = {part for column in wanted for part in (column, column.partition(".")[0])} | {PANDAS_INDEX}
+        if unread := [column for column in columns if column not in read]:
+            errors.notes.append(f"{path}: columns that are not read: {name_all(unread)}")
     if collected:
         return Rows(rows)
     return errors.settle(name, rows, options)
@@ -85,21 +111,86 @@ def read_rows(
 
 def _read_file(name: str, required: Sequence[str], errors: ErrorList, options: FileOptions) -> Iterator[Row]:
     path, format = locate(name), options.format
-    reader = READERS.get(path.suffix.lower() if format == "auto" else f".{format}")
-    if path.is_dir():
+    suffix = suffix_of(path)
+    reader = READERS.get(suffix if format == "auto" else f".{format}")
+    if is_table_folder(path):
+        reader = read_parquet
+    elif path.is_dir():
         raise DataError(f"{name}: this is a folder; name a file, one of {', '.join(READERS)}")
     if reader is None and format != "auto":
         raise DataError(f"{name}: data.format = {format!r} is not a format of rows; use one of {', '.join(READERS)}")
+    if reader is None and suffix in NOT_READ:
+        raise DataError(f"{name}: this is {NOT_READ[suffix]}")
+    if reader is None and path.exists():
+        hint = _guess_format(path, options)
+        raise DataError(f"{name}: unknown kind of file {suffix!r}; use one of {', '.join(READERS)}{hint}")
     if reader is None:
-        raise DataError(f"{name}: unknown kind of file {path.suffix!r}; use one of {', '.join(READERS)}")
-    for number, (line, values) in enumerate(reader(path, clean_lines(path, errors), errors, required), 1):
+        raise DataError(f"{name}: no such file")
+    for number, line, values in reader(path, errors, required, options):
         if values is None:
             errors.broken[line] = str(number)
+            continue
+        try:
+            yield Row(str(number), line, flatten_task(values, required) if is_task(values) else values)
+        except DataError as error:  # of a task of Label Studio
+            errors.add(path, line, str(error))
+            errors.broken[line] = str(number)
+
+
+def _guess_format(path: Path, options: FileOptions) -> str:
+    """Return the data.format that a file of another name seems to have, by its first line, as the end of a message."""
+    first = read_head(path, options).lstrip()
+    signs = {"jsonl": "{[", "tsv": "\t", "csv": ",;|"}
+    for format, characters in signs.items():
+        if any(character in (first[:1] if format == "jsonl" else first) for character in characters):
+            return f'; its first line looks like {format}: data.format = "{format}" reads it'
+    return ""
+
+
+def _is_header(values: dict[str, Any]) -> bool:
+    """Return whether a row repeats the names of its columns. A single column could have its name as a text."""
+    return len(values) > 1 and all(isinstance(v, str) and v.strip() == column for column, v in values.items())
+
+
+def _add_dotted(values: dict[str, Any], columns: Sequence[str]) -> None:
+    for column in columns:
+        if column not in values and (value := resolve(values, column)) is not None:
+            values[column] = value
+
+
+def _check_absent(
+    path: Path, rows: list[Row], lacking: list[Row], required: Sequence[str], columns: list[str], options: FileOptions
+) -> None:
+    """Raise one DataError for the columns that no row has, or in which every row has null."""
+    if rows or not lacking:
+        return
+    where = str(path).removeprefix(MEMORY)
+    absent = [column for column in required if all(row.values.get(column) is None for row in lacking)]
+    known = list_nested(columns, (row.values for row in lacking[:100]))
+    hint = options.hint(known) if options.hint else ""
+    reasons = [
+        f"{where}: column {column!r} is null in every row"
+        if column in columns
+        else f"{where}: {describe_missing(column, known, required, options, hint)}"
+        for column in absent
+    ]
+    if absent and len(lacking) > 1:
+        raise DataError("\n".join(reasons))
+
+
+def _add_lacking(path: Path, lacking: list[Row], required: Sequence[str], errors: ErrorList) -> None:
+    """Add an error for each row that lacks a required column, which other rows have."""
+    for row in lacking:
+        errors.broken[row.line] = row.id
+        column = next(column for column in required if row.values.get(column) is None)
+        if column in row.values:
+            errors.add(path, row.line, f"column {column!r} is null")
         else:
-            yield Row(str(number), line, values)
+            found = ", ".join(map(repr, row.values)) or "no columns"
+            errors.add(path, row.line, f"no column {column!r}; this row has {found}")
 
 
-def _assign_ids(path: Path, rows: list[Row], column: str, errors: ErrorList) -> None:
+def _assign_ids(path: Path, rows: list[Row], lacking: list[Row], column: str, errors: ErrorList) -> None:
     """Take the ids from `column` if any row has it; then every row must have one. No two rows may have the same id."""
     has_column = any(column in row.values for row in rows)
     lines: dict[str, int] = {}
@@ -111,134 +202,14 @@ def _assign_ids(path: Path, rows: list[Row], column: str, errors: ErrorList) -> 
                 errors.add(path, row.line, f"an id in {column!r} should be text or a number, {found}")
                 continue
             row.id = str(value)
+        elif not row.id:  # of a row in memory, whose line is its number
+            row.id = str(row.line)
         if row.id in lines:
             hint = "data.id_column names another column, or one that is not in the file for row numbers"
-            errors.add(path, row.line, f"the id {row.id!r} is that of line {lines[row.id]} too; {hint}")
+            place = errors.unit or "line"
+            errors.add(path, row.line, f"the id {row.id!r} is that of {place} {lines[row.id]} too; {hint}")
         else:
             lines[row.id] = row.line
-
-
-def clean_lines(path: Path, errors: ErrorList) -> Iterator[tuple[int, str]]:
-    """Yield (number from 1, text without its line end) of each line that is clean UTF-8, without a BOM.
-
-    Every other line is added to `errors`.
-    """
-    with path.open("rb") as stream:
-        for number, raw in enumerate(stream, start=1):
-            try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                byte = error.object[error.start]
-                errors.add(path, number, f"not UTF-8 at byte {error.start} of the line ({byte:#04x})")
-                continue
-            if "\0" in text:
-                errors.add(path, number, "a NUL character")
-            elif len(text) > MAX_LINE:
-                errors.add(path, number, f"{len(text):,} characters in one line; at most {MAX_LINE:,} are read")
-            else:
-                yield number, text
-
-
-# JSON lines
-
-
-def _read_jsonl(path: Path, lines: Iterator[tuple[int, str]], errors: ErrorList, required: Sequence[str]) -> Records:
-    for number, text in lines:
-        if not text.strip():
-            continue
-        try:
-            values = parse_json(text)
-            if "\\u" in text:  # an escape can name half of a surrogate pair, which no UTF-8 file can hold
-                json.dumps(values, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            half = ord(error.object[error.start])
-            errors.add(path, number, f"\\u{half:04x} is half of a surrogate pair, not a character")
-        except DataError as error:
-            errors.add(path, number, str(error))
-        except (ValueError, RecursionError) as error:
-            errors.add(path, number, f"not JSON: {error}")
-        else:
-            if isinstance(values, dict):
-                yield number, values
-            else:
-                errors.add(path, number, f"a JSON object is needed, this is a {type(values).__name__}")
-
-
-def parse_json(text: str) -> Any:
-    """Return a JSON value. DataError for a key that occurs twice; ValueError for other faults, NaN included."""
-    return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the object; DataError for a key that occurs twice, since Python would keep the last value only."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise DataError(f"key {next(key for key in keys if keys.count(key) > 1)!r} twice")
-    return values
-
-
-def _refuse_constant(name: str) -> None:
-    """Raise ValueError for NaN and Infinity, which Python accepts. JSON has neither, and NaN usually means a gap."""
-    raise ValueError(f"{name} is not a JSON value; use null, or leave the row out")
-
-
-# Tables
-
-
-def _read_csv(path: Path, lines: Iterator[tuple[int, str]], errors: ErrorList, required: Sequence[str]) -> Records:
-    first_line = 0  # of a record; a record has several lines where a quoted field holds a line end
-
-    def texts() -> Iterator[str]:
-        nonlocal first_line
-        for number, text in lines:
-            first_line = first_line or number
-            yield text + "\n"
-
-    def records() -> Iterator[tuple[int, list[str]]]:
-        nonlocal first_line
-        reader = csv.reader(texts(), strict=True)
-        csv.field_size_limit(MAX_LINE)
-        while True:
-            first_line = 0
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                reason = str(error).partition(" - ")[0]
-                hint = "a field with a comma, quote or line end stands in quotes, a quote inside it is doubled"
-                errors.add(path, first_line, f"not csv: {reason}; {hint}")
-            else:
-                if fields:  # not an empty line
-                    yield first_line, fields
-
-    return _name_columns(path, records(), errors, required)
-
-
-def _read_tsv(path: Path, lines: Iterator[tuple[int, str]], errors: ErrorList, required: Sequence[str]) -> Records:
-    return _name_columns(path, ((number, text.split("\t")) for number, text in lines if text), errors, required)
-
-
-def _name_columns(
-    path: Path, records: Iterator[tuple[int, list[str]]], errors: ErrorList, required: Sequence[str]
-) -> Records:
-    """Yield the records below the header, which is the first one. Nothing is read below a broken header."""
-    line, header = next(records, (0, []))
-    missing = [column for column in required if column not in header]
-    twice = [column for column in header if header.count(column) > 1]
-    if errors or not header:
-        return
-    if missing:
-        errors.add(path, line, f"no column {missing[0]!r}; the header has {', '.join(map(repr, header))}")
-    elif twice:
-        errors.add(path, line, f"the header names {twice[0]!r} twice")
-    else:
-        for line, fields in records:
-            if len(fields) == len(header):
-                yield line, dict(zip(header, fields, strict=True))
-            else:
-                errors.add(path, line, f"{len(fields)} fields, the header has {len(header)}")
-
-
-READERS = {".jsonl": _read_jsonl, ".csv": _read_csv, ".tsv": _read_tsv, ".parquet": read_parquet}
+    for row in lacking:
+        value = row.values.get(column)
+        row.id = str(value) if isinstance(value, str | int | float) and value != "" else row.id or str(row.line)

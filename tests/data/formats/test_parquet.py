@@ -10,7 +10,8 @@ import pytest
 
 from data import DataError, read_rows
 from data.formats.options import FileOptions
-from data.formats.parquet import BATCH_ROWS, MAX_TEXT
+from data.formats.parquet import BATCH_ROWS
+from data.formats.values import MAX_TEXT
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -79,7 +80,7 @@ def unchecked(texts: list[bytes | None]):
 
 def test_columns_that_are_absent_or_twice_are_named(tmp_path):
     assert errors_of(write(tmp_path, text=["a"], klass=["x"])) == [
-        "FILE: no column 'label'; the columns are 'text', 'klass'"
+        "FILE: no column 'label'; the columns are 'text', 'klass'; did you mean 'klass'?"
     ]
     table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
     pq.write_table(table, tmp_path / "file.parquet")

@@ -1,0 +1,259 @@
+"""Files of text -> lines: compressed files, encodings, line ends. All readers of text files begin here."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import importlib.util
+import io
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from data.errors import DataError, ErrorList
+from data.formats.encodings import check_encoding, describe_bad_encoding, find_wide_encoding
+from data.formats.options import FileOptions
+
+MAX_LINE = 1_000_000  # characters; a longer line is a broken file, not a text
+CHUNK = 1 << 20  # bytes read at a time
+BOM = "\ufeff"
+
+COMPRESSED = {".gz", ".bz2", ".xz"}
+OPENERS: dict[bytes, Callable[[BinaryIO], BinaryIO]] = {
+    b"\x1f\x8b": lambda stream: gzip.GzipFile(fileobj=stream),  # type: ignore[dict-item, return-value]
+    b"BZh": bz2.BZ2File,  # type: ignore[dict-item]
+    b"\xfd7zXZ\0": lzma.LZMAFile,  # type: ignore[dict-item]
+}
+UNPACK = "unpack it, and name a file that was in it"
+SAVE = "save its sheet as csv in UTF-8, and name that file"
+# What is not text, by the first bytes and by the end of the name.
+NOT_TEXT = {
+    b"PK\x03\x04": f"a zip archive, or a table of Excel or LibreOffice; {UNPACK}, or {SAVE}",
+    b"\xd0\xcf\x11\xe0": f"a table of Excel; {SAVE}",
+    b"PAR1": 'a parquet file; data.format = "parquet" reads it',
+    b"\x28\xb5\x2f\xfd": f"compressed by zstd; {UNPACK}",
+    b"7z\xbc\xaf": f"a 7z archive; {UNPACK}",
+    b"Rar!": f"a rar archive; {UNPACK}",
+    b"%PDF": "a PDF; text has to be taken out of it first",
+}
+NOT_READ = {
+    **dict.fromkeys((".zip", ".7z", ".rar", ".tar", ".tgz", ".zst"), f"an archive; {UNPACK}"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods", ".xlsm"), f"a spreadsheet; {SAVE}"),
+    **dict.fromkeys((".pkl", ".pickle"), "a pickle, which can run code; save it as .jsonl or .parquet"),
+}
+
+
+def locate(name: str) -> Path:
+    """Return the path of a file: a local one, or `package:NAME/FILE` inside an installed package."""
+    if not name.startswith("package:"):
+        return Path(name)
+    package, _, rest = name.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError(f"{name}: the package {package!r} is not installed")
+    return Path(spec.submodule_search_locations[0]) / rest
+
+
+def suffix_of(path: Path) -> str:
+    """Return the end of a name that says its format, in lower case: ".csv" of a.csv and of a.csv.gz."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return suffixes[-2] if len(suffixes) > 1 and suffixes[-1] in COMPRESSED else path.suffix.lower()
+
+
+def clean_lines(path: Path, errors: ErrorList, options: FileOptions = FileOptions()) -> Iterator[tuple[int, str]]:
+    """Yield (number from 1, text without its line end) of each line that can be read; others are added to `errors`.
+
+    DataError for a file that is no text in this encoding as a whole. See TextFile.
+    """
+    for number, text in TextFile(path, options).lines(errors):
+        if text is not None:
+            yield number, text
+
+
+class TextFile:
+    """A file of text, perhaps compressed, whose encoding has been checked. Raises DataError where it is another one.
+
+    - The encoding is data.encoding, else UTF-8. A file is refused, with a guess of its encoding, if it has a byte order
+      mark of UTF-16 or UTF-32, or if more of its lines are not UTF-8 than lines that show UTF-8.
+    - A byte order mark at the beginning of any line is no text: joined files have them.
+    - Lines end in a line feed, perhaps with a carriage return before it; in carriage returns if there is no line feed.
+    """
+
+    def __init__(self, path: Path, options: FileOptions = FileOptions()):
+        check_encoding(options.encoding)
+        self.path, self.options = path, options
+        self.encoding = codecs.lookup(options.encoding or "utf-8").name
+        self.notes: list[str] = []
+        self._content = None if path.is_file() or path.is_dir() else path.read_bytes()  # a pipe can be read once only
+        self.is_wide = "\n".encode(self.encoding)[-1:] != b"\n" or len("\n".encode(self.encoding)) > 1
+        self.line_end = b"\n"
+        self._inspect()
+
+    def lines(self, errors: ErrorList, longest: int = MAX_LINE) -> Iterator[tuple[int, str | None]]:
+        """Yield (number from 1, text without its line end) of each line; None for a line that was added to `errors`.
+
+        longest: characters of a line that is read. The notes about the file are added to errors.notes at its end.
+        """
+        marks = []
+        encoding = self.encoding
+        for number, raw in enumerate(self._raw_lines(), start=1):
+            if number == 1 and isinstance(raw, bytes) and encoding == "utf-8":
+                raw = raw.removeprefix(codecs.BOM_UTF8)
+            try:
+                text = raw if isinstance(raw, str) else raw.decode(encoding).rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                errors.add(self.path, number, self._describe(error))
+                yield number, None
+                continue
+            if BOM in text and text.startswith(BOM):
+                text = text.lstrip(BOM)
+                marks += [number] if number > 1 else []
+            if "\0" in text:
+                errors.add(self.path, number, "a NUL character")
+            elif len(text) > longest:
+                errors.add(self.path, number, f"{len(text):,} characters in one line; at most {longest:,} are read")
+            else:
+                yield number, text
+                continue
+            yield number, None
+        if marks:
+            what = f"{len(marks):,} lines begin" if len(marks) > 1 else "a line begins"
+            self.notes.append(f"{self.path}:{marks[0]}: {what} with a byte order mark, as in joined files: left out")
+        errors.notes += self.notes
+
+    def text(self) -> str:
+        """Return the text of the file, with its lines ended by line feeds; DataError for bytes that are not text."""
+        errors = ErrorList()
+        lines = [text or "" for _, text in self.lines(errors, longest=1 << 62)]
+        errors.raise_if_any()
+        return "\n".join(lines)
+
+    def _open(self) -> BinaryIO:
+        """Open the file, unpacked where it is compressed; DataError for a file that is no text by its first bytes."""
+        stream: BinaryIO = self.path.open("rb") if self._content is None else io.BytesIO(self._content)
+        head = stream.read(8)
+        for magic, what in NOT_TEXT.items():
+            if head.startswith(magic):
+                stream.close()
+                raise DataError(f"{self.path}: this is {what}")
+        stream.seek(0)
+        opener = next((opener for magic, opener in OPENERS.items() if head.startswith(magic)), None)
+        return opener(stream) if opener else stream
+
+    def _raw_lines(self) -> Iterator[bytes | str]:
+        """Yield the lines, as bytes, or as text where the encoding has line ends that bytes do not show."""
+        try:
+            with self._open() as stream:
+                if self.is_wide:
+                    yield from self._decode_whole(stream.read()).split("\n")
+                elif self.line_end == b"\r":
+                    yield from stream.read().split(b"\r")
+                else:
+                    yield from stream
+        except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+            raise DataError(f"{self.path}: the compressed file is damaged: {error}") from None
+
+    def _decode_whole(self, content: bytes) -> str:
+        try:
+            text = content.decode(self.encoding)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.path}: {self._describe(error, 'file')}") from None
+        return text.replace("\r\n", "\n") if "\n" in text else text.replace("\r", "\n")
+
+    def _describe(self, error: UnicodeDecodeError, part: str = "line") -> str:
+        byte = error.object[error.start]
+        return f"not {self.encoding.upper()} at byte {error.start} of the {part} ({byte:#04x})"
+
+    # The check of the whole file. Decoding is fast, so that reading it twice costs little.
+
+    def _inspect(self) -> None:
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        has_feed = has_return = False
+        is_ascii = is_utf8 = True
+        try:
+            with self._open() as stream:
+                head = stream.read(CHUNK)
+                wide = find_wide_encoding(head)
+                self._check_wide(wide)
+                for chunk in _chunks(head, stream):
+                    has_feed, has_return = has_feed or b"\n" in chunk, has_return or b"\r" in chunk
+                    is_ascii = is_ascii and chunk.isascii()
+                    is_utf8 = is_utf8 and _decodes(decoder, chunk)
+        except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+            raise DataError(f"{self.path}: the compressed file is damaged: {error}") from None
+        if self.is_wide:
+            return
+        if has_return and not has_feed and head.strip(b"\r"):
+            self.line_end = b"\r"
+            self.notes.append(f"{self.path}: its lines end in carriage returns alone, as on old Macs")
+        if self.encoding == "utf-8" and not is_utf8:
+            self._check_bad_lines()
+        elif self.encoding != "utf-8" and is_utf8 and not is_ascii:
+            self._note_utf8(head)
+
+    def _check_wide(self, found: str) -> None:
+        if found and not self.encoding.startswith(found[:6]):
+            expected = f"data.encoding is {self.encoding}" if self.options.encoding else "UTF-8 is expected"
+            raise DataError(f'{self.path}: this is {found[:6].upper()}, and {expected}: data.encoding = "{found}"')
+
+    def _note_utf8(self, head: bytes) -> None:
+        """Read a file as UTF-8 whose mark says so, or say that it may well be UTF-8."""
+        given = f"data.encoding = {self.options.encoding!r}"
+        if head.startswith(codecs.BOM_UTF8):
+            self.encoding = "utf-8"
+            self.notes.append(f"{self.path}: read as UTF-8, as its byte order mark says, not by {given}")
+        else:
+            self.notes.append(f"warning: {self.path}: every line of it is UTF-8, yet it is read by {given}")
+
+    def _check_bad_lines(self) -> None:
+        """Raise DataError if the file is in another encoding, rather than UTF-8 with some bad lines.
+
+        It is UTF-8 if more lines show that (they are UTF-8 and not ASCII) than do not. With data.bad_rows = skip, a
+        file of which at least half the lines can be read counts as UTF-8, too.
+        """
+        bad: list[tuple[int, bytes, UnicodeDecodeError]] = []
+        shown = total = 0
+        for raw in self._raw_lines():
+            total += 1
+            if isinstance(raw, str) or raw.isascii():
+                continue
+            try:
+                raw.decode()
+                shown += 1
+            except UnicodeDecodeError as error:
+                bad.append((total, raw, error))
+        if len(bad) <= shown or (self.options.bad_rows == "skip" and len(bad) <= total / 2):
+            return
+        number, _, fault = bad[0]
+        more = f", and so are {len(bad) - 1:,} more lines" if len(bad) > 1 else ""
+        hint = describe_bad_encoding([raw for _, raw, _ in bad])
+        raise DataError(f"{self.path}:{number}: {self._describe(fault)}{more}; {hint}")
+
+
+def _chunks(head: bytes, stream: BinaryIO) -> Iterator[bytes]:
+    while head:
+        yield head
+        head = stream.read(CHUNK)
+    yield b""
+
+
+def _decodes(decoder: codecs.IncrementalDecoder, chunk: bytes) -> bool:
+    """Return whether the text goes on with this chunk; the last one is empty."""
+    try:
+        if chunk and chunk.isascii() and not decoder.getstate()[0]:
+            return True
+        decoder.decode(chunk, final=not chunk)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def read_head(path: Path, options: FileOptions) -> str:
+    """Return the first line of a file that is not empty, to see what it is; "" where it cannot be told."""
+    try:
+        return next((text for _, text in TextFile(path, options).lines(ErrorList()) if text and text.strip()), "")
+    except (OSError, DataError):
+        return ""

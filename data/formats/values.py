@@ -1,0 +1,60 @@
+"""Values that a file or a program has beside those of JSON, made values of JSON: dates, decimals, bytes, NumPy's."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+
+MAX_TEXT = 1_000_000  # characters of a value, as many as of a line in text files
+IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")  # the first bytes of images
+
+
+def to_json_value(value: Any) -> Any:
+    """Return a value as it would be in JSON. What has no such form stays as it is, as images and unreadable bytes do.
+
+    NumPy's numbers and small arrays, and tuples, become Python's numbers and lists; NaN becomes None. Decimals are
+    numbers, dates and times are ISO 8601, and bytes that are UTF-8 are text.
+    """
+    kind = type(value)
+    if kind is str or kind is int or kind is bool or value is None:
+        return value
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim < 2):
+        value = value.tolist()
+        kind = type(value)
+    if kind is tuple or kind is list:  # a NamedTuple is a value that a reader made
+        return [to_json_value(item) for item in value]
+    if isinstance(value, Mapping):
+        is_image = value.keys() == {"bytes", "path"}  # as Hugging Face's datasets hold one
+        return dict(value) if is_image else {str(key): to_json_value(item) for key, item in value.items()}
+    if isinstance(value, float) and value != value:
+        return None
+    if isinstance(value, Decimal):
+        return None if value.is_nan() else int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat() if value == value else None  # pandas' missing time is not equal to itself
+    if isinstance(value, datetime.timedelta | UUID):
+        return str(value)
+    if isinstance(value, bytes) and not value.startswith(IMAGES):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value
+    return value
+
+
+def unreadable_reason(values: dict[str, Any], required: tuple[str, ...] = ()) -> str:
+    """Return why a text file cannot have this row; "" where it can. Bytes are checked in the `required` columns."""
+    for column, value in values.items():
+        if isinstance(value, str):
+            if "\0" in value:
+                return f"a NUL character in {column!r}"
+            if len(value) > MAX_TEXT:
+                return f"{len(value):,} characters in {column!r}; at most {MAX_TEXT:,} are read"
+        elif isinstance(value, bytes) and column in required and not value.startswith(IMAGES):
+            return f"{column!r} has bytes that are not UTF-8 ({value[:20]!r}), so no text"
+    return ""
