@@ -20,6 +20,7 @@ from data.labels import (
     count_classes,
     count_spelling,
     describe_matches,
+    list_some,
     match_labels,
 )
 from data.row import Row, Rows
@@ -76,6 +77,8 @@ def read_label_columns(columns: Sequence[str], name: str, rows: Sequence[Row], c
             )
             errors.add(name, row.line, reason)
         row.values[column] = [label for label, flag in zip(columns, flags, strict=True) if flag]
+    shown = list_some([repr(label) for label in columns], 5)
+    errors.notes.append(f"there is no column {column!r}; the labels are read from the columns {shown}")
 
 
 def find_flag_columns(row: Row, others: Collection[str]) -> list[str]:

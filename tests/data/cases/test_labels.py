@@ -273,6 +273,7 @@ def test_one_column_for_each_label(tmp_path):
     assert 'data.labels = "salty,sweet" reads a column of 0 and 1 for each label' in refusal(SETS, tmp_path, text)
     found = read(SETS, tmp_path, text, labels=("sweet", "salty"))
     assert names(found.train, "labels") == [[], ["salty"], ["sweet"], ["sweet", "salty"]]
+    assert found.notes[0].endswith("no column 'labels'; the labels are read from the columns 'sweet', 'salty'")
     as_csv = "text,salty,sweet\nx,-1,0\ny,1.0,False\n"
     assert "column 'salty' should be 0 or 1, as it is a label of data.labels; this is '-1'" in refusal(
         SETS, tmp_path, as_csv, labels=("salty", "sweet")
