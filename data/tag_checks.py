@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from data.errors import ErrorList
 from data.formats.word_lines import LINES
+from data.notes import count_of
 from data.row import Row
 from data.tag_notation import LETTERS, OUTSIDE, STANDARD, Notation, find_notation
 from data.tag_schemes import (
@@ -74,12 +75,10 @@ def _repair(rows: Sequence[Row], label: str, names: set[str], scheme: str, error
             first = f"line {find_line(row, i)}, {word_prefix(row, i)}{tags[i]!r} to {repaired[i]!r}"
         row.values = row.values | {label: repaired}
     if changes:
-        kinds = ", ".join(f"{old!r} to {new!r} {count:,} times" for (old, new), count in changes.most_common(5))
+        kinds = ", ".join(f"{old!r} to {new!r} ({count:,})" for (old, new), count in changes.most_common(5))
         more = f" and {len(changes) - 5:,} more kinds" if len(changes) > 5 else ""
-        errors.notes.append(
-            f"{sum(changes.values()):,} tags repaired by {scheme} ({SETTING} = repair), the first at {first}: "
-            f"{kinds}{more}"
-        )
+        what = f"{count_of(sum(changes.values()), 'tag')} repaired by {scheme} ({SETTING} = repair)"
+        errors.notes.append(f"{what}, the first at {first}: {kinds}{more}")
     return hopeless
 
 
@@ -110,9 +109,7 @@ def name_numbers(name: str, rows: Sequence[Row], label: str, labels: Sequence[st
         if bad is None:
             row.values = row.values | {label: [labels[int(tag)] for tag in row.values[label]]}
         else:
-            reason = (
-                f"the tag {row.values[label][bad]} is no place in data.labels, which has {len(labels)} names from 0"
-            )
+            reason = f"the tag {row.values[label][bad]} is no place in data.labels, which has {len(labels)} names"
             errors.add(name, find_line(row, bad), word_prefix(row, bad) + reason, row=row.line)
     shown = ", ".join(f"{tag} is {labels[int(tag)]!r}" for tag in sorted(names - outside, key=int)[:3])
     errors.notes.append(f"the tags are numbers, read as places in data.labels: {shown}")

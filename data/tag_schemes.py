@@ -34,30 +34,32 @@ def count_pairs(sentences: Iterable[Sequence[str]]) -> Counter[tuple[str, str]]:
 
 
 def find_scheme(pairs: Pairs, setting: str = "auto") -> str:
-    """Return the scheme of tags, or none; `setting` unless that is auto.
+    """Return the scheme with the fewest violations, the first of equals; none for tags of no entities.
 
-    - The scheme has all letters of the tags, or else most of them.
-    - IOB1 and IOB2 have the same letters. The one with fewer violations is chosen, and IOB2 if both have as many.
+    setting: returned unless it is auto.
     """
     if setting != "auto":
         return setting
-    names = {tag for _, tag in pairs if tag}
-    notation = find_notation(names)
+    notation = find_notation(tag for _, tag in pairs if tag)
     if notation is None:
         return "none"
-    letters = {notation.split(tag)[0] for tag in names} - {OUTSIDE, ""}
-    scheme = min(LETTERS, key=lambda scheme: len(letters - set(LETTERS[scheme])))  # the first of equals
-    if scheme != "IOB2":
-        return scheme
-    return min(("IOB2", "IOB1"), key=lambda scheme: sum(pairs[pair] for pair in find_bad_pairs(pairs, scheme)))
+    violations = {
+        scheme: sum(count for pair, count in pairs.items() if _find_fault(*pair, notation, scheme))
+        for scheme in LETTERS
+    }
+    return min(violations, key=lambda scheme: violations[scheme])
 
 
 def find_bad_pairs(pairs: Pairs, scheme: str) -> dict[tuple[str, str], str]:
     """Return {(the tag before, tag): reason} of the pairs that violate `scheme`."""
     names = {tag for _, tag in pairs if tag}
     notation = find_notation(names) or STANDARD
-    found = {pair: _find_violation(*pair, names, notation, scheme) for pair in pairs}
-    return {pair: reason for pair, reason in found.items() if reason}
+    faults = {pair: fault for pair in pairs if (fault := _find_fault(*pair, notation, scheme))}
+    foreign = {tag: _describe_foreign(tag, names, notation, scheme) for (_, tag), f in faults.items() if f == "foreign"}
+    return {
+        (before, tag): foreign[tag] if fault == "foreign" else _describe_fault(before, tag, fault, notation, scheme)
+        for (before, tag), fault in faults.items()
+    }
 
 
 def find_violations(
@@ -69,30 +71,36 @@ def find_violations(
     return [(min(i, len(tags) - 1), bad[pair]) for i, pair in enumerate(pairs) if pair in bad]
 
 
-def _find_violation(before: str, tag: str, names: set[str], notation: Notation, scheme: str) -> str:
-    """Return why `tag` violates the scheme after the tag `before`; "" where it does not."""
-    first, inner, last, single = LETTERS[scheme]
-    prefix, kind = notation.split(tag) if tag else (OUTSIDE, "")
-    prefix_before, kind_before = notation.split(before) if before else (OUTSIDE, "")
-    if prefix not in (OUTSIDE, *LETTERS[scheme]) or not prefix:
-        return _describe_foreign(tag, names, notation, scheme)
-    if prefix_before not in (OUTSIDE, *LETTERS[scheme]) or not prefix_before:
+def _find_fault(before: str, tag: str, notation: Notation, scheme: str) -> str:
+    """Return the fault of `tag` after the tag `before`: foreign, separates, continues or ends; "" for none."""
+    first, inner, last, _ = LETTERS[scheme]
+    letter, kind = notation.split(tag) if tag else (OUTSIDE, "")
+    letter_before, kind_before = notation.split(before) if before else (OUTSIDE, "")
+    known = (OUTSIDE, *LETTERS[scheme])
+    if not letter or letter not in known:
+        return "foreign"  # a tag that this scheme does not have
+    if not letter_before or letter_before not in known:
         return ""  # the tag before is the fault
-    is_open = prefix_before in (first, inner)
-    continues = is_open and kind == kind_before and prefix != OUTSIDE
-    begin = notation.join(first, kind)
-    after = f"{tag!r} after {before!r}" if before else f"{tag!r} is the first tag"
+    is_open = letter_before in (first, inner)
+    continues = is_open and kind == kind_before and letter != OUTSIDE
     if scheme == "IOB1":
-        is_wrong = prefix == first and not continues
-        return f"{after}: in IOB1 it only separates two entities of one type" if is_wrong else ""
-    if prefix in (inner, last) and not continues:
+        return "separates" if letter == first and not continues else ""
+    if letter in (inner, last) and not continues:
+        return "continues"
+    return "ends" if last and is_open and letter not in (inner, last) else ""
+
+
+def _describe_fault(before: str, tag: str, fault: str, notation: Notation, scheme: str) -> str:
+    first, _, last, single = LETTERS[scheme]
+    after = f"{tag!r} after {before!r}" if before else f"{tag!r} is the first tag"
+    if fault == "separates":
+        return f"{after}: in IOB1 it only separates two entities of one type"
+    if fault == "continues":
+        kind = notation.split(tag)[1]
         also = f" or is {notation.join(single, kind)!r}" if single else ""
-        return f"{after}: in {scheme} an entity begins with {begin!r}{also}"
-    if last and is_open and prefix not in (inner, last):
-        end = notation.join(last, kind_before)
-        where = after if tag else f"{before!r} is the last tag"
-        return f"{where}: in {scheme} an entity ends with {end!r}"
-    return ""
+        return f"{after}: in {scheme} an entity begins with {notation.join(first, kind)!r}{also}"
+    end = notation.join(last, notation.split(before)[1])
+    return f"{after if tag else f'{before!r} is the last tag'}: in {scheme} an entity ends with {end!r}"
 
 
 def _describe_foreign(tag: str, names: set[str], notation: Notation, scheme: str) -> str:
@@ -102,7 +110,7 @@ def _describe_foreign(tag: str, names: set[str], notation: Notation, scheme: str
     others = [other for other, letters in LETTERS.items() if notation.split(tag)[0] in (set(letters) - {""})]
     hint = f"; {meant!r}, perhaps" if meant else ""
     if not hint and others:
-        hint = f"; {others[-1] if len(others) == 1 else ' and '.join(others)} has it: token_classification.tag_scheme"
+        hint = f"; a tag of {' or '.join(others)} (token_classification.tag_scheme)"
     elif not hint:
         hint = '; token_classification.tag_scheme = "none" takes each tag as a class of its own'
     return f"{tag!r} is not a tag of {scheme}, whose tags are {', '.join(shown)}{hint}"

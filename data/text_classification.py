@@ -16,6 +16,7 @@ from data.examples import TextExamples, note_truncated
 from data.label_lists import parse_list_text
 from data.label_spelling import label_name
 from data.labels import class_numbers
+from data.notes import count_of
 from data.row import Row
 
 # Characters of the texts that are encoded at a time. An encoding also holds strings, and everything beyond max_length,
@@ -28,8 +29,9 @@ SEVERAL = "multi-label-classification"  # the task that reads several labels to 
 def check_texts(name: str, rows: Sequence[Row], columns: Sequence[str], label: str, errors: ErrorList) -> None:
     """Add to `errors` every row with an empty value, with no text in one of `columns`, or with a bad label.
 
-    label: a column of texts or numbers, or "".
+    label: a column of texts or numbers, or "". A list of one, as doccano exports classes, is read as that one.
     """
+    num_lists = 0
     for row in rows:
         for column in columns:
             value = row.values.get(column)
@@ -37,14 +39,19 @@ def check_texts(name: str, rows: Sequence[Row], columns: Sequence[str], label: s
                 errors.add(name, row.line, f"{column!r} should be text, this is {value!r}")
             elif not value.strip():
                 errors.add(name, row.line, f"{column!r} is empty", is_empty=True)
+        if label and isinstance(value := row.values[label], list) and len(value) == 1 and isinstance(value[0], str):
+            row.values[label], num_lists = value[0], num_lists + 1
         if label and (reason := _find_label_fault(row.values[label], label)):
             errors.add(name, row.line, reason)
+    if num_lists:
+        errors.notes.append(f"{count_of(num_lists, 'label')} written as a list of one class, read as that class")
 
 
 def _find_label_fault(value: object, column: str) -> str:
     """Return why a value of the label column is no class; "" for one that is."""
     if isinstance(value, dict | list | tuple | set | bytes):
-        return f"a label should be text or a number, this is {value!r}"
+        hint = f'; run.task = "{SEVERAL}" reads lists' if isinstance(value, list) and len(value) > 1 else ""
+        return f"a label should be text or a number, this is {value!r}{hint}"
     if not label_name(value):
         return f"the label in {column!r} is empty"
     if isinstance(value, str) and _LIKE_A_LIST.fullmatch(value.strip()) and parse_list_text(value) is not None:

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 from data.batch import IGNORE_INDEX
 from data.errors import DataError, ErrorList
 from data.examples import TextExamples, count_notes
+from data.formats.annotations import is_brat, read_brat
 from data.formats.entity_spans import spans_to_tags
 from data.formats.lines import locate, read_head, suffix_of
 from data.formats.memory import is_in_memory
@@ -29,6 +30,7 @@ from data.formats.options import FileOptions
 from data.formats.rows import read_rows
 from data.formats.word_lines import guess_format, read_sentences
 from data.label_lists import parse_list_text
+from data.notes import count_of
 from data.row import Row, Rows
 from data.tag_checks import check_tags, find_line, name_numbers, word_prefix
 from data.tag_schemes import complete_tags, count_pairs, find_scheme
@@ -68,14 +70,16 @@ def read_tagged(
     kind = _find_kind(name, text, options)
     errors = ErrorList()
     rows: list[Row]
-    if kind == "rows":
-        rows = read_rows(name, [c for c in (text, label, group) if c], options, errors)
-        _check_rows(name, rows, text, label, errors)
-        texts = [row for row in rows if label and TEXT in row.values and row.line not in errors.reasons]
+    if kind in ("rows", "brat"):
+        if kind == "brat":
+            rows = read_brat(locate(name), text, label, bad_spans, errors)
+        else:
+            rows = read_rows(name, [c for c in (text, label, group) if c], options, errors)
+        texts = _check_rows(name, rows, text, label, errors)
         if texts and scheme == "none":
             reason = "spans of a text are entities: token_classification.tag_scheme cannot be none"
             errors.add(name, texts[0].line, reason, of_file=True)
-        else:
+        elif texts:
             spans_to_tags(name, texts, text, label, scheme, bad_spans, errors)
     elif group:
         raise DataError(f"{name}: data.group_column = {group!r} needs columns, so a .jsonl file")
@@ -92,10 +96,12 @@ def read_tagged(
 
 
 def _find_kind(name: str, text: str, options: FileOptions) -> str:
-    """Return conll, word/tag, text or rows; DataError for a file whose name and settings do not tell it."""
+    """Return conll, word/tag, text, brat or rows; DataError for a file whose name and settings do not tell it."""
     if is_in_memory(name):
         return "rows"
     format, path = options.format, locate(name)
+    if format == "auto" and is_brat(path):
+        return "brat"
     if format != "auto":
         return format if format in LINE_FORMATS else "rows"
     suffix = suffix_of(path)
@@ -113,22 +119,20 @@ def _find_kind(name: str, text: str, options: FileOptions) -> str:
     )
 
 
-def _check_rows(name: str, rows: Sequence[Row], text: str, label: str, errors: ErrorList) -> None:
-    """Put words and tags into rows, and add to `errors` those that have none. Spans of texts stay as they are."""
+def _check_rows(name: str, rows: Sequence[Row], text: str, label: str, errors: ErrorList) -> list[Row]:
+    """Put words and tags into rows, and add to `errors` those that have none; return those with spans of a text."""
     as_text = blank = 0
+    texts: list[Row] = []
     for row in rows:
         words = row.values[text]
         if isinstance(words, str) and words[:1] + words[-1:] in ("[]", "()") and _read_lists(row, text, label):
             words, as_text = row.values[text], as_text + 1
         if isinstance(words, str):
             if words.strip():
-                row.values = row.values | {TEXT: words, text: split_words(words)}
-                if (
-                    label
-                    and isinstance(row.values[label], str)
-                    and (parsed := parse_list_text(row.values[label])) is not None
-                ):
-                    row.values[label] = parsed
+                spans = parse_list_text(row.values[label]) if label and isinstance(row.values[label], str) else None
+                more = {} if spans is None else {label: spans}
+                row.values = row.values | {TEXT: words, text: split_words(words)} | more
+                texts += [row] if label else []
             else:
                 errors.add(name, row.line, f"{text!r} is empty", is_empty=True)
         elif reason := _check_words(row, text, label):
@@ -138,9 +142,10 @@ def _check_rows(name: str, rows: Sequence[Row], text: str, label: str, errors: E
             if label:
                 row.values = row.values | {label: [str(tag).strip() for tag in row.values[label]]}
     if as_text:
-        errors.notes.append(f"{as_text:,} rows have lists as text, as in ['a', 'b'], which are read as lists")
+        errors.notes.append(f"{count_of(as_text, 'row')} with lists as text, as ['a', 'b'], read as lists")
     if blank:
-        errors.notes.append(f"{blank:,} words are white space only, which no tokenizer reads")
+        errors.notes.append(f"{count_of(blank, 'word')} of white space alone, which tokenizers do not read")
+    return texts
 
 
 def _read_lists(row: Row, text: str, label: str) -> bool:
@@ -300,7 +305,9 @@ def encode_tagged(
         truncated=truncated,
         token_labels=None if tags is None else _label_tokens(record, tags, counts, offsets),
         notes=count_notes(
-            (truncated, "text", "truncated to data.max_length"), (record.num_lost, "word", "without a token")
+            (truncated, "text", "truncated to data.max_length"),
+            (truncated_words, "word", "cut off by data.max_length"),
+            (unreadable, "word", "without a token"),
         ),
         record=record,
     )

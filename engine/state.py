@@ -12,6 +12,7 @@ HIGHER_IS_BETTER = (
     *("accuracy", "top5_accuracy", "subset_accuracy", "token_accuracy", "mcc", "precision", "recall", "f1"),
     *("precision_micro", "recall_micro", "f1_micro", "f1_weighted", "exact_match", "best_exact_match", "best_f1"),
     *("f1_present", "f1_positive", "precision_positive", "recall_positive"),
+    *("f1_strict", "precision_strict", "recall_strict"),
     *("roc_auc", "roc_auc_micro", "average_precision", "average_precision_micro"),
     *("pearson", "spearman", "bleu", "chrf", "character_f1"),
     *("rouge1", "rouge2", "rougeL", "rougeLsum"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from data.errors import DataError, ErrorList
 from data.formats.lines import TextFile
 from data.formats.options import FileOptions
+from data.notes import count_of
 from data.tag_notation import OUTSIDE, ROLES, STANDARD
 
 CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
@@ -22,12 +23,12 @@ HEADERS = (
 WIDE_SPACES = re.compile("[ \u00a0\u3000]+")
 NUMBER = re.compile(r"[0-9]+([-.][0-9]+)?")
 COMMENT = re.compile(r"#\s*[\w.:-]+\s+=\s")  # CoNLL-U's form: # sent_id = 1
-SKIPPED = {
-    "comment": "comments (#) left out",
-    "range of words": "ranges of words (as 1-2) left out, whose words are read one by one",
-    "empty node": "empty nodes (as 1.1) left out",
-    "header": "line with the names of the columns left out",
-    "wide space": "lines with a wide space (U+3000 or U+00A0) between word and tag",
+SKIPPED = {  # kind of line: (noun, what became of it)
+    "comment": ("comment", "(#) left out"),
+    "range": ("range", "of words (as 1-2) left out, whose words are read one by one"),
+    "empty node": ("empty node", "(as 1.1) left out"),
+    "header": ("line", "with the names of the columns left out"),
+    "wide space": ("line", "with a wide space (U+3000 or U+00A0) between word and tag"),
 }
 LONG = 400  # words of a sentence that hardly is one
 PEEKED = 1000  # comments at most before the first word
@@ -127,8 +128,11 @@ class Report:
 
     def notes(self) -> list[str]:
         """Return a sentence for each kind of line that is no word, and for a sentence that is very long."""
-        shown = [(kind, name) for kind, name in SKIPPED.items() if self.counts[kind]]
-        notes = [f"{self.counts[kind]:,} {name}, the first at line {self.first[kind]}" for kind, name in shown]
+        notes = [
+            f"{count_of(self.counts[kind], noun)} {what}, the first at line {self.first[kind]}"
+            for kind, (noun, what) in SKIPPED.items()
+            if self.counts[kind]
+        ]
         if len(self.longest.words) > LONG:
             many = f"{len(self.longest.words):,} words in one sentence, from line {self.longest.line}"
             notes.append(f"{many}; sentences end at an empty line")
@@ -157,7 +161,7 @@ def _kind_to_skip(line: str, columns: Columns, sentence: Sentence) -> str:
         is_word = not columns.is_conllu and len(split_columns(line)) == columns.count and not COMMENT.match(line)
         return "" if is_word else "comment"
     if columns.is_conllu and (match := NUMBER.match(line)) and match[1]:
-        return "range of words" if match[1][0] == "-" else "empty node"
+        return "range" if match[1][0] == "-" else "empty node"
     return ""
 
 

@@ -110,16 +110,16 @@ def _find_words(
             report.add("with only spaces left out", row, shown)
             return None, ""
         return None, f"the span {shown} has only spaces"
-    cut = [source[slice(*place)] for place in places[first:last] if place[0] < span.start or place[1] > span.end]
+    partial = [source[slice(*place)] for place in places[first:last] if place[0] < span.start or place[1] > span.end]
     report.cut_by_one += span.end + 1 == places[last - 1][1]
-    if cut and bad_spans == "raise":
+    if partial and bad_spans == "raise":
         where = f"{places[first][0]}-{places[last - 1][1]}"
         hint = f'{SETTING} = "expand" reads the whole words at {where}, "skip" leaves it out'
-        return None, f"the span {shown} has only a part of the word {cut[0]!r}; {hint}"
-    if cut and bad_spans == "skip":
+        return None, f"the span {shown} has only a part of the word {partial[0]!r}; {hint}"
+    if partial and bad_spans == "skip":
         report.add("that cut a word left out", row, shown)
         return None, ""
-    if cut:
+    if partial:
         whole = source[places[first][0] : places[last - 1][1]]
         report.add("that cut a word expanded", row, f"{shown} to {whole!r}")
     return (first, last, span.label), ""

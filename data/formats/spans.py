@@ -26,7 +26,7 @@ def check_span_text(text: str, start: int, end: int, own_text: str) -> str:
 def explain_place(text: str, start: int, end: int, own_text: str) -> str:
     """Return where `own_text` is instead, and how its place was counted if that can be told."""
     for first, last, why in _other_counts(text, start, end):
-        if 0 <= first < last and _plain(text[first:last]) == _plain(own_text):
+        if 0 <= first < last and text[first:last] == own_text:
             return f"that is at {first}-{last}: {why}"
     place = find_nearest(text, own_text, start)
     if place >= 0:
@@ -76,7 +76,7 @@ def _other_counts(text: str, start: int, end: int) -> list[tuple[int, int, str]]
     utf8 = "these count UTF-8 bytes; characters are to be counted"
     lines = "these count a line end as two characters (CR LF), the text has one"
     counted = [(start, end + 1, exclusive)]
-    for count, why in ((_count_utf16, utf16), (_count_bytes, utf8), (_count_line_ends, lines)):
+    for count, why in ((from_utf16, utf16), (_count_bytes, utf8), (_count_line_ends, lines)):
         places = (count(text, start), count(text, end), count(text, end + 1))
         counted += [(places[0], places[1], why), (places[0], places[2], f"{why}, and {exclusive}")]
     counted += [(start - 1, end - 1, "these count from 1; the first character is 0")]
@@ -85,7 +85,8 @@ def _other_counts(text: str, start: int, end: int) -> list[tuple[int, int, str]]
     return [*counted, (start + 1, end + 1, f"the text has {more}")]
 
 
-def _count_utf16(text: str, place: int) -> int:
+def from_utf16(text: str, place: int) -> int:
+    """Return the place in characters of a place in UTF-16 units."""
     return len(text.encode("utf-16-le", "surrogatepass")[: 2 * place].decode("utf-16-le", "ignore"))
 
 

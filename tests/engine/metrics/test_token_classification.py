@@ -6,8 +6,12 @@ import random
 
 import pytest
 import torch
+from support.wordpiece import write_vocab
 
-from data.tag_schemes import find_entities
+from data import load_tokenizer
+from data.row import Row
+from data.tag_schemes import find_entities, tag_entities
+from data.token_classification import encode_tagged
 from engine.metrics.token_classification import NO_TAG, entity_types, tagging_metrics, tagging_statistics, type_table
 
 TYPES = ["PER", "LOC", "ORG-X"]  # a type may have a hyphen
@@ -76,6 +80,39 @@ def test_metrics_are_those_of_seqeval(true, predicted):
     assert metrics["f1"] == pytest.approx(seqeval.f1_score(true, predicted, zero_division=0), abs=1e-12)
     assert metrics["accuracy"] == pytest.approx(seqeval.accuracy_score(true, predicted), abs=1e-12)
     assert metrics["loss"] == pytest.approx(3.0 / sum(map(len, true)))
+
+
+STRICT = {"IOB1": "BI", "IOB2": "BI", "IOBES": "BIES", "BILOU": "BILU"}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("scheme", STRICT)
+def test_strict_metrics_are_those_of_seqeval(scheme):
+    seqeval, schemes = pytest.importorskip("seqeval.metrics"), pytest.importorskip("seqeval.scheme")
+    labels = ["O", *(f"{letter}-{kind}" for letter in STRICT[scheme] for kind in TYPES)]
+    entities = [[(0, 1, "PER"), (1, 3, "PER"), (4, 7, kind)] for kind in TYPES * 50]
+    true = [tag_entities(spans, 8, scheme) for spans in entities]
+    predicted = noisy(true, labels, 0.2)
+    words = sum(map(len, true))
+    found = tagging_statistics(
+        torch.tensor(0.0), words, 0, zip(true, predicted, strict=True), labels, entities=True, scheme=scheme
+    )
+    metrics = tagging_metrics(found, labels)
+    options = {"mode": "strict", "scheme": getattr(schemes, scheme), "zero_division": 0, "average": "micro"}
+    for name in ("precision", "recall", "f1"):
+        theirs = getattr(seqeval, f"{name}_score")(true, predicted, **options)
+        assert 0.2 < metrics[f"{name}_strict"] == pytest.approx(theirs, abs=1e-12)
+    assert metrics["f1_strict"] != metrics["f1"]
+
+
+def test_strict_metrics_know_the_scheme_of_the_labels(tmp_path):
+    """IOB1 and IOB2 have the same labels; all words of a data set tell them apart."""
+    tokenizer = load_tokenizer(write_vocab(tmp_path))
+    for scheme in ("IOB1", "IOB2", "BMES"):
+        tags = [tag_entities([(0, 1, "X"), (1, 4, "X")], 4, scheme), ["O"]]
+        rows = [Row(str(i), i, {"w": ["the"] * len(row), "t": row}) for i, row in enumerate(tags)]
+        labels = sorted({tag for row in tags for tag in row})
+        assert encode_tagged(rows, tokenizer, text="w", label="t", labels=labels, max_length=9).record.scheme == scheme
 
 
 @pytest.mark.filterwarnings("ignore")
