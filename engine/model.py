@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import models
+from data import load_tokenizer
 from engine.config import ModelSettings, TrainSettings
 from engine.tasks import Task
 from models import TaskModel
@@ -55,6 +56,8 @@ def build_model(
         seed=seed,
         sha256=start.sha256,
     )
+    pretrained_folder = models.hub.resolve(start.name)
+    _drop_ambiguous_pad(model, pretrained_folder)
     models.freeze(model, start.freeze)
     if start.lora.rank:
         lora = start.lora
@@ -62,7 +65,33 @@ def build_model(
         models.add_lora(model, lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=targets, seed=seed)
         if resumed is not None:
             models.load_adapter(model, resumed)
-    return model, models.hub.resolve(start.name)
+    return model, pretrained_folder
+
+
+def _drop_ambiguous_pad(model: TaskModel, folder: Path) -> None:
+    """Leave pad_token_id out of the export if a text can end with it and the head reads the last token (GPT-2).
+
+    transformers reads the last token that is not pad_token_id, which would then be an earlier one. Without this field
+    it gives the same answers, and refuses batches of several texts.
+    """
+    pad, head = model.spec.config.get("pad_token_id"), model.head
+    reads_last = head is not None and head.reads_pooled and head.shape.pooling == model.spec.architecture.pooling
+    if not reads_last or model.spec.architecture.pooling != "last" or not isinstance(pad, int):
+        return
+    tokenizer = load_tokenizer(folder)
+    special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    if pad in special and tokenizer.encode("a").ids[-1] == pad:
+        reason = "the tokenizer ends every text with it"
+    elif pad not in special and tokenizer.id_to_token(pad) is not None:
+        reason = f"a text can end with {tokenizer.id_to_token(pad)!r}"
+    else:
+        return
+    config = {name: value for name, value in model.spec.config.items() if name != "pad_token_id"}
+    model.spec = replace(model.spec, config=config)
+    model.report.notes.append(
+        f"pad_token_id = {pad} is left out of the export, since {reason}: transformers then reads the last token as "
+        "here, one text at a time"
+    )
 
 
 def apply_machine_settings(model: TaskModel, settings: TrainSettings) -> None:

@@ -10,8 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.runs import StopAfter, assert_same_run, logged_rows, run_training
+from support.tiny_models import config_folder
+from tokenizers import pre_tokenizers
 
 import models
+from data import load_tokenizer
+from engine import predict_rows
 from models import ModelError
 
 CHANGES = {
@@ -109,3 +113,48 @@ def test_an_adapter_is_saved_with_the_dropout_that_was_asked_for(tiny):
     run_training(config)
     adapter = json.loads((Path(config.run.folder) / "last" / "adapter_config.json").read_text())
     assert adapter["lora_dropout"] == 0.25
+
+
+BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
+END, PAD = len(BYTES), len(BYTES) + 1
+
+
+@pytest.mark.parametrize(
+    ("pad", "add_eos", "kept"),
+    [
+        (END, True, False),  # every text ends with it
+        (END, False, True),  # no text ends with it
+        (PAD, True, True),  # a token of its own
+        (BYTES.index("g"), False, False),  # an ordinary token
+        (PAD + 1, False, True),  # no token at all
+    ],
+)
+def test_transformers_reads_the_same_last_token_of_a_gpt2(tiny, tmp_path, reviews, pad, add_eos, kept):
+    """Where a text can end with pad_token_id, transformers would read an earlier token: it is not exported."""
+    folder = tmp_path / "gpt2"
+    ids = {"eos_token_id": END, "bos_token_id": END, "pad_token_id": pad}
+    config_folder(folder, "gpt2", vocab_size=PAD + 2, n_positions=64, **ids)
+    models.save_pretrained(models.from_pretrained(folder, init="scratch"), folder)
+    vocab = {token: i for i, token in enumerate([*BYTES, "<|endoftext|>", "<|pad|>"])}
+    (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    settings = {"tokenizer_class": "GPT2Tokenizer", "add_eos_token": add_eos, "pad_token": "<|pad|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    config = tiny(**{"model.name": str(folder), "model.pooling": "", "train.max_steps": 2, "data.max_length": 20})
+    run_training(config)
+
+    export = Path(config.run.folder) / "last"
+    theirs = pytest.importorskip("transformers").GPT2ForSequenceClassification.from_pretrained(export).eval()
+    assert theirs.config.pad_token_id == (pad if kept else None)
+    texts = [*(json.loads(line)["text"][:18] for line in reviews.read_text().splitlines()[:20]), "bag", "gg", "g"]
+    tokenizer = load_tokenizer(export)
+    encoded = [tokenizer.encode(text).ids for text in texts]
+    width = max(map(len, encoded))
+    with torch.no_grad():
+        alone = torch.cat([theirs(torch.tensor([ids])).logits for ids in encoded]).softmax(-1)
+        if kept and pad <= PAD:
+            padded = torch.tensor([ids + [pad] * (width - len(ids)) for ids in encoded])
+            torch.testing.assert_close(theirs(padded).logits.softmax(-1), alone)
+    found = [row["probabilities"] for row in predict_rows(export, texts)]
+    probabilities = torch.tensor([[row[label] for label in sorted(row)] for row in found])
+    torch.testing.assert_close(probabilities, alone, rtol=1e-4, atol=1e-5)
