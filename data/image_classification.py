@@ -23,6 +23,7 @@ from data.errors import DataError, ErrorList
 from data.formats import idx
 from data.formats.folders import class_folders, list_names, read_folder
 from data.formats.image_files import MAX_PIXELS, check_images, decode, describe_findings
+from data.formats.image_kinds import SUFFIXES
 from data.formats.image_paths import find_images
 from data.formats.memory import is_in_memory
 from data.formats.options import FileOptions
@@ -69,6 +70,8 @@ def read_images(
             f"{name}: data.group_column = {group!r} is a column, and there are none; list the images in a .csv file"
         )
     errors = ErrorList()
+    if format == "auto" and path.suffix.lower() in SUFFIXES and path.is_file():
+        raise DataError(f"{name}: one image; name the folder that has it, or a list of images")
     if format == "idx":
         rows = _read_idx(name, path, image, label, labels, max_pixels, errors)
     elif format == "folder":

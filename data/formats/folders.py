@@ -24,11 +24,13 @@ LEFT_BEHIND = re.compile(
     r"(eh)?thumbs\.db|desktop\.ini|icon\r|.*\.(bak|tmp|part|crdownload)|.*:zone\.identifier",
     re.IGNORECASE,
 )
-SPLITS = {  # names of folders that hold a split of a data set -> the setting that reads it
-    **dict.fromkeys(("train", "training", "trainset"), "data.train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev", "development", "eval", "evaluation"), "data.validation"),
-    **dict.fromkeys(("test", "testing", "testset", "holdout"), "data.test"),
-}
+# Names of folders that hold a split of a data set, as train, Training, test_set, seg_train and val2017.
+SPLIT = re.compile(
+    r"((data(set)?|seg|images?|imgs?|split)[ ._-]*)?"
+    r"((?P<train>train(ing)?)|(?P<validation>val(id(ation)?)?|dev(elopment)?|eval(uation)?)|(?P<test>test(ing)?|holdout))"
+    r"([ ._-]*(set|data(set)?|images?|imgs?|split|[0-9]+))?",
+    re.IGNORECASE,
+)
 LISTS = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # which the Hugging Face hub puts beside images
 SHOWN = 5  # names in a note
 
@@ -78,20 +80,21 @@ def class_folders(root: Path, labels: Sequence[str] = ()) -> list[str]:
 def check_layout(root: Path, labels: Sequence[str] = ()) -> None:
     """Raise DataError for a folder whose folders are the splits of a data set, or whose classes contain them."""
     folders = class_folders(root, labels)
-    splits = [name for name in folders if name.lower() in SPLITS and name not in labels]
+    splits = [name for name in folders if split_of(name) and name not in labels]
     others = [name for name in folders if name not in splits]
     if others and [name.lower() for name in splits] == ["train"] and not class_folders(root / splits[0]):
         splits = []  # a vehicle, among other classes
     if splits:
-        beside = f"; move {'it' if len(splits) == 1 else 'them'} out of {root}" if others else ""
+        has_classes = others and not any(split_of(name) == "train" for name in splits)
+        beside = f"; move {'it' if len(splits) == 1 else 'them'} out of {root}" if has_classes else ""
         raise DataError(
             f"{root}: {_are('folder', splits)} named as a split of a data set, not as a class: "
             f"{name_splits(root, splits)}{beside} (a class may be called so if data.labels names all classes)"
         )
-    inner = {name.lower() for folder in folders for name in class_folders(root / folder)} & SPLITS.keys()
-    if len({SPLITS[name] for name in inner}) > 1:
+    inner = {name.lower() for folder in folders for name in class_folders(root / folder) if split_of(name)}
+    if len({split_of(name) for name in inner}) > 1:
         if len(folders) == 1:
-            raise DataError(f"{root}: the one folder {folders[0]} is no class{hint_at_nested(root, '')}")
+            raise DataError(f"{root}: the one folder {folders[0]} is no class{hint_at_nested(root, folders[0], '')}")
         raise DataError(
             f"{root}: the folders of classes contain the splits {', '.join(sorted(inner))}, "
             "which would be read as one; make a folder for each split with the classes in it, or list the images of "
@@ -99,19 +102,26 @@ def check_layout(root: Path, labels: Sequence[str] = ()) -> None:
         )
 
 
+def split_of(name: str) -> str:
+    """Return train, validation or test for the name of a folder of that split; "" for any other name."""
+    match = SPLIT.fullmatch(name)
+    return next((split for split, found in match.groupdict().items() if found), "") if match else ""
+
+
 def name_splits(root: Path, splits: Sequence[str]) -> str:
     """Return the settings that read the folders of a data set's splits."""
-    return ", ".join(f"{SPLITS[name.lower()]} = {root / name}" for name in sorted(splits, key=_split_order))
+    order = ("train", "validation", "test")
+    by_split = sorted(splits, key=lambda name: (order.index(split_of(name)), name))
+    return ", ".join(f"data.{split_of(name)} = {root / name}" for name in by_split)
 
 
-def hint_at_nested(root: Path, setting: str) -> str:
-    """Return what to set if the only folder of `root` contains those of the classes; else "". setting: that of root."""
-    folders = class_folders(root)
-    inner = class_folders(root / folders[0]) if len(folders) == 1 else []
-    if len(inner) < 2 or any(map(_is_image, (root / folders[0]).iterdir())):
+def hint_at_nested(root: Path, folder: str, setting: str) -> str:
+    """Return what to set if a folder of `root` contains those of the classes; else "". setting: that of `root`."""
+    within = root / folder
+    inner = class_folders(within) if within.is_dir() else []
+    if len(inner) < 2 or any(map(_is_image, within.iterdir())):
         return ""
-    within = root / folders[0]
-    splits = [name for name in inner if name.lower() in SPLITS]
+    splits = [name for name in inner if split_of(name)]
     if splits:
         return f"; {within} contains the splits of a data set: {name_splits(within, splits)}"
     return f"; {within} contains the folders {list_names(inner)}: if these are the classes, {setting} = {within}"
@@ -120,10 +130,6 @@ def hint_at_nested(root: Path, setting: str) -> str:
 def list_names(names: Sequence[str]) -> str:
     """Return the first names, and how many more there are."""
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
-
-
-def _split_order(name: str) -> tuple[int, str]:
-    return list(dict.fromkeys(SPLITS.values())).index(SPLITS[name.lower()]), name
 
 
 def _are(noun: str, names: Sequence[str]) -> str:

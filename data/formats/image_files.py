@@ -23,10 +23,11 @@ MAX_RATIO = 100  # a shorter side of 1 pixel, resized to 256, would make the oth
 THREADS = 4  # that decode at a time, when all images are checked
 
 # What decoding found in an image, and what is said about the images in which it did.
-EXIF, TRANSPARENT, NARROW = "exif", "transparent", "narrow"
+EXIF, TRANSPARENT, BLANK, NARROW = "exif", "transparent", "blank", "narrow"
 FINDINGS = {
     EXIF: "an EXIF block without a tag that can be read: not rotated",
     TRANSPARENT: "transparency: put on white",
+    BLANK: "nothing but transparent or white pixels, and so nothing to see on white",
     NARROW: "16 bits, of which less than 1/16 of the range is used: 8 bits leave at most 16 levels of them",
 }
 ORIENTATION = 0x0112  # EXIF's tag. Its values, and how Pillow turns the stored image upright:
@@ -125,7 +126,9 @@ def to_8_bits(image: Any, max_pixels: int = MAX_PIXELS) -> tuple[Any, tuple[str,
     if result.has_transparency_data:
         result, is_transparent = _on_white(result)
         findings += [TRANSPARENT] if is_transparent else []
-    if ";16" in stored_as and _is_narrow(result):
+        findings += [BLANK] if is_transparent and _range(result)[0] == 255 else []
+    darkest, lightest = _range(result) if ";16" in stored_as else (0, 255)
+    if lightest - darkest < 16:
         findings.append(NARROW)
     return result, tuple(findings)
 
@@ -166,7 +169,7 @@ def _with_8_bits(image: Any, stored_as: str) -> Any:
             return Image.fromarray(grey)
         return Image.fromarray(np.stack([grey, np.where(levels == key, 0, 255).astype(np.uint8)], 2), "LA")
     if image.mode in ("I", "F"):
-        raise DataError(f"levels of 32 bits (mode {image.mode}), of which nothing says which is white")
+        raise DataError(f"levels of 32 bits or with a sign (mode {image.mode}): nothing says which is white")
     if image.mode == "LAB":
         from PIL import ImageCms
 
@@ -190,11 +193,11 @@ def _on_white(image: Any) -> tuple[Any, bool]:
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"), True
 
 
-def _is_narrow(image: Any) -> bool:
-    """Return whether the levels of all channels lie within 1/16 of the range."""
+def _range(image: Any) -> tuple[int, int]:
+    """Return the lowest and the highest level of all colours."""
     extrema = image.getextrema()
-    pairs = extrema if isinstance(extrema[0], tuple) else (extrema,)
-    return bool(max(high for _, high in pairs[:3]) - min(low for low, _ in pairs[:3]) < 16)
+    pairs = extrema[:3] if isinstance(extrema[0], tuple) else (extrema,)
+    return min(low for low, _ in pairs), max(high for _, high in pairs)
 
 
 def from_memory(value: Any, max_pixels: int = MAX_PIXELS) -> tuple[Any, tuple[str, ...]]:

@@ -46,8 +46,9 @@ def find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]
     try:
         return find_label_names(name, rows, settings.data.label_column, settings.data.labels)
     except DataError as error:
-        hint = hint_at_nested(locate(name), "data.train") if locate(name).is_dir() else ""
-        raise DataError(f"{error}{hint}") from None
+        is_folder = locate(name).is_dir() and rows
+        folder = str(rows[0].values[settings.data.label_column]) if is_folder else ""
+        raise DataError(f"{error}{hint_at_nested(locate(name), folder, 'data.train') if folder else ''}") from None
 
 
 def check_labels(name: str, rows: Rows, settings: TaskSettings, labels: Sequence[str]) -> None:
@@ -76,7 +77,7 @@ def _hint_at_folder(folder: str, name: str, settings: TaskSettings) -> str:
     setting = next(
         (f"data.{key}" for key in ("validation", "test") if getattr(settings.data, key) == name), "data.train"
     )
-    return hint_at_nested(locate(name), setting)
+    return hint_at_nested(locate(name), folder, setting)
 
 
 def checksums(row: Row, settings: TaskSettings) -> list[str]:

@@ -175,7 +175,7 @@ def test_settings_that_do_not_fit_a_folder(tmp_path, options, message):
 def test_a_folder_or_file_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         read_images(str(tmp_path / "none"), options=FileOptions(format="folder"))
-    with pytest.raises(DataError, match="no such file|unknown kind of file"):
+    with pytest.raises(DataError, match="no such file"):
         read_images(str(tmp_path / "none"))
 
 
@@ -275,7 +275,7 @@ def bad_images(root: Path) -> dict[str, str]:
     add("b/long.png", small_png(20_000, 10), "20,000 x 10 pixels: one side is over 100 times the other")
     buffer = io.BytesIO()
     Image.fromarray(np.zeros((4, 4), np.float32)).save(buffer, "TIFF")
-    add("b/float.tif", buffer.getvalue(), "levels of 32 bits")
+    add("b/float.tif", buffer.getvalue(), "levels of 32 bits or with a sign (mode F)")
     add("b/program.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "an image of PostScript, which is not")
     return found
 

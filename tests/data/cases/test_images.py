@@ -50,6 +50,8 @@ def image_run(folder: Path, train: Path, capsys, **settings) -> str:
 @pytest.mark.parametrize(
     ("names", "reason"),
     [
+        (("seg_train/a/0", "val2017/a/0"), "data.train = {root}/seg_train, data.validation = {root}/val2017"),
+        (("annotations/0", "train/a/0"), "data.train = {root}/train (a class"),
         (
             ("train/a/0", "val/a/0"),
             "the folders train, val are named as a split of a data set, not as a class: data.train",
@@ -60,7 +62,7 @@ def image_run(folder: Path, train: Path, capsys, **settings) -> str:
         ),
         (("Testing/a/0", "Training/a/0"), "data.train = {root}/Training, data.test = {root}/Testing"),
         (("cat/0", "dog/0", "test/0"), "the folder test is named as a split .*; move it out of {root}"),
-        (("cat/0", "dog/0", "train/cat/0"), "data.train = {root}/train; move it out of {root}"),
+        (("cat/0", "dog/0", "train/cat/0"), "data.train = {root}/train (a class"),
         (("cat/train/0", "cat/valid/0", "dog/train/0"), "the folders of classes contain the splits train, valid"),
         (("0", "1"), "images, but no folder for each class; make one for each, or list"),
     ],
@@ -89,6 +91,9 @@ def test_a_folder_around_the_classes_is_named(tmp_path, capsys):
         DataError, match=r"zip/set: a folder of an unknown class.*classes, data\.validation = .*zip/set"
     ):
         image_run(tmp_path, root / "set", capsys, data__validation=str(root))
+    (root / "annotations").mkdir()
+    with pytest.raises(DataError, match="set contains the folders cat, dog"):
+        image_run(tmp_path, root, capsys)
     nested = write_folder(tmp_path / "two", "set/train/a/0.png", "set/test/a/0.png")
     with pytest.raises(DataError, match=r"set/train, data\.test = .*set/test"):
         read_images(str(nested))
@@ -268,6 +273,15 @@ def test_transparency_is_composed_on_white(tmp_path, mode):
     assert rows.notes == ["2 images have transparency: put on white (first: 1)"]
 
 
+def test_a_white_picture_on_transparency_is_said_to_vanish(tmp_path):
+    alpha = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for i, (level, alphas) in enumerate([(255, alpha), (7, alpha * 0), (7, alpha)]):
+        write(tmp_path / f"a/{i}.png", Image.fromarray(np.stack([np.full_like(alpha, level), alphas], 2), "LA"))
+    everything, blank = read_images(str(tmp_path)).notes
+    assert everything.startswith("3 images have transparency")
+    assert blank.startswith("2 images have nothing but transparent or white pixels")
+
+
 def test_black_ink_on_a_transparent_page_is_not_blank(tmp_path):
     alpha = np.array([[255, 0], [0, 0]], dtype=np.uint8)
     ink = Image.fromarray(np.stack([np.zeros_like(alpha), alpha], 2), "LA")
@@ -378,6 +392,11 @@ def test_the_content_of_a_file_is_an_image(tmp_path):
         assert len({row.values["digest"] for row in read_images(names["rows"])}) == 1
     with pytest.raises(BadRowsError, match=r"bytes\.parquet:2: not an image of a kind"):
         read_images(str(tmp_path / "bytes.parquet"))
+
+
+def test_one_image_is_no_file_of_examples(tmp_path):
+    with pytest.raises(DataError, match=r"0\.png: one image; name the folder that has it"):
+        read_images(str(write_folder(tmp_path, "0.png") / "0.png"), label="")
 
 
 def test_a_list_of_the_hub_beside_its_images(tmp_path):
