@@ -25,7 +25,7 @@ from data.causal_lm import (
     pack_prompts,
 )
 from data.errors import DataError, ErrorList
-from data.examples import TextExamples, count_part, note_truncated
+from data.examples import TextExamples, note_truncated, warn_of_part
 from data.formats.conversations import (
     ASSISTANT,
     COLUMNS,
@@ -143,8 +143,8 @@ def encode_dialogues(
                 num_tokens - sum(map(len, inputs)),
                 num_tokens,
             ),
-            *count_part(sum(truncated), len(rows), "conversations", "lost the end of the last reply"),
-            *count_part(
+            *warn_of_part(sum(truncated), len(rows), "conversations", "lost the end of the last reply"),
+            *warn_of_part(
                 num_too_long,
                 len(rows),
                 "last replies",

@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer
 
 from data.batch import IGNORE_INDEX, Batch
+from data.notes import warn
 
 RecordT = TypeVar("RecordT")
 OtherRecordT = TypeVar("OtherRecordT")
@@ -185,6 +186,11 @@ def count_notes(*counts: tuple[int, str, str]) -> tuple[str, ...]:
 def count_part(count: int, total: int, nouns: str, verb: str) -> tuple[str, ...]:
     """Return the note "2 of 40 texts are ...", or no note for a count of 0."""
     return (f"{count:,} of {total:,} {nouns} {verb}",) if count else ()
+
+
+def warn_of_part(count: int, total: int, nouns: str, verb: str) -> tuple[str, ...]:
+    """Return the note of count_part, as a warning where the count is a large part."""
+    return tuple(warn(count, total, note) for note in count_part(count, total, nouns, verb))
 
 
 def note_truncated(count: int, total: int, nouns: str, limit: str, lost: int, tokens: int) -> tuple[str, ...]:

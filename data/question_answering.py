@@ -18,7 +18,7 @@ from tokenizers import Encoding, Tokenizer
 
 from data.batch import IGNORE_INDEX
 from data.errors import DataError
-from data.examples import TextExamples, count_part, note_truncated
+from data.examples import TextExamples, note_truncated, warn_of_part
 from data.row import Row
 from data.words import MARKS
 
@@ -168,9 +168,9 @@ def _note_answers(rows: Sequence[Row], column: str, record: Windows, labels: Seq
     longest = f"question_answering.max_answer_length = {record.max_answer_length}"
     remedy = "raise data.max_length or question_answering.doc_stride; windows with a part of one are not learned"
     return (
-        *count_part(num_in_no_window, num_answers, "answers", f"are whole in no window: {remedy}"),
-        *count_part(num_too_long, num_answers, "answers", f"have more tokens than {longest}: never predicted"),
-        *count_part(num_without_tokens, num_answers, "answers", "have no token, so that they cannot be learned"),
+        *warn_of_part(num_in_no_window, num_answers, "answers", f"are whole in no window: {remedy}"),
+        *warn_of_part(num_too_long, num_answers, "answers", f"have more tokens than {longest}: never predicted"),
+        *warn_of_part(num_without_tokens, num_answers, "answers", "have no token, so that they cannot be learned"),
     )
 
 

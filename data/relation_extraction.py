@@ -12,9 +12,9 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from data.errors import DataError, ErrorList
-from data.examples import TextExamples, count_part, note_truncated
+from data.examples import TextExamples, note_truncated, warn_of_part
 from data.formats.options import FileOptions
-from data.formats.relations import COLUMNS, HINT, SENTENCE, read_other_form
+from data.formats.relations import COLUMNS, HINT, SENTENCE, is_semeval, read_other_form, read_semeval
 from data.formats.row_forms import require_columns
 from data.formats.rows import locate, read_rows
 from data.formats.spans import check_span_text
@@ -71,7 +71,12 @@ def read_relations(
     """
     errors = ErrorList()
     options = options.also_reading((text, *COLUMNS))
-    rows = read_rows(name, [column for column in (label, group) if column], options, errors)
+    required = [column for column in (label, group) if column]
+    if is_semeval(name, options):
+        rows = Rows(read_semeval(name, text, label or "relation", errors, options))
+        require_columns(name, rows, required, HINT, errors, options)
+    else:
+        rows = read_rows(name, required, options, errors)
     forms: Counter[str] = Counter()
     for row in rows:
         try:
@@ -84,8 +89,8 @@ def read_relations(
     read = [row for row in read if row.line not in errors.reasons and not errors.has_bad_file]
     check_texts(name, read, [text], label, errors)
     for row in read:
-        if not isinstance(row.values.get(text), str):
-            continue  # check_texts has reported it
+        if row.line in errors.reasons:
+            continue
         try:
             row.values |= dict(zip(ROLES, _find_entities(row.values, row.values[text]), strict=True))
         except DataError as error:
@@ -241,7 +246,7 @@ def encode_relations(
                 num_lost,
                 num_tokens,
             ),
-            *count_part(num_shortened, len(rows), "texts", "lost a part of an entity too: raise data.max_length"),
+            *warn_of_part(num_shortened, len(rows), "texts", "lost a part of an entity too: raise data.max_length"),
         ),
         record=RelationRecord(
             entities=[(_entity_text(row, text, "subject"), _entity_text(row, text, "object")) for row in rows],

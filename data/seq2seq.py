@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from tokenizers import Encoding, Tokenizer
 
 from data.errors import ErrorList
-from data.examples import TextExamples, count_part
+from data.examples import TextExamples, warn_of_part
 from data.formats.memory import is_in_memory
 from data.formats.options import FileOptions
 from data.formats.rows import read_rows
@@ -144,6 +144,6 @@ def encode_pairs(
         notes=(
             *examples.notes,
             *targets.notes,
-            *count_part(num_too_long, len(rows), "targets", f"are longer than {limit}: their ends are never written"),
+            *warn_of_part(num_too_long, len(rows), "targets", f"are longer than {limit}: their ends are never written"),
         ),
     )

@@ -2,7 +2,7 @@
 
 - TACRED: "token", with "subj_start", "subj_end" (the last token, inclusive), "subj_type" and so on.
 - OpenNRE and FewRel: "h" and "t", each with its "name" and "pos", in characters of "text" or in tokens.
-- SemEval-2010 task 8: marks in the text, as <e1>...</e1> and <e2>...</e2>.
+- SemEval-2010 task 8: marks in the text, as <e1>...</e1> and <e2>...</e2>, in rows or in its own .txt.
 - KLUE: "subject_entity" and "object_entity", with "word", "start_idx" and "end_idx" (inclusive).
 - Two columns of other names, as "head" and "tail".
 """
@@ -12,9 +12,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from data.errors import DataError
+from data.errors import DataError, ErrorList
+from data.formats.lines import clean_lines, locate, read_head, suffix_of
+from data.formats.memory import is_in_memory
+from data.formats.options import FileOptions
+from data.row import Row
 
 SENTENCE = "sentence"  # another name of the text column, used in files of triples
+SEMEVAL = re.compile(r'(\d+)\t"?(.*?)"?\s*')
 TACRED = ("subj_start", "subj_end", "obj_start", "obj_end")
 PAIRS = (
     ("h", "t"),
@@ -63,6 +68,37 @@ def read_other_form(values: dict[str, Any], text: str) -> str:
                 values.setdefault(f"{role}_type", values.get(f"{key}_type") or "")
             return f"rows with {pair[0]!r} as the subject and {pair[1]!r} as the object"
     return _read_marks(values, text)
+
+
+def read_semeval(name: str, text: str, label: str, errors: ErrorList, options: FileOptions) -> list[Row]:
+    """Return the rows of a file of SemEval-2010 task 8.
+
+    It has blocks of lines: a number and a sentence, the relation, perhaps a comment, and an empty line.
+    Rows of a file without relations lack `label`. A line that does not fit is added to `errors`.
+    """
+    rows: list[Row] = []
+    for line, content in clean_lines(locate(name), errors, options):
+        found = SEMEVAL.fullmatch(content)
+        if found:
+            rows.append(Row(found[1], line, {text: found[2]}))
+        elif not content.strip() or content.startswith("Comment"):
+            continue
+        elif rows and label not in rows[-1].values:
+            rows[-1].values[label] = content.strip()
+        else:
+            errors.add(locate(name), line, f"neither a number, a tab and a sentence, nor its relation: {content!r:.80}")
+    return rows
+
+
+def is_semeval(name: str, options: FileOptions) -> bool:
+    """Return whether a .txt is one of SemEval-2010 task 8, by its first line."""
+    path = locate(name)
+    return (
+        not is_in_memory(name)
+        and options.format == "auto"
+        and suffix_of(path) == ".txt"
+        and bool(SEMEVAL.fullmatch(read_head(path, options)))
+    )
 
 
 def _are_words(value: Any) -> bool:

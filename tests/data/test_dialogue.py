@@ -90,7 +90,7 @@ def test_a_long_conversation_loses_what_is_oldest_first(by_words, max_length, re
     assert examples.truncated == (max_length < 24)
     share = f"{(14 - len(read.split())) / 14:.1%} of all tokens lost"
     notes = [f"1 of 1 conversations truncated to data.max_length = {max_length}, {share}"]
-    notes += ["1 of 1 conversations lost the end of the last reply"] if max_length < 3 else []
+    notes += ["warning: 1 of 1 conversations lost the end of the last reply"] if max_length < 3 else []
     assert examples.notes == (tuple(notes) if max_length < 24 else ())
     assert examples.record.num_bytes.tolist() == [10 if max_length == 24 else 7]
 
@@ -101,10 +101,10 @@ def test_a_reply_that_opens_is_dropped_alone(by_words):
     assert shown(by_words, examples) == ("red / cat", "- cat /")
     only = encoded(by_words, conversation("a dog saw", first="assistant"), max_length=3)
     assert shown(by_words, only) == ("/ a dog", "a dog saw")
-    assert (only.notes[1:], only.truncated) == (("1 of 1 conversations lost the end of the last reply",), 1)
+    assert (only.notes[1:], only.truncated) == (("warning: 1 of 1 conversations lost the end of the last reply",), 1)
     long = encoded(by_words, turns, max_new_tokens=1)
     assert long.notes == (
-        "1 of 1 last replies are longer than generate.max_new_tokens = 1: their ends are never written",
+        "warning: 1 of 1 last replies are longer than generate.max_new_tokens = 1: their ends are never written",
     )
 
 

@@ -135,7 +135,7 @@ def test_windows_are_those_of_the_tokenizers_library(tokenizer, max_length, doc_
 
 
 def test_windows_with_a_part_of_an_answer_that_none_has_whole():
-    """They are not learned; a window without any of it has no answer, and where one has it whole, the others have none."""
+    """They are not learned. A window without any of it has no answer; where one has it whole, all others have none."""
     text = " ".join(["river"] * 40)
     rows = [
         Row(name, 1, {"question": "the", "context": text, "answers": [Answer(text[:end], 0)]})
@@ -144,9 +144,9 @@ def test_windows_with_a_part_of_an_answer_that_none_has_whole():
     examples = encode(rows, TOKENIZERS["uncased"], max_length=20, doc_stride=4, max_answer_length=17)
     assert examples.labels[:3].tolist() == [[IGNORE_INDEX] * 2, [IGNORE_INDEX] * 2, [NO_ANSWER] * 2]
     assert examples.labels[3:].tolist() == [[3, 17], [NO_ANSWER] * 2, [NO_ANSWER] * 2]
-    assert [note.partition(":")[0] for note in examples.notes] == [
-        "1 of 2 answers are whole in no window",
-        "1 of 2 answers have more tokens than question_answering.max_answer_length = 17",
+    assert [note.rpartition(":")[0] for note in examples.notes] == [
+        "warning: 1 of 2 answers are whole in no window",
+        "warning: 1 of 2 answers have more tokens than question_answering.max_answer_length = 17",
     ]
 
 

@@ -225,6 +225,19 @@ def test_relations_that_are_not_right_say_why(name, tmp_path):
     assert reason in str(caught.value)
 
 
+def test_semeval_has_a_file_of_its_own(tmp_path):
+    block = '{0}\t"The <e1>cat</e1> in the <e2>house</e2> ."\r\nContent-Container(e1,e2)\r\nComment: {0}\r\n\r\n'
+    name = str(write_file(tmp_path / "TRAIN.TXT", block.format(8001) + block.format(8002)))
+    rows = read_relations(name, label="relation")
+    assert [(row.id, row.values["relation"]) for row in rows] == [
+        (i, "Content-Container(e1,e2)") for i in ("8001", "8002")
+    ]
+    assert [rows[1].values[role].text_in(rows[1].values["text"]) for role in ROLES] == ["cat", "house"]
+    write_file(tmp_path / "TRAIN.TXT", '1\t"<e1>a</e1> <e2>b</e2>"\nr\ns\n')
+    with pytest.raises(DataError, match=r"TRAIN\.TXT:3: neither a number, a tab and a sentence, nor its relation: 's'"):
+        read_relations(name, label="relation")
+
+
 def test_a_label_that_means_no_relation_is_asked_about(tmp_path, capsys):
     row = {"text": "anna likes rome .", "subject": "anna", "object": "rome"}
     rows = [row | {"relation": name} for name in ("Other", "likes")] * 4
@@ -324,6 +337,38 @@ def test_conversations_that_are_not_read_can_be_skipped(tmp_path):
     read = read_dialogues(name, "messages", True, options=FileOptions(bad_rows="skip"))
     assert [row.id for row in read] == ["1"]
     assert [row.id for row in read.left_out] == [*BAD_TALKS]
+
+
+RELATION = {"text": "anna likes rome .", "subject": "anna", "object": "rome"}
+EMPTY_ROWS = {  # rows to train on, rows to predict, what is null
+    "relation-extraction": (
+        [RELATION | {"relation": name} for name in ("no_relation", "likes")] * 4,
+        [RELATION, RELATION | {"text": ""}],
+        {"relation": None, "reason": "'text' is empty"},
+    ),
+    "dialogue": (
+        [{"prompt": "red ?", "completion": "blue"}] * 8,
+        [{"prompt": "red ?"}, {"prompt": " "}],
+        {"text": None, "reason": "turn 1 of 'messages' is empty"},
+    ),
+    "causal-lm": (
+        [{"text": "the cat"}] * 8,
+        [{"text": ""}, {"text": " "}],  # an empty prompt is continued
+        {"text": None, "reason": "'text' is empty"},
+    ),
+}
+
+
+@pytest.mark.parametrize("task", EMPTY_ROWS)
+def test_every_row_gets_one_prediction(task, tmp_path, capsys):
+    train, new, expected = EMPTY_ROWS[task]
+    generate = {} if task == "relation-extraction" else {"generate__max_new_tokens": 2}
+    settings = settings_for(task, tmp_path, train, train__max_steps=1, **generate)
+    run(settings, capsys)
+    found = predictions(settings["run.folder"], write_file(tmp_path / "new.jsonl", new))
+    assert [row["id"] for row in found] == ["1", "2"]
+    assert found[0][next(iter(expected))] is not None
+    assert found[1] == {"id": "2", **expected}
 
 
 def test_columns_that_are_no_conversation_are_named(tmp_path):

@@ -168,7 +168,9 @@ def test_sources_and_targets_are_truncated_and_counted(tmp_path):
         "2 of 3 targets truncated to seq2seq.max_target_length = 3, 35.7% of all tokens lost",
     )
     long = encoded(tmp_path, rows, max_new_tokens=3).notes
-    assert long == ("2 of 3 targets are longer than generate.max_new_tokens = 3: their ends are never written",)
+    assert long == (
+        "warning: 2 of 3 targets are longer than generate.max_new_tokens = 3: their ends are never written",
+    )
 
 
 def test_decoder_reads_the_shifted_target_after_the_start_token(tmp_path):
