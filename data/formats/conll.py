@@ -107,7 +107,7 @@ def read_conll(
 
 @dataclass
 class Report:
-    """What is to be said about a file."""
+    """The lines of a file that are no words, and its longest sentence, for its notes."""
 
     counts: Counter[str] = field(default_factory=Counter)  # {kind of line: how many}
     first: dict[str, int] = field(default_factory=dict)  # {kind of line: the first}

@@ -25,11 +25,19 @@ class DataSettings:
     validation_fraction: float = setting(
         0.1, "share of data.train that is held out when data.validation is empty (between 0 and 1)"
     )
-    text_column: str = setting("", "column with the text (or tokens, question, source); empty: the task's usual name")
+    text_column: str = setting(
+        "",
+        "column with the text (or tokens, question, source), or for CoNLL files its number (from 1, or from the end if "
+        "negative); empty: the task's usual name",
+    )
     text_pair_column: str = setting(
         "", "column with a second text (or the context); empty: the task's usual name, if it has one"
     )
-    label_column: str = setting("", "column with the label (or tags, answers, target); empty: the task's usual name")
+    label_column: str = setting(
+        "",
+        "column with the label (or tags, answers, target), or for CoNLL files its number, as text_column; empty: the "
+        "task's usual name",
+    )
     id_column: str = setting("id", "column with the ids; a file without it has row numbers as ids")
     group_column: str = setting(
         "", "column whose equal values are never split between training and held-out data; empty: the task's, if any"

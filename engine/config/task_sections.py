@@ -87,13 +87,14 @@ class TokenClassificationSettings:
     )
     bad_tags: str = setting(
         "raise",
-        "tags that break their scheme, as an I-PER that continues nothing; raise: stop and name them; repair: change "
-        "them as conlleval reads them, and count them",
+        "tags that break their scheme, as an I-PER after O; raise: stop and name them; repair: change them to what "
+        "conlleval and seqeval read, and count them",
         ("raise", "repair"),
     )
     bad_spans: str = setting(
         "raise",
-        "spans of entities that cut a word; raise: stop and name them; expand: to whole words; skip: leave them out",
+        "spans of entities that cut a word or overlap; raise: stop and name them; expand: to whole words; skip: leave "
+        "them out; of spans that overlap both keep the longest",
         ("raise", "expand", "skip"),
     )
 
