@@ -46,7 +46,7 @@ def read_json(path: Path, errors: ErrorList, required: Sequence[str], options: F
 
 
 def _read_lines(file: TextFile, errors: ErrorList) -> Records:
-    empty = Gaps(file.path)
+    empty = Gaps()
     for number, text in file.lines(errors):
         if text is not None and (not text or text.isspace()):
             empty.open.append(number)
@@ -80,8 +80,8 @@ def _as_object(path: Path, line: int, value: Any, errors: ErrorList) -> dict[str
 class Gaps:
     """The empty lines between the records of a file; those at its end are none."""
 
-    def __init__(self, path: Path):
-        self.path, self.first, self.count, self.open = path, 0, 0, list[int]()
+    def __init__(self) -> None:
+        self.first, self.count, self.open = 0, 0, list[int]()
 
     def close(self) -> None:
         """Count the empty lines since the last record, now that another one follows."""
@@ -94,8 +94,8 @@ class Gaps:
         """Return a note about the empty lines, or nothing."""
         if not self.count:
             return []
-        what = f"{self.count:,} empty lines between rows are" if self.count > 1 else "an empty line between rows is"
-        return [f"{self.path}:{self.first}: {what} left out"]
+        more = f" and so are {self.count - 1:,} more" if self.count > 1 else ""
+        return [f"line {self.first} is empty{more}: left out"]
 
 
 def _first_lines(file: TextFile) -> list[str]:
@@ -229,7 +229,7 @@ def _rows_of_object(
     if (heads | options.settings.keys()) & value.keys():
         rows = _rows_of_columns(value)
         if rows is not None:
-            notes.append(f"{path}: an object with a column in each member, as pandas writes it: read as rows")
+            notes.append("an object with a column in each member, as pandas writes it: read as rows")
         return rows
     if not members:
         return None
@@ -238,7 +238,7 @@ def _rows_of_object(
         if all(isinstance(row, list) and len(row) == len(names) for row in data):
             return [dict(zip(map(str, names), row, strict=True)) for row in data]
     if all(isinstance(row, dict) and heads <= row.keys() for row in members):
-        notes.append(f"{path}: an object with a row in each member: the names of the members are the ids")
+        notes.append("an object with a row in each member: the names of the members are the ids")
         return [({options.id_column: key} if options.id_column else {}) | row for key, row in value.items()]
     lists = {key: rows for key, rows in value.items() if isinstance(rows, list) and rows and _are_objects(rows)}
     fitting = {key: rows for key, rows in lists.items() if heads <= rows[0].keys()} or lists
@@ -248,7 +248,7 @@ def _rows_of_object(
     for key, rows in fitting.items():
         others = [name for name in value if name != key]
         more = f"; beside it {', '.join(map(repr, others[:NAMES_SHOWN]))}" if others else ""
-        notes.append(f"{path}: the rows are the {len(rows):,} objects in {key!r}{more}")
+        notes.append(f"the rows are the {len(rows):,} objects in {key!r}{more}")
         return rows
     return None
 

@@ -120,8 +120,8 @@ class TextFile:
                 continue
             yield number, None
         if marks:
-            what = f"{len(marks):,} lines begin" if len(marks) > 1 else "a line begins"
-            self.notes.append(f"{self.path}:{marks[0]}: {what} with a byte order mark, as in joined files: left out")
+            what = f"this and {len(marks) - 1:,} more lines begin" if len(marks) > 1 else "this line begins"
+            self.notes.append(f"line {marks[0]}: {what} with a byte order mark, as in joined files: left out")
         errors.notes += self.notes
 
     def text(self) -> str:
@@ -188,7 +188,7 @@ class TextFile:
             return
         if has_return and not has_feed and head.strip(b"\r"):
             self.line_end = b"\r"
-            self.notes.append(f"{self.path}: its lines end in carriage returns alone, as on old Macs")
+            self.notes.append("its lines end in carriage returns alone, as on old Macs")
         if self.encoding == "utf-8" and not is_utf8:
             self._check_bad_lines()
         elif self.encoding != "utf-8" and is_utf8 and not is_ascii:
@@ -204,9 +204,9 @@ class TextFile:
         given = f"data.encoding = {self.options.encoding!r}"
         if head.startswith(codecs.BOM_UTF8):
             self.encoding = "utf-8"
-            self.notes.append(f"{self.path}: read as UTF-8, as its byte order mark says, not by {given}")
+            self.notes.append(f"read as UTF-8, as its byte order mark says, not by {given}")
         else:
-            self.notes.append(f"warning: {self.path}: every line of it is UTF-8, yet it is read by {given}")
+            self.notes.append(f"warning: every line of it is UTF-8, yet it is read by {given}")
 
     def _check_bad_lines(self) -> None:
         """Raise DataError if the file is in another encoding, rather than UTF-8 with some bad lines.

@@ -52,7 +52,7 @@ def read_parquet(path: Path, errors: ErrorList, required: Sequence[str], options
                 odd = _check_columns(path, schema, required, options)
                 if labels is None:
                     labels = find_label_names(features or _described_features(schema))
-                    errors.notes += [f"{path}: {note}" for note in labels.describe(required)]
+                    errors.notes += labels.describe(required)
                 for batch in batches:
                     for values in _iterate_rows(batch):
                         number += 1

@@ -98,12 +98,13 @@ def read_rows(
     if not rows and not errors:
         raise DataError(f"{name}: no rows")
     if repeated:
-        what = f"{len(repeated):,} rows repeat" if len(repeated) > 1 else "a row repeats"
-        errors.notes.append(f"{path}:{repeated[0]}: {what} the names of the columns, as in joined files: left out")
+        what = f"this and {len(repeated) - 1:,} more rows repeat" if len(repeated) > 1 else "this row repeats"
+        place = f"{errors.unit or 'line'} {repeated[0]}"
+        errors.notes.append(f"{place}: {what} the names of the columns, as in joined files: left out")
     if not is_in_memory(name):
         read = {part for column in wanted for part in (column, column.partition(".")[0])} | {PANDAS_INDEX}
         if unread := [column for column in columns if column not in read]:
-            errors.notes.append(f"{path}: columns that are not read: {name_all(unread)}")
+            errors.notes.append(f"columns that are not read: {name_all(unread)}")
     if collected:
         return Rows(rows)
     return errors.settle(name, rows, options)

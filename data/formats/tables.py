@@ -73,14 +73,16 @@ def _read_table(path: Path, errors: ErrorList, required: Sequence[str], options:
     layout.quoted_lines.clear()
     yield from _iterate_rows(layout, names, records, errors)
     if layout.quoted_lines:
-        count = f"{len(layout.quoted_lines):,} of {layout.num_fields:,} fields"
+        count = (
+            f"{len(layout.quoted_lines):,} of {layout.num_fields:,} fields (the first in line {layout.quoted_lines[0]})"
+        )
         what = 'begin and end with a quote; data.quotes = "yes" reads them as csv does, "no" as they are'
-        errors.notes.append(f"{path}:{layout.quoted_lines[0]}: {count} {what}")
+        errors.notes.append(f"{count} {what}")
 
 
 def _iterate_rows(layout: _Layout, names: list[str], records: Fields, errors: ErrorList) -> Records:
     width, has_unnamed = len(names), "" in names
-    empty, number, good = Gaps(layout.path), 0, 0
+    empty, number, good = Gaps(), 0, 0
     wrong: list[tuple[int, int]] = []  # (line, number of fields)
     longer: list[int] = []  # lines with one more field, which is empty
     for line, fields in records:
@@ -108,7 +110,7 @@ def _iterate_rows(layout: _Layout, names: list[str], records: Fields, errors: Er
             del values[""]
         yield number, line, values
     if has_unnamed:
-        errors.notes.append(f"{layout.path}: columns without a name, as pandas writes for row numbers, are not read")
+        errors.notes.append("columns without a name, as pandas writes for row numbers, are not read")
     layout.num_fields = good * width
     errors.notes += empty.describe()
     _add_wrong_widths(layout, width, wrong, longer, good, errors)
@@ -119,7 +121,7 @@ def _add_wrong_widths(
 ) -> None:
     """Add the errors of records that have not `width` fields: one for the file where all have the same number."""
     if longer and len(longer) == good and not wrong:
-        errors.notes.append(f"{layout.path}:{longer[0]}: a delimiter ends each of the rows: no column was made of it")
+        errors.notes.append("a delimiter ends each row: it makes no column")
         longer = []
     wrong += [(line, width + 1) for line in longer]
     hint = ""
@@ -156,7 +158,7 @@ def _open_table(layout: _Layout, file: TextFile, errors: ErrorList, options: Fil
         match = re.fullmatch(r'"?sep=(.)"?', text or "")
         if match and not layout.first:
             layout.delimiter = layout.delimiter if options.delimiter else match[1]
-            errors.notes.append(f"{file.path}:{number}: the line {text!r} sets the delimiter, and is no row")
+            errors.notes.append(f"the line {text!r} sets the delimiter, and is no row")
             continue
         layout.first = layout.first or text or ""
         rest = layout.first.split(layout.delimiter)[1:]
