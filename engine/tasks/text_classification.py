@@ -127,7 +127,7 @@ TEXT_CLASSIFICATION = Task(
         *("accuracy", "precision", "recall", "f1", "f1_present", "f1_micro", "f1_weighted", "mcc"),
         *(*metrics.POSITIVE_CLASS_METRICS, "loss"),
     ),
-    details=("f1_present", "precision_positive", "recall_positive"),
+    details=("f1_present", "f1_micro", "precision_positive", "recall_positive"),
     problem="single-label",
     stratify=True,
     read=read,

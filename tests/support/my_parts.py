@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import engine.tasks
 from data import Batch, Row
+from engine.metrics.text_classification import confusion_matrix
 from models import ModelInputs
 from models.architecture import Architecture, read_fields
 from models.checkpoints.weights import WeightRow, WeightTable, linear_rows
@@ -85,7 +86,7 @@ def read(name: str, settings: Any, labelled: bool) -> list[Row]:
 
 def worst_class(statistics: Tensor, labels: tuple[str, ...]) -> float:
     """The recall of the worst class, from the confusion matrix after the loss."""
-    confusion = statistics[1:].view(len(labels), len(labels))
+    confusion = confusion_matrix(statistics)
     return (confusion.diagonal() / confusion.sum(1).clamp_min(1)).min().item()
 
 
