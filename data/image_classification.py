@@ -27,6 +27,7 @@ from data.formats.image_kinds import SUFFIXES
 from data.formats.image_paths import find_images
 from data.formats.memory import is_in_memory
 from data.formats.options import FileOptions
+from data.formats.parquet import is_table_folder
 from data.formats.rows import locate, read_rows
 from data.image_preprocessing import Preprocessing, normalize, resize_and_crop, to_pixels
 from data.labels import class_numbers
@@ -49,8 +50,8 @@ def read_images(
     """Return rows with an image in column `image` and its `label` ("": without labels).
 
     - A folder (format folder): its folders are the classes. Ids are the paths below it. The image is a Path.
-    - A file of rows (format as in read_rows): the column has paths, relative to the file, or the content of files. The
-      image is a Path or bytes.
+    - A file of rows, or a folder of tables (format as in read_rows): the column has paths, relative to the file, or the
+      content of files. The image is a Path or bytes.
     - An IDX file of images (format idx), such as train-images-idx3-ubyte[.gz], with the file of its labels beside it.
       Labels are numbers, the positions in `labels` where these are given. The image is (height, width) uint8.
     - Rows in memory: the column has Pillow images, arrays of uint8, paths or bytes. The image is a Pillow image, a Path
@@ -63,8 +64,10 @@ def read_images(
     path, format = locate(name), options.format
     if is_in_memory(name):
         format = "memory"
-    elif format == "auto":
-        format = "folder" if path.is_dir() else "idx" if idx.is_image_file(path) else "auto"
+    elif format == "auto" and path.is_dir():
+        format = "auto" if is_table_folder(path) and not class_folders(path) else "folder"
+    elif format == "auto" and idx.is_image_file(path):
+        format = "idx"
     if group and format in ("folder", "idx"):
         raise DataError(
             f"{name}: data.group_column = {group!r} is a column, and there are none; list the images in a .csv file"
@@ -81,7 +84,8 @@ def read_images(
         _check_images(name, rows, image, max_pixels, errors)
     else:
         rows = _read_listed(name, image, label, group, replace(options, format=format), errors)
-        given = find_images(name, Path() if is_in_memory(name) else path.parent, rows, image, errors)
+        folder = Path() if is_in_memory(name) else path if path.is_dir() else path.parent
+        given = find_images(name, folder, rows, image, errors)
         _check_images(name, rows, image, max_pixels, errors, given)
     if not rows and not errors:
         raise DataError("\n".join([f"{name}: no images", *errors.notes]))

@@ -69,14 +69,12 @@ def check_labels(name: str, rows: Rows, settings: TaskSettings, labels: Sequence
 
 def _hint_at_folder(folder: str, name: str, settings: TaskSettings) -> str:
     """Return why a folder's class may be unknown: that in data.train is empty, or this one contains the classes."""
-    train = locate(settings.data.train)
-    if name != settings.data.train and train.is_dir() and not settings.data.labels:
+    data, train = settings.data, locate(settings.data.train)
+    if data.train and name != data.train and train.is_dir() and not data.labels:
         same = [other for other in class_folders(train) if canonical_label(other) == canonical_label(folder)]
         if same:
             return f"; {train / same[0]} exists, but has no image"
-    setting = next(
-        (f"data.{key}" for key in ("validation", "test") if getattr(settings.data, key) == name), "data.train"
-    )
+    setting = next((f"data.{key}" for key in ("validation", "test") if getattr(data, key) == name), "data.train")
     return hint_at_nested(locate(name), folder, setting)
 
 

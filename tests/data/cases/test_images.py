@@ -386,8 +386,11 @@ def test_the_content_of_a_file_is_an_image(tmp_path):
     parquet.write_table(
         pyarrow.table({"path": [content, b"\xff\xd8\xff?"], "label": ["a", "b"]}), tmp_path / "bytes.parquet"
     )
-    rows = read_images(str(tmp_path / "struct.parquet"))
-    assert [row.values["path"] for row in rows] == [content, tmp_path / "0.png"]
+    folder = write_folder(tmp_path / "shards", "0.png")  # as the hub's data sets are stored
+    parquet.write_table(pyarrow.table({"path": column, "label": ["a", "b"]}), folder / "0000.parquet")
+    for name, root in ((tmp_path / "struct.parquet", tmp_path), (folder, folder)):
+        rows = read_images(str(name))
+        assert [row.values["path"] for row in rows] == [content, root / "0.png"]
     with in_memory(rows=[{"path": content, "label": "a"}, {"path": column[0], "label": "a"}]) as names:
         assert len({row.values["digest"] for row in read_images(names["rows"])}) == 1
     with pytest.raises(BadRowsError, match=r"bytes\.parquet:2: not an image of a kind"):
