@@ -21,6 +21,7 @@ from data.tag_schemes import (
 )
 
 SETTING = "token_classification.bad_tags"
+REPAIR = f'; {SETTING} = "repair" changes such tags as conlleval reads them'
 NO_SCHEME = "no entity scheme recognised, so each tag is a class of its own and F1 is by tag, not by entity"
 
 
@@ -42,11 +43,12 @@ def check_tags(
     broken = [row for row in rows if any(pair in bad for pair in _pairs_of(row.values[label]))]
     if bad_tags == "repair":
         broken = _repair(broken, label, names, found, errors)
-    hint = f'; {SETTING} = "repair" changes such tags as conlleval reads them' if bad_tags == "raise" else ""
+    is_offered = bad_tags == "repair"
     for row in broken:
         for i, reason in find_violations(row.values[label], found, bad):
+            hint = "" if is_offered or reason.endswith("of its own") else REPAIR  # once is enough
+            is_offered = is_offered or bool(hint)
             errors.add(name, find_line(row, i), word_prefix(row, i) + reason + hint, row=row.line)
-            hint = ""  # once is enough
 
 
 def _pairs_of(tags: Sequence[str]) -> zip[tuple[str, str]]:

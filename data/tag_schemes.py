@@ -36,17 +36,21 @@ def count_pairs(sentences: Iterable[Sequence[str]]) -> Counter[tuple[str, str]]:
 def find_scheme(pairs: Pairs, setting: str = "auto") -> str:
     """Return the scheme with the fewest violations, the first of equals; none for tags of no entities.
 
-    setting: returned unless it is auto.
+    A tag that a scheme has not counts twice, since it hides what is wrong with the next one. setting: returned unless it is auto.
     """
     if setting != "auto":
         return setting
     notation = find_notation(tag for _, tag in pairs if tag)
     if notation is None:
         return "none"
-    violations = {
-        scheme: sum(count for pair, count in pairs.items() if _find_fault(*pair, notation, scheme))
-        for scheme in LETTERS
-    }
+    letters = {notation.split(tag)[0] for _, tag in pairs if tag} - {OUTSIDE, ""}
+    if letters == {"I", "E"}:  # IOE1 or IOE2, whose entities can be repaired to these
+        return "IOBES"
+    violations = dict.fromkeys(LETTERS, 0)
+    for scheme in LETTERS:
+        for pair, count in pairs.items():
+            if fault := _find_fault(*pair, notation, scheme):
+                violations[scheme] += 2 * count if fault == "foreign" else count
     return min(violations, key=lambda scheme: violations[scheme])
 
 
@@ -108,7 +112,7 @@ def _describe_foreign(tag: str, names: set[str], notation: Notation, scheme: str
     shown = [notation.join(OUTSIDE, ""), *(notation.join(letter, "TYPE") for letter in LETTERS[scheme] if letter)]
     meant = nearest_known_tag(tag, names, scheme)
     others = [other for other, letters in LETTERS.items() if notation.split(tag)[0] in (set(letters) - {""})]
-    hint = f"; {meant!r}, perhaps" if meant else ""
+    hint = f"; {meant!r}, perhaps" if meant not in ("", tag) else ""
     if not hint and others:
         hint = f"; a tag of {' or '.join(others)} (token_classification.tag_scheme)"
     elif not hint:
@@ -117,8 +121,13 @@ def _describe_foreign(tag: str, names: set[str], notation: Notation, scheme: str
 
 
 def nearest_known_tag(tag: str, names: Iterable[str], scheme: str) -> str:
-    """Return the tag of the scheme that was surely meant by `tag`, one of `names` that the scheme has not; or ""."""
+    """Return the tag that was surely meant by `tag`, one of `names` that the scheme has not; or "".
+
+    A tag of another scheme stays as it is, since find_entities reads it.
+    """
     notation = find_notation(names) or STANDARD
+    if notation.split(tag)[0] in ROLES:
+        return tag
     types = {kind for prefix, kind in map(notation.split, names) if prefix in ROLES}
     return nearest_tag(tag, notation, LETTERS[scheme], sorted(types))
 

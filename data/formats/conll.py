@@ -54,6 +54,7 @@ class Columns:
     tag: int = -1
     is_conllu: bool = False
     has_header: bool = False
+    has_tabs: bool = False
     is_chosen: bool = False  # whether a setting says which column has the words
     note: str = ""
 
@@ -158,7 +159,8 @@ def _until_first_word(lines: Iterator[tuple[int, str | None]]) -> Iterator[tuple
 def _kind_to_skip(line: str, columns: Columns, sentence: Sentence) -> str:
     """Return the kind of a line that is no word and no end of a sentence; "" for others."""
     if line[:1] == "#" and (columns.is_conllu or not sentence.words):
-        is_word = not columns.is_conllu and len(split_columns(line)) == columns.count and not COMMENT.match(line)
+        is_word = len(split_columns(line)) == columns.count and ("\t" in line) >= columns.has_tabs
+        is_word = is_word and not columns.is_conllu and not COMMENT.match(line)
         return "" if is_word else "comment"
     if columns.is_conllu and (match := NUMBER.match(line)) and match[1]:
         return "range" if match[1][0] == "-" else "empty node"
@@ -176,7 +178,10 @@ def _find_fault(line: str, fields: list[str], columns: Columns, labelled: bool) 
     if not fields[columns.word]:
         return "the word is empty"
     if labelled and not fields[columns.tag].strip():
-        return "the tag is empty; a word outside of entities has the tag O"
+        hint = (
+            "if all lines end with a tab, data.label_column = '-2' reads the tag before; " if line[-1] == "\t" else ""
+        )
+        return f"the tag is empty; {hint}a word outside of entities has the tag O"
     return ""
 
 
@@ -202,13 +207,16 @@ def _choose_columns(path: Path, head: Head, text: str, label: str) -> Columns:
             note = f"CoNLL-U: the tags are the column upos; data.label_column = NAME reads another of {others}"
     elif word is None and tag is None and _is_germeval(fields, bool(comments)):
         default = (1, 2)
-        note = "GermEval: the tags are those of outer entities (column 3); data.label_column = -1 reads the inner ones"
+        note = (
+            "GermEval: the tags are those of outer entities (column 3); data.label_column = '-1' reads the inner ones"
+        )
     return Columns(
         count,
         default[0] if word is None else word,
         default[1] if tag is None else tag,
         is_conllu,
         has_header,
+        "\t" in first,
         is_chosen or default[0] > 0,
         note,
     )
@@ -249,8 +257,8 @@ def _describe_numbers(columns: Columns, head: Head) -> str:
         f"the column of the words, the first of {columns.count}, has only numbers, as CoNLL-U and GermEval count words"
     )
     if columns.count < 3:
-        return f"{what}; data.text_column = 1 reads them as words all the same"
+        return f"{what}; data.text_column = '1' reads them as words all the same"
     return (
-        f"{what}; data.text_column = 2 reads the words {fields[1]!r} ..., and data.label_column = 3 (any column by its "
-        f"number, negative from the end) the tags {fields[2]!r} ..."
+        f"{what}; data.text_column = '2' reads the words {fields[1]!r} ..., and data.label_column = '3' the tags "
+        f"{fields[2]!r} ... (any column by its number, negative from the end)"
     )

@@ -160,7 +160,8 @@ def _parse_spans(value: Any, source: str, label: str) -> Iterator[tuple[Span, st
     if isinstance(value, dict):
         value = value["entities"] if "entities" in value else list(_flatten_mapping(value))
     if not isinstance(value, list):
-        raise ValueError(f"{label!r} should be a list of spans of the text, this is {value!r}")
+        hint = "; words in lines of their own are read from .conll" if isinstance(value, str) else ""
+        raise ValueError(f"{label!r} should be a list of spans of the text, this is {value!r}{hint}")
     for item in value:
         span, reason = read_span(item)
         shown = str(item) if isinstance(item, dict | list) else repr(item)

@@ -117,6 +117,8 @@ def test_a_tag_of_no_scheme_is_an_error_with_its_reading(tmp_path, tags, message
         ("B-P L-P L-P O U-P", "B-P L-P U-P O U-P"),
         ("B-P I-P 0 O P b-p", "B-P I-P O O B-P B-P"),
         ("P_I P_I O P_B", "P_B P_I O P_B"),
+        ("B-P M-P E-P M-L E-P", "B-P M-P E-P S-L S-P"),
+        ("I-P E-P E-P O E-P", "B-P E-P S-P O S-P"),  # IOE2
     ],
 )
 def test_broken_tags_are_repaired_and_counted(tmp_path, tags, repaired):
@@ -204,6 +206,7 @@ GERMEVAL = "1\tNew\tB-LOC\tO\n2\tYork\tI-LOC\tB-X\n\n"
         (GERMEVAL, ("2", "3"), "New York", "B-LOC I-LOC", ""),
         ("#\tO\n#\tB-X\nred\tO\n", ("tokens", "tags"), "# # red", "O B-X O", ""),  # hashtags
         ("# of a file\nred O\n", ("tokens", "tags"), "red", "O", "1 comment (#) left out"),
+        ("# newdoc\nred\tO\n", ("tokens", "tags"), "red", "O", "1 comment (#) left out"),
         ("New York\tB-X\nis\tO\n", ("tokens", "tags"), "New_York is", "B-X O", ""),
         ("red B-X\nshop\tI-X\r\nis  O\n", ("tokens", "tags"), "red shop is", "B-X I-X O", ""),
         ("红\u3000B-X\n花\u3000I-X\n", ("tokens", "tags"), "红 花", "B-X I-X", "wide space"),
@@ -222,13 +225,14 @@ def test_columns_are_chosen_or_known(tmp_path, content, columns, words, tags, no
 @pytest.mark.parametrize(
     ("name", "content", "columns", "reason"),
     [
-        ("x.conll", GERMEVAL, ("tokens", "tags"), "data.text_column = 2 reads the words 'New' ..."),
+        ("x.conll", GERMEVAL, ("tokens", "tags"), "data.text_column = '2' reads the words 'New' ..."),
         ("x.conll", "1 Ann O\n1 is O\n", ("tokens", "tags"), "has only numbers"),
         ("x.conll", "a O\nb O\n", ("5", "2"), "data.text_column = '5', but the lines have 2 columns"),
         ("x.conll", "a O\nb O\n", ("tokens", "upos"), "data.label_column = 'upos' is a column of CoNLL-U"),
         ("x.conll", "a O\n# of a file\n", ("tokens", "tags"), "a comment (#) stands before a sentence"),
         ("x.conll", "a O\n  O\n", ("tokens", "tags"), "if the word is a space, the file needs tabs"),
         ("x.tsv", "a\tO\nb\tO\n", ("tokens", "tags"), "data.format = 'conll' would read it"),
+        ("x.conll", "a\tO\t\nb\tO\t\n", ("tokens", "tags"), "data.label_column = '-2' reads the tag before"),
         ("x.txt", "a/O b/O\nc/O\n", ("tokens", "tags"), "data.format = 'word/tag' would read it"),
     ],
 )
