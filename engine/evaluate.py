@@ -97,6 +97,7 @@ def open_trained(
     processor = task.load_processor(folder)
     validate.check_fit(config, model, processor)
     examples = task.encoder(processor, settings, model.labels)(rows, labelled)
+    validate.check_encoded(config, model, examples)
     precision = Precision(config.train.precision, ranks.device)
     model.to(ranks.device)
     context = EvaluationContext(task, precision, ranks, config.eval.batch_tokens, config.generate)

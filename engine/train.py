@@ -82,6 +82,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     train_set = encode(train_rows)
     validation_set = encode(validation_rows)
     test_set = encode(test_rows)
+    validate.check_encoded(cfg, model, train_set, validation_set, test_set)
     counts = train_set.label_counts(len(model.labels))
     apply_class_weights(model, cfg.regularize, counts)
     notes += apply_pos_weight(model, cfg.regularize, counts, len(train_set))

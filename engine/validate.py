@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
+from data import Examples
+from data.errors import DataError
+from data.examples import TextExamples
 from data.image_preprocessing import Preprocessing
 from engine.config import Config, ConfigError, all_settings, get
 from engine.metrics.text_classification import POSITIVE_CLASS_METRICS
@@ -100,4 +104,51 @@ def _check_tokens(config: Config, model: TaskModel, tokenizer: Tokenizer) -> Non
     if largest >= rows:
         raise ConfigError(
             f"{config.model.name}: the tokenizer gives {token!r} the id {largest}, the embedding has {rows} rows"
+        )
+
+
+def check_encoded(config: Config, model: TaskModel, *sets: Examples) -> None:
+    """Raise ConfigError or DataError for encoded texts that the model cannot read.
+
+    A tokenizer's post-processor may add ids and token types that its vocabulary does not show, and its normalizer may
+    leave nothing of a text.
+    """
+    for examples in sets:
+        if isinstance(examples, TextExamples) and len(examples.input_ids) + len(examples):
+            _check_ids(config.model.name, model, examples)
+            _check_lengths(config, model, examples)
+
+
+def _check_ids(name: str, model: TaskModel, examples: TextExamples[Any]) -> None:
+    """Raise ConfigError for a token id or a token type without an embedding."""
+    targets = examples.target_ids if examples.target_ids is not None else np.empty(0, np.int32)
+    for what, values, rows in (
+        ("token id", examples.input_ids, model.vocab_size),
+        ("token id", targets, model.vocab_size),
+        ("token type", examples.token_type_ids, model.num_token_types),
+    ):
+        largest = int(values.max(initial=0))
+        if rows and largest >= rows:
+            raise ConfigError(
+                f"{name}: the tokenizer gives the {what} {largest}, the embedding has {rows} rows: tokenizer and "
+                "weights do not belong together"
+            )
+
+
+def _check_lengths(config: Config, model: TaskModel, examples: TextExamples[Any]) -> None:
+    """Raise DataError for a text without a token, ConfigError for one that is longer than the model's positions."""
+    lengths = np.diff(examples.offsets)
+    if len(lengths) and lengths.max() > model.max_length:
+        raise ConfigError(
+            f"data.max_length = {config.data.max_length} gives a text of {lengths.max()} tokens, and "
+            f"{config.model.name} has {model.max_length} positions: lower data.max_length"
+        )
+    empty = np.flatnonzero(lengths == 0)
+    if examples.sequences is not None and len(empty):
+        empty = np.unique(np.searchsorted(examples.sequences, empty, side="right") - 1)
+    if len(empty):
+        more = f" and {len(empty) - 1:,} more" if len(empty) > 1 else ""
+        raise DataError(
+            f"the tokenizer of {config.model.name} leaves no token of the text with id {examples.ids[empty[0]]!r}"
+            f"{more}: remove such texts"
         )

@@ -77,6 +77,12 @@ class TaskModel(nn.Module):
         return self.embedding.num_embeddings if self.embedding is not None else 0
 
     @property
+    def num_token_types(self) -> int:
+        """The number of token types that the model reads; 0 where it reads none."""
+        types = getattr(self.backbone, "token_type_embeddings", None)
+        return types.num_embeddings if isinstance(types, nn.Embedding) else 0
+
+    @property
     def embedding(self) -> nn.Embedding | None:
         """The embedding of the backbone's tokens; None where it reads images."""
         return getattr(self.backbone, "embedding", None)

@@ -646,7 +646,7 @@ MINE |= {"augment.text.back_translation_file": "", "data.train": "mine.csv"}
 
 
 @pytest.mark.parametrize("left_out", MINE)
-def test_files_of_a_recipe_are_not_used_beside_another_train_file(tmp_path, left_out):
+def test_a_recipes_files_do_not_join_another_train_file(tmp_path, left_out):
     own = recipe(tmp_path, OF_ITS_FILES)
     given = [f"--{key}={value}" for key, value in MINE.items() if key != left_out]
     if left_out == "data.train":  # the recipe's own again, to which its files belong
