@@ -36,7 +36,8 @@ def count_pairs(sentences: Iterable[Sequence[str]]) -> Counter[tuple[str, str]]:
 def find_scheme(pairs: Pairs, setting: str = "auto") -> str:
     """Return the scheme with the fewest violations, the first of equals; none for tags of no entities.
 
-    A tag that a scheme has not counts twice, since it hides what is wrong with the next one. setting: returned unless it is auto.
+    A tag that a scheme has not counts twice, since it hides what is wrong with the next one.
+    setting: returned unless it is auto.
     """
     if setting != "auto":
         return setting
