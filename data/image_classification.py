@@ -61,13 +61,7 @@ def read_images(
     Rows of image files and of images in memory get a column "digest", a checksum.
     Notes count what was left out or changed in decoding.
     """
-    path, format = locate(name), options.format
-    if is_in_memory(name):
-        format = "memory"
-    elif format == "auto" and path.is_dir():
-        format = "auto" if is_table_folder(path) and not class_folders(path) else "folder"
-    elif format == "auto" and idx.is_image_file(path):
-        format = "idx"
+    path, format = locate(name), find_format(name, options)
     if group and format in ("folder", "idx"):
         raise DataError(
             f"{name}: data.group_column = {group!r} is a column, and there are none; list the images in a .csv file"
@@ -96,6 +90,18 @@ def read_images(
         without = sorted(set(class_folders(path, labels)) - {row.values[label] for row in settled})
         settled.notes += [f"no image in the folder of a class: {list_names(without)}"] if without else []
     return settled
+
+
+def find_format(name: str, options: FileOptions) -> str:
+    """Return folder, idx, memory, or the format of a list of images as in `options`."""
+    path = locate(name)
+    if is_in_memory(name):
+        return "memory"
+    if options.format != "auto":
+        return options.format
+    if path.is_dir():
+        return "auto" if is_table_folder(path) and not class_folders(path) else "folder"
+    return "idx" if idx.is_image_file(path) else "auto"
 
 
 def _read_listed(name: str, image: str, label: str, group: str, options: FileOptions, errors: ErrorList) -> list[Row]:

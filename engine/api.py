@@ -88,7 +88,7 @@ def predict_rows(run: str | Path, rows: Iterable[Any], **overrides: Any) -> list
 
     - a string (a text), or a tuple of two strings (two texts, or a question and its context);
     - a list (tokens, or the turns of a conversation);
-    - an image (Pillow, or a uint8 array);
+    - an image (Pillow, a uint8 array, a Path or the bytes of a file);
     - a dict or Row with the columns that a file would have.
 
     Ids are those of the rows' id column, else numbers from 1. Other arguments as for evaluate_rows.

@@ -58,7 +58,9 @@ def read_folder(root: Path, image: str, label: str, errors: ErrorList, labels: S
         line = len(rows) + 1
         if not reason and label and len(relative.parts) == 1:
             reason = f"in no folder of a class; {root} should have one for each class"
-        rows.append(Row(_as_utf8(relative), line, {image: path, **({label: relative.parts[0]} if label else {})}))
+        rows.append(
+            Row(_as_utf8(relative.as_posix()), line, {image: path, **({label: relative.parts[0]} if label else {})})
+        )
         if reason:
             errors.add(root, line, reason, place=rows[-1].id)
     for names, meaning in ((left_behind, "that programs leave behind"), (others, "that are no images")):
@@ -129,7 +131,7 @@ def hint_at_nested(root: Path, folder: str, setting: str) -> str:
 
 def list_names(names: Sequence[str]) -> str:
     """Return the first names, and how many more there are."""
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
+    return _as_utf8(", ".join(names[:SHOWN])) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
 
 
 def _are(noun: str, names: Sequence[str]) -> str:
@@ -163,7 +165,7 @@ def _is_image(path: Path) -> bool:
 def _reason_against(path: Path) -> str | None:
     """Return "" for an image by its name or content, None for another file, else why the image cannot be read."""
     suffix = path.suffix.lower()
-    if _as_utf8(path) != path.as_posix():
+    if _as_utf8(str(path)) != str(path):
         return "its name is not UTF-8"
     if suffix in SUFFIXES:
         return ""
@@ -178,9 +180,9 @@ def _reason_against(path: Path) -> str | None:
         return f"cannot be read: {error.strerror}"
 
 
-def _as_utf8(path: Path) -> str:
-    """Return a path as text that can be written as UTF-8; Python reads other bytes as halves of surrogate pairs."""
-    return path.as_posix().encode("utf-8", "backslashreplace").decode()
+def _as_utf8(name: str) -> str:
+    """Return a name as text that can be written as UTF-8; Python reads other bytes as halves of surrogate pairs."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _list_files(root: Path, labels: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -198,8 +200,8 @@ def _list_files(root: Path, labels: Sequence[str]) -> tuple[list[Path], list[str
         folder = Path(name)
         declared = labels if folder == root else ()
         around = {path.resolve() for path in (folder, *folder.parents)}
-        left_behind += [_as_utf8((folder / f).relative_to(root)) for f in folders if _is_left_behind(f, declared)]
-        left_behind += [_as_utf8((folder / f).relative_to(root)) for f in files if _is_left_behind(f)]
+        left_behind += [(folder / f).relative_to(root).as_posix() for f in folders if _is_left_behind(f, declared)]
+        left_behind += [(folder / f).relative_to(root).as_posix() for f in files if _is_left_behind(f)]
         folders[:] = [f for f in folders if not _is_left_behind(f, declared) and (folder / f).resolve() not in around]
         found += [folder / f for f in files if not _is_left_behind(f)]
     return found, left_behind

@@ -14,7 +14,14 @@ from data.augmentation.image import ImageAugmentation
 from data.errors import DataError
 from data.formats.folders import class_folders, hint_at_nested
 from data.formats.rows import locate
-from data.image_classification import ImageExamples, encode_images, image_digest, read_images, save_augmented_images
+from data.image_classification import (
+    ImageExamples,
+    encode_images,
+    find_format,
+    image_digest,
+    read_images,
+    save_augmented_images,
+)
 from data.image_preprocessing import FILE, Preprocessing, read_preprocessing
 from data.label_spelling import canonical_label
 from data.labels import check_label_names, find_label_names, list_some, match_labels
@@ -46,7 +53,7 @@ def find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]
     try:
         return find_label_names(name, rows, settings.data.label_column, settings.data.labels)
     except DataError as error:
-        is_folder = locate(name).is_dir() and rows
+        is_folder = rows and find_format(name, settings.file_options) == "folder"
         folder = str(rows[0].values[settings.data.label_column]) if is_folder else ""
         raise DataError(f"{error}{hint_at_nested(locate(name), folder, 'data.train') if folder else ''}") from None
 
@@ -54,7 +61,7 @@ def find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]
 def check_labels(name: str, rows: Rows, settings: TaskSettings, labels: Sequence[str]) -> None:
     """Write into each row the label that its class means; DataError for an unknown class, once for each folder."""
     root, column = locate(name), settings.data.label_column
-    if root.is_dir():
+    if find_format(name, settings.file_options) == "folder":
         folders = {str(row.values[column]) for row in rows}
         unknown = sorted(folders - match_labels(folders, labels).keys())
         known = f"the labels are {list_some([repr(label) for label in labels])}"

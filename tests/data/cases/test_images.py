@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import unicodedata
 from pathlib import Path
@@ -114,6 +115,19 @@ def test_what_programs_leave_behind_is_no_class_and_counted(tmp_path):
     assert others == "left out 3 files or folders that are no images: README, cat/notes.txt, dog/labels.json"
     declared = read_images(str(root), labels=("cat", "dog", "thumbnails"))
     assert {row.values["label"] for row in declared} == {"cat", "dog", "thumbnails"}
+
+
+def test_names_that_are_not_utf8_are_bad_rows(tmp_path):
+    root = write_folder(tmp_path, "a/0.png", "b/0.png")
+    for name in (b"\xff/0.png", b"a/\xff.png", b"a/.\xff", b"b/\xff.txt"):
+        path = Path(os.fsdecode(os.fsencode(root) + b"/" + name))
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(encoded(picture()))
+    rows = read_images(str(root), options=SKIP)
+    assert [row.id for row in rows.left_out] == [r"a/\xff.png", r"b/\xff.txt", r"\xff/0.png"]
+    said = "\n".join(rows.notes)
+    assert r"no image in the folder of a class: \xff" in said
+    said.encode()
 
 
 def test_an_empty_class_folder_is_said(tmp_path, capsys):
