@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import load_file
 from support.runs import StopAfter, assert_same_run, logged_rows, run_training
 from support.tiny_models import config_folder
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 
 import models
 from data import load_tokenizer
+from data.errors import DataError
 from engine import predict_rows
+from engine.config import ConfigError
 from models import ModelError
 
 CHANGES = {
@@ -158,3 +160,41 @@ def test_transformers_reads_the_same_last_token_of_a_gpt2(tiny, tmp_path, review
     found = [row["probabilities"] for row in predict_rows(export, texts)]
     probabilities = torch.tensor([[row[label] for label in sorted(row)] for row in found])
     torch.testing.assert_close(probabilities, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("single", "ids", "deleted", "error", "message"),
+    [
+        (
+            "[CLS] $A [SEP]",
+            (2, 999),
+            "",
+            ConfigError,
+            "the token id 999, the embedding has 25 rows: tokenizer and weights",
+        ),
+        (
+            "[CLS] $A [SEP]:7",
+            (2, 3),
+            "",
+            ConfigError,
+            "the token type 7, the embedding has 2 rows: tokenizer and weights",
+        ),
+        ("$A", (2, 3), "~", DataError, "leaves no token of the text with id 'r3' and 1 more: remove such texts"),
+    ],
+)
+def test_encoded_texts_that_the_model_cannot_read_are_refused(
+    tiny, checkpoint_folder, reviews, tmp_path, single, ids, deleted, error, message
+):
+    """The post-processor and the normalizer do what the vocabulary does not show."""
+    folder = shutil.copytree(checkpoint_folder, tmp_path / "checkpoint")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    special = list(zip(("[CLS]", "[SEP]"), ids, strict=True))
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
+    tokenizer.normalizer = normalizers.Replace(deleted, "") if deleted else tokenizer.normalizer
+    tokenizer.save(str(folder / "tokenizer.json"))
+    rows = [json.loads(line) for line in reviews.read_text().splitlines()]
+    for number in (3, 5):
+        rows[number]["text"] = "~~"
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(error, match=message):
+        run_training(tiny(**{"model.name": str(folder), "data.train": str(tmp_path / "rows.jsonl")}))
