@@ -48,6 +48,7 @@ def describe_missing(
     if not columns:
         return text + "there are no columns"
     text += f"the columns are {name_all(columns)}"
+    hint = hint or (options.hint(columns) if options.hint else "")
     if hint:
         return f"{text}; {hint}"
     if guess := _find_nearest(column, [name for name in columns if name not in required]):

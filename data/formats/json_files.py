@@ -17,6 +17,9 @@ from data.formats.options import FileOptions
 Records = Iterator[tuple[int, int, dict[str, Any] | None]]
 
 NAMES_SHOWN = 6
+# Members that hold the rows of a file, also where their columns are not those that are needed.
+HOLDERS = {"data", "rows", "examples", "records", "items", "instances", "documents", "samples", "results", "train"}
+HOLDERS |= {"validation", "dev", "test"}
 _SPACE = re.compile(r"\s*")
 
 
@@ -237,11 +240,12 @@ def _rows_of_object(
         names, data = value["columns"], value["data"]
         if all(isinstance(row, list) and len(row) == len(names) for row in data):
             return [dict(zip(map(str, names), row, strict=True)) for row in data]
-    if all(isinstance(row, dict) and heads <= row.keys() for row in members):
+    if heads and all(isinstance(row, dict) and heads <= row.keys() for row in members):
         notes.append("an object with a row in each member: the names of the members are the ids")
         return [({options.id_column: key} if options.id_column else {}) | row for key, row in value.items()]
     lists = {key: rows for key, rows in value.items() if isinstance(rows, list) and rows and _are_objects(rows)}
-    fitting = {key: rows for key, rows in lists.items() if heads <= rows[0].keys()} or lists
+    fitting = {key: rows for key, rows in lists.items() if heads and heads <= rows[0].keys()}
+    fitting = fitting or {key: rows for key, rows in lists.items() if key.lower() in HOLDERS}
     if len(fitting) > 1:
         names = ", ".join(map(repr, list(fitting)[:NAMES_SHOWN]))
         raise DataError(f"{path}: lists of objects in {names}: which has the rows? Save each as a file of its own")

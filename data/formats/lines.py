@@ -27,7 +27,7 @@ OPENERS: dict[bytes, Callable[[BinaryIO], BinaryIO]] = {
     b"BZh": bz2.BZ2File,  # type: ignore[dict-item]
     b"\xfd7zXZ\0": lzma.LZMAFile,  # type: ignore[dict-item]
 }
-UNPACK = "unpack it, and name a file that was in it"
+UNPACK = "unpack it, and name a file in it"
 SAVE = "save its sheet as csv in UTF-8, and name that file"
 # What is not text, by the first bytes and by the end of the name.
 NOT_TEXT = {

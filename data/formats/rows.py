@@ -42,7 +42,6 @@ def read_rows(
     required: Sequence[str],
     options: FileOptions = FileOptions(),
     errors: ErrorList | None = None,
-    optional: Sequence[str] = (),
 ) -> Rows:
     """Return the rows of a file, a folder of tables, or rows in memory; all have the `required` columns.
 
@@ -54,7 +53,7 @@ def read_rows(
       lines count, so that they shift no id.
     - Values keep their JSON type; in csv and tsv they are strings.
 
-    optional: columns that the caller reads where there are any; all others are noted as not read.
+    Columns of the file that are neither required nor in options.settings are noted as not read.
     errors: bad lines are added to it, for a caller with further checks, who settles them. Without it, raises one
     DataError with all, or leaves them out, as options.bad_rows says.
     Raises DataError at once for a file that cannot be read at all, and for a column that no row has.
@@ -65,7 +64,7 @@ def read_rows(
     lacking: list[Row] = []  # a required column
     columns: dict[str, None] = {}  # of all rows
     repeated: list[int] = []  # lines that repeat the header
-    wanted = dict.fromkeys([*required, options.id_column, *options.settings, *optional])
+    wanted = dict.fromkeys([*required, options.id_column, *options.settings])
     dotted = [column for column in wanted if "." in column]
     width, value, column = 0, None, ""
     try:
@@ -168,11 +167,10 @@ def _check_absent(
     where = str(path).removeprefix(MEMORY)
     absent = [column for column in required if all(row.values.get(column) is None for row in lacking)]
     known = list_nested(columns, (row.values for row in lacking[:100]))
-    hint = options.hint(known) if options.hint else ""
     reasons = [
         f"{where}: column {column!r} is null in every row"
         if column in columns
-        else f"{where}: {describe_missing(column, known, required, options, hint)}"
+        else f"{where}: {describe_missing(column, known, required, options)}"
         for column in absent
     ]
     if absent and len(lacking) > 1:
