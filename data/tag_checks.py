@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from data.errors import ErrorList
+from data.errors import DataError, ErrorList
 from data.formats.word_lines import LINES
+from data.label_spelling import similar_key
 from data.notes import count_of
 from data.row import Row
 from data.tag_notation import LETTERS, OUTSIDE, STANDARD, Notation, find_notation
 from data.tag_schemes import (
+    complete_tags,
     count_pairs,
     find_bad_pairs,
     find_entities,
@@ -126,3 +128,36 @@ def find_line(row: Row, index: int) -> int:
 def word_prefix(row: Row, index: int) -> str:
     """Return the number of a word for a message, where it has no line of its own."""
     return "" if LINES in row.values else f"word {index}: "
+
+
+def find_tag_names(name: str, rows: Sequence[Row], label: str, declared: Sequence[str], scheme: str) -> list[str]:
+    """Return the classes: those declared, else those found, completed by their scheme. DataError for fewer than two."""
+    if declared:
+        return list(declared)
+    pairs = count_pairs(row.values[label] for row in rows)
+    names = complete_tags({tag for _, tag in pairs if tag}, find_scheme(pairs, scheme))
+    if len(names) < 2:
+        raise DataError(f"{name}: all words have the tag {names[0]!r}; training needs two tags")
+    return names
+
+
+def check_tag_names(name: str, rows: Sequence[Row], label: str, labels: Sequence[str]) -> None:
+    """Raise one DataError for all tags that are not among `labels`, each at its first place."""
+    errors, known = ErrorList(), set(labels)
+    first: dict[str, tuple[Row, int]] = {}
+    counts: Counter[str] = Counter()
+    for row in rows:
+        if not known.issuperset(row.values[label]):
+            for i, tag in enumerate(row.values[label]):
+                if tag not in known:
+                    first.setdefault(tag, (row, i))
+                    counts[tag] += 1
+    shown = ", ".join(map(repr, labels))
+    for tag, (row, i) in first.items():
+        near = next((other for other in labels if similar_key(other) == similar_key(tag)), "")
+        hint = f"; {near!r}, perhaps" if near else ""
+        hint = hint or ("; data.labels reads numbers as places in its names" if tag.isdigit() else "")
+        many = f" at {counts[tag]:,} words" if counts[tag] > 1 else ""
+        reason = f"{word_prefix(row, i)}unknown label {tag!r}{many}; the labels are {shown}{hint}"
+        errors.add(name, find_line(row, i), reason)
+    errors.raise_if_any()

@@ -28,13 +28,12 @@ from data.formats.lines import locate, read_head, suffix_of
 from data.formats.memory import is_in_memory
 from data.formats.options import FileOptions
 from data.formats.rows import read_rows
+from data.formats.tagged_rows import check_tagged_rows
 from data.formats.word_lines import guess_format, read_sentences
-from data.label_lists import parse_list_text
-from data.notes import count_of
 from data.row import Row, Rows
-from data.tag_checks import check_tags, find_line, name_numbers, word_prefix
-from data.tag_schemes import complete_tags, count_pairs, find_scheme
-from data.words import TEXT, split_words
+from data.tag_checks import check_tags, name_numbers
+from data.tag_schemes import find_scheme
+from data.words import TEXT
 
 LINE_SUFFIXES = {".conll": "conll", ".conllu": "conll", ".conllup": "conll", ".bio": "conll", ".iob": "conll"}
 LINE_FORMATS = ("conll", "word/tag", "text")
@@ -75,7 +74,7 @@ def read_tagged(
             rows = read_brat(locate(name), text, label, bad_spans, errors)
         else:
             rows = read_rows(name, [c for c in (text, label, group) if c], options, errors)
-        texts = _check_rows(name, rows, text, label, errors)
+        texts = check_tagged_rows(name, rows, text, label, errors)
         if texts and scheme == "none":
             reason = "spans of a text are entities: token_classification.tag_scheme cannot be none"
             errors.add(name, texts[0].line, reason, of_file=True)
@@ -117,93 +116,6 @@ def _find_kind(name: str, text: str, options: FileOptions) -> str:
         f"{name}: the name does not tell its format; tagged words are in {', '.join(LINE_SUFFIXES)} or "
         f"{', '.join(ROW_SUFFIXES)}, or data.format says it: {hint}"
     )
-
-
-def _check_rows(name: str, rows: Sequence[Row], text: str, label: str, errors: ErrorList) -> list[Row]:
-    """Put words and tags into rows, and add to `errors` those that have none; return those with spans of a text."""
-    as_text = blank = 0
-    texts: list[Row] = []
-    for row in rows:
-        words = row.values[text]
-        if isinstance(words, str) and words[:1] + words[-1:] in ("[]", "()") and _read_lists(row, text, label):
-            words, as_text = row.values[text], as_text + 1
-        if isinstance(words, str):
-            if words.strip():
-                spans = parse_list_text(row.values[label]) if label and isinstance(row.values[label], str) else None
-                more = {} if spans is None else {label: spans}
-                row.values = row.values | {TEXT: words, text: split_words(words)} | more
-                texts += [row] if label else []
-            else:
-                errors.add(name, row.line, f"{text!r} is empty", is_empty=True)
-        elif reason := _check_words(row, text, label):
-            errors.add(name, row.line, reason, is_empty=reason == f"{text!r} is empty")
-        else:
-            blank += sum(not word.strip() for word in words)
-            if label:
-                row.values = row.values | {label: [str(tag).strip() for tag in row.values[label]]}
-    if as_text:
-        errors.notes.append(f"{count_of(as_text, 'row')} with lists as text, as ['a', 'b'], read as lists")
-    if blank:
-        errors.notes.append(f"{count_of(blank, 'word')} of white space alone, which tokenizers do not read")
-    return texts
-
-
-def _read_lists(row: Row, text: str, label: str) -> bool:
-    """Put the lists that are written as text in a table into a row; return whether they are such lists."""
-    columns = [column for column in (text, label) if column]
-    found = {column: parse_list_text(value) for column in columns if isinstance(value := row.values[column], str)}
-    if len(found) < len(columns) or not all(isinstance(items, list) for items in found.values()):
-        return False
-    if not all(isinstance(word, str) for word in found[text] or ()):
-        return False
-    row.values = row.values | found
-    return True
-
-
-def _check_words(row: Row, text: str, label: str) -> str:
-    """Return what is wrong with a row of words and tags; "" for a good one."""
-    words = row.values[text]
-    if not isinstance(words, list):
-        return f"{text!r} should be a list of words, or a text, this is {words!r}"
-    wrong = [i for i, word in enumerate(words) if not isinstance(word, str) or not word]
-    if wrong:
-        return f"word {wrong[0]} in {text!r} should be text that is not empty, {words[wrong[0]]!r}"
-    if not any(map(str.strip, words)):
-        return f"{text!r} is empty"
-    if not label:
-        return ""
-    tags = row.values[label]
-    if not isinstance(tags, list):
-        return f"{label!r} should be a list of tags, this is {tags!r}"
-    bad = [i for i, tag in enumerate(tags) if isinstance(tag, bool) or not isinstance(tag, str | int)]
-    bad += [i for i, tag in enumerate(tags) if isinstance(tag, str) and not tag.strip()]
-    if bad and isinstance(tags[bad[0]], dict | list):
-        return f"{label!r} has spans, {tags[bad[0]]!r}: data.text_column should name the text, not a list of words"
-    if bad:
-        return f"tag {bad[0]} in {label!r} should be text that is not empty, {tags[bad[0]]!r}"
-    return "" if len(tags) == len(words) else f"{len(words)} words in {text!r}, and {len(tags)} tags in {label!r}"
-
-
-def find_tag_names(name: str, rows: Sequence[Row], label: str, declared: Sequence[str], scheme: str) -> list[str]:
-    """Return the classes: those declared, else those found, completed by their scheme. DataError for fewer than two."""
-    if declared:
-        return list(declared)
-    pairs = count_pairs(row.values[label] for row in rows)
-    names = complete_tags({tag for _, tag in pairs if tag}, find_scheme(pairs, scheme))
-    if len(names) < 2:
-        raise DataError(f"{name}: all words have the tag {names[0]!r}; training needs two tags")
-    return names
-
-
-def check_tag_names(name: str, rows: Sequence[Row], label: str, labels: Sequence[str]) -> None:
-    """Raise one DataError for all tags that are not among `labels`."""
-    errors, known = ErrorList(), set(labels)
-    for row in rows:
-        for i, tag in enumerate(row.values[label]):
-            if tag not in known:
-                reason = f"{word_prefix(row, i)}unknown label {tag!r}; the labels are {', '.join(map(repr, labels))}"
-                errors.add(name, find_line(row, i), reason)
-    errors.raise_if_any()
 
 
 # Rows -> examples

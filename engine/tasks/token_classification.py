@@ -14,6 +14,7 @@ from torch import Tensor
 from data import Batch, Examples, Row, TextExamples
 from data import token_classification as tagging
 from data.augmentation import text as text_augmentation
+from data.tag_checks import check_tag_names, find_tag_names
 from data.tag_notation import STANDARD, find_notation
 from data.tag_schemes import are_entity_tags, find_entities
 from data.token_classification import Words, encode_tagged
@@ -46,12 +47,12 @@ def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
 
 def find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
     """Return data.labels, else the tags that occur, completed by their scheme and sorted."""
-    return tagging.find_tag_names(name, rows, settings.data.label_column, settings.data.labels, settings.own.tag_scheme)
+    return find_tag_names(name, rows, settings.data.label_column, settings.data.labels, settings.own.tag_scheme)
 
 
 def check_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Sequence[str]) -> None:
     """Raise DataError for every word whose tag is unknown."""
-    tagging.check_tag_names(name, rows, settings.data.label_column, labels)
+    check_tag_names(name, rows, settings.data.label_column, labels)
 
 
 def split_labels(rows: list[Row], settings: TaskSettings) -> list[Collection[str]]:

@@ -14,7 +14,8 @@ from data import DataError, load_tokenizer
 from data.batch import IGNORE_INDEX
 from data.formats.options import FileOptions
 from data.row import Row
-from data.token_classification import check_tag_names, encode_tagged, find_tag_names, read_tagged
+from data.tag_checks import check_tag_names, find_tag_names
+from data.token_classification import encode_tagged, read_tagged
 from data.words import TEXT, locate_words, split_words
 
 

@@ -11,6 +11,7 @@ from support.cases import dry_run, evaluation, predictions, run, settings_for, w
 from data import DataError
 from data.formats.options import FileOptions
 from data.row import Rows
+from data.tag_checks import check_tag_names
 from data.tag_schemes import are_entity_tags, count_pairs, find_scheme
 from data.token_classification import read_tagged
 from engine.metrics.token_classification import tagging_metrics, tagging_statistics
@@ -165,6 +166,17 @@ def test_numbers_are_places_in_the_labels(tmp_path):
     rows = read(tmp_path / "x.jsonl", content, explain=True)
     assert rows[0].values["tags"] == ["1", "3"]
     assert "data.labels names the numbers" in rows.notes[0]
+
+
+def test_an_unknown_tag_is_one_error_with_the_nearest_label(tmp_path):
+    rows = read(tmp_path / "x.conll", "a b-per\nb o\n\nc b-per\nd 7\n")
+    with pytest.raises(DataError) as caught:
+        check_tag_names("FILE", rows, "tags", ["B-PER", "O"])
+    assert str(caught.value).split("\n") == [
+        "FILE:1: unknown label 'b-per' at 2 words; the labels are 'B-PER', 'O'; 'B-PER', perhaps",
+        "FILE:2: unknown label 'o'; the labels are 'B-PER', 'O'; 'O', perhaps",
+        "FILE:5: unknown label '7'; the labels are 'B-PER', 'O'; data.labels reads numbers as places in its names",
+    ]
 
 
 def test_the_tags_of_a_file_stay_in_model_and_predictions(tmp_path, capsys):

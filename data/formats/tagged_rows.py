@@ -1,0 +1,76 @@
+"""Rows with lists of words and of tags, or with a text and its spans: their columns are checked and made lists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from data.errors import ErrorList
+from data.label_lists import parse_list_text
+from data.notes import count_of
+from data.row import Row
+from data.words import TEXT, split_words
+
+
+def check_tagged_rows(name: str, rows: Sequence[Row], text: str, label: str, errors: ErrorList) -> list[Row]:
+    """Put words and tags into rows, and add to `errors` those that have none; return those with spans of a text."""
+    as_text = blank = 0
+    texts: list[Row] = []
+    for row in rows:
+        words = row.values[text]
+        if isinstance(words, str) and words[:1] + words[-1:] in ("[]", "()") and _read_lists(row, text, label):
+            words, as_text = row.values[text], as_text + 1
+        if isinstance(words, str):
+            if words.strip():
+                spans = parse_list_text(row.values[label]) if label and isinstance(row.values[label], str) else None
+                more = {} if spans is None else {label: spans}
+                row.values = row.values | {TEXT: words, text: split_words(words)} | more
+                texts += [row] if label else []
+            else:
+                errors.add(name, row.line, f"{text!r} is empty", is_empty=True)
+        elif reason := _check_words(row, text, label):
+            errors.add(name, row.line, reason, is_empty=reason == f"{text!r} is empty")
+        else:
+            blank += sum(not word.strip() for word in words)
+            if label:
+                row.values = row.values | {label: [str(tag).strip() for tag in row.values[label]]}
+    if as_text:
+        errors.notes.append(f"{count_of(as_text, 'row')} with lists as text, as ['a', 'b'], read as lists")
+    if blank:
+        errors.notes.append(f"{count_of(blank, 'word')} of white space alone, which tokenizers do not read")
+    return texts
+
+
+def _read_lists(row: Row, text: str, label: str) -> bool:
+    """Put the lists that are written as text in a table into a row; return whether they are such lists."""
+    columns = [column for column in (text, label) if column]
+    found = {column: parse_list_text(value) for column in columns if isinstance(value := row.values[column], str)}
+    if len(found) < len(columns) or not all(isinstance(items, list) for items in found.values()):
+        return False
+    if not all(isinstance(word, str) for word in found[text] or ()):
+        return False
+    row.values = row.values | found
+    return True
+
+
+def _check_words(row: Row, text: str, label: str) -> str:
+    """Return what is wrong with a row of words and tags; "" for a good one."""
+    words = row.values[text]
+    if not isinstance(words, list):
+        return f"{text!r} should be a list of words, or a text, this is {words!r}"
+    wrong = [i for i, word in enumerate(words) if not isinstance(word, str) or not word]
+    if wrong:
+        return f"word {wrong[0]} in {text!r} should be text that is not empty, {words[wrong[0]]!r}"
+    if not any(map(str.strip, words)):
+        return f"{text!r} is empty"
+    if not label:
+        return ""
+    tags = row.values[label]
+    if not isinstance(tags, list):
+        return f"{label!r} should be a list of tags, this is {tags!r}"
+    bad = [i for i, tag in enumerate(tags) if isinstance(tag, bool) or not isinstance(tag, str | int)]
+    bad += [i for i, tag in enumerate(tags) if isinstance(tag, str) and not tag.strip()]
+    if bad and isinstance(tags[bad[0]], dict | list):
+        return f"{label!r} has spans, {tags[bad[0]]!r}: data.text_column should name the text, not a list of words"
+    if bad:
+        return f"tag {bad[0]} in {label!r} should be text that is not empty, {tags[bad[0]]!r}"
+    return "" if len(tags) == len(words) else f"{len(words)} words in {text!r}, and {len(tags)} tags in {label!r}"
