@@ -19,6 +19,7 @@ from data.formats.row_forms import require_columns
 from data.formats.rows import locate, read_rows
 from data.formats.spans import check_span_text
 from data.labels import class_numbers
+from data.notes import count_of
 from data.row import Row, Rows
 from data.text_classification import check_texts
 from data.words import UNSPACED
@@ -83,7 +84,7 @@ def read_relations(
             forms[read_other_form(row.values, text)] += 1
         except DataError as error:
             errors.add(locate(name), row.line, str(error))
-    errors.notes += [f"{count:,} rows read as {form}" for form, count in forms.items() if form]
+    errors.notes += [f"{count_of(count, 'row')} read as {form}" for form, count in forms.items() if form]
     read = [row for row in rows if row.line not in errors.reasons]
     require_columns(name, read, [*ROLES, *([text] if text != SENTENCE else [])], HINT, errors, options)
     read = [row for row in read if row.line not in errors.reasons and not errors.has_bad_file]

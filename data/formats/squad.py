@@ -13,6 +13,7 @@ from data.formats.lines import TextFile, locate, suffix_of
 from data.formats.memory import is_in_memory
 from data.formats.options import FileOptions
 from data.formats.rows import read_rows
+from data.notes import count_of
 from data.row import Row, Rows
 
 __all__ = ["Answer", "read_questions"]
@@ -108,11 +109,13 @@ class _Checks:
         """Return a sentence for each kind of answer that was read in a form that leaves a guess."""
         notes = []
         if self.num_located:
-            read = "read where their contexts have them, once each"
-            notes.append(f"{self.num_located:,} answers without a start, {read} (the first: {self.first_located})")
+            read = "read at the only place where the context has the text"
+            notes.append(
+                f"{count_of(self.num_located, 'answer')} without a start, {read} (the first: {self.first_located})"
+            )
         if self.num_emptied:
             read = "with an empty answer at a negative start, read as without an answer"
-            notes.append(f"{self.num_emptied:,} questions {read} (the first: {self.first_emptied})")
+            notes.append(f"{count_of(self.num_emptied, 'question')} {read} (the first: {self.first_emptied})")
         return notes
 
 

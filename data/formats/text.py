@@ -8,6 +8,7 @@ from pathlib import Path
 from data.errors import DataError, ErrorList
 from data.formats.lines import clean_lines, locate
 from data.formats.options import FileOptions
+from data.notes import count_of
 from data.row import Row
 
 
@@ -31,7 +32,7 @@ def read_lines(name: str, column: str, errors: ErrorList, options: FileOptions =
     if not rows and not errors:
         raise DataError(f"{name}: no lines of text")
     if num_empty:
-        errors.notes.append(f"{num_empty:,} empty lines are no texts; ids are the numbers of the lines")
+        errors.notes.append(f"{count_of(num_empty, 'empty line')} left out; ids are the numbers of the lines")
     return rows
 
 

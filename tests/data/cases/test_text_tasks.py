@@ -25,7 +25,7 @@ ROME = [Answer("Rome", 13)]
 QUESTION = {"id": "q", "question": "where ?", "context": CONTEXT}
 NESTED = {"id": 7, "question": "where ?", "answers": [{"id": "1", "text": "Rome", "answer_start": -1}]}
 CMRC = {"query_id": "T_1", "query_text": "where ?", "answers": ["Rome"]}
-LOCATED = "1 answers without a start, read where their contexts have them, once each (the first: {})"
+LOCATED = "1 answer without a start, read at the only place where the context has the text (the first: {})"
 
 QUESTION_FILES = {  # name -> (ending, content, answers, start of a note)
     "flattened": (".json", {"data": [QUESTION | {"answers": {"text": ["Rome"], "answer_start": [13]}}]}, ROME, ""),
@@ -49,7 +49,7 @@ QUESTION_FILES = {  # name -> (ending, content, answers, start of a note)
         ".jsonl",
         QUESTION | {"answers": {"text": [""], "answer_start": [-1]}},
         [],
-        "1 questions with an empty answer at a negative start, read as without an answer",
+        "1 question with an empty answer at a negative start, read as without an answer",
     ),
     "nested": (
         ".json",
@@ -197,7 +197,7 @@ def test_relations_are_read_in_the_forms_of_files(name, tmp_path):
     )
     found = [read.values[role].text_in(read.values["text"]) for role in ROLES]
     assert (*found, read.values["subject"].type) == (subject, obj, kind)
-    assert [note.startswith("1 rows read as ") for note in rows.notes] == [True]
+    assert [note.startswith("1 row read as ") for note in rows.notes] == [True]
 
 
 BAD_RELATIONS = {
