@@ -33,6 +33,7 @@ from data.formats.word_lines import guess_format, read_sentences
 from data.row import Row, Rows
 from data.tag_checks import check_tags, name_numbers
 from data.tag_schemes import find_scheme
+from data.tokenizers.split_words import add_spaces
 from data.words import TEXT
 
 LINE_SUFFIXES = {".conll": "conll", ".conllu": "conll", ".conllup": "conll", ".bio": "conll", ".iob": "conll"}
@@ -237,7 +238,7 @@ def _space_words(row: Row, text: str, tokenizer: Tokenizer) -> list[str]:
         return [word.lstrip() for word in words]
     if TEXT in row.values:
         return [" " + word.lstrip() if word[0].isspace() else word for word in words]
-    return [" " + word for word in words]
+    return add_spaces(words, tokenizer)
 
 
 def _first_tokens(word_ids: Sequence[int | None], count: int) -> np.ndarray:

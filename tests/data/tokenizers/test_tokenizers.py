@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 
 from data import DataError, copy_tokenizer, load_tokenizer
 from data.tokenizers.sentencepiece import read_sentencepiece
+from data.tokenizers.split_words import add_spaces
 
 WORDS = """the film was good not and a book of naïve cafés École İstanbul straße don't stop-believing 1,000.5 3rd $5 ...
 (really)! 电影 很好看 中文字符 漢字 我们 かな アニメ 안녕 하세요 हिन्दी मरहबा مرحبا שלום 🎉 👩‍👩‍👧 🇩🇪 ♥ ﬁne Ｆｕｌｌ"""
@@ -505,3 +506,31 @@ def test_f14_broken_settings_of_t5(tmp_path, settings, reason):
     (tmp_path / "spiece.model").write_bytes(model_of(PIECES))
     with pytest.raises(DataError, match=re.escape(reason)):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("split_special", [False, True])
+@pytest.mark.parametrize("kind", ["RobertaTokenizer", "GPT2Tokenizer"])
+def test_words_split_by_others_are_encoded_as_in_transformers(tmp_path, kind, split_special):
+    """With add_prefix_space, and a word that is literally a special token, has one in it, or begins with a space."""
+    transformers = pytest.importorskip("transformers")
+    special = ["<s>", "</s>", "<pad>", "<unk>", "<mask>"] if kind == "RobertaTokenizer" else ["<|endoftext|>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate([*special, *letters])}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, add_prefix_space=True)
+    ours = load_tokenizer(tmp_path)
+    ours.encode_special_tokens = split_special
+    first, last = special[0], special[-1]
+    # With split_special_tokens, transformers itself still finds these tokens in words: compare those without any.
+    marked = [] if split_special else [*special, f"a{first}", f"{first}b", f"x{last}y", first + last, f" {first}"]
+    pieces = [*marked, "the", "cat", "é", "中", "...", " lead", "trail ", "a b", "\u00a0"]
+    rng = random.Random(0)
+    for _ in range(100):
+        words = [rng.choice(pieces) for _ in range(rng.randint(1, 6))]
+        expected = theirs(words, is_split_into_words=True)
+        found = ours.encode(add_spaces(words, ours), is_pretokenized=True)
+        assert (found.ids, found.word_ids) == (expected["input_ids"], expected.word_ids()), words
+    if split_special:
+        ids = ours.encode(add_spaces(["a", *special], ours), is_pretokenized=True, add_special_tokens=False).ids
+        assert not {ours.token_to_id(token) for token in special} & set(ids)
