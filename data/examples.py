@@ -23,14 +23,15 @@ class TextExamples(Generic[RecordT]):
     """N examples as S sequences of tokens, stored end to end with 4 + 1 bytes per token.
 
     Usually an example is one sequence. The windows of a long text are several sequences of one example; `sequences`
-    then says where those of each example begin. A task has labels of one kind: of each sequence, of each token, or a
-    target text.
+    then says where those of each example begin. A task has labels of one kind: of each sequence or each example, of
+    each token, or a target text.
     """
 
     input_ids: np.ndarray  # (total,) int32
     token_type_ids: np.ndarray  # (total,) uint8
     offsets: np.ndarray  # (S + 1,) int64: where each sequence begins
-    labels: np.ndarray | None  # (S,) int64; (S, C) float32, NaN where there is no target; (S, 2) int64 of a span
+    # (N,) int64; (N, C) float32, NaN where there is no target; those of a span, (S, 2) int64, are of each sequence
+    labels: np.ndarray | None
     ids: list[str]  # (N,) ids of the examples
     truncated: int  # number of texts that lost tokens to max_length
     token_labels: np.ndarray | None = None  # (total,) int64: what to predict at each token
@@ -66,6 +67,11 @@ class TextExamples(Generic[RecordT]):
     def num_targets(self) -> int:
         """Number of targets of all examples."""
         return count_targets(self._all_labels())
+
+    @property
+    def _has_spans(self) -> bool:
+        """Whether the labels are spans of the sequences, instead of classes or numbers of the examples."""
+        return self.labels is not None and self.labels.ndim == 2 and self.labels.dtype.kind == "i"
 
     def _all_labels(self) -> np.ndarray | None:
         if self.target_ids is not None:
@@ -129,7 +135,7 @@ class TextExamples(Generic[RecordT]):
                 "decoder_cu_seqlens": _cumulative(target_lengths),
             }
         else:
-            labels = None if self.labels is None else self.labels[sequences]
+            labels = None if self.labels is None else self.labels[sequences if self._has_spans else chosen]
         return Batch(
             input_ids=torch.from_numpy(self.input_ids[tokens].astype(np.int64)),
             token_type_ids=torch.from_numpy(self.token_type_ids[tokens].astype(np.int64)),
@@ -149,9 +155,9 @@ class TextExamples(Generic[RecordT]):
         first = index if self.sequences is None else int(self.sequences[index])
         head = f"id {self.ids[index]}"
         if self.labels is not None and self.labels.ndim == 1:
-            head += f"  {labels[self.labels[first]]}"
+            head += f"  {labels[self.labels[index]]}"
         elif self.labels is not None:
-            head += f"  {self.labels[first].tolist()}"
+            head += f"  {self.labels[first if self._has_spans else index].tolist()}"
         ids = self.sequence(first)
         tokens = [str(tokenizer.id_to_token(k)) for k in ids]
         if self.token_labels is not None:

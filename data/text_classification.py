@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
@@ -16,6 +17,7 @@ from data.examples import TextExamples, note_truncated
 from data.label_lists import parse_list_text
 from data.label_spelling import label_name
 from data.labels import class_numbers
+from data.long_texts import TRUNCATE, LongTexts
 from data.notes import count_of
 from data.row import Row
 
@@ -68,41 +70,94 @@ def encode_texts(
     label: str = "",
     labels: Sequence[str] = (),
     max_length: int,
+    long_texts: str = TRUNCATE,
+    window_overlap: int = 0,
     limit: str = "data.max_length",
     nouns: str = "texts",
 ) -> TextExamples[None]:
     """Encode checked rows, truncated to `max_length` tokens including the special ones (the longest of a pair first).
 
-    label: a column, or "" for unlabelled rows. limit, nouns: the setting of max_length and what the rows are, in notes.
+    label: a column, or "" for unlabelled rows. long_texts, window_overlap: what becomes of texts that are longer
+    (data/long_texts.py). limit, nouns: the setting of max_length and what the rows are, in notes.
     """
-    tokenizer.enable_truncation(max_length, strategy="longest_first")
+    reading = LongTexts(long_texts, max_length, window_overlap)
     # An empty array first, so that no rows make an empty data set.
     ids, types = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.uint8)]
     lengths: list[int] = []
-    truncated, lost = 0, 0
+    counts: list[int] = []  # sequences of each example
+    long, lost = 0, 0
     inputs = [(r.values[text], r.values[text_pair]) if text_pair else r.values[text] for r in rows]
     is_quiet = not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0"  # every rank encodes, one shows it
     with tqdm(total=len(rows), desc="encoding", unit="text", leave=False, delay=1, disable=is_quiet) as bar:
         for chunk in split_into_chunks(inputs):
-            encodings = tokenizer.encode_batch_fast(chunk)
-            ids += [np.asarray(e.ids, dtype=np.int32) for e in encodings]
-            types += [np.asarray(e.type_ids, dtype=np.uint8) for e in encodings]
-            lengths += [len(e.ids) for e in encodings]
-            beyond = [(i, parts) for i, e in enumerate(encodings) if (parts := e.overflowing)]
-            truncated += len(beyond)
-            lost += _count_lost([parts for _, parts in beyond], [chunk[i] for i, _ in beyond], tokenizer, max_length)
-            del encodings, beyond
+            encoded = (
+                _truncate(chunk, tokenizer, max_length) if long_texts == TRUNCATE else _split(chunk, tokenizer, reading)
+            )
+            ids += encoded.ids
+            types += encoded.types
+            lengths += map(len, encoded.ids)
+            counts += encoded.counts
+            long += encoded.long
+            lost += encoded.lost
             bar.update(len(chunk))
-    tokenizer.no_truncation()
+    sequences = np.cumsum([0, *counts], dtype=np.int64) if len(counts) != len(lengths) else None
+    if long_texts == TRUNCATE:
+        notes = note_truncated(long, len(rows), nouns, f"{limit} = {max_length}", lost, sum(lengths) + lost)
+    else:
+        windows = sum(count for count in counts if count > 1)
+        notes = reading.notes(long, len(rows), nouns, windows, lost, sum(lengths) + lost)
     return TextExamples(
         input_ids=np.concatenate(ids),
         token_type_ids=np.concatenate(types),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         labels=class_numbers(rows, label, labels) if label else None,
         ids=[row.id for row in rows],
-        truncated=truncated,
-        notes=note_truncated(truncated, len(rows), nouns, f"{limit} = {max_length}", lost, sum(lengths) + lost),
+        truncated=long if long_texts == TRUNCATE else 0,
+        sequences=sequences,
+        notes=notes,
     )
+
+
+class _Encoded(NamedTuple):
+    """The sequences of some texts."""
+
+    ids: list[np.ndarray]  # of each sequence
+    types: list[np.ndarray]
+    counts: list[int]  # sequences of each text
+    long: int  # texts with more tokens than fit into one
+    lost: int  # tokens that are in no sequence
+
+
+def _truncate(inputs: Sequence[str | tuple[str, str]], tokenizer: Tokenizer, max_length: int) -> _Encoded:
+    tokenizer.enable_truncation(max_length, strategy="longest_first")
+    encodings = tokenizer.encode_batch_fast(inputs)
+    beyond = [(i, parts) for i, e in enumerate(encodings) if (parts := e.overflowing)]
+    lost = _count_lost([parts for _, parts in beyond], [inputs[i] for i, _ in beyond], tokenizer, max_length)
+    tokenizer.no_truncation()
+    ids = [np.asarray(e.ids, dtype=np.int32) for e in encodings]
+    types = [np.asarray(e.type_ids, dtype=np.uint8) for e in encodings]
+    return _Encoded(ids, types, [1] * len(inputs), len(beyond), lost)
+
+
+def _split(inputs: Sequence[str | tuple[str, str]], tokenizer: Tokenizer, long_texts: LongTexts) -> _Encoded:
+    ids: list[np.ndarray] = []
+    types: list[np.ndarray] = []
+    counts: list[int] = []
+    long = lost = 0
+    for encoding in tokenizer.encode_batch_fast(inputs):
+        all_ids = np.asarray(encoding.ids, dtype=np.int32)
+        all_types = np.asarray(encoding.type_ids, dtype=np.uint8)
+        if len(all_ids) <= long_texts.max_length:
+            sequences = [np.arange(len(all_ids))]
+        else:
+            parts = np.array([-1 if part is None else part for part in encoding.sequence_ids])
+            sequences = long_texts.split(parts)
+            long += 1
+            lost += len(all_ids) - len(np.unique(np.concatenate(sequences)))
+        ids += [all_ids[kept] for kept in sequences]
+        types += [all_types[kept] for kept in sequences]
+        counts.append(len(sequences))
+    return _Encoded(ids, types, counts, long, lost)
 
 
 def _count_lost(
@@ -113,9 +168,7 @@ def _count_lost(
         num_special = tokenizer.num_special_tokens_to_add(False)  # each part has them too
         return sum(len(part) - num_special for parts in beyond for part in parts)
     tokenizer.no_truncation()  # the parts of a pair have its texts in every combination, so they do not tell
-    lost = sum(len(encoding) - max_length for encoding in tokenizer.encode_batch_fast(inputs))
-    tokenizer.enable_truncation(max_length, strategy="longest_first")
-    return lost
+    return sum(len(encoding) - max_length for encoding in tokenizer.encode_batch_fast(inputs))
 
 
 def split_into_chunks(inputs: Sequence[str | tuple[str, str]]) -> Iterator[Sequence[str | tuple[str, str]]]:

@@ -15,9 +15,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from data.batch import IGNORE_INDEX
 from data.errors import DataError, ErrorList
@@ -30,6 +31,7 @@ from data.formats.options import FileOptions
 from data.formats.rows import read_rows
 from data.formats.tagged_rows import check_tagged_rows
 from data.formats.word_lines import guess_format, read_sentences
+from data.long_texts import TRUNCATE, LongTexts, split_into_word_windows
 from data.row import Row, Rows
 from data.tag_checks import check_tags, name_numbers
 from data.tag_schemes import find_scheme
@@ -127,7 +129,7 @@ class Words:
     """The words of N examples, end to end, and the token of each."""
 
     offsets: np.ndarray  # (N + 1,) int64: where the words of each example begin
-    first_tokens: np.ndarray  # (total,) int32: the word's first token in its sequence; -1: it has no token
+    first_tokens: np.ndarray  # (total,) int32: the word's first token among those of its example; -1: it has none
     labels: np.ndarray | None  # (total,) int64: classes
     truncated: int  # number of words that lost their tokens to max_length
     unreadable: int  # number of words that have no token in this tokenizer, such as a lone control character
@@ -169,31 +171,36 @@ def encode_tagged(
     max_length: int,
     entities: bool = True,
     scheme: str = "auto",
+    long_texts: str = TRUNCATE,
+    window_overlap: int = 0,
 ) -> TextExamples[Words]:
     """Encode checked rows word by word, truncated to `max_length` tokens including the special ones.
 
     A word's label stands at its first token, and IGNORE_INDEX at all others (Devlin et al. 2019, section 5.3). The
     tokenizer says which tokens belong to a word. label: the column of the tags, or "".
+
+    long_texts = windows: a long text is read in several sequences, and each word in one of them (data/long_texts.py).
     """
     ids, types = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.uint8)]
     first_tokens = [np.empty(0, dtype=np.int32)]
-    lengths: list[int] = []
+    windows: list[int] = []  # of each example
     truncated_words = unreadable = truncated = 0
-    tokenizer.enable_truncation(max_length)
+    if long_texts == TRUNCATE:
+        tokenizer.enable_truncation(max_length)
     for begin in range(0, len(rows), CHUNK):
         chunk = [_space_words(row, text, tokenizer) for row in rows[begin : begin + CHUNK]]
         for words, encoding in zip(chunk, tokenizer.encode_batch(chunk, is_pretokenized=True), strict=True):
-            ids.append(np.asarray(encoding.ids, dtype=np.int32))
-            types.append(np.asarray(encoding.type_ids, dtype=np.uint8))
-            lengths.append(len(encoding.ids))
-            first_tokens.append(_first_tokens(encoding.word_ids, len(words)))
-            beyond = {word for overflow in encoding.overflowing for word in overflow.word_ids}
-            lost = set(np.flatnonzero(first_tokens[-1] < 0).tolist())
-            truncated += bool(beyond)
-            truncated_words += len(lost & beyond)
-            unreadable += len(lost - beyond)
+            encoded = _split_encoding(encoding, len(words), max_length, window_overlap)
+            ids += encoded.ids
+            types += encoded.types
+            first_tokens.append(encoded.first_tokens)
+            windows.append(len(encoded.ids))
+            truncated += encoded.is_truncated
+            truncated_words += encoded.num_truncated
+            unreadable += encoded.num_unreadable
     tokenizer.no_truncation()
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    offsets = np.cumsum([len(sequence) for sequence in ids], dtype=np.int64)
+    sequences = np.cumsum([0, *windows], dtype=np.int64)
     counts = [len(row.values[text]) for row in rows]
     number = {name: i for i, name in enumerate(labels)}
     tags = np.array([number[tag] for row in rows for tag in row.values[label]], dtype=np.int64) if label else None
@@ -216,14 +223,57 @@ def encode_tagged(
         labels=None,
         ids=[row.id for row in rows],
         truncated=truncated,
-        token_labels=None if tags is None else _label_tokens(record, tags, counts, offsets),
-        notes=count_notes(
-            (truncated, "text", "truncated to data.max_length"),
-            (truncated_words, "word", "cut off by data.max_length"),
-            (unreadable, "word", "without a token"),
-        ),
+        token_labels=None if tags is None else _label_tokens(record, tags, counts, offsets, sequences),
+        sequences=sequences if sequences[-1] > len(rows) else None,
+        notes=_note_long(windows, max_length, truncated, truncated_words, long_texts)
+        + count_notes((unreadable, "word", "without a token")),
         record=record,
     )
+
+
+class _EncodedWords(NamedTuple):
+    """The sequences of one text of words."""
+
+    ids: list[np.ndarray]  # of each sequence
+    types: list[np.ndarray]
+    first_tokens: np.ndarray  # (words,) as in Words
+    num_truncated: int = 0  # words that lost all tokens, or in windows some
+    num_unreadable: int = 0
+    is_truncated: bool = False
+
+
+def _split_encoding(encoding: Encoding, num_words: int, max_length: int, overlap: int) -> _EncodedWords:
+    """Return the sequence of a text that fits or was truncated, or the windows of one that is longer."""
+    ids, types = np.asarray(encoding.ids, dtype=np.int32), np.asarray(encoding.type_ids, dtype=np.uint8)
+    if len(ids) <= max_length:
+        first_tokens = _first_tokens(encoding.word_ids, num_words)
+        beyond = {word for overflow in encoding.overflowing for word in overflow.word_ids}
+        lost = set(np.flatnonzero(first_tokens < 0).tolist())
+        return _EncodedWords([ids], [types], first_tokens, len(lost & beyond), len(lost - beyond), bool(beyond))
+    word_ids = np.array([-1 if word is None else word for word in encoding.word_ids])
+    content = np.flatnonzero(word_ids >= 0)
+    begin, end = content[0], content[-1] + 1
+    before, after = np.arange(begin), np.arange(end, len(ids))
+    windows = split_into_word_windows(word_ids[begin:end], max_length - len(before) - len(after), overlap)
+    kept = [np.concatenate([before, np.arange(begin + a, begin + b), after]) for a, b in windows.slices]
+    offsets = np.cumsum([0, *map(len, kept)])[windows.window]  # of the window of each word
+    first_tokens = np.full(num_words, -1, dtype=np.int32)
+    starts = np.array([start for start, _ in windows.slices])[windows.window]
+    first_tokens[windows.words] = offsets + len(before) + windows.first - starts
+    num_unreadable = int((first_tokens < 0).sum())
+    sequences = [ids[positions] for positions in kept], [types[positions] for positions in kept]
+    return _EncodedWords(*sequences, first_tokens, windows.num_cut, num_unreadable, windows.num_cut > 0)
+
+
+def _note_long(windows: Sequence[int], max_length: int, texts: int, words: int, mode: str) -> tuple[str, ...]:
+    """Return notes on texts longer than max_length. texts, words: numbers of those that were truncated."""
+    if mode == TRUNCATE:
+        return count_notes(
+            (texts, "text", "truncated to data.max_length"), (words, "word", "cut off by data.max_length")
+        )
+    split = [count for count in windows if count > 1]
+    read = LongTexts(mode, max_length).notes(len(split), len(windows), "texts", sum(split), 0, 0)
+    return read + count_notes((words, "word", "longer than a window, of which the first tokens are read"))
 
 
 def _space_words(row: Row, text: str, tokenizer: Tokenizer) -> list[str]:
@@ -251,9 +301,11 @@ def _first_tokens(word_ids: Sequence[int | None], count: int) -> np.ndarray:
     return first_tokens
 
 
-def _label_tokens(words: Words, tags: np.ndarray, counts: Sequence[int], offsets: np.ndarray) -> np.ndarray:
+def _label_tokens(
+    words: Words, tags: np.ndarray, counts: Sequence[int], offsets: np.ndarray, sequences: np.ndarray
+) -> np.ndarray:
     """Return (total tokens,): the label of each word at its first token, IGNORE_INDEX elsewhere."""
     labels = np.full(offsets[-1], IGNORE_INDEX, dtype=np.int64)
     kept = words.first_tokens >= 0
-    labels[(np.repeat(offsets[:-1], counts) + words.first_tokens)[kept]] = tags[kept]
+    labels[(np.repeat(offsets[sequences[:-1]], counts) + words.first_tokens)[kept]] = tags[kept]
     return labels

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from data import Examples, TextExamples
+from data import Examples
 from data.batch import IGNORE_INDEX
 from engine.config import ConfigError, RegularizeSettings
 from models import TaskModel
@@ -84,8 +84,6 @@ def classes_to_balance(sampler: str, examples: Any) -> np.ndarray | None:
     if sampler != "balanced":
         return None
     labels: np.ndarray = examples.labels
-    if isinstance(examples, TextExamples) and examples.sequences is not None:
-        labels = labels[examples.sequences[:-1]]  # the windows of a text have its class
     if (labels == IGNORE_INDEX).any():
         raise ConfigError("train.sampler = 'balanced' needs a class for each training example: set it to shuffle")
     return labels

@@ -19,7 +19,8 @@ from engine.config import ConfigError, DropoutSettings, RegularizeSettings, choo
 from engine.errors import TrainingError
 from engine.regularize import DropoutSchedule
 from models import Output, TaskModel
-from models.heads import Head, upcast
+from models.heads import Head
+from models.ops.layers import upcast
 from models.ops.packing import Packing
 
 # name -> loss(logits, batch): a scalar, the sum of the losses of all targets of a micro-batch, which may be empty.

@@ -12,6 +12,7 @@ from data import Examples
 from data.errors import DataError
 from data.examples import TextExamples
 from data.image_preprocessing import Preprocessing
+from data.long_texts import WINDOWS, find_overlap_fault
 from engine.config import Config, ConfigError, all_settings, get
 from engine.metrics.text_classification import POSITIVE_CLASS_METRICS
 from engine.tasks import TASKS, Task, TaskSettings
@@ -42,12 +43,44 @@ def _check_used(config: Config, task: Task) -> None:
     for key in all_settings(default):
         if {key, key.partition(".")[0]} & unread and get(config, key) != get(default, key):
             raise ConfigError(f"{key} = {get(config, key)!r} has no effect on {config.run.task}: leave it out")
+    _check_format(config)
+    _check_long_texts(config, task)
     _check_imbalance(config, task)
     for name in ("mixup", "cutmix"):
         if config.data.teacher_file and get(config, f"augment.image.{name}"):
             raise ConfigError(
                 f"augment.image.{name} mixes two examples, which data.teacher_file has no logits for: leave one out"
             )
+
+
+def _check_format(config: Config) -> None:
+    """Raise ConfigError for a setting of text files that files of data.format do not have."""
+    tables, binary = ("auto", "csv", "tsv"), ("parquet", "idx", "folder")
+    for key in ("encoding", "delimiter", "quotes"):
+        value, format = getattr(config.data, key), config.data.format
+        is_read = format not in binary if key == "encoding" else format in tables
+        if value != getattr(Config().data, key) and not is_read:
+            raise ConfigError(f"data.{key} = {value!r} has no effect with data.format = {format!r}: leave it out")
+
+
+def _check_long_texts(config: Config, task: Task) -> None:
+    """Raise ConfigError for a way of reading long texts that the task does not have, with the reason."""
+    mode, overlap = config.data.long_texts, config.data.window_overlap
+    if mode not in task.long_texts:
+        reason = {
+            "token-classification": "each word has a tag, and those in the middle would be lost: windows reads all",
+            "question-answering": "contexts are always read in windows that share question_answering.doc_stride tokens",
+            "relation-extraction": "a long text is cut around its two entities",
+            "causal-lm": "causal_lm.concatenate_texts reads all of a text in blocks",
+            "dialogue": "a reply is learned after the turns just before it",
+            "image-classification": "an image is no text",
+        }.get(config.run.task, "the text that is written would have no source for what was left out")
+        raise ConfigError(f"data.long_texts = {mode!r} has no effect on {config.run.task}: {reason}")
+    if overlap != Config().data.window_overlap and mode != "windows":
+        raise ConfigError(
+            f"data.window_overlap = {overlap} has no effect with data.long_texts = {mode!r}: leave it out, or set "
+            'data.long_texts = "windows"'
+        )
 
 
 def _check_imbalance(config: Config, task: Task) -> None:
@@ -99,6 +132,10 @@ def _check_tokens(config: Config, model: TaskModel, tokenizer: Tokenizer) -> Non
         raise ConfigError(
             f"data.max_length = {config.data.max_length} leaves no room beside {special} special tokens: raise it"
         )
+    if config.data.long_texts == WINDOWS:
+        overlap, is_pair = config.data.window_overlap, bool(config.data.text_pair_column)
+        if fault := find_overlap_fault(config.data.max_length, special, overlap, is_pair):
+            raise ConfigError(fault)
     rows = model.vocab_size
     token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])  # ids may have gaps
     if largest >= rows:

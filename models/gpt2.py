@@ -17,11 +17,11 @@ from models.architecture import Architecture, check_divides, read_fields, read_r
 from models.checkpoints.tensor_files import JsonObject
 from models.checkpoints.weights import WeightRow, WeightTable, linear_rows
 from models.generation.cache import Cache
-from models.heads import Head, HeadShape, upcast
+from models.heads import Head, HeadShape
 from models.inputs import ModelInputs, require
 from models.ops.attention import packed_attention
 from models.ops.dropout import Dropout
-from models.ops.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, drop_path, init_normal
+from models.ops.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, drop_path, init_normal, upcast
 from models.ops.packing import Packing
 
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from models.errors import ModelError
 from models.inputs import IGNORE_INDEX, ModelInputs, require
 from models.ops.dropout import Dropout
-from models.ops.layers import ACTIVATIONS, POOLINGS, init_normal, mean_pool
+from models.ops.layers import ACTIVATIONS, POOLINGS, init_normal, mean_by_example, mean_pool, upcast
 from models.ops.linear_cross_entropy import linear_cross_entropy
 from models.ops.packing import Packing, pad_sequences
 
@@ -132,6 +132,7 @@ class SequenceClassification(Head):
         """Return logits (B, C) and the sum of the losses.
 
         hidden: (T, D). inputs.labels: (B,) classes, or (B, C) floats for multi-label and regression, or None.
+        Where an example is several sequences (windows of a long text), B examples: their logits are the means.
         """
         if self.shape.pooling == "mean":
             x = mean_pool(hidden, packing, self.shape.num_special)
@@ -141,6 +142,8 @@ class SequenceClassification(Head):
             x = self.dropout(x) if self.shape.dropout_before_dense else x
             x = ACTIVATIONS[self.shape.dense](self.dense(x))
         logits = self.classifier(self.dropout(x))
+        if inputs.sequences is not None:
+            logits = mean_by_example(logits, inputs.sequences)
         return logits, classification_loss(logits, inputs.labels, self.shape, self.training)
 
 
@@ -387,11 +390,6 @@ def classification_loss(logits: Tensor, labels: Tensor | None, shape: HeadShape,
     if shape.problem == "multi-label":
         return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum", pos_weight=factors)
     return F.mse_loss(logits, labels, reduction="sum")
-
-
-def upcast(x: Tensor) -> Tensor:
-    """Return x in fp32, or in fp64 if it is fp64; losses are computed in this precision."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _require_labels(inputs: ModelInputs) -> Tensor:

@@ -71,6 +71,10 @@ class ModelInputs(Protocol):
     def pixel_values(self) -> Tensor | None:
         """(B, channels, height, width)."""
 
+    @property
+    def sequences(self) -> tuple[int, ...] | None:
+        """The number of sequences of each example, on the host, such as the windows of a text; None: one each."""
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -87,6 +91,7 @@ class Inputs:
     decoder_cu_seqlens: Tensor | None = None
     pixel_values: Tensor | None = None
     num_targets: int | None = None
+    sequences: tuple[int, ...] | None = None
 
     def to(self, device: torch.device | str) -> Inputs:
         """Return a copy on `device`."""
@@ -102,9 +107,12 @@ def pack(
     labels: Tensor | None = None,
     markers: Tensor | None = None,
     decoder: Sequence[Sequence[int]] | None = None,
+    windows: Sequence[int] | None = None,
     device: torch.device | str | None = None,
 ) -> Inputs:
     """Return Inputs from lists of token ids, one list per sequence; `decoder` has those of the decoder.
+
+    windows: the number of sequences of each example, where an example is several; a classifier takes their mean.
 
     Attention is faster where sequences of equal length are neighbours, since it computes them in one call.
     Raises ModelError for a sequence without tokens, and where the lists do not match.
@@ -118,6 +126,8 @@ def pack(
     # In generation the encoder runs once, so later inputs have no sequences (models/generation/cache.py).
     if decoder is not None and sequences and len(decoder) != len(sequences):
         raise ModelError(f"there are {len(sequences)} sequences and {len(decoder)} decoder sequences")
+    if windows is not None and (sum(windows) != len(sequences) or min(windows, default=1) < 1):
+        raise ModelError(f"windows {[*windows]} should be numbers from 1, {len(sequences)} together")
     return Inputs(
         input_ids=_flatten(sequences, device),
         lengths=lengths,
@@ -128,6 +138,7 @@ def pack(
         decoder_input_ids=None if decoder is None else _flatten(decoder, device),
         decoder_lengths=decoder_lengths,
         decoder_cu_seqlens=None if decoder is None else cumulative_lengths(decoder_lengths, device),
+        sequences=None if windows is None else tuple(windows),
     )
 
 

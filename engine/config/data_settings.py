@@ -67,13 +67,14 @@ class DataSettings:
     )
     long_texts: str = setting(
         "truncate",
-        "texts longer than max_length; truncate: keep the first tokens; head+tail: keep the first and the last; "
-        "windows: read all in windows",
+        "texts longer than max_length; truncate: keep the first tokens; head+tail: keep the first, a quarter, and the "
+        "last, three quarters; windows: read all in windows, of whose logits a class takes the mean",
         ("truncate", "head+tail", "windows"),
     )
     window_overlap: int = setting(32, "tokens that two neighbouring windows of a long text share", within=">= 0")
     split_special_tokens: bool = setting(
-        True, "read a special token in a text, as [SEP] or </s>, as its characters; false: as the token, which may end it"
+        True,
+        "read a special token in a text, as [SEP] or </s>, as its characters; false: as the token, which may end it",
     )
     teacher_file: str = setting(
         "", "file with a teacher's logits for data.train by id, .jsonl as engine.predict writes it; empty: none"

@@ -115,6 +115,7 @@ def predict_batch(
 
 MULTI_LABEL_CLASSIFICATION = Task(
     head="sequence-classification",
+    long_texts=("truncate", "head+tail", "windows"),
     predicts="labels",
     metrics=(
         *("f1_micro", "precision_micro", "recall_micro", "f1", "precision", "recall"),

@@ -111,6 +111,7 @@ class Task:
     stratify: bool = False  # whether the held-out split keeps the proportions of the values of the label column
     generates: bool = False  # whether it writes texts, and so reads [generate]
     noun: str = "text"  # what the task reads, in notes
+    long_texts: tuple[str, ...] = ("truncate",)  # the values of data.long_texts that it can read
     predicts: str = "label"  # the key of a prediction that is null for a row that cannot be predicted
 
     read: Callable[[str, TaskSettings, bool], list[Row]]

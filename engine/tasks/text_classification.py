@@ -68,7 +68,7 @@ def check_labels(name: str, rows: Rows, settings: TaskSettings, labels: Sequence
 def encode(
     rows: list[Row], processor: Tokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
 ) -> TextExamples[None]:
-    """Encode the texts, truncated to data.max_length tokens, and with labels the number of each class."""
+    """Encode the texts, of at most data.max_length tokens or in windows, and with labels the number of each class."""
     return texts.encode_texts(
         rows,
         processor,
@@ -77,6 +77,8 @@ def encode(
         label=settings.label_column(labelled),
         labels=labels,
         max_length=settings.data.max_length,
+        long_texts=settings.data.long_texts,
+        window_overlap=settings.data.window_overlap,
     )
 
 
@@ -123,6 +125,7 @@ def values_by_label(labels: Sequence[str], probabilities: Tensor, logits: Tensor
 
 TEXT_CLASSIFICATION = Task(
     head="sequence-classification",
+    long_texts=("truncate", "head+tail", "windows"),
     metrics=(
         *("accuracy", "precision", "recall", "f1", "f1_present", "f1_micro", "f1_weighted", "mcc"),
         *(*metrics.POSITIVE_CLASS_METRICS, "loss"),

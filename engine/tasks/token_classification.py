@@ -65,7 +65,7 @@ def split_labels(rows: list[Row], settings: TaskSettings) -> list[Collection[str
 def encode(
     rows: list[Row], processor: Tokenizer, settings: TaskSettings, labels: Sequence[str], labelled: bool
 ) -> TextExamples[Words]:
-    """Encode the words, truncated to data.max_length tokens, and with labels the tag of each at its first token."""
+    """Encode the words, of at most data.max_length tokens or in windows, and with labels each tag at a first token."""
     return encode_tagged(
         rows,
         processor,
@@ -75,6 +75,8 @@ def encode(
         max_length=settings.data.max_length,
         entities=_are_entities(settings, labels),
         scheme=settings.own.tag_scheme,
+        long_texts=settings.data.long_texts,
+        window_overlap=settings.data.window_overlap,
     )
 
 
@@ -121,7 +123,8 @@ def predict_tags(model: TaskModel, batch: Batch, words: Words) -> tuple[Output, 
     counts = words.offsets[indices + 1] - words.offsets[indices]
     places = np.concatenate([words.first_tokens[:0], *(words.first_tokens[words.word_slice(i)] for i in batch.indices)])
     is_seen = places >= 0
-    begins = np.cumsum([0, *batch.lengths])[:-1]
+    sequences = np.cumsum([0, *batch.sequences]) if batch.sequences is not None else np.arange(len(indices) + 1)
+    begins = np.cumsum([0, *batch.lengths])[sequences[:-1]]  # of each example, which may be several windows
     tokens = torch.from_numpy((np.repeat(begins, counts) + places)[is_seen]).to(out.logits.device)
     best = torch.softmax(out.logits[tokens].double(), -1).max(-1)
     tags, probabilities = [metrics.NO_TAG] * len(places), [0.0] * len(places)
@@ -169,6 +172,7 @@ def _as_dict(words: Words, index: int, tags: list[str], probabilities: list[floa
 
 TOKEN_CLASSIFICATION = Task(
     head="token-classification",
+    long_texts=("truncate", "windows"),
     predicts="tags",
     metrics=(
         *("f1", "precision", "recall", "f1_strict", "precision_strict", "recall_strict"),

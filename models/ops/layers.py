@@ -105,6 +105,20 @@ def last_pool(hidden: Tensor, packing: Packing) -> Tensor:
     return hidden[packing.cu_seqlens[1:].long() - 1]
 
 
+def mean_by_example(x: Tensor, counts: tuple[int, ...]) -> Tensor:
+    """Return (N, C), the means over runs of counts[0], counts[1], ... rows of x, in fp32 or wider. x: (B, C)."""
+    sizes = torch.tensor(counts, dtype=torch.int64)
+    rows = torch.repeat_interleave(torch.arange(len(counts)), sizes).to(x.device, non_blocking=True)
+    x = upcast(x)
+    sums = x.new_zeros(len(counts), x.shape[1]).index_add(0, rows, x)
+    return sums / sizes.to(x.device, non_blocking=True)[:, None]
+
+
+def upcast(x: Tensor) -> Tensor:
+    """Return x in fp32, or in fp64 if it is fp64; losses are computed in this precision."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 POOLINGS: dict[str, Callable[[Tensor, Packing], Tensor]] = {"cls": first_pool, "mean": mean_pool, "last": last_pool}
 
 
