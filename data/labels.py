@@ -136,12 +136,20 @@ def check_unknown(
     else:
         for text, spelling in unknown.items():
             often = f" in {spelling.count:,} rows" if spelling.count > 1 else ""
-            hint = _hint_at_places([text], labels)
-            if (label := similar.get(similar_key(text))) is not None:
-                pair = f"{quote_apart(text, label)} and {quote_apart(label, text)}"
-                hint = f"; {pair} {describe_difference(text, label)}"
+            hint = hint_at_similar(text, similar) or _hint_at_places([text], labels)
             errors.add(name, spelling.line, f"unknown label {text!r}{often}; {known}{hint}")
     errors.raise_if_any()
+
+
+def hint_at_similar(text: str, similar: Mapping[str, str]) -> str:
+    """Return how an unknown value differs from the label that it looks like; "" where there is none.
+
+    similar: {similar_key(label): label}.
+    """
+    label = similar.get(similar_key(text))
+    if label is None:
+        return ""
+    return f"; {quote_apart(text, label)} and {quote_apart(label, text)} {describe_difference(text, label)}"
 
 
 def _hint_at_places(found: Iterable[str], labels: Sequence[str]) -> str:

@@ -23,8 +23,8 @@ from data.image_classification import (
     save_augmented_images,
 )
 from data.image_preprocessing import FILE, Preprocessing, read_preprocessing
-from data.label_spelling import canonical_label
-from data.labels import check_label_names, find_label_names, list_some, match_labels
+from data.label_spelling import canonical_label, similar_key
+from data.labels import check_label_names, hint_at_similar, list_some, match_labels
 from engine.config import AugmentSettings, ConfigError, GenerateSettings
 from engine.metrics import image_classification as metrics
 from engine.metrics import unusable
@@ -48,10 +48,10 @@ def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
     )
 
 
-def find_labels(name: str, rows: list[Row], settings: TaskSettings) -> list[str]:
+def find_labels(name: str, rows: Rows, settings: TaskSettings) -> list[str]:
     """Return data.labels, else the classes that occur, sorted; DataError for one, with what to set if it is nested."""
     try:
-        return find_label_names(name, rows, settings.data.label_column, settings.data.labels)
+        return text_classification.find_labels(name, rows, settings)
     except DataError as error:
         is_folder = rows and find_format(name, settings.file_options) == "folder"
         folder = str(rows[0].values[settings.data.label_column]) if is_folder else ""
@@ -65,8 +65,10 @@ def check_labels(name: str, rows: Rows, settings: TaskSettings, labels: Sequence
         folders = {str(row.values[column]) for row in rows}
         unknown = sorted(folders - match_labels(folders, labels).keys())
         known = f"the labels are {list_some([repr(label) for label in labels])}"
+        similar = {similar_key(label): label for label in labels} if unknown else {}
         errors = [
-            f"{root / folder}: a folder of an unknown class; {known}{_hint_at_folder(folder, name, settings)}"
+            f"{root / folder}: a folder of an unknown class; {known}"
+            + (hint_at_similar(folder, similar) or _hint_at_folder(folder, name, settings))
             for folder in unknown
         ]
         if errors:

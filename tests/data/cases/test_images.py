@@ -148,6 +148,9 @@ def test_spellings_and_numbers_of_folders_are_classes(tmp_path, capsys):
     said = image_run(tmp_path, train, capsys, data__validation=str(validation))
     assert "is read as the label" in said
     assert said.count(" 1, tea 1") == 1
+    other_case = write_folder(tmp_path / "case", "Tea/8.png")
+    with pytest.raises(DataError, match=r"case/Tea: a folder of an unknown class.*'Tea' and 'tea' differ in case"):
+        image_run(tmp_path, train, capsys, data__validation=str(other_case))
     numbers = write_folder(tmp_path / "numbers", *(f"{c}/{i}{c}.png" for c in "01" for i in range(2)))
     said = image_run(tmp_path, numbers, capsys, data__labels=("shoe", "bag"), data__validation=str(numbers))
     assert "labels: shoe 2, bag 2" in said
