@@ -63,7 +63,10 @@ def read_folder(root: Path, image: str, label: str, errors: ErrorList, labels: S
         )
         if reason:
             errors.add(root, line, reason, place=rows[-1].id)
-    for names, meaning in ((left_behind, "that programs leave behind"), (others, "that are no images")):
+    for names, meaning in (
+        (left_behind, "which programs leave behind"),
+        (others, "without the name or content of an image"),
+    ):
         if names:
             errors.notes.append(f"left out {_count(len(names), meaning)}: {list_names(sorted(names))}")
     return rows
@@ -139,7 +142,7 @@ def _are(noun: str, names: Sequence[str]) -> str:
 
 
 def _count(number: int, meaning: str) -> str:
-    return f"1 file or folder {meaning}" if number == 1 else f"{number:,} files or folders {meaning}"
+    return f"1 entry {meaning}" if number == 1 else f"{number:,} entries {meaning}"
 
 
 def _check_flat(root: Path, files: Sequence[Path]) -> None:

@@ -109,10 +109,10 @@ def test_what_programs_leave_behind_is_no_class_and_counted(tmp_path):
     rows = read_images(str(root))
     assert [row.id for row in rows] == ["cat/0.png", "dog/1.png", "dog/thumbs_up/2.png"]
     behind, others = rows.notes
-    assert behind.startswith(
-        f"left out {len(left) + 3} files or folders that programs leave behind: $RECYCLE.BIN, .DS_"
+    assert behind.startswith(f"left out {len(left) + 3} entries which programs leave behind: $RECYCLE.BIN, .DS_")
+    assert (
+        others == "left out 3 entries without the name or content of an image: README, cat/notes.txt, dog/labels.json"
     )
-    assert others == "left out 3 files or folders that are no images: README, cat/notes.txt, dog/labels.json"
     declared = read_images(str(root), labels=("cat", "dog", "thumbnails"))
     assert {row.values["label"] for row in declared} == {"cat", "dog", "thumbnails"}
 
