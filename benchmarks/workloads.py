@@ -28,7 +28,8 @@ import models
 from benchmarks.prepare.small_t5 import write_small_t5
 from data import copy_tokenizer
 from data.formats import idx
-from data.formats.rows import locate, read_rows
+from data.formats.lines import locate
+from data.formats.rows import read_rows
 from engine import config as configs
 from engine.tasks import TASKS
 from models.checkpoints import hub

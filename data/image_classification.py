@@ -25,10 +25,11 @@ from data.formats.folders import class_folders, list_names, read_folder
 from data.formats.image_files import MAX_PIXELS, check_images, decode, describe_findings
 from data.formats.image_kinds import SUFFIXES
 from data.formats.image_paths import find_images
+from data.formats.lines import locate
 from data.formats.memory import is_in_memory
 from data.formats.options import FileOptions
 from data.formats.parquet import is_table_folder
-from data.formats.rows import locate, read_rows
+from data.formats.rows import read_rows
 from data.image_preprocessing import Preprocessing, normalize, resize_and_crop, to_pixels
 from data.labels import class_numbers
 from data.row import Row, Rows

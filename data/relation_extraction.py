@@ -13,10 +13,11 @@ from tokenizers import Encoding, Tokenizer
 
 from data.errors import DataError, ErrorList
 from data.examples import TextExamples, note_truncated, warn_of_part
+from data.formats.lines import locate
 from data.formats.options import FileOptions
 from data.formats.relations import COLUMNS, HINT, SENTENCE, is_semeval, read_other_form, read_semeval
 from data.formats.row_forms import require_columns
-from data.formats.rows import locate, read_rows
+from data.formats.rows import read_rows
 from data.formats.spans import check_span_text
 from data.labels import class_numbers
 from data.notes import count_of

@@ -21,15 +21,18 @@ def read_teacher(name: str, ids: Sequence[str], labels: Sequence[str]) -> Tensor
     """Return (N, C) fp32: the logits of each example of `ids` for each of `labels`, both in their order.
 
     name: a .jsonl file with "id" and "logits" on each line: {label: number}, or numbers in the order of the labels.
-    It may have further ids, such as those of validation examples.
+    It may have further ids, such as those of validation examples. A line with a "reason" and no logits, which
+    engine.predict writes for a row that it left out, counts as absent.
     Raises one DataError for all bad lines, and for missing ids.
     """
     position = {example: i for i, example in enumerate(ids)}
     known = dict.fromkeys(labels)
     logits_of = torch.empty(len(ids), len(labels))
     errors, lines = ErrorList(), dict[str, int]()
-    for row in read_rows(name, ["id", "logits"], FileOptions(format="jsonl", id_column=""), errors):
+    for row in read_rows(name, ["id"], FileOptions(format="jsonl", id_column=""), errors):
         value = row.values["id"]
+        if "logits" not in row.values and "reason" in row.values:
+            continue
         example = str(value)
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             errors.add(name, row.line, f"an 'id' should be text or a number, this is {value!r}")
@@ -38,7 +41,7 @@ def read_teacher(name: str, ids: Sequence[str], labels: Sequence[str]) -> Tensor
         else:
             lines[example] = row.line
             try:
-                logits = _logits(row.values["logits"], known)
+                logits = _logits(row.values, known)
             except DataError as error:
                 errors.add(name, row.line, str(error))
             else:
@@ -53,12 +56,15 @@ def read_teacher(name: str, ids: Sequence[str], labels: Sequence[str]) -> Tensor
     return logits_of
 
 
-def _logits(value: Any, labels: Mapping[str, None]) -> list[float]:
-    """Return one number for each label, in their order; DataError with the reason alone."""
+def _logits(values: dict[str, Any], labels: Mapping[str, None]) -> list[float]:
+    """Return one number for each label, in their order, of a row; DataError with the reason alone."""
+    value = values.get("logits")
     if isinstance(value, list):
         if len(value) != len(labels):
             raise DataError(f"{len(value)} logits for {_quoted(labels)}")
         value = dict(zip(labels, value, strict=True))
+    if value is None:
+        raise DataError(f"no column 'logits'; this row has {', '.join(map(repr, values))}")
     if not isinstance(value, dict):
         raise DataError(f"'logits' should be {{label: number}}, or a list of numbers, this is {reprlib.repr(value)}")
     if any(label not in labels for label in value):  # another spelling, as 1.0 for 1

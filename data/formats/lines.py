@@ -85,7 +85,8 @@ class TextFile:
     def __init__(self, path: Path, options: FileOptions = FileOptions()):
         check_encoding(options.encoding)
         self.path, self.options = path, options
-        self.encoding = codecs.lookup(options.encoding or "utf-8").name
+        name = codecs.lookup(options.encoding or "utf-8").name
+        self.encoding = "utf-8" if name == "utf-8-sig" else name
         self.notes: list[str] = []
         self._content = None if path.is_file() or path.is_dir() else path.read_bytes()  # a pipe can be read once only
         self.is_wide = "\n".encode(self.encoding)[-1:] != b"\n" or len("\n".encode(self.encoding)) > 1
@@ -185,6 +186,7 @@ class TextFile:
         except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
             raise DataError(f"{self.path}: the compressed file is damaged: {error}") from None
         if self.is_wide:
+            self._check_wide_text(is_utf8 and b"\0" not in head)
             return
         if has_return and not has_feed and head.strip(b"\r"):
             self.line_end = b"\r"
@@ -198,6 +200,12 @@ class TextFile:
         if found and not self.encoding.startswith(found[:6]):
             expected = f"data.encoding is {self.encoding}" if self.options.encoding else "UTF-8 is expected"
             raise DataError(f'{self.path}: this is {found[:6].upper()}, and {expected}: data.encoding = "{found}"')
+
+    def _check_wide_text(self, is_utf8: bool) -> None:
+        """Read a file of UTF-8, in which nothing looks like UTF-16, as UTF-8."""
+        if is_utf8:
+            self.encoding, self.is_wide = "utf-8", False
+            self.notes.append(f"read as UTF-8, which it is, not by data.encoding = {self.options.encoding!r}")
 
     def _note_utf8(self, head: bytes) -> None:
         """Read a file as UTF-8 whose mark says so, or say that it may well be UTF-8."""

@@ -13,15 +13,13 @@ from typing import Any
 from data.errors import MEMORY, DataError, ErrorList
 from data.formats.annotations import flatten_task, is_task
 from data.formats.columns import describe_missing, list_nested, name_all, resolve
-from data.formats.json_files import Records, parse_json, read_json
-from data.formats.lines import MAX_LINE, NOT_READ, clean_lines, locate, read_head, suffix_of
+from data.formats.json_files import Records, read_json
+from data.formats.lines import NOT_READ, locate, read_head, suffix_of
 from data.formats.memory import is_in_memory, read_memory
 from data.formats.options import FileOptions
 from data.formats.parquet import is_table_folder, read_parquet
 from data.formats.tables import read_csv, read_tsv
 from data.row import Row, Rows
-
-__all__ = ["MAX_LINE", "READERS", "clean_lines", "locate", "parse_json", "read_rows"]
 
 Reader = Callable[[Path, ErrorList, Sequence[str], FileOptions], Records]
 READERS: dict[str, Reader] = {
@@ -92,6 +90,8 @@ def read_rows(
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror}") from None
     _check_absent(path, rows, lacking, required, list(columns), options)
+    if options.id_column not in ("", "id", *columns) and (rows or lacking):
+        errors.notes.append(f"no column {options.id_column!r} (data.id_column): the ids are numbers from 1")
     _assign_ids(path, rows, lacking, options.id_column, errors)
     _add_lacking(path, lacking, required, errors)
     if not rows and not errors:
@@ -126,6 +126,7 @@ def _read_file(name: str, required: Sequence[str], errors: ErrorList, options: F
         raise DataError(f"{name}: unknown kind of file {suffix!r}; use one of {', '.join(READERS)}{hint}")
     if reader is None:
         raise DataError(f"{name}: no such file")
+    errors.notes += _name_unused(reader, options)
     for number, line, values in reader(path, errors, required, options):
         if values is None:
             errors.broken[line] = str(number)
@@ -135,6 +136,14 @@ def _read_file(name: str, required: Sequence[str], errors: ErrorList, options: F
         except DataError as error:  # of a task of Label Studio
             errors.add(path, line, str(error))
             errors.broken[line] = str(number)
+
+
+def _name_unused(reader: Reader, options: FileOptions) -> list[str]:
+    """Return a note on the settings of other formats, which other files of the recipe may need; [] without any."""
+    unused = ["delimiter", "quotes"] if reader not in (read_csv, read_tsv) else []
+    unused += ["encoding"] if reader is read_parquet else []
+    given = [f"data.{key}" for key in unused if getattr(options, key) != getattr(FileOptions(), key)]
+    return [f"{' and '.join(given)}: no effect on a file of this format"] if given else []
 
 
 def _guess_format(path: Path, options: FileOptions) -> str:

@@ -151,9 +151,10 @@ def text_changes(
     wordings: dict[str, list[str]] = {}
     if settings.back_translation_file:
         data = encode.settings.data
-        # The file may also have wordings of held-out rows, which are not augmented.
-        known = rows if data.validation else encode.read(data.train, encode.settings, True)
-        wordings = tables.read_wordings(settings.back_translation_file, [row.id for row in known])
+        # The file may also have wordings of rows that are held out or were left out, which are not augmented.
+        found = encode.read(data.train, encode.settings, True)
+        known = [row.id for row in (*found, *getattr(found, "left_out", ()))]
+        wordings = tables.read_wordings(settings.back_translation_file, known)
     return texts.TextChanges(
         crop=settings.crop,
         delete=settings.delete,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
 from data import Row
 from data.audit import has_texts
+from data.formats.lines import locate
 from data.formats.memory import is_in_memory
-from data.formats.rows import locate
-from data.overlap import Content, comparable, describe_contradictions, describe_overlap, hash_rows
+from data.overlap import comparable, describe_contradictions, describe_overlap, hash_rows
 from engine.tasks.settings import TaskSettings
 from engine.tasks.task import Task
 
@@ -26,9 +26,10 @@ def compare_splits(
         return []
     column = "" if task.generates else settings.data.label_column
 
-    def content_of(row: Row) -> Content:
-        texts = tuple(map(comparable, task.texts(row, settings)))
-        return Content(texts, _label_of(row.values.get(column), task.problem))
+    texts_of, problem = task.texts, task.problem
+
+    def content_of(row: Row) -> tuple[Hashable, Hashable]:
+        return tuple(map(comparable, texts_of(row, settings))), _label_of(row.values.get(column), problem)
 
     training = hash_rows(train, content_of)
     is_shown = task.noun == "text"
@@ -45,7 +46,7 @@ def compare_splits(
     return notes
 
 
-def _label_of(value: Any, problem: str | None) -> Any:
+def _label_of(value: Any, problem: str | None) -> Hashable:
     if isinstance(value, list):
         value = [getattr(item, "text", item) for item in value]  # of answers
         value = sorted(value, key=str) if problem == "multi-label" else value

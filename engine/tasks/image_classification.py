@@ -13,7 +13,7 @@ from data import Batch, Examples, Row, Rows
 from data.augmentation.image import ImageAugmentation
 from data.errors import DataError
 from data.formats.folders import class_folders, hint_at_nested
-from data.formats.rows import locate
+from data.formats.lines import locate
 from data.image_classification import (
     ImageExamples,
     encode_images,

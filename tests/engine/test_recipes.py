@@ -10,7 +10,7 @@ import pytest
 from support.runs import run_training
 
 import models as native
-from data.formats.rows import locate
+from data.formats.lines import locate
 from engine import config as configs
 from engine import predict
 from engine.config import ConfigError

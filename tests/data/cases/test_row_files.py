@@ -18,6 +18,10 @@ from support.cases import Content, dry_run, predictions, run, settings_for, writ
 from data import DataError, Rows, read_rows
 from data.formats.memory import in_memory
 from data.formats.options import FileOptions
+from data.teacher import read_teacher
+from engine.config import Config, ConfigError, override
+from engine.tasks import TASKS
+from engine.validate import task_settings
 
 SETTINGS = {"text": "data.text_column", "label": "data.label_column"}
 ROWS = [{"text": "fine soup", "label": "yes"}, {"text": "cold soup", "label": "no"}]
@@ -59,6 +63,10 @@ JSON = {
     ),
     "pandas by column": (
         json.dumps(BY_COLUMN),
+        ["an object with a column in each member, as pandas writes it: read as rows"],
+    ),
+    "lists by column": (
+        json.dumps({key: [row[key] for row in ROWS] for key in ROWS[0]}),
         ["an object with a column in each member, as pandas writes it: read as rows"],
     ),
     "pandas split": (
@@ -470,6 +478,33 @@ def test_shards_of_a_table_are_one_file(tmp_path):
     (tmp_path / "train-00002-of-00003.parquet").unlink()
     with pytest.raises(DataError, match="has 2 of the 3 files of 'train'"):
         read_rows(str(tmp_path), ["text"])
+
+
+# Beside the rows
+
+
+def test_an_id_column_that_is_not_there_is_said(tmp_path):
+    found = read(tmp_path / "rows.csv", TABLE, id_column="key")
+    assert found.notes == ["no column 'key' (data.id_column): the ids are numbers from 1"]
+
+
+def test_settings_of_other_formats_are_said(tmp_path):
+    found = read(tmp_path / "rows.jsonl", ROWS, delimiter=";", quotes="no")
+    assert found.notes == ["data.delimiter and data.quotes: no effect on a file of this format"]
+    found = read(tmp_path / "rows.csv", TABLE, encoding="utf-16")
+    assert found.notes == ["read as UTF-8, which it is, not by data.encoding = 'utf-16'"]
+    for key, value, format in (("encoding", "gbk", "parquet"), ("delimiter", ";", "jsonl"), ("quotes", "no", "conll")):
+        config = override(Config(), {"run.task": "text-classification", f"data.{key}": value, "data.format": format})
+        with pytest.raises(ConfigError, match=rf"data\.{key} = '{value}' has no effect with data.format = '{format}'"):
+            task_settings(config, TASKS["text-classification"])
+
+
+def test_rows_that_a_teacher_left_out_have_no_logits(tmp_path):
+    lines = [{"id": "1", "logits": [1, 2]}, {"id": "2", "label": None, "reason": "'text' is empty"}]
+    name = str(write_file(tmp_path / "teacher.jsonl", lines))
+    assert read_teacher(name, ["1"], ["a", "b"]).tolist() == [[1, 2]]
+    with pytest.raises(DataError, match="no logits for 1 of the 2 training examples"):
+        read_teacher(name, ["1", "2"], ["a", "b"])
 
 
 # As a user runs it

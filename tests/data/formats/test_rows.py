@@ -10,8 +10,8 @@ import pytest
 
 from data import DataError, Row, read_rows, sample_rows, split_rows
 from data.errors import ErrorList
+from data.formats.lines import MAX_LINE
 from data.formats.options import FileOptions
-from data.formats.rows import MAX_LINE
 
 KINDS = ["jsonl", "csv", "tsv"]
 # Characters that str.splitlines, a shell or a spreadsheet would take for more than a character of a text.

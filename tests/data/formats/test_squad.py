@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from data import DataError, split_rows
+from data.formats.lines import locate
 from data.formats.options import FileOptions
-from data.formats.rows import locate
 from data.formats.squad import Answer, read_questions
 
 CONTEXT = "The Danube rises in the Black Forest. 它流入黑海。"

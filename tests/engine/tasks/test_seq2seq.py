@@ -16,7 +16,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 import models as native
 from benchmarks.prepare.django_messages import read_catalogue, select_pairs
 from data import DataError, Row, TextExamples
-from data.formats.rows import locate
+from data.formats.lines import locate
 from data.seq2seq import PairTokenizer, encode_pairs, read_pairs
 from engine import config as configs
 from engine import evaluate, predict
