@@ -69,7 +69,7 @@ class LongTexts:
         """
         limit = f"data.max_length = {self.max_length}"
         if self.mode == HEAD_AND_TAIL:
-            return note_truncated(long, total, nouns, f"the first and last tokens, {limit}", lost, tokens)
+            return note_truncated(long, total, nouns, f"their first and last tokens, {limit}", lost, tokens)
         verb = "is" if long == 1 else "are"
         notes = count_part(long, total, nouns, f"{verb} longer than {limit}: read in {windows:,} windows")
         share = f"{lost / max(1, tokens):.1%} of all tokens lost"

@@ -85,7 +85,7 @@ def encode_texts(
     ids, types = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.uint8)]
     lengths: list[int] = []
     counts: list[int] = []  # sequences of each example
-    long, lost = 0, 0
+    long = lost = tokens = 0
     inputs = [(r.values[text], r.values[text_pair]) if text_pair else r.values[text] for r in rows]
     is_quiet = not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0"  # every rank encodes, one shows it
     with tqdm(total=len(rows), desc="encoding", unit="text", leave=False, delay=1, disable=is_quiet) as bar:
@@ -99,13 +99,14 @@ def encode_texts(
             counts += encoded.counts
             long += encoded.long
             lost += encoded.lost
+            tokens += encoded.tokens
             bar.update(len(chunk))
     sequences = np.cumsum([0, *counts], dtype=np.int64) if len(counts) != len(lengths) else None
     if long_texts == TRUNCATE:
-        notes = note_truncated(long, len(rows), nouns, f"{limit} = {max_length}", lost, sum(lengths) + lost)
+        notes = note_truncated(long, len(rows), nouns, f"{limit} = {max_length}", lost, tokens)
     else:
         windows = sum(count for count in counts if count > 1)
-        notes = reading.notes(long, len(rows), nouns, windows, lost, sum(lengths) + lost)
+        notes = reading.notes(long, len(rows), nouns, windows, lost, tokens)
     return TextExamples(
         input_ids=np.concatenate(ids),
         token_type_ids=np.concatenate(types),
@@ -126,6 +127,7 @@ class _Encoded(NamedTuple):
     counts: list[int]  # sequences of each text
     long: int  # texts with more tokens than fit into one
     lost: int  # tokens that are in no sequence
+    tokens: int  # all tokens of the texts
 
 
 def _truncate(inputs: Sequence[str | tuple[str, str]], tokenizer: Tokenizer, max_length: int) -> _Encoded:
@@ -136,14 +138,14 @@ def _truncate(inputs: Sequence[str | tuple[str, str]], tokenizer: Tokenizer, max
     tokenizer.no_truncation()
     ids = [np.asarray(e.ids, dtype=np.int32) for e in encodings]
     types = [np.asarray(e.type_ids, dtype=np.uint8) for e in encodings]
-    return _Encoded(ids, types, [1] * len(inputs), len(beyond), lost)
+    return _Encoded(ids, types, [1] * len(inputs), len(beyond), lost, sum(map(len, ids)) + lost)
 
 
 def _split(inputs: Sequence[str | tuple[str, str]], tokenizer: Tokenizer, long_texts: LongTexts) -> _Encoded:
     ids: list[np.ndarray] = []
     types: list[np.ndarray] = []
     counts: list[int] = []
-    long = lost = 0
+    long = lost = tokens = 0
     for encoding in tokenizer.encode_batch_fast(inputs):
         all_ids = np.asarray(encoding.ids, dtype=np.int32)
         all_types = np.asarray(encoding.type_ids, dtype=np.uint8)
@@ -157,7 +159,8 @@ def _split(inputs: Sequence[str | tuple[str, str]], tokenizer: Tokenizer, long_t
         ids += [all_ids[kept] for kept in sequences]
         types += [all_types[kept] for kept in sequences]
         counts.append(len(sequences))
-    return _Encoded(ids, types, counts, long, lost)
+        tokens += len(all_ids)
+    return _Encoded(ids, types, counts, long, lost, tokens)
 
 
 def _count_lost(

@@ -133,6 +133,11 @@ def _check_tokens(config: Config, model: TaskModel, tokenizer: Tokenizer) -> Non
             f"data.max_length = {config.data.max_length} leaves no room beside {special} special tokens: raise it"
         )
     if config.data.long_texts == WINDOWS:
+        if TASKS[config.run.task].problem and model.head is not None and not model.head.reads_windows:
+            raise ConfigError(
+                f"data.long_texts = 'windows': the head {model.head_name} takes no mean of several windows; set its "
+                "reads_windows once it does, or choose truncate"
+            )
         overlap, is_pair = config.data.window_overlap, bool(config.data.text_pair_column)
         if fault := find_overlap_fault(config.data.max_length, special, overlap, is_pair):
             raise ConfigError(fault)

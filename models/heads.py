@@ -64,6 +64,7 @@ class Head(nn.Module):
     needs_decoder: ClassVar[bool] = False  # an encoder-decoder builds its decoder only for such a head
     has_labels: ClassVar[bool] = False  # its classes have names
     reads_pooled: ClassVar[bool] = False  # it reads one vector per example, pooled by shape.pooling
+    reads_windows: ClassVar[bool] = False  # an example may be several sequences, of whose logits it takes the mean
     problems: ClassVar[tuple[str, ...]] = PROBLEMS[:1]  # the problem types that it supports; the first is the default
     supports_distillation: ClassVar[bool] = False  # its logits are (B, C), like a teacher's
     supports_label_smoothing: ClassVar[bool] = False
@@ -118,6 +119,7 @@ class SequenceClassification(Head):
 
     has_labels = True
     reads_pooled = True
+    reads_windows = True
     problems = PROBLEMS
     supports_distillation = True
     supports_label_smoothing = True
