@@ -170,7 +170,7 @@ def _describe_unreadable(tokens: _Tokens, rows: Sequence[Row], tokenizer: Tokeni
 
 
 class _Found(NamedTuple):
-    """What is in the texts of rows."""
+    """Special tokens in the texts of rows, and texts without a token."""
 
     special: dict[int, str]  # {row: the first special token in one of its texts}
     empty: list[str]  # the ids of rows with several texts, one of which has no token

@@ -6,6 +6,7 @@ Texts and labels are compared by 64-bit hashes, so that a million rows take seco
 from __future__ import annotations
 
 import unicodedata
+from array import array
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,14 +18,8 @@ from data.row import Row
 WARN_OF_OVERLAP = 0.01  # share of a split from which it is a warning that its texts are also in the training data
 
 
-class Content(NamedTuple):
-    """What is compared of a row."""
-
-    texts: Hashable  # what the model reads
-    label: Hashable  # what it should answer; None: equal texts may have different answers
-
-
-ContentOf = Callable[[Row], Content]
+# Of a row what is compared: what the model reads, and what it should answer (None: it may have several answers).
+ContentOf = Callable[[Row], tuple[Hashable, Hashable]]
 
 
 class Hashes(NamedTuple):
@@ -49,11 +44,12 @@ def comparable(value: Any) -> Hashable:
 
 def hash_rows(rows: Sequence[Row], content_of: ContentOf) -> Hashes:
     """Return the hashes of the contents of rows."""
-    texts, both = np.empty(len(rows), dtype=np.int64), np.empty(len(rows), dtype=np.int64)
-    for i, row in enumerate(rows):
+    texts, both = array("q"), array("q")
+    for row in rows:
         content = content_of(row)
-        texts[i], both[i] = hash(content.texts), hash(content)
-    return Hashes(rows, texts, both)
+        texts.append(hash(content[0]))
+        both.append(hash(content))
+    return Hashes(rows, np.array(texts, dtype=np.int64), np.array(both, dtype=np.int64))
 
 
 def describe_overlap(noun: str, split: Hashes, training: Hashes) -> list[str]:
@@ -78,9 +74,10 @@ def describe_contradictions(noun: str, split: Hashes, content_of: ContentOf, is_
 
     noun: what the rows are, "training text". is_shown: whether the note has the text, which may be a checksum.
     """
-    distinct, first_rows = np.unique(split.both, return_index=True)
-    if len(distinct) == len(split.texts) and len(np.unique(split.texts)) == len(split.texts):
+    in_order = np.sort(split.texts)
+    if not (in_order[1:] == in_order[:-1]).any():  # no text twice
         return []
+    _, first_rows = np.unique(split.both, return_index=True)
     # One row for each text with a label: a text that is left more than once has several labels.
     texts, counts = np.unique(split.texts[first_rows], return_counts=True)
     contradictory = texts[counts > 1]
@@ -94,8 +91,8 @@ def describe_contradictions(noun: str, split: Hashes, content_of: ContentOf, is_
     verb = "has" if count == 1 else "have"
     a, b = split.rows[first], split.rows[other]
     note = f"{count_of(count, noun)} {verb} several labels, as "
-    note += f"{_shown(content_of(a).texts)}: " if is_shown else ""
-    note += f"{_shown(content_of(a).label)} (id {a.id}) and {_shown(content_of(b).label)} (id {b.id})"
+    note += f"{_shown(content_of(a)[0])}: " if is_shown else ""
+    note += f"{_shown(content_of(a)[1])} (id {a.id}) and {_shown(content_of(b)[1])} (id {b.id})"
     return [warn(count, total, note)]
 
 

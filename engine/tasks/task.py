@@ -58,9 +58,10 @@ def accept_labels(name: str, rows: list[Row], settings: TaskSettings, labels: Se
 
 def column_texts(row: Row, settings: TaskSettings) -> list[str]:
     """Return the texts in the columns of a row that the task reads; words with spaces between."""
-    columns = [column for column in (settings.data.text_column, settings.data.text_pair_column) if column]
-    values = [row.values[column] for column in columns]
-    return [" ".join(value) if isinstance(value, list) else value for value in values]
+    data, values = settings.data, row.values
+    first = values[data.text_column]
+    texts = [" ".join(first) if isinstance(first, list) else first]
+    return [*texts, values[data.text_pair_column]] if data.text_pair_column else texts
 
 
 def show_augmented_texts(examples: Examples, path: Path) -> str:
