@@ -246,7 +246,7 @@ def test_images_that_do_not_fit_are_refused(tmp_path, shape, message):
         ({"qkv_bias": 1}, "qkv_bias = 1 should be like True"),
         ({"num_channels": 0}, "num_channels = 0 should be at least 1"),
         ({"num_attention_heads": 5}, "hidden_size = 24 is not a multiple of num_attention_heads = 5"),
-        ({"hidden_act": "mish"}, "hidden_act = 'mish' is not supported"),
+        ({"hidden_act": "prelu"}, "hidden_act = 'prelu' is not supported"),
         ({"head_dim": 7}, "head_dim = 7 is not supported"),
         ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob = 1.0 should be a rate"),
     ],
