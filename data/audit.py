@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from data.examples import TextExamples
 from data.notes import SHOWN, count_of, join, list_ids, percent, quote, warn
 from data.row import Row
-from data.tokenizers.special import find_special_tokens, pattern_of
+from data.tokenizers.special import find_special_tokens, special_token_finder
 
 SAMPLE = 300_000  # characters of texts that are encoded again, to find what is behind unknown tokens
 RARE = "\U0010fffc"  # a character for private use, which no vocabulary has
@@ -35,16 +35,17 @@ def audit_texts(examples: TextExamples[Any], rows: Sequence[Row], texts_of: Text
     """
     tokens = _count_tokens(examples, tokenizer)
     found = _search_texts(rows, texts_of, tokenizer)
+    one_each = len(examples) == len(rows) and examples.ids[-1:] == [row.id for row in rows[-1:]]
     notes = []
     if total := int(tokens.unknown.sum()):
-        chosen = np.flatnonzero(tokens.unknown) if len(examples) == len(rows) else np.arange(len(rows))
+        chosen = np.flatnonzero(tokens.unknown) if one_each else np.arange(len(rows))
         behind = _find_behind(_sample(rows, chosen, texts_of), tokens.unknown_id, tokenizer)
         everything = int(tokens.content.sum())
         note = f"unknown tokens: {total:,} of {everything:,} ({percent(total, everything)})"
         notes.append(warn(total, everything, note + (f", from {join(behind)}" if behind else "")))
     if _may_drop_characters(tokenizer):
         notes += _describe_dropped([text for row in rows for text in texts_of(row)], tokenizer)
-    if len(examples) == len(rows):
+    if one_each:
         notes += _describe_unreadable(tokens, rows, tokenizer)
     if found.empty:
         texts = f"{len(found.empty):,} of {count_of(len(rows), 'text')}"
@@ -54,8 +55,7 @@ def audit_texts(examples: TextExamples[Any], rows: Sequence[Row], texts_of: Text
 
 def audit_targets(targets: Sequence[str], tokenizer: Tokenizer) -> list[str]:
     """Return notes on texts that a model should write: what its tokens cannot write, special tokens in them."""
-    pattern = pattern_of(find_special_tokens(tokenizer))
-    found = [match.group() for text in targets if pattern and (match := pattern.search(text))]
+    found = list(filter(None, map(special_token_finder(tokenizer), targets)))
     return _describe_unwritable(targets, tokenizer) + _describe_special("target", found, len(targets), tokenizer)
 
 
@@ -177,16 +177,14 @@ class _Found(NamedTuple):
 
 
 def _search_texts(rows: Sequence[Row], texts_of: TextsOf, tokenizer: Tokenizer) -> _Found:
-    special = find_special_tokens(tokenizer)
-    pattern, firsts = pattern_of(special), {token[0] for token in special}
+    find_special = special_token_finder(tokenizer)
     found: dict[int, str] = {}
     wordless: list[tuple[str, str]] = []  # (id, text) of texts that might have no token
     for i, row in enumerate(rows):
         texts = texts_of(row)
         for text in texts:
-            # Almost no text has the first character of a special token, and a search for one character is fast.
-            if pattern and any(first in text for first in firsts) and (match := pattern.search(text)):
-                found.setdefault(i, match.group())
+            if token := find_special(text):
+                found.setdefault(i, token)
             if len(texts) > 1 and not WORD.search(text):
                 wordless.append((row.id, text))
     encodings = tokenizer.encode_batch([text for _, text in wordless], add_special_tokens=False)

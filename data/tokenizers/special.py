@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
@@ -14,10 +15,21 @@ def find_special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
     return special | {str(tokenizer.id_to_token(i)): i for i in added}
 
 
-def pattern_of(tokens: dict[str, int]) -> re.Pattern[str] | None:
-    """Return a pattern that matches any of the tokens, the longest where one begins another; None without tokens."""
-    longest_first = sorted(tokens, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first))) if tokens else None
+def special_token_finder(tokenizer: Tokenizer) -> Callable[[str], str]:
+    """Return a function that returns the first special token in a text; "" for a text without one."""
+    special = find_special_tokens(tokenizer)
+    firsts = {token[0] for token in special}
+    # The longest token first, where one begins another.
+    pattern = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) if special else "(?!)")
+
+    def find(text: str) -> str:
+        # Almost no text has the first character of a special token, and a search for one character is fast.
+        if not any(first in text for first in firsts):
+            return ""
+        match = pattern.search(text)
+        return match.group() if match else ""
+
+    return find
 
 
 def make_special_tokens_splittable(tokenizer: Tokenizer) -> None:

@@ -102,6 +102,7 @@ HF_NAMES: dict[str, tuple[str, str]] = {
     "max_predict_samples": ("", "All rows of the input are predicted."),
     "max_seq_length": ("data.max_length", ""),
     "max_source_length": ("data.max_length", ""),
+    "split_special_tokens": ("data.split_special_tokens", ""),
     "block_size": ("data.max_length", "causal_lm.concatenate_texts makes blocks of this length."),
     "max_target_length": ("seq2seq.max_target_length", ""),
     "val_max_target_length": ("generate.max_new_tokens", ""),

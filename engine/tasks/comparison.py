@@ -41,7 +41,8 @@ def compare_splits(
             note = f"data.{name} = {file!r} is the training file: its metrics say nothing about new {task.noun}s"
             notes.append(f"warning: {note}")
             continue
-        notes += describe_overlap(f"{name} {task.noun}", split, training)
+        overlap = describe_overlap(f"{name} {task.noun}", split, training)
+        notes += overlap if file else [f"{note}; data.group_column can keep them in one split" for note in overlap]
         notes += describe_contradictions(f"{name} {task.noun}", split, content_of, is_shown)
     return notes
 

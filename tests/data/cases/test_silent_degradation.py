@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import pytest
 from support.cases import dry_run, evaluation, predictions, run, settings_for, write_file
+from support.task_settings import task_settings
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from data import Row
 from data.audit import audit_targets, audit_texts
+from data.augmentation.text import MASKED, show_augmented
 from data.text_classification import encode_texts
 from data.tokenizers.special import make_special_tokens_splittable
+from engine.config import AugmentSettings, ImageAugmentSettings, TextAugmentSettings
+from engine.tasks import TASKS
 
 THEY_CANNOT, IT_CANNOT = "cannot be written as they are", "cannot be written as it is"
 ESCAPE = "read as plain text (data.split_special_tokens = false reads them as tokens)"
@@ -232,3 +236,28 @@ def test_truncated_texts_and_the_share_of_their_tokens(tmp_path, capsys):
     printed = dry_run(settings, capsys)
     assert "1 of 10 texts truncated to data.max_length = 24, 7.5% of all tokens lost" in printed
     assert "2 of 11 texts truncated to data.max_length = 24, 12.8% of all tokens lost" in printed
+
+
+def test_masked_words_are_mask_tokens_where_special_tokens_are_text():
+    """An inserted mask is encoded as the mask token in a text was before; a "[MASK]" of the text itself is text."""
+    tokenizer = word_pieces()
+    settings = task_settings("text-classification", text_column="text", label_column="label", validation="v")
+    encode = TASKS["text-classification"].encoder(tokenizer, settings, ("x",))
+    rows = [Row("1", 1, {"text": "a b. a b", "label": "x"}), Row("2", 2, {"text": "[MASK] a b", "label": "x"})]
+    plain = encode(rows)
+    wanted = AugmentSettings(TextAugmentSettings(mask=0.5), ImageAugmentSettings())
+    augmented = TASKS["text-classification"].augment(plain, rows, encode, wanted, 0)
+    mask, seen = tokenizer.token_to_id("[MASK]"), set()
+    for epoch in range(20):
+        for i in range(2):
+            text = augmented.changed(i, epoch).values["text"]
+            ids = augmented.batch([i], epoch).input_ids.tolist()
+            assert ids.count(mask) == text.count(MASKED)
+            seen.add((i, ids.count(mask)))
+            tokenizer.encode_special_tokens = False
+            if i == 0:
+                assert ids == tokenizer.encode(text.replace(MASKED, "[MASK]")).ids
+    assert (plain.input_ids == mask).sum() == 0
+    assert len(seen) > 5
+    assert "[MASK]" in show_augmented(augmented)
+    assert MASKED not in show_augmented(augmented)
