@@ -10,6 +10,12 @@ from typing import Any
 from data.formats.options import FileOptions
 
 SHOWN = 20  # columns that a message names
+USUAL_NAMES = {  # of columns in data sets that people have, for a guess
+    "text": ("sentence", "content", "review", "comment", "tweet", "document", "body", "message", "utterance", "title"),
+    "label": ("labels", "class", "category", "sentiment", "intent", "target", "topic", "rating", "stars", "y"),
+    "tokens": ("words", "sentence", "text"),
+    "tags": ("ner_tags", "pos_tags", "labels", "entities"),
+}
 
 
 def resolve(values: dict[str, Any], name: str) -> Any:
@@ -64,10 +70,11 @@ def name_all(columns: Sequence[str]) -> str:
 
 
 def _find_nearest(column: str, columns: Sequence[str]) -> str:
-    """Return the column that is most like it, or the only one that is left; "" for none."""
+    """Return the column that is most like it, is often its name, or is the only one that is left; "" for none."""
     folded = {name.casefold(): name for name in reversed(columns)}
     ends = [name for name in columns if name.rpartition(".")[2] == column]
     near = ends or difflib.get_close_matches(column.casefold(), folded, n=1, cutoff=0.6)
     if near:
         return folded.get(near[0].casefold(), near[0])
-    return columns[0] if len(columns) == 1 else ""
+    usual = next((folded[name] for name in USUAL_NAMES.get(column, ()) if name in folded), "")
+    return usual or (columns[0] if len(columns) == 1 else "")

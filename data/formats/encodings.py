@@ -15,15 +15,19 @@ BOMS = {  # UTF-32 first, whose mark begins with that of UTF-16
     codecs.BOM_UTF16_BE: "utf-16",
 }
 
-# The most frequent characters of Chinese (simplified, traditional), Japanese, Korean and Russian.
+# The most frequent characters of languages and scripts.
 _HAN = (
     "的一是不了在人有我他这个们中来上大为和国地到以说时要就出会可也你对生能而子那得于着下自之年好很看没去过家学多小么"
 )
 _TRADITIONAL = _HAN + "這個們來為國說時會對過學麼沒後還發經點長開樣裡"
 _KANA = "のにはをたがでてとしれさいなもるんかこらすきまっだょう、。"
 _HANGUL = "이다는을에의가고하지도를한은로기사어나아리시대자만서해인그일정라있게으보안좋"
+_GREEK = "αοιετνσηρπκμλςυόίάέύή"
+_ARABIC = "اليمونرتبةعدسفهكقحج"
+_THAI = "านรอกเงมยล่้"
+_CENTRAL = "ąćęłńóśźżáčďéěíňřšťúůýžĄĆĘŁŃÓŚŹŻČŘŠŽőű"
 _CYRILLIC = "оеаинтсрвлкмдпуяыьгзбчй"
-_LATIN = "éèàüöäßñçóáíúãêôîâëï’‘“”–—…€£°«»¿¡ÉÀÜÖÄÑÇ"
+_LATIN = "æøåÅéèàüöäßñçóáíúãêôîâëï’‘“”–—…€£°«»¿¡ÉÀÜÖÄÑÇ"
 
 # {Python's name: (a pattern of what texts in it consist of beside ASCII, their most frequent characters)}.
 _CANDIDATES = {
@@ -35,8 +39,13 @@ _CANDIDATES = {
     # Words are in one script: "cafй" is none.
     "cp1251": (r"(?<![A-Za-z])[А-яЁё«»№—–“”„…]+(?![A-Za-z])", _CYRILLIC),
     "koi8-r": (r"(?<![A-Za-z])[А-яЁё]+(?![A-Za-z])", _CYRILLIC),
+    "cp1253": (r"(?<![A-Za-z])[Α-ώ]+(?![A-Za-z])", _GREEK),
+    "cp1256": (r"(?<![A-Za-z])[ء-ي،؟]+(?![A-Za-z])", _ARABIC),
+    # Syllables: vowels and tone marks stand around consonants only.
+    "tis-620": (r"(?<![A-Za-z])(?:[เ-ไ]?[ก-ฮ][ัิ-ฺ็]?[่-์]?[ะาำๅๆฯ]?){2,}(?![A-Za-z])", _THAI),
     # At most two in a row: words of Western languages are mostly ASCII.
     "cp1252": (rf"(?<![^\x00-\x7f])[{_LATIN}À-ÿ]{{1,2}}(?![^\x00-\x7f])", _LATIN),
+    "cp1250": (rf"(?<![^\x00-\x7f])[{_CENTRAL}]{{1,4}}(?![^\x00-\x7f])", _CENTRAL),
 }
 _OTHER = re.compile(r"[^\x00-\x7f]")
 ASKED = 500  # lines that are looked at

@@ -236,7 +236,7 @@ class TextFile:
         if len(bad) <= shown or (self.options.bad_rows == "skip" and len(bad) <= total / 2):
             return
         number, _, fault = bad[0]
-        more = f", and so are {len(bad) - 1:,} more lines" if len(bad) > 1 else ""
+        more = f", one of {len(bad):,} such lines" if len(bad) > 1 else ""
         hint = describe_bad_encoding([raw for _, raw, _ in bad])
         raise DataError(f"{self.path}:{number}: {self._describe(fault)}{more}; {hint}")
 

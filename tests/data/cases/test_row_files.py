@@ -188,11 +188,15 @@ def test_columns_that_are_not_read_are_named_once(tmp_path):
         ("euc_jp", "今日のスープはおいしい", "とても悪い"),
         ("euc_kr", "오늘 국물이 정말 좋다", "나쁜 국물"),
         ("cp1251", "Суп сегодня хороший", "Плохой суп"),
+        ("cp1253", "Η σούπα είναι πολύ καλή", "κακή σούπα"),
+        ("cp1256", "الحساء لذيذ جدا اليوم", "حساء سيئ"),
+        ("tis-620", "วันนี้ซุปอร่อยมาก", "ซุปไม่ดี"),
+        ("cp1250", "Zupa jest świetna, żółć i gęś", "zła zupa"),
         ("cp1252", "Die Suppe schmeckt süß, «très bien»", "a café"),
     ],
 )
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_another_encoding_is_guessed_in_one_error_and_read_when_set(tmp_path, kind, encoding, first, second):
+def test_an_encoding_is_guessed_in_one_error_and_read_when_set(tmp_path, kind, encoding, first, second):
     rows = [{"text": first, "label": "a"}, {"text": second, "label": "b"}] * 12
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if kind == "csv":
