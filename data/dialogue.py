@@ -72,12 +72,13 @@ def read_dialogues(
         require_columns(name, rows, needed, HINT, errors, options)
         errors.notes.append(form.describe())
     repairs: Counter[str] = Counter()
+    place = repr(column) if form is None else form.name
     for row in [] if errors.has_bad_file else rows:
         if row.line in errors.reasons:
             continue
         try:
             turns = row.values[column] if form is None else gather_turns(row.values, form)
-            row.values[column] = read_conversation(turns, column, labelled, repairs)
+            row.values[column] = read_conversation(turns, place, labelled, repairs)
         except DataError as error:
             errors.add(name, row.line, str(error), is_empty=isinstance(error, EmptyTextError))
     errors.notes += [f"{count:,} of {len(rows):,} conversations: {repair}" for repair, count in repairs.items()]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from data.errors import DataError
 from data.formats.row_forms import parse_cell
+from data.notes import join
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 ROLES = {
@@ -17,6 +18,8 @@ ROLES = {
 }
 TOOLS = ("tool", "function", "function_call", "tool_call", "observation", "ipython")
 ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
+WEIGHT_KEYS = ("weight", "train", "loss")  # whether a turn is learned: OpenAI's, axolotl's, ms-swift's
+TURN_KEYS = {*ROLE_KEYS, *CONTENT_KEYS, *WEIGHT_KEYS}
 
 # The columns of files whose conversations are not in the column that data.text_column names.
 LIST_COLUMNS = ("conversations", "conversation", "dialogue", "dialog", "turns", "chat")
@@ -58,9 +61,14 @@ class Form(NamedTuple):
         """Return the sentence that says which columns were read."""
         if self.turns:
             return f"the conversations are those of the column {self.turns!r}"
-        named = [repr(column) for column in (self.question, self.addition, self.reply) if column]
-        added = f", {self.addition!r} as a second line of {self.question!r}" if self.addition else ""
-        return f"the conversations are those of the columns {' and '.join(named)}{added}"
+        columns = "columns" if self.reply else "column"
+        added = f", with {self.addition!r} as a second line of {self.question!r}" if self.addition else ""
+        return f"the conversations are those of the {columns} {self.name}{added}"
+
+    @property
+    def name(self) -> str:
+        """The names of the columns, for messages."""
+        return join([repr(column) for column in (self.turns, self.question, self.reply) if column])
 
 
 def find_form(columns: Set[str], labelled: bool) -> Form | None:
@@ -79,21 +87,22 @@ def gather_turns(values: dict[str, Any], form: Form) -> list[Any]:
     system, history = values.get("system"), values.get("history")
     turns: list[Any] = [{"role": SYSTEM, "content": system}] if isinstance(system, str) and system.strip() else []
     if form.turns:
-        found = _as_list(values[form.turns], form.turns)
+        found = _as_list(values[form.turns], form.name)
         return found if turns and found and _is_system(found[0]) else turns + _with_roles(found)
     turns += _with_roles([text for pair in parse_cell(history) or [] for text in (pair if _is_pair(pair) else [pair])])
     question, addition = values[form.question], values.get(form.addition)
     if isinstance(addition, str) and addition.strip() and isinstance(question, str):
         question = f"{question}\n{addition}" if question.strip() else addition
-    turns += parse_cell(question) if _is_list(question) else [{"role": USER, "content": question}]
+    turns += parse_cell(question) if _are_turns(question) else [{"role": USER, "content": question}]
     if form.reply:
         reply = values[form.reply]
-        turns += parse_cell(reply) if _is_list(reply) else [{"role": ASSISTANT, "content": reply}]
+        turns += parse_cell(reply) if _are_turns(reply) else [{"role": ASSISTANT, "content": reply}]
     return turns
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(parse_cell(value), list)
+def _are_turns(value: Any) -> bool:
+    value = parse_cell(value)
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 
 def _is_pair(value: Any) -> bool:
@@ -111,7 +120,7 @@ def _with_roles(items: list[Any]) -> list[Any]:
     return [{"role": (USER, ASSISTANT)[i % 2], "content": item} for i, item in enumerate(items)]
 
 
-def _as_list(value: Any, column: str) -> list[Any]:
+def _as_list(value: Any, name: str) -> list[Any]:
     """Return the turns of a column as a list; DataError for a value that is none."""
     value = parse_cell(value)
     if isinstance(value, dict) and value and all(isinstance(items, list) for items in value.values()):
@@ -119,9 +128,9 @@ def _as_list(value: Any, column: str) -> list[Any]:
         if len(lengths) == 1:  # a table: {"role": [..], "content": [..]}
             value = [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
     if not isinstance(value, list):
-        raise DataError(f"{column!r} should be a list of turns, this is {value!r}")
+        raise DataError(f"{name} should be a list of turns, this is {value!r}")
     if not value:
-        raise EmptyTextError(f"{column!r} should be a list of turns, this is {value!r}")
+        raise EmptyTextError(f"{name} should be a list of turns, this is {value!r}")
     turns: list[Any] = []
     for item in value:
         is_exchange = (
@@ -131,24 +140,28 @@ def _as_list(value: Any, column: str) -> list[Any]:
     return turns
 
 
-def read_conversation(value: Any, column: str, labelled: bool, repairs: Counter[str]) -> list[Turn]:
+def read_conversation(value: Any, name: str, labelled: bool, repairs: Counter[str]) -> list[Turn]:
     """Return a checked conversation; DataError with the reason alone.
 
     value: a list of turns, of which texts alone are the user's and the assistant's in turn.
     repairs: what was changed is counted here.
     """
-    items = _as_list(value, column)
+    items = _as_list(value, name)
     if len({isinstance(item, str) for item in items}) > 1:
         wrong = next((item for item in items if not isinstance(item, str | dict)), None)
         if wrong is None:
-            raise DataError(f"{column!r} should have a role for each turn, or for none")
-    turns = [_read_turn(item, i, column) for i, item in enumerate(items)]
+            raise DataError(f"{name} should have a role for each turn, or for none")
+    turns = [_read_turn(item, i, name) for i, item in enumerate(items)]
+    if labelled:
+        _check_weights(items, turns, name)
+    keys = dict.fromkeys(key for item in items if isinstance(item, dict) for key, value in item.items() if value)
+    repairs.update(f"{key!r} of their turns is not read" for key in keys if key not in TURN_KEYS)
     if turns[0].role == SYSTEM and not turns[0].content.strip():
         del turns[0]
         repairs["an empty turn of the system was left out"] += 1
     for i, turn in enumerate(turns, 1 + len(items) - len(turns)):
         if not turn.content.strip():
-            raise EmptyTextError(f"turn {i} of {column!r} is empty")
+            raise EmptyTextError(f"turn {i} of {name} is empty")
     for i, (before, turn) in enumerate(zip([None, *turns], turns, strict=False), 1):
         if turn.role == SYSTEM and before is not None:
             raise DataError(f"turn {i} is the system's, which can only come first")
@@ -167,26 +180,34 @@ def read_conversation(value: Any, column: str, labelled: bool, repairs: Counter[
     return turns
 
 
-def _read_turn(item: Any, i: int, column: str) -> Turn:
+def _read_turn(item: Any, i: int, name: str) -> Turn:
     """Return turn i, from 0, of a string or an object; DataError with the reason alone."""
     if isinstance(item, str):
         item = {"role": (USER, ASSISTANT)[i % 2], "content": item}
     elif isinstance(item, Turn):  # of rows that a reader made, in memory
         item = item._asdict()
-    where = f"turn {i + 1} of {column!r}"
+    where = f"turn {i + 1} of {name}"
     keys = item if isinstance(item, dict) else ()
     role_key = next((key for key in ROLE_KEYS if key in keys), None)
     content_key = next((key for key in CONTENT_KEYS if key in keys), None)
     if role_key is None or content_key is None:
         raise DataError(f'{where} should be a text or {{"role": ..., "content": ...}}, this is {item!r}')
-    name, content = item[role_key], item[content_key]
-    role = ROLES.get(name.lower()) if isinstance(name, str) else None
+    speaker, content = item[role_key], item[content_key]
+    role = ROLES.get(speaker.lower()) if isinstance(speaker, str) else None
     if role is None:
-        tools = "; calls of tools and their results are not read" if name in TOOLS else ""
-        raise DataError(f"{where} has the role {name!r}; the roles are {USER}, {ASSISTANT} and {SYSTEM}{tools}")
+        tools = "; calls of tools and their results are not read" if speaker in TOOLS else ""
+        raise DataError(f"{where} has the role {speaker!r}; the roles are {USER}, {ASSISTANT} and {SYSTEM}{tools}")
     if content is None and any(item.get(key) for key in ("tool_calls", "function_call")):
         raise DataError(f"{where} is a call of a tool, which is not read")
     return Turn(role, _join_parts(content, where))
+
+
+def _check_weights(items: list[Any], turns: list[Turn], name: str) -> None:
+    """Raise DataError for a reply that is marked as one that should not be learned, since every reply is."""
+    for i, (item, turn) in enumerate(zip(items, turns, strict=True), 1):
+        keys = WEIGHT_KEYS if isinstance(item, dict) and turn.role == ASSISTANT else ()
+        if key := next((key for key in keys if item.get(key, 1) in (0, False)), ""):
+            raise DataError(f"turn {i} of {name} has {key} = {item[key]}, but every reply is learned: leave it out")
 
 
 def _join_parts(content: Any, where: str) -> str:

@@ -131,6 +131,8 @@ def out_of_range(tree: Any) -> list[str]:
 
 def _convert(key: str, value: Any, declared: Field[Any]) -> Any:
     kind, choices = KINDS[str(declared.type)], declared.metadata["choices"]
+    if key.endswith("_column") and type(value) is int:  # CoNLL's columns have numbers
+        value = str(value)
     try:
         converted = _convert_kind(_to_python(value), kind.name)
     except (ValueError, OverflowError):

@@ -206,8 +206,11 @@ def test_text_that_no_recipe_could_hold_is_refused():
     assert error_of(override, Config(), {"run.folder": "runs/\udcff"}).endswith("should be text in valid Unicode")
 
 
-def test_whole_numbers_are_numbers_and_labels_are_texts(tmp_path):
-    config = read_recipe(recipe(tmp_path, "schema = 2\n[optim]\nlr = 1\n[data]\nlabels = [0, ' one ']\n"))
+def test_whole_numbers_are_numbers_and_names_are_texts(tmp_path):
+    config = read_recipe(
+        recipe(tmp_path, "schema = 2\n[optim]\nlr = 1\n[data]\nlabels = [0, ' one ']\ntext_column = 2\n")
+    )
+    assert config.data.text_column == "2"
     assert config.optim.lr == 1.0
     assert isinstance(config.optim.lr, float)
     assert config.data.labels == ("0", "one")

@@ -321,6 +321,10 @@ BAD_TALKS = {
         "turn 1 of 'messages' has a part of type 'image_url'",
     ),
     "twice": (say("red ?", "and ?", "x", roles=("user", "user", "assistant")), "roles take turns: join the two"),
+    "weight": (
+        [*say("red ?"), {"role": "assistant", "content": "no", "weight": 0}, *say("and ?", "blue .")],
+        "turn 2 of 'messages' has weight = 0, but every reply is learned",
+    ),
 }
 
 
@@ -349,7 +353,7 @@ EMPTY_ROWS = {  # rows to train on, rows to predict, what is null
     "dialogue": (
         [{"prompt": "red ?", "completion": "blue"}] * 8,
         [{"prompt": "red ?"}, {"prompt": " "}],
-        {"text": None, "reason": "turn 1 of 'messages' is empty"},
+        {"text": None, "reason": "turn 1 of 'prompt' is empty"},
     ),
     "causal-lm": (
         [{"text": "the cat"}] * 8,
@@ -369,6 +373,14 @@ def test_every_row_gets_one_prediction(task, tmp_path, capsys):
     assert [row["id"] for row in found] == ["1", "2"]
     assert found[0][next(iter(expected))] is not None
     assert found[1] == {"id": "2", **expected}
+
+
+def test_what_turns_say_of_themselves_is_counted_or_named(tmp_path):
+    reply = {"role": "assistant", "content": "blue .", "weight": 1, "thinking": "sky", "name": None}
+    rows = read_dialogues(write_as(tmp_path / "x.jsonl", {"messages": [*say("red ?"), reply]}), "messages", True)
+    assert rows.notes == ["1 of 1 conversations: 'thinking' of their turns is not read"]
+    with pytest.raises(DataError, match=r"turn 2 of 'instruction' and 'output' should be text, this is \['a', 'b'\]"):
+        read_dialogues(write_as(tmp_path / "y.jsonl", {"instruction": "red ?", "output": ["a", "b"]}), "messages", True)
 
 
 def test_columns_that_are_no_conversation_are_named(tmp_path):
