@@ -41,6 +41,7 @@ class TextExamples(Generic[RecordT]):
     decoder_start_id: int = 0  # the token that a decoder reads first
     sequences: np.ndarray | None = None  # (N + 1,) int64: where the sequences of each example begin; None: one each
     notes: tuple[str, ...] = ()  # sentences about what was truncated or lost
+    cache_note: str = ""  # what data.cache did
     record: RecordT = field(
         default=cast("Any", None)
     )  # what a task evaluates and predicts with; training does not use it

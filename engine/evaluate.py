@@ -17,6 +17,7 @@ import torch
 
 import models
 from data import Examples, MicroBatching, Rows, evaluation_batches
+from data.cache import notes_of
 from data.errors import DataError
 from engine import cli, distributed, validate
 from engine.config import Config, ConfigError, GenerateSettings
@@ -117,7 +118,7 @@ def main(argv: Sequence[str]) -> int:
     if context.ranks.is_main:
         metrics = context.task.compute_metrics(statistics, model.labels)
         print(f"{folder}: {len(examples):,} examples of {test}")
-        print("".join(f"  {note}\n" for note in (*rows.notes, *examples.notes)), end="")
+        print("".join(f"  {note}\n" for note in (*rows.notes, *notes_of(examples))), end="")
         width = max(10, *map(len, metrics))
         print("\n".join(f"{name:>{width}}  {value:.4f}" for name, value in metrics.items()))
         if table := context.task.format_table(statistics, model.labels):

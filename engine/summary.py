@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from data import Examples, MicroBatching, steps_per_epoch
+from data.cache import notes_of
 from data.loader import split_into_micro_batches
 from engine.config import Config, to_recipe, to_toml
 from engine.imbalance import warn_of_missing
@@ -67,7 +68,7 @@ def describe_examples(name: str, examples: Examples, labels: tuple[str, ...]) ->
     spread = ", ".join(f"{q}% {int(np.percentile(lengths, q))}" for q in (50, 95, 100))
     text = f"{name}: {plural(len(examples), 'example')}, {plural(int(lengths.sum()), 'token')}"
     text += f" (mean {lengths.mean():.1f}, {spread})"
-    text += "".join(f"\n  {note}" for note in examples.notes)
+    text += "".join(f"\n  {note}" for note in notes_of(examples))
     counts = examples.label_counts(len(labels))
     if counts is not None:
         shown = [f"{label} {n:,}" for label, n in zip(labels[:MAX_LABELS_SHOWN], counts, strict=False)]

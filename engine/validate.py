@@ -45,6 +45,7 @@ def _check_used(config: Config, task: Task) -> None:
             raise ConfigError(f"{key} = {get(config, key)!r} has no effect on {config.run.task}: leave it out")
     _check_format(config)
     _check_long_texts(config, task)
+    _check_cache(config, task)
     _check_imbalance(config, task)
     for name in ("mixup", "cutmix"):
         if config.data.teacher_file and get(config, f"augment.image.{name}"):
@@ -80,6 +81,23 @@ def _check_long_texts(config: Config, task: Task) -> None:
         raise ConfigError(
             f"data.window_overlap = {overlap} has no effect with data.long_texts = {mode!r}: leave it out, or set "
             'data.long_texts = "windows"'
+        )
+
+
+def _check_cache(config: Config, task: Task) -> None:
+    """Raise ConfigError for data.cache where it cannot keep what a task encodes."""
+    if not config.data.cache:
+        return
+    cached = [name for name, other in TASKS.items() if other.caches]
+    if not task.caches:
+        raise ConfigError(
+            f"data.cache = {config.data.cache!r} keeps no examples of {config.run.task}, which needs more of the rows "
+            f"than tokens: leave it out (it serves {', '.join(cached)})"
+        )
+    if not all(slot.__module__.startswith("engine.tasks.") for slot in (task.encode, task.texts)):
+        raise ConfigError(
+            f"data.cache = {config.data.cache!r} cannot tell when the code of a plugin changes, and {config.run.task} "
+            "encodes with such code: leave it out"
         )
 
 

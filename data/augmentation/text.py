@@ -78,6 +78,10 @@ class Augmented:
     def notes(self) -> tuple[str, ...]:
         return self.examples.notes
 
+    @property
+    def cache_note(self) -> str:
+        return str(getattr(self.examples, "cache_note", ""))
+
     def fingerprint(self) -> str:
         """Return a checksum of the examples and of the files with changes; all else is in the recipe."""
         own = self.examples.fingerprint()

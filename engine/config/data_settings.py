@@ -80,7 +80,9 @@ class DataSettings:
         "", "file with a teacher's logits for data.train by id, .jsonl as engine.predict writes it; empty: none"
     )
     cache: str = setting(
-        "", "folder where encoded data is kept for later runs on the same files; empty: none", machine=MACHINE
+        "",
+        "folder where encoded texts are kept, so that later runs on the same data start sooner; empty: none",
+        machine=MACHINE,
     )
     num_workers: int = setting(
         0, "number of processes that prepare batches; 0: this process does", within=">= 0", machine=MACHINE

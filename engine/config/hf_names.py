@@ -114,7 +114,7 @@ HF_NAMES: dict[str, tuple[str, str]] = {
     "return_overflowing_tokens": ("data.long_texts", "windows reads all of a long text."),
     "pad_to_max_length": ("", "Nothing is padded to max_length: the texts of a batch are packed."),
     "preprocessing_num_workers": ("", "The tokenizer uses all cores by itself."),
-    "overwrite_cache": ("", "No data is cached on disk."),
+    "overwrite_cache": ("data.cache", "Its files are never out of date; the folder can be deleted at any time."),
     "text_column_name": ("data.text_column", ""),
     "text_column": ("data.text_column", ""),
     "summary_column": ("data.label_column", ""),

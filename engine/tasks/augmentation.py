@@ -9,13 +9,16 @@ examples to train on. It raises ConfigError, with the name of the setting, for
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from data import Examples, Row, TextExamples
+from data import Examples, Row, TextExamples, cache
 from data.audit import audit_targets, audit_texts, has_texts
 from data.augmentation import tables
 from data.augmentation import text as texts
@@ -44,7 +47,30 @@ class RowEncoder:
         return tokenizer if isinstance(tokenizer, Tokenizer) else None
 
     def __call__(self, rows: list[Row], labelled: bool = True) -> Examples:
-        """Encode rows, and add notes on what became of their texts."""
+        """Encode rows, with notes on what became of their texts; or take them from data.cache."""
+        tokenizer, folder = self.tokenizer, self.settings.data.cache
+        if not folder or tokenizer is None or not rows:
+            return self._encode_with_notes(rows, labelled)
+        no_files: dict[str, Any] = dict.fromkeys(("train", "validation", "test", "teacher_file", "cache"), "")
+        settings = replace(self.settings, data=replace(self.settings.data, **no_files, num_workers=0))
+        own = getattr(self.processor, "decoder_start_id", None)
+        packages = [sys.modules[name] for name in ("data", "engine.tasks")]
+        key = cache.find_key(rows, tokenizer, (self.encode.__module__, settings, self.labels, labelled, own), packages)
+        file = Path(folder) / f"{key}.safetensors"
+        note = f"encoded, and kept in data.cache = {folder}"
+        try:
+            if (kept := cache.read_examples(file, tokenizer)) is not None:
+                return replace(kept, cache_note=f"taken from data.cache = {folder}")
+        except cache.DamagedError as error:
+            note = f"{file} is damaged ({error}): encoded again, and kept"
+        examples = self._encode_with_notes(rows, labelled)
+        if not isinstance(examples, TextExamples):
+            return examples
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # one process of a machine is enough
+            cache.write_examples(file, examples)
+        return replace(examples, cache_note=note)
+
+    def _encode_with_notes(self, rows: list[Row], labelled: bool) -> Examples:
         examples = self.without_notes(rows, labelled)
 
         def texts_of(row: Row) -> Sequence[str]:

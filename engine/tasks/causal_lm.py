@@ -97,6 +97,7 @@ def show_continuations(
 
 CAUSAL_LM = Task(
     head="causal-lm",
+    caches=True,
     predicts="text",
     metrics=METRICS,
     columns=Columns(text_pair=None, text="text", label=""),

@@ -115,6 +115,7 @@ def predict_batch(
 
 MULTI_LABEL_CLASSIFICATION = Task(
     head="sequence-classification",
+    caches=True,
     long_texts=("truncate", "head+tail", "windows"),
     predicts="labels",
     metrics=(

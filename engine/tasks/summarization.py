@@ -35,6 +35,7 @@ def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, floa
 
 SUMMARIZATION = Task(
     head="seq2seq-lm",
+    caches=True,
     predicts="text",
     metrics=("rougeL", "rouge1", "rouge2", "rougeLsum", "length_ratio", "loss"),
     columns=Columns(text_pair=None, text="text", label="summary"),

@@ -113,6 +113,7 @@ class Task:
     generates: bool = False  # whether it writes texts, and so reads [generate]
     noun: str = "text"  # what the task reads, in notes
     long_texts: tuple[str, ...] = ("truncate",)  # the values of data.long_texts that it can read
+    caches: bool = False  # whether data.cache can keep its examples
     predicts: str = "label"  # the key of a prediction that is null for a row that cannot be predicted
 
     read: Callable[[str, TaskSettings, bool], list[Row]]

@@ -125,6 +125,7 @@ def values_by_label(labels: Sequence[str], probabilities: Tensor, logits: Tensor
 
 TEXT_CLASSIFICATION = Task(
     head="sequence-classification",
+    caches=True,
     long_texts=("truncate", "head+tail", "windows"),
     metrics=(
         *("accuracy", "precision", "recall", "f1", "f1_present", "f1_micro", "f1_weighted", "mcc"),

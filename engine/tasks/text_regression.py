@@ -63,6 +63,7 @@ def predict_batch(
 
 TEXT_REGRESSION = Task(
     head="sequence-classification",
+    caches=True,
     long_texts=("truncate", "head+tail", "windows"),
     predicts="score",
     metrics=("pearson", "spearman", "mse", "mae", "loss"),

@@ -67,6 +67,7 @@ def format_table(statistics: Tensor, labels: Sequence[str]) -> str:
 
 TRANSLATION = Task(
     head="seq2seq-lm",
+    caches=True,
     predicts="text",
     metrics=("bleu", "chrf", "length_ratio", "loss"),
     columns=Columns(text_pair=None, text="source", label="target"),
