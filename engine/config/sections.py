@@ -171,7 +171,10 @@ class TrainSettings:
         1.0, "gradients with a larger norm are scaled down to this norm; 0: no clipping", within=">= 0"
     )
     precision: str = setting(
-        "fp32", "number format of the matrix products; the weights are fp32 in each", ("fp32", "bf16", "fp16")
+        "fp32",
+        "number format of the matrix products; the weights are fp32 in each; in fp16 most products of a T5 stay fp32, "
+        "since they exceed its range",
+        ("fp32", "bf16", "fp16"),
     )
     nan_policy: str = setting(
         "raise", "on a NaN or infinite gradient; raise: stop the run; skip: leave out this step", ("raise", "skip")
