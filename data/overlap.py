@@ -87,13 +87,13 @@ def describe_contradictions(noun: str, split: Hashes, content_of: ContentOf, is_
     first = int(places[0])
     same = np.flatnonzero(split.texts == split.texts[first])
     other = int(same[split.both[same] != split.both[first]][0])
-    count, total = len(contradictory), len(np.unique(split.texts))
+    count = len(contradictory)
     verb = "has" if count == 1 else "have"
     a, b = split.rows[first], split.rows[other]
-    note = f"{count_of(count, noun)} {verb} several labels, as "
+    note = f"{count_of(count, noun)} {verb} several labels in {len(places):,} of {len(split.rows):,} rows, as "
     note += f"{_shown(content_of(a)[0])}: " if is_shown else ""
     note += f"{_shown(content_of(a)[1])} (id {a.id}) and {_shown(content_of(b)[1])} (id {b.id})"
-    return [warn(count, total, note)]
+    return [warn(len(places), len(split.rows), note)]
 
 
 def _shown(value: Any) -> str:
