@@ -93,8 +93,9 @@ def encode_texts_for_lm(
 ) -> TextExamples[LanguageModelRecord]:
     """Return examples of at most max_length tokens. Each token of each text, and its end, is a target exactly once.
 
-    A longer text continues in further examples, with ids `7#2` and so on, whose first input is the last target of the
-    example before. concatenate: all texts make one, end to end, which is split into blocks of max_length tokens.
+    A longer text continues in further examples, with ids `7#2` and so on (`7##2` where an id has a #), whose first
+    input is the last target of the example before.
+    concatenate: all texts make one, end to end, which is split into blocks of max_length tokens.
     """
     end = find_end_token(tokenizer)
     targets, sizes = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
@@ -110,11 +111,13 @@ def encode_texts_for_lm(
         begins = list(range(0, len(labels), max_length))
         ids = [f"block {i + 1}" for i in range(len(begins))]
     else:
-        start = 0
+        start, mark = 0, "#"
+        while any(mark in row.id for row in rows):  # no part has the id of another text
+            mark += "#"
         for row, count in zip(rows, counts, strict=True):
             pieces = range(start, start + count, max_length)
             begins += pieces
-            ids += [row.id, *(f"{row.id}#{i}" for i in range(2, len(pieces) + 1))]
+            ids += [row.id, *(f"{row.id}{mark}{i}" for i in range(2, len(pieces) + 1))]
             start += count
     offsets = np.array([*begins, len(labels)], dtype=np.int64)
     bytes_before = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from data.errors import DataError, ErrorList
 from data.examples import TextExamples, note_truncated, warn_of_part
 from data.formats.lines import locate
 from data.formats.options import FileOptions
-from data.formats.relations import COLUMNS, HINT, SENTENCE, is_semeval, read_other_form, read_semeval
+from data.formats.relations import COLUMNS, HINT, SENTENCE, hint_at_pairs, is_semeval, read_other_form, read_semeval
 from data.formats.row_forms import require_columns
 from data.formats.rows import read_rows
 from data.formats.spans import check_span_text
@@ -72,7 +72,7 @@ def read_relations(
     Raises one DataError with all errors of the file, as `file:line: reason`.
     """
     errors = ErrorList()
-    options = options.also_reading((text, *COLUMNS))
+    options = replace(options.also_reading((text, *COLUMNS)), hint=hint_at_pairs)
     required = [column for column in (label, group) if column]
     if is_semeval(name, options):
         rows = Rows(read_semeval(name, text, label or "relation", errors, options))
@@ -90,13 +90,29 @@ def read_relations(
     require_columns(name, read, [*ROLES, *([text] if text != SENTENCE else [])], HINT, errors, options)
     read = [row for row in read if row.line not in errors.reasons and not errors.has_bad_file]
     check_texts(name, read, [text], label, errors)
+    num_places, cut = 0, list[str]()  # entities by their places alone; those that lack the last letter of a word
     for row in read:
         if row.line in errors.reasons:
             continue
+        source, given = row.values[text], [row.values[role] for role in ROLES]
         try:
-            row.values |= dict(zip(ROLES, _find_entities(row.values, row.values[text]), strict=True))
+            entities = _find_entities(row.values, source)
         except DataError as error:
             errors.add(locate(name), row.line, str(error))
+            continue
+        row.values |= dict(zip(ROLES, entities, strict=True))
+        placed = [
+            e for e, value in zip(entities, given, strict=True) if isinstance(value, dict) and "text" not in value
+        ]
+        num_places += len(placed)
+        cut += [
+            f"{e.text_in(source)!r} at {e.start}-{e.end} (line {row.line})"
+            for e in placed
+            if _is_inside_word(source, e.end) and not _is_inside_word(source, e.end + 1)
+        ]
+    if len(cut) > 1 and 10 * len(cut) >= 8 * num_places:
+        what = f"{len(cut):,} of {num_places:,} entities lack the last letter of a word, as {cut[0]}"
+        errors.notes.append(f"warning: {what}: an end is one after the last character")
     return errors.settle(name, rows, options)
 
 

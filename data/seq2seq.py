@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 
 from tokenizers import Encoding, Tokenizer
 
-from data.errors import ErrorList
+from data.errors import DataError, ErrorList
 from data.examples import TextExamples, warn_of_part
+from data.formats.lines import NOT_READ, locate, suffix_of
 from data.formats.memory import is_in_memory
 from data.formats.options import FileOptions
-from data.formats.rows import read_rows
+from data.formats.rows import READERS, read_rows
 from data.formats.text import read_parallel
 from data.row import Row, Rows
 from data.text_classification import check_texts, encode_texts
@@ -76,16 +77,32 @@ def read_pairs(
         for column in columns:
             check_texts(f"{name}.{column}", rows, [column], "", errors)
     else:
+        _refuse_lines(name, columns, options)
         options = replace(options, hint=lambda found: _hint_at_columns(found, columns, options))
         rows = read_rows(name, [*columns, *more], options, errors)
         check_texts(name, rows, columns, "", errors)
     return errors.settle(name, rows, options)
 
 
+def _refuse_lines(name: str, columns: Sequence[str], options: FileOptions) -> None:
+    """Raise DataError, with the settings that read it, for one of two files of lines."""
+    if is_in_memory(name) or options.format != "auto":
+        return
+    path = locate(name)
+    suffix = suffix_of(path)
+    if path.is_file() and suffix not in READERS and suffix not in NOT_READ:
+        stem = str(name)[: -len(suffix)] if suffix and str(name).endswith(suffix) else str(name)
+        settings = " and ".join(f"{options.settings.get(column, 'columns')} = ..." for column in columns)
+        raise DataError(
+            f"{name}: unknown kind of file {suffix!r}; rows are in {', '.join(READERS)}; two files whose lines belong "
+            f"together are read as {stem!r} with data.format = 'parallel', their endings are {settings}"
+        )
+
+
 def _hint_at_columns(found: Sequence[str], wanted: Sequence[str], options: FileOptions) -> str:
     """Return which settings would read a file with these columns; "" for columns that are not known."""
     pair = next((pair for pair in KNOWN_PAIRS if set(pair) <= set(found)), None)
-    languages = [column for column in found if LANGUAGE.fullmatch(column)]
+    languages = [column for column in found if LANGUAGE.fullmatch(column) and column != options.id_column]
     if pair is None and len(languages) == 2:
         pair = (languages[0], languages[1])
     if pair is None:
@@ -134,6 +151,7 @@ def encode_pairs(
         limit="seq2seq.max_target_length",
         nouns="targets",
     )
+    num_copied = sum(row.values[source] == row.values[target] for row in rows)
     num_too_long = int((targets.lengths > max_new_tokens).sum()) if max_new_tokens else 0
     limit = f"generate.max_new_tokens = {max_new_tokens}"
     return examples.with_record(
@@ -144,6 +162,7 @@ def encode_pairs(
         notes=(
             *examples.notes,
             *targets.notes,
+            *warn_of_part(num_copied, len(rows), "targets", "are the source itself"),
             *warn_of_part(num_too_long, len(rows), "targets", f"are longer than {limit}: their ends are never written"),
         ),
     )

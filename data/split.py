@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 
 from data.errors import DataError
+from data.notes import count_of
 from data.random_streams import TRAINING_SAMPLE, VALIDATION_SPLIT
 from data.row import Row
 
@@ -54,8 +55,16 @@ def split_rows(
         )
     num_held_out = max(1, round(len(candidates) * fraction))
     if num_held_out >= units:
-        what = f"values of {group!r}" if group else "rows"
-        raise DataError(f"data.validation_fraction = {fraction} leaves nothing to train on: only {units} {what}")
+        what = (
+            f"{count_of(units, 'value')} of {group!r}, whose rows stay in one split"
+            if group
+            else count_of(units, "row")
+        )
+        hint = "; data.group_column names another column" if group else ""
+        raise DataError(
+            f"data.validation_fraction = {fraction} leaves nothing to train on: only {what}; "
+            f"data.validation names a file{hint}"
+        )
     rng = np.random.default_rng([seed, VALIDATION_SPLIT])
     order = rng.permutation(candidates).tolist()
     if strata:

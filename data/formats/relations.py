@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from data.errors import DataError, ErrorList
@@ -36,10 +37,18 @@ COLUMNS = (
     *(*TACRED, "subj_type", "obj_type"),
     *(f"{column}{end}" for pair in PAIRS for column in pair for end in ("", "_type")),
 )
+MANY = {"relations", "triples", "triple_list", "spo_list", "relation_list", "relationMentions", "labels"}
 HINT = (
     "read are columns 'subject' and 'object', 'head' and 'tail' or 'h' and 't'; TACRED's 'subj_start' and so on; "
     "and texts with <e1>...</e1> and <e2>...</e2>"
 )
+
+
+def hint_at_pairs(columns: Sequence[str]) -> str:
+    """Return what is said of a file without a column of relations: whether its rows have several."""
+    if MANY & {column.partition(".")[0] for column in columns}:
+        return f"a row has one pair of entities and their relation, so that a text with several is several rows; {HINT}"
+    return ""
 
 
 def read_other_form(values: dict[str, Any], text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from data.formats.columns import describe_missing
 from data.formats.lines import locate
 from data.formats.options import FileOptions
 from data.row import Row
+
+NUMPY = re.compile(r"\barray\((\[[^][]*\])(?:,\s*dtype=[\w.'<>]+)?\)")  # in the table of a data frame that has lists
 
 
 def require_columns(
@@ -43,7 +46,7 @@ def parse_cell(value: Any) -> Any:
         return value
     for parse in (json.loads, ast.literal_eval):  # as JSON writes it, or as Python's str() does
         try:
-            found = parse(text)
+            found = parse(NUMPY.sub(r"\1", text) if parse is ast.literal_eval else text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
         if isinstance(found, dict) or (isinstance(found, list) and all(isinstance(item, str | dict) for item in found)):

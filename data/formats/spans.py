@@ -14,10 +14,10 @@ MAX_SHOWN = 60  # characters of a text in a message
 def check_span_text(text: str, start: int, end: int, own_text: str) -> str:
     """Return why text[start:end] is not `own_text`, with the true place and how it was counted; "" where it is.
 
-    Runs of white space are equal, since exports write a line end as a space, or as a backslash and an n.
+    Case, white space and Unicode form do not count: exports write a line end as a space, or names in lower case.
     """
     found = text[start:end]
-    if found == own_text or _plain(found) == _plain(own_text):
+    if found == own_text or _fold(_unescape(found))[0] == _fold(_unescape(own_text))[0]:
         return ""
     what = f"the text has {_shorten(found)} at {start}-{end}, not {_shorten(own_text)}"
     return f"{what}; {explain_place(text, start, end, own_text)}"
@@ -98,8 +98,8 @@ def _count_line_ends(text: str, place: int) -> int:
     return len(text.replace("\n", "\r\n")[:place].replace("\r\n", "\n"))
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.replace("\\n", " ").split())
+def _unescape(text: str) -> str:
+    return text.replace("\\n", "\n")
 
 
 def _shorten(text: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import DataError, ErrorList
-from data.formats.lines import clean_lines, locate
+from data.formats.lines import COMPRESSED, clean_lines, locate
 from data.formats.options import FileOptions
 from data.notes import count_of
 from data.row import Row
@@ -47,13 +47,14 @@ def read_parallel(
     texts: dict[str, dict[int, str]] = {}
     counts: dict[str, int] = {}
     for suffix in suffixes:
-        path = Path(f"{locate(name)}.{suffix}")
+        path = _find_parallel(name, suffix)
         bad_lines = ErrorList()
         try:
             texts[suffix] = dict(clean_lines(path, bad_lines, options))
         except FileNotFoundError:
             files = " and ".join(f"{name}.{suffix}" for suffix in suffixes)
-            raise DataError(f"{path}: no such file; data.format = 'parallel' reads {files}") from None
+            hint = f", so that the name is '{Path(name).with_suffix('')}' here" if locate(name).is_file() else ""
+            raise DataError(f"{path}: no such file; data.format = 'parallel' reads {files}{hint}") from None
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
         counts[f"{name}.{suffix}"] = max([*texts[suffix], *bad_lines.reasons], default=0)
@@ -66,3 +67,10 @@ def read_parallel(
         raise DataError(f"{name}.{suffixes[0]}: no lines")
     complete = [line for line in lines if all(line in found for found in texts.values())]
     return [Row(str(line), line, {suffix: found[line] for suffix, found in texts.items()}) for line in complete]
+
+
+def _find_parallel(name: str, suffix: str) -> Path:
+    """Return the path of one of two parallel files, which may be compressed."""
+    path = Path(f"{locate(name)}.{suffix}")
+    packed = (path.with_name(path.name + ending) for ending in COMPRESSED)
+    return path if path.exists() else next((other for other in packed if other.exists()), path)

@@ -15,6 +15,7 @@ from data import DataError
 from data.batch import IGNORE_INDEX
 from data.causal_lm import encode_prompts, encode_texts_for_lm, find_end_token, read_texts
 from data.formats.options import FileOptions
+from data.row import Row
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,9 @@ def test_ids_say_which_part_of_which_text(by_bytes, join):
     examples = encode_texts_for_lm(rows_of(["abc", "abcdefg", "a"]), by_bytes, max_length=4, concatenate=join)
     assert examples.ids == (["block 1", "block 2", "block 3", "block 4"] if join else ["1", "2", "2#2", "3"])
     assert examples.lengths.tolist() == [4, 4, 4, 2]
+    if not join:  # the second part of one text does not take the id of another
+        rows = [Row(name, i, {"text": text}) for i, (name, text) in enumerate([("1", "abcdefg"), ("1#2", "a")])]
+        assert encode_texts_for_lm(rows, by_bytes, max_length=4).ids == ["1", "1##2", "1#2"]
 
 
 @pytest.mark.parametrize("join", [False, True])

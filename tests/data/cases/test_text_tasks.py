@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,12 @@ QUESTION_FILES = {  # name -> (ending, content, answers, start of a note)
     "table": (".csv", QUESTION | {"answers": "house", "answer_start": "41"}, [Answer("house", 41)], ""),
     "json in a table": (".csv", QUESTION | {"answers": '{"text": ["Rome"], "answer_start": [13]}'}, ROME, ""),
     "python in a table": (".csv", QUESTION | {"answers": "{'text': ['Rome'], 'answer_start': [13]}"}, ROME, ""),
+    "numpy in a table": (
+        ".csv",
+        QUESTION | {"answers": "{'text': array(['Rome'], dtype=object), 'answer_start': array([13], dtype=int32)}"},
+        ROME,
+        "",
+    ),
     "a year": (".jsonl", QUESTION | {"context": "in 1990 .", "answers": 1990}, [Answer("1990", 3)], LOCATED[:20]),
     "emptied": (
         ".jsonl",
@@ -185,6 +192,10 @@ RELATION_ROWS = {  # name -> (row, subject, object, types)
         },
         ("Anna", "Rome", "PER"),
     ),
+    "lower case": (
+        {"text": "Anna likes Rome.", "h": {"name": "anna", "pos": [0, 4]}, "t": {"name": "rome", "pos": [11, 15]}},
+        ("Anna", "Rome", ""),
+    ),
     "head and tail": ({"text": "Anna likes Rome.", "head": "Anna", "tail": "Rome"}, ("Anna", "Rome", "")),
 }
 
@@ -223,6 +234,15 @@ def test_relations_that_are_not_right_say_why(name, tmp_path):
     with pytest.raises(DataError) as caught:
         read_relations(write_as(tmp_path / "x.jsonl", row | {"relation": "likes"}), label="relation")
     assert reason in str(caught.value)
+
+
+def test_entities_without_their_last_letters_are_counted(tmp_path):
+    places = {"subject": {"start": 0, "end": 3}, "object": {"start": 11, "end": 14}}
+    rows: Content = [{"text": "anna likes rome .", **places}] * 2
+    assert read_relations(str(write_file(tmp_path / "x.jsonl", rows))).notes == [
+        "warning: 4 of 4 entities lack the last letter of a word, as 'ann' at 0-3 (line 1): "
+        "an end is one after the last character"
+    ]
 
 
 def test_semeval_has_a_file_of_its_own(tmp_path):
@@ -423,6 +443,16 @@ def test_targets_longer_than_can_be_written_are_counted(tmp_path, capsys):
             {"translation": {"en": "a", "de": "b"}},
             'data.text_column = "translation.en" and data.label_c',
         ),
+        (
+            "translation",
+            {"id": 1, "en": "a", "de": "b"},
+            'data.text_column = "en" and data.label_column = "de" would read it',
+        ),
+        (
+            "relation-extraction",
+            {"text": "a", "spo_list": []},
+            "a row has one pair of entities and their relation, so that",
+        ),
         ("causal-lm", {"prompt": "a", "completion": "b"}, 'these are conversations, which run.task = "dialogue" reads'),
         ("causal-lm", {"messages": say("a", "b")}, 'these are conversations, which run.task = "dialogue" reads'),
     ],
@@ -431,6 +461,28 @@ def test_columns_of_public_data_sets_are_recognised(task, rows, hint, tmp_path, 
     with pytest.raises(DataError) as caught:
         dry_run(settings_for(task, tmp_path, [rows] * 4), capsys)
     assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "message"),
+    [
+        ("x.en", "auto", r"together are read as '.*x' with data.format = 'parallel'"),
+        ("x.en", "parallel", r"reads .*x.en.en and .*x.en.de, so that the name is '.*x' here"),
+    ],
+)
+def test_one_of_two_parallel_files_says_how_both_are_read(name, format, message, tmp_path):
+    for language in ("en", "de"):
+        write_file(tmp_path / f"x.{language}", "a\nb\n")
+    with pytest.raises(DataError, match=message):
+        read_pairs(str(tmp_path / name), "en", "de", options=FileOptions(format=format))
+
+
+def test_parallel_files_may_be_compressed_and_copies_are_counted(tmp_path, capsys):
+    for language in ("en", "de"):
+        write_file(tmp_path / f"x.{language}.gz", gzip.compress(b"the cat\nred\nblue\ngreen\n"))
+    columns = {"data__format": "parallel", "data__text_column": "en", "data__label_column": "de"}
+    printed = dry_run(settings_for("summarization", tmp_path, tmp_path / "x", **columns), capsys)
+    assert "warning: 3 of 3 targets are the source itself" in printed
 
 
 def test_nested_columns_are_read_and_predicted(tmp_path, capsys):

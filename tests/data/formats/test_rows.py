@@ -332,13 +332,13 @@ def test_a_group_stays_on_one_side():
     assert len(sides) > 1
 
 
-@pytest.mark.parametrize(("count", "fraction", "what"), [(1, 0.1, "1 rows"), (3, 0.9, "3 rows"), (10, 0.99, "10 rows")])
+@pytest.mark.parametrize(("count", "fraction", "what"), [(1, 0.1, "1 row"), (3, 0.9, "3 rows"), (10, 0.99, "10 rows")])
 def test_a_split_that_leaves_nothing_to_train_on(count, fraction, what):
     with pytest.raises(
         DataError, match=f"data.validation_fraction = {fraction} leaves nothing to train on: only {what}"
     ):
         split_rows(numbered(count, label=str), fraction, 0)
-    with pytest.raises(DataError, match="only 1 values of 'patient'"):
+    with pytest.raises(DataError, match="only 1 value of 'patient'"):
         split_rows(numbered(10, patient=lambda i: 5), 0.1, 0, "patient")
 
 
