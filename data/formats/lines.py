@@ -91,6 +91,7 @@ class TextFile:
         self._content = None if path.is_file() or path.is_dir() else path.read_bytes()  # a pipe can be read once only
         self.is_wide = "\n".encode(self.encoding)[-1:] != b"\n" or len("\n".encode(self.encoding)) > 1
         self.line_end = b"\n"
+        self.is_checked = False  # whether the bad lines have been counted
         self._inspect()
 
     def lines(self, errors: ErrorList, longest: int = MAX_LINE) -> Iterator[tuple[int, str | None]]:
@@ -106,6 +107,7 @@ class TextFile:
             try:
                 text = raw if isinstance(raw, str) else raw.decode(encoding).rstrip("\r\n")
             except UnicodeDecodeError as error:
+                self._check_bad_lines()
                 errors.add(self.path, number, self._describe(error))
                 yield number, None
                 continue
@@ -122,7 +124,7 @@ class TextFile:
             yield number, None
         if marks:
             what = f"this and {len(marks) - 1:,} more lines begin" if len(marks) > 1 else "this line begins"
-            self.notes.append(f"line {marks[0]}: {what} with a byte order mark, as in joined files: left out")
+            errors.notes.append(f"line {marks[0]}: {what} with a byte order mark, as in joined files: left out")
         errors.notes += self.notes
 
     def text(self) -> str:
@@ -130,6 +132,7 @@ class TextFile:
         errors = ErrorList()
         lines = [text or "" for _, text in self.lines(errors, longest=1 << 62)]
         errors.raise_if_any()
+        self.notes = errors.notes
         return "\n".join(lines)
 
     def _open(self) -> BinaryIO:
@@ -168,32 +171,23 @@ class TextFile:
         byte = error.object[error.start]
         return f"not {self.encoding.upper()} at byte {error.start} of the {part} ({byte:#04x})"
 
-    # The check of the whole file. Decoding is fast, so that reading it twice costs little.
+    # The check of the file as a whole. One that should be UTF-8 is read again only if a line of it is not.
 
     def _inspect(self) -> None:
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        has_feed = has_return = False
-        is_ascii = is_utf8 = True
         try:
             with self._open() as stream:
                 head = stream.read(CHUNK)
-                wide = find_wide_encoding(head)
-                self._check_wide(wide)
-                for chunk in _chunks(head, stream):
-                    has_feed, has_return = has_feed or b"\n" in chunk, has_return or b"\r" in chunk
-                    is_ascii = is_ascii and chunk.isascii()
-                    is_utf8 = is_utf8 and _decodes(decoder, chunk)
+                self._check_wide(find_wide_encoding(head))
+                is_utf8 = self.encoding != "utf-8" and _is_utf8(head, stream)
         except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
             raise DataError(f"{self.path}: the compressed file is damaged: {error}") from None
         if self.is_wide:
             self._check_wide_text(is_utf8 and b"\0" not in head)
             return
-        if has_return and not has_feed and head.strip(b"\r"):
+        if b"\r" in head and b"\n" not in head and head.strip(b"\r"):
             self.line_end = b"\r"
             self.notes.append("its lines end in carriage returns alone, as on old Macs")
-        if self.encoding == "utf-8" and not is_utf8:
-            self._check_bad_lines()
-        elif self.encoding != "utf-8" and is_utf8 and not is_ascii:
+        if is_utf8 and not head.isascii():
             self._note_utf8(head)
 
     def _check_wide(self, found: str) -> None:
@@ -220,8 +214,11 @@ class TextFile:
         """Raise DataError if the file is in another encoding, rather than UTF-8 with some bad lines.
 
         It is UTF-8 if more lines show that (they are UTF-8 and not ASCII) than do not. With data.bad_rows = skip, a
-        file of which at least half the lines can be read counts as UTF-8, too.
+        file of which at least half the lines can be read counts as UTF-8, too. Nothing is checked a second time.
         """
+        if self.is_checked or self.encoding != "utf-8":
+            return
+        self.is_checked = True
         bad: list[tuple[int, bytes, UnicodeDecodeError]] = []
         shown = total = 0
         for raw in self._raw_lines():
@@ -241,19 +238,14 @@ class TextFile:
         raise DataError(f"{self.path}:{number}: {self._describe(fault)}{more}; {hint}")
 
 
-def _chunks(head: bytes, stream: BinaryIO) -> Iterator[bytes]:
-    while head:
-        yield head
-        head = stream.read(CHUNK)
-    yield b""
-
-
-def _decodes(decoder: codecs.IncrementalDecoder, chunk: bytes) -> bool:
-    """Return whether the text goes on with this chunk; the last one is empty."""
+def _is_utf8(chunk: bytes, stream: BinaryIO) -> bool:
+    """Return whether `chunk` and the rest of the stream are UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        if chunk and chunk.isascii() and not decoder.getstate()[0]:
-            return True
-        decoder.decode(chunk, final=not chunk)
+        while chunk:
+            decoder.decode(chunk)
+            chunk = stream.read(CHUNK)
+        decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         return False
     return True
