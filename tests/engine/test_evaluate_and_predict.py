@@ -208,7 +208,7 @@ def test_columns_are_named_by_the_recipe_unless_given(trained, tmp_path):
     expected = predictions(config.run.folder, validation, tmp_path / "p.jsonl")
     rows = [{"key": row["id"], "sentence": row["text"]} for row in rows_of(validation)]
     source = write_rows(tmp_path / "other.csv", rows)
-    with pytest.raises(ValueError, match=r"other.csv:1: no column 'text'; the header has 'key', 'sentence'"):
+    with pytest.raises(ValueError, match=r"other.csv:1: no column 'text' .data.text_column.; the columns are"):
         predict.main([config.run.folder, "--input", str(source), "--output", str(tmp_path / "q.jsonl")])
     more = ["--data.text_column", "sentence", "--data.id_column=key"]
     assert predictions(config.run.folder, source, tmp_path / "q.jsonl", *more) == expected
@@ -262,7 +262,10 @@ MISTAKES = {
     "other command": (["RUN", "--data.test=x"], "--data.test has no effect"),
     "bad value": (["RUN", "--input=texts.tsv", "--output=p.jsonl", "--run.device=gpu"], "run.device = 'gpu': choose"),
     "no such input": (["RUN", "--input=no.tsv", "--output=p.jsonl"], "no.tsv: no such file"),
-    "unknown format": (["RUN", "--input=texts.xls", "--output=p.jsonl"], "unknown kind of file '.xls'"),
+    "unknown format": (
+        ["RUN", "--input=texts.xls", "--output=p.jsonl"],
+        "texts.xls: this is a spreadsheet; save its sheet as csv",
+    ),
     "no folder": (["RUN", "--input=texts.tsv", "--output=no/p.jsonl"], "there is no folder 'no'"),
     "a folder": (["RUN", "--input=texts.tsv", "--output=."], "'.' is a folder; name a file"),
     "same file": (["RUN", "--input=texts.tsv", "--output=./texts.tsv"], "is the file that is read"),
