@@ -90,7 +90,7 @@ def read_relations(
     require_columns(name, read, [*ROLES, *([text] if text != SENTENCE else [])], HINT, errors, options)
     read = [row for row in read if row.line not in errors.reasons and not errors.has_bad_file]
     check_texts(name, read, [text], label, errors)
-    num_places, cut = 0, list[str]()  # entities by their places alone; those that lack the last letter of a word
+    num_places, clipped = 0, list[str]()  # entities by their places alone; those that lack the last letter of a word
     for row in read:
         if row.line in errors.reasons:
             continue
@@ -105,13 +105,13 @@ def read_relations(
             e for e, value in zip(entities, given, strict=True) if isinstance(value, dict) and "text" not in value
         ]
         num_places += len(placed)
-        cut += [
+        clipped += [
             f"{e.text_in(source)!r} at {e.start}-{e.end} (line {row.line})"
             for e in placed
             if _is_inside_word(source, e.end) and not _is_inside_word(source, e.end + 1)
         ]
-    if len(cut) > 1 and 10 * len(cut) >= 8 * num_places:
-        what = f"{len(cut):,} of {num_places:,} entities lack the last letter of a word, as {cut[0]}"
+    if len(clipped) > 1 and 10 * len(clipped) >= 8 * num_places:
+        what = f"{len(clipped):,} of {num_places:,} entities lack the last letter of a word, as {clipped[0]}"
         errors.notes.append(f"warning: {what}: an end is one after the last character")
     return errors.settle(name, rows, options)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -18,12 +19,15 @@ from data.tag_schemes import (
     find_entities,
     find_scheme,
     find_violations,
+    is_ioe,
     nearest_known_tag,
     tag_entities,
 )
 
 SETTING = "token_classification.bad_tags"
 REPAIR = f'; {SETTING} = "repair" changes such tags as conlleval reads them'
+REPAIR_IOE = f'; the file may be IOE1 or IOE2: {SETTING} = "repair" changes their tags to IOBES'
+NUMBER = re.compile("-?[0-9]+")
 NO_SCHEME = "no entity scheme recognised, so each tag is a class of its own and F1 is by tag, not by entity"
 
 
@@ -38,6 +42,8 @@ def check_tags(
     if explain and scheme == "auto":
         errors.notes += describe_scheme(names, found, notation)
     if found == "none":
+        if explain and bad_tags == "repair":
+            errors.notes.append(f"{SETTING} = repair has no effect: the tags have no scheme")
         return
     bad = find_bad_pairs(pairs, found)
     if not bad:
@@ -46,9 +52,11 @@ def check_tags(
     if bad_tags == "repair":
         broken = _repair(broken, label, names, found, errors)
     is_offered = bad_tags == "repair"
+    letters = {notation.split(tag)[0] for tag in names} if notation else set()
+    offer = REPAIR_IOE if is_ioe(letters) else REPAIR
     for row in broken:
         for i, reason in find_violations(row.values[label], found, bad):
-            hint = "" if is_offered or reason.endswith("of its own") else REPAIR  # once is enough
+            hint = "" if is_offered or reason.endswith("of its own") else offer  # once is enough
             is_offered = is_offered or bool(hint)
             errors.add(name, find_line(row, i), word_prefix(row, i) + reason + hint, row=row.line)
 
@@ -89,7 +97,7 @@ def _repair(rows: Sequence[Row], label: str, names: set[str], scheme: str, error
 def describe_scheme(names: set[str], scheme: str, notation: Notation | None) -> list[str]:
     """Return a sentence on how the tags of the training file are read, unless it is the usual way."""
     if notation is None:
-        numbers = all(tag.isdigit() for tag in names)
+        numbers = all(map(NUMBER.fullmatch, names))
         hint = "; data.labels names the numbers in their order from 0" if numbers else ""
         return [f"{NO_SCHEME}{hint}; token_classification.tag_scheme = none says so"]
     if notation == STANDARD and scheme in ("IOB1", "IOB2", "IOBES"):
@@ -105,15 +113,17 @@ def describe_scheme(names: set[str], scheme: str, notation: Notation | None) -> 
 def name_numbers(name: str, rows: Sequence[Row], label: str, labels: Sequence[str], errors: ErrorList) -> None:
     """Replace tags that are numbers by data.labels, if no name among those is one of the tags."""
     names = {tag for row in rows for tag in row.values[label]}
-    if not labels or not names or names & set(labels) or not all(tag.isdigit() for tag in names):
+    if not labels or not names or names & set(labels) or not all(map(NUMBER.fullmatch, names)):
         return
-    outside = {tag for tag in names if int(tag) >= len(labels)}
+    outside = {tag for tag in names if not 0 <= int(tag) < len(labels)}
     for row in rows:
         bad = next((i for i, tag in enumerate(row.values[label]) if tag in outside), None)
         if bad is None:
             row.values = row.values | {label: [labels[int(tag)] for tag in row.values[label]]}
         else:
-            reason = f"the tag {row.values[label][bad]} is no place in data.labels, which has {len(labels)} names"
+            tag = row.values[label][bad]
+            reason = f"the tag {tag} is no place in data.labels, which has {len(labels)} names"
+            reason += "; it marks the further pieces of a word: give whole words" if tag == "-100" else ""
             errors.add(name, find_line(row, bad), word_prefix(row, bad) + reason, row=row.line)
     shown = ", ".join(f"{tag} is {labels[int(tag)]!r}" for tag in sorted(names - outside, key=int)[:3])
     errors.notes.append(f"the tags are numbers, read as places in data.labels: {shown}")
@@ -156,7 +166,7 @@ def check_tag_names(name: str, rows: Sequence[Row], label: str, labels: Sequence
     for tag, (row, i) in first.items():
         near = next((other for other in labels if similar_key(other) == similar_key(tag)), "")
         hint = f"; {near!r}, perhaps" if near else ""
-        hint = hint or ("; data.labels reads numbers as places in its names" if tag.isdigit() else "")
+        hint = hint or ("; data.labels reads numbers as places in its names" if NUMBER.fullmatch(tag) else "")
         many = f" at {counts[tag]:,} words" if counts[tag] > 1 else ""
         reason = f"{word_prefix(row, i)}unknown label {tag!r}{many}; the labels are {shown}{hint}"
         errors.add(name, find_line(row, i), reason)

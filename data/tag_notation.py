@@ -5,6 +5,7 @@ The tags of a file, of the model and of its predictions stay as they are written
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -25,6 +26,7 @@ SEPARATORS = "-_:"
 BARE_TYPE = "entity"  # the type of entities whose tags name none
 # Other ways to write O, in lower case.
 OUTSIDE_WORDS = {"o", "0", "_", "-", "out", "other", "others", "outside", "none", "null", "nil", "[o]"}
+BESIDE = re.compile("(BB|EE|WW|MM)[-_:]")  # O in BMEWO+: before an entity, behind one, between two, far from any
 
 
 @dataclass(frozen=True)
@@ -127,12 +129,12 @@ def _is_certain(notation: Notation, names: frozenset[str]) -> bool:
 def nearest_tag(tag: str, notation: Notation, letters: Iterable[str], types: Iterable[str]) -> str:
     """Return the tag of `notation` that was surely meant by one that is none; "" where that is not sure.
 
-    - O in other words, as o or 0;
+    - O in other words, as o or 0, or as BMEWO+ writes it beside entities, as BB-PER;
     - a tag in another notation, as b-per or PER_B, whose letter and type the others have;
     - a type alone, which is read as I: a word of an entity.
     """
     known = {kind.casefold(): kind for kind in types}
-    if tag.lower() in OUTSIDE_WORDS:
+    if tag.lower() in OUTSIDE_WORDS or BESIDE.match(tag):
         return notation.outside
     for other in WRITTEN:
         letter, kind = other.split(tag)

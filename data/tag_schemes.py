@@ -12,7 +12,7 @@ In all of them a word outside of entities is O. data/tag_notation.py reads B-TYP
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from data.tag_notation import LETTERS, OUTSIDE, ROLES, STANDARD, Notation, find_notation, nearest_tag
 
@@ -45,7 +45,7 @@ def find_scheme(pairs: Pairs, setting: str = "auto") -> str:
     if notation is None:
         return "none"
     letters = {notation.split(tag)[0] for _, tag in pairs if tag} - {OUTSIDE, ""}
-    if letters == {"I", "E"}:  # IOE1 or IOE2, whose entities can be repaired to these
+    if is_ioe(letters):
         return "IOBES"
     violations = dict.fromkeys(LETTERS, 0)
     for scheme in LETTERS:
@@ -53,6 +53,11 @@ def find_scheme(pairs: Pairs, setting: str = "auto") -> str:
             if fault := _find_fault(*pair, notation, scheme):
                 violations[scheme] += 2 * count if fault == "foreign" else count
     return min(violations, key=lambda scheme: violations[scheme])
+
+
+def is_ioe(letters: Collection[str]) -> bool:
+    """Return whether tags with these letters may be IOE1 or IOE2, whose entities can be repaired to those of IOBES."""
+    return "E" in letters and {"O", "I", "E", ""}.issuperset(letters)
 
 
 def find_bad_pairs(pairs: Pairs, scheme: str) -> dict[tuple[str, str], str]:

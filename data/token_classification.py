@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ from data.formats.lines import locate, read_head, suffix_of
 from data.formats.memory import is_in_memory
 from data.formats.options import FileOptions
 from data.formats.rows import read_rows
-from data.formats.tagged_rows import check_tagged_rows
+from data.formats.tagged_rows import check_tagged_rows, hint_at_columns
 from data.formats.word_lines import guess_format, read_sentences
 from data.long_texts import TRUNCATE, LongTexts, split_into_word_windows
 from data.row import Row, Rows
@@ -69,15 +69,19 @@ def read_tagged(
     - explain: note how the tags are read. columns: the numbers or names of the columns in files of words a line.
     Raises one DataError with all errors of the file.
     """
-    kind = _find_kind(name, text, options)
+    kind = _find_kind(name, text, label, options)
     errors = ErrorList()
     rows: list[Row]
+    texts: list[Row] = []  # with spans
     if kind in ("rows", "brat"):
         if kind == "brat":
             rows = read_brat(locate(name), text, label, bad_spans, errors)
         else:
+            options = replace(options, hint=lambda found: hint_at_columns(found, text, label, options))
             rows = read_rows(name, [c for c in (text, label, group) if c], options, errors)
-        texts = check_tagged_rows(name, rows, text, label, errors)
+        if label:
+            _refuse_rejected(name, rows, errors)
+        texts = check_tagged_rows(name, [row for row in rows if row.line not in errors.reasons], text, label, errors)
         if texts and scheme == "none":
             reason = "spans of a text are entities: token_classification.tag_scheme cannot be none"
             errors.add(name, texts[0].line, reason, of_file=True)
@@ -89,6 +93,8 @@ def read_tagged(
         raise DataError(f"{name}: data.format = 'text' has no tags; it is for predictions")
     else:
         rows = read_sentences(name, kind, (text, label or "tags"), columns, bool(label), errors, options)
+    if explain and bad_spans != "raise" and not texts:
+        errors.notes.append(f"token_classification.bad_spans = {bad_spans} has no effect: there are no spans")
     if label:
         good = [row for row in rows if row.line not in errors.reasons]
         name_numbers(name, good, label, labels, errors)
@@ -97,7 +103,14 @@ def read_tagged(
     return errors.settle(name, rows, options)
 
 
-def _find_kind(name: str, text: str, options: FileOptions) -> str:
+def _refuse_rejected(name: str, rows: Sequence[Row], errors: ErrorList) -> None:
+    """Add to `errors` the rows of Prodigy whose annotation was not accepted."""
+    for row in rows:
+        if "spans" in row.values and (answer := row.values.get("answer")) in ("reject", "ignore"):
+            errors.add(name, row.line, f"answer = {answer!r}: in Prodigy, these spans were not accepted")
+
+
+def _find_kind(name: str, text: str, label: str, options: FileOptions) -> str:
     """Return conll, word/tag, text, brat or rows; DataError for a file whose name and settings do not tell it."""
     if is_in_memory(name):
         return "rows"
@@ -115,6 +128,7 @@ def _find_kind(name: str, text: str, options: FileOptions) -> str:
         return "rows"
     guess = guess_format(path, options)
     hint = f"by its first lines data.format = {guess!r} would read it" if guess else f"one of {', '.join(LINE_FORMATS)}"
+    hint += "" if label else "; 'text' reads a text a line"
     raise DataError(
         f"{name}: the name does not tell its format; tagged words are in {', '.join(LINE_SUFFIXES)} or "
         f"{', '.join(ROW_SUFFIXES)}, or data.format says it: {hint}"

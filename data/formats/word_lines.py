@@ -11,6 +11,7 @@ from data.errors import DataError, ErrorList
 from data.formats.conll import read_conll, split_columns
 from data.formats.lines import clean_lines, locate
 from data.formats.options import FileOptions
+from data.notes import count_of
 from data.row import Row
 from data.words import TEXT, split_words
 
@@ -80,7 +81,7 @@ def _texts(path: Path, labelled: bool, errors: ErrorList, options: FileOptions) 
             yield number, split_words(line), [], {TEXT: line}
         num_empty += not line.strip()
     if num_empty:
-        errors.notes.append(f"{num_empty:,} empty lines are no texts")
+        errors.notes.append(f"{count_of(num_empty, 'empty line')} left out; ids are the numbers of the lines")
 
 
 def guess_format(path: Path, options: FileOptions) -> str:

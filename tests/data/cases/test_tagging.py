@@ -95,6 +95,7 @@ def test_f1_is_of_entities_in_every_notation(true, predicted):
         ("O B-P b-p O", "'b-p' is not a tag of IOB2, whose tags are O, B-TYPE, I-TYPE; 'B-P', perhaps"),
         ("O B-P I-P 0", "'0' is not a tag of IOB2, whose tags are O, B-TYPE, I-TYPE; 'O', perhaps"),
         ("O B-P M-P M-P E-P B-P I-P", "'I-P' is not a tag of BMES, whose tags are O, B-TYPE, M-TYPE, E-TYPE, S-TYPE"),
+        ("I-P E-P O", "the file may be IOE1 or IOE2: token_classification.bad_tags = "),
         ("O B-P O", ""),
     ],
 )
@@ -120,6 +121,8 @@ def test_a_tag_of_no_scheme_is_an_error_with_its_reading(tmp_path, tags, message
         ("P_I P_I O P_B", "P_B P_I O P_B"),
         ("B-P M-P E-P M-L E-P", "B-P M-P E-P S-L S-P"),
         ("I-P E-P E-P O E-P", "B-P E-P S-P O S-P"),  # IOE2
+        ("E-P I-P O", "S-P S-P O"),  # IOE1
+        ("BB-P W-P WW-P B-P E-P EE-P MM-O O", "O W-P O B-P E-P O O O"),  # BMEWO+
     ],
 )
 def test_broken_tags_are_repaired_and_counted(tmp_path, tags, repaired):
@@ -160,9 +163,9 @@ def test_numbers_are_places_in_the_labels(tmp_path):
     assert rows[0].values["tags"] == list(labels)
     assert rows.notes == ["the tags are numbers, read as places in data.labels: 0 is 'O', 1 is 'B-P', 2 is 'I-P'"]
     content = [{"tokens": ["a", "b"], "tags": [1, 3]}]
-    assert "the tag 3 is no place in data.labels, which has 3 names" in refusal(
-        tmp_path / "x.jsonl", content, labels=labels
-    )
+    for tag in (3, -100):
+        reason = refusal(tmp_path / "y.jsonl", [{"tokens": ["a", "b"], "tags": [1, tag]}], labels=labels)
+        assert f"the tag {tag} is no place in data.labels, which has 3 names" in reason
     rows = read(tmp_path / "x.jsonl", content, explain=True)
     assert rows[0].values["tags"] == ["1", "3"]
     assert "data.labels names the numbers" in rows.notes[0]
@@ -275,6 +278,37 @@ def test_tables_hold_words_and_tags_as_lists(tmp_path, suffix):
         (row,) = rows = read(path, f"tokens{comma}tags\n{cells[0]}{comma}{cells[1]}\n")
         assert rows.notes == ["1 row with lists as text, as ['a', 'b'], read as lists"]
     assert (row.values["tokens"], row.values["tags"]) == (words, tags)
+
+
+def test_tags_between_spaces_are_those_of_the_words(tmp_path):
+    rows = read(tmp_path / "x.csv", "tokens,tags\nAnn left.,B-P O\nfine,O\n")
+    assert [row.values["tokens"] for row in rows] == [["Ann", "left."], ["fine"]]
+    assert rows.notes == ["2 rows with tags between spaces, read as one for each word"]
+    reason = refusal(tmp_path / "x.csv", "tokens,tags\nAnn left.,B-P O\nfine,O O\n")
+    assert reason.startswith("FILE:3: 1 word between spaces in 'tokens', and 2 tags in 'tags'")
+    assert "words in lines of their own are read from .conll" in refusal(tmp_path / "x.csv", "tokens,tags\nAnn,B-P\n")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": "Ann", "label": []}, 'data.text_column = "text" and data.label_column = "label" would read it'),
+        (
+            {"tokens": ["Ann"], "pos_tags": [1], "ner_tags": [1]},
+            "'ner_tags'; data.label_column = \"ner_tags\" would read",
+        ),
+        ({"tokens": "Ann", "tags": [], "spans": [], "answer": "reject"}, "answer = 'reject': in Prodigy, these spans"),
+    ],
+)
+def test_rows_of_other_tools_are_refused_with_a_setting(tmp_path, row, message):
+    options = FileOptions(settings={"tokens": "data.text_column", "tags": "data.label_column"})
+    assert message in refusal(tmp_path / "x.jsonl", [row] * 2, options=options)
+
+
+def test_repairs_of_what_a_file_has_not_are_said(tmp_path):
+    rows = read(tmp_path / "x.conll", "a N\nb V\n", bad_tags="repair", bad_spans="skip", explain=True)
+    assert rows.notes[0] == "token_classification.bad_spans = skip has no effect: there are no spans"
+    assert rows.notes[-1] == "token_classification.bad_tags = repair has no effect: the tags have no scheme"
 
 
 # Spans
