@@ -179,6 +179,15 @@ def test_the_sampler_says_how_often_it_reads(tmp_path, capsys):
     assert (tmp_path / "run/best").is_dir()
 
 
+def test_windows_of_a_long_text_are_read_together(tmp_path, capsys):
+    rows = [{"text": " ".join([TEXT] * (1 + i % 9)), "label": "no" if i % 10 else "yes"} for i in range(60)]
+    changes = {"data__long_texts": "windows", "data__window_overlap": 2, "data__max_length": 12}
+    settings = settings_for("text-classification", tmp_path, rows, train__sampler="balanced", **changes)
+    printed = run(settings | {"eval.metric": "roc_auc", "train.max_steps": 8}, capsys)
+    assert "an epoch has each of 2 classes 27 times; 'yes' has 5 examples, each read 5.4 times an epoch" in printed
+    assert "best_roc_auc" in printed
+
+
 @pytest.mark.parametrize(
     ("task", "setting", "message"),
     [
