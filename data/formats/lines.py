@@ -27,6 +27,7 @@ OPENERS: dict[bytes, Callable[[BinaryIO], BinaryIO]] = {
     b"BZh": bz2.BZ2File,  # type: ignore[dict-item]
     b"\xfd7zXZ\0": lzma.LZMAFile,  # type: ignore[dict-item]
 }
+DAMAGED = (EOFError, zlib.error, lzma.LZMAError, OSError)  # an OSError without a number is that of a damaged file
 UNPACK = "unpack it, and name a file in it"
 SAVE = "save its sheet as csv in UTF-8, and name that file"
 # What is not text, by the first bytes and by the end of the name.
@@ -157,7 +158,9 @@ class TextFile:
                     yield from stream.read().split(b"\r")
                 else:
                     yield from stream
-        except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        except DAMAGED as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
             raise DataError(f"{self.path}: the compressed file is damaged: {error}") from None
 
     def _decode_whole(self, content: bytes) -> str:
@@ -179,7 +182,9 @@ class TextFile:
                 head = stream.read(CHUNK)
                 self._check_wide(find_wide_encoding(head))
                 is_utf8 = self.encoding != "utf-8" and _is_utf8(head, stream)
-        except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        except DAMAGED as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
             raise DataError(f"{self.path}: the compressed file is damaged: {error}") from None
         if self.is_wide:
             self._check_wide_text(is_utf8 and b"\0" not in head)
