@@ -85,8 +85,9 @@ class Architecture(Generic[ConfigT]):
     depth: tuple[str, ...]  # the fields of config.json that say how many layers there are
     pooling: str = "cls"  # the default; a checkpoint or a recipe may have another
     complete: Callable[[JsonObject], JsonObject] = dict  # add to config.json the fields that others imply
-    # Names of parameters of two dimensions or more to which weight decay and the penalties (l1, l2, l2_sp) never apply.
-    # (Biases and norms, of one dimension, are never decayed; matrices and embeddings are, those of text positions too.)
+    # Names of parameters of two dimensions or more to which weight decay and the penalties (l1, l2, l2_sp) never apply,
+    # in any model that has one. (Biases and norms, of one dimension, are never decayed; matrices and embeddings are,
+    # those of text positions too.)
     no_weight_decay: tuple[str, ...] = ()
 
 
