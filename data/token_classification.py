@@ -77,7 +77,7 @@ def read_tagged(
         if kind == "brat":
             rows = read_brat(locate(name), text, label, bad_spans, errors)
         else:
-            options = replace(options, hint=lambda found: hint_at_columns(found, text, label, options))
+            options = replace(options, has_lists=True, hint=lambda found: hint_at_columns(found, text, label, options))
             rows = read_rows(name, [c for c in (text, label, group) if c], options, errors)
         if label:
             _refuse_rejected(name, rows, errors)
@@ -115,7 +115,7 @@ def _find_kind(name: str, text: str, label: str, options: FileOptions) -> str:
     if is_in_memory(name):
         return "rows"
     format, path = options.format, locate(name)
-    if format == "auto" and is_brat(path):
+    if format == "auto" and is_brat(path, bool(label)):
         return "brat"
     if format != "auto":
         return format if format in LINE_FORMATS else "rows"

@@ -31,8 +31,8 @@ def is_task(values: dict[str, Any]) -> bool:
 def flatten_task(values: dict[str, Any], required: Sequence[str]) -> dict[str, Any]:
     """Return the columns of a task: those of its data, and one for each control tag, with spans or with choices.
 
-    - A control tag's name is its from_name. If all have one name, it is "label" too. A required column that no result
-      of an annotated task fills is [], as there is no entity.
+    - A control tag's name is its from_name. If all have one name, it is "label" too. A required column after the first,
+      the text, that no result of an annotated task fills is [], as there is no entity.
     - Ends are one after the last character; places in UTF-16 units become characters, where a span's text says so.
     DataError, with the reason alone, for annotations that differ.
     """
@@ -40,7 +40,8 @@ def flatten_task(values: dict[str, Any], required: Sequence[str]) -> dict[str, A
     annotations = [a for a in values["annotations"] if isinstance(a, dict) and not a.get("was_cancelled")]
     annotations = [a for a in annotations if a.get("ground_truth")] or annotations
     results = [_read_results(a.get("result") or [], data) for a in annotations]
-    if any(other != results[0] for other in results[1:]):
+    is_read = any(column not in data for column in required[1:])  # predictions need no annotations
+    if is_read and any(other != results[0] for other in results[1:]):
         raise DataError(f"{len(results)} annotations of this task differ; export one, or mark one as ground truth")
     found: dict[str, Any] = dict(results[0]) if results else {}
     if len(found) == 1:
@@ -48,8 +49,11 @@ def flatten_task(values: dict[str, Any], required: Sequence[str]) -> dict[str, A
     flat = {"data": data} if any(column.startswith("data.") for column in required) else {}
     flat |= {"id": values["id"]} if "id" in values else {}
     flat |= data | found
-    if results:
-        flat |= {column: [] for column in required if column not in flat and "." not in column}
+    missing = [column for column in required[1:] if column not in flat and "." not in column]
+    if missing and not results:
+        raise DataError(f"this task has no annotation, so no {missing[0]!r}")
+    if "label" not in found:
+        flat |= {column: [] for column in missing}
     return flat
 
 
@@ -87,9 +91,9 @@ def _read_spans(value: dict[str, Any], labels: list[str], source: str) -> Iterat
 # BRAT: a folder of NAME.txt with a text, and NAME.ann with its annotations
 
 
-def is_brat(path: Path) -> bool:
-    """Return whether a path is a folder of BRAT's files."""
-    return path.is_dir() and next(path.rglob("*.ann"), None) is not None
+def is_brat(path: Path, labelled: bool) -> bool:
+    """Return whether a path is a folder of BRAT's files, which without labels may be texts alone."""
+    return path.is_dir() and any(next(path.rglob(f"*.{end}"), None) for end in ("ann", "txt")[: 2 - labelled])
 
 
 def read_brat(path: Path, text: str, label: str, bad_spans: str, errors: ErrorList) -> list[Row]:

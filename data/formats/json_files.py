@@ -230,7 +230,7 @@ def _rows_of_object(
     heads = {column if column in value else column.partition(".")[0] for column in required}
     members = list(value.values())
     if (heads | options.settings.keys()) & value.keys():
-        rows = _rows_of_columns(value, required)
+        rows = _rows_of_columns(value, required, options.has_lists)
         if rows is not None:
             notes.append("an object with a column in each member, as pandas writes it: read as rows")
         return rows
@@ -261,16 +261,19 @@ def _are_objects(values: list[Any]) -> bool:
     return all(isinstance(value, dict) for value in values)
 
 
-def _rows_of_columns(value: dict[str, Any], required: Sequence[str]) -> list[dict[str, Any]] | None:
+def _rows_of_columns(value: dict[str, Any], required: Sequence[str], has_lists: bool) -> list[dict[str, Any]] | None:
     """Return the rows of {column: {number: value}}, the default of pandas' to_json, or of {column: [values]}.
 
     None for any other object. Lists of words and tags are a row with lists, so that columns are certain only where the
-    first one that is required has texts with spaces, or lists.
+    first one that is required has lists, or texts with spaces where no row `has_lists` there.
     """
     columns = list(value.values())
     first = value.get(required[0]) if required else None
     if isinstance(first, list) and all(isinstance(column, list) and len(column) == len(first) for column in columns):
-        if any(isinstance(item, list) or (isinstance(item, str) and " " in item.strip()) for item in first):
+        if any(
+            isinstance(item, list) or (not has_lists and isinstance(item, str) and " " in item.strip())
+            for item in first
+        ):
             return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
         return None
     if not _are_objects(columns) or not columns[0] or not all(key.isdecimal() for key in columns[0]):

@@ -17,6 +17,7 @@ class FileOptions:
     quotes: str = "auto"  # whether quotes enclose fields: yes, no; auto: in csv they do, in tsv they do not
     bad_rows: str = "raise"  # or skip
     accept_empty: bool = False  # leave rows without a text out instead of raising an error, as predictions do
+    has_lists: bool = False  # whether a row may have a list in its first column, so that a list of texts is no column
     # {column: the setting that names it}, for messages
     settings: Mapping[str, str] = field(default_factory=dict)
     # What is said of a file that lacks a required column, given the columns that it has; "": a guess is made.

@@ -110,4 +110,6 @@ def _check_words(row: Row, text: str, label: str) -> str:
         return f"{label!r} has spans, {tags[bad[0]]!r}: data.text_column should name the text, not a list of words"
     if bad:
         return f"tag {bad[0]} in {label!r} should be text that is not empty, {tags[bad[0]]!r}"
-    return "" if len(tags) == len(words) else f"{len(words)} words in {text!r}, and {len(tags)} tags in {label!r}"
+    if len(tags) != len(words):
+        return f"{count_of(len(words), 'word')} in {text!r}, and {count_of(len(tags), 'tag')} in {label!r}"
+    return ""

@@ -109,7 +109,7 @@ WRONG = [  # row of jsonl, the reason
     ({"tokens": 3, "tags": []}, "'tokens' should be a list of words, or a text, this is 3"),
     ({"tokens": ["a", ""], "tags": ["O", "O"]}, "word 1 in 'tokens' should be text that is not empty, ''"),
     ({"tokens": ["a", 3], "tags": ["O", "O"]}, "word 1 in 'tokens' should be text that is not empty, 3"),
-    ({"tokens": ["a", "b"], "tags": ["O"]}, "2 words in 'tokens', and 1 tags in 'tags'"),
+    ({"tokens": ["a", "b"], "tags": ["O"]}, "2 words in 'tokens', and 1 tag in 'tags'"),
     ({"tokens": ["a"], "tags": "O"}, "'tags' should be a list of tags, this is 'O'"),
     ({"tokens": ["a"], "tags": [" "]}, "tag 0 in 'tags' should be text that is not empty, ' '"),
     ({"tokens": ["a"], "tags": [True]}, "tag 0 in 'tags' should be text that is not empty, True"),

@@ -280,6 +280,14 @@ def test_tables_hold_words_and_tags_as_lists(tmp_path, suffix):
     assert (row.values["tokens"], row.values["tags"]) == (words, tags)
 
 
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json"])
+def test_an_object_with_lists_is_one_row(tmp_path, name):
+    (row,) = read(tmp_path / name, [{"tokens": ["New York", "left"], "tags": ["B-P", "O"]}])
+    assert row.values["tokens"] == ["New York", "left"]
+    columns = {"tokens": [["Ann", "left"], ["no"]], "tags": [["B-P", "O"], ["O"]]}
+    assert [row.values["tokens"] for row in read(tmp_path / name, [columns])] == columns["tokens"]
+
+
 def test_tags_between_spaces_are_those_of_the_words(tmp_path):
     rows = read(tmp_path / "x.csv", "tokens,tags\nAnn left.,B-P O\nfine,O\n")
     assert [row.values["tokens"] for row in rows] == [["Ann", "left."], ["fine"]]
@@ -408,6 +416,14 @@ def test_label_studio_is_read_as_rows(tmp_path):
     write_file(path, json.dumps(differ))
     with pytest.raises(DataError, match="2 annotations of this task differ"):
         read_tagged(str(path), "text", "ner")
+    assert [row.id for row in read_tagged(str(path), "text")] == ["7"]  # to predict
+    write_file(path, json.dumps([*tasks, label_studio("Lee")]))
+    with pytest.raises(DataError, match="record 4: this task has no annotation, so no 'ner'"):
+        read_tagged(str(path), "text", "ner")
+    for column, label in (("body", "ner"), ("text", "entities")):  # no name is taken for an empty list of entities
+        write_file(path, json.dumps(tasks[:2]))
+        with pytest.raises(DataError, match=r"no column '(body|entities)'"):
+            read_tagged(str(path), column, label)
 
 
 @pytest.mark.parametrize("tool", ["doccano", "label studio"])
@@ -441,3 +457,6 @@ def test_folders_of_brat_are_read(tmp_path):
     write_file(folder / "b.ann", "T1\tP 0 2\tBob\n")
     with pytest.raises(DataError, match="that is at 0-3: ends are exclusive"):
         read_tagged(str(folder), "tokens", "tags", bad_spans="skip")
+    (folder / "a.ann").unlink()
+    (folder / "b.ann").unlink()  # texts alone can be predicted
+    assert [row.id for row in read_tagged(str(folder), "tokens")] == ["a:1", "a:2", "a:3", "a:5", "b:1"]
