@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+
 from data.formats.options import FileOptions
 from data.row import LeftOut, Row, Rows
 
+_VALUES = re.compile(r"""'[^'\n]*'|"[^"\n]*"|[-+.,\w]*\d[-+.,\w]*""")  # in a message: quoted, or with a digit
 MEMORY = "memory:"  # the prefix of the names of rows in memory (data/formats/memory.py)
 
 
@@ -24,6 +28,7 @@ class ErrorList:
     """
 
     SHOWN = 20
+    SHOWN_OF_KIND = 5  # errors that differ in numbers and quoted values only
 
     def __init__(self) -> None:
         self.found: list[tuple[int, str]] = []  # (line, message)
@@ -78,9 +83,19 @@ class ErrorList:
     def raise_if_any(self, kind: type[DataError] = DataError) -> None:
         """Raise one DataError with the first errors and the number of the others; do nothing without errors."""
         if self.found:
-            shown = [text for _, text in sorted(self.found, key=lambda item: item[0])[: self.SHOWN]]
+            shown = self._choose_shown()
             left = len(self.found) - len(shown)
             raise kind("\n".join(shown) + (f"\n... and {left:,} more" if left else ""))
+
+    def _choose_shown(self) -> list[str]:
+        """Return the messages that are shown, by line: the first few of each kind, so that none hides another."""
+        kinds: Counter[str] = Counter()
+        shown = []
+        for _, text in sorted(self.found, key=lambda item: item[0]):
+            kind = _VALUES.sub("", text)
+            kinds[kind] += 1
+            shown += [text] if kinds[kind] <= self.SHOWN_OF_KIND else []
+        return shown[: self.SHOWN]
 
     def settle(self, name: str, rows: list[Row], options: FileOptions) -> Rows:
         """Return the rows of the file `name` that have no errors, with the notes; or raise all errors.

@@ -74,7 +74,8 @@ def split_labels(value: Any, separator: str = "") -> list[str]:
     """Return the labels of a cell, as it has them: perhaps none, one twice, or an empty one.
 
     value: a list; a dict of 0 and 1 by label; a number; or text with separators: with `separator`, or a comma or
-    semicolon where that is "". Raises DataError, with the reason alone, for any other value.
+    semicolon where that is "". The items of a list are split too, where `separator` is given. Raises DataError, with
+    the reason alone, for any other value.
     """
     if isinstance(value, str):
         return _split_text(value, separator)
@@ -90,7 +91,13 @@ def split_labels(value: Any, separator: str = "") -> list[str]:
     for item in value:
         if not isinstance(item, str | int | float | Decimal) or item != item:
             raise DataError(f"a label should be text or a number, this is {item!r}")
+    if separator:
+        return [label for item in value for label in _split_item(item, separator)]
     return [label_name(item) for item in value]
+
+
+def _split_item(item: Any, separator: str) -> list[str]:
+    return _split_text(item, separator) if isinstance(item, str) else [label_name(item)]
 
 
 def _split_text(text: str, separator: str) -> list[str]:

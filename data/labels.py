@@ -8,7 +8,7 @@ training, evaluation and test files alike, so that a spelling means the same cla
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,15 +106,18 @@ def match_labels(found: Iterable[str], labels: Sequence[str]) -> dict[str, str]:
     return {}
 
 
-def describe_matches(matched: Mapping[str, str], spellings: Mapping[str, Spelling]) -> list[str]:
-    """Return a note on the values that are written differently from their labels; [] where there are none."""
+def describe_matches(matched: Mapping[str, str], spellings: Mapping[str, Spelling], unit: str = "line") -> list[str]:
+    """Return a note on the values that are written differently from their labels; [] where there are none.
+
+    unit: of what the numbers of the rows are.
+    """
     different = {text: label for text, label in matched.items() if text != label}
     places = [text for text in different if canonical_label(text) != canonical_label(matched[text])]
     if places:
         shown = [f"{text} is {matched[text]!r} ({spellings[text].count:,})" for text in sort_labels(places)]
         return [f"the labels are whole numbers, read as places among the names, from 0: {list_some(shown)}"]
     shown = [
-        f"{quote_apart(text, label)} ({spellings[text].count:,}, first in line {spellings[text].line}) is read as "
+        f"{quote_apart(text, label)} ({spellings[text].count:,}, first in {unit} {spellings[text].line}) is read as "
         f"the label {quote_apart(label, text)}"
         for text, label in sorted(different.items())
     ]
@@ -122,9 +125,16 @@ def describe_matches(matched: Mapping[str, str], spellings: Mapping[str, Spellin
 
 
 def check_unknown(
-    name: str, spellings: Mapping[str, Spelling], matched: Mapping[str, str], labels: Sequence[str]
+    name: str,
+    spellings: Mapping[str, Spelling],
+    matched: Mapping[str, str],
+    labels: Sequence[str],
+    hint_at: Callable[[str], str] = lambda text: "",
 ) -> None:
-    """Raise one DataError for the values that are none of `labels`, a line for each value."""
+    """Raise one DataError for the values that are none of `labels`, a line for each value.
+
+    hint_at: returns what may be wrong with a value, "" where it cannot be told.
+    """
     unknown = {text: spelling for text, spelling in spellings.items() if text not in matched}
     known = f"the labels are {list_some([repr(label) for label in labels])}"
     similar = {similar_key(label): label for label in labels} if unknown else {}
@@ -136,7 +146,7 @@ def check_unknown(
     else:
         for text, spelling in unknown.items():
             often = f" in {spelling.count:,} rows" if spelling.count > 1 else ""
-            hint = hint_at_similar(text, similar) or _hint_at_places([text], labels)
+            hint = hint_at(text) or hint_at_similar(text, similar) or _hint_at_places([text], labels)
             errors.add(name, spelling.line, f"unknown label {text!r}{often}; {known}{hint}")
     errors.raise_if_any()
 
@@ -176,17 +186,17 @@ def warn_of_labels(rows: Sequence[Row], column: str, none: str = "") -> list[str
     return warn_of_classes(count_classes(count_spellings(rows, column)), column, none)
 
 
-def check_label_names(name: str, rows: Rows, column: str, labels: Sequence[str]) -> None:
+def check_label_names(name: str, rows: Rows, column: str, labels: Sequence[str], unit: str = "line") -> None:
     """Write into each row the label that its value means, and note what was written differently.
 
-    Raises one DataError for all values that are none of `labels`.
+    unit: of what the numbers of the rows are, in a note. Raises one DataError for all values that are none of `labels`.
     """
     spellings = count_spellings(rows, column)
     matched = match_labels(spellings, labels)
     check_unknown(name, spellings, matched, labels)
     for row in rows:
         row.values[column] = matched[as_text(row.values[column])]
-    rows.notes += describe_matches(matched, spellings)
+    rows.notes += describe_matches(matched, spellings, unit)
 
 
 def class_numbers(rows: Sequence[Row], column: str, labels: Sequence[str]) -> np.ndarray:

@@ -23,10 +23,12 @@ from data.labels import (
     list_some,
     match_labels,
 )
+from data.notes import count_of
 from data.row import Row, Rows
 
 ALWAYS_SEPARATORS = ("|", "\t", "\n")  # refused in a label unless data.label_separator is given
-MAYBE_SEPARATORS = ("/", "&", "+", " ")  # usual within a label too
+MAYBE_SEPARATORS = (",", ";", "/", "&", "+", "#", " ")  # usual within a label too; commas only in lists
+MEMBERS = ("label", "labels", "name", "text", "value", "category", "tag")  # of objects, where labels are
 
 
 def read_label_sets(name: str, rows: Sequence[Row], column: str, errors: ErrorList, separator: str = "") -> None:
@@ -34,19 +36,18 @@ def read_label_sets(name: str, rows: Sequence[Row], column: str, errors: ErrorLi
 
     Lists as text are read, empty labels and repetitions in a cell are left out; all of these are noted.
     """
-    listed, empty, twice, separated = (list[Row]() for _ in range(4))
+    listed, empty, twice = (list[Row]() for _ in range(3))
+    mark, is_separated = ESCAPES.get(separator, separator), not separator
     for row in rows:
         value = row.values[column]
-        if isinstance(value, str):
-            if separator and ESCAPES.get(separator, separator) in value:
-                separated.append(row)
-            if (items := parse_list_text(value)) is not None:
-                listed.append(row)
-                value = items
+        if isinstance(value, str) and (items := parse_list_text(value)) is not None:
+            listed.append(row)
+            value = items
+        is_separated = is_separated or any(mark in item for item in _texts_of(value))
         try:
             names = split_labels(value, separator)
         except DataError as error:
-            errors.add(name, row.line, str(error))
+            errors.add(name, row.line, f"{error}{_hint_at_member(value, column)}")
             continue
         if "" in names:
             empty.append(row)
@@ -55,15 +56,28 @@ def read_label_sets(name: str, rows: Sequence[Row], column: str, errors: ErrorLi
             twice.append(row)
             names = list(dict.fromkeys(names))
         row.values[column] = names
-    for found, what in (
-        (listed, "lists as text, read as lists"),
-        (empty, "cells with an empty label, which is left out"),
-        (twice, "cells with a label twice, which counts once"),
+    for found, noun, what in (
+        (listed, "list", "as text, read as such"),
+        (empty, "cell", "with an empty label, which is left out"),
+        (twice, "cell", "with a label twice, which counts once"),
     ):
         if found:
-            errors.notes.append(f"{column!r} has {len(found):,} {what}, first in line {found[0].line}")
-    if separator and not separated:
+            errors.notes.append(f"{column!r} has {count_of(len(found), noun)} {what}, first in line {found[0].line}")
+    if not is_separated:
         errors.notes.append(f"warning: data.label_separator = {separator!r} is in no cell of {column!r}")
+
+
+def _texts_of(value: object) -> list[str]:
+    return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
+
+
+def _hint_at_member(value: object, column: str) -> str:
+    """Return the setting that reads the labels out of objects with one member, or with one called so; "" for none."""
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        return ""
+    members = list(dict.fromkeys(str(key) for item in value for key in item))
+    usual = [key for key in members if key in MEMBERS] if len(members) > 1 else members
+    return f'; data.label_column = "{column}.{usual[0]}" reads them' if len(usual) == 1 else ""
 
 
 def read_label_columns(columns: Sequence[str], name: str, rows: Sequence[Row], column: str, errors: ErrorList) -> None:
@@ -125,7 +139,7 @@ def check_label_set_names(name: str, rows: Rows, column: str, labels: Sequence[s
         raise DataError(f"{name}:{wrong.line}: {found}: each row should have one for each of the {len(labels)} labels")
     spellings = _count_spellings(rows, column)
     matched = match_labels(spellings, labels)
-    check_unknown(name, spellings, matched, labels)
+    check_unknown(name, spellings, matched, labels, lambda text: _hint_at_separator(text, labels))
     for row in rows:
         row.values[column] = list(dict.fromkeys(matched[label] for label in row.values[column]))
     rows.notes += describe_matches(matched, spellings)
@@ -158,6 +172,15 @@ def _flag_width(rows: Sequence[Row], column: str) -> int:
     if width < 2 or any(len(row.values[column]) != width or not _are_flags(row.values[column]) for row in rows):
         return 0
     return width
+
+
+def _hint_at_separator(text: str, labels: Sequence[str]) -> str:
+    """Return the setting that splits a text into known labels; "" for none."""
+    for separator in (*ALWAYS_SEPARATORS, *MAYBE_SEPARATORS):
+        parts = [part for part in text.split(separator) if part.strip()]
+        if len(parts) > 1 and match_labels(parts, labels).keys() == set(parts):
+            return f"; data.label_separator = {json.dumps(separator)} splits it"
+    return ""
 
 
 def _check_separators(name: str, counts: Mapping[str, int]) -> list[str]:

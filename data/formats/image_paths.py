@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data.errors import ErrorList
 from data.formats.folders import list_names
+from data.formats.image_kinds import SUFFIXES
 from data.formats.memory import is_in_memory
 from data.row import Row
 
@@ -20,11 +21,12 @@ def find_images(name: str, folder: Path, rows: Sequence[Row], column: str, error
 
     A value is a path relative to `folder`, the content of a file (binary), or {"bytes", "path"} with one of them, as
     Hugging Face's datasets store images. Rows in memory may have images too, which are left as they are. A path is also
-    found if it differs from the name of its file in backslashes, in white space at its ends or in its Unicode form; a
-    note counts these. Other values are added to `errors`.
+    found if it differs from the name of its file in backslashes, in white space at its ends or in its Unicode form, or
+    if it lacks the ending of the only image of that name; notes count these. Other values are added to `errors`.
     """
     given: dict[int, str] = {}
-    respelled = []
+    respelled, ended = [], []
+    endings = Endings()
     for row in rows:
         value = row.values[column]
         if isinstance(value, dict) and value.keys() & {"bytes", "path"}:
@@ -42,18 +44,42 @@ def find_images(name: str, folder: Path, rows: Sequence[Row], column: str, error
             errors.add(name, row.line, f"{value:.80}: an address, not the path of a file; download the images first")
         else:
             given[row.line] = value
-            path = _find_file(folder, value)
+            path = _find_file(folder, value) or endings.find(folder / value)
             row.values[column] = path or folder / value
             if path is None:
                 errors.add(name, row.line, f"{value}: no such file{_hint_at_place(folder, value)}")
+            elif path.stem == Path(value).name:
+                ended.append(value)
             elif path != folder / value:
                 respelled.append(value)
+    if ended:
+        paths = "1 path has" if len(ended) == 1 else f"{len(ended):,} paths have"
+        errors.notes.append(f"{paths} no ending; the only image of that name is read: {list_names(ended)}")
     if respelled:
         paths = "1 path differs" if len(respelled) == 1 else f"{len(respelled):,} paths differ"
         errors.notes.append(
             f"{paths} from the file's name in backslashes, white space or Unicode form: {list_names(respelled)}"
         )
     return given
+
+
+class Endings:
+    """The images of folders, by their names without endings; each folder is listed once."""
+
+    def __init__(self) -> None:
+        self.folders: dict[Path, dict[str, list[Path]]] = {}
+
+    def find(self, path: Path) -> Path | None:
+        """Return the only image whose name is that of `path` with an ending; None where there is none, or several."""
+        if path.suffix.lower() in SUFFIXES or not path.parent.is_dir():
+            return None
+        if path.parent not in self.folders:
+            named = self.folders.setdefault(path.parent, {})
+            for file in path.parent.iterdir():
+                if file.suffix.lower() in SUFFIXES:
+                    named.setdefault(file.stem, []).append(file)
+        found = self.folders[path.parent].get(path.name, [])
+        return found[0] if len(found) == 1 else None
 
 
 def _find_file(folder: Path, text: str) -> Path | None:

@@ -213,7 +213,7 @@ def _assign_ids(path: Path, rows: list[Row], lacking: list[Row], column: str, er
         elif not row.id:  # of a row in memory, whose line is its number
             row.id = str(row.line)
         if row.id in lines:
-            hint = "data.id_column names another column, or one that is not in the file for row numbers"
+            hint = 'data.id_column names another column; data.id_column = "" takes row numbers'
             place = errors.unit or "line"
             errors.add(path, row.line, f"the id {row.id!r} is that of {place} {lines[row.id]} too; {hint}")
         else:

@@ -15,6 +15,7 @@ from data.formats.lines import MAX_LINE, TextFile
 from data.formats.options import FileOptions
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}
+_NUMBER = re.compile(r"[-+]?[0-9]+([.,][0-9]+)?")
 GUESSED = (";", "\t", ",", "|")  # what is tried for a header that has not the needed columns
 
 # (line, fields) of each record; [] for an empty line, None where an error has been added.
@@ -124,7 +125,7 @@ def _add_wrong_widths(
         errors.notes.append("a delimiter ends each row: it makes no column")
         longer = []
     wrong += [(line, width + 1) for line in longer]
-    hint = ""
+    hint = "; a field with the delimiter in it stands in quotes" if layout.is_quoted else ""
     if width == 1:
         hint = f'; data.delimiter = "{_show(_other(layout.delimiter))}" reads each line as one field'
     if len(wrong) > 1 and good == len(longer) and len({count for _, count in wrong}) == 1:
@@ -177,8 +178,8 @@ def _find_names(
     missing = [column for column in required if column not in names]
     twice = [name for name in names if name and names.count(name) > 1]
     if missing:
-        hint = _find_hint(layout, header, required)
         known = [name for name in names if name]
+        hint = _find_hint(layout, header, required) or _hint_at_header(known, missing, options)
         reasons = [
             describe_missing(column, known, required, options, hint) for column in missing[: 1 if hint else None]
         ]
@@ -198,6 +199,13 @@ def _find_hint(layout: _Layout, header: list[str], required: Sequence[str]) -> s
     if not layout.is_quoted and set(required) <= {name.strip().strip('"') for name in header}:
         return 'data.quotes = "yes" reads the quotes as csv does'
     return ""
+
+
+def _hint_at_header(known: Sequence[str], missing: Sequence[str], options: FileOptions) -> str:
+    """Return that the first line is probably no header, which is read as one: it has a number, or too few fields."""
+    if options.hint or not (any(map(_NUMBER.fullmatch, known)) or len(known) < len(missing)):
+        return ""
+    return "the first line should be the names of the columns; if it is not, write them above it or remove what is"
 
 
 # Lines -> fields

@@ -10,8 +10,9 @@ from uuid import UUID
 
 import numpy as np
 
+from data.formats.image_kinds import HEAD, is_image_start, unread_kind
+
 MAX_TEXT = 1_000_000  # characters of a value, as many as of a line in text files
-IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")  # the first bytes of images
 
 
 def to_json_value(value: Any) -> Any:
@@ -39,7 +40,7 @@ def to_json_value(value: Any) -> Any:
         return value.isoformat() if value == value else None  # pandas' missing time is not equal to itself
     if isinstance(value, datetime.timedelta | UUID):
         return str(value)
-    if isinstance(value, bytes) and not value.startswith(IMAGES):
+    if isinstance(value, bytes) and not is_image_content(value):
         try:
             return value.decode()
         except UnicodeDecodeError:
@@ -55,6 +56,12 @@ def unreadable_reason(values: dict[str, Any], required: tuple[str, ...] = ()) ->
                 return f"a NUL character in {column!r}"
             if len(value) > MAX_TEXT:
                 return f"{len(value):,} characters in {column!r}; at most {MAX_TEXT:,} are read"
-        elif isinstance(value, bytes) and column in required and not value.startswith(IMAGES):
-            return f"{column!r} has bytes that are not UTF-8 ({value[:20]!r}), so no text"
+        elif isinstance(value, bytes) and column in required and not is_image_content(value):
+            return f"{column!r} has bytes that are not UTF-8 ({value[:20]!r}) and no image"
     return ""
+
+
+def is_image_content(content: bytes) -> bool:
+    """Return whether bytes are an image by how they start, of a kind that is read or of another one."""
+    head = content[:HEAD]
+    return is_image_start(head) or bool(unread_kind(head))

@@ -60,8 +60,9 @@ def find_labels(name: str, rows: Rows, settings: TaskSettings) -> list[str]:
 
 def check_labels(name: str, rows: Rows, settings: TaskSettings, labels: Sequence[str]) -> None:
     """Write into each row the label that its class means; DataError for an unknown class, once for each folder."""
-    root, column = locate(name), settings.data.label_column
+    root, column, unit = locate(name), settings.data.label_column, "line"
     if find_format(name, settings.file_options) == "folder":
+        unit = "image"
         folders = {str(row.values[column]) for row in rows}
         unknown = sorted(folders - match_labels(folders, labels).keys())
         known = f"the labels are {list_some([repr(label) for label in labels])}"
@@ -73,7 +74,7 @@ def check_labels(name: str, rows: Rows, settings: TaskSettings, labels: Sequence
         ]
         if errors:
             raise DataError("\n".join(errors))
-    check_label_names(name, rows, column, labels)
+    check_label_names(name, rows, column, labels, unit)
 
 
 def _hint_at_folder(folder: str, name: str, settings: TaskSettings) -> str:

@@ -36,7 +36,7 @@ def read(name: str, settings: TaskSettings, labelled: bool) -> Rows:
     except DataError as error:
         if not labelled or not (columns := _label_columns(name, settings)):
             raise
-        if not settings.data.labels:
+        if columns != list(settings.data.labels):
             listed = json.dumps(",".join(columns), ensure_ascii=False)
             raise DataError(f"{error}\n(data.labels = {listed} reads a column of 0 and 1 for each label)") from None
     columns = list(settings.data.labels)
@@ -51,8 +51,8 @@ def _label_columns(name: str, settings: TaskSettings) -> list[str]:
     rows = read_rows(name, [], settings.file_options, ErrorList())
     if not rows or data.label_column in rows[0].values:
         return []
-    if data.labels:
-        return list(data.labels) if rows[0].values.keys() >= set(data.labels) else []
+    if rows[0].values.keys() >= set(data.labels) and data.labels:
+        return list(data.labels)
     others = {data.text_column, data.text_pair_column, data.id_column, data.group_column}
     found = label_sets.find_flag_columns(rows[0], others)
     return found if len(found) > 1 else []

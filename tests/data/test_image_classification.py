@@ -293,6 +293,7 @@ def test_f12_every_bad_image_is_named_with_its_reason(bad_folder, monkeypatch):
     root, found = bad_folder
     assert len(found) >= 200
     monkeypatch.setattr(ErrorList, "SHOWN", 1000)
+    monkeypatch.setattr(ErrorList, "SHOWN_OF_KIND", 1000)
     with pytest.raises(BadRowsError) as error:
         read_images(str(root))
     lines = str(error.value).splitlines()

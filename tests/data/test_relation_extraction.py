@@ -11,6 +11,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from data import DataError
+from data.errors import ErrorList
 from data.relation_extraction import ROLES, Entity, encode_relations, mark_entities, read_relations
 from data.row import Row
 
@@ -135,7 +136,8 @@ def test_f13_a_bad_row_is_named_by_line_and_reason(tmp_path, change, reason):
     assert all(error.startswith(f"{path}:2: ") for error in errors)
 
 
-def test_f13_all_bad_rows_are_reported_together_in_order(tmp_path):
+def test_f13_all_bad_rows_are_reported_together_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(ErrorList, "SHOWN_OF_KIND", 20)
     path = tmp_path / "bad.jsonl"
     errors = errors_of(path, [GOOD, *(GOOD | change for change, _ in BAD[:17])])
     assert [error.partition(": ")[0] for error in errors] == [f"{path}:{line}" for line in range(2, 19)]

@@ -414,6 +414,36 @@ def test_the_content_of_a_file_is_an_image(tmp_path):
         read_images(str(tmp_path / "bytes.parquet"))
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (encoded(picture(), "PPM"), ""),
+        (b"\0\0\0\x18ftypheic\0\xff", "an image of HEIC, which is not read; save it as PNG or JPEG"),
+        (b"\xfe\xff", "'path' has bytes that are not UTF-8 (b'\\xfe\\xff') and no image"),
+    ],
+)
+def test_a_column_of_bytes_has_images_of_every_kind(tmp_path, content, reason):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(
+        pyarrow.table({"path": [encoded(picture()), content], "label": ["a", "b"]}), tmp_path / "t.parquet"
+    )
+    rows = read_images(str(tmp_path / "t.parquet"), options=FileOptions(bad_rows="skip"))
+    assert len(rows) == 1 + (not reason)
+    assert [left.reason for left in rows.left_out] == [reason] * bool(reason)
+
+
+def test_names_without_endings_are_found_where_they_are_unique(tmp_path):
+    write_folder(tmp_path / "pictures", "7.png", "8.png", "8.bmp", "9.tar.png")
+    names = ["pictures/7", "pictures/9.tar", "pictures/8"]
+    path = write_file(tmp_path / "list.csv", "path,label\n" + "".join(f"{name},a\n" for name in names))
+    rows = read_images(str(path), options=FileOptions(bad_rows="skip"))
+    assert [row.values["path"].name for row in rows] == ["7.png", "9.tar.png"]
+    assert rows.left_out[0].reason == "pictures/8: no such file"
+    assert "2 paths have no ending; the only image of that name is read: pictures/7, pictures/9.tar" in rows.notes
+
+
 def test_one_image_is_no_file_of_examples(tmp_path):
     with pytest.raises(DataError, match=r"0\.png: one image; name the folder that has it"):
         read_images(str(write_folder(tmp_path, "0.png") / "0.png"), label="")

@@ -218,15 +218,15 @@ def test_lists_as_programs_write_them(text, items):
 @pytest.mark.parametrize(
     ("cells", "labels", "note"),
     [
-        (["['a', 'b']", "['a']", "[]"], [["a", "b"], ["a"], []], "has 3 lists as text, read as lists, first in line 2"),
+        (["['a', 'b']", "['a']", "[]"], [["a", "b"], ["a"], []], "has 3 lists as text, read as such, first in line 2"),
         (
             ["gut，schnell", "gut、langsam", "gut；langsam"],
             [["gut", "schnell"], ["gut", "langsam"]],
             "every row has the",
         ),
         (["a,,b", "b;", "c"], [["a", "b"], ["b"], ["c"]], "has 2 cells with an empty label, which is left out"),
-        (["a,b,a", "b", "c"], [["a", "b"], ["b"], ["c"]], "has 1 cells with a label twice, which counts once"),
-        (["{'a': 1, 'b': 0}", "b"], [["a"], ["b"]], "lists as text"),
+        (["a,b,a", "b", "c"], [["a", "b"], ["b"], ["c"]], "has 1 cell with a label twice, which counts once"),
+        (["{'a': 1, 'b': 0}", "b"], [["a"], ["b"]], "has 1 list as text, read as such, first in line 2"),
         (["good, Good", "b"], [["good", "Good"], ["b"]], "the classes 'Good' (1) and 'good' (1) differ in case only"),
         (["True,b", "true", "true"], [["true", "b"], ["true"]], "'True' (1, first in line 2) is read as the label"),
         (["on/off", "on", "off"], [["on/off"], ["on"]], "1 of 3 labels contain '/', as 'on/off': data.label_separator"),
@@ -267,6 +267,33 @@ def test_rows_of_zeros_and_ones_need_names(tmp_path):
     assert names(found.train, "labels") == [["x", "z"], ["y"], []]
 
 
+@pytest.mark.parametrize(
+    ("cells", "labels", "hint"),
+    [
+        (["a|b", "a"], ("a", "b"), "unknown label 'a|b'; the labels are 'a', 'b'; data.label_separator = \"|\" splits"),
+        (["a b", "a"], ("a", "b"), 'data.label_separator = " " splits it'),
+        ([[{"label": "a"}, {"label": "b"}]], (), 'data.label_column = "labels.label" reads them'),
+        ([[{"id": 3, "name": "a"}]], (), 'data.label_column = "labels.name" reads them'),
+    ],
+)
+def test_a_refused_cell_names_the_setting_that_reads_it(tmp_path, cells, labels, hint):
+    assert hint in refusal(SETS, tmp_path, lines("labels", cells), labels=labels)
+    setting, _, value = hint[hint.index("data.") :].partition(" = ")
+    data = {setting.removeprefix("data."): value.split('"')[1]}
+    found = read(SETS, tmp_path, lines("labels", cells), labels=labels, **data)
+    assert names(found.train, data.get("label_column", "labels"))[0][-1:] == ["b" if len(cells[0]) > 1 else "a"]
+
+
+def test_items_of_lists_that_are_several_labels(tmp_path):
+    cells = [["a,b"], ["a"], ["b"]]
+    assert "as 'a,b': data.label_separator = \",\" would split" in read(SETS, tmp_path, lines("labels", cells)).notes[0]
+    found = read(SETS, tmp_path, lines("labels", cells), label_separator=",")
+    assert (names(found.train, "labels"), found.notes) == ([["a", "b"], ["a"], ["b"]], [])
+    cells = [["a|b", 1], ["a"], ["b"]]
+    found = read(SETS, tmp_path, lines("labels", cells), label_separator="|")
+    assert names(found.train, "labels") == [["a", "b", "1"], ["a"], ["b"]]
+
+
 def test_one_column_for_each_label(tmp_path):
     rows = [{"text": f"meal {i}", "salty": i % 2, "sweet": i > 1, "id": i} for i in range(4)]
     text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -280,6 +307,8 @@ def test_one_column_for_each_label(tmp_path):
     )
     found = read(SETS, tmp_path, as_csv, labels=("salty", "sweet"), bad_rows="skip")
     assert names(found.train, "labels") == [["salty"]]
+    error = refusal(SETS, tmp_path, "text,Salty,Sweet\nx,1,0\n", labels=("salty", "sweet"))
+    assert error.endswith('(data.labels = "Salty,Sweet" reads a column of 0 and 1 for each label)')
     assert "no column 'labels'" in refusal(SETS, tmp_path, as_csv, labels=("salty", "bitter"))
 
 
