@@ -24,7 +24,7 @@ def warn_of_classes(counts: Mapping[str, int], column: str, none: str = "") -> l
     none: a class that is known to mean that there is none.
     """
     missing = _warn_of_missing({name: count for name, count in counts.items() if name != none})
-    warnings = [*_warn_of_similar(counts), *missing, *_warn_of_many(counts, column)]
+    warnings = [*warn_of_similar(counts), *missing, *_warn_of_many(counts, column)]
     if column in counts:
         warnings.append(f"warning: the class {column!r} ({counts[column]:,}) is the name of its column: a header?")
     combined = [name for name in counts if any(separator in name for separator in LABEL_SEPARATORS)]
@@ -40,7 +40,7 @@ def warn_of_classes(counts: Mapping[str, int], column: str, none: str = "") -> l
 
 def warn_of_label_sets(counts: Mapping[str, int], num_rows: int) -> list[str]:
     """Return warnings on the labels {name: rows} of rows with several labels each."""
-    warnings = [*_warn_of_similar(counts), *_warn_of_missing(counts)]
+    warnings = [*warn_of_similar(counts), *_warn_of_missing(counts)]
     if constant := [name for name, count in counts.items() if count == num_rows]:
         warnings.append(f"warning: every row has the label {', '.join(map(repr, constant[:SHOWN]))}")
     return warnings
@@ -61,7 +61,8 @@ def find_combined(names: Mapping[str, int] | Sequence[str], separator: str) -> s
     return next((name for name in combined if known.issuperset(parts[name])), "")
 
 
-def _warn_of_similar(counts: Mapping[str, int]) -> list[str]:
+def warn_of_similar(counts: Mapping[str, int], noun: str = "classes") -> list[str]:
+    """Return a warning for each pair of names that look like one."""
     by_key: dict[str, list[str]] = {}
     for name in counts:
         by_key.setdefault(similar_key(name), []).append(name)
@@ -69,7 +70,7 @@ def _warn_of_similar(counts: Mapping[str, int]) -> list[str]:
     warnings = []
     for first, second, *_ in pairs[:SHOWN]:
         shown = [f"{quote_apart(a, b)} ({counts[a]:,})" for a, b in ((first, second), (second, first))]
-        warnings.append(f"warning: the classes {shown[0]} and {shown[1]} {describe_difference(first, second)}")
+        warnings.append(f"warning: the {noun} {shown[0]} and {shown[1]} {describe_difference(first, second)}")
     if len(pairs) > SHOWN:
         warnings[-1] += f"; and {len(pairs) - SHOWN:,} more such pairs"
     return warnings

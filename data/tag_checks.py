@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from data.errors import DataError, ErrorList
 from data.formats.word_lines import LINES
 from data.label_spelling import similar_key
+from data.label_warnings import warn_of_similar
 from data.notes import count_of
 from data.row import Row
 from data.tag_notation import LETTERS, OUTSIDE, STANDARD, Notation, find_notation
@@ -39,6 +40,11 @@ def check_tags(
     found = find_scheme(pairs, scheme)
     names = {tag for _, tag in pairs if tag}
     notation = find_notation(names)
+    if explain:
+        counts: Counter[str] = Counter()
+        for (_, tag), count in pairs.items():
+            counts.update({tag: count} if tag else {})
+        errors.notes += warn_of_similar(counts, "tags")
     if explain and scheme == "auto":
         errors.notes += describe_scheme(names, found, notation)
     if found == "none":

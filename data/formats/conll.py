@@ -13,12 +13,12 @@ from data.errors import DataError, ErrorList
 from data.formats.lines import TextFile
 from data.formats.options import FileOptions
 from data.notes import count_of
-from data.tag_notation import OUTSIDE, ROLES, STANDARD
+from data.tag_notation import OUTSIDE, ROLES, STANDARD, find_notation
 
 CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
-HEADERS = (
-    {"word", "words", "token", "tokens", "form", "text", "char"},
-    {"tag", "tags", "label", "labels", "ner", "ner_tag", "pos", "upos"},
+HEADERS = (  # names of the first and of the last column, without case
+    re.compile("(word|token|form|text|char)s?"),
+    re.compile("([a-z]+[ _-]?)?(tag|label)s?|ner|pos|upos|xpos|chunk|entity|bio|iob2?"),
 )
 WIDE_SPACES = re.compile("[ \u00a0\u3000]+")
 NUMBER = re.compile(r"[0-9]+([-.][0-9]+)?")
@@ -30,6 +30,7 @@ SKIPPED = {  # kind of line: (noun, what became of it)
     "header": ("line", "with the names of the columns left out"),
     "wide space": ("line", "with a wide space (U+3000 or U+00A0) between word and tag"),
 }
+SAMPLED = 1000  # words whose columns are compared
 LONG = 400  # words of a sentence that hardly is one
 PEEKED = 1000  # comments at most before the first word
 Head = list[tuple[int, str | None]]  # (number, line; None: it cannot be read)
@@ -56,6 +57,7 @@ class Columns:
     has_header: bool = False
     has_tabs: bool = False
     is_chosen: bool = False  # whether a setting says which column has the words
+    is_label_chosen: bool = False  # and which one the tags
     note: str = ""
 
 
@@ -95,14 +97,17 @@ def read_conll(
                     return  # all lines have this fault
                 continue
             word = fields[columns.word]
+            if len(report.sample) < SAMPLED:
+                report.sample.append(fields)
             report.only_numbers = report.only_numbers and NUMBER.fullmatch(word) is not None
             sentence.words.append(word)
             sentence.tags.append(fields[columns.tag].strip())
             sentence.lines.append(number)
             if columns.count > 1 and "\t" not in line and " " not in line.strip(" "):
                 report.skip("wide space", number)
-    if report.only_numbers and report.num_words > 1 and columns.count > 1 and not columns.is_chosen and not errors:
-        errors.add(path, report.longest.line, _describe_numbers(columns, head), of_file=True)
+    if not errors or options.bad_rows == "skip":  # bad lines come first
+        if reason := _find_wrong_columns(report, columns, head, labelled):
+            errors.add(path, report.longest.line, reason, of_file=True)
     errors.notes += [*([columns.note] if columns.note else []), *report.notes()]
 
 
@@ -115,6 +120,7 @@ class Report:
     longest: Sentence = field(default_factory=Sentence)
     num_words: int = 0
     only_numbers: bool = True  # whether all words are numbers
+    sample: list[list[str]] = field(default_factory=list)  # the columns of the first words
 
     def skip(self, kind: str, number: int) -> None:
         """Count a line of this kind."""
@@ -174,7 +180,7 @@ def _find_fault(line: str, fields: list[str], columns: Columns, labelled: bool) 
         hint = "; if the word is a space, the file needs tabs" if line[0] == " " else hint
         return f"{len(fields)} columns, the lines before have {columns.count}{hint}"
     if labelled and columns.count < 2:
-        return f"no tag: {line!r} is one column; a word and its tag are needed"
+        return f"no tag: {line!r} is one column; a word and its tag are needed, between a tab or spaces"
     if not fields[columns.word]:
         return "the word is empty"
     if labelled and not fields[columns.tag].strip():
@@ -193,7 +199,7 @@ def _choose_columns(path: Path, head: Head, text: str, label: str) -> Columns:
     plus = next((line.split("=")[1].lower().split() for line in comments if "global.columns" in line), [])
     is_conllu = bool(plus) or (count == 10 and NUMBER.fullmatch(fields[0]) is not None and "\t" in first)
     has_header = count > 1 and all(
-        name.strip().lower() in known for name, known in zip((fields[0], fields[-1]), HEADERS, strict=True)
+        known.fullmatch(name.strip().lower()) for name, known in zip((fields[0], fields[-1]), HEADERS, strict=True)
     )
     names = plus or list(CONLLU if is_conllu else map(str.strip, fields) if has_header else ())
     word, tag = (
@@ -218,6 +224,7 @@ def _choose_columns(path: Path, head: Head, text: str, label: str) -> Columns:
         has_header,
         "\t" in first,
         is_chosen or default[0] > 0,
+        tag is not None or is_conllu,
         note,
     )
 
@@ -249,6 +256,38 @@ def _is_germeval(fields: list[str], has_comment: bool) -> bool:
     """Return whether a first line is that of GermEval 2014: number, word, tag and inner tag, below a comment."""
     tags = [tag == OUTSIDE or STANDARD.split(tag)[0] in ROLES for tag in fields[2:]]
     return has_comment and len(fields) == 4 and fields[0] == "1" and all(tags)
+
+
+def _find_wrong_columns(report: Report, columns: Columns, head: Head, labelled: bool) -> str:
+    """Return why the columns that were read are hardly those of the words and the tags; "" where they may be."""
+    if columns.count < 2:
+        return ""
+    if report.only_numbers and report.num_words > 1 and not columns.is_chosen:
+        return _describe_numbers(columns, head)
+    return _find_other_tags(report.sample, columns) if labelled else ""
+
+
+def _find_other_tags(sample: list[list[str]], columns: Columns) -> str:
+    """Return why the last column is hardly that of the tags: another one has entity tags, and it has none; else ""."""
+    if columns.is_label_chosen or _are_mostly_entities(sample, columns.tag):
+        return ""
+    others = [i for i in range(columns.count) if i != columns.tag and _are_mostly_entities(sample, i)]
+    if not others:
+        return ""
+    word = next(i for i in (0, columns.tag) if i != others[0])
+    found = f"column {others[0] + 1} has entity tags, {sample[0][others[0]]!r} ..., and the last one has none"
+    return (
+        f"{found}, {sample[0][columns.tag]!r} ...: data.text_column = '{word + 1}' and data.label_column = "
+        f"'{others[0] + 1}' read it; data.label_column = '-1' the last one"
+    )
+
+
+def _are_mostly_entities(sample: list[list[str]], column: int) -> bool:
+    """Return whether nearly all that a column has are tags of entities, or O."""
+    names = {fields[column].strip() for fields in sample}
+    notation = find_notation(names)
+    known = [name for name in names if notation and notation.split(name)[0]]
+    return notation is not None and bool(notation.separator) and 10 * len(known) >= 9 * len(names)
 
 
 def _describe_numbers(columns: Columns, head: Head) -> str:

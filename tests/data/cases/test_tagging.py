@@ -242,6 +242,13 @@ def test_columns_are_chosen_or_known(tmp_path, content, columns, words, tags, no
     [
         ("x.conll", GERMEVAL, ("tokens", "tags"), "data.text_column = '2' reads the words 'New' ..."),
         ("x.conll", "1 Ann O\n1 is O\n", ("tokens", "tags"), "has only numbers"),
+        (
+            "x.conll",
+            "B-P Ann\nO left\n",
+            ("tokens", "tags"),
+            "data.text_column = '2' and data.label_column = '1' read it",
+        ),
+        ("x.conll", "Ann B-P 0.9\nis O 0.8\n", ("tokens", "tags"), "'1' and data.label_column = '2' read it"),
         ("x.conll", "a O\nb O\n", ("5", "2"), "data.text_column = '5', but the lines have 2 columns"),
         ("x.conll", "a O\nb O\n", ("tokens", "upos"), "data.label_column = 'upos' is a column of CoNLL-U"),
         ("x.conll", "a O\n# of a file\n", ("tokens", "tags"), "a comment (#) stands before a sentence"),
@@ -253,6 +260,18 @@ def test_columns_are_chosen_or_known(tmp_path, content, columns, words, tags, no
 )
 def test_what_is_not_certain_is_refused_with_a_setting(tmp_path, name, content, columns, reason):
     assert reason in refusal(tmp_path / name, content, columns=columns)
+
+
+def test_tags_that_look_like_one_are_said(tmp_path):
+    rows = read(tmp_path / "x.conll", "a B-Per\nb O\n\nc B-PER\nd O\n", explain=True)
+    assert rows.notes == ["warning: the tags 'B-Per' (1) and 'B-PER' (1) differ in case only"]
+
+
+@pytest.mark.parametrize("header", ["Word\tner_label", "form\tPOS tag"])
+def test_a_line_with_the_names_of_the_columns_is_left_out(tmp_path, header):
+    (row,) = rows = read(tmp_path / "x.conll", f"{header}\na\tN\nb\tV\n")
+    assert row.values["tags"] == ["N", "V"]
+    assert rows.notes == ["1 line with the names of the columns left out, the first at line 1"]
 
 
 def test_a_file_without_sentence_ends_is_said(tmp_path):
