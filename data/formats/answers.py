@@ -41,6 +41,7 @@ def read_answers(value: Any, context: str, starts: Any = None) -> ReadAnswers:
         pairs: Pairs = [(item.text, item.start) for item in value]  # of rows that this reader made, in memory
     else:
         pairs = _as_pairs(parse_cell(value), _parse_starts(starts))
+    pairs = [(text, _whole_number(start)) for text, start in pairs]
     for text, start in pairs:
         if not isinstance(text, str) or not (start is None or type(start) is int):
             raise DataError(f"{FORM}, with text and whole numbers; this is {text!r} at {start!r}")
@@ -58,6 +59,13 @@ def _parse_starts(value: Any) -> Any:
         return json.loads(value)
     except ValueError:
         return value
+
+
+def _whole_number(start: Any) -> Any:
+    """Return 4 for 4.0, as a table with gaps has it, and for "4"; any other start as it is."""
+    if isinstance(start, str) and start.strip().isdecimal():
+        return int(start)
+    return int(start) if isinstance(start, float) and start.is_integer() else start
 
 
 def _as_pairs(value: Any, starts: Any) -> Pairs:

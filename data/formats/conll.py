@@ -105,9 +105,9 @@ def read_conll(
             sentence.lines.append(number)
             if columns.count > 1 and "\t" not in line and " " not in line.strip(" "):
                 report.skip("wide space", number)
-    if not errors or options.bad_rows == "skip":  # bad lines come first
-        if reason := _find_wrong_columns(report, columns, head, labelled):
-            errors.add(path, report.longest.line, reason, of_file=True)
+    has_bad_lines = errors and options.bad_rows != "skip"  # they come first
+    if not has_bad_lines and (reason := _find_wrong_columns(report, columns, head, labelled)):
+        errors.add(path, report.longest.line, reason, of_file=True)
     errors.notes += [*([columns.note] if columns.note else []), *report.notes()]
 
 

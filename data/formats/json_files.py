@@ -76,6 +76,8 @@ def _as_object(path: Path, line: int, value: Any, errors: ErrorList) -> dict[str
     """Return the value of a record; None, and an error, if it is no object."""
     if isinstance(value, dict):
         return value
+    if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], dict):
+        return {"text": value[0], **value[1]}  # spaCy's ["Ann left", {"entities": [[0, 3, "PER"]]}]
     errors.add(path, line, f"a JSON object is needed, this is a {type(value).__name__}")
     return None
 

@@ -23,6 +23,11 @@ class FileOptions:
     # What is said of a file that lacks a required column, given the columns that it has; "": a guess is made.
     hint: Callable[[Sequence[str]], str] | None = None
 
+    def name_unused(self, keys: Iterable[str]) -> list[str]:
+        """Return a note on the settings of other formats, which other files of the recipe may need; [] without any."""
+        given = [f"data.{key}" for key in keys if getattr(self, key) != getattr(FileOptions(), key)]
+        return [f"{' and '.join(given)}: no effect on a file of this format"] if given else []
+
     def also_reading(self, columns: Iterable[str]) -> FileOptions:
         """Return the options of a reader that reads these columns too, in a file that has them."""
         return replace(self, settings={**dict.fromkeys(columns, ""), **self.settings})

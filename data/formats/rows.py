@@ -126,7 +126,8 @@ def _read_file(name: str, required: Sequence[str], errors: ErrorList, options: F
         raise DataError(f"{name}: unknown kind of file {suffix!r}; use one of {', '.join(READERS)}{hint}")
     if reader is None:
         raise DataError(f"{name}: no such file")
-    errors.notes += _name_unused(reader, options)
+    unused = ["delimiter", "quotes"] if reader not in (read_csv, read_tsv) else []
+    errors.notes += options.name_unused([*unused, *(["encoding"] if reader is read_parquet else [])])
     for number, line, values in reader(path, errors, required, options):
         if values is None:
             errors.broken[line] = str(number)
@@ -136,14 +137,6 @@ def _read_file(name: str, required: Sequence[str], errors: ErrorList, options: F
         except DataError as error:  # of a task of Label Studio
             errors.add(path, line, str(error))
             errors.broken[line] = str(number)
-
-
-def _name_unused(reader: Reader, options: FileOptions) -> list[str]:
-    """Return a note on the settings of other formats, which other files of the recipe may need; [] without any."""
-    unused = ["delimiter", "quotes"] if reader not in (read_csv, read_tsv) else []
-    unused += ["encoding"] if reader is read_parquet else []
-    given = [f"data.{key}" for key in unused if getattr(options, key) != getattr(FileOptions(), key)]
-    return [f"{' and '.join(given)}: no effect on a file of this format"] if given else []
 
 
 def _guess_format(path: Path, options: FileOptions) -> str:

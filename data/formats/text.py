@@ -19,6 +19,7 @@ def read_lines(name: str, column: str, errors: ErrorList, options: FileOptions =
     """
     rows: list[Row] = []
     num_empty = 0
+    errors.notes += options.name_unused(["delimiter", "quotes"])
     try:
         for line, content in clean_lines(locate(name), errors, options):
             if content.strip():
@@ -46,6 +47,7 @@ def read_parallel(
     """
     texts: dict[str, dict[int, str]] = {}
     counts: dict[str, int] = {}
+    errors.notes += options.name_unused(["delimiter", "quotes"])
     for suffix in suffixes:
         path = _find_parallel(name, suffix)
         bad_lines = ErrorList()

@@ -39,6 +39,7 @@ def read_sentences(
     if path.is_dir():
         raise DataError(f"{name}: this is a folder; name a file")
     rows: list[Row] = []
+    errors.notes += options.name_unused(["delimiter", "quotes"])
     try:
         if format == "conll":
             found = read_conll(path, *columns, labelled, errors, options)

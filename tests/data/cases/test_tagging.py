@@ -333,7 +333,10 @@ def test_rows_of_other_tools_are_refused_with_a_setting(tmp_path, row, message):
 
 
 def test_repairs_of_what_a_file_has_not_are_said(tmp_path):
-    rows = read(tmp_path / "x.conll", "a N\nb V\n", bad_tags="repair", bad_spans="skip", explain=True)
+    options = FileOptions(delimiter=";")
+    content = "a N\nb V\n"
+    rows = read(tmp_path / "x.conll", content, bad_tags="repair", bad_spans="skip", explain=True, options=options)
+    assert rows.notes.pop(0) == "data.delimiter: no effect on a file of this format"
     assert rows.notes[0] == "token_classification.bad_spans = skip has no effect: there are no spans"
     assert rows.notes[-1] == "token_classification.bad_tags = repair has no effect: the tags have no scheme"
 
@@ -398,6 +401,12 @@ def test_spans_that_cut_a_word(tmp_path, text, spans, expand, skip, reason):
         (row,) = rows = read(tmp_path / "x.jsonl", content, bad_spans=bad_spans)
         assert row.values["tags"] == tags.split()
         assert f"bad_spans = {bad_spans}), the first at line 1" in rows.notes[0]
+
+
+def test_pairs_of_a_text_and_its_entities_are_rows(tmp_path):
+    pairs = [["Ann left", {"entities": [[0, 3, "P"]]}], ["no one", {"entities": []}]]
+    path = write_file(tmp_path / "x.json", json.dumps(pairs))
+    assert [row.values["entities"] for row in read_tagged(str(path), "text", "entities")] == [["B-P", "O"], ["O", "O"]]
 
 
 def test_ends_that_look_inclusive_are_said(tmp_path):

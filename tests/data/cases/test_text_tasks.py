@@ -43,6 +43,8 @@ QUESTION_FILES = {  # name -> (ending, content, answers, start of a note)
     ),
     "column": (".jsonl", QUESTION | {"answers": "house", "answer_start": 41}, [Answer("house", 41)], ""),
     "table": (".csv", QUESTION | {"answers": "house", "answer_start": "41"}, [Answer("house", 41)], ""),
+    "float": (".jsonl", QUESTION | {"answers": {"text": ["Rome"], "answer_start": [13.0]}}, ROME, ""),
+    "texts of numbers": (".jsonl", QUESTION | {"answers": {"text": ["Rome"], "answer_start": ["13"]}}, ROME, ""),
     "json in a table": (".csv", QUESTION | {"answers": '{"text": ["Rome"], "answer_start": [13]}'}, ROME, ""),
     "python in a table": (".csv", QUESTION | {"answers": "{'text': ['Rome'], 'answer_start': [13]}"}, ROME, ""),
     "numpy in a table": (

@@ -176,7 +176,7 @@ BAD = {
     "pairs": ({"a": "x", "b": 3}, "'b' should be text, this is 3"),
     "questions": (QUESTION | {"answers": [{"text": "x", "answer_start": 0}]}, "the context has 'I' at 0"),
     "relations": (RELATION | {"object": "Rome"}, "the object 'Rome' is not in the text"),
-    "words": ({"tokens": ["a"], "tags": []}, "1 words in 'tokens', and 0 tags in 'tags'"),
+    "words": ({"tokens": ["a"], "tags": []}, "1 word in 'tokens', and 0 tags in 'tags'"),
 }
 
 

@@ -99,8 +99,8 @@ BAD = [
     (with_answer("", 3), "an answer is empty; a question without an answer has an empty list of answers"),
     (with_answer(" ", 3), "an answer is empty; a question without an answer has an empty list of answers"),
     (with_answer(None, 3), 'answers should be {"text": [..], "answer_start": [..]} or a list'),
-    (with_answer("The", "0"), 'answers should be {"text": [..], "answer_start": [..]} or a list'),
-    (with_answer("The", 0.0), 'answers should be {"text": [..], "answer_start": [..]} or a list'),
+    (with_answer("The", "first"), 'answers should be {"text": [..], "answer_start": [..]} or a list'),
+    (with_answer("The", 0.5), 'answers should be {"text": [..], "answer_start": [..]} or a list'),
     (with_answer("The", True), 'answers should be {"text": [..], "answer_start": [..]} or a list'),
     ({"answers": "r"}, "the answer 'r' has no start, and the context has it 2 times, at 11, 32: say which by 'an"),
     (
