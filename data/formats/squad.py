@@ -13,6 +13,7 @@ from data.formats.lines import TextFile, locate, suffix_of
 from data.formats.memory import is_in_memory
 from data.formats.options import FileOptions
 from data.formats.rows import read_rows
+from data.label_lists import parse_flag
 from data.notes import count_of
 from data.row import Row, Rows
 
@@ -92,7 +93,7 @@ class _Checks:
         except DataError as error:
             self.errors.add(path, row.line, str(error), place=place)
             return
-        impossible = values.get("is_impossible")
+        impossible = parse_flag(values.get("is_impossible"))
         if impossible is True and found.answers:
             reason = f"is_impossible is true, yet there is the answer {found.answers[0].text!r}"
             self.errors.add(path, row.line, reason, place=place)

@@ -27,7 +27,9 @@ class Columns:
         used = [name for name in names.values() if name]
         if twice := [f"data.{key} = {name!r}" for key, name in names.items() if name and used.count(name) > 1]:
             raise ConfigError(f"{', '.join(twice)} must differ")
-        group = settings.group_column or ("" if settings.validation else self.group)
+        is_context = bool(self.group) and self.group == self.text_pair  # which may have another name
+        own_group = names["text_pair_column"] if is_context else self.group
+        group = settings.group_column or ("" if settings.validation else own_group)
         return replace(settings, **names, group_column=group)
 
 

@@ -625,6 +625,9 @@ def test_a_column_without_a_setting_has_the_tasks_name():
         "answers",
         "context",
     )
+    ours = Columns("question", "context", "answers", "context")
+    assert ours.fill(replace(Config().data, text_pair_column="passage")).group_column == "passage"
+    assert Columns().fill(replace(Config().data, text_pair_column="second")).group_column == ""
     assert Columns(group="context").fill(replace(data, group_column="", validation="v.json")).group_column == ""
 
 

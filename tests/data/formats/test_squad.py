@@ -110,7 +110,7 @@ BAD = [
     ({"answers": {"text": 5, "answer_start": 0}}, 'answers should be {"text": [..], "answer_start": [..]}'),
     ({"answers": [5]}, 'answers should be {"text": [..], "answer_start": [..]}'),
     ({"answers": {"text": ["The"], "answer_start": []}}, "the answers have 1 texts and 0 starts"),
-    ({"is_impossible": True}, "is_impossible is true, yet there is the answer 'Black Forest'"),
+    ({"is_impossible": "True"}, "is_impossible is true, yet there is the answer 'Black Forest'"),
     ({"is_impossible": False, "answers": []}, "is_impossible is false, yet there is no answer"),
     ({"question": ""}, "'question' is empty"),
     ({"question": " \t"}, "'question' is empty"),
