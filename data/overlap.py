@@ -69,10 +69,13 @@ def describe_overlap(noun: str, split: Hashes, training: Hashes) -> list[str]:
     return [warn(count, total, f"{note} {list_ids(ids)}", WARN_OF_OVERLAP)]
 
 
-def describe_contradictions(noun: str, split: Hashes, content_of: ContentOf, is_shown: bool = True) -> list[str]:
+def describe_contradictions(
+    noun: str, split: Hashes, content_of: ContentOf, is_shown: bool = True, targets: str = "labels"
+) -> list[str]:
     """Return a note on the texts of a split that have several labels, with the first of them.
 
     noun: what the rows are, "training text". is_shown: whether the note has the text, which may be a checksum.
+    targets: what their labels are called.
     """
     in_order = np.sort(split.texts)
     if not (in_order[1:] == in_order[:-1]).any():  # no text twice
@@ -90,7 +93,7 @@ def describe_contradictions(noun: str, split: Hashes, content_of: ContentOf, is_
     count = len(contradictory)
     verb = "has" if count == 1 else "have"
     a, b = split.rows[first], split.rows[other]
-    note = f"{count_of(count, noun)} {verb} several labels in {len(places):,} of {len(split.rows):,} rows, as "
+    note = f"{count_of(count, noun)} {verb} several {targets} in {len(places):,} of {len(split.rows):,} rows, as "
     note += f"{_shown(content_of(a)[0])}: " if is_shown else ""
     note += f"{_shown(content_of(a)[1])} (id {a.id}) and {_shown(content_of(b)[1])} (id {b.id})"
     return [warn(len(places), len(split.rows), note)]
@@ -102,4 +105,4 @@ def _shown(value: Any) -> str:
         return _shown(value[0])
     if isinstance(value, tuple) and all(isinstance(item, str) for item in value):
         return quote(", ".join(value))
-    return quote(value if isinstance(value, str) else str(value))
+    return str(value) if isinstance(value, int | float) else quote(str(value))

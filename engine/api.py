@@ -72,13 +72,14 @@ def run_training(
 def evaluate_rows(run: str | Path, rows: Iterable[Any], **overrides: Any) -> dict[str, float]:
     """Return the metrics of a trained model on labelled rows, each a Row or a dict of a file's columns.
 
+    Rows without a text are not evaluated; the result then has their number as "left_out".
     run: a run folder, whose best/ is used, or a checkpoint folder. overrides: settings that a trained model reads.
     """
     folder = checkpoint.open_run(str(run))
     config = cli.configure(folder, _with_dotted_keys(overrides))
     with in_memory(rows=rows) as sources:
-        model, examples, context, _ = _open_rows(folder, config, sources["rows"], labelled=True)
-        return evaluate(model, examples, context)
+        model, examples, context, read = _open_rows(folder, config, sources["rows"], labelled=True)
+        return evaluate(model, examples, context) | ({"left_out": len(read.left_out)} if read.left_out else {})
 
 
 def predict_rows(run: str | Path, rows: Iterable[Any], **overrides: Any) -> list[dict[str, Any]]:

@@ -74,6 +74,10 @@ def describe_examples(name: str, examples: Examples, labels: tuple[str, ...]) ->
         shown = [f"{label} {n:,}" for label, n in zip(labels[:MAX_LABELS_SHOWN], counts, strict=False)]
         more = [f"and {len(labels) - MAX_LABELS_SHOWN:,} more"] if len(labels) > MAX_LABELS_SHOWN else []
         text += "\n  labels: " + ", ".join(shown + more)
+    scores = getattr(examples, "labels", None)
+    if counts is None and scores is not None and scores.dtype.kind == "f":
+        text += f"\n  {labels[0] if labels else 'score'}: {scores.min():.4g} to {scores.max():.4g}"
+        text += f" (mean {scores.mean():.4g}, 50% {np.median(scores):.4g})"
     return text
 
 

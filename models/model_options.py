@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ HUB_PROBLEMS = {
     "multi-label": "multi_label_classification",
     "regression": "regression",
 }
+SHOWN = 20  # labels in a message
 CHOICES = {"init": ("pretrained", "scratch"), "head_init": ("auto", "reset")}
 SITES = ("embedding", "attention", "hidden", "head", "drop_path")
 # Endings of transformers' classes, after "For", that have no classifier which could be mistaken for another task's.
@@ -228,7 +230,9 @@ def choose_labels(
         known = known if in_file else "no labels (config.json has no id2label)"
         more = f"; the data has {reprlib.repr(unknown)}, which it does not know" if unknown else ""
         more += f" ({note})" if note else ""
-        raise ModelError(f"{folder}: its head knows {known}{more}; --model.head_init reset starts a new head")
+        same = f"data.labels = {json.dumps(','.join(in_file), ensure_ascii=False)} reads other spellings of its names, "
+        same = f"{same}and numbers as places among them; " if missing and len(in_file) == len(wanted) <= SHOWN else ""
+        raise ModelError(f"{folder}: its head knows {known}{more}; {same}--model.head_init reset starts a new head")
     return in_file, note
 
 

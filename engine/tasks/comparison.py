@@ -32,8 +32,8 @@ def compare_splits(
         return tuple(map(comparable, texts_of(row, settings))), _label_of(row.values.get(column), problem)
 
     training = hash_rows(train, content_of)
-    is_shown = task.noun == "text"
-    notes = describe_contradictions(f"training {task.noun}", training, content_of, is_shown)
+    is_shown, targets = task.noun == "text", "scores" if problem == "regression" else "labels"
+    notes = describe_contradictions(f"training {task.noun}", training, content_of, is_shown, targets)
     for name, rows in (("validation", validation), ("test", test)):
         split = hash_rows(rows, content_of)
         file = getattr(settings.data, name)
@@ -43,7 +43,7 @@ def compare_splits(
             continue
         overlap = describe_overlap(f"{name} {task.noun}", split, training)
         notes += overlap if file else [f"{note}; data.group_column can keep them in one split" for note in overlap]
-        notes += describe_contradictions(f"{name} {task.noun}", split, content_of, is_shown)
+        notes += describe_contradictions(f"{name} {task.noun}", split, content_of, is_shown, targets)
     return notes
 
 

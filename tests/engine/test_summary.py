@@ -107,6 +107,11 @@ def test_summary_of_examples_has_tokens_labels_and_notes():
     assert describe_examples("test", examples(1), ()) == "test: 1 example, 1 token (mean 1.0, 50% 1, 95% 1, 100% 1)"
 
 
+def test_summary_of_scores_has_their_range():
+    scored = replace(examples(1, 1, 1), labels=np.array([[0.5], [-999], [3]], dtype=np.float32))
+    assert describe_examples("test", scored, ("stars",)).endswith("\n  stars: -999 to 3 (mean -331.8, 50% 0.5)")
+
+
 def test_first_of_many_labels_are_shown():
     names = tuple(f"c{i}" for i in range(1_025))
     text = describe_examples("training", examples(1, labels=[0]), names)

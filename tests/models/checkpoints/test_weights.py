@@ -464,7 +464,7 @@ def test_p09_more_than_ten_labels_are_ordered_as_numbers(checkpoint_folder, tmp_
         (["no", "yes"], "its head knows ['maybe'], which the data lacks;"),
         (
             ["no", "yes", "perhaps"],
-            "knows ['maybe'], which the data lacks; the data has ['perhaps'], which it does not",
+            "knows ['maybe'], which the data lacks; the data has ['perhaps'], which it does not know; data.labels = ",
         ),
         ([*LABELS, "never"], "its head knows fewer labels than the data; the data has ['never'], which it does not"),
     ],
