@@ -156,10 +156,10 @@ def gemm_peak(model: TaskModel, sizes: Sizes, dtype: torch.dtype, device: torch.
         shape = (product.rows, product.inner, product.columns)
         by_shape[shape] = by_shape.get(shape, 0.0) + product.flops
     largest = sorted(by_shape, key=by_shape.__getitem__, reverse=True)[:4]
-    return max(_product_rate(shape, dtype, device) for shape in largest if all(shape))
+    return max(product_rate(shape, dtype, device) for shape in largest if all(shape))
 
 
-def _product_rate(shape: Sequence[int], dtype: torch.dtype, device: torch.device, rounds: int = 7) -> float:
+def product_rate(shape: Sequence[int], dtype: torch.dtype, device: torch.device, rounds: int = 7) -> float:
     """Return the FLOP/s of a product: the best of several rounds of at least 20 ms."""
     rows, inner, columns = shape
     x = torch.randn(rows, inner, dtype=dtype, device=device)

@@ -20,7 +20,7 @@ import torch
 
 SCHEMA = 1
 HISTORY = Path(__file__).parent / "history"
-FOLDERS = ("--files", "--folder", "--history")
+FOLDERS = ("--files", "--folder", "--history", "--output")
 PACKAGES = ("torch", "numpy", "tokenizers", "transformers", "accelerate", "lightning", "timm")
 
 
@@ -29,23 +29,39 @@ def write(folder: Path, benchmark: str, results: list[dict[str, Any]], argv: lis
 
     results: one row per case, {"work": ..., "variant": ..., "runs": [{figure: number}, ...]}.
     """
-    now = datetime.now(UTC)
-    commit = _git("rev-parse", "HEAD")
-    content = {
+    content = describe(benchmark, results, argv)
+    path = new_path(folder, benchmark, content)
+    save(path, content)
+    return path
+
+
+def describe(benchmark: str, results: list[dict[str, Any]], argv: list[str] | None = None) -> dict[str, Any]:
+    """Return the content of a record: `results`, with the date, commit, machine and versions of now."""
+    return {
         "schema": SCHEMA,
         "benchmark": benchmark,
-        "date": now.isoformat(timespec="seconds"),
-        "commit": commit,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "HEAD"),
         "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "arguments": without_folders(sys.argv[1:] if argv is None else argv),
         "machine": machine(),
         "versions": versions(),
         "results": results,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{now:%Y-%m-%dT%H-%M-%S}-{commit[:7] or 'nocommit'}-{benchmark}.json"
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return path
+
+
+def new_path(folder: Path, name: str, content: dict[str, Any]) -> Path:
+    """Return the path of a new record, named after its date, its commit and `name`."""
+    date = content["date"].partition("+")[0].replace(":", "-")
+    return folder / f"{date}-{content['commit'][:7] or 'nocommit'}-{name}.json"
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write a record at once, so that a run that is killed leaves the old file or the new one, never a part of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(path)
 
 
 def without_folders(argv: Sequence[str]) -> list[str]:

@@ -65,12 +65,13 @@ class Case:
     compiled: bool = False
     ranks: int = 1
     against: str = ""  # further settings
+    options: tuple[str, ...] = ()  # further options of timed_training
 
     @property
     def variant(self) -> str:
         """Return the name of the case within its workload."""
         words = [self.precision, "compiled" if self.compiled else "", f"{self.ranks} GPUs" if self.ranks > 1 else ""]
-        return " ".join(filter(None, (*words, self.against)))
+        return " ".join(filter(None, (*words, self.against, *(option.strip("-") for option in self.options))))
 
     def settings(self) -> list[str]:
         """Return the arguments of engine.train."""
@@ -92,7 +93,7 @@ class Bench:
         self.steps, self.shrink = steps, shrink
         self.count = 0
 
-    def run_case(self, case: Case, split: bool) -> dict[str, Any]:
+    def run_case(self, case: Case, split: bool, launches: bool = False) -> dict[str, Any]:
         """Time a case in a new process and return its result. Raises FailedError if the process fails."""
         recipe = self.workloads / case.workload / "recipe.toml"
         if not recipe.is_file():
@@ -104,7 +105,8 @@ class Bench:
         launcher = [sys.executable]
         if case.ranks > 1:
             launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(case.ranks)]
-        options = [*["--split"] * split, *["--tf32"] * (case.precision == "tf32")]
+        options = [*["--split"] * split, *["--launches"] * launches, *["--tf32"] * (case.precision == "tf32")]
+        options += case.options
         command = [*launcher, "-m", "benchmarks.timed_training", str(result), str(self.steps), *options, str(recipe)]
         self._call([*command, f"--run.folder={folder}", *self.settings, *case.settings()])
         return loads(result.read_text(encoding="utf-8"))

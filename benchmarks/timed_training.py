@@ -1,10 +1,12 @@
 """One timed run of engine.train in a separate process; throughput.py starts these processes.
 
-    torchrun -m benchmarks.timed_training RESULT.json STEPS [--split] [--tf32] RECIPE --section.key=value ...
+    torchrun -m benchmarks.timed_training RESULT.json STEPS [--split] [--launches] [--tf32] [--cudnn-attention on|off]
+        RECIPE --section.key=value ...
 
 The training step is the unchanged one of engine.train. Rates, waiting and memory are read from the run's own log, for
 STEPS steps after the first WARM_UP. Nothing is evaluated or saved. --split adds WARM_UP steps in which the parts of the
-loop are timed from outside; the device is synchronised before and after each part.
+loop are timed from outside; the device is synchronised before and after each part. --launches adds PROFILED steps under
+torch's profiler, which counts the kernels that are launched and the waits for the device.
 """
 
 from __future__ import annotations
@@ -12,7 +14,10 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-from collections import defaultdict
+import math
+import statistics
+import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -35,6 +40,9 @@ from engine.precision import DTYPES, Precision
 from engine.regularize import Penalties
 
 WARM_UP = 5  # steps; also the number of steps per line of metrics.jsonl
+PROFILED = 2  # steps
+LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")  # how the names of these calls begin
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 PARTS: tuple[tuple[type, str, str], ...] = (  # (class, method that the loop calls, name of the part)
     (Precision, "backward", "backward"),
     (Precision, "unscale_", "clip"),
@@ -48,9 +56,13 @@ PARTS: tuple[tuple[type, str, str], ...] = (  # (class, method that the loop cal
 class LoopTimer:
     """Observe a run by wrapping the functions that the loop calls."""
 
-    def __init__(self, device: torch.device, steps: int, split: bool):
+    def __init__(self, device: torch.device, steps: int, split: bool, launches: bool = False):
         self.timed = range(WARM_UP, WARM_UP + steps)
         self.split = range(self.timed.stop, self.timed.stop + WARM_UP * split)
+        self.profiled = range(self.split.stop, self.split.stop + PROFILED * launches)
+        self.profile: Any = None  # while it runs
+        self.calls: Counter[str] = Counter()  # of LAUNCHES and WAITS, in all profiled steps
+        self.ends: list[float] = []  # of each step of the loop, on the host's clock
         self.micro_batches: list[list[Sizes]] = []  # per step of the loop; fp16 may skip the optimizer step
         self.optimizer_steps: list[int] = []  # the number of optimizer steps after each of them
         self.model: Any = None
@@ -61,7 +73,7 @@ class LoopTimer:
     @property
     def end(self) -> int:
         """Return the number of optimizer steps of the whole run."""
-        return max(self.timed.stop, self.split.stop)
+        return max(self.timed.stop, self.split.stop, self.profiled.stop)
 
     @property
     def step(self) -> int:
@@ -110,15 +122,39 @@ class LoopTimer:
                 elif self.step == self.split.stop and self.splitting:
                     self.splitting = False
                     self.seconds["whole"] = self.now() - started
+                self._profile()
                 micro_batches = fetch()
                 self.micro_batches.append([Sizes.from_batch(batch) for batch in micro_batches])
                 yield micro_batches
 
         return steps
 
+    def _profile(self) -> None:
+        """Start the profiler before the first profiled step, and read it after the last."""
+        if self.profiled and self.step == self.profiled.start and self.profile is None:
+            kinds = [torch.profiler.ProfilerActivity.CPU]
+            kinds += [torch.profiler.ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+            self.profile = torch.profiler.profile(activities=kinds)
+            self.profile.start()
+        elif self.profile is not None and self.step == self.profiled.stop:
+            self.profile.stop()
+            self.calls.update(event.name for event in self.profile.events())
+            self.profile = None
+
+    def calls_per_step(self, names: tuple[str, ...]) -> float | None:
+        """Return how many calls of the CUDA runtime begin with one of `names`; None where none were counted."""
+        count = sum(times for name, times in self.calls.items() if name.startswith(names))
+        return count / len(self.profiled) if any(name.startswith("cu") for name in self.calls) else None
+
+    def step_milliseconds(self) -> list[float]:
+        """Return the time of each timed step, from the end of the step before."""
+        ends = dict(zip(self.optimizer_steps, self.ends, strict=True))
+        return [1000 * (ends[step + 1] - ends[step]) for step in self.timed if step in ends and step + 1 in ends]
+
     def _count(self, function: Callable[..., None]) -> Callable[..., None]:
         def count(log: RunLog, step: int, *args: Any) -> None:
             self.optimizer_steps.append(step)
+            self.ends.append(time.perf_counter())
             function(log, step, *args)
 
         return count
@@ -176,14 +212,14 @@ class StopAtEnd(StopRequest):
 
 
 def time_training(
-    cfg: Config, ranks: Ranks, steps: int, split: bool = False, tf32: bool = False
+    cfg: Config, ranks: Ranks, steps: int, split: bool = False, tf32: bool = False, launches: bool = False
 ) -> dict[str, Any] | None:
     """Train and return the measurements; None on ranks other than the main one, and after a signal.
 
-    steps: timed optimizer steps, a multiple of WARM_UP. tf32: compute fp32 products in TF32 on a GPU. Raises what
-    engine.train raises.
+    steps: timed optimizer steps, a multiple of WARM_UP. tf32: compute fp32 products in TF32 on a GPU. launches: count
+    kernels in further steps. Raises what engine.train raises.
     """
-    timer = LoopTimer(ranks.device, steps, split)
+    timer = LoopTimer(ranks.device, steps, split, launches)
     settings = {"train.max_steps": timer.end + 1, "log.every_steps": WARM_UP, "eval.every_steps": timer.end + 2}
     cfg = config.override(cfg, settings)
     stop = StopAtEnd(timer)
@@ -221,6 +257,10 @@ def summarize(timer: LoopTimer, cfg: Config, ranks: Ranks, precision: str) -> di
         "mfu_datasheet": total / seconds / (stated * ranks.world_size) if stated else None,
         "waiting": sum(row["data_wait_seconds"] for row in rows) / seconds,
         "peak_memory_mb": rows[-1]["peak_memory_mb"],
+        "step_ms_p50": statistics.median(times) if (times := timer.step_milliseconds()) else None,
+        "step_ms_p99": sorted(times)[math.ceil(0.99 * len(times)) - 1] if times else None,
+        "launches": timer.calls_per_step(LAUNCHES),
+        "waits": timer.calls_per_step(WAITS),
         "loss": rows[-1]["loss"],
         "threads": torch.get_num_threads(),
         "split": {part: round(share, 4) for part, share in timer.parts().items()},
@@ -233,11 +273,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("result", type=Path)
     parser.add_argument("steps", type=int)
     parser.add_argument("--split", action="store_true", help="time the parts of the loop too, in further steps")
+    parser.add_argument("--launches", action="store_true", help="count kernels and waits, in further steps")
     parser.add_argument("--tf32", action="store_true", help="compute fp32 products in TF32 on a GPU")
+    parser.add_argument("--cudnn-attention", choices=("on", "off"), help="allow cuDNN's attention; default: as torch")
     arguments, others = parser.parse_known_args(argv)
+    if arguments.cudnn_attention:
+        torch.backends.cuda.enable_cudnn_sdp(arguments.cudnn_attention == "on")
     cfg = config.parse(others, parser.format_usage())
     ranks = distributed.setup(cfg.run.device)
-    result = time_training(cfg, ranks, arguments.steps, arguments.split, arguments.tf32)
+    result = time_training(cfg, ranks, arguments.steps, arguments.split, arguments.tf32, arguments.launches)
     if result is not None:
         arguments.result.write_text(json.dumps(result), encoding="utf-8")
     return 0

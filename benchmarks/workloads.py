@@ -26,6 +26,7 @@ from typing import Any
 
 import models
 from benchmarks.prepare.small_t5 import write_small_t5
+from benchmarks.prepare.wordpiece import write_wordpiece
 from data import copy_tokenizer
 from data.formats import idx
 from data.formats.lines import locate
@@ -68,6 +69,7 @@ class Workload:
     pool: int = 2048  # number of training examples
     global_batch_size: int = 16
     settings: dict[str, Any] = field(default_factory=dict)
+    own_tokenizer: bool = False  # a WordPiece tokenizer trained on the texts, so that MiniLM's package is not needed
 
 
 def _at_least(tokens: int) -> tuple[float, float]:
@@ -84,9 +86,16 @@ WORKLOADS: dict[str, Workload] = {
     "t5-small": Workload("summarization", T5_SMALL, 256, (70, 0.6), (18, 0.6), 64),
     "vit-tiny": Workload("image-classification", VIT_TINY, pool=512),
     "vit-base": Workload("image-classification", VIT_BASE, pool=256),
-    # Published shapes at full length, for a GPU.
-    "bert-base-128": Workload("text-classification", {"model_type": "bert"}, 128, _at_least(128), global_batch_size=64),
-    "bert-base-512": Workload("text-classification", {"model_type": "bert"}, 512, _at_least(512), global_batch_size=32),
+    # Published shapes at full length, for a GPU; one with texts of all lengths up to the maximum.
+    "bert-base-128": Workload(
+        "text-classification", {"model_type": "bert"}, 128, _at_least(128), global_batch_size=64, own_tokenizer=True
+    ),
+    "bert-base-ragged": Workload(
+        "text-classification", {"model_type": "bert"}, 128, (55, 0.6), global_batch_size=64, own_tokenizer=True
+    ),
+    "bert-base-512": Workload(
+        "text-classification", {"model_type": "bert"}, 512, _at_least(512), global_batch_size=32, own_tokenizer=True
+    ),
     "gpt2-1024": Workload(
         "causal-lm",
         {"model_type": "gpt2", **END_TOKEN_IDS},
@@ -166,6 +175,8 @@ def _write_model(workload: Workload, folder: Path, labels: list[str], texts: lis
         side = workload.config["image_size"]
         settings = {"image_processor_type": "ViTImageProcessor", "size": {"height": side, "width": side}}
         (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    elif workload.own_tokenizer:
+        write_wordpiece(folder, texts, vocab_size=8000)
     else:
         sample = "dialogue" if workload.task == "dialogue" else "movie_reviews"
         source = MINILM if kind == "bert" else f"{SAMPLES}/{sample}/model"

