@@ -16,10 +16,10 @@ from tokenizers import Encoding, Tokenizer
 from data.errors import DataError, ErrorList
 from data.examples import TextExamples, note_truncated
 from data.formats.conversations import find_form
-from data.formats.lines import locate, suffix_of
+from data.formats.lines import NOT_READ, locate, suffix_of
 from data.formats.memory import is_in_memory
 from data.formats.options import FileOptions
-from data.formats.rows import read_rows
+from data.formats.rows import READERS, read_rows
 from data.formats.text import read_lines
 from data.row import Row, Rows
 from data.text_classification import check_texts, split_into_chunks
@@ -74,6 +74,9 @@ def read_texts(
             )
         rows = read_lines(name, column, errors, options)
     else:
+        path = locate(name)
+        if options.format == "auto" and path.is_file() and suffix_of(path) not in (*READERS, *NOT_READ):
+            raise DataError(f"{name}: unknown kind of file; data.format = 'text' reads a text a line, as of a .txt")
         options = replace(options, hint=_hint_at_dialogue)
         rows = read_rows(name, [column, *([group] if group else [])], options, errors)
     checked = [row for row in rows if not (may_be_empty and row.values[column] == "")]

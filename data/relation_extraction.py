@@ -16,7 +16,7 @@ from data.examples import TextExamples, note_truncated, warn_of_part
 from data.formats.lines import locate
 from data.formats.options import FileOptions
 from data.formats.relations import COLUMNS, HINT, SENTENCE, hint_at_pairs, is_semeval, read_other_form, read_semeval
-from data.formats.row_forms import require_columns
+from data.formats.row_forms import parse_cell, require_columns
 from data.formats.rows import read_rows
 from data.formats.spans import check_span_text
 from data.labels import class_numbers
@@ -94,7 +94,7 @@ def read_relations(
     for row in read:
         if row.line in errors.reasons:
             continue
-        source, given = row.values[text], [row.values[role] for role in ROLES]
+        source, given = row.values[text], [parse_cell(row.values[role]) for role in ROLES]
         try:
             entities = _find_entities(row.values, source)
         except DataError as error:
@@ -122,7 +122,7 @@ def _find_entities(values: dict[str, Any], text: str) -> tuple[Entity, Entity]:
     # Entities with a span come first, then strings, the longest first: in "University of Ulm, Ulm" the subject
     # "University of Ulm" leaves the last word to the object "Ulm".
     for role in sorted(ROLES, key=lambda role: (isinstance(values[role], str), -len(str(values[role])))):
-        value, kind = values[role], values.get(f"{role}_type") or ""
+        value, kind = parse_cell(values[role]), values.get(f"{role}_type") or ""
         if isinstance(value, Entity):  # of rows that this reader made, in memory
             value = asdict(value)
         if isinstance(value, dict):

@@ -11,6 +11,7 @@ import pytest
 from support.cases import Content, dry_run, evaluation, predictions, run, settings_for, write_file
 
 from data import DataError
+from data.causal_lm import read_texts
 from data.dialogue import read_dialogues
 from data.formats.options import FileOptions
 from data.formats.squad import Answer, read_questions
@@ -247,6 +248,12 @@ def test_entities_without_their_last_letters_are_counted(tmp_path):
     ]
 
 
+def test_spans_in_a_table_are_read(tmp_path):
+    row = {"text": "Anna likes Rome.", "subject": '{"start": 0, "end": 4}', "object": "{'start': 11, 'end': 15}"}
+    (read,) = read_relations(write_as(tmp_path / "x.csv", row))
+    assert [read.values[role].text_in(read.values["text"]) for role in ROLES] == ["Anna", "Rome"]
+
+
 def test_semeval_has_a_file_of_its_own(tmp_path):
     block = '{0}\t"The <e1>cat</e1> in the <e2>house</e2> ."\r\nContent-Container(e1,e2)\r\nComment: {0}\r\n\r\n'
     name = str(write_file(tmp_path / "TRAIN.TXT", block.format(8001) + block.format(8002)))
@@ -463,6 +470,13 @@ def test_columns_of_public_data_sets_are_recognised(task, rows, hint, tmp_path, 
     with pytest.raises(DataError) as caught:
         dry_run(settings_for(task, tmp_path, [rows] * 4), capsys)
     assert hint in str(caught.value)
+
+
+def test_another_ending_of_texts_says_the_format(tmp_path):
+    name = str(write_file(tmp_path / "x.md", "a\nb\n"))
+    with pytest.raises(DataError, match="'text' reads a text a line, as of a "):
+        read_texts(name, "text")
+    assert len(read_texts(name, "text", options=FileOptions(format="text"))) == 2
 
 
 @pytest.mark.parametrize(
