@@ -3,9 +3,10 @@
     python -m benchmarks.peers [WORKLOAD ...] [--peers hf,hf-grouped,...] [--runs 5] [--steps N] [--check] [--shrink]
 
 All sides have the same files, initial weights, batch size, number of optimizer steps and dropout. They use AdamW,
-gradient clipping and a linear schedule, in fp32 on the CPU. Each run is a separate process; the sides alternate. Before
-the timed runs, each side takes one step on the same examples without dropout. Its loss and gradient norm must equal
-ours; --check stops there. In the timed runs each side has its own order of the examples, with the seed of the round.
+gradient clipping and a linear schedule, in fp32 on the CPU. (benchmarks.gpu_check runs them in bf16 on a GPU.) Each run
+is a separate process; the sides alternate. Before the timed runs, each side takes one step on the same examples without
+dropout. Its loss and gradient norm must equal ours; --check stops there. In the timed runs each side has its own order
+of the examples, with the seed of the round.
 
 Printed for each workload, as median (minimum - maximum):
 - samples/s of the training loop without its first fifth of steps. The sides read examples of different lengths. So this
@@ -119,14 +120,17 @@ class Bench:
         except (SystemExit, OSError):
             printed = output.read_text(errors="replace").strip()
             raise SystemExit(f"{printed}\n\n{self.workload}: a run of {side} failed; its output is above") from None
-        return figures, peak, figures["ends"][0] - began
+        return figures, figures.get("peak_memory_mb", peak), figures["ends"][0] - began
 
     def job(self, path: Path, **changes: Any) -> dict[str, Any]:
-        """Return what trainers.py reads. changes: steps, seed, check, examples."""
+        """Return what trainers.py reads. changes: steps, seed, check, examples, device, precision, compile."""
         recipe = self.recipe
         data = TASKS[recipe.run.task].columns.fill(recipe.data)
-        job: dict[str, Any] = {"steps": self.steps, "seed": 0, "check": False, "examples": []} | changes
-        arguments = [*self.arguments, f"--run.folder={path}", f"--run.seed={job['seed']}", "--run.device=cpu"]
+        job: dict[str, Any] = {"steps": self.steps, "warm_up": self.warm_up, "seed": 0, "check": False, "examples": []}
+        job |= {"device": "cpu", "precision": "fp32", "compile": False} | changes
+        arguments = [*self.arguments, f"--run.folder={path}", f"--run.seed={job['seed']}"]
+        arguments += [f"--run.device={job['device']}", f"--train.precision={job['precision']}"]
+        arguments += ["--train.compile=true"] if job["compile"] else []
         arguments += [f"--train.max_steps={job['steps']}", f"--log.every_steps={job['steps']}"]
         arguments += ["--model.dropout.all=0"] if job["check"] else []
         return job | {
@@ -139,6 +143,7 @@ class Bench:
             "label_column": data.label_column,
             "source_prefix": recipe.seq2seq.source_prefix,
             "max_length": data.max_length,
+            "num_workers": data.num_workers,
             "max_target_length": recipe.seq2seq.max_target_length,
             "batch_size": recipe.train.global_batch_size,
             "max_grad_norm": recipe.train.max_grad_norm,

@@ -51,7 +51,8 @@ def ours(job: dict[str, Any]) -> Generate:
     from models import generate as generate_ours
 
     folder = Path(job["model"])
-    model = models.from_pretrained(folder, head="causal-lm" if job["task"] == "dialogue" else "seq2seq-lm")
+    head = "causal-lm" if job["task"] == "dialogue" else "seq2seq-lm"
+    model = models.from_pretrained(folder, head=head).to(job["device"])
 
     def generate(beams: int, new_tokens: int) -> Texts:
         settings = GenerationSettings.read(folder, num_beams=beams, max_new_tokens=new_tokens)
@@ -66,7 +67,7 @@ def transformers(job: dict[str, Any]) -> Generate:
 
     from benchmarks.peers.trainers import load_model
 
-    model, prompts = load_model(job).eval(), job["prompts"]
+    model, prompts = load_model(job).to(job["device"]).eval(), job["prompts"]
     longest = max(map(len, prompts))
     decoder_only = job["task"] == "dialogue"  # padded on the left, so that new tokens follow the prompt
     config = model.config
@@ -76,7 +77,7 @@ def transformers(job: dict[str, Any]) -> Generate:
         padding, ones = [pad] * (longest - len(ids)), [1] * len(ids)
         zeros = [0] * len(padding)
         rows.append((padding + ids, zeros + ones) if decoder_only else (ids + padding, ones + zeros))
-    input_ids, mask = (torch.tensor([row[i] for row in rows]) for i in (0, 1))
+    input_ids, mask = (torch.tensor([row[i] for row in rows], device=job["device"]) for i in (0, 1))
 
     def generate(beams: int, new_tokens: int) -> Texts:
         out = model.generate(
@@ -106,10 +107,12 @@ def time_side(side: str, path: str) -> None:
     Path(job["out"]).write_text(json.dumps(figures))
 
 
-def compare_generation(workload: str, runs: int, new_tokens: int, shrink: bool, scratch: Path) -> list[dict[str, Any]]:
+def compare_generation(
+    workload: str, runs: int, new_tokens: int, shrink: bool, scratch: Path, device: str = "cpu"
+) -> list[dict[str, Any]]:
     """Print the comparison and return its rows, {"work": workload and method, "variant": side, "runs": [...]}."""
     bench = Bench(workload, scratch, scratch, 0, shrink)
-    job = bench.job(scratch / f"{workload}-generation") | {"new_tokens": new_tokens}
+    job = bench.job(scratch / f"{workload}-generation", device=device) | {"new_tokens": new_tokens}
     job["prompts"] = read_prompts(job)
     path = scratch / f"{workload}-generation.job"
     path.write_text(json.dumps(job))
@@ -131,7 +134,14 @@ def compare_generation(workload: str, runs: int, new_tokens: int, shrink: bool, 
             print(f"    {side:<24}{format_spread(rates[method][side])} tokens/s")
         print(f"    ours / transformers     {verdict(ratios(*(rates[method][side] for side in SIDES)))}")
     return [
-        {"work": f"{workload}, {method}", "variant": side, "runs": [{"new_tokens_per_second": rate} for rate in values]}
+        {
+            "work": f"{workload}, {method}",
+            "variant": side,
+            "runs": [
+                {"new_tokens_per_second": rate, "equal_texts": equal}
+                for rate, equal in zip(values, num_equal[method], strict=True)
+            ],
+        }
         for method, sides in rates.items()
         for side, values in sides.items()
     ]

@@ -28,6 +28,11 @@ AUTO = {
 }
 
 
+def on_gpu(job: Job) -> bool:
+    """Return whether a job runs on a GPU."""
+    return bool(job.get("device") == "cuda")
+
+
 class Stopwatch:
     """The end time of each step, on the clock that all processes share, and the examples and tokens it read."""
 
@@ -52,7 +57,14 @@ class Stopwatch:
         return collate_and_count
 
     def step(self, loss: Any = None, grad_norm: Any = None, **more: Any) -> None:
-        """Record the end of a step; end the process after the last. loss and grad_norm are read in a check only."""
+        """Record the end of a step; end the process after the last. loss and grad_norm are read in a check only.
+
+        A GPU is waited for where the timed steps begin and where they end.
+        """
+        if len(self.ends) + 1 in (1, self.job.get("warm_up"), self.job["steps"]) and on_gpu(self.job):
+            import torch
+
+            torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
         if self.job["check"]:
             self.finish(loss=float(loss), grad_norm=float(grad_norm), **more)
@@ -63,6 +75,10 @@ class Stopwatch:
         """Write the figures and end the process."""
         steps = len(self.ends)
         figures = {"ends": self.ends, "samples": self.samples[:steps], "tokens": self.tokens[:steps], "pool": self.pool}
+        if on_gpu(self.job):  # instead of the memory of the process
+            import torch
+
+            figures["peak_memory_mb"] = torch.cuda.max_memory_allocated() // 2**20
         Path(self.job["out"]).write_text(json.dumps(figures | more))
         os._exit(0)
 
@@ -133,7 +149,7 @@ def collator(job: Job, tokenizer: Any, model: Any) -> Callable[[list[Any]], Any]
 
 
 def hf(job: Job, strategy: str = "random") -> None:
-    """HF Trainer with its defaults, except for the settings of the workload."""
+    """HF Trainer with its defaults (the fused AdamW among them), except for the settings of the workload."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     features, tokenizer = load_features(job)
@@ -165,8 +181,12 @@ def hf(job: Job, strategy: str = "random") -> None:
         max_grad_norm=job["max_grad_norm"],
         train_sampling_strategy=strategy,
         seed=job["seed"],
-        use_cpu=True,
-        dataloader_pin_memory=False,
+        bf16=job["precision"] == "bf16",
+        fp16=job["precision"] == "fp16",
+        torch_compile=job["compile"],
+        use_cpu=not on_gpu(job),
+        dataloader_pin_memory=on_gpu(job),
+        dataloader_num_workers=job["num_workers"],
         logging_steps=1 if job["check"] else 500,
         save_strategy="no",
         report_to="none",
@@ -227,7 +247,14 @@ def data_loader(job: Job, features: Any, collate: Callable[[list[Any]], Any]) ->
     from torch.utils.data import DataLoader
 
     torch.manual_seed(job["seed"])
-    return DataLoader(features, batch_size=job["batch_size"], shuffle=True, collate_fn=collate)
+    return DataLoader(
+        features,
+        batch_size=job["batch_size"],
+        shuffle=True,
+        collate_fn=collate,
+        num_workers=job["num_workers"],
+        pin_memory=on_gpu(job),
+    )
 
 
 def accelerate(job: Job) -> None:
@@ -238,7 +265,8 @@ def accelerate(job: Job) -> None:
     features, tokenizer = load_features(job)
     watch = Stopwatch(job, pool_tokens(features, job["task"]))
     model = load_model(job)
-    accelerator = Accelerator(cpu=True)
+    mixed = "no" if job["precision"] == "fp32" else job["precision"]
+    accelerator = Accelerator(cpu=not on_gpu(job), mixed_precision=mixed)
     loader = data_loader(job, features, watch.counted(collator(job, tokenizer, model)))
     optimizer = torch.optim.AdamW(decay_groups(model, job["weight_decay"]), lr=job["lr"])
     schedule = linear_schedule(optimizer, job)
@@ -285,7 +313,8 @@ def lightning(job: Job) -> None:
 
     module = Module()
     trainer = pl.Trainer(
-        accelerator="cpu",
+        accelerator="gpu" if on_gpu(job) else "cpu",
+        precision={"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[job["precision"]],
         devices=1,
         max_steps=job["steps"],
         max_epochs=-1,
@@ -301,14 +330,17 @@ def lightning(job: Job) -> None:
 def plain_loop(
     job: Job, watch: Stopwatch, loader: Iterable[Any], loss_of: Callable[[Any], Any], optimizer: Any
 ) -> None:
-    """Train in a loop as written by hand. loss_of: returns the mean loss of a batch."""
+    """Train in a loop as written by hand, in fp32 or bf16. loss_of: returns the mean loss of a batch."""
     import torch
 
+    device, bf16 = job["device"], job["precision"] == "bf16"
     schedule = linear_schedule(optimizer, job)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     while True:
         for batch in loader:
-            loss = loss_of(batch)
+            batch = {name: x.to(device, non_blocking=True) for name, x in batch.items()}
+            with torch.autocast(device, torch.bfloat16, enabled=bf16):
+                loss = loss_of(batch)
             loss.backward()
             grad_norm = torch.nn.utils.clip_grad_norm_(parameters, job["max_grad_norm"])
             optimizer.step()
@@ -323,8 +355,9 @@ def plain(job: Job) -> None:
 
     features, tokenizer = load_features(job)
     watch = Stopwatch(job, pool_tokens(features, job["task"]))
-    model = load_model(job).train()
+    model = load_model(job).to(job["device"]).train()
     loader = data_loader(job, features, watch.counted(collator(job, tokenizer, model)))
+    model = torch.compile(model) if job["compile"] else model
     optimizer = torch.optim.AdamW(decay_groups(model, job["weight_decay"]), lr=job["lr"], fused=True)
     plain_loop(job, watch, loader, lambda batch: model(**batch).loss, optimizer)
 
@@ -337,7 +370,7 @@ def nanogpt(job: Job) -> None:
 
     features, _ = load_features(job)
     watch = Stopwatch(job, pool_tokens(features, job["task"]))
-    model = NanoGPT.from_pretrained(Path(job["model"]), dropout=not job["check"]).train()
+    model = NanoGPT.from_pretrained(Path(job["model"]), dropout=not job["check"]).to(job["device"]).train()
     loader = data_loader(job, features, watch.counted(pad_shifted(shift=job["task"] == "dialogue")))
     groups = decay_groups(model, job["weight_decay"])
     optimizer = torch.optim.AdamW(groups, lr=job["lr"])  # fused on GPUs only
@@ -352,7 +385,7 @@ def timm(job: Job) -> None:
 
     from benchmarks.peers.peer_models import timm_vit
 
-    model = timm_vit(Path(job["model"])).train()
+    model = timm_vit(Path(job["model"])).to(job["device"]).train()
     side, half = model.patch_embed.img_size, (0.5, 0.5, 0.5)
     transform = create_transform((3, *side), interpolation="bilinear", mean=half, std=half, crop_pct=1.0)
     features, _ = load_features(job, transform)
@@ -360,6 +393,7 @@ def timm(job: Job) -> None:
     collate = torch.utils.data.default_collate
     loader = data_loader(job, features, watch.counted(collate))
     optimizer = create_optimizer_v2(model, opt="adamw", lr=job["lr"], weight_decay=job["weight_decay"])
+    model = torch.compile(model) if job["compile"] else model
     cross_entropy = torch.nn.functional.cross_entropy
     plain_loop(
         job, watch, loader, lambda batch: cross_entropy(model(batch["pixel_values"]), batch["labels"]), optimizer
