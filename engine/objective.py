@@ -21,7 +21,7 @@ from engine.regularize import DropoutSchedule
 from models import Output, TaskModel
 from models.heads import Head
 from models.ops.layers import upcast
-from models.ops.packing import Packing
+from models.ops.packing import Packing, to_device
 
 # name -> loss(logits, batch): a scalar, the sum of the losses of all targets of a micro-batch, which may be empty.
 # logits: in the shape of the head (models/heads.py). Plugins add theirs; train.loss names one.
@@ -203,7 +203,8 @@ class Objective(nn.Module):
             return out
         weight, temperature = self.settings.distillation_weight, self.settings.distillation_temperature
         logits = upcast(out.logits)
-        teacher_logits = self.teacher[torch.tensor(batch.indices, dtype=torch.int64)].to(logits)
+        rows = self.teacher[torch.tensor(batch.indices, dtype=torch.int64)].to(logits.dtype)
+        teacher_logits = to_device(rows, logits.device)
         student, teacher = (self.head.log_probabilities(x / temperature, batch) for x in (logits, teacher_logits))
         agreement = temperature**2 * F.kl_div(student, teacher.exp(), reduction="sum")
         return Output((1 - weight) * out.loss_sum + weight * agreement, out.logits)

@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.errors import ModelError
 from models.inputs import IGNORE_INDEX, ModelInputs, require
+from models.losses import classification_loss, find_supervised_positions
 from models.ops.dropout import Dropout
 from models.ops.layers import ACTIVATIONS, POOLINGS, init_normal, mean_by_example, mean_pool, upcast
 from models.ops.linear_cross_entropy import linear_cross_entropy
@@ -87,15 +87,19 @@ class Head(nn.Module):
     def log_probabilities(self, logits: Tensor, inputs: ModelInputs) -> Tensor:
         """Return the log-probabilities of all outcomes at each target, (targets, C), in fp32 or wider.
 
-        In a multi-label problem they are (targets, 2): those of each label and of its absence.
+        In a multi-label problem they are (B, C, 2): those of each label and of its absence. Among float labels what is
+        no target has zeros, which add nothing to a divergence; their number would make the host wait for the device.
         logits: as forward returns them, (n, C). Raises TypeError without labels.
         """
         logits, labels = upcast(logits), _require_labels(inputs)
         if self.shape.problem == "multi-label":
-            chosen = logits[~labels.isnan() & (labels != IGNORE_INDEX)]
-            return torch.stack([F.logsigmoid(chosen), F.logsigmoid(-chosen)], -1)
-        is_target = ~labels.isnan().any(-1) if labels.is_floating_point() else labels != IGNORE_INDEX
-        return logits[is_target].log_softmax(-1)
+            is_target = ~labels.isnan() & (labels != IGNORE_INDEX)
+            both = torch.stack([F.logsigmoid(logits), F.logsigmoid(-logits)], -1)
+            return both.where(is_target[..., None], 0.0)
+        if labels.is_floating_point():
+            return logits.log_softmax(-1).where(~labels.isnan().any(-1, keepdim=True), 0.0)
+        positions = find_supervised_positions(labels, inputs.num_targets)
+        return (logits if positions is None else logits.index_select(0, positions)).log_softmax(-1)
 
     def init_weights(self, std: float, generator: torch.Generator, skip: Collection[Tensor] = ()) -> None:
         """Initialise a new head: weights from Normal(0, std), biases 0, LayerNorms identity; other parameters stay.
@@ -216,12 +220,15 @@ class QuestionAnswering(Head):
         return logits, loss_sum
 
     def log_probabilities(self, logits: Tensor, inputs: ModelInputs) -> Tensor:
-        """Return (n,): the log-probabilities of each token to be the first, and the last, token of the answer."""
+        """Return (2 T,): the log-probabilities of each token to be the first, and the last, token of the answer.
+
+        They are 0 in a sequence without a target.
+        """
         logits, labels = upcast(logits), _require_labels(inputs)
         packing = Packing(inputs.lengths, inputs.cu_seqlens)
         spans = pad_sequences(logits, packing, float("-inf")).log_softmax(1)  # (B, L, 2)
-        is_token = torch.arange(spans.shape[1], device=logits.device) < packing.cu_seqlens.diff()[:, None]
-        return spans[is_token[:, :, None] & (labels != IGNORE_INDEX)[:, None]]
+        of_tokens = spans[packing.rows, packing.positions]
+        return of_tokens.where((labels != IGNORE_INDEX)[packing.rows], 0.0).flatten()
 
 
 class RelationClassification(Head):
@@ -337,61 +344,6 @@ HEADS: dict[str, type[Head]] = {
     "causal-lm": CausalLM,
     "seq2seq-lm": Seq2SeqLM,
 }
-
-
-def find_supervised_positions(labels: Tensor, num_targets: int | None) -> Tensor | None:
-    """Return the ascending positions of the labels that are targets; None where all are.
-
-    num_targets: their number, so that the host need not wait for the device; None: not known.
-    """
-    is_target = labels != IGNORE_INDEX
-    if num_targets is None:
-        return is_target.nonzero().squeeze(1)
-    if num_targets == len(is_target):
-        return None
-    return torch.nonzero_static(is_target, size=num_targets).squeeze(1)
-
-
-def classification_loss(logits: Tensor, labels: Tensor | None, shape: HeadShape, training: bool) -> Tensor:
-    """Return the sum of the losses of all targets, 0 without labels; in fp32, or fp64 for fp64 logits.
-
-    - Single labels are classes, or soft labels: (B, C) floats, the share of each class, as mixup and cutmix make them.
-    - Label smoothing (Szegedy et al. 2016) and class weights are applied in training only.
-    - A class weight multiplies the loss of its class. The loop divides by the number of targets; torch's mean divides
-      by the sum of their weights. So here the loss of a step does not depend on its micro-batches.
-    - In a multi-label problem pos_weight multiplies the loss of a label where it applies, in training only.
-
-    Raises ModelError for labels whose shape is not that of the logits, and for integer labels of a regression.
-    """
-    logits = upcast(logits)
-    if labels is None:
-        return logits.new_zeros(())
-    is_soft = shape.problem == "single-label" and labels.is_floating_point()
-    if labels.shape != logits.shape and (is_soft or shape.problem != "single-label"):
-        raise ModelError(
-            f"{shape.problem} labels of shape {[*labels.shape]} should have the shape of the logits, {[*logits.shape]}"
-        )
-    if shape.problem == "single-label":
-        smoothing = shape.label_smoothing if training else 0.0
-        weight = logits.new_tensor(shape.class_weights) if training and shape.class_weights else None
-        if not is_soft:
-            return F.cross_entropy(
-                logits, labels, weight, ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=smoothing
-            )
-        soft_labels = labels.nan_to_num().to(logits.dtype)
-        losses = F.cross_entropy(logits, soft_labels, weight, reduction="none", label_smoothing=smoothing)
-        return losses.where(~labels.isnan().any(-1), 0.0).sum()
-    is_target = ~labels.isnan()
-    if shape.problem == "multi-label":
-        is_target &= labels != IGNORE_INDEX
-    elif not labels.is_floating_point():
-        raise ModelError("regression labels should be floats, with NaN where there is no target; these are integers")
-    pos_weight = shape.pos_weight if training else ()
-    factors = logits.new_tensor(pos_weight).expand_as(logits)[is_target] if pos_weight else None
-    logits, labels = logits[is_target], labels[is_target].to(logits.dtype)
-    if shape.problem == "multi-label":
-        return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum", pos_weight=factors)
-    return F.mse_loss(logits, labels, reduction="sum")
 
 
 def _require_labels(inputs: ModelInputs) -> Tensor:

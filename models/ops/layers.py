@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.ops.packing import Packing
+from models.ops.packing import Packing, to_device
 
 GELU_TANH = partial(F.gelu, approximate="tanh")
 # The names in config.json. transformers writes some functions in several ways, which differ by rounding only.
@@ -108,10 +108,10 @@ def last_pool(hidden: Tensor, packing: Packing) -> Tensor:
 def mean_by_example(x: Tensor, counts: tuple[int, ...]) -> Tensor:
     """Return (N, C), the means over runs of counts[0], counts[1], ... rows of x, in fp32 or wider. x: (B, C)."""
     sizes = torch.tensor(counts, dtype=torch.int64)
-    rows = torch.repeat_interleave(torch.arange(len(counts)), sizes).to(x.device, non_blocking=True)
+    rows = to_device(torch.repeat_interleave(torch.arange(len(counts)), sizes), x.device)
     x = upcast(x)
     sums = x.new_zeros(len(counts), x.shape[1]).index_add(0, rows, x)
-    return sums / sizes.to(x.device, non_blocking=True)[:, None]
+    return sums / to_device(sizes, x.device)[:, None]
 
 
 def upcast(x: Tensor) -> Tensor:

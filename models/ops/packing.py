@@ -70,7 +70,13 @@ class Packing:
 
 def cumulative_lengths(lengths: Sequence[int], device: torch.device | str | None = None) -> Tensor:
     """Return (B + 1,) int32: 0 and the running sums of the lengths."""
-    return F.pad(torch.tensor(list(lengths), dtype=torch.int64).cumsum(0), (1, 0)).to(device, torch.int32)
+    sums = F.pad(torch.tensor(list(lengths), dtype=torch.int64).cumsum(0), (1, 0)).to(torch.int32)
+    return sums if device is None else to_device(sums, device)
+
+
+def to_device(x: Tensor, device: torch.device | str) -> Tensor:
+    """Return a tensor of the host on `device`; to a GPU through pinned memory, so that the host does not wait."""
+    return x.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else x.to(device)
 
 
 def pad_sequences(x: Tensor, packing: Packing, fill: float) -> Tensor:
