@@ -15,11 +15,13 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from data.examples import TextExamples
+from data.label_warnings import MISSING
 from data.notes import SHOWN, count_of, join, list_ids, percent, quote, warn
 from data.row import Row
 from data.tokenizers.special import find_special_tokens, special_token_finder
 
 SAMPLE = 300_000  # characters of texts that are encoded again, to find what is behind unknown tokens
+MISSING_TEXTS = {name for name in MISSING if name.strip("-?.")}  # a text may be a mark alone
 RARE = "\U0010fffc"  # a character for private use, which no vocabulary has
 SNOWMAN, SNOWMAN_BYTES = "\N{SNOWMAN}", "âĺĥ"  # and how a byte-level tokenizer writes its three bytes
 LINE_BREAK = re.compile("[\n\r\v\f\x85\u2028\u2029]")
@@ -47,6 +49,13 @@ def audit_texts(examples: TextExamples[Any], rows: Sequence[Row], texts_of: Text
         notes += _describe_dropped([text for row in rows for text in texts_of(row)], tokenizer)
     if one_each:
         notes += _describe_unreadable(tokens, rows, tokenizer)
+    for count, meaning in (
+        (found.missing, "the name of a missing value, as 'nan'"),
+        (found.bytes, "bytes as Python writes them, b'...'"),
+    ):
+        if count:
+            verb = "is" if count == 1 else "are"
+            notes.append(warn(count, len(rows), f"{count:,} of {count_of(len(rows), 'text')} {verb} {meaning}"))
     if found.empty:
         texts = f"{len(found.empty):,} of {count_of(len(rows), 'text')}"
         notes.append(f"{texts} without a token in one of their parts {list_ids(found.empty)}")
@@ -174,22 +183,30 @@ class _Found(NamedTuple):
 
     special: dict[int, str]  # {row: the first special token in one of its texts}
     empty: list[str]  # the ids of rows with several texts, one of which has no token
+    missing: int  # number of rows with a text that is nan, None or the like
+    bytes: int  # number of rows with a text that is Python's form of bytes
 
 
 def _search_texts(rows: Sequence[Row], texts_of: TextsOf, tokenizer: Tokenizer) -> _Found:
     find_special = special_token_finder(tokenizer)
     found: dict[int, str] = {}
     wordless: list[tuple[str, str]] = []  # (id, text) of texts that might have no token
+    missing = of_bytes = 0
     for i, row in enumerate(rows):
         texts = texts_of(row)
         for text in texts:
+            if len(text) < 10 and text.strip().lower() in MISSING_TEXTS:
+                missing += 1
+            elif text[:2] in ("b'", 'b"') and len(text) > 2 and text[-1] == text[1]:
+                of_bytes += 1
             if token := find_special(text):
                 found.setdefault(i, token)
             if len(texts) > 1 and not WORD.search(text):
                 wordless.append((row.id, text))
     encodings = tokenizer.encode_batch([text for _, text in wordless], add_special_tokens=False)
     pairs = zip(wordless, encodings, strict=True)
-    return _Found(found, list(dict.fromkeys(name for (name, _), encoding in pairs if not encoding.ids)))
+    empty = list(dict.fromkeys(name for (name, _), encoding in pairs if not encoding.ids))
+    return _Found(found, empty, missing, of_bytes)
 
 
 def _describe_special(noun: str, found: Sequence[str], total: int, tokenizer: Tokenizer) -> list[str]:

@@ -25,8 +25,8 @@ def warn_of_classes(counts: Mapping[str, int], column: str, none: str = "") -> l
     """
     missing = _warn_of_missing({name: count for name, count in counts.items() if name != none})
     warnings = [*warn_of_similar(counts), *missing, *_warn_of_many(counts, column)]
-    if column in counts:
-        warnings.append(f"warning: the class {column!r} ({counts[column]:,}) is the name of its column: a header?")
+    if header := next((name for name in counts if name.casefold() == column.casefold()), ""):
+        warnings.append(f"warning: the class {header!r} ({counts[header]:,}) is the name of its column: a header?")
     combined = [name for name in counts if any(separator in name for separator in LABEL_SEPARATORS)]
     for separator in LABEL_SEPARATORS:
         if example := find_combined(counts, separator):

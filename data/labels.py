@@ -147,6 +147,7 @@ def check_unknown(
         for text, spelling in unknown.items():
             often = f" in {spelling.count:,} rows" if spelling.count > 1 else ""
             hint = hint_at(text) or hint_at_similar(text, similar) or _hint_at_places([text], labels)
+            hint = "; -1 is often written where there is no label" if canonical_label(text) == "-1" else hint
             errors.add(name, spelling.line, f"unknown label {text!r}{often}; {known}{hint}")
     errors.raise_if_any()
 

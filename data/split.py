@@ -51,7 +51,7 @@ def split_rows(
     if not candidates and units > 1:
         raise DataError(
             f"data.validation_fraction = {fraction} leaves nothing to train on for a label that is held out: "
-            f"no two rows have the same {label!r}; use a data.validation file"
+            f"no two rows have the same {label!r}; use a data.validation file, or another data.label_column"
         )
     num_held_out = max(1, round(len(candidates) * fraction))
     if num_held_out >= units:

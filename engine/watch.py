@@ -1,4 +1,4 @@
-"""What is said about the watched metric: before training if it cannot judge, and at the end if it did not."""
+"""Warnings about the watched metric: before training if it cannot judge, and at the end if it did not."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class Gaps:
         """Return a note about the empty lines, or nothing."""
         if not self.count:
             return []
-        more = f" and so are {self.count - 1:,} more" if self.count > 1 else ""
+        more = f", and so {'is 1' if self.count == 2 else f'are {self.count - 1:,}'} more" if self.count > 1 else ""
         return [f"line {self.first} is empty{more}: left out"]
 
 
@@ -290,8 +290,8 @@ def _rows_of_columns(value: dict[str, Any], required: Sequence[str], has_lists: 
 
 
 def parse_json(text: str) -> Any:
-    """Return a JSON value. DataError for a key that occurs twice; ValueError for other faults, NaN included."""
-    return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+    """Return a JSON value, NaN as null. DataError for a key that occurs twice; ValueError for other faults."""
+    return json.loads(text, parse_constant=_read_constant, object_pairs_hook=_unique_keys)
 
 
 def check_surrogates(values: Any) -> None:
@@ -312,9 +312,11 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _refuse_constant(name: str) -> None:
-    """Raise ValueError for NaN and Infinity, which Python accepts. JSON has neither, and NaN usually means a gap."""
+def _read_constant(name: str) -> None:
+    """Return null for NaN, which Python writes for a missing number; raise ValueError for Infinity."""
+    if name == "NaN":
+        return
     raise ValueError(f"{name} is not a JSON value; use null, or leave the row out")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+_DECODER = json.JSONDecoder(parse_constant=_read_constant, object_pairs_hook=_unique_keys)

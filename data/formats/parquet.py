@@ -187,11 +187,22 @@ def _check_columns(path: Path, schema: Any, required: Sequence[str], options: Fi
     columns = schema.names
     for column in required:
         if column not in columns and column.partition(".")[0] not in columns:
-            raise DataError(f"{path}: {describe_missing(column, columns, required, options)}")
+            raise DataError(f"{path}: {describe_missing(column, _list_members(schema), required, options)}")
     twice = [column for column in columns if columns.count(column) > 1]
     if twice:
         raise DataError(f"{path}: two columns are named {twice[0]!r}")
     return frozenset(field.name for field in schema if not _is_plain(field.type))
+
+
+def _list_members(schema: Any) -> list[str]:
+    """Return the names of the columns, and dotted names of members in the place of those that hold objects."""
+    import pyarrow.types as types
+
+    names = []
+    for field in schema:
+        is_object = types.is_struct(field.type)
+        names += [f"{field.name}.{member.name}" for member in field.type] if is_object else [field.name]
+    return names
 
 
 def _is_plain(kind: Any) -> bool:

@@ -81,7 +81,7 @@ def read_rows(
                     columns.update(dict.fromkeys(values))
                     break
             else:
-                if isinstance(value, str) and value == column and _is_header(values):
+                if isinstance(value, str) and len(value) == len(column) and _is_header(values):
                     repeated.append(row.line)
                 else:
                     rows.append(row)
@@ -97,7 +97,8 @@ def read_rows(
     if not rows and not errors:
         raise DataError(f"{name}: no rows")
     if repeated:
-        what = f"this and {len(repeated) - 1:,} more rows repeat" if len(repeated) > 1 else "this row repeats"
+        more = "another row repeat" if len(repeated) == 2 else f"{len(repeated) - 1:,} more rows repeat"
+        what = f"this and {more}" if len(repeated) > 1 else "this row repeats"
         place = f"{errors.unit or 'line'} {repeated[0]}"
         errors.notes.append(f"{place}: {what} the names of the columns, as in joined files: left out")
     if not is_in_memory(name):
@@ -150,8 +151,10 @@ def _guess_format(path: Path, options: FileOptions) -> str:
 
 
 def _is_header(values: dict[str, Any]) -> bool:
-    """Return whether a row repeats the names of its columns. A single column could have its name as a text."""
-    return len(values) > 1 and all(isinstance(v, str) and v.strip() == column for column, v in values.items())
+    """Return whether a row repeats the names of its columns, in any case. A single column could have it as a text."""
+    return len(values) > 1 and all(
+        isinstance(value, str) and value.strip().casefold() == column.casefold() for column, value in values.items()
+    )
 
 
 def _add_dotted(values: dict[str, Any], columns: Sequence[str]) -> None:
@@ -200,7 +203,8 @@ def _assign_ids(path: Path, rows: list[Row], lacking: list[Row], column: str, er
             value = row.values.get(column)
             if isinstance(value, bool) or not isinstance(value, str | int | float) or value == "":
                 found = f"this is {value!r}" if column in row.values else "this row has none"
-                errors.add(path, row.line, f"an id in {column!r} should be text or a number, {found}")
+                reason = f"an id in {column!r} should be text or a number, {found}"
+                errors.add(path, row.line, f'{reason}; data.id_column = "" takes row numbers')
                 continue
             row.id = str(value)
         elif not row.id:  # of a row in memory, whose line is its number

@@ -93,7 +93,7 @@ def test_spellings_that_certainly_mean_one_class(tmp_path, cells, classes, note)
         (["01", "1", "0"], "the classes '01' (1) and '1' (1) are the same number"),
         (["very_good", "very good", "b"], "the classes 'very good' (1) and 'very_good' (1) differ in case, spaces"),
         (["n/a", "NaN", "b"], "'NaN' (1), 'n/a' (1) is a class like any other, and looks like a missing label"),
-        (["label", "b", "b"], "the class 'label' (1) is the name of its column"),
+        (["Label", "b", "b"], "the class 'Label' (1) is the name of its column"),
         (["a,b", "a", "b"], "1 of 3 classes are several labels, as 'a,b': run.task = \"multi-label-classification\""),
         ([f"meal number {i}" for i in range(30)], "column 'label' has 30 classes in 30 rows: data.label_column may"),
         (
@@ -133,6 +133,11 @@ def test_one_comparison_serves_every_place(tmp_path):
             ["01", "2"],
             ["1", "1"],
             "unknown label '1' in 2 rows; the labels are '01', '2'; '1' and '01' are the same num",
+        ),
+        (
+            ["0", "1"],
+            ["-1", "-1"],
+            "unknown label '-1' in 2 rows; the labels are '0', '1'; -1 is often written where there",
         ),
         (["neg", "pos"], ["1", "2"], "numbers are read as places among the names if all are from 0 to 1"),
         (["a", "b"], ["p", "q", "r", "s", "p"], "test.csv:2: none of the labels is known: 'p' (2), 'q' (1), 'r' (1)"),

@@ -100,7 +100,7 @@ def test_json_by_row_has_the_names_as_ids(tmp_path):
             '[{"text": "a", "label": "x"},\n{"label": "y", "text": null}]',
             "rows.json:2: column 'text' is null",  # a record on a line of its own has that line
         ),
-        ('[{"text": "a", "label": "x"}, {"text": "b", "label": NaN}]', "rows.json: record 2: NaN is not a JSON value"),
+        ('[{"text": "a", "label": "x"}, {"text": "b", "label": NaN}]', "rows.json: record 2: column 'label' is null"),
         ('[{"text": "a", "label": "x"}, {"text": "b", "text": 1}]', "rows.json: record 2: key 'text' twice"),
         ('[{"text": "a", "label": "x"}, 5]', "rows.json: record 2: a JSON object is needed, this is a int"),
         ('[\n{"text": "a"}\n{"text": "b"}\n]', "rows.json:3: not JSON: Expecting ',' delimiter"),
@@ -266,8 +266,9 @@ HABITS = {
     "old Mac": (TABLE.replace("\n", "\r"), ["its lines end in carriage returns alone, as on old Macs"]),
     "joined": (
         TABLE[:25] + "\ufeff" + TABLE + TABLE[:11] + TABLE[25:],
-        ["line 3: this line begins with a byte order mark", "line 3: this and 1 more rows repeat the names"],
+        ["line 3: this line begins with a byte order mark", "line 3: this and another row repeat the names"],
     ),
+    "joined in capitals": (TABLE[:25] + "TEXT,Label\n" + TABLE[25:], ["line 3: this row repeats the names of the col"]),
     "quoted": ('"text","label"\n"fine soup","yes"\n"cold soup","no"\n', []),
 }
 

@@ -86,6 +86,8 @@ LONG = "a" * 101
         (words, ["a b a", "a c"], ["warning: unknown tokens: 1 of 5 (20%), from 'c'"]),
         (unigrams, ["a 商店 b", "a商"], ["warning: unknown tokens: 2 of 6 (33%), from '商' and '店'"]),
         (byte_pairs, ["商店 {}", "any \u200b 🙂"], []),
+        (byte_pairs, ["NaN", "none", "b", "-"], ["warning: 2 of 4 texts are the name of a missing value, as 'nan'"]),
+        (byte_pairs, ["b'a b'", 'b"a"', "b'"], ["warning: 2 of 3 texts are bytes as Python writes them, b'...'"]),
         (
             lambda: byte_pairs("abĠ"),
             ["a b", "a, b;", "b;"],
@@ -238,7 +240,7 @@ def test_truncated_texts_and_the_share_of_their_tokens(tmp_path, capsys):
     assert "2 of 11 texts truncated to data.max_length = 24, 12.8% of all tokens lost" in printed
 
 
-def test_masked_words_are_mask_tokens_where_special_tokens_are_text():
+def test_masked_words_are_mask_tokens_where_others_are_text():
     """An inserted mask is encoded as the mask token in a text was before; a "[MASK]" of the text itself is text."""
     tokenizer = word_pieces()
     settings = task_settings("text-classification", text_column="text", label_column="label", validation="v")

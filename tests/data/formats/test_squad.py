@@ -184,7 +184,7 @@ def test_f13_questions_that_are_none(tmp_path, entries, error):
         ('{"data": [{"paragraphs": [{"qas": [{"id": 1}]}]}]}', "FILE: question 1: no 'question'"),
         ('{"data": [{"paragraphs": [{"context": "x"}]}]}', "FILE: data[0].paragraphs[0] should have 'qas', a list"),
         ('{"data": [], "data": []}', "FILE: not JSON: key 'data' twice"),
-        ('{"data": NaN}', "FILE: not JSON: NaN is not a JSON value"),
+        ('{"data": Infinity}', "FILE: not JSON: Infinity is not a JSON value"),
         (b'{"data":\n\n "\xff"}', "FILE:3: not UTF-8 at byte 2 of the line (0xff)"),
         ('{"data": "\\ud83d"}', "FILE: not JSON: \\ud83d is half of a surrogate pair"),
         ("[" * 100_000, "FILE: not JSON: maximum recursion depth"),
