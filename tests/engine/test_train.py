@@ -59,7 +59,7 @@ def state_of(config, name="last") -> dict:
 @pytest.mark.parametrize(
     ("values", "settings", "end", "best"),
     [
-        ([0.5, 0.6, 0.6, 0.5], {"eval.patience": 2}, 20, (0.6, 10)),
+        ([0.5, 0.6, 0.59, 0.5], {"eval.patience": 2}, 20, (0.6, 10)),
         ([0.5, 0.4, 0.6, 0.5, 0.4, 0.3], {"eval.patience": 2}, 25, (0.6, 15)),
         ([0.5, 0.55, 0.58, 0.7], {"eval.patience": 2, "eval.min_delta": 0.1}, 15, (0.5, 5)),
         ([0.5, 0.55, 0.62, 0.7, 0.7], {"eval.patience": 2, "eval.min_delta": 0.1}, 25, (0.62, 15)),
