@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.errors import DataError, ErrorList
+from data.errors import MEMORY, DataError, ErrorList
 from data.label_spelling import (
     as_text,
     canonical_label,
@@ -175,7 +175,8 @@ def find_label_names(name: str, rows: Sequence[Row], column: str, declared: Sequ
     classes = count_classes(spellings)
     all_declared = not declared or match_labels(spellings, declared).keys() == spellings.keys()
     if len(classes) < 2 and all_declared:  # else check_label_names says which is unknown, and where
-        raise DataError(f"{name}: column {column!r} has only one class, {next(iter(classes))!r}; training needs two")
+        where = name.removeprefix(MEMORY)
+        raise DataError(f"{where}: column {column!r} has only one class, {next(iter(classes))!r}; training needs two")
     return list(declared) or list(classes)
 
 

@@ -93,7 +93,7 @@ def read_rows(
     if options.id_column not in ("", "id", *columns) and (rows or lacking):
         errors.notes.append(f"no column {options.id_column!r} (data.id_column): the ids are numbers from 1")
     _assign_ids(path, rows, lacking, options.id_column, errors)
-    _add_lacking(path, lacking, required, errors)
+    _add_lacking(path, lacking, required, options, errors)
     if not rows and not errors:
         raise DataError(f"{name}: no rows")
     if repeated:
@@ -182,13 +182,16 @@ def _check_absent(
         raise DataError("\n".join(reasons))
 
 
-def _add_lacking(path: Path, lacking: list[Row], required: Sequence[str], errors: ErrorList) -> None:
-    """Add an error for each row that lacks a required column, which other rows have."""
+def _add_lacking(
+    path: Path, lacking: list[Row], required: Sequence[str], options: FileOptions, errors: ErrorList
+) -> None:
+    """Add an error for each row that lacks a required column, which other rows have. A text that is null is empty."""
     for row in lacking:
         errors.broken[row.line] = row.id
         column = next(column for column in required if row.values.get(column) is None)
         if column in row.values:
-            errors.add(path, row.line, f"column {column!r} is null")
+            is_text = options.settings.get(column, "").startswith("data.text")
+            errors.add(path, row.line, f"column {column!r} is null", is_empty=is_text)
         else:
             found = ", ".join(map(repr, row.values)) or "no columns"
             errors.add(path, row.line, f"no column {column!r}; this row has {found}")

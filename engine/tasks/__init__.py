@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from data import Row, Rows, sample_rows, split_rows
-from data.errors import BadRowsError, DataError
+from data.errors import MEMORY, BadRowsError, DataError
 from engine.config import ConfigError, choose_from, shipped_recipes
 from engine.tasks.causal_lm import CAUSAL_LM
 from engine.tasks.comparison import compare_splits
@@ -87,7 +87,7 @@ def read_training_data(task: Task, settings: TaskSettings, seed: int) -> Trainin
         )
     train_rows = sample_rows(train_rows, data.max_train_examples, seed)
     test_rows: list[Row] = rows.get(data.test, [])
-    notes = [f"{name}: {note}" for name in rows for note in rows[name].notes]
+    notes = [f"{name.removeprefix(MEMORY)}: {note}" for name in rows for note in rows[name].notes]
     if task.find_labels is no_labels:  # the summary compares classes
         kinds = [
             {kind for found in task.split_labels(part, settings) for kind in found}
