@@ -14,7 +14,7 @@ class FileOptions:
     id_column: str = "id"  # a file without this column has record numbers as ids
     encoding: str = ""  # Python's name of a text encoding; "": UTF-8
     delimiter: str = ""  # between the fields of csv and tsv; "": the format's own
-    quotes: str = "auto"  # whether quotes enclose fields: yes, no; auto: in csv they do, in tsv they do not
+    quotes: str = "auto"  # whether quotes enclose fields: yes, no, backslash (before inner ones); auto: in csv they do
     bad_rows: str = "raise"  # or skip
     accept_empty: bool = False  # leave rows without a text out instead of raising an error, as predictions do
     has_lists: bool = False  # whether a row may have a list in its first column, so that a list of texts is no column

@@ -62,7 +62,7 @@ def _read_table(path: Path, errors: ErrorList, required: Sequence[str], options:
 
     Numbers count all records below the header, bad ones and empty lines too, so that none of them shifts an id.
     """
-    is_quoted = options.quotes == "yes" or (options.quotes == "auto" and format == "csv")
+    is_quoted = options.quotes in ("yes", "backslash") or (options.quotes == "auto" and format == "csv")
     layout = _Layout(path, find_delimiter(options, format), options.quotes, is_quoted)
     lines = _open_table(layout, TextFile(path, options), errors, options)
     records = _split_quoted(layout, lines, errors) if is_quoted else _split_plain(layout, lines, errors)
@@ -241,16 +241,17 @@ def _has_open_quote(layout: _Layout, fields: list[str]) -> bool:
 
 def _split_quoted(layout: _Layout, lines: Lines, errors: ErrorList) -> Fields:
     """Yield the fields of each record; a record has several lines where a quoted field holds a line end."""
-    first_line, last_line, broken = 0, 0, list[int]()
+    first_line, last_line, is_escaped, broken = 0, 0, False, list[int]()
 
     def texts() -> Iterator[str]:
-        nonlocal first_line, last_line
+        nonlocal first_line, last_line, is_escaped
         for number, text in lines:
             if text is None:
                 broken.append(number)
                 if not first_line:
                     continue
             last_line = number
+            is_escaped = '\\"' in (text or "")
             first_line = first_line or number
             yield (text or "") + "\n"
 
@@ -268,7 +269,13 @@ def _split_quoted(layout: _Layout, lines: Lines, errors: ErrorList) -> Fields:
         yield head
         yield from source
 
-    reader = csv.reader(from_the_first(), delimiter=layout.delimiter, strict=True, skipinitialspace=layout.skip_spaces)
+    reader = csv.reader(
+        from_the_first(),
+        delimiter=layout.delimiter,
+        strict=True,
+        skipinitialspace=layout.skip_spaces,
+        escapechar="\\" if layout.quotes == "backslash" else None,
+    )
     csv.field_size_limit(MAX_LINE)
     while True:
         first_line = 0
@@ -282,6 +289,8 @@ def _split_quoted(layout: _Layout, lines: Lines, errors: ErrorList) -> Fields:
             reason = str(error).partition(" - ")[0]
             hint = "a field with a comma, quote or line end stands in quotes, a quote inside it is doubled"
             more = '; data.quotes = "no" reads quotes as characters'
+            if is_escaped and layout.quotes != "backslash":
+                more = '; data.quotes = "backslash" reads \\" as a quote inside a field'
             errors.add(layout.path, first_line, f"not csv: {reason}; {hint}{more}", of_file=last_line > first_line)
         if broken:
             yield from ((number, None) for number in broken if number < first_line)

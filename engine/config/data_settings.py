@@ -55,7 +55,10 @@ class DataSettings:
     encoding: str = setting("", "text encoding of the files, as utf-16 or gb18030; empty: utf-8")
     delimiter: str = setting("", "character between the fields of csv and tsv; empty: comma and tab")
     quotes: str = setting(
-        "auto", "whether quotes enclose fields; auto: in csv they do, in tsv they do not", ("auto", "yes", "no")
+        "auto",
+        "whether quotes enclose fields; auto: in csv they do, in tsv they do not; backslash: they do, and a backslash "
+        "stands before a quote inside a field",
+        ("auto", "yes", "no", "backslash"),
     )
     label_separator: str = setting(
         "", "several labels: what separates the labels in a field of text, as | or \\t; empty: comma and semicolon"

@@ -44,12 +44,14 @@ def read_texts(
     columns = [column for column in (data.text_column, data.text_pair_column) if column]
     label = settings.label_column(labelled)
     more = [*(target_columns or [label]), settings.group_column(name, labelled)]
-    errors = ErrorList()
-    rows = read_rows(name, [*columns, *filter(None, more)], settings.file_options, errors)
+    errors, options = ErrorList(), settings.file_options
+    if not labelled:  # columns of labels in a file that is predicted are known, too
+        options = options.also_reading(data.labels)
+    rows = read_rows(name, [*columns, *filter(None, more)], options, errors)
     texts.check_texts(name, rows, columns, label if read_targets is None else "", errors)
     if labelled and read_targets is not None:
         read_targets(name, rows, label, errors)
-    return errors.settle(name, rows, settings.file_options)
+    return errors.settle(name, rows, options)
 
 
 def find_labels(name: str, rows: Rows, settings: TaskSettings) -> list[str]:

@@ -312,6 +312,8 @@ def test_one_column_for_each_label(tmp_path):
     )
     found = read(SETS, tmp_path, as_csv, labels=("salty", "sweet"), bad_rows="skip")
     assert names(found.train, "labels") == [["salty"]]
+    settings = TaskSettings(TASKS[SETS].columns.fill(DataSettings(labels=("salty", "sweet"))))
+    assert TASKS[SETS].read(str(write_file(tmp_path / "new.csv", as_csv)), settings, False).notes == []
     error = refusal(SETS, tmp_path, "text,Salty,Sweet\nx,1,0\n", labels=("salty", "sweet"))
     assert error.endswith('(data.labels = "Salty,Sweet" reads a column of 0 and 1 for each label)')
     assert "no column 'labels'" in refusal(SETS, tmp_path, as_csv, labels=("salty", "bitter"))

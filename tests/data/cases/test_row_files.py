@@ -299,6 +299,20 @@ def test_an_open_quote_over_lines_is_never_skipped(tmp_path):
     assert len(read(tmp_path / "rows.csv", content, quotes="no")) == 3
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_quotes_behind_backslashes_are_read_when_set(tmp_path, suffix):
+    mark = "," if suffix == ".csv" else "\t"
+    content = f'text{mark}label\n"a \\"fine{mark} hot\\" soup"{mark}yes\n"cold soup"{mark}no\n'
+    assert values_of(read(tmp_path / f"rows{suffix}", content, quotes="backslash")) == [
+        {"text": f'a "fine{mark} hot" soup', "label": "yes"},
+        {"text": "cold soup", "label": "no"},
+    ]
+    quotes = "yes" if suffix == ".tsv" else "auto"
+    assert 'data.quotes = "backslash" reads \\" as a quote' in error_of(
+        tmp_path / f"rows{suffix}", content, quotes=quotes
+    )
+
+
 def test_quotes_of_a_tsv_are_counted_and_read_when_set(tmp_path):
     content = 'text\tlabel\n"a ""very"" good soup"\tyes\nplain\tno\n"one"\tyes\n'
     found = read(tmp_path / "rows.tsv", content)
