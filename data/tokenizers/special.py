@@ -49,7 +49,8 @@ def make_special_tokens_splittable(tokenizer: Tokenizer) -> None:
         return
     splits = "|".join(f"{_escape(token[0])}(?={_escape(token[1:])})" for token in sorted(found))
     split = pre_tokenizers.Split(Regex(splits), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([tokenizer.pre_tokenizer, split])
+    first = tokenizer.pre_tokenizer
+    tokenizer.pre_tokenizer = split if first is None else pre_tokenizers.Sequence([first, split])
 
 
 def _escape(text: str) -> str:

@@ -103,7 +103,14 @@ def test_a_part_of_a_pair_without_a_token():
     assert audited(word_pieces(), "a b", pair="\u200b") == ["1 of 1 text without a token in one of their parts (id 1)"]
 
 
-SPECIAL = {word_pieces: "[SEP]", unigrams: "</s>", byte_pairs: "<|endoftext|>", words: "[SEP]"}
+def unsplit_texts() -> Tokenizer:
+    """A tokenizer whose model reads texts as they are, without a pre-tokenizer."""
+    letters = Tokenizer(models.Unigram([(piece, -3.0) for piece in ["<unk>", "</s>", *"ab </>s"]], 0))
+    letters.add_special_tokens(["<unk>", "</s>"])
+    return letters
+
+
+SPECIAL = {word_pieces: "[SEP]", unigrams: "</s>", byte_pairs: "<|endoftext|>", words: "[SEP]", unsplit_texts: "</s>"}
 
 
 @pytest.mark.parametrize("make", SPECIAL)
