@@ -82,7 +82,9 @@ def read_examples(file: Path, tokenizer: Tokenizer) -> TextExamples[Any] | None:
         values = json.loads(arrays.pop(JSON).tobytes())
         name, record = values.pop("record"), None
         if name is not None:
-            own: dict[str, Any] = {key.partition(".")[2]: arrays.pop(key) for key in list(arrays) if key.startswith("record.")}
+            own: dict[str, Any] = {
+                key.partition(".")[2]: arrays.pop(key) for key in list(arrays) if key.startswith("record.")
+            }
             record = RECORDS[name](tokenizer=tokenizer, **own, **values.pop("of record"))
         notes = tuple(values.pop("notes"))
         return TextExamples(**{"labels": None} | arrays | values, notes=notes, record=record)
@@ -105,6 +107,7 @@ def write_examples(file: Path, examples: TextExamples[Any]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".writing")
         os.close(handle)
+        os.chmod(temporary, 0o644)  # others may share the folder
         safetensors.numpy.save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
         os.replace(temporary, file)
     except (OSError, SafetensorError) as error:

@@ -23,7 +23,8 @@ class LongTexts:
     - windows: all tokens are read, in windows that share `overlap` tokens. In a pair, windows over the longer text;
       the other one is in all of them, truncated to half of what fits.
 
-    Where a pair is too long, the shorter text may have half of what fits, and the longer one the rest.
+    Where a pair is too long, the shorter text may have half of what fits, and the longer one the rest: so it is also in
+    the tokenizers' own strategy "longest_first".
     """
 
     mode: str
@@ -35,13 +36,13 @@ class LongTexts:
 
         parts: (T,) the text of a pair that each token is from, 0 or 1; -1 for special tokens.
         """
-        return [self._keep_ends(parts)] if self.mode == HEAD_AND_TAIL else self._split_into_windows(parts)
+        return self._split_into_windows(parts) if self.mode == WINDOWS else [self._shorten(parts)]
 
-    def _keep_ends(self, parts: np.ndarray) -> np.ndarray:
+    def _shorten(self, parts: np.ndarray) -> np.ndarray:
         kept = parts < 0
         for part, size in enumerate(self._sizes(parts)):
             tokens = np.flatnonzero(parts == part)
-            head = -(-size // HEAD_SHARE)
+            head = -(-size // HEAD_SHARE) if self.mode == HEAD_AND_TAIL else size
             is_whole = len(tokens) <= size
             kept[tokens if is_whole else np.concatenate([tokens[:head], tokens[len(tokens) - size + head :]])] = True
         return np.flatnonzero(kept)

@@ -6,7 +6,9 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
@@ -21,10 +23,11 @@ from data.long_texts import TRUNCATE, LongTexts
 from data.notes import count_of
 from data.row import Row
 
-# Characters of the texts that are encoded at a time. An encoding also holds strings, and everything beyond max_length,
-# about 20 bytes a character. It is freed before the next texts are encoded.
-CHUNK = 4_000_000
+# Characters of the texts that are encoded at a time. An encoding also holds strings, about 20 bytes a character. The
+# encodings of two chunks are in memory at once.
+CHUNK = 2_000_000
 _LIKE_A_LIST = re.compile(r"[\[({].*(?:['\",]|[0-9]\s+[0-9]).*[\])}]|\[\s*\]", re.DOTALL)  # [NOISE] is a name
+Text = str | tuple[str, str]  # a text, or two texts that are read together
 SEVERAL = "multi-label-classification"  # the task that reads several labels to a text
 
 
@@ -81,100 +84,94 @@ def encode_texts(
     (data/long_texts.py). limit, nouns: the setting of max_length and what the rows are, in notes.
     """
     reading = LongTexts(long_texts, max_length, window_overlap)
-    # An empty array first, so that no rows make an empty data set.
-    ids, types = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.uint8)]
-    lengths: list[int] = []
-    counts: list[int] = []  # sequences of each example
-    long = lost = tokens = 0
-    inputs = [(r.values[text], r.values[text_pair]) if text_pair else r.values[text] for r in rows]
+    inputs: list[Text] = [(r.values[text], r.values[text_pair]) if text_pair else r.values[text] for r in rows]
+    encoded = _Encoded([np.empty(0, np.int32)], [np.empty(0, np.uint8)])  # no rows make an empty data set
+    tokenizer.no_truncation()
     is_quiet = not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0"  # every rank encodes, one shows it
     with tqdm(total=len(rows), desc="encoding", unit="text", leave=False, delay=1, disable=is_quiet) as bar:
-        for chunk in split_into_chunks(inputs):
-            encoded = (
-                _truncate(chunk, tokenizer, max_length) if long_texts == TRUNCATE else _split(chunk, tokenizer, reading)
-            )
-            ids += encoded.ids
-            types += encoded.types
-            lengths += map(len, encoded.ids)
-            counts += encoded.counts
-            long += encoded.long
-            lost += encoded.lost
-            tokens += encoded.tokens
-            bar.update(len(chunk))
-    sequences = np.cumsum([0, *counts], dtype=np.int64) if len(counts) != len(lengths) else None
+        for encodings in encode_ahead(list(split_into_chunks(inputs)), tokenizer):
+            encoded.add(encodings, reading, is_pair=bool(text_pair))
+            bar.update(len(encodings))
+            del encodings  # they need far more memory than their ids
     if long_texts == TRUNCATE:
-        notes = note_truncated(long, len(rows), nouns, f"{limit} = {max_length}", lost, tokens)
+        limit = f"{limit} = {max_length}"
+        notes = note_truncated(encoded.long, len(rows), nouns, limit, encoded.lost, encoded.tokens)
     else:
-        windows = sum(count for count in counts if count > 1)
-        notes = reading.notes(long, len(rows), nouns, windows, lost, tokens)
+        notes = reading.notes(encoded.long, len(rows), nouns, encoded.windows, encoded.lost, encoded.tokens)
+    has_windows = encoded.windows > encoded.long
     return TextExamples(
-        input_ids=np.concatenate(ids),
-        token_type_ids=np.concatenate(types),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        input_ids=np.concatenate(encoded.ids),
+        token_type_ids=np.concatenate(encoded.types),
+        offsets=np.concatenate([[0], np.cumsum(encoded.lengths)]).astype(np.int64),
         labels=class_numbers(rows, label, labels) if label else None,
         ids=[row.id for row in rows],
-        truncated=long if long_texts == TRUNCATE else 0,
-        sequences=sequences,
+        truncated=encoded.long if long_texts == TRUNCATE else 0,
+        sequences=np.cumsum([0, *encoded.counts], dtype=np.int64) if has_windows else None,
         notes=notes,
     )
 
 
-class _Encoded(NamedTuple):
-    """The sequences of some texts."""
+@dataclass
+class _Encoded:
+    """The sequences of the texts that have been encoded so far."""
 
-    ids: list[np.ndarray]  # of each sequence
+    ids: list[np.ndarray]  # of several sequences each
     types: list[np.ndarray]
-    counts: list[int]  # sequences of each text
-    long: int  # texts with more tokens than fit into one
-    lost: int  # tokens that are in no sequence
-    tokens: int  # all tokens of the texts
+    lengths: list[int] = field(default_factory=list)  # of each sequence
+    counts: list[int] = field(default_factory=list)  # sequences of each text
+    long: int = 0  # texts with more tokens than fit into one sequence
+    windows: int = 0  # their sequences
+    lost: int = 0  # tokens that are in no sequence
+    tokens: int = 0  # all tokens of the texts
 
-
-def _truncate(inputs: Sequence[str | tuple[str, str]], tokenizer: Tokenizer, max_length: int) -> _Encoded:
-    tokenizer.enable_truncation(max_length, strategy="longest_first")
-    encodings = tokenizer.encode_batch_fast(inputs)
-    beyond = [(i, parts) for i, e in enumerate(encodings) if (parts := e.overflowing)]
-    lost = _count_lost([parts for _, parts in beyond], [inputs[i] for i, _ in beyond], tokenizer, max_length)
-    tokenizer.no_truncation()
-    ids = [np.asarray(e.ids, dtype=np.int32) for e in encodings]
-    types = [np.asarray(e.type_ids, dtype=np.uint8) for e in encodings]
-    return _Encoded(ids, types, [1] * len(inputs), len(beyond), lost, sum(map(len, ids)) + lost)
-
-
-def _split(inputs: Sequence[str | tuple[str, str]], tokenizer: Tokenizer, long_texts: LongTexts) -> _Encoded:
-    ids: list[np.ndarray] = []
-    types: list[np.ndarray] = []
-    counts: list[int] = []
-    long = lost = tokens = 0
-    for encoding in tokenizer.encode_batch_fast(inputs):
-        all_ids = np.asarray(encoding.ids, dtype=np.int32)
-        all_types = np.asarray(encoding.type_ids, dtype=np.uint8)
-        if len(all_ids) <= long_texts.max_length:
-            sequences = [np.arange(len(all_ids))]
+    def add(self, encodings: list[Encoding], reading: LongTexts, is_pair: bool) -> None:
+        """Add texts, those that are too long as `reading` says. The encodings are not truncated."""
+        lengths = np.array([len(encoding) for encoding in encodings])
+        ends = np.cumsum(lengths)
+        ids = np.fromiter(chain.from_iterable(e.ids for e in encodings), np.int32, ends[-1])
+        # The types of a text alone are those of the tokens around it, and of its own, which are all equal.
+        if is_pair or any(encodings[int(lengths.argmax())].type_ids):
+            types = np.fromiter(chain.from_iterable(e.type_ids for e in encodings), np.uint8, ends[-1])
         else:
-            parts = np.array([-1 if part is None else part for part in encoding.sequence_ids])
-            sequences = long_texts.split(parts)
-            long += 1
-            lost += len(all_ids) - len(np.unique(np.concatenate(sequences)))
-        ids += [all_ids[kept] for kept in sequences]
-        types += [all_types[kept] for kept in sequences]
-        counts.append(len(sequences))
-        tokens += len(all_ids)
-    return _Encoded(ids, types, counts, long, lost, tokens)
+            types = np.zeros(len(ids), np.uint8)
+        sequences, done = [lengths[:0]], 0  # the lengths of the sequences
+        counts = np.ones(len(encodings), dtype=np.int64)
+        for i in np.flatnonzero(lengths > reading.max_length).tolist():
+            begin, end = int(ends[i] - lengths[i]), int(ends[i])
+            parts = np.array([-1 if part is None else part for part in encodings[i].sequence_ids])
+            kept = reading.split(parts)
+            before = slice(int(ends[done] - lengths[done]), begin)
+            self.ids += [ids[before], *(ids[begin + positions] for positions in kept)]
+            self.types += [types[before], *(types[begin + positions] for positions in kept)]
+            sequences += [lengths[done:i], np.array([len(positions) for positions in kept])]
+            counts[i] = len(kept)
+            self.long += 1
+            self.windows += len(kept)
+            self.lost += end - begin - len(np.unique(np.concatenate(kept)))
+            done = i + 1
+        rest = int(ends[done - 1]) if done else 0
+        self.ids.append(ids[rest:])
+        self.types.append(types[rest:])
+        self.lengths += np.concatenate([*sequences, lengths[done:]]).tolist()
+        self.counts += counts.tolist()
+        self.tokens += len(ids)
 
 
-def _count_lost(
-    beyond: Sequence[list[Encoding]], inputs: Sequence[str | tuple[str, str]], tokenizer: Tokenizer, max_length: int
-) -> int:
-    """Return the number of tokens that truncated texts or pairs lost. beyond: the parts that were truncated away."""
-    if not inputs or isinstance(inputs[0], str):
-        num_special = tokenizer.num_special_tokens_to_add(False)  # each part has them too
-        return sum(len(part) - num_special for parts in beyond for part in parts)
-    tokenizer.no_truncation()  # the parts of a pair have its texts in every combination, so they do not tell
-    return sum(len(encoding) - max_length for encoding in tokenizer.encode_batch_fast(inputs))
+def encode_ahead(chunks: Sequence[Sequence[Text]], tokenizer: Tokenizer) -> Iterator[list[Encoding]]:
+    """Yield the encodings of each chunk, while a thread encodes the next one: on all cores, and without the GIL."""
+    if len(chunks) < 2:
+        yield from map(tokenizer.encode_batch_fast, chunks)
+        return
+    with ThreadPoolExecutor(1) as thread:
+        upcoming = thread.submit(tokenizer.encode_batch_fast, chunks[0])
+        for following in [*chunks[1:], []]:
+            encodings = upcoming.result()
+            upcoming = thread.submit(tokenizer.encode_batch_fast, following)
+            yield encodings
+            del encodings
 
 
-def split_into_chunks(inputs: Sequence[str | tuple[str, str]]) -> Iterator[Sequence[str | tuple[str, str]]]:
+def split_into_chunks(inputs: Sequence[Text]) -> Iterator[Sequence[Text]]:
     """Yield runs of texts or pairs of about CHUNK characters in total; a longer one is a run of its own."""
     start, characters = 0, 0
     for i, texts in enumerate(inputs):
