@@ -58,9 +58,28 @@ class Batch:
         """Return a copy on `device`; asynchronous from pinned memory."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def upload(self, device: torch.device) -> Batch:
+        """Return a copy on `device`, to a GPU through pinned memory, so that the host does not wait for it."""
+        return (self.pin_memory() if device.type == "cuda" else self).to(device)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self._tensors())
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory of a copy on a GPU until `stream` has used it, where another stream made the copy."""
+        for tensor in self._tensors():
+            if tensor.is_cuda:
+                tensor.record_stream(stream)
+
     def pin_memory(self) -> Batch:
         """Return a copy in pinned memory; torch's DataLoader calls this."""
         return self._map(Tensor.pin_memory)
+
+    def _tensors(self) -> list[Tensor]:
+        values = (getattr(self, field.name) for field in fields(self))
+        return [value for value in values if isinstance(value, Tensor)]
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         values = {field.name: getattr(self, field.name) for field in fields(self)}

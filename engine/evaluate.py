@@ -65,17 +65,23 @@ def sum_statistics(model: models.TaskModel, examples: Examples, context: Evaluat
     update = progress(ranks, len(examples) // ranks.world_size, "evaluating")
 
     def evaluate_indices(indices: np.ndarray) -> torch.Tensor:
-        batch = examples.batch(indices).to(ranks.device)
+        batch = examples.batch(indices).upload(ranks.device)
         with context.precision.autocast():
             statistics = context.task.evaluate_batch(model, batch, examples, context.generate)
         update(len(indices))
-        return statistics.to(ranks.device)
+        return statistics
 
     total = evaluate_indices(np.empty(0, dtype=np.int64))  # zeros, so that a rank without examples has statistics too
     for indices in evaluation_batches(examples, context.limits):
-        total += evaluate_indices(indices)
+        total += evaluate_indices(indices)  # on the GPU where the task keeps them there: one read, at the end
     model.train(was_training)
     return distributed.reduce_sum(total)
+
+
+def show_generations(model: models.TaskModel, examples: Examples, context: EvaluationContext, count: int) -> str:
+    """Return the texts that an evaluation shows, written in the precision of the evaluation."""
+    with context.precision.autocast():
+        return context.task.show_generations(model, examples, context.generate, count)
 
 
 def open_trained(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from engine.config import ConfigError
@@ -201,6 +202,13 @@ def _import_summary_writer() -> Any:
     except ImportError:
         raise ConfigError(NO_TENSORBOARD) from None
     return SummaryWriter
+
+
+def read_numbers(*values: Tensor | float) -> list[float]:
+    """Return scalars as numbers on the host, which waits for the device once for all of them."""
+    tensors = [value.detach() for value in values if isinstance(value, Tensor)]
+    on_host = iter(torch.stack([x.double() for x in tensors]).tolist() if tensors else [])
+    return [next(on_host) if isinstance(value, Tensor) else value for value in values]
 
 
 def peak_memory_mb(device: torch.device) -> int:

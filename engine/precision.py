@@ -63,6 +63,6 @@ class Precision:
         """Take the optimizer step if the gradient is finite; return whether it is. A skip lowers fp16's loss scale."""
         finite = -float("inf") < grad_norm < float("inf")
         if finite:
-            self.scaler.step(optimizer)
+            optimizer.step()  # the scaler's step would ask the device again whether the gradients are finite
         self.scaler.update()
         return finite

@@ -39,7 +39,7 @@ def predict(model: models.TaskModel, examples: Examples, context: EvaluationCont
     update = progress(ranks, len(examples) // ranks.world_size, "predicting")
     rows: list[tuple[int, dict[str, Any]]] = []
     for indices in evaluation_batches(examples, context.limits):
-        batch = examples.batch(indices).to(ranks.device)
+        batch = examples.batch(indices).upload(ranks.device)
         with context.precision.autocast():
             predictions = context.task.predict_batch(model, batch, examples, context.generate)
         for index, example_id, prediction in zip(batch.indices, batch.ids, predictions, strict=True):

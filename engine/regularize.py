@@ -79,10 +79,10 @@ class Penalties:
             terms += [l2_sp / 2 * norm.square() for norm in torch._foreach_norm(change, 2)]
         self.value = torch.stack(terms).sum() if terms else 0.0
 
-    def log(self) -> dict[str, float]:
-        """Return {"penalty": its value in the last step} for metrics.jsonl; {} without a penalty."""
+    def log(self, value: float) -> dict[str, float]:
+        """Return {"penalty": its value in the last step, read from `self.value`} for metrics.jsonl; {} without one."""
         on = self.settings.l1 or self.settings.l2 or self.settings.l2_sp
-        return {"penalty": float(self.value)} if on else {}
+        return {"penalty": value} if on else {}
 
 
 class DropoutSchedule:

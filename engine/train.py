@@ -23,9 +23,9 @@ from engine.cli import StopRequest
 from engine.config import Config
 from engine.distributed import Ranks
 from engine.ema import Ema
-from engine.evaluate import EvaluationContext, evaluate
+from engine.evaluate import EvaluationContext, evaluate, show_generations
 from engine.imbalance import apply_class_weights, apply_pos_weight, classes_to_balance, describe_sampler
-from engine.log import RunLog, require_tensorboard
+from engine.log import RunLog, read_numbers, require_tensorboard
 from engine.memory import catch_out_of_memory, halve_micro_batches, micro_batch_limits
 from engine.model import apply_machine_settings, build_model
 from engine.objective import named_parameters, training_objective
@@ -40,6 +40,7 @@ from engine.optim import (
 )
 from engine.plugins import load_plugins
 from engine.precision import Precision
+from engine.prefetch import StepFetcher
 from engine.regularize import (
     DropoutSchedule,
     GradualUnfreezing,
@@ -137,7 +138,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         pin_memory=pin_memory,
         classes=classes,
     )
-    steps = step_loader(limits, start=state.position)
+    steps = StepFetcher(step_loader(limits, start=state.position), ranks.device)
 
     # 6. The loop. `state.position` counts all steps of data, `state.step` those that the optimizer took. From here on a
     # signal stops the run after a checkpoint; until here there is nothing to save, and it ends the process.
@@ -145,9 +146,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     done = state.reason_to_stop(total_steps, cfg.eval, direction)
     while not done:
         # Fetch all micro-batches of the step, whose loss is divided by the number of targets in all of them.
-        clock = time.perf_counter()
-        micro_batches = next(steps)
-        waited = time.perf_counter() - clock
+        micro_batches, waited = next(steps), steps.seconds
         num_targets, num_examples, num_tokens, stopping = distributed.all_sum(*totals(micro_batches), bool(stop))
         if stopping:
             break
@@ -169,12 +168,13 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
                 # DDP averages over the ranks; times world_size that is their sum.
                 amp.backward(out.loss_sum * (ranks.world_size / max(num_targets, 1)))
                 loss_sums.append(out.loss_sum.detach())
+            steps.fetch()  # of the next step, while a GPU computes this one
         if out_of_memory:  # the same step again, in smaller micro-batches
             out = None  # frees the graph of the last forward
             limits = halve_micro_batches(limits, micro_batches, out_of_memory.error, state.step, ranks)
             optimizer.zero_grad()
             log.say(f"step {state.step + 1}: out of memory; from here on {limits.max_tokens:,} tokens at a time")
-            steps = step_loader(limits, start=state.position)
+            steps = StepFetcher(step_loader(limits, start=state.position), ranks.device)
             continue
 
         # Clip and step.
@@ -196,8 +196,9 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         log.count_step(state.step, num_examples, num_tokens, waited)
         is_last = state.step == total_steps
         if stepped and (state.step % cfg.log.every_steps == 0 or is_last):
-            (loss_sum,) = distributed.all_sum(sum(loss.item() for loss in loss_sums))
-            log.log_step(state.step, loss_sum / max(num_targets, 1), lr, grad_norm, penalties.log())
+            penalty, *losses = read_numbers(penalties.value, *loss_sums)
+            (loss_sum,) = distributed.all_sum(sum(losses))
+            log.log_step(state.step, loss_sum / max(num_targets, 1), lr, grad_norm, penalties.log(penalty))
         if not stepped or (state.step % evaluate_every != 0 and not is_last):
             continue
         clock = time.perf_counter()
@@ -207,7 +208,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
             train_metrics = evaluate(model, train_subset, context)
             log.log_evaluation(state.step, metrics, train_metrics, is_best, time.perf_counter() - clock)
             if ranks.is_main:
-                log.say(task.show_generations(model, validation_set, cfg.generate, cfg.eval.num_shown_generations))
+                log.say(show_generations(model, validation_set, context, cfg.eval.num_shown_generations))
             if is_best:
                 checkpoint.save(folder / checkpoint.BEST, contents, state, ranks)
         checkpoint.save(folder / checkpoint.LAST, contents, state, ranks)

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from data.batch import IGNORE_INDEX
+from models.losses import find_supervised_positions
+from models.ops.packing import to_device
 
 
 def language_statistics(loss_sum: Tensor, logits: Tensor, labels: Tensor, num_bytes: int) -> Tensor:
@@ -15,11 +16,11 @@ def language_statistics(loss_sum: Tensor, logits: Tensor, labels: Tensor, num_by
 
     logits: (targets, V), of the tokens that have a target. labels: (T,), IGNORE_INDEX where there is no target.
     """
-    targets = labels[labels != IGNORE_INDEX]
+    positions = find_supervised_positions(labels, len(logits))
+    targets = labels if positions is None else labels.index_select(0, positions)
     hits = (logits.argmax(-1) == targets).sum()
-    sums = torch.tensor([0.0, 0.0, len(targets), num_bytes], dtype=torch.float64, device=logits.device)
-    sums[0], sums[1] = loss_sum, hits
-    return sums
+    counts = to_device(torch.tensor([len(logits), num_bytes], dtype=torch.float64), logits.device)
+    return torch.cat([torch.stack([loss_sum.double(), hits.double()]), counts])
 
 
 def language_metrics(statistics: Tensor) -> dict[str, float]:

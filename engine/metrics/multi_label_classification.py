@@ -30,7 +30,7 @@ def multi_label_statistics(
     predicted, actual = predicted_labels(logits), labels > 0.5
     counts = [(predicted & actual).sum(0), predicted.sum(0), actual.sum(0)]
     exact = (predicted == actual).all(-1).sum()
-    header = torch.stack([loss_sum.double(), exact.new_tensor(len(logits)).double(), exact.double()])
+    header = torch.stack([loss_sum.double(), loss_sum.new_full((), len(logits), dtype=torch.float64), exact.double()])
     scores = [score_statistics(logits, labels, indices, count)] if count else []
     return torch.cat([header, *(count.double() for count in counts), *scores])
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.metrics.text_regression import average_ranks
+from models.ops.packing import to_device
 
 MAX_SCORES = 10_000_000  # scores of a data set; with more none are kept, and the metrics are NaN
 NEGATIVE, POSITIVE = 1.0, 2.0  # a stored label; 0: no target
@@ -30,8 +31,8 @@ def score_statistics(scores: Tensor, labels: Tensor, indices: Sequence[int], cou
         return torch.zeros(0, dtype=torch.float64, device=scores.device)
     rows = torch.zeros(count, 2, num_labels, dtype=torch.float64, device=scores.device)
     stored = torch.where(labels == 1, POSITIVE, NEGATIVE).where((labels == 0) | (labels == 1), 0.0)
-    rows[list(indices)] = torch.stack([scores.double(), stored.double()], 1)
-    return rows.flatten()
+    positions = to_device(torch.tensor(list(indices), dtype=torch.int64), scores.device)
+    return rows.index_copy_(0, positions, torch.stack([scores.double(), stored.double()], 1)).flatten()
 
 
 def ranked_by_label(statistics: Tensor, num_labels: int) -> list[Ranked]:

@@ -25,9 +25,8 @@ def relation_statistics(loss_sum: Tensor, logits: Tensor, labels: Tensor, no_rel
     """
     statistics = classification_statistics(loss_sum, logits, labels)
     confusion = confusion_matrix(statistics)
-    is_relation = torch.ones(len(confusion), dtype=torch.float64, device=logits.device)
-    if no_relation is not None:
-        is_relation[no_relation] = 0
+    classes = torch.arange(len(confusion), device=logits.device)
+    is_relation = (classes != (-1 if no_relation is None else no_relation)).double()
     per_class = (confusion.diagonal(), confusion.sum(0), confusion.sum(1))
     return torch.cat([torch.stack([counts @ is_relation for counts in per_class]), statistics])
 

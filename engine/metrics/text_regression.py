@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.ops.packing import to_device
+
 
 def regression_statistics(predicted: Tensor, truth: Tensor, indices: tuple[int, ...], count: int) -> Tensor:
     """Return a matrix of `count` rows (prediction, truth), flat, (2 * count,) fp64; rows not in `indices` are 0.
@@ -15,8 +17,8 @@ def regression_statistics(predicted: Tensor, truth: Tensor, indices: tuple[int, 
     predicted, truth: (B,). Each example is in one batch of one rank, so the sum of the matrices has all rows.
     """
     rows = torch.zeros(count, 2, dtype=torch.float64, device=predicted.device)
-    rows[list(indices)] = torch.stack([predicted, truth], 1).double()
-    return rows.flatten()
+    positions = to_device(torch.tensor(indices, dtype=torch.int64), predicted.device)
+    return rows.index_copy_(0, positions, torch.stack([predicted, truth], 1).double()).flatten()
 
 
 def regression_metrics(statistics: Tensor) -> dict[str, float]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from data.tag_notation import ROLES, STANDARD, Notation, find_notation
 from data.tag_schemes import find_entities, find_strict_entities
 from engine.metrics.counts import SCORE_HEADER, format_scores, precision_recall_f1, present_averages
+from models.ops.packing import to_device
 
 NO_TAG = "\0"  # the predicted tag of a word that the model did not see; no file can have it
 MAX_TYPES_SHOWN = 20
@@ -72,7 +73,7 @@ def tagging_statistics(
             for *_, unit in spans:
                 counts[row, unit_index[unit]] += 1
     totals = torch.tensor([num_targets, words, right, num_unseen, *strict, *counts.reshape(-1)], dtype=torch.float64)
-    return torch.cat([loss_sum.detach().double().reshape(1).cpu(), totals])
+    return torch.cat([loss_sum.detach().double().reshape(1), to_device(totals, loss_sum.device)])
 
 
 def _count_strict(true: Sequence[str], predicted: Sequence[str], scheme: str, notation: Notation) -> list[int]:

@@ -20,6 +20,7 @@ from engine.tasks.augmentation import CHANGES_IN_PLACE, RowEncoder, augment_rows
 from engine.tasks.settings import Columns, TaskSettings
 from engine.tasks.task import Task
 from models import Output, TaskModel
+from models.ops.packing import to_device
 
 NUM_CANDIDATES = 5  # spans in "n_best" of a prediction
 
@@ -91,8 +92,8 @@ def evaluate_batch(
     for index, found, no_answer, _ in _find_answers(out, batch, windows, count=1):
         text, margin = (found[0].text, no_answer - found[0].score) if found else ("", float("inf"))
         rows[index] = metrics.answer_statistics(text, windows.gold_answers[index], margin, windows.no_answer_threshold)
-    sums = torch.stack([out.loss_sum.double(), out.loss_sum.new_tensor(batch.num_targets, dtype=torch.float64)])
-    return torch.cat([sums, rows.flatten().to(sums.device)])
+    counts = torch.cat([torch.tensor([batch.num_targets], dtype=torch.float64), rows.flatten()])
+    return torch.cat([out.loss_sum.double().reshape(1), to_device(counts, out.loss_sum.device)])
 
 
 def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:

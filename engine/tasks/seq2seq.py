@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 import models
 from data import Batch, DataError, Examples, Row, TextExamples, load_tokenizer
 from data.seq2seq import PairTokenizer, Seq2SeqRecord, encode_pairs, read_pairs
@@ -22,7 +24,7 @@ SHOWN_CHARACTERS = 300  # of each text that an evaluation shows
 class Evaluated(NamedTuple):
     """The loss of a batch, the texts that the model wrote for it, and their references."""
 
-    loss_sum: float  # with teacher forcing
+    loss_sum: Tensor  # with teacher forcing; a scalar on the model's device
     num_targets: int
     written: list[str]
     references: list[str]
@@ -96,7 +98,7 @@ def evaluate_texts(
 ) -> Evaluated:
     """Return the loss of a batch, the texts that the model writes for it, and their references."""
     _ = batch.required_labels  # TypeError without labels
-    loss_sum = model(batch).loss_sum.item() if batch.indices else 0.0
+    loss_sum = model(batch).loss_sum
     references = [examples.record.references[i] for i in batch.indices]
     written = [text for text, _ in write_texts(model, batch.indices, examples, settings)]
     return Evaluated(loss_sum, batch.num_targets, written, references)

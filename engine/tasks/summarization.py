@@ -16,6 +16,7 @@ from engine.tasks import seq2seq
 from engine.tasks.settings import Columns
 from engine.tasks.task import Task
 from models import TaskModel
+from models.ops.packing import to_device
 
 
 def evaluate_batch(
@@ -24,7 +25,8 @@ def evaluate_batch(
     """Return [loss, targets, texts, sum of each ROUGE, tokens written, tokens of the references], (9,)."""
     loss_sum, num_targets, written, references = seq2seq.evaluate_texts(model, batch, examples, generate)
     counts = metrics.summary_statistics(written, references)
-    return torch.tensor([loss_sum, num_targets, *counts], dtype=torch.float64)
+    numbers = to_device(torch.tensor([num_targets, *counts], dtype=torch.float64), loss_sum.device)
+    return torch.cat([loss_sum.double().reshape(1), numbers])
 
 
 def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:

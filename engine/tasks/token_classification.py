@@ -26,6 +26,7 @@ from engine.tasks.augmentation import CHANGES_IN_PLACE, RowEncoder, augment_rows
 from engine.tasks.settings import Columns, TaskSettings
 from engine.tasks.task import Task
 from models import Output, TaskModel
+from models.ops.packing import to_device
 
 
 def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
@@ -125,11 +126,12 @@ def predict_tags(model: TaskModel, batch: Batch, words: Words) -> tuple[Output, 
     is_seen = places >= 0
     sequences = np.cumsum([0, *batch.sequences]) if batch.sequences is not None else np.arange(len(indices) + 1)
     begins = np.cumsum([0, *batch.lengths])[sequences[:-1]]  # of each example, which may be several windows
-    tokens = torch.from_numpy((np.repeat(begins, counts) + places)[is_seen]).to(out.logits.device)
-    best = torch.softmax(out.logits[tokens].double(), -1).max(-1)
+    tokens = to_device(torch.from_numpy((np.repeat(begins, counts) + places)[is_seen]), out.logits.device)
+    best = torch.softmax(out.logits.index_select(0, tokens).double(), -1).max(-1)
+    highest, classes = torch.stack([best.values, best.indices.double()]).tolist()  # one read of a GPU
     tags, probabilities = [metrics.NO_TAG] * len(places), [0.0] * len(places)
-    for i, k, p in zip(np.flatnonzero(is_seen).tolist(), best.indices.tolist(), best.values.tolist(), strict=True):
-        tags[i], probabilities[i] = model.labels[k], p
+    for i, k, p in zip(np.flatnonzero(is_seen).tolist(), classes, highest, strict=True):
+        tags[i], probabilities[i] = model.labels[int(k)], p
     slices = [slice(*ends) for ends in pairwise(np.cumsum([0, *counts]).tolist())]
     return out, [tags[example] for example in slices], [probabilities[example] for example in slices]
 

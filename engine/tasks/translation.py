@@ -17,6 +17,7 @@ from engine.tasks import seq2seq
 from engine.tasks.settings import Columns, TaskSettings
 from engine.tasks.task import Task
 from models import TaskModel
+from models.ops.packing import to_device
 
 NUM_TOKENIZERS = len(metrics.TOKENIZERS)
 
@@ -50,7 +51,8 @@ def evaluate_batch(
     tokenizer = examples.record.bleu_tokenizer
     texts = [len(written) if name == tokenizer else 0 for name in metrics.TOKENIZERS]
     counts = metrics.translation_statistics(written, references, tokenizer)
-    return torch.tensor([loss_sum, num_targets, *texts, *counts], dtype=torch.float64)
+    numbers = to_device(torch.tensor([num_targets, *texts, *counts], dtype=torch.float64), loss_sum.device)
+    return torch.cat([loss_sum.double().reshape(1), numbers])
 
 
 def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:

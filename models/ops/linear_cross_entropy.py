@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_BYTES = 2**25  # of fp32 logits: small beside the activations of a step, large enough for its products
+LARGEST_CHUNK_BYTES = 2**30  # on a GPU, where few large kernels are faster than many small ones
 
 
 def linear_cross_entropy(
@@ -53,7 +54,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = hidden.new_zeros((), dtype=wide)
         with torch.autocast(hidden.device.type, enabled=False):
             w, b = weight.to(dtype), None if bias is None else bias.to(dtype)
-            size = max(1, CHUNK_BYTES // (4 * len(weight)))
+            size = max(1, _chunk_bytes(hidden.device) // (4 * len(weight)))
             for start in range(0, len(hidden), size):
                 rows = slice(start, start + size)
                 h, label = hidden[rows].to(dtype), labels[rows, None]
@@ -89,3 +90,11 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total.addmm_(a, b)
     else:
         total += a @ b
+
+
+def _chunk_bytes(device: torch.device) -> int:
+    """Return the bytes of fp32 logits at a time: on a GPU 1/128 of its memory, within limits."""
+    if device.type != "cuda":
+        return CHUNK_BYTES
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return int(min(max(CHUNK_BYTES, memory // 128), LARGEST_CHUNK_BYTES))

@@ -62,7 +62,7 @@ def test_penalties_equal_the_gradient_of_the_penalised_loss(checkpoint_folder, l
             penalty = penalty + l2_sp / 2 * (w - before[name].detach()).square().sum()
     (expected(batch).loss_sum + penalty).backward()
     torch.testing.assert_close(gradients(found), gradients(expected), rtol=1e-12, atol=1e-12)
-    assert penalties.log() == ({"penalty": pytest.approx(penalty.item(), rel=1e-12)} if l1 or l2 or l2_sp else {})
+    assert penalties.log(float(penalties.value)) == ({"penalty": pytest.approx(penalty.item(), rel=1e-12)} if l1 or l2 or l2_sp else {})
 
 
 def test_penalties_skip_a_parameter_without_gradient():
@@ -83,7 +83,7 @@ def test_penalties_of_frozen_weights_are_zero(checkpoint_folder):
     before = [p.grad.clone() for p in model.head.parameters()]
     penalties.add_gradients_()
     assert all(map(torch.equal, [p.grad for p in model.head.parameters()], before))
-    assert penalties.log() == {"penalty": 0.0}
+    assert penalties.log(float(penalties.value)) == {"penalty": 0.0}
 
 
 def test_penalty_without_an_effect_is_refused(checkpoint_folder):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from engine.tasks import TASKS
-from support.fake_gpu.report import EVALUATION, GENERATION, LOG, LOOP, STEP, TRAINING, Report
+from support.fake_gpu.report import EVALUATION, GENERATION, LOG, LOOP, STEP, TRAINING, Copy, Report, Wait
 from support.task_data import COLOURS, write
 
 PRECISIONS = ("bf16", "fp16", "fp32")
+TOLERANCE = 0.05  # of the number of kernels
 # Two steps of two micro-batches. The second is logged and evaluated, in several batches.
 SETTINGS: dict[str, Any] = {
     "train.max_steps": 2,
@@ -78,23 +80,55 @@ CASES = {
 }
 
 # Evaluations that need the host in each batch: why.
-READS_EACH_BATCH: dict[str, str] = {}
+READS_EACH_BATCH = {
+    "token-classification": "entities are found on the host, from the tag of each word",
+    "question-answering": "answers are found on the host, from the scores of all tokens of a question's windows",
+}
 
 
 def find_problems(case: Case, report: Report) -> list[str]:
     """Return what is wrong: waits in training and in evaluation beyond the limits, and copies that may wait."""
     problems = [str(wait) for wait in report.waits(*TRAINING) if wait.phase not in (STEP, LOG)]
     problems += [str(copy) for copy in report.copies(*TRAINING) if copy.kind != "pinned"]
-    for step in range(report.steps + 1):
-        waits = [wait for wait in report.waits(STEP) if wait.step == step]
-        problems += [f"more than one wait in step {step}: {wait}" for wait in waits[1:]]
-    logged = [str(wait) for wait in report.waits(LOG)]
-    problems += [f"more than one wait to log a step: {wait}" for wait in logged[1:]]
+    problems += _find_late_copies(report)
+    for phase, step in itertools.product((STEP, LOG), range(report.steps + 1)):
+        waits = [wait for wait in report.waits(phase) if wait.step == step]
+        problems += [f"more than one wait in a phase of step {step}: {wait}" for wait in waits[1:]]
     waits = report.waits(EVALUATION)
-    allowed = report.batches if case.task in READS_EACH_BATCH else report.passes
+    allowed = report.passes + (report.batches if case.task in READS_EACH_BATCH else 0)
     if len(waits) > allowed:
         problems += [f"{len(waits)} waits in {report.passes} passes of {report.batches} batches: {w}" for w in waits]
     problems += [str(copy) for copy in report.copies(EVALUATION) if copy.kind != "pinned"]
+    return problems
+
+
+def _find_late_copies(report: Report) -> list[str]:
+    """Return copies of micro-batches that start after the host has waited for the step before theirs."""
+    problems: list[str] = []
+    waited = -1  # the last step whose norm was read
+    for event in report.events:
+        if isinstance(event, Wait) and event.phase == STEP:
+            waited = event.step
+        elif isinstance(event, Copy) and event.phase == LOOP and event.step + waited > -1:
+            is_early = any("prefetch.py" in place for place in event.where) and waited < event.step
+            problems += [] if is_early else [f"not copied ahead: {event}"]
+    return problems
+
+
+def compare(row: dict[str, Any], measured: dict[str, Any]) -> list[str]:
+    """Return how a case differs from its row in the table: kernels by more than 5%, more waits, other sizes."""
+    problems = []
+    for phase in sorted(row["kernels"].keys() | measured["kernels"].keys()):
+        before, now = row["kernels"].get(phase, 0), measured["kernels"].get(phase, 0)
+        if abs(now - before) > max(TOLERANCE * before, 1):
+            problems.append(f"{phase}: {now} kernels, in the table {before}")
+    for phase, now in measured["waits"].items():
+        before = row["waits"].get(phase, 0)
+        if now > before:
+            problems.append(f"{phase}: {now} waits, in the table {before}")
+    for name in sorted(row.keys() - {"kernels", "waits"}):
+        if measured.get(name) != row[name]:
+            problems.append(f"{name}: {measured.get(name)}, in the table {row[name]}")
     return problems
 
 

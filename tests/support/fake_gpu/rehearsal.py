@@ -20,7 +20,7 @@ from engine.distributed import Ranks
 from engine.log import RunLog
 from engine.precision import Precision
 from engine.tasks import Task
-from models import TaskModel
+from models import TaskModel, losses
 from support.fake_gpu.report import (
     EVALUATION,
     FORWARD,
@@ -81,10 +81,13 @@ def rehearse(settings: dict[str, Any]) -> Report:
     config = configs.override(Config(), settings | {"run.device": "cuda"})
     configs.check(config)
     gpu, ranks = FakeGpu(ROOT), Ranks(0, 1, CUDA)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with _phases(gpu), gpu, claim(config, ranks) as resumed:
-            loop.train(config, ranks, _Listening(gpu), resumed)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with _phases(gpu), gpu, claim(config, ranks) as resumed:
+                loop.train(config, ranks, _Listening(gpu), resumed)
+    finally:
+        losses._weights_on_device.cache_clear()  # fake tensors belong to one rehearsal
     return gpu.report
 
 
@@ -137,6 +140,7 @@ def _phases(gpu: Any) -> Iterator[None]:
             around(loop.Penalties, "add_gradients_", STEP),
             around(loop.Ema, "update_", STEP),
             around(RunLog, "log_step", LOG),
+            around(loop, "read_numbers", LOG),
             around(loop, "evaluate", EVALUATION, one_pass),
             around(checkpoint, "save", SAVE),
             around(checkpoint, "check_optimizer", SETUP),
@@ -177,6 +181,10 @@ def _with_phases(find_task: Callable[..., Any], gpu: Any, count: Callable[[], No
                 count()
             return task.evaluate_batch(model, batch, *rest)
 
-        return replace(task, show_generations=show, evaluate_batch=evaluate_batch), watched
+        def compute_metrics(*_: Any) -> dict[str, float]:
+            return dict.fromkeys(("loss", *task.metrics), 1.0)  # the device has no numbers to compute them from
+
+        changed = {"show_generations": show, "evaluate_batch": evaluate_batch, "compute_metrics": compute_metrics}
+        return replace(task, **changed), watched
 
     return found
