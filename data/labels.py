@@ -147,9 +147,18 @@ def check_unknown(
         for text, spelling in unknown.items():
             often = f" in {spelling.count:,} rows" if spelling.count > 1 else ""
             hint = hint_at(text) or hint_at_similar(text, similar) or _hint_at_places([text], labels)
+            hint = hint or _hint_at_commas(text, labels)
             hint = "; -1 is often written where there is no label" if canonical_label(text) == "-1" else hint
             errors.add(name, spelling.line, f"unknown label {text!r}{often}; {known}{hint}")
     errors.raise_if_any()
+
+
+def _hint_at_commas(text: str, labels: Sequence[str]) -> str:
+    """Return the way to name a label with commas whose parts are `labels`, as on a command line without quotes."""
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) < 2 or not set(parts) <= set(labels):
+        return ""
+    return f"; a label with a comma has quotes: data.labels = '[\"{text}\", ...]'"
 
 
 def hint_at_similar(text: str, similar: Mapping[str, str]) -> str:
