@@ -139,7 +139,7 @@ def test_one_comparison_serves_every_place(tmp_path):
             ["-1", "-1"],
             "unknown label '-1' in 2 rows; the labels are '0', '1'; -1 is often written where there",
         ),
-        (["a", "b"], ['"a, b"'], """a label with a comma has quotes: data.labels = '["a, b", ...]'"""),
+        (["a", "b"], ["a, b"], """a label with a comma has quotes: data.labels = '["a, b", ...]'"""),
         (["neg", "pos"], ["1", "2"], "numbers are read as places among the names if all are from 0 to 1"),
         (["a", "b"], ["p", "q", "r", "s", "p"], "test.csv:2: none of the labels is known: 'p' (2), 'q' (1), 'r' (1)"),
         ([f"c{i}" for i in range(1500)], ["x"], "'c0', 'c1', 'c10', 'c100', "),
