@@ -113,8 +113,7 @@ def check_ddp(check: Check) -> None:
 
     def wrapped(model: Any, *args: Any) -> Any:
         wrap(model, *args)
-        options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
-        return DistributedDataParallel(model, **options).train()
+        return DistributedDataParallel(model, gradient_as_bucket_view=True).train()
 
     dist.init_process_group(backend, init_method=f"file://{check.scratch / 'store'}", rank=0, world_size=1)
     try:
