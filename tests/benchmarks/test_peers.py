@@ -14,7 +14,8 @@ from benchmarks.peers import compare_trainers as peers
 from benchmarks.peers.features import ENCODERS, IGNORE_INDEX, load_tokenizer, num_tokens, read_label_ids
 from benchmarks.peers.generation import NUM_BEAMS
 from benchmarks.peers.generation import WORKLOADS as GENERATORS
-from benchmarks.peers.trainers import SIDES, Stopwatch, spread_over_epoch
+from benchmarks.peers.stopwatch import Stopwatch
+from benchmarks.peers.trainers import SIDES, spread_over_epoch
 from benchmarks.workloads import prepare
 from engine.config import read_recipe
 from engine.tasks import TASKS
