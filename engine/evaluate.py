@@ -17,12 +17,12 @@ import torch
 
 import models
 from data import Examples, MicroBatching, Rows, evaluation_batches
-from data.cache import notes_of
 from data.errors import DataError
 from engine import cli, distributed, validate
 from engine.config import Config, ConfigError, GenerateSettings
 from engine.distributed import Ranks
 from engine.log import progress
+from engine.model import avoid_attention_plans
 from engine.precision import Precision
 from engine.tasks import Task, find_task, read_file
 
@@ -96,6 +96,7 @@ def open_trained(
     """
     ranks = distributed.setup(config.run.device)
     task, _ = find_task(config.run.task)
+    config = replace(config, data=replace(config.data, cache=""))  # a folder of the training machine
     settings = replace(validate.task_settings(config, task), accept_empty=True)
     rows = read_file(task, source, settings, labelled)
     model = models.from_pretrained(folder, head=task.head)
@@ -107,6 +108,7 @@ def open_trained(
     validate.check_encoded(config, model, examples)
     precision = Precision(config.train.precision, ranks.device)
     model.to(ranks.device)
+    avoid_attention_plans(model)
     context = EvaluationContext(task, precision, ranks, config.eval.batch_tokens, config.generate)
     return model, examples, context, rows
 
@@ -124,7 +126,7 @@ def main(argv: Sequence[str]) -> int:
     if context.ranks.is_main:
         metrics = context.task.compute_metrics(statistics, model.labels)
         print(f"{folder}: {len(examples):,} examples of {test}")
-        print("".join(f"  {note}\n" for note in (*rows.notes, *notes_of(examples))), end="")
+        print("".join(f"  {note}\n" for note in (*rows.notes, *examples.notes)), end="")
         width = max(10, *map(len, metrics))
         print("\n".join(f"{name:>{width}}  {value:.4f}" for name, value in metrics.items()))
         if table := context.task.format_table(statistics, model.labels):

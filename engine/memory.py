@@ -14,11 +14,16 @@ from torch import Tensor, nn
 
 from data import Batch, Examples, MicroBatching
 from engine.config import TrainSettings
-from engine.distributed import Ranks, all_gather, unchanged_buffers
+from engine.distributed import Ranks, all_gather, all_sum, set_gradient_sync, unchanged_buffers
 from engine.errors import TrainingError
 from engine.precision import Precision
 
 USABLE_SHARE = 0.8  # of the free memory; fragmentation, buffers of kernels and other programs need the rest
+# Parts of messages, in lower case: CUDA and HIP, hosts of two kinds, cuBLAS, cuDNN and their like, NCCL.
+OUT_OF_MEMORY = (
+    *("out of memory", "can't allocate memory", "not enough memory"),
+    *("_alloc_failed", "calling `cublascreate(", "failed to cuda calloc"),
+)
 NUM_PROBES = 4  # examples whose forward measures the bytes of a token
 NUM_STATES = 3  # tensors that a trained parameter will need in the optimizer: two of AdamW, one of the average
 
@@ -42,10 +47,40 @@ def catch_out_of_memory() -> Iterator[OutOfMemory]:
     try:
         yield caught
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         error.__context__ = None
         caught.error = error.with_traceback(None)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether an error means that memory is short: torch's own, a library's of the GPU, or the host's."""
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or any(message in said for message in OUT_OF_MEMORY)
+
+
+def any_out_of_memory(
+    caught: OutOfMemory, parallel: nn.Module, empty_batch: Batch, has_begun: bool, step: int, ranks: Ranks
+) -> bool:
+    """Return whether a rank ran out of memory in this step, on all ranks.
+
+    The other ranks wait in the last backward of the step for the gradients of this one. So it gives them those of a
+    micro-batch without examples, which nobody uses: all ranks run the step again.
+
+    has_begun: whether the last backward of the step had begun on this rank. Then it has perhaps sent some gradients
+    and cannot join again. Raises TrainingError, with the command that resumes the run.
+    """
+    if caught and ranks.world_size > 1:
+        if has_begun:
+            raise TrainingError(
+                f"step {step + 1}: rank {ranks.rank} ran out of memory while the ranks exchanged their gradients; "
+                "resume from the last checkpoint with --resume and a smaller --train.micro_batch_size or "
+                "--train.micro_batch_tokens"
+            ) from caught.error
+        set_gradient_sync(parallel, last=True)
+        parallel(empty_batch.to(ranks.device)).loss_sum.backward()
+    (failed,) = all_sum(bool(caught))
+    return bool(failed)
 
 
 def micro_batch_limits(
@@ -91,26 +126,21 @@ def largest_micro_batches(
 
 
 def halve_micro_batches(
-    limits: MicroBatching, micro_batches: Sequence[Batch], error: RuntimeError, step: int, ranks: Ranks
+    limits: MicroBatching, micro_batches: Sequence[Batch], caught: OutOfMemory, step: int, ranks: Ranks
 ) -> MicroBatching:
-    """Return limits for running the same step again after `error`: half the tokens of its largest micro-batch.
+    """Return limits for running the same step again: half the tokens of its largest micro-batch that did not fit.
 
-    Raises TrainingError
-
-    - where the largest micro-batch is a single example;
-    - with several ranks: the other ranks are already waiting for the gradients of this one.
+    Call it on all ranks after any_out_of_memory; all get the smallest limit.
+    Raises TrainingError where the largest micro-batch of a rank is a single example and does not fit.
     """
+    if ranks.device.type == "cuda":
+        torch.cuda.empty_cache()  # libraries such as cuBLAS allocate what torch does not hold
     largest = max(micro_batches, key=lambda batch: batch.num_tokens)
-    if len(largest.ids) < 2:
-        raise TrainingError(f"step {step + 1}: {_too_long_message(largest.num_tokens)}") from error
-    half = largest.num_tokens // 2
-    if ranks.world_size > 1:
-        raise TrainingError(
-            f"step {step + 1}: a micro-batch of {largest.num_tokens:,} tokens does not fit into the memory of rank "
-            f"{ranks.rank}; resume from the last checkpoint with --resume --train.micro_batch_size=0 "
-            f"--train.micro_batch_tokens={half}"
-        ) from error
-    return replace(limits, max_examples=0, max_tokens=half)
+    problem = _too_long_message(largest.num_tokens) if caught and len(largest.ids) < 2 else ""
+    found = all_gather((problem, largest.num_tokens // 2 if caught else 2**62))
+    if problems := [text for text, _ in found if text]:
+        raise TrainingError(f"step {step + 1}: {problems[0]}") from getattr(caught, "error", None)
+    return replace(limits, max_examples=0, max_tokens=min(half for _, half in found))
 
 
 def _too_long_message(tokens: int) -> str:

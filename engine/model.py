@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 import models
 from data import load_tokenizer
 from engine.config import ModelSettings, TrainSettings
@@ -95,8 +97,18 @@ def _drop_ambiguous_pad(model: TaskModel, folder: Path) -> None:
 
 
 def apply_machine_settings(model: TaskModel, settings: TrainSettings) -> None:
-    """Apply train.compile and train.activation_checkpointing, which change the speed and the memory of the layers."""
+    """Apply train.compile and train.activation_checkpointing, and choose kernels: the numbers change by rounding."""
     if settings.compile:
         models.compile_layers(model)
     if settings.activation_checkpointing:
         models.checkpoint_activations(model)
+    avoid_attention_plans(model)
+
+
+def avoid_attention_plans(model: TaskModel) -> None:
+    """Switch cuDNN's attention off in this process, on a GPU, for a model that reads texts.
+
+    cuDNN builds a plan for each new pair of batch size and length, which takes longer than the step it is for.
+    """
+    if model.embedding is not None and model.embedding.weight.is_cuda:
+        torch.backends.cuda.enable_cudnn_sdp(False)

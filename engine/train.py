@@ -26,7 +26,7 @@ from engine.ema import Ema
 from engine.evaluate import EvaluationContext, evaluate, show_generations
 from engine.imbalance import apply_class_weights, apply_pos_weight, classes_to_balance, describe_sampler
 from engine.log import RunLog, read_numbers, require_tensorboard
-from engine.memory import catch_out_of_memory, halve_micro_batches, micro_batch_limits
+from engine.memory import any_out_of_memory, catch_out_of_memory, halve_micro_batches, micro_batch_limits
 from engine.model import apply_machine_settings, build_model
 from engine.objective import named_parameters, training_objective
 from engine.optim import (
@@ -165,14 +165,14 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
                 distributed.set_gradient_sync(parallel, last=i == len(micro_batches) - 1)
                 seed_dropout(seed, state.position, i, ranks.rank, ranks.device)
                 out = amp.forward(parallel, batch.to(ranks.device))
+                loss_sums.append(out.loss_sum.detach())
                 # DDP averages over the ranks; times world_size that is their sum.
                 amp.backward(out.loss_sum * (ranks.world_size / max(num_targets, 1)))
-                loss_sums.append(out.loss_sum.detach())
             steps.fetch()  # of the next step, while a GPU computes this one
-        if out_of_memory:  # the same step again, in smaller micro-batches
-            out = None  # frees the graph of the last forward
-            limits = halve_micro_batches(limits, micro_batches, out_of_memory.error, state.step, ranks)
-            optimizer.zero_grad()
+        out, has_begun = None, len(loss_sums) == len(micro_batches)  # None frees the graph of the last forward
+        if any_out_of_memory(out_of_memory, parallel, empty_batch, has_begun, state.step, ranks):
+            optimizer.zero_grad()  # the same step again, in smaller micro-batches
+            limits = halve_micro_batches(limits, micro_batches, out_of_memory, state.step, ranks)
             log.say(f"step {state.step + 1}: out of memory; from here on {limits.max_tokens:,} tokens at a time")
             steps = StepFetcher(step_loader(limits, start=state.position), ranks.device)
             continue

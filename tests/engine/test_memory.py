@@ -163,17 +163,6 @@ def test_p01_out_of_memory_halves_micro_batches_with_equal_loss(
     assert losses_of(other) == pytest.approx(losses_of(config), rel=1e-5 if precision == "fp32" else 1e-2)
 
 
-def test_out_of_memory_error_of_the_host_is_known_too(tiny, expected, monkeypatch):
-    said = (
-        "[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
-    )
-    fitted = limit_memory(monkeypatch, 140, RuntimeError(said))
-    config = tiny(**SHORT)
-    run_training(config)
-    assert max(fitted) <= 140
-    assert losses_of(config) == pytest.approx(expected, rel=1e-5)
-
-
 def test_p20_out_of_memory_on_one_example_names_settings(tiny, monkeypatch):
     limit_memory(monkeypatch, 20)
     with pytest.raises(
@@ -182,24 +171,88 @@ def test_p20_out_of_memory_on_one_example_names_settings(tiny, monkeypatch):
         run_training(tiny(**SHORT))
 
 
-def test_p20_out_of_memory_on_a_rank_names_the_resume_command():
+def caught_error():
+    with memory.catch_out_of_memory() as caught:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    return caught
+
+
+def test_limit_is_half_of_the_largest_micro_batch():
     class Batch:
         num_tokens, ids = 300, ("a", "b")
 
+    limits = memory.halve_micro_batches(MicroBatching(max_examples=4), [Batch()], caught_error(), 6, CPU)
+    assert limits == MicroBatching(max_tokens=150)
+
+
+def test_p20_out_of_memory_in_the_exchange_names_the_command():
     ranks = Ranks(rank=1, world_size=2, device=CPU.device)
-    error = torch.OutOfMemoryError("CUDA out of memory")
-    with pytest.raises(
-        TrainingError,
-        match=r"of rank 1; resume .* with --resume --train.micro_batch_size=0 --train.micro_batch_tokens=150",
-    ):
-        memory.halve_micro_batches(MicroBatching(), [Batch()], error, 6, ranks)
-    assert memory.halve_micro_batches(MicroBatching(max_examples=4), [Batch()], error, 6, CPU) == MicroBatching(
-        max_tokens=150
+    with pytest.raises(TrainingError, match=r"^step 7: rank 1 ran out of memory while .* resume .* with --resume"):
+        memory.any_out_of_memory(caught_error(), torch.nn.Identity(), None, True, 6, ranks)
+
+
+SHORT_OF_MEMORY = """
+import os
+import torch
+from models import TaskModel
+
+forward = TaskModel.forward
+
+
+def limited(self, batch):
+    if self.training and os.environ["RANK"] == "1" and sum(batch.lengths) > 100:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    return forward(self, batch)
+
+
+TaskModel.forward = limited
+LOSSES = {"unused": lambda logits, batch: logits.sum()}
+"""
+
+
+def test_out_of_memory_on_one_of_two_ranks_repeats_the_step(tiny, tmp_path):
+    (tmp_path / "short.py").write_text(SHORT_OF_MEMORY)
+    one = tiny(**SHORT)
+    run_training(one)
+    two = tiny(
+        **SHORT | {"train.micro_batch_size": 5},
+        **{"run.folder": str(tmp_path / "two"), "run.plugins": (str(tmp_path / "short.py"),)},
     )
+    done = run_module("engine.train", *arguments_of(two, tmp_path / "two.toml"), ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert "step 1: out of memory; from here on " in done.stdout
+    assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-5)
 
 
 class Holder:
     pass
+
+
+MESSAGES = [
+    "[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9",
+    "CUDA error: out of memory",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasGemmEx( handle, opa, opb)`",
+    "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "NCCL error: unhandled cuda error. Last error: Cuda failure 2 'out of memory'",
+    "NCCL error: unhandled cuda error. Last error: Failed to CUDA calloc 6291456 bytes",
+    "HIP out of memory. Tried to allocate 2.00 GiB",
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_every_form_of_out_of_memory_in_a_backward_is_known(tiny, monkeypatch, capsys, message):
+    backward, failed = Precision.backward, []
+
+    def limited(self, loss):
+        if not failed:
+            failed.append(loss)
+            raise RuntimeError(message)
+        backward(self, loss)
+
+    monkeypatch.setattr(Precision, "backward", limited)
+    run_training(tiny(**SHORT | {"train.max_steps": 1}))
+    assert "step 1: out of memory; from here on " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
