@@ -17,7 +17,6 @@ import torch
 
 import models
 from data import Examples, Rows, evaluation_batches
-from data.cache import notes_of
 from engine import cli, distributed
 from engine.config import ConfigError
 from engine.evaluate import EvaluationContext, open_trained
@@ -72,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
         predictions = with_left_out(predictions, rows, context.task)
         cli.write_output(output, (json.dumps(prediction, ensure_ascii=False) for prediction in predictions))
         print(f"{len(predictions):,} predictions in {output}")
-        print("".join(f"  {note}\n" for note in (*rows.notes, *notes_of(examples))), end="")
+        print("".join(f"  {note}\n" for note in (*rows.notes, *examples.notes)), end="")
     return 0
 
 

@@ -84,7 +84,7 @@ class DataSettings:
     )
     cache: str = setting(
         "",
-        "folder where encoded texts are kept, so that later runs on the same data start sooner; empty: none",
+        "folder where training keeps encoded texts, so that later runs on the same data start sooner; empty: none",
         machine=MACHINE,
     )
     num_workers: int = setting(

@@ -73,10 +73,9 @@ def test_a_second_run_says_that_it_took_the_data_from_the_cache(tmp_path, capsys
     losses = [[json.loads(line).get("loss") for line in log] for log in logs]
     assert losses[0] == losses[1] == losses[2]
     assert plain.count("cache") == 0
-    file = write_file(tmp_path / "rows.jsonl", ROWS)
-    option = f"--data.cache={folder}"
-    assert predictions(tmp_path / "run", file) == predictions(tmp_path / "run", file, option)
-    assert evaluation(tmp_path / "run", file, option) == evaluation(tmp_path / "run", file)
+    before, file = cached(tmp_path), write_file(tmp_path / "rows.jsonl", [{"id": "n", "text": "a dog", "label": "red"}])
+    assert len(predictions(tmp_path / "run", file)) == evaluation(tmp_path / "run", file)["examples"] == 1
+    assert cached(tmp_path) == before  # the folder is of training: another machine may not have it
 
 
 @pytest.mark.parametrize(

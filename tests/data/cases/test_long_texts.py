@@ -111,6 +111,22 @@ def test_windows_are_those_of_the_tokenizers_own_stride():
         tokenizer.no_truncation()
 
 
+def test_truncation_is_that_of_the_tokenizer_for_texts_and_pairs():
+    rng = np.random.default_rng(2)
+    tokenizer = letters()
+    draw = [[" ".join(rng.choice(LETTERS, n)) for n in rng.integers(1, 14, 60)] for _ in "ab"]
+    rows = [Row(str(i), i, {"a": a, "b": b}) for i, (a, b) in enumerate(zip(*draw, strict=True))]
+    for max_length in (6, 9, 12):
+        for pair, texts in (("", draw[0]), ("b", [*zip(*draw, strict=True)])):
+            found = encode_texts(rows, tokenizer, text="a", text_pair=pair, max_length=max_length)
+            tokenizer.enable_truncation(max_length, strategy="longest_first")
+            encodings = tokenizer.encode_batch(texts)
+            tokenizer.no_truncation()
+            assert [found.sequence(i) for i in range(60)] == [encoding.ids for encoding in encodings]
+            assert found.token_type_ids.tolist() == [k for encoding in encodings for k in encoding.type_ids]
+            assert found.truncated == sum(bool(encoding.overflowing) for encoding in encodings)
+
+
 # Words
 
 
