@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.errors import ModelError
-from models.ops.packing import cumulative_lengths
+from models.ops.packing import cumulative_lengths, to_device
 
 IGNORE_INDEX = -100  # an integer label that is no target; torch's own default
 
@@ -171,4 +171,5 @@ def _check_lengths(noun: str, sequences: Sequence[Sequence[int]]) -> tuple[int, 
 
 
 def _flatten(sequences: Sequence[Sequence[int]], device: torch.device | str | None) -> Tensor:
-    return torch.tensor([token for sequence in sequences for token in sequence], dtype=torch.int64, device=device)
+    tokens = torch.tensor([token for sequence in sequences for token in sequence], dtype=torch.int64)
+    return tokens if device is None else to_device(tokens, device)

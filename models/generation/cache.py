@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.ops.packing import Packing, pad_sequences
+from models.ops.packing import Packing, pad_sequences, to_device
 
 INITIAL_SLOTS = 64  # doubled whenever they are full
 
@@ -61,7 +61,7 @@ class Cache:
         counts = packing.cu_seqlens.diff().long()
         rows = torch.arange(len(counts), device=device)
         self._rows = torch.repeat_interleave(rows, counts, output_size=sum(packing.lengths))
-        self._positions = torch.tensor(self.lengths, device=device)[self._rows] + packing.positions
+        self._positions = to_device(torch.tensor(self.lengths), device)[self._rows] + packing.positions
         self.lengths = tuple(old + new for old, new in zip(self.lengths, packing.lengths, strict=True))
         while self._slots < self.longest:
             self._slots *= 2
@@ -110,7 +110,7 @@ class Cache:
             if self.causal:
                 ends = pad_sequences(self._positions, packing, 0)[:, None, :, None]
             else:
-                ends = torch.tensor(self.lengths, device=device)[:, None, None, None] - 1
+                ends = to_device(torch.tensor(self.lengths), device)[:, None, None, None] - 1
             self._mask = slots <= ends
         return self._mask
 
@@ -124,5 +124,6 @@ class Cache:
         self.lengths = tuple(self.lengths[row] for row in rows)
         self._origins = origins
         self._mask = None
-        for layer, stored in enumerate(self._layers):
-            self._layers[layer] = stored.index_select(1, torch.tensor(rows, device=stored.device))
+        if self._layers:
+            index = to_device(torch.tensor(rows), self._layers[0].device)
+            self._layers = [stored.index_select(1, index) for stored in self._layers]

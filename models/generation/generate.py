@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -26,9 +26,13 @@ from models.generation.settings import GenerationSettings
 from models.heads import Head
 from models.inputs import Inputs, pack
 from models.ops.layers import last_pool
+from models.ops.packing import to_device
 from models.task_model import TaskModel
 
 UNUSED_BEAM_SCORE = -1e9  # of beams that do not exist yet
+# By the type of the device: the number of tokens to write before the host reads which texts have ended. Meanwhile the
+# ended ones are continued for nothing, but a GPU computes on, which waits at every read.
+READ_EVERY = {"cpu": 1, "cuda": 8}
 
 
 class Generated(NamedTuple):
@@ -137,14 +141,26 @@ class _Reader:
         start = [[start_id]] * len(prompts) if self.seq2seq and start_id is not None else None
         self.logits = self._read(pack(prompts, decoder=start, device=self.device))
 
-    def read_tokens(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
-        """Read one more token of each text; text i continues the old text rows[i]."""
+    def read_tokens(self, rows: Sequence[int], tokens: Tensor) -> None:
+        """Read one more token of each text, (N,) on the device; text i continues the old text rows[i]."""
         self.cache.reorder(rows)
-        new = [[token] for token in tokens]
+        lengths, ends = (1,) * len(tokens), torch.arange(len(tokens) + 1, dtype=torch.int32, device=self.device)
+        new = Inputs(tokens, lengths, ends, token_type_ids=torch.zeros_like(tokens))
         if self.seq2seq:
-            self.logits = self._read(pack([], decoder=new, device=self.device))
-        else:
-            self.logits = self._read(pack(new, device=self.device))
+            nothing_new = tokens[:0]
+            new = Inputs(nothing_new, (), ends[:1], token_type_ids=nothing_new)
+            new = replace(new, decoder_input_ids=tokens, decoder_lengths=lengths, decoder_cu_seqlens=ends)
+        self.logits = self._read(new)
+
+    def logits_of(self, rows: Sequence[int]) -> Tensor:
+        """Return the logits of some texts, (N, V)."""
+        if list(rows) == list(range(len(self.logits))):
+            return self.logits
+        return self.logits.index_select(0, self.upload(rows))
+
+    def upload(self, values: Sequence[int]) -> Tensor:
+        """Return integers as a tensor on the device, without waiting for it."""
+        return to_device(torch.tensor(values, dtype=torch.int64), self.device)
 
     def _read(self, inputs: Inputs) -> Tensor:
         """Return the logits of the next tokens, (B, V) in fp32."""
@@ -163,22 +179,41 @@ def _generate_one_by_one(
     totals = [0.0] * len(texts)
     active, rows = list(range(len(texts))), [row for row, _ in copies]  # unfinished texts; their rows in the logits
     while True:
-        logits = reader.logits[torch.tensor(rows, device=reader.device)]
-        scores = apply_penalties(logits, [texts[i] for i in active], settings)
-        if settings.do_sample:
-            uniform = torch.tensor([generators[i].random() for i in active], dtype=torch.float64, device=reader.device)
-            chosen = sample_tokens(truncate_distribution(scores, settings), uniform)
-        else:
-            chosen = scores.argmax(-1)
-        gained = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
-        for i, token, gain in zip(active, chosen.tolist(), _check_finite(gained.tolist()), strict=True):
-            texts[i] = texts[i].with_token(token)
-            totals[i] += gain
-        going = [row for row, i in enumerate(active) if not texts[i].has_ended(settings)]
+        written: list[Tensor] = []  # (2, N) each: tokens and their log-probabilities, which the host has not read
+        for _ in range(_count_unread([texts[i] for i in active], settings, reader.device)):
+            if written:
+                reader.read_tokens(rows, written[-1][0].long())
+                rows = list(range(len(active)))
+            logits = reader.logits_of(rows)
+            scores = apply_penalties(logits, [texts[i] for i in active], settings)
+            if settings.do_sample:
+                uniform = torch.tensor([generators[i].random() for i in active], dtype=torch.float64)
+                chosen = sample_tokens(truncate_distribution(scores, settings), to_device(uniform, reader.device))
+            else:
+                chosen = scores.argmax(-1)
+            gained = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
+            written.append(torch.stack([chosen.double(), gained.double()]))
+        going = list(range(len(active)))
+        for tokens, gains in torch.stack(written).tolist():
+            for row, gain in zip(going, _check_finite([gains[row] for row in going]), strict=True):
+                texts[active[row]] = texts[active[row]].with_token(int(tokens[row]))
+                totals[active[row]] += gain
+            going = [row for row in going if not texts[active[row]].has_ended(settings)]
         if not going:
             return [text.result(total, settings) for text, total in zip(texts, totals, strict=True)]
-        reader.read_tokens([rows[row] for row in going], [texts[active[row]].ids[-1] for row in going])
+        reader.read_tokens([rows[row] for row in going], reader.upload([texts[active[row]].ids[-1] for row in going]))
         active, rows = [active[row] for row in going], list(range(len(going)))
+
+
+def _count_unread(texts: Sequence[_Text], settings: GenerationSettings, device: torch.device) -> int:
+    """Return how many tokens to write before the host reads them, so that no text exceeds its maximum.
+
+    It is one where the next token depends on those before by more than the model: the host applies these penalties.
+    """
+    too_short = any(text.num_new < text.min_new for text in texts)
+    if too_short or settings.repetition_penalty != 1.0 or settings.no_repeat_ngram_size:
+        return 1
+    return min(READ_EVERY.get(device.type, 1), *(text.max_new - text.num_new for text in texts))
 
 
 def apply_penalties(scores: Tensor, texts: Sequence[_Text], settings: GenerationSettings) -> Tensor:
@@ -189,13 +224,13 @@ def apply_penalties(scores: Tensor, texts: Sequence[_Text], settings: Generation
     scores = scores.clone()
     for row, text in zip(scores, texts, strict=True):
         if settings.repetition_penalty != 1.0:
-            seen = torch.tensor(sorted(set(text.ids)), device=scores.device)
+            seen = to_device(torch.tensor(sorted(set(text.ids))), scores.device)
             old = row[seen]
             row[seen] = torch.where(old < 0, old * settings.repetition_penalty, old / settings.repetition_penalty)
         if banned := find_repeating_tokens(text.ids, settings.no_repeat_ngram_size):
-            row[banned] = -math.inf
+            row.index_fill_(0, to_device(torch.tensor(banned), scores.device), -math.inf)
         if text.num_new < text.min_new and settings.eos_token_id:
-            row[list(settings.eos_token_id)] = -math.inf
+            row.index_fill_(0, to_device(torch.tensor(settings.eos_token_id), scores.device), -math.inf)
     return scores
 
 
@@ -285,21 +320,24 @@ def _beam_search(reader: _Reader, prompts: list[_Text], settings: GenerationSett
     searches = [_Search([text] * width, [0.0] + [UNUSED_BEAM_SCORE] * (width - 1)) for text in prompts]
     active, rows = searches, [row for row in range(len(prompts)) for _ in range(width)]
     while True:
-        logits = reader.logits[torch.tensor(rows, device=reader.device)]
+        logits = reader.logits_of(rows)
         scores = apply_penalties(logits.log_softmax(-1), [text for search in active for text in search.beams], settings)
-        scores = scores + scores.new_tensor([score for search in active for score in search.scores])[:, None]
+        of_beams = torch.tensor([score for search in active for score in search.scores], dtype=scores.dtype)
+        scores = scores + to_device(of_beams, reader.device)[:, None]
         top = scores.view(len(active), width * vocab).topk(keep)
         going, continued = [], []
-        for i, search in enumerate(active):
-            values, indices = _check_finite(top.values[i].tolist()), top.indices[i].tolist()
-            candidates = [(value, *divmod(index, vocab)) for value, index in zip(values, indices, strict=True)]
+        best = torch.stack([top.values.double(), top.indices.double()], 1).tolist()  # one read of a GPU
+        for i, (search, (values, indices)) in enumerate(zip(active, best, strict=True)):
+            candidates = [
+                (value, *divmod(int(index), vocab)) for value, index in zip(_check_finite(values), indices, strict=True)
+            ]
             beams, over = search.advance(candidates, settings)
             if not over:
                 going.append(search)
                 continued += [rows[i * width + beam] for beam in beams]
         if not going:
             return [generated for search in searches for generated in search.finished[: settings.num_return_sequences]]
-        reader.read_tokens(continued, [text.ids[-1] for search in going for text in search.beams])
+        reader.read_tokens(continued, reader.upload([text.ids[-1] for search in going for text in search.beams]))
         active, rows = going, list(range(len(continued)))
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import models.checkpoints.convert
 from models.errors import ModelError
 from models.generation.cache import Cache
 from models.generation.generate import (
+    READ_EVERY,
     GenerationSettings,
     apply_penalties,
     find_repeating_tokens,
@@ -97,6 +99,20 @@ BEAMS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_greedy_ids_are_those_of_transformers(gpt2, variant):
     check(gpt2, **VARIANTS[variant])
+
+
+@pytest.mark.parametrize("sampling", [False, True])
+@pytest.mark.parametrize("read_every", [2, 8])
+@pytest.mark.parametrize("variant", ["plain", "whole length", "least new", "repetition"])
+def test_texts_do_not_depend_on_when_the_host_reads(gpt2, monkeypatch, variant, read_every, sampling):
+    """A GPU is read every few tokens; meanwhile texts that have ended are continued for nothing."""
+    settings = GenerationSettings(eos_token_id=ENDS, do_sample=sampling, num_return_sequences=1 + sampling)
+    settings = replace(settings, **VARIANTS[variant])
+    expected_texts = generate(gpt2[0], PROMPTS, settings)
+    monkeypatch.setitem(READ_EVERY, "cpu", read_every)
+    found = generate(gpt2[0], PROMPTS, settings)
+    assert [one.ids for one in found] == [one.ids for one in expected_texts]
+    assert [one.score for one in found] == pytest.approx([one.score for one in expected_texts], rel=1e-6)
 
 
 @pytest.mark.parametrize("beams", BEAMS)

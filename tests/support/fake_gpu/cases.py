@@ -98,7 +98,10 @@ def find_problems(case: Case, report: Report) -> list[str]:
     allowed = report.passes + (report.batches if case.task in READS_EACH_BATCH else 0)
     if len(waits) > allowed:
         problems += [f"{len(waits)} waits in {report.passes} passes of {report.batches} batches: {w}" for w in waits]
-    problems += [str(copy) for copy in report.copies(EVALUATION) if copy.kind != "pinned"]
+    waits = report.waits(GENERATION)
+    if len(waits) > report.reads:
+        problems += [f"{len(waits)} waits for {report.reads} tokens: {w}" for w in waits]
+    problems += [str(copy) for copy in report.copies(EVALUATION, GENERATION) if copy.kind != "pinned"]
     return problems
 
 
