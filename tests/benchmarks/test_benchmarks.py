@@ -115,6 +115,17 @@ def test_timed_run_counts_steps_that_fp16_skips(workloads, tmp_path, monkeypatch
     assert result["samples_per_second"] == pytest.approx(logged["samples_per_second"], rel=1e-3)
 
 
+def test_launches_are_counted_per_step_and_none_on_a_cpu(workloads, tmp_path):
+    cfg = recipe_of("vit-tiny", workloads, **{"run.folder": str(tmp_path / "run")})
+    result = timed_training.time_training(cfg, CPU, steps=5, launches=True)
+    assert result["launches"] is None
+    assert 0 < result["step_ms_p50"] <= result["step_ms_p99"]
+    timer = timed_training.LoopTimer(CPU.device, steps=5, split=False, launches=True)
+    timer.calls.update({"cudaLaunchKernel": 10, "cuLaunchKernelEx": 2, "cudaStreamSynchronize": 2, "aten::add": 9})
+    assert timer.calls_per_step(timed_training.LAUNCHES) == 12 / timed_training.PROFILED
+    assert timer.calls_per_step(timed_training.WAITS) == 2 / timed_training.PROFILED
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_loop_timer_times_the_forward_around_compiled_code(compiled):
     timer = timed_training.LoopTimer(CPU.device, steps=5, split=True)
