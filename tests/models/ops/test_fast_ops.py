@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from models.inputs import IGNORE_INDEX
 from models.ops import dropped_attention
 from models.ops.attention import packed_attention, padded_attention
 from models.ops.dropout import MAX_RATE, MIN_ELEMENTS, Dropout, dropout, sample_dropped_positions
-from models.ops.linear_cross_entropy import linear_cross_entropy
+from models.ops.linear_cross_entropy import CHUNK_BYTES, _chunk_bytes, linear_cross_entropy
 from models.ops.packing import Packing
 
 LANGUAGE = [(kind, head) for kind in zoo.ZOO for head in models.ARCHITECTURES[kind].heads if head and "-lm" in head]
@@ -56,6 +57,13 @@ def test_linear_cross_entropy_is_linear_and_cross_entropy(monkeypatch, dtype, sm
     tensors = (h, w, b) if bias else (h, w)
     found, expected = loss_and_gradients(chunked, *tensors), loss_and_gradients(plain, *tensors)
     torch.testing.assert_close(found, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("memory", "expected"), [(2**30, 2**25), (2**34, 2**27), (2**38, 2**30)])
+def test_chunks_of_logits_grow_with_the_memory_of_a_gpu(monkeypatch, memory, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=memory))
+    assert _chunk_bytes(torch.device("cuda")) == expected
+    assert _chunk_bytes(torch.device("cpu")) == CHUNK_BYTES
 
 
 def test_linear_cross_entropy_in_bf16_is_as_precise_as_plain(monkeypatch):
