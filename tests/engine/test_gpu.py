@@ -27,7 +27,7 @@ from engine.distributed import Ranks
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 GPU = Ranks(rank=0, world_size=1, device=torch.device("cuda", 0))
-FIRST, LATER = 1e-5, 2e-3  # relative tolerances of the first loss, and of the first eight or nine
+FIRST, LATER = 1e-5, 1e-3  # relative tolerances of the first loss and of later ones, in fp32
 VARIANTS = {"whole": {}, "micro": {"train.micro_batch_size": 3}, "workers": {"data.num_workers": 2}}
 
 
@@ -39,7 +39,7 @@ def on_gpu(checkpoint_folder, reviews, tmp_path):
         folder = tmp_path / name
         config = tiny_config(checkpoint_folder, reviews, folder, {"run.device": "cuda"} | changes)
         with claim(config, GPU) as resumed:
-            train.train(config, GPU, stop or QuietStop(), resumed)
+            train.train(config, GPU, QuietStop() if stop is None else stop, resumed)  # a stop is false at first
         return [row for row in logged_rows(folder) if "lr" in row]
 
     return run
@@ -64,9 +64,9 @@ def test_mixed_precision_learns_as_fp32(on_gpu, precision):
     assert sum(mixed[-5:]) < 0.7 * sum(mixed[:5])
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_p04_resumed_gpu_run_continues_the_stopped_one(on_gpu, tmp_path, precision):
-    """The same steps and rates, and losses that differ by less than with a new optimizer or other dropout."""
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("fp16", 5e-3)])
+def test_p04_resumed_gpu_run_continues_the_stopped_one(on_gpu, tmp_path, precision, tolerance):
+    """Losses differ by less than with a new optimizer (0.06 at step 9) or other dropout (0.007 at step 8, then 0.1)."""
     changes = {"train.precision": precision, "model.dropout.all": 0.1, "train.micro_batch_size": 5}
     whole = on_gpu("whole", **changes)
     on_gpu("stopped", StopAfter(7), **changes)
@@ -74,8 +74,7 @@ def test_p04_resumed_gpu_run_continues_the_stopped_one(on_gpu, tmp_path, precisi
     for name in ("step", "lr"):
         assert [row[name] for row in resumed] == [row[name] for row in whole]
     losses, expected = ([row["loss"] for row in rows] for rows in (resumed, whole))
-    assert losses[:9] == pytest.approx(expected[:9], rel=LATER)
-    assert losses == pytest.approx(expected, rel=10 * LATER)
+    assert losses == pytest.approx(expected, rel=tolerance)
     files = (tmp_path / name / "last" / "state.json" for name in ("stopped", "whole"))
     stopped, uninterrupted = (json.loads(file.read_text())["train"] for file in files)
     for counter in ("step", "position", "samples"):
