@@ -68,7 +68,7 @@ class LoopTimer:
         self.model: Any = None
         self.now = flops.clock(device)
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.splitting = False
+        self.splitting, self.split_started = False, 0.0
 
     @property
     def end(self) -> int:
@@ -110,27 +110,28 @@ class LoopTimer:
         return timed
 
     def _steps(self, function: Callable[..., Iterator[list[Batch]]]) -> Callable[..., Iterator[list[Batch]]]:
-        """Wrap training_steps: record the sizes of every step, and time the steps of the split as a whole."""
+        """Wrap training_steps: record the sizes of every step. The loop may fetch a step during the one before it."""
 
         def steps(*args: Any, **kwargs: Any) -> Iterator[list[Batch]]:
             loader = function(*args, **kwargs)
             fetch = self._timed("data", lambda: next(loader))
-            started = 0.0
             while True:
-                if self.split and self.step == self.split.start and not self.splitting:
-                    self.splitting, started = True, self.now()
-                elif self.step == self.split.stop and self.splitting:
-                    self.splitting = False
-                    self.seconds["whole"] = self.now() - started
-                self._profile()
                 micro_batches = fetch()
                 self.micro_batches.append([Sizes.from_batch(batch) for batch in micro_batches])
                 yield micro_batches
 
         return steps
 
-    def _profile(self) -> None:
-        """Start the profiler before the first profiled step, and read it after the last."""
+    def _begin_or_end_split(self) -> None:
+        """Start the clock of the split at the end of the step before it, and stop it at the end of its last step."""
+        if self.split and self.step == self.split.start and not self.splitting:
+            self.splitting, self.split_started = True, self.now()
+        elif self.step == self.split.stop and self.splitting:
+            self.splitting = False
+            self.seconds["whole"] = self.now() - self.split_started
+
+    def _begin_or_end_profile(self) -> None:
+        """Start the profiler at the end of the step before the profiled ones, and read it after the last."""
         if self.profiled and self.step == self.profiled.start and self.profile is None:
             kinds = [torch.profiler.ProfilerActivity.CPU]
             kinds += [torch.profiler.ProfilerActivity.CUDA] if torch.cuda.is_available() else []
@@ -155,6 +156,8 @@ class LoopTimer:
         def count(log: RunLog, step: int, *args: Any) -> None:
             self.optimizer_steps.append(step)
             self.ends.append(time.perf_counter())
+            self._begin_or_end_split()
+            self._begin_or_end_profile()
             function(log, step, *args)
 
         return count
@@ -275,10 +278,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--split", action="store_true", help="time the parts of the loop too, in further steps")
     parser.add_argument("--launches", action="store_true", help="count kernels and waits, in further steps")
     parser.add_argument("--tf32", action="store_true", help="compute fp32 products in TF32 on a GPU")
-    parser.add_argument("--cudnn-attention", choices=("on", "off"), help="allow cuDNN's attention; default: as torch")
+    parser.add_argument(
+        "--cudnn-attention", choices=("on", "off"), help="allow cuDNN's attention; default: as the engine chooses"
+    )
     arguments, others = parser.parse_known_args(argv)
     if arguments.cudnn_attention:
         torch.backends.cuda.enable_cudnn_sdp(arguments.cudnn_attention == "on")
+        torch.backends.cuda.enable_cudnn_sdp = lambda enabled: None  # the engine would choose by itself
     cfg = config.parse(others, parser.format_usage())
     ranks = distributed.setup(cfg.run.device)
     result = time_training(cfg, ranks, arguments.steps, arguments.split, arguments.tf32, arguments.launches)

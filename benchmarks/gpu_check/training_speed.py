@@ -35,7 +35,7 @@ def cases(check: Check) -> list[Case]:
     if check.device.type == "cpu":
         return [Case(ragged, "fp32"), Case("vit-b16-224", "bf16", against=CHECKPOINTING)]
     plain = [Case(workload, "bf16") for workload in WORKLOADS]
-    attention = [Case(ragged, "bf16", options=(f"--cudnn-attention={word}",)) for word in ("off", "on")]
+    attention = [Case(workload, "bf16", options=("--cudnn-attention=on",)) for workload in (ragged, blocks)]
     compiled = [Case(workload, "bf16", compiled=True) for workload in WORKLOADS]
     others = [
         Case(blocks, "bf16", against=CHECKPOINTING),

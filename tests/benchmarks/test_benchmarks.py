@@ -22,6 +22,7 @@ from engine.config import Config
 from engine.distributed import Ranks
 from engine.model import build_model
 from engine.precision import Precision
+from engine.prefetch import StepFetcher
 from engine.tasks import find_task, read_training_data
 from engine.validate import task_settings
 from models import TaskModel
@@ -124,6 +125,29 @@ def test_launches_are_counted_per_step_and_none_on_a_cpu(workloads, tmp_path):
     timer.calls.update({"cudaLaunchKernel": 10, "cuLaunchKernelEx": 2, "cudaStreamSynchronize": 2, "aten::add": 9})
     assert timer.calls_per_step(timed_training.LAUNCHES) == 12 / timed_training.PROFILED
     assert timer.calls_per_step(timed_training.WAITS) == 2 / timed_training.PROFILED
+
+
+class FetchAhead(StepFetcher):
+    """Fetch the next step during the current one, as on a GPU."""
+
+    def __next__(self) -> list[Batch]:
+        micro_batches, self.fetched = self.fetched, None
+        return self._time_next() if micro_batches is None else micro_batches
+
+    def fetch(self) -> None:
+        self.fetched = self._time_next()
+
+
+def test_split_and_profile_are_whole_where_steps_are_fetched_ahead(workloads, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "StepFetcher", FetchAhead)
+    cfg = recipe_of("vit-tiny", workloads, **{"run.folder": str(tmp_path / "run")})
+    timer = timed_training.LoopTimer(CPU.device, steps=5, split=True, launches=True)
+    monkeypatch.setattr(timed_training, "LoopTimer", lambda *args: timer)
+    result = timed_training.time_training(cfg, CPU, steps=5, split=True, launches=True)
+    assert {"data", "forward", "backward", "optimizer"} <= result["split"].keys()
+    assert sum(result["split"].values()) == pytest.approx(1, abs=0.01)
+    calls = timer.calls["aten::linear"] / timed_training.PROFILED
+    assert calls == int(calls) > 0  # whole steps
 
 
 @pytest.mark.parametrize("compiled", [False, True])
