@@ -35,9 +35,10 @@ class ErrorList:
         self.reasons: dict[int, str] = {}  # {line: the first reason}
         self.broken: dict[int, str] = {}  # {line: id} of records that could not be made a row
         self.notes: list[str] = []  # what was repaired or guessed
-        self.unit = ""  # of what lines are the numbers, in a file whose rows are not on lines of their own
+        self.unit = ""  # what line numbers count, such as "record", where rows are not on lines of their own
         self.has_bad_file = False  # an error of the file as a whole: no row of it can be used
         self.only_empty = True  # whether all errors are of texts that are empty
+        self.of_empty: set[str] = set()  # the messages that are of such texts
 
     def __len__(self) -> int:
         return len(self.found)
@@ -56,13 +57,14 @@ class ErrorList:
         """Add the error of a row; `path` is a file, or the name of rows in memory, whose lines are their numbers.
 
         row: the line by which the row is known, where the error is in another line of it.
-        place: what the message names instead of the line, in a file whose rows are no lines ("question 7").
+        place: what the message names instead of the line, where rows are not lines ("question 7").
         is_empty: the row is correct but has no text, so there is nothing to predict. of_file: an error of the whole
         file, such as a missing column, which data.bad_rows cannot skip.
         """
         place = place or (f"{self.unit} {line}" if self.unit else "")
         where = f": {place}" if place else f":{line}"
-        self.found.append((line, f"{str(path).removeprefix(MEMORY)}{where}: {reason}"))
+        self.found.append((line, message := f"{str(path).removeprefix(MEMORY)}{where}: {reason}"))
+        self.of_empty |= {message} if is_empty else set()
         self.reasons.setdefault(row or line, reason)
         self.has_bad_file |= of_file
         self.only_empty &= is_empty
@@ -79,6 +81,7 @@ class ErrorList:
         self.reasons = {**other.reasons, **self.reasons}
         self.has_bad_file |= other.has_bad_file
         self.only_empty &= other.only_empty
+        self.of_empty |= other.of_empty
 
     def raise_if_any(self, kind: type[DataError] = DataError) -> None:
         """Raise one DataError with the first errors and the number of the others; do nothing without errors."""
@@ -104,6 +107,8 @@ class ErrorList:
         fault is that they have no text are left out in any case. Raises the errors if no row is left.
         """
         skipping = options.bad_rows == "skip" or (options.accept_empty and self.only_empty)
+        if options.accept_empty and not skipping:  # what stops it are the others
+            self.found = [(line, message) for line, message in self.found if message not in self.of_empty]
         if self.has_bad_file or not skipping:
             self.raise_if_any(DataError if self.has_bad_file else BadRowsError)
         good = [row for row in rows if row.line not in self.reasons]
@@ -111,9 +116,9 @@ class ErrorList:
         left_out = [LeftOut(ids.get(line, str(line)), line, reason) for line, reason in sorted(self.reasons.items())]
         if not good and left_out and not options.accept_empty:
             self.raise_if_any()
-        return Rows(good, notes=[*self.notes, *self._describe_skipped(len(good) + len(left_out))], left_out=left_out)
+        return Rows(good, notes=[*self.notes, *self._describe_left_out(len(good) + len(left_out))], left_out=left_out)
 
-    def _describe_skipped(self, count: int) -> list[str]:
+    def _describe_left_out(self, count: int) -> list[str]:
         if not self.reasons:
             return []
         _, first = min(self.found, key=lambda item: item[0])

@@ -88,7 +88,8 @@ def check_used(options: ModelOptions, head: type[Head] | None, problem: str | No
         if given and not used:
             target = f"{options.head} head" if head else "model without a head"
             target += f" for {problem}" if head and problem != "single-label" else ""
-            raise ModelError(f"{option} has no effect on a {target}: leave it out")
+            undo = ', or set it to "" where the recipe sets it' if option == "model.pooling" else ""
+            raise ModelError(f"{option} has no effect on a {target}: leave it out{undo}")
 
 
 def _is_rate(value: object) -> bool:

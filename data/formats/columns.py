@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from data.formats.options import FileOptions
 
 SHOWN = 20  # columns that a message names
-USUAL_NAMES = {  # of columns in data sets that people have, for a guess
+USUAL_NAMES = {  # names of columns in public data sets, for a guess
     "text": ("sentence", "content", "review", "comment", "tweet", "document", "body", "message", "utterance", "title"),
     "label": ("labels", "class", "category", "sentiment", "intent", "target", "topic", "rating", "stars", "y"),
+    "score": ("rating", "stars", "similarity_score", "similarity", "label", "value", "target", "y"),
     "tokens": ("words", "sentence", "text"),
     "tags": ("ner_tags", "pos_tags", "labels", "entities"),
+    "answers": ("answer", "answer_text", "answers_text", "ans"),
+    "context": ("passage", "paragraph", "document", "article"),
+    "summary": ("highlights", "abstract", "headline", "title"),
 }
+NEAR = 0.7  # of difflib: "lable" and "label" have 0.8, "threat" and "text" 0.6
 
 
 def resolve(values: dict[str, Any], name: str) -> Any:
@@ -35,6 +41,18 @@ def resolve(values: dict[str, Any], name: str) -> Any:
     return value
 
 
+def find_null(values: dict[str, Any], name: str) -> str:
+    """Return what is null at a dotted name, "translation" or "translation.en"; "" where the row has no such name."""
+    value: Any = values
+    for count, part in enumerate(parts := name.split("."), start=1):
+        if not isinstance(value, dict) or part not in value:
+            break
+        value = value[part]
+        if value is None:
+            return ".".join(parts[:count])
+    return name if values.get(name, "") is None else ""
+
+
 def list_nested(columns: Iterable[str], rows: Iterable[dict[str, Any]]) -> list[str]:
     """Return the names of columns, with dotted names in the place of those that hold objects in one of `rows`."""
     nested = {column: list[str]() for column in columns}
@@ -48,7 +66,7 @@ def list_nested(columns: Iterable[str], rows: Iterable[dict[str, Any]]) -> list[
 def describe_missing(
     column: str, columns: Sequence[str], required: Sequence[str], options: FileOptions, hint: str = ""
 ) -> str:
-    """Return what is said where a file does not have `column`: its columns, the setting, and `hint` or a guess."""
+    """Return the message for a file without `column`: its columns, the setting, and `hint` or a guess."""
     setting = options.settings.get(column, "")
     text = f"no column {column!r}{f' ({setting})' if setting else ''}; "
     if not columns:
@@ -57,7 +75,10 @@ def describe_missing(
     hint = hint or (options.hint(columns) if options.hint else "")
     if hint:
         return f"{text}; {hint}"
-    if guess := _find_nearest(column, [name for name in columns if name not in required]):
+    free = [name for name in columns if name not in required and name != options.id_column]
+    if setting == "data.group_column":
+        return f'{text}; data.group_column = "" if no rows belong together'
+    if guess := _find_nearest(column, free):
         text += f"; did you mean {setting} = {json.dumps(guess, ensure_ascii=False)}?" if setting else ""
         text += "" if setting else f"; did you mean {guess!r}?"
     return text
@@ -70,11 +91,12 @@ def name_all(columns: Sequence[str]) -> str:
 
 
 def _find_nearest(column: str, columns: Sequence[str]) -> str:
-    """Return the column that is most like it, is often its name, or is the only one that is left; "" for none."""
+    """Return the column whose name is most similar, is often used for it, or is the only one left; "" for none."""
     folded = {name.casefold(): name for name in reversed(columns)}
     ends = [name for name in columns if name.rpartition(".")[2] == column]
-    near = ends or difflib.get_close_matches(column.casefold(), folded, n=1, cutoff=0.6)
-    if near:
-        return folded.get(near[0].casefold(), near[0])
+    ends = ends or [name for name in columns if column.casefold() in re.split(r"[\W_]+", name.casefold())]
+    if ends:
+        return ends[0]
     usual = next((folded[name] for name in USUAL_NAMES.get(column, ()) if name in folded), "")
-    return usual or (columns[0] if len(columns) == 1 else "")
+    near = difflib.get_close_matches(column.casefold(), folded, n=1, cutoff=NEAR)
+    return usual or (folded[near[0]] if near else columns[0] if len(columns) == 1 else "")

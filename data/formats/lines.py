@@ -8,6 +8,7 @@ import gzip
 import importlib.util
 import io
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,10 +17,13 @@ from typing import BinaryIO
 from data.errors import DataError, ErrorList
 from data.formats.encodings import check_encoding, describe_bad_encoding, find_wide_encoding
 from data.formats.options import FileOptions
+from data.notes import count_of
 
 MAX_LINE = 1_000_000  # characters; a longer line is a broken file, not a text
 CHUNK = 1 << 20  # bytes read at a time
 BOM = "\ufeff"
+SAMPLED = 500  # lines with control characters that are kept for a guess of the encoding
+CONTROLS = re.compile(rb"[\x80-\x9f]")  # in Latin-1
 
 COMPRESSED = {".gz", ".bz2", ".xz"}
 OPENERS: dict[bytes, Callable[[BinaryIO], BinaryIO]] = {
@@ -98,10 +102,11 @@ class TextFile:
     def lines(self, errors: ErrorList, longest: int = MAX_LINE) -> Iterator[tuple[int, str | None]]:
         """Yield (number from 1, text without its line end) of each line; None for a line that was added to `errors`.
 
-        longest: characters of a line that is read. The notes about the file are added to errors.notes at its end.
+        longest: most characters of a line that is read. The notes about the file are added to errors.notes at its end.
         """
-        marks = []
+        marks, controls = [], list[tuple[int, bytes]]()
         encoding = self.encoding
+        is_latin = encoding in ("iso8859-1", "iso8859-15")
         for number, raw in enumerate(self._raw_lines(), start=1):
             if number == 1 and isinstance(raw, bytes) and encoding == "utf-8":
                 raw = raw.removeprefix(codecs.BOM_UTF8)
@@ -112,6 +117,8 @@ class TextFile:
                 errors.add(self.path, number, self._describe(error))
                 yield number, None
                 continue
+            if is_latin and isinstance(raw, bytes) and CONTROLS.search(raw):
+                controls.append((number, raw if len(controls) < SAMPLED else b""))
             if BOM in text and text.startswith(BOM):
                 text = text.lstrip(BOM)
                 marks += [number] if number > 1 else []
@@ -126,7 +133,18 @@ class TextFile:
         if marks:
             what = f"this and {len(marks) - 1:,} more lines begin" if len(marks) > 1 else "this line begins"
             errors.notes.append(f"line {marks[0]}: {what} with a byte order mark, as in joined files: left out")
+        if controls:
+            errors.notes.append(self._describe_controls(controls))
         errors.notes += self.notes
+
+    def _describe_controls(self, lines: list[tuple[int, bytes]]) -> str:
+        """Return a warning for lines with control characters, which are quotes, dashes and the euro in cp1252."""
+        number, raw = lines[0]
+        byte = CONTROLS.search(raw)[0][0]  # type: ignore[index]
+        what = f"a control character ({byte:#04x}), which no text has, by data.encoding = {self.options.encoding!r}"
+        more = f"this and {count_of(len(lines) - 1, 'more line')} have" if len(lines) > 1 else "this line has"
+        hint = describe_bad_encoding([raw for _, raw in lines[:SAMPLED]])
+        return f"warning: line {number}: {more} {what}; {hint}"
 
     def text(self) -> str:
         """Return the text of the file, with its lines ended by line feeds; DataError for bytes that are not text."""
@@ -257,7 +275,7 @@ def _is_utf8(chunk: bytes, stream: BinaryIO) -> bool:
 
 
 def read_head(path: Path, options: FileOptions) -> str:
-    """Return the first line of a file that is not empty, to see what it is; "" where it cannot be told."""
+    """Return the first line of a file that is not empty, to recognise its format; "" where it cannot be read."""
     try:
         return next((text for _, text in TextFile(path, options).lines(ErrorList()) if text and text.strip()), "")
     except (OSError, DataError):

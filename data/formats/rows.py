@@ -12,7 +12,7 @@ from typing import Any
 
 from data.errors import MEMORY, DataError, ErrorList
 from data.formats.annotations import flatten_task, is_task
-from data.formats.columns import describe_missing, list_nested, name_all, resolve
+from data.formats.columns import describe_missing, find_null, list_nested, name_all, resolve
 from data.formats.json_files import Records, read_json
 from data.formats.lines import NOT_READ, locate, read_head, suffix_of
 from data.formats.memory import is_in_memory, read_memory
@@ -170,7 +170,7 @@ def _check_absent(
     if rows or not lacking:
         return
     where = str(path).removeprefix(MEMORY)
-    absent = [column for column in required if all(row.values.get(column) is None for row in lacking)]
+    absent = [column for column in dict.fromkeys(required) if all(row.values.get(column) is None for row in lacking)]
     known = list_nested(columns, (row.values for row in lacking[:100]))
     reasons = [
         f"{where}: column {column!r} is null in every row"
@@ -189,11 +189,11 @@ def _add_lacking(
     for row in lacking:
         errors.broken[row.line] = row.id
         column = next(column for column in required if row.values.get(column) is None)
-        if column in row.values:
+        if null := find_null(row.values, column):
             is_text = options.settings.get(column, "").startswith("data.text")
-            errors.add(path, row.line, f"column {column!r} is null", is_empty=is_text)
+            errors.add(path, row.line, f"column {null!r} is null", is_empty=is_text)
         else:
-            found = ", ".join(map(repr, row.values)) or "no columns"
+            found = ", ".join(map(repr, dict.fromkeys(list_nested(row.values, [row.values])))) or "no columns"
             errors.add(path, row.line, f"no column {column!r}; this row has {found}")
 
 

@@ -100,7 +100,7 @@ class _Checks:
         if impossible is False and not found.answers:
             self.errors.add(path, row.line, "is_impossible is false, yet there is no answer", place=place)
         values[self.answers] = found.answers
-        where = place or f"line {row.line}"
+        where = place or f"{self.errors.unit or 'line'} {row.line}"
         self.num_located += found.num_located
         self.num_emptied += found.is_emptied
         self.first_located = self.first_located or (where if found.num_located else "")

@@ -175,7 +175,7 @@ def _find_names(
 ) -> list[str]:
     """Return the names of the columns, "" for one that has none; DataError for a header that cannot be used."""
     names = header if set(required) <= set(header) else [name.strip() for name in header]
-    missing = [column for column in required if column not in names]
+    missing = [column for column in dict.fromkeys(required) if column not in names]
     twice = [name for name in names if name and names.count(name) > 1]
     if missing:
         known = [name for name in names if name]
@@ -223,20 +223,26 @@ def _split_plain(layout: _Layout, lines: Lines, errors: ErrorList) -> Fields:
             for value in fields:
                 if len(value) > 1 and value[0] == '"' == value[-1]:
                     layout.quoted_lines.append(number)
-            if _has_open_quote(layout, fields):
+            if reason := _describe_open_quote(layout, fields):
                 hint = 'data.quotes = "yes" reads it as csv does, and "no" says that quotes are characters'
-                reason = f"{len(fields)} fields, the last with a quote that is not closed: {hint}"
-                errors.add(layout.path, number, reason, of_file=True)
+                errors.add(layout.path, number, f"{len(fields)} fields, {reason}: {hint}", of_file=True)
                 yield number, None
                 continue
         yield number, fields
 
 
-def _has_open_quote(layout: _Layout, fields: list[str]) -> bool:
-    """Return whether the line has too few fields since its last one may have a quoted line end, as csv allows."""
-    last = fields[-1]
-    is_open = last.startswith('"') and last.count('"') % 2 == 1
-    return is_open and len(fields) < len(layout.first.split(layout.delimiter))
+def _describe_open_quote(layout: _Layout, fields: list[str]) -> str:
+    """Return what shows a quoted line end, or a quoted delimiter, in a line of too few or too many fields; or ""."""
+    width = len(layout.first.split(layout.delimiter))
+    if len(fields) == width:
+        return ""
+    is_open = [field.startswith('"') and field.count('"') % 2 == 1 for field in fields]
+    if len(fields) < width and is_open[-1]:
+        return "the last with a quote that is not closed"
+    closed = [i for i, field in enumerate(fields) if field.endswith('"') and field.count('"') % 2 == 1]
+    if len(fields) > width and closed and any(is_open[: closed[-1]]):
+        return "one with a quote that a later one closes"
+    return ""
 
 
 def _split_quoted(layout: _Layout, lines: Lines, errors: ErrorList) -> Fields:

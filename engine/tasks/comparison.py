@@ -8,8 +8,10 @@ from typing import Any
 
 from data import Row
 from data.audit import has_texts
-from data.formats.lines import locate
+from data.formats.lines import locate, suffix_of
 from data.formats.memory import is_in_memory
+from data.formats.parquet import is_table_folder
+from data.formats.rows import READERS
 from data.overlap import comparable, describe_contradictions, describe_overlap, hash_rows
 from engine.tasks.settings import TaskSettings
 from engine.tasks.task import Task
@@ -42,9 +44,18 @@ def compare_splits(
             notes.append(f"warning: {note}")
             continue
         overlap = describe_overlap(f"{name} {task.noun}", split, training)
-        notes += overlap if file else [f"{note}; data.group_column can keep them in one split" for note in overlap]
+        notes += overlap if file else [note + _hint_at_groups(task, settings) for note in overlap]
         notes += describe_contradictions(f"{name} {task.noun}", split, content_of, is_shown, targets)
     return notes
+
+
+def _hint_at_groups(task: Task, settings: TaskSettings) -> str:
+    """Return the setting that keeps equal texts in one split, for a file with columns that is not split by groups."""
+    data = settings.data
+    is_table = is_in_memory(data.train) or is_table_folder(path := locate(data.train)) or suffix_of(path) in READERS
+    if data.group_column or task.noun == "image" or not is_table:
+        return ""
+    return f'; data.group_column = "{data.text_column}" keeps equal ones in one split'
 
 
 def _label_of(value: Any, problem: str | None) -> Hashable:

@@ -85,7 +85,9 @@ def _hint_at_folder(folder: str, name: str, settings: TaskSettings) -> str:
         if same:
             return f"; {train / same[0]} exists, but has no image"
     setting = next((f"data.{key}" for key in ("validation", "test") if getattr(data, key) == name), "data.train")
-    return hint_at_nested(locate(name), folder, setting)
+    hint = hint_at_nested(locate(name), folder, setting)
+    takes_names = name == data.train and data.labels and not hint
+    return '; data.labels = "" takes the names of the folders' if takes_names else hint
 
 
 def checksums(row: Row, settings: TaskSettings) -> list[str]:

@@ -58,7 +58,8 @@ class TaskSettings:
             quotes=data.quotes,
             bad_rows=data.bad_rows,
             accept_empty=self.accept_empty,
-            settings={column: key for key, column in named.items() if column},
+            # A task's own group is another column of it, whose own setting is the one to name.
+            settings={column: key for key, column in reversed(named.items()) if column},
         )
 
     def is_training_split(self, name: str, labelled: bool) -> bool:

@@ -165,6 +165,32 @@ def test_one_missing_column_is_one_error_with_its_setting(tmp_path, kind):
     )
 
 
+@pytest.mark.parametrize(
+    ("columns", "guess"),
+    [
+        ("id,comment_text,threat", "comment_text"),  # threat is more like text, letter by letter
+        ("id,Text,label", "Text"),
+        ("id,txet,label", "txet"),
+        ("id,threat,insult", ""),
+        ("id,label", ""),  # the only one left is an id
+    ],
+)
+def test_the_column_that_is_offered_may_be_the_text(tmp_path, columns, guess):
+    message = error_of(tmp_path / "rows.csv", f"{columns}\n" + "1," * columns.count(",") + "2\n")
+    offered = f'; did you mean data.text_column = "{guess}"?' if guess else ""
+    assert message.split("\n")[0].endswith(f"the columns are {str(columns.split(','))[1:-1]}{offered}")
+
+
+def test_null_in_a_nested_column_is_called_null(tmp_path):
+    rows = [{"pair": {"en": "a", "de": "b"}}, {"pair": {"en": "a", "de": None}}, {"pair": None}, {"pair": {"en": "a"}}]
+    message = error_of(tmp_path / "rows.jsonl", rows, required=("pair.en", "pair.de"))
+    assert message.split("\n")[:3] == [
+        "rows.jsonl:2: column 'pair.de' is null",
+        "rows.jsonl:3: column 'pair' is null",
+        "rows.jsonl:4: no column 'pair.de'; this row has 'pair.en'",
+    ]
+
+
 def test_a_column_that_is_null_everywhere_is_one_error(tmp_path):
     rows = [{"text": f"s{i}", "label": None} for i in range(30)]
     assert error_of(tmp_path / "rows.jsonl", rows) == "rows.jsonl: column 'label' is null in every row"
@@ -224,6 +250,15 @@ def test_a_few_bad_lines_do_not_make_another_encoding(tmp_path):
     assert error_of(tmp_path / "rows.csv", content) == "rows.csv:4: not UTF-8 at byte 2 of the line (0xe8)"
     found = read(tmp_path / "rows.csv", content, bad_rows="skip")
     assert ([row.id for row in found], found.left_out[0].id) == (["1", "2"], "3")
+
+
+def test_latin_1_that_is_cp1252_is_a_warning(tmp_path):
+    content = "text,label\nSuppe,a\n„süße“ Suppe – 5 €,b\nsüß,a\nBrühe…,b\n".encode("cp1252")
+    (note,) = read(tmp_path / "rows.csv", content, encoding="latin-1").notes
+    assert note.startswith("warning: line 3: this and 1 more line have a control character (0x84), which no text has")
+    assert note.endswith("as cp1252 it reads '„süße“ Suppe – 5 €,b': data.encoding = \"cp1252\", if that is right")
+    assert read(tmp_path / "rows.csv", content, encoding="cp1252").notes == []
+    assert read(tmp_path / "rows.csv", "text,label\nsüß,a\n".encode("latin-1"), encoding="latin-1").notes == []
 
 
 def test_encodings_that_do_not_exist_or_are_not_needed(tmp_path):
