@@ -35,7 +35,7 @@ class DataSettings:
     )
     label_column: str = setting(
         "",
-        "column with the label (or tags, answers, target), or for CoNLL files its number, as text_column; empty: the "
+        "column with the label (or tags, answers, target), or for CoNLL files its number, like text_column; empty: the "
         "task's usual name",
     )
     id_column: str = setting("id", "column with the ids; a file without it has row numbers as ids")
@@ -52,16 +52,16 @@ class DataSettings:
         0, "largest number of training examples, chosen at random from run.seed; 0: all", within=">= 0"
     )
     format: str = setting("auto", "format of the files; auto: by the ends of their names", FORMATS)
-    encoding: str = setting("", "text encoding of the files, as utf-16 or gb18030; empty: utf-8")
+    encoding: str = setting("", "text encoding of the files, such as utf-16 or gb18030; empty: utf-8")
     delimiter: str = setting("", "character between the fields of csv and tsv; empty: comma and tab")
     quotes: str = setting(
         "auto",
-        "whether quotes enclose fields; auto: in csv they do, in tsv they do not; backslash: they do, and a backslash "
-        "stands before a quote inside a field",
+        "whether quotes enclose fields; auto: yes in csv, no in tsv; backslash: yes, and a quote inside a field is "
+        "escaped by a backslash",
         ("auto", "yes", "no", "backslash"),
     )
     label_separator: str = setting(
-        "", "several labels: what separates the labels in a field of text, as | or \\t; empty: comma and semicolon"
+        "", "several labels: what separates the labels in a text, such as | or \\t; empty: comma and semicolon"
     )
     bad_rows: str = setting(
         "raise",
@@ -70,21 +70,22 @@ class DataSettings:
     )
     long_texts: str = setting(
         "truncate",
-        "texts longer than max_length; truncate: keep the first tokens; head+tail: keep the first, a quarter, and the "
-        "last, three quarters; windows: read all in windows, of whose logits a class takes the mean",
+        "texts longer than max_length; truncate: keep the first tokens; head+tail: keep first tokens (a quarter) and "
+        "last tokens (three quarters); windows: read all tokens in windows, and take the mean of their logits",
         ("truncate", "head+tail", "windows"),
     )
     window_overlap: int = setting(32, "tokens that two neighbouring windows of a long text share", within=">= 0")
     split_special_tokens: bool = setting(
         True,
-        "read a special token in a text, as [SEP] or </s>, as its characters; false: as the token, which may end it",
+        "read a special token in a text, such as [SEP] or </s>, as plain text; false: as the token, which may end the "
+        "text",
     )
     teacher_file: str = setting(
         "", "file with a teacher's logits for data.train by id, .jsonl as engine.predict writes it; empty: none"
     )
     cache: str = setting(
         "",
-        "folder where training keeps encoded texts, so that later runs on the same data start sooner; empty: none",
+        "folder in which training keeps encoded texts, so that later runs on the same data start sooner; empty: none",
         machine=MACHINE,
     )
     num_workers: int = setting(

@@ -162,8 +162,8 @@ class TrainSettings:
     max_steps: int = setting(0, "number of optimizer steps; 0: as many as train.epochs takes", within=">= 0")
     sampler: str = setting(
         "shuffle",
-        "examples of an epoch; shuffle: each once, in a new order; balanced: as many, all classes equally often, those "
-        "of a rare class repeated",
+        "examples of an epoch; shuffle: each once, in random order; balanced: the same number, all classes equally "
+        "often, so that examples of rare classes repeat",
         ("shuffle", "balanced"),
     )
     loss: str = setting("", "name of a loss from a plugin (run.plugins); empty: the head's own loss")
@@ -172,8 +172,8 @@ class TrainSettings:
     )
     precision: str = setting(
         "fp32",
-        "number format of the matrix products; the weights are fp32 in each; in fp16 most products of a T5 stay fp32, "
-        "since they exceed its range",
+        "number format of the matrix products; the weights are always fp32; with fp16, most products of a T5 stay "
+        "fp32, since they exceed its range",
         ("fp32", "bf16", "fp16"),
     )
     nan_policy: str = setting(
@@ -241,8 +241,8 @@ class RegularizeSettings:
     )
     pos_weight: tuple[str, ...] = setting(
         (),
-        "weights of the labels in the training loss of examples that have them: a number for each, or balanced "
-        "(examples without the label per example with it); only where examples have several labels; empty: all 1",
+        "weights of the labels in the training loss, for examples that have the label: a number for each, or balanced "
+        "(examples without the label / examples with it); only for multi-label tasks; empty: all 1",
     )
     l1: float = setting(
         0.0,

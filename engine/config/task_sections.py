@@ -87,14 +87,14 @@ class TokenClassificationSettings:
     )
     bad_tags: str = setting(
         "raise",
-        "tags that break their scheme, as an I-PER after O; raise: stop and name them; repair: change them to what "
+        "tags that break their scheme, such as I-PER after O; raise: stop and name them; repair: change them to what "
         "conlleval and seqeval read, and count them",
         ("raise", "repair"),
     )
     bad_spans: str = setting(
         "raise",
-        "spans of entities that cut a word or overlap; raise: stop and name them; expand: to whole words; skip: leave "
-        "them out; of spans that overlap both keep the longest",
+        "spans of entities that cut a word or overlap; raise: stop and name them; expand: extend them to whole words; "
+        "skip: leave them out; of overlapping spans, expand and skip keep the longest",
         ("raise", "expand", "skip"),
     )
 
@@ -122,7 +122,7 @@ class CausalLMSettings:
     """Settings of the task causal-lm alone."""
 
     concatenate_texts: bool = setting(
-        False, "concatenate the texts and split them into blocks of data.max_length; false: one text an example"
+        False, "concatenate the texts and split them into blocks of data.max_length; false: one example per text"
     )
 
 
@@ -130,7 +130,7 @@ class CausalLMSettings:
 class Seq2SeqSettings:
     """Settings of the tasks summarization and translation alone."""
 
-    source_prefix: str = setting("", "text put before every source, as 'summarize: '; empty: none")
+    source_prefix: str = setting("", "text put before every source, such as 'summarize: '; empty: none")
     max_target_length: int = setting(128, "longest target, in tokens; longer targets are truncated", within="> 0")
 
 
