@@ -20,7 +20,7 @@ from data.notes import SHOWN, count_of, join, list_ids, percent, quote, warn
 from data.row import Row
 from data.tokenizers.special import find_special_tokens, special_token_finder
 
-SAMPLE = 300_000  # characters of texts that are encoded again, to find what is behind unknown tokens
+SAMPLE = 300_000  # characters of texts that are encoded again, to find the words of unknown tokens
 MISSING_TEXTS = {name for name in MISSING if name.strip("-?.")}  # a text may be a mark alone
 RARE = "\U0010fffc"  # a character for private use, which no vocabulary has
 SNOWMAN, SNOWMAN_BYTES = "\N{SNOWMAN}", "âĺĥ"  # and how a byte-level tokenizer writes its three bytes
@@ -41,17 +41,17 @@ def audit_texts(examples: TextExamples[Any], rows: Sequence[Row], texts_of: Text
     notes = []
     if total := int(tokens.unknown.sum()):
         chosen = np.flatnonzero(tokens.unknown) if one_each else np.arange(len(rows))
-        behind = _find_behind(_sample(rows, chosen, texts_of), tokens.unknown_id, tokenizer)
-        everything = int(tokens.content.sum())
-        note = f"unknown tokens: {total:,} of {everything:,} ({percent(total, everything)})"
-        notes.append(warn(total, everything, note + (f", from {join(behind)}" if behind else "")))
+        words = _find_unknown_words(_sample(rows, chosen, texts_of), tokens.unknown_id, tokenizer)
+        num_tokens = int(tokens.content.sum())
+        note = f"unknown tokens: {total:,} of {num_tokens:,} ({percent(total, num_tokens)})"
+        notes.append(warn(total, num_tokens, note + (f", from {join(words)}" if words else "")))
     if _may_drop_characters(tokenizer):
         notes += _describe_dropped([text for row in rows for text in texts_of(row)], tokenizer)
     if one_each:
         notes += _describe_unreadable(tokens, rows, tokenizer)
     for count, meaning in (
-        (found.missing, "the name of a missing value, as 'nan'"),
-        (found.bytes, "bytes as Python writes them, b'...'"),
+        (found.missing, "the name of a missing value, such as 'nan'"),
+        (found.bytes, "bytes as Python prints them, b'...'"),
     ):
         if count:
             verb = "is" if count == 1 else "are"
@@ -113,7 +113,7 @@ def find_unknown_id(tokenizer: Tokenizer) -> int:
 
 
 def _has_all_bytes(tokenizer: Tokenizer) -> bool:
-    """Return whether the tokens are of bytes, and each byte has one: then every text can be written."""
+    """Return whether the tokens are bytes, and each byte has one, so that no token is unknown."""
     if tokenizer.pre_tokenizer is None or not isinstance(tokenizer.model, models.BPE):
         return False
     parts = tokenizer.pre_tokenizer.pre_tokenize_str(SNOWMAN)
@@ -142,8 +142,8 @@ def _sample(rows: Sequence[Row], chosen: np.ndarray, texts_of: TextsOf) -> Itera
             characters += len(text)
 
 
-def _find_behind(texts: Iterable[str], unknown_id: int, tokenizer: Tokenizer) -> list[str]:
-    """Return the most frequent words behind the unknown tokens of texts; characters, if the tokens are no words."""
+def _find_unknown_words(texts: Iterable[str], unknown_id: int, tokenizer: Tokenizer) -> list[str]:
+    """Return the most frequent words that become unknown tokens; characters, where tokens are not words."""
     is_of_words = isinstance(tokenizer.model, models.WordPiece | models.WordLevel)
     longest = getattr(tokenizer.model, "max_input_chars_per_word", None) or np.inf
     read = list(texts)
@@ -216,7 +216,7 @@ def _describe_special(noun: str, found: Sequence[str], total: int, tokenizer: To
     now, other = ("plain text", "tokens") if tokenizer.encode_special_tokens else ("tokens", "plain text")
     setting = f"data.split_special_tokens = {'false' if now == 'plain text' else 'true'}"
     verb = "contains" if len(found) == 1 else "contain"
-    texts = f"{len(found):,} of {count_of(total, noun)} {verb} special tokens, as {token!r}"
+    texts = f"{len(found):,} of {count_of(total, noun)} {verb} special tokens, such as {token!r}"
     return [f"{texts}: read as {now} ({setting} reads them as {other})"]
 
 

@@ -32,7 +32,7 @@ from data.seq2seq import Seq2SeqRecord
 
 VERSION = "1"  # of the files
 RECORDS = {record.__name__: record for record in (LanguageModelRecord, PromptRecord, Seq2SeqRecord)}
-JSON = "values"  # the name of the array with what is no array, as JSON
+JSON = "values"  # the name of the array that holds all other values, as JSON
 
 
 class DamagedError(Exception):
@@ -72,13 +72,13 @@ def read_examples(file: Path, tokenizer: Tokenizer) -> TextExamples[Any] | None:
     except FileNotFoundError:
         return None
     except (SafetensorError, KeyError, ValueError) as error:
-        raise DamagedError(f"no safetensors: {error}") from None
+        raise DamagedError(f"not a safetensors file: {error}") from None
     except OSError as error:
         raise _refuse(file.parent, error) from None
     try:
         checksum = arrays.pop("checksum").tobytes()
         if checksum != _checksum(arrays):
-            raise DamagedError("its checksum is another one")
+            raise DamagedError("its checksum does not match")
         values = json.loads(arrays.pop(JSON).tobytes())
         name, record = values.pop("record"), None
         if name is not None:

@@ -71,7 +71,7 @@ def _unquote(item: str) -> str:
 
 
 def split_labels(value: Any, separator: str = "") -> list[str]:
-    """Return the labels of a cell, as it has them: perhaps none, one twice, or an empty one.
+    """Return the labels of a cell as they are written; one may occur twice, or be empty.
 
     value: a list; a dict of 0 and 1 by label; a number; or text with separators: with `separator`, or a comma or
     semicolon where that is "". The items of a list are split too, where `separator` is given. Raises DataError, with
@@ -82,15 +82,15 @@ def split_labels(value: Any, separator: str = "") -> list[str]:
     if isinstance(value, dict):
         flags = {label: parse_flag(flag) for label, flag in value.items()}
         if not flags or None in flags.values():
-            raise DataError(f"labels should be a list, or text with separators between them, this is {value!r}")
+            raise DataError(f"labels should be a list, or text with separators between them, not {value!r}")
         value = [label for label, flag in flags.items() if flag]
     elif isinstance(value, int | float | Decimal):
         value = [value]
     if not isinstance(value, list):
-        raise DataError(f"labels should be a list, or text with separators between them, this is {value!r}")
+        raise DataError(f"labels should be a list, or text with separators between them, not {value!r}")
     for item in value:
         if not isinstance(item, str | int | float | Decimal) or item != item:
-            raise DataError(f"a label should be text or a number, this is {item!r}")
+            raise DataError(f"a label should be text or a number, not {item!r}")
     if separator:
         return [label for item in value for label in _split_item(item, separator)]
     return [label_name(item) for item in value]

@@ -31,7 +31,7 @@ def warn_of_classes(counts: Mapping[str, int], column: str, none: str = "") -> l
     for separator in LABEL_SEPARATORS:
         if example := find_combined(counts, separator):
             warnings.append(
-                f"warning: {len(combined):,} of {len(counts):,} classes are several labels, as {example!r}: "
+                f"warning: {len(combined):,} of {len(counts):,} classes are several labels, such as {example!r}: "
                 'run.task = "multi-label-classification" reads them as such'
             )
             break
@@ -49,8 +49,8 @@ def warn_of_label_sets(counts: Mapping[str, int], num_rows: int) -> list[str]:
 def find_combined(names: Mapping[str, int] | Sequence[str], separator: str) -> str:
     """Return a name that is several labels with `separator` between them, as far as the names show it; else "".
 
-    So it is where the parts of one name are names themselves, and where two names or more have fewer different parts
-    than there are names.
+    The names show it if the parts of one name are names themselves, or if two or more names have no more different
+    parts than there are names.
     """
     known = set(names)
     parts = {name: [part.strip() for part in name.split(separator)] for name in names}
@@ -80,7 +80,7 @@ def _warn_of_missing(counts: Mapping[str, int]) -> list[str]:
     if not (missing := [name for name in counts if name.lower() in MISSING]):
         return []
     shown = ", ".join(f"{name!r} ({counts[name]:,})" for name in missing)
-    return [f"warning: {shown} is a class like any other, and looks like a missing label"]
+    return [f"warning: {shown} is read as a class, but looks like a missing label"]
 
 
 def _warn_of_many(counts: Mapping[str, int], column: str) -> list[str]:
@@ -92,5 +92,5 @@ def _warn_of_many(counts: Mapping[str, int], column: str) -> list[str]:
     if fractions or (numbers and len(counts) > MANY_NUMBERS):
         return [f'{found}, all numbers: run.task = "text-regression" learns them as scores']
     if rows >= FEW_ROWS and 2 * len(counts) > rows:
-        return [f"{found}: data.label_column may name another column, as of texts or ids"]
+        return [f"{found}: data.label_column may name the wrong column, such as one of texts or ids"]
     return []

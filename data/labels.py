@@ -45,7 +45,7 @@ def sort_labels(found: Iterable[str]) -> list[str]:
 
 
 def count_spellings(rows: Iterable[Row], column: str) -> dict[str, Spelling]:
-    """Return {value as text: how often and where it occurs} of a column."""
+    """Return {value as text: how often and where it occurs} for a column."""
     found: dict[str, Spelling] = {}
     for row in rows:
         count_spelling(found, as_text(row.values[column]), row.line)
@@ -82,7 +82,7 @@ def match_labels(found: Iterable[str], labels: Sequence[str]) -> dict[str, str]:
     """Return {value as text: its label} for the values that certainly mean one of `labels`.
 
     A value means the label that it equals, else the only one with the same canonical form. If none of the values means
-    a label so, and all are whole numbers from 0 below the number of labels, they are places in `labels`; unless labels
+    a label so, and all are whole numbers from 0 below the number of labels, they are indices of `labels`, unless labels
     are numbers themselves.
     """
     found = list(found)
@@ -109,13 +109,13 @@ def match_labels(found: Iterable[str], labels: Sequence[str]) -> dict[str, str]:
 def describe_matches(matched: Mapping[str, str], spellings: Mapping[str, Spelling], unit: str = "line") -> list[str]:
     """Return a note on the values that are written differently from their labels; [] where there are none.
 
-    unit: of what the numbers of the rows are.
+    unit: what the row numbers count, such as "line".
     """
     different = {text: label for text, label in matched.items() if text != label}
     places = [text for text in different if canonical_label(text) != canonical_label(matched[text])]
     if places:
         shown = [f"{text} is {matched[text]!r} ({spellings[text].count:,})" for text in sort_labels(places)]
-        return [f"the labels are whole numbers, read as places among the names, from 0: {list_some(shown)}"]
+        return [f"the labels are whole numbers, read as indices of the label names, from 0: {list_some(shown)}"]
     shown = [
         f"{quote_apart(text, label)} ({spellings[text].count:,}, first in {unit} {spellings[text].line}) is read as "
         f"the label {quote_apart(label, text)}"
@@ -174,7 +174,7 @@ def hint_at_similar(text: str, similar: Mapping[str, str]) -> str:
 
 def _hint_at_places(found: Iterable[str], labels: Sequence[str]) -> str:
     if all(canonical_label(text).isdecimal() for text in found) and not any(map(is_number, labels)):
-        return f"; numbers are read as places among the names if all are from 0 to {len(labels) - 1}"
+        return f"; numbers are read as indices of the names if all are from 0 to {len(labels) - 1}"
     return ""
 
 
@@ -200,7 +200,7 @@ def warn_of_labels(rows: Sequence[Row], column: str, none: str = "") -> list[str
 def check_label_names(name: str, rows: Rows, column: str, labels: Sequence[str], unit: str = "line") -> None:
     """Write into each row the label that its value means, and note what was written differently.
 
-    unit: of what the numbers of the rows are, in a note. Raises one DataError for all values that are none of `labels`.
+    unit: what the row numbers count, in a note. Raises one DataError for all values that are none of `labels`.
     """
     spellings = count_spellings(rows, column)
     matched = match_labels(spellings, labels)
@@ -211,7 +211,7 @@ def check_label_names(name: str, rows: Rows, column: str, labels: Sequence[str],
 
 
 def class_numbers(rows: Sequence[Row], column: str, labels: Sequence[str]) -> np.ndarray:
-    """Return (N,) int64, the place of each row's label among `labels`. The rows have been checked."""
+    """Return (N,) int64, the index of each row's label in `labels`. The rows have been checked."""
     number = {label: i for i, label in enumerate(labels)}
     found = [as_text(row.values[column]) for row in rows]
     if not number.keys() >= set(found):  # rows that check_label_names has not seen

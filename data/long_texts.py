@@ -15,7 +15,7 @@ HEAD_SHARE = 4  # a quarter of the tokens that are kept are the first ones, thre
 
 @dataclass(frozen=True)
 class LongTexts:
-    """What becomes of texts with more than max_length tokens, special ones included.
+    """How texts with more than max_length tokens, special ones included, are read.
 
     - truncate: the first tokens are kept.
     - head+tail: the first quarter and the last three quarters of what fits, the best share of Sun et al. 2019, "How to
@@ -23,8 +23,8 @@ class LongTexts:
     - windows: all tokens are read, in windows that share `overlap` tokens. In a pair, windows over the longer text;
       the other one is in all of them, truncated to half of what fits.
 
-    Where a pair is too long, the shorter text may have half of what fits, and the longer one the rest: so it is also in
-    the tokenizers' own strategy "longest_first".
+    Where a pair is too long, the shorter text may have half of what fits, and the longer one the rest, as in the
+    tokenizers' strategy "longest_first".
     """
 
     mode: str

@@ -72,7 +72,7 @@ def _texts_of(value: object) -> list[str]:
 
 
 def _hint_at_member(value: object, column: str) -> str:
-    """Return the setting that reads the labels out of objects with one member, or with one called so; "" for none."""
+    """Return the setting that reads the labels from objects with one member, or one of MEMBERS; "" for none."""
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         return ""
     members = list(dict.fromkeys(str(key) for item in value for key in item))
@@ -96,7 +96,7 @@ def read_label_columns(columns: Sequence[str], name: str, rows: Sequence[Row], c
 
 
 def find_flag_columns(row: Row, others: Collection[str]) -> list[str]:
-    """Return the columns with 0 or 1 in a row, but for `others`."""
+    """Return the columns with 0 or 1 in a row, except `others`."""
     return [column for column, value in row.values.items() if column not in others and parse_flag(value) is not None]
 
 
@@ -107,7 +107,7 @@ def find_label_set_names(name: str, rows: Rows, column: str, declared: Sequence[
     """
     spellings = _count_spellings(rows, column)
     if not spellings:
-        raise DataError(f"{name}: no row has a label in {column!r}; training needs one at least")
+        raise DataError(f"{name}: no row has a label in {column!r}; training needs at least one")
     if declared:
         return list(declared)
     if width := _flag_width(rows, column):
@@ -135,7 +135,7 @@ def check_label_set_names(name: str, rows: Rows, column: str, labels: Sequence[s
         return
     # A reader leaves repetitions only in rows of 0 and 1.
     if wrong := next((row for row in rows if len(set(row.values[column])) < len(row.values[column])), None):
-        found = f"{len(wrong.values[column])} numbers 0 and 1, as {wrong.values[column]}"
+        found = f"{len(wrong.values[column])} numbers 0 and 1, such as {wrong.values[column]}"
         raise DataError(f"{name}:{wrong.line}: {found}: each row should have one for each of the {len(labels)} labels")
     spellings = _count_spellings(rows, column)
     matched = match_labels(spellings, labels)
@@ -196,6 +196,6 @@ def _check_separators(name: str, counts: Mapping[str, int]) -> list[str]:
                 'and data.label_separator = "," keeps them'
             )
         if example or (separator in ALWAYS_SEPARATORS and having):
-            count = f"{len(having):,} of {len(counts):,} labels contain {separator!r}, as {example or having[0]!r}"
+            count = f"{len(having):,} of {len(counts):,} labels contain {separator!r}, such as {example or having[0]!r}"
             warnings.append(f"warning: {count}: data.label_separator = {shown} would split them")
     return warnings

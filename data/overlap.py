@@ -18,7 +18,7 @@ from data.row import Row
 WARN_OF_OVERLAP = 0.01  # share of a split from which it is a warning that its texts are also in the training data
 
 
-# Of a row what is compared: what the model reads, and what it should answer (None: it may have several answers).
+# What is compared of a row: (what the model reads, what it should answer; None where several answers are right).
 ContentOf = Callable[[Row], tuple[Hashable, Hashable]]
 
 
@@ -31,7 +31,7 @@ class Hashes(NamedTuple):
 
 
 def comparable(value: Any) -> Hashable:
-    """Return what is equal for values that look equal: without spaces at the ends, composed, lists as tuples."""
+    """Return a form that is equal for values that look equal: stripped, with composed characters, lists as tuples."""
     if isinstance(value, str):
         value = value.strip()
         return value if value.isascii() else unicodedata.normalize("NFC", value)
@@ -100,7 +100,7 @@ def describe_contradictions(
 
 
 def _shown(value: Any) -> str:
-    """Return a text in quotes, or other values, shortened."""
+    """Return a value for a note: a text in quotes, shortened."""
     if isinstance(value, tuple) and len(value) == 1:
         return _shown(value[0])
     if isinstance(value, tuple) and all(isinstance(item, str) for item in value):

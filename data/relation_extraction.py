@@ -111,7 +111,7 @@ def read_relations(
             if _is_inside_word(source, e.end) and not _is_inside_word(source, e.end + 1)
         ]
     if len(clipped) > 1 and 10 * len(clipped) >= 8 * num_places:
-        what = f"{len(clipped):,} of {num_places:,} entities lack the last letter of a word, as {clipped[0]}"
+        what = f"{len(clipped):,} of {num_places:,} entities lack the last letter of a word, such as {clipped[0]}"
         errors.notes.append(f"warning: {what}: an end is one after the last character")
     return errors.settle(name, rows, options)
 
@@ -130,9 +130,9 @@ def _find_entities(values: dict[str, Any], text: str) -> tuple[Entity, Entity]:
         elif isinstance(value, str) and isinstance(kind, str):
             found[role] = _find_string(role, value, kind, text, list(found.values()))
         elif isinstance(value, str):
-            raise DataError(f"'{role}_type' should be text, this is {kind!r}")
+            raise DataError(f"'{role}_type' should be text, not {kind!r}")
         else:
-            raise DataError(f"{role!r} should be {{'start', 'end', 'type'}} or a string of the text, this is {value!r}")
+            raise DataError(f"{role!r} should be {{'start', 'end', 'type'}} or a string of the text, not {value!r}")
     subject, obj = found["subject"], found["object"]
     if subject.start < obj.end and obj.start < subject.end:
         raise DataError(
@@ -144,12 +144,12 @@ def _find_entities(values: dict[str, Any], text: str) -> tuple[Entity, Entity]:
 def _read_span(role: str, value: dict[str, Any], text: str) -> Entity:
     start, end, kind = value.get("start"), value.get("end"), value.get("type", "")
     if type(start) is not int or type(end) is not int:
-        raise DataError(f"the {role} should have a 'start' and an 'end', both whole numbers, this is {value!r}")
+        raise DataError(f"the {role} should have a 'start' and an 'end', both whole numbers, not {value!r}")
     if not isinstance(kind, str | None):
-        raise DataError(f"the type of the {role} should be text, this is {kind!r}")
+        raise DataError(f"the type of the {role} should be text, not {kind!r}")
     place = f"the {role}, {start} to {end},"
     if not 0 <= start <= end <= len(text):
-        raise DataError(f"{place} is no part of the text, which has {len(text):,} characters")
+        raise DataError(f"{place} is outside the text, which has {len(text):,} characters")
     if not text[start:end].strip():
         raise DataError(f"{place} is empty")
     own = value.get("text")

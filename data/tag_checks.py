@@ -1,4 +1,4 @@
-"""Checks of the tags of a file: by their scheme, repaired where the recipe says so; numbers as places of labels."""
+"""Checks of the tags of a file: by their scheme, repaired where the recipe says so; numbers as indices of labels."""
 
 from __future__ import annotations
 
@@ -128,11 +128,11 @@ def name_numbers(name: str, rows: Sequence[Row], label: str, labels: Sequence[st
             row.values = row.values | {label: [labels[int(tag)] for tag in row.values[label]]}
         else:
             tag = row.values[label][bad]
-            reason = f"the tag {tag} is no place in data.labels, which has {len(labels)} names"
+            reason = f"the tag {tag} is not an index of data.labels, which has {len(labels)} names"
             reason += "; it marks the further pieces of a word: give whole words" if tag == "-100" else ""
             errors.add(name, find_line(row, bad), word_prefix(row, bad) + reason, row=row.line)
     shown = ", ".join(f"{tag} is {labels[int(tag)]!r}" for tag in sorted(names - outside, key=int)[:3])
-    errors.notes.append(f"the tags are numbers, read as places in data.labels: {shown}")
+    errors.notes.append(f"the tags are numbers, read as indices of data.labels: {shown}")
 
 
 def find_line(row: Row, index: int) -> int:
@@ -172,7 +172,7 @@ def check_tag_names(name: str, rows: Sequence[Row], label: str, labels: Sequence
     for tag, (row, i) in first.items():
         near = next((other for other in labels if similar_key(other) == similar_key(tag)), "")
         hint = f"; {near!r}, perhaps" if near else ""
-        hint = hint or ("; data.labels reads numbers as places in its names" if NUMBER.fullmatch(tag) else "")
+        hint = hint or ("; data.labels reads numbers as indices of its names" if NUMBER.fullmatch(tag) else "")
         many = f" at {counts[tag]:,} words" if counts[tag] > 1 else ""
         reason = f"{word_prefix(row, i)}unknown label {tag!r}{many}; the labels are {shown}{hint}"
         errors.add(name, find_line(row, i), reason)

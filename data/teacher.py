@@ -35,7 +35,7 @@ def read_teacher(name: str, ids: Sequence[str], labels: Sequence[str]) -> Tensor
             continue
         example = str(value)
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            errors.add(name, row.line, f"an 'id' should be text or a number, this is {value!r}")
+            errors.add(name, row.line, f"an 'id' should be text or a number, not {value!r}")
         elif example in lines:
             errors.add(name, row.line, f"the id {example!r} is that of line {lines[example]} too")
         else:
@@ -66,7 +66,7 @@ def _logits(values: dict[str, Any], labels: Mapping[str, None]) -> list[float]:
     if value is None:
         raise DataError(f"no column 'logits'; this row has {', '.join(map(repr, values))}")
     if not isinstance(value, dict):
-        raise DataError(f"'logits' should be {{label: number}}, or a list of numbers, this is {reprlib.repr(value)}")
+        raise DataError(f"'logits' should be {{label: number}}, or a list of numbers, not {reprlib.repr(value)}")
     if any(label not in labels for label in value):  # another spelling, as 1.0 for 1
         matched = match_labels(value, list(labels))
         if len(set(matched.values())) == len(value):
@@ -77,7 +77,7 @@ def _logits(values: dict[str, Any], labels: Mapping[str, None]) -> list[float]:
         raise DataError(f"no logit of the label {missing[0]!r}")
     for label, number in value.items():
         if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) <= LARGEST:
-            raise DataError(f"the logit of {label!r} should be a finite number, this is {number!r}")
+            raise DataError(f"the logit of {label!r} should be a finite number, not {number!r}")
     return [float(value[label]) for label in labels]
 
 

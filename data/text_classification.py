@@ -41,7 +41,7 @@ def check_texts(name: str, rows: Sequence[Row], columns: Sequence[str], label: s
         for column in columns:
             value = row.values.get(column)
             if not isinstance(value, str):
-                errors.add(name, row.line, f"{column!r} should be text, this is {value!r}")
+                errors.add(name, row.line, f"{column!r} should be text, not {value!r}")
             elif not value.strip():
                 errors.add(name, row.line, f"{column!r} is empty", is_empty=True)
         if label and isinstance(value := row.values[label], list) and len(value) == 1 and isinstance(value[0], str):
@@ -56,11 +56,11 @@ def _find_label_fault(value: object, column: str) -> str:
     """Return why a value of the label column is no class; "" for one that is."""
     if isinstance(value, dict | list | tuple | set | bytes):
         hint = f'; run.task = "{SEVERAL}" reads lists' if isinstance(value, list) and len(value) > 1 else ""
-        return f"a label should be text or a number, this is {value!r}{hint}"
+        return f"a label should be text or a number, not {value!r}{hint}"
     if not label_name(value):
         return f"the label in {column!r} is empty"
     if isinstance(value, str) and _LIKE_A_LIST.fullmatch(value.strip()) and parse_list_text(value) is not None:
-        return f'a label should be one class, this is a list as text, {value!r}; run.task = "{SEVERAL}" reads lists'
+        return f'a label should be one class, not a list as text, {value!r}; run.task = "{SEVERAL}" reads lists'
     return ""
 
 
@@ -80,7 +80,7 @@ def encode_texts(
 ) -> TextExamples[None]:
     """Encode checked rows, truncated to `max_length` tokens including the special ones (the longest of a pair first).
 
-    label: a column, or "" for unlabelled rows. long_texts, window_overlap: what becomes of texts that are longer
+    label: a column, or "" for unlabelled rows. long_texts, window_overlap: how texts are read that are longer
     (data/long_texts.py). limit, nouns: the setting of max_length and what the rows are, in notes.
     """
     reading = LongTexts(long_texts, max_length, window_overlap)

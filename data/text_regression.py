@@ -16,7 +16,7 @@ from data.label_warnings import MISSING
 from data.row import Row
 
 LARGEST = float(np.finfo(np.float32).max)
-# Thousands with a space or an apostrophe between them, which nothing else can be.
+# Groups of thousands with a space or an apostrophe between them, which can mean nothing else.
 _SPACED = re.compile(r"([+-]?[0-9]{1,3})((?:[\s'\u2019][0-9]{3})+)([.,][0-9]+)?")
 # Numbers with a comma or point, by what it is: the first pattern that fits is right. 1,500 may be 1.5 or 1500; so may
 # 1.500 in a file with decimal commas.
@@ -47,7 +47,7 @@ def read_scores(name: str, rows: Sequence[Row], column: str, errors: ErrorList) 
             continue
         row.values[column] = parse_score(text or value)
         if math.isnan(row.values[column]):
-            errors.add(name, row.line, f"a score in {column!r} should be a number, this is {value!r}{_hint(value)}")
+            errors.add(name, row.line, f"a score in {column!r} should be a number, not {value!r}{_hint(value)}")
     _read_separated(name, by_kind, column, errors)
 
 
@@ -68,7 +68,7 @@ def _read_separated(name: str, by_kind: dict[str, list[Row]], column: str, error
         unclear, points = unclear + points, []
     for row in unclear:
         reason = "its comma or point may be decimal or stand between thousands; write the number without separators"
-        errors.add(name, row.line, f"a score in {column!r} is unclear, this is {row.values[column]!r}: {reason}")
+        errors.add(name, row.line, f"the score {row.values[column]!r} in {column!r} is unclear: {reason}")
     for rows, what in (
         (decimal, "a decimal comma"),
         (thousands, "commas between thousands"),
@@ -104,7 +104,7 @@ def _clean(text: str) -> str:
 
 
 def _hint(value: Any) -> str:
-    """Return what would work in the place of a value that is no score, or ""."""
+    """Return what would work instead of a value that is not a score, or ""."""
     if isinstance(value, bool):
         return '; run.task = "text-classification" learns true and false'
     text = value.strip().lower() if isinstance(value, str) else "x"

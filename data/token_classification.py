@@ -25,7 +25,7 @@ from data.errors import DataError, ErrorList
 from data.examples import TextExamples, count_notes
 from data.formats.annotations import is_brat, read_brat
 from data.formats.entity_spans import spans_to_tags
-from data.formats.lines import locate, read_head, suffix_of
+from data.formats.lines import locate, read_first_line, suffix_of
 from data.formats.memory import is_in_memory
 from data.formats.options import FileOptions
 from data.formats.rows import read_rows
@@ -124,7 +124,7 @@ def _find_kind(name: str, text: str, label: str, options: FileOptions) -> str:
         return LINE_SUFFIXES[suffix]
     if suffix not in UNTOLD or path.is_dir():
         return "rows"
-    if suffix == ".tsv" and text in read_head(path, options).split("\t"):
+    if suffix == ".tsv" and text in read_first_line(path, options).split("\t"):
         return "rows"
     guess = guess_format(path, options)
     hint = f"by its first lines data.format = {guess!r} would read it" if guess else f"one of {', '.join(LINE_FORMATS)}"

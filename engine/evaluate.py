@@ -22,7 +22,7 @@ from engine import cli, distributed, validate
 from engine.config import Config, ConfigError, GenerateSettings
 from engine.distributed import Ranks
 from engine.log import progress
-from engine.model import avoid_attention_plans
+from engine.model import disable_cudnn_attention
 from engine.precision import Precision
 from engine.tasks import Task, find_task, read_file
 
@@ -108,7 +108,7 @@ def open_trained(
     validate.check_encoded(config, model, examples)
     precision = Precision(config.train.precision, ranks.device)
     model.to(ranks.device)
-    avoid_attention_plans(model)
+    disable_cudnn_attention(model)
     context = EvaluationContext(task, precision, ranks, config.eval.batch_tokens, config.generate)
     return model, examples, context, rows
 

@@ -28,7 +28,9 @@ def apply_class_weights(model: TaskModel, settings: RegularizeSettings, counts: 
     if not given:
         return
     if counts is None or head is None or head.shape.problem != "single-label":
-        raise ConfigError(f"regularize.class_weights = {list(given)} has no effect where no single class is learned")
+        raise ConfigError(
+            f"regularize.class_weights = {list(given)} has no effect: this task does not learn one class per example"
+        )
     if given == ("balanced",):
         present = np.count_nonzero(counts)
         weights = [float(counts.sum() / (present * count)) if count else 0.0 for count in counts]
@@ -40,7 +42,7 @@ def apply_class_weights(model: TaskModel, settings: RegularizeSettings, counts: 
 def apply_pos_weight(
     model: TaskModel, settings: RegularizeSettings, counts: np.ndarray | None, num_examples: int
 ) -> list[str]:
-    """Set regularize.pos_weight in the head; return what to say of balanced weights.
+    """Set regularize.pos_weight in the head; return notes on balanced weights.
 
     counts: (C,) the training examples that have each label; None where no labels are learned.
     balanced: (N - counts) / counts. With it a label has the same total weight where it applies and where it does not.
@@ -51,7 +53,9 @@ def apply_pos_weight(
     if not given:
         return []
     if counts is None or head is None or head.shape.problem != "multi-label":
-        raise ConfigError(f"regularize.pos_weight = {list(given)} has no effect where no sets of labels are learned")
+        raise ConfigError(
+            f"regularize.pos_weight = {list(given)} has no effect: this task does not learn several labels per example"
+        )
     notes = []
     if given == ("balanced",):
         is_mixed = (counts > 0) & (counts < num_examples)

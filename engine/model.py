@@ -102,10 +102,10 @@ def apply_machine_settings(model: TaskModel, settings: TrainSettings) -> None:
         models.compile_layers(model)
     if settings.activation_checkpointing:
         models.checkpoint_activations(model)
-    avoid_attention_plans(model)
+    disable_cudnn_attention(model)
 
 
-def avoid_attention_plans(model: TaskModel) -> None:
+def disable_cudnn_attention(model: TaskModel) -> None:
     """Switch cuDNN's attention off in this process, on a GPU, for a model that reads texts.
 
     cuDNN builds a plan for each new pair of batch size and length, which takes longer than the step it is for.

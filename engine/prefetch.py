@@ -13,10 +13,10 @@ LARGEST_COPY_AHEAD = 2**28  # bytes; micro-batches beyond it are copied when the
 
 
 class StepFetcher:
-    """An iterator over steps of training, each a list of micro-batches, of which `fetch` gets the next one early.
+    """An iterator over training steps, each a list of micro-batches; `fetch` gets the next one early.
 
     seconds: the time it took to get the last step.
-    On a CPU `fetch` does nothing: nothing else computes meanwhile. So `next` is all that the loop needs.
+    On a CPU `fetch` does nothing, since nothing could run at the same time.
     """
 
     def __init__(self, steps: Iterator[list[Batch]], device: torch.device):

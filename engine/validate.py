@@ -50,7 +50,8 @@ def _check_used(config: Config, task: Task) -> None:
     for name in ("mixup", "cutmix"):
         if config.data.teacher_file and get(config, f"augment.image.{name}"):
             raise ConfigError(
-                f"augment.image.{name} mixes two examples, which data.teacher_file has no logits for: leave one out"
+                f"augment.image.{name} mixes two examples, which data.teacher_file has no logits for: leave out one of "
+                "the two settings"
             )
 
 
@@ -74,7 +75,7 @@ def _check_long_texts(config: Config, task: Task) -> None:
             "relation-extraction": "a long text is cut around its two entities",
             "causal-lm": "causal_lm.concatenate_texts reads all of a text in blocks",
             "dialogue": "a reply is learned after the turns just before it",
-            "image-classification": "an image is no text",
+            "image-classification": "an image is not a text",
         }.get(config.run.task, "the text that is written would have no source for what was left out")
         raise ConfigError(f"data.long_texts = {mode!r} has no effect on {config.run.task}: {reason}")
     if overlap != Config().data.window_overlap and mode != "windows":
@@ -106,8 +107,8 @@ def _check_imbalance(config: Config, task: Task) -> None:
     name, regularize = config.run.task, config.regularize
     if regularize.class_weights and task.problem == "multi-label":
         raise ConfigError(
-            f"regularize.class_weights = {list(regularize.class_weights)} has no effect on {name}, where no single "
-            "class is learned: regularize.pos_weight weights the labels"
+            f"regularize.class_weights = {list(regularize.class_weights)} has no effect on {name}, which does "
+            "not learn one class per example: regularize.pos_weight weights the labels"
         )
     if regularize.pos_weight and task.problem != "multi-label":
         more = "regularize.class_weights weights classes" if task.problem == "single-label" else "leave it out"
@@ -127,8 +128,7 @@ def check_metric(task: Task, watched: str, labels: Sequence[str]) -> None:
     """Raise ConfigError for a metric of two classes where there are more or fewer."""
     if task.problem == "single-label" and watched in POSITIVE_CLASS_METRICS and len(labels) != 2:
         raise ConfigError(
-            f"eval.metric = {watched!r} is of the second of two classes, and there are {len(labels)}; f1 is the mean "
-            "of all classes"
+            f"eval.metric = {watched!r} needs two classes, and there are {len(labels)}; f1 is the mean over all classes"
         )
 
 
@@ -153,7 +153,7 @@ def _check_tokens(config: Config, model: TaskModel, tokenizer: Tokenizer) -> Non
     if config.data.long_texts == WINDOWS:
         if TASKS[config.run.task].problem and model.head is not None and not model.head.reads_windows:
             raise ConfigError(
-                f"data.long_texts = 'windows': the head {model.head_name} takes no mean of several windows; set its "
+                f"data.long_texts = 'windows': the head {model.head_name} does not average windows; set its "
                 "reads_windows once it does, or choose truncate"
             )
         overlap, is_pair = config.data.window_overlap, bool(config.data.text_pair_column)
@@ -209,6 +209,6 @@ def _check_lengths(config: Config, model: TaskModel, examples: TextExamples[Any]
     if len(empty):
         more = f" and {len(empty) - 1:,} more" if len(empty) > 1 else ""
         raise DataError(
-            f"the tokenizer of {config.model.name} leaves no token of the text with id {examples.ids[empty[0]]!r}"
+            f"the tokenizer of {config.model.name} leaves no tokens of the text with id {examples.ids[empty[0]]!r}"
             f"{more}: remove such texts"
         )

@@ -1,4 +1,4 @@
-"""Warnings about the watched metric: before training if it cannot judge, and at the end if it did not."""
+"""Warnings about the watched metric: before training if it cannot compare models, and at the end if it did not."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ FEW = 3  # evaluations; with fewer an unchanged metric says nothing
 def warn_of_metric(task: Task, watched: str, validation_set: Examples, labels: Sequence[str]) -> list[str]:
     """Return a warning if the watched metric is undefined or constant on the validation data, and what to watch."""
     if len(validation_set) == 1:
-        return [f"warning: the validation data has one example, on which {watched} hardly compares two models"]
+        return [f"warning: the validation data has one example, too few for {watched} to compare models"]
     unusable = task.unusable_metrics(validation_set, labels)
     if watched not in unusable:
         return []
     usable = [name for name in task.metrics if name not in unusable]
     hint = f"; eval.metric = {usable[0]} can" if usable else ""
-    return [f"warning: {watched} cannot judge on the validation data: {unusable[watched]}{hint}"]
+    return [f"warning: {watched} cannot compare models on the validation data: {unusable[watched]}{hint}"]
 
 
 def explain_best(state: TrainState, watched: str, values: Sequence[float]) -> str:
-    """Return what to know of the best evaluation, "" if nothing; TrainingError if there is none.
+    """Return a warning about the best evaluation, "" if there is none; TrainingError if no evaluation is best.
 
     values: the watched metric of all evaluations of the run.
     """

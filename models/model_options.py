@@ -232,7 +232,7 @@ def choose_labels(
         more = f"; the data has {reprlib.repr(unknown)}, which it does not know" if unknown else ""
         more += f" ({note})" if note else ""
         same = f"data.labels = {json.dumps(','.join(in_file), ensure_ascii=False)} reads other spellings of its names, "
-        same = f"{same}and numbers as places among them; " if missing and len(in_file) == len(wanted) <= SHOWN else ""
+        same = f"{same}and numbers as their indices; " if missing and len(in_file) == len(wanted) <= SHOWN else ""
         raise ModelError(f"{folder}: its head knows {known}{more}; {same}--model.head_init reset starts a new head")
     return in_file, note
 
@@ -254,7 +254,7 @@ def _labels_of(raw: JsonObject, num_outputs: int | None, folder: Path) -> tuple[
     if not named or len(named) == count:
         return labels, ""
     first = next(i for i in range(count) if i not in named)
-    others = f"the others have default names, as {labels[first]}"
+    others = f"the others have default names, such as {labels[first]}"
     return labels, f"id2label of config.json names {len(named)} of {count} classes; {others}"
 
 

@@ -32,9 +32,9 @@ def read_synonyms(name: str) -> dict[tuple[str, ...], list[str]]:
         word, synonyms = row.values["word"], row.values["synonyms"]
         texts = synonyms.split(",") if isinstance(synonyms, str) else synonyms
         if not isinstance(word, str) or not word.strip():
-            errors.add(name, row.line, f"'word' should be text, this is {word!r}")
+            errors.add(name, row.line, f"'word' should be text, not {word!r}")
         elif not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
-            errors.add(name, row.line, f"'synonyms' should be texts with commas between, this is {synonyms!r}")
+            errors.add(name, row.line, f"'synonyms' should be texts with commas between, not {synonyms!r}")
         elif not texts:
             errors.add(name, row.line, f"{word!r} has no synonyms; leave the line out")
         elif (key := entry_key(word)) in table:
@@ -52,7 +52,7 @@ def read_wordings(name: str, ids: Iterable[str]) -> dict[str, list[str]]:
     for row in read_rows(name, ["id", "texts"], errors=errors):
         texts = row.values["texts"]
         if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
-            errors.add(name, row.line, f"'texts' should be a list of texts, this is {texts!r}")
+            errors.add(name, row.line, f"'texts' should be a list of texts, not {texts!r}")
         elif row.id not in known:
             errors.add(name, row.line, f"the training data has no id {row.id!r}")
         else:

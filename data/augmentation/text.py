@@ -56,7 +56,7 @@ class Augmented:
     change: Change
     seed: int
     files: str = ""  # checksum of the files that the changes were read from
-    mask: Mask | None = None  # what becomes of MASKED; None: no word is masked
+    mask: Mask | None = None  # how MASKED is encoded; None: no word is masked
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -17,22 +17,22 @@ from data.notes import count_of
 from data.row import Row
 
 SETTING = "token_classification.bad_spans"
-BOUND = re.compile(r"T\d+\t")  # a line of an entity in BRAT: T1, tab, label start end, tab, its text
+ENTITY = re.compile(r"T\d+\t")  # a line of an entity in BRAT: T1, tab, label start end, tab, its text
 
 
 # Label Studio: {"id", "data": {"text": ...}, "annotations": [{"result": [{"from_name", "type", "value": {...}}]}]}
 
 
-def is_task(values: dict[str, Any]) -> bool:
+def is_label_studio(values: dict[str, Any]) -> bool:
     """Return whether a row is a task of Label Studio's JSON export."""
     return isinstance(values.get("data"), dict) and isinstance(values.get("annotations"), list)
 
 
-def flatten_task(values: dict[str, Any], required: Sequence[str]) -> dict[str, Any]:
+def flatten_label_studio(values: dict[str, Any], required: Sequence[str]) -> dict[str, Any]:
     """Return the columns of a task: those of its data, and one for each control tag, with spans or with choices.
 
-    - A control tag's name is its from_name. If all have one name, it is "label" too. A required column after the first,
-      the text, that no result of an annotated task fills is [], as there is no entity.
+    - A control tag's name is its from_name. If all have one name, it is "label" too. A required column after the first
+      (the text) that no result of an annotated task fills is [], since there is no entity.
     - Ends are one after the last character; places in UTF-16 units become characters, where a span's text says so.
     DataError, with the reason alone, for annotations that differ.
     """
@@ -107,8 +107,8 @@ def read_brat(path: Path, text: str, label: str, bad_spans: str, errors: ErrorLi
     for document in sorted(path.rglob("*.txt")):
         name = document.relative_to(path).with_suffix("").as_posix()
         source, lines = _read_document(document, bool(label))
-        entities = [_read_bound(line, document) for line in lines if BOUND.match(line)]
-        num_others += sum(1 for line in lines if line.strip() and not BOUND.match(line))
+        entities = [_read_entity(line, document) for line in lines if ENTITY.match(line)]
+        num_others += sum(1 for line in lines if line.strip() and not ENTITY.match(line))
         pieces += [f"{name}.ann {entity['id']}" for entity in entities if entity["pieces"] > 1]
         kept = [entity for entity in entities if entity["pieces"] == 1 or bad_spans != "skip"]
         for first, last, number in _join_lines(source, kept):
@@ -131,7 +131,7 @@ def read_brat(path: Path, text: str, label: str, bad_spans: str, errors: ErrorLi
 
 
 def _read_document(document: Path, labelled: bool) -> tuple[str, list[str]]:
-    """Return the text of a document and the lines of its annotations; [] for words alone."""
+    """Return the text of a document and the lines of its annotations; no lines if not labelled."""
     annotation = document.with_suffix(".ann")
     try:
         source = document.read_bytes().decode("utf-8")  # line ends stay, since places count them
@@ -148,12 +148,12 @@ def _as_span(entity: dict[str, Any], first: int) -> dict[str, Any]:
     return span | ({"text": entity["text"]} if entity["pieces"] == 1 and entity["text"] else {})
 
 
-def _read_bound(line: str, document: Path) -> dict[str, Any]:
+def _read_entity(line: str, document: Path) -> dict[str, Any]:
     """Return the entity of a line; DataError for a line of another form."""
     fields = line.split("\t")
     match = re.fullmatch(r"(\S+) (\d+ \d+(?:;\d+ \d+)*)", fields[1])
     if not match:
-        raise DataError(f"{document.with_suffix('.ann')}: {line!r} is no entity of BRAT, as 'T1\tPER 0 3\tAnn'")
+        raise DataError(f"{document.with_suffix('.ann')}: {line!r} is not a BRAT entity, such as 'T1\tPER 0 3\tAnn'")
     places = [int(place) for place in re.findall(r"\d+", match[2])]
     own_text = fields[2] if len(fields) > 2 else ""
     kind, start, end = match[1], places[0], places[-1]

@@ -84,7 +84,7 @@ def _zip_starts(texts: Any, starts: Any, value: Any) -> Pairs:
     if isinstance(texts, str):
         return [(texts, start) for start in (starts if isinstance(starts, list) else [starts])]
     if not isinstance(texts, list) or not (starts is None or isinstance(starts, list)):
-        raise DataError(f"{FORM}, this is {shorten(value)}")
+        raise DataError(f"{FORM}, not {shorten(value)}")
     if starts is None:
         return [(text, None) for text in texts]
     if len(texts) != len(starts):

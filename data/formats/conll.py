@@ -31,8 +31,8 @@ SKIPPED = {  # kind of line: (noun, what became of it)
     "wide space": ("line", "with a wide space (U+3000 or U+00A0) between word and tag"),
 }
 SAMPLED = 1000  # words whose columns are compared
-LONG = 400  # words of a sentence that hardly is one
-PEEKED = 1000  # comments at most before the first word
+LONG = 400  # words; a longer sentence is probably several
+PEEKED = 1000  # most lines before the first word
 Head = list[tuple[int, str | None]]  # (number, line; None: it cannot be read)
 
 
@@ -259,7 +259,7 @@ def _is_germeval(fields: list[str], has_comment: bool) -> bool:
 
 
 def _find_wrong_columns(report: Report, columns: Columns, head: Head, labelled: bool) -> str:
-    """Return why the columns that were read are hardly those of the words and the tags; "" where they may be."""
+    """Return why the columns that were read are probably not the words and the tags; "" where they may be."""
     if columns.count < 2:
         return ""
     if report.only_numbers and report.num_words > 1 and not columns.is_chosen:
@@ -268,7 +268,7 @@ def _find_wrong_columns(report: Report, columns: Columns, head: Head, labelled: 
 
 
 def _find_other_tags(sample: list[list[str]], columns: Columns) -> str:
-    """Return why the last column is hardly that of the tags: another one has entity tags, and it has none; else ""."""
+    """Return why the last column is probably not the tags: another one has entity tags, and it has none; else ""."""
     if columns.is_label_chosen or _are_mostly_entities(sample, columns.tag):
         return ""
     others = [i for i in range(columns.count) if i != columns.tag and _are_mostly_entities(sample, i)]

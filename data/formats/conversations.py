@@ -23,7 +23,7 @@ TURN_KEYS = {*ROLE_KEYS, *CONTENT_KEYS, *WEIGHT_KEYS}
 
 # The columns of files whose conversations are not in the column that data.text_column names.
 LIST_COLUMNS = ("conversations", "conversation", "dialogue", "dialog", "turns", "chat")
-# The question, what may be added to it, the reply.
+# (question, addition to the question, reply)
 PAIR_COLUMNS = (
     ("prompt", "", "completion"),
     ("prompt", "", "response"),
@@ -35,7 +35,7 @@ PAIR_COLUMNS = (
 )
 COLUMNS = (*LIST_COLUMNS, *(column for names in PAIR_COLUMNS for column in names if column), "system", "history")
 HINT = (
-    "read are columns of turns, as 'messages' or 'conversations' (data.text_column names another), and "
+    "read are columns of turns, such as 'messages' or 'conversations' (data.text_column names another), and "
     "'prompt' and 'completion', 'instruction', 'input' and 'output', or 'question' and 'answer'"
 )
 
@@ -46,7 +46,7 @@ class Turn(NamedTuple):
 
 
 class EmptyTextError(DataError):
-    """A conversation that is right but for a text that is empty."""
+    """A conversation whose only fault is an empty text."""
 
 
 class Form(NamedTuple):
@@ -72,7 +72,7 @@ class Form(NamedTuple):
 
 
 def find_form(columns: Set[str], labelled: bool) -> Form | None:
-    """Return the columns with the conversations of a file; None for columns that are not known to have them."""
+    """Return the columns with the conversations of a file; None where no known column has them."""
     for column in LIST_COLUMNS:
         if column in columns:
             return Form(turns=column)
@@ -114,7 +114,7 @@ def _is_system(item: Any) -> bool:
 
 
 def _with_roles(items: list[Any]) -> list[Any]:
-    """Return turns with roles: texts alone are the user's and the assistant's in turn."""
+    """Return turns with roles: plain texts are the user's and the assistant's in turn."""
     if not all(isinstance(item, str) for item in items):
         return items
     return [{"role": (USER, ASSISTANT)[i % 2], "content": item} for i, item in enumerate(items)]
@@ -128,9 +128,9 @@ def _as_list(value: Any, name: str) -> list[Any]:
         if len(lengths) == 1:  # a table: {"role": [..], "content": [..]}
             value = [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
     if not isinstance(value, list):
-        raise DataError(f"{name} should be a list of turns, this is {value!r}")
+        raise DataError(f"{name} should be a list of turns, not {value!r}")
     if not value:
-        raise EmptyTextError(f"{name} should be a list of turns, this is {value!r}")
+        raise EmptyTextError(f"{name} should be a list of turns, not {value!r}")
     turns: list[Any] = []
     for item in value:
         is_exchange = (
@@ -143,8 +143,8 @@ def _as_list(value: Any, name: str) -> list[Any]:
 def read_conversation(value: Any, name: str, labelled: bool, repairs: Counter[str]) -> list[Turn]:
     """Return a checked conversation; DataError with the reason alone.
 
-    value: a list of turns, of which texts alone are the user's and the assistant's in turn.
-    repairs: what was changed is counted here.
+    value: a list of turns; those that are plain texts are the user's and the assistant's in turn.
+    repairs: counts what was changed.
     """
     items = _as_list(value, name)
     if len({isinstance(item, str) for item in items}) > 1:
@@ -191,7 +191,7 @@ def _read_turn(item: Any, i: int, name: str) -> Turn:
     role_key = next((key for key in ROLE_KEYS if key in keys), None)
     content_key = next((key for key in CONTENT_KEYS if key in keys), None)
     if role_key is None or content_key is None:
-        raise DataError(f'{where} should be a text or {{"role": ..., "content": ...}}, this is {item!r}')
+        raise DataError(f'{where} should be a text or {{"role": ..., "content": ...}}, not {item!r}')
     speaker, content = item[role_key], item[content_key]
     role = ROLES.get(speaker.lower()) if isinstance(speaker, str) else None
     if role is None:
@@ -219,5 +219,5 @@ def _join_parts(content: Any, where: str) -> str:
                 raise DataError(f"{where} has a part of type {part.get('type')!r}; only parts of text are read")
         return "".join(part["text"] for part in parts)
     if not isinstance(content, str):
-        raise DataError(f"{where} should be text, this is {content!r}")
+        raise DataError(f"{where} should be text, not {content!r}")
     return content

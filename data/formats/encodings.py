@@ -1,4 +1,4 @@
-"""Which encoding a file has that is not UTF-8: found out for an error message, never to read it without being told."""
+"""A guess of the encoding of a file that is not UTF-8, for an error message; no file is read by a guess."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ _CANDIDATES = {
     "cp1250": (rf"(?<![^\x00-\x7f])[{_CENTRAL}]{{1,4}}(?![^\x00-\x7f])", _CENTRAL),
 }
 _OTHER = re.compile(r"[^\x00-\x7f]")
-ASKED = 500  # lines that are looked at
+SAMPLED = 500  # lines from which the encoding is guessed
 SHOWN = 30  # characters of a line that are shown
 
 
 def check_encoding(name: str) -> None:
-    """Raise DataError if data.encoding = `name` is no encoding of text that Python knows; "" is UTF-8."""
+    """Raise DataError if data.encoding = `name` is not a text encoding that Python knows; "" is UTF-8."""
     try:
         "a\n".encode(name or "utf-8").decode(name or "utf-8")
     except (LookupError, ValueError):
         raise DataError(
-            f"data.encoding = {name!r} is no encoding that Python knows; "
+            f"data.encoding = {name!r} is not an encoding that Python knows; "
             "some are utf-8, utf-16, gb18030, big5, shift_jis, euc_kr, cp1251, cp1252 and latin-1"
         ) from None
 
@@ -85,7 +85,7 @@ def guess_encoding(lines: Sequence[bytes]) -> str:
     best, best_score = "", 0.5
     for name, (pattern, frequent) in _CANDIDATES.items():
         try:
-            text = b"\n".join(lines[:ASKED]).decode(name)
+            text = b"\n".join(lines[:SAMPLED]).decode(name)
         except UnicodeDecodeError:
             continue
         others = _OTHER.findall(text)

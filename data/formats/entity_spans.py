@@ -66,8 +66,8 @@ def spans_to_tags(
 ) -> None:
     """Replace the spans in column `label` of rows that are texts by tags of the words in column `text`.
 
-    bad_spans: raise, expand or skip spans that cut a word or have none, and the shorter of two that overlap. A span of
-    which the text has other words at its place is always an error.
+    bad_spans: raise, expand or skip spans that cut a word or have none, and the shorter of two that overlap. A span
+    whose own text differs from the text at its place is always an error.
     """
     report, problems = SpanReport(), []
     for row in rows:
@@ -161,7 +161,7 @@ def _parse_spans(value: Any, source: str, label: str) -> Iterator[tuple[Span, st
         value = value["entities"] if "entities" in value else list(_flatten_mapping(value))
     if not isinstance(value, list):
         hint = "; words in lines of their own are read from .conll" if isinstance(value, str) else ""
-        raise ValueError(f"{label!r} should be a list of spans of the text, this is {value!r}{hint}")
+        raise ValueError(f"{label!r} should be a list of spans of the text, not {value!r}{hint}")
     for item in value:
         span, reason = read_span(item)
         shown = str(item) if isinstance(item, dict | list) else repr(item)
@@ -205,9 +205,9 @@ def read_span(value: Any) -> tuple[Span, str]:
             end = start + value["length"]
         own_text = next((value[key] for key in OWN_TEXT if key != kind_key and isinstance(value.get(key), str)), None)
     else:
-        return none, f"a span should be an object with start, end and label, this is {value!r}"
+        return none, f"a span should be an object with start, end and label, not {value!r}"
     if start is None or end is None or kind is None:
-        return none, f"a span should be an object with start, end and label, this is {value!r}"
+        return none, f"a span should be an object with start, end and label, not {value!r}"
     if type(start) is not int or type(end) is not int or not 0 <= start < end:
         return none, f"the span {value} should have whole numbers, start before end"
     if isinstance(kind, list) and len(kind) == 1:

@@ -1,4 +1,4 @@
-"""The names of classes that Hugging Face's library keeps beside a table, in which classes are numbers."""
+"""The class names that Hugging Face's datasets library stores with a table, in which classes are numbers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class LabelNames:
         ]
 
 
-def find_label_names(features: dict[str, Any]) -> LabelNames:
+def read_label_names(features: dict[str, Any]) -> LabelNames:
     """Return the names of classes in a description of columns, as in dataset_info.json."""
     found: dict[tuple[str, ...], list[str]] = {}
     for column, feature in features.items():

@@ -99,7 +99,7 @@ def check_layout(root: Path, labels: Sequence[str] = ()) -> None:
     inner = {name.lower() for folder in folders for name in class_folders(root / folder) if split_of(name)}
     if len({split_of(name) for name in inner}) > 1:
         if len(folders) == 1:
-            raise DataError(f"{root}: the one folder {folders[0]} is no class{hint_at_nested(root, folders[0], '')}")
+            raise DataError(f"{root}: the one folder {folders[0]} is not a class{hint_at_nested(root, folders[0], '')}")
         raise DataError(
             f"{root}: the folders of classes contain the splits {', '.join(sorted(inner))}, "
             "which would be read as one; make a folder for each split with the classes in it, or list the images of "

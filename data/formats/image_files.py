@@ -25,9 +25,9 @@ THREADS = 4  # that decode at a time, when all images are checked
 # What decoding found in an image, and what is said about the images in which it did.
 EXIF, TRANSPARENT, BLANK, NARROW = "exif", "transparent", "blank", "narrow"
 FINDINGS = {
-    EXIF: "an EXIF block without a tag that can be read: not rotated",
+    EXIF: "an EXIF block that cannot be read: not rotated",
     TRANSPARENT: "transparency: put on white",
-    BLANK: "nothing but transparent or white pixels, and so nothing to see on white",
+    BLANK: "nothing but transparent or white pixels, so nothing is visible on white",
     NARROW: "16 bits, of which less than 1/16 of the range is used: 8 bits leave at most 16 levels of them",
 }
 ORIENTATION = 0x0112  # EXIF's tag. Its values, and how Pillow turns the stored image upright:
@@ -217,7 +217,7 @@ def from_memory(value: Any, max_pixels: int = MAX_PIXELS) -> tuple[Any, tuple[st
             raise DataError(f"an empty image, shape {value.shape}")
         value = Image.fromarray(value[:, :, 0] if value.ndim == 3 and value.shape[2] == 1 else value)
     if not isinstance(value, Image.Image):
-        raise DataError(f"should be a Pillow image, an array of uint8 or a path, this is {value!r:.80}")
+        raise DataError(f"should be a Pillow image, an array of uint8 or a path, not {value!r:.80}")
     try:
         return to_8_bits(value, max_pixels)
     except DataError:

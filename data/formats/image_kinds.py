@@ -1,4 +1,4 @@
-"""Kinds of image files, by the ends of their names and by their first bytes: those that are read, and others."""
+"""Formats of image files, by the ends of their names and by their first bytes: those that are read, and others."""
 
 from __future__ import annotations
 
@@ -59,5 +59,5 @@ def describe_unread(source: Path | bytes) -> str:
         kind = f"the kind {source.suffix}"
     if kind:
         return f"an image of {kind}, which is not read; save it as PNG or JPEG"
-    text = "; it is a page of the web" if re.match(rb"\s*<(!doctype )?html", head, re.IGNORECASE) else ""
+    text = "; it is a web page" if re.match(rb"\s*<(!doctype )?html", head, re.IGNORECASE) else ""
     return f"not an image of a kind that is read: {', '.join(READ)}{text}"

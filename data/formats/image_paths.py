@@ -37,7 +37,7 @@ def find_images(name: str, folder: Path, rows: Sequence[Row], column: str, error
         if not isinstance(value, str) and (isinstance(value, bytes) or is_in_memory(name)):
             continue
         if not isinstance(value, str):
-            errors.add(name, row.line, f"{column!r} should be the path of an image, this is {value!r:.80}")
+            errors.add(name, row.line, f"{column!r} should be the path of an image, not {value!r:.80}")
         elif not value.strip():
             errors.add(name, row.line, f"{column!r} is empty", is_empty=True)
         elif ADDRESS.match(value):

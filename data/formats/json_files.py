@@ -78,12 +78,12 @@ def _as_object(path: Path, line: int, value: Any, errors: ErrorList) -> dict[str
         return value
     if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], dict):
         return {"text": value[0], **value[1]}  # spaCy's ["Ann left", {"entities": [[0, 3, "PER"]]}]
-    errors.add(path, line, f"a JSON object is needed, this is a {type(value).__name__}")
+    errors.add(path, line, f"a JSON object is needed, not a {type(value).__name__}")
     return None
 
 
 class Gaps:
-    """The empty lines between the records of a file; those at its end are none."""
+    """The empty lines between the records of a file; those at its end do not count."""
 
     def __init__(self) -> None:
         self.first, self.count, self.open = 0, 0, list[int]()

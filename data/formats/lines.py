@@ -274,7 +274,7 @@ def _is_utf8(chunk: bytes, stream: BinaryIO) -> bool:
     return True
 
 
-def read_head(path: Path, options: FileOptions) -> str:
+def read_first_line(path: Path, options: FileOptions) -> str:
     """Return the first line of a file that is not empty, to recognise its format; "" where it cannot be read."""
     try:
         return next((text for _, text in TextFile(path, options).lines(ErrorList()) if text and text.strip()), "")

@@ -21,7 +21,7 @@ _ROWS: dict[str, list[Any]] = {}  # by name, while their `in_memory` is active
 
 
 def as_list(name: str, rows: Iterable[Any]) -> list[Any]:
-    """Return the rows as a list, since they are read more than once; DataError for what is no list of rows.
+    """Return the rows as a list, since they are read more than once; DataError for what is not a list of rows.
 
     A text, a dict of columns and a data frame can be iterated over, but give characters and the names of columns.
     """
@@ -31,7 +31,7 @@ def as_list(name: str, rows: Iterable[Any]) -> list[Any]:
         hint = "a data frame gives its rows by to_dict('records')"
     else:
         hint = "a file is named in the settings, and a dict of columns is one row"
-    raise DataError(f"{name} = {rows!r:.80} is no list of rows; {hint}")
+    raise DataError(f"{name} = {rows!r:.80} is not a list of rows; {hint}")
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def read_memory(name: str, errors: ErrorList) -> Iterator[Row]:
             else:
                 yield Row(row.id if isinstance(row, Row) else "", number, values)
         else:
-            errors.add(name, number, f"a row should be a Row, or a dict of columns, this is {row!r:.80}")
+            errors.add(name, number, f"a row should be a Row, or a dict of columns, not {row!r:.80}")
 
 
 def _find_surrogate(value: Any) -> str:

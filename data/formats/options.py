@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 @dataclass(frozen=True)
 class FileOptions:
-    """How a file is read. Readers pass it on whole, and look at the parts that concern their format."""
+    """How a file is read. Readers pass it on unchanged, and read the fields of their format."""
 
     format: str = "auto"  # auto: by the end of the name
     id_column: str = "id"  # a file without this column has record numbers as ids
@@ -17,10 +17,10 @@ class FileOptions:
     quotes: str = "auto"  # whether quotes enclose fields: yes, no, backslash (before inner ones); auto: in csv they do
     bad_rows: str = "raise"  # or skip
     accept_empty: bool = False  # leave rows without a text out instead of raising an error, as predictions do
-    has_lists: bool = False  # whether a row may have a list in its first column, so that a list of texts is no column
+    has_lists: bool = False  # whether a row may have a list in its first column; then a list of texts is not a column
     # {column: the setting that names it}, for messages
     settings: Mapping[str, str] = field(default_factory=dict)
-    # What is said of a file that lacks a required column, given the columns that it has; "": a guess is made.
+    # Return the hint for a file that lacks a required column, from the columns that it has; "": a guess is made.
     hint: Callable[[Sequence[str]], str] | None = None
 
     def name_unused(self, keys: Iterable[str]) -> list[str]:

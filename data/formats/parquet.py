@@ -14,7 +14,7 @@ from typing import Any
 
 from data.errors import DataError, ErrorList
 from data.formats.columns import describe_missing
-from data.formats.features import LabelNames, find_label_names
+from data.formats.features import LabelNames, read_label_names
 from data.formats.json_files import Records
 from data.formats.options import FileOptions
 from data.formats.values import to_json_value, unreadable_reason
@@ -51,7 +51,7 @@ def read_parquet(path: Path, errors: ErrorList, required: Sequence[str], options
                 schema = next(batches)
                 odd = _check_columns(path, schema, required, options)
                 if labels is None:
-                    labels = find_label_names(features or _described_features(schema))
+                    labels = read_label_names(features or _described_features(schema))
                     errors.notes += labels.describe(required)
                 for batch in batches:
                     for values in _iterate_rows(batch):
@@ -117,7 +117,7 @@ def find_files(path: Path) -> list[Path]:
         try:
             return [path / entry["filename"] for entry in state["_data_files"]]
         except (KeyError, TypeError):
-            raise DataError(f"{path / 'state.json'}: names no files of data") from None
+            raise DataError(f"{path / 'state.json'}: names no data files") from None
     files = _list_shards(path)
     if len({file.suffix for file in files}) > 1:
         raise DataError(f"{path}: a folder of tables in several formats; name one of its files")

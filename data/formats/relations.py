@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data.errors import DataError, ErrorList
-from data.formats.lines import clean_lines, locate, read_head, suffix_of
+from data.formats.lines import clean_lines, locate, read_first_line, suffix_of
 from data.formats.memory import is_in_memory
 from data.formats.options import FileOptions
 from data.row import Row
@@ -45,7 +45,7 @@ HINT = (
 
 
 def hint_at_pairs(columns: Sequence[str]) -> str:
-    """Return what is said of a file without a column of relations: whether its rows have several."""
+    """Return the hint for a file without a column of relations, if its rows have several relations."""
     if MANY & {column.partition(".")[0] for column in columns}:
         return f"a row has one pair of entities and their relation, so that a text with several is several rows; {HINT}"
     return ""
@@ -55,7 +55,7 @@ def read_other_form(values: dict[str, Any], text: str) -> str:
     """Change a row of another form into one with the columns `text`, subject and object, in place.
 
     Return what the row was read as; "" for a row that has a subject and an object, or is of no known form.
-    Raises DataError, with the reason alone, for a row of another form that is not right.
+    Raises DataError, with the reason alone, for a row of a known form that has an error.
     """
     if text not in values and isinstance(values.get(SENTENCE), str):
         values[text] = values[SENTENCE]
@@ -106,7 +106,7 @@ def is_semeval(name: str, options: FileOptions) -> bool:
         not is_in_memory(name)
         and options.format == "auto"
         and suffix_of(path) == ".txt"
-        and bool(SEMEVAL.fullmatch(read_head(path, options)))
+        and bool(SEMEVAL.fullmatch(read_first_line(path, options)))
     )
 
 
@@ -127,7 +127,7 @@ def _token_span(starts: list[int], tokens: list[str], first: Any, last: Any, *na
     """Return the characters from token `first` to token `last`, which belongs to the span."""
     if type(first) is not int or type(last) is not int or not 0 <= first <= last < len(tokens):
         named = " and ".join(names)
-        raise DataError(f"{named}, {first!r} and {last!r}, are no span of the {len(tokens)} tokens")
+        raise DataError(f"{named}, {first!r} and {last!r}, are not a span of the {len(tokens)} tokens")
     return {"start": starts[first], "end": starts[last] + len(tokens[last])}
 
 
@@ -151,7 +151,7 @@ def _read_entity(value: Any, key: str, starts: list[int] | None, tokens: Any) ->
             raise DataError(f"{key!r} is in the text {len(place)} times: keep one of its places in 'pos'")
         place = [place[0][0], place[0][-1] + 1]
     if not isinstance(place, list) or len(place) != 2:
-        raise DataError(f"{key!r} should have 'pos', a start and an end, this is {value!r}")
+        raise DataError(f"{key!r} should have 'pos', a start and an end, not {value!r}")
     entity = {"start": place[0], "end": place[1], "type": value.get("type") or ""}
     name = next((value[name] for name in ("text", "word", "name") if isinstance(value.get(name), str)), None)
     if starts is not None:

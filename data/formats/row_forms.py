@@ -1,4 +1,4 @@
-"""Rows of another form: the columns that they need once they are changed into a reader's own form; lists as text."""
+"""Rows in other forms: a check of the required columns after conversion, and lists and objects written as text."""
 
 from __future__ import annotations
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import MEMORY, DataError, ErrorList
-from data.formats.annotations import flatten_task, is_task
+from data.formats.annotations import flatten_label_studio, is_label_studio
 from data.formats.columns import describe_missing, find_null, list_nested, name_all, resolve
 from data.formats.json_files import Records, read_json
-from data.formats.lines import NOT_READ, locate, read_head, suffix_of
+from data.formats.lines import NOT_READ, locate, read_first_line, suffix_of
 from data.formats.memory import is_in_memory, read_memory
 from data.formats.options import FileOptions
 from data.formats.parquet import is_table_folder, read_parquet
@@ -117,7 +117,7 @@ def _read_file(name: str, required: Sequence[str], errors: ErrorList, options: F
     if is_table_folder(path):
         reader = read_parquet
     elif path.is_dir():
-        raise DataError(f"{name}: this is a folder; name a file, one of {', '.join(READERS)}")
+        raise DataError(f"{name}: this is a folder; name a file, with one of the endings {', '.join(READERS)}")
     if reader is None and format != "auto":
         raise DataError(f"{name}: data.format = {format!r} is not a format of rows; use one of {', '.join(READERS)}")
     if reader is None and suffix in NOT_READ:
@@ -134,7 +134,7 @@ def _read_file(name: str, required: Sequence[str], errors: ErrorList, options: F
             errors.broken[line] = str(number)
             continue
         try:
-            yield Row(str(number), line, flatten_task(values, required) if is_task(values) else values)
+            yield Row(str(number), line, flatten_label_studio(values, required) if is_label_studio(values) else values)
         except DataError as error:  # of a task of Label Studio
             errors.add(path, line, str(error))
             errors.broken[line] = str(number)
@@ -142,7 +142,7 @@ def _read_file(name: str, required: Sequence[str], errors: ErrorList, options: F
 
 def _guess_format(path: Path, options: FileOptions) -> str:
     """Return the data.format that a file of another name seems to have, by its first line, as the end of a message."""
-    first = read_head(path, options).lstrip()
+    first = read_first_line(path, options).lstrip()
     signs = {"jsonl": "{[", "tsv": "\t", "csv": ",;|"}
     for format, characters in signs.items():
         if any(character in (first[:1] if format == "jsonl" else first) for character in characters):
@@ -205,7 +205,7 @@ def _assign_ids(path: Path, rows: list[Row], lacking: list[Row], column: str, er
         if has_column:
             value = row.values.get(column)
             if isinstance(value, bool) or not isinstance(value, str | int | float) or value == "":
-                found = f"this is {value!r}" if column in row.values else "this row has none"
+                found = f"not {value!r}" if column in row.values else "this row has none"
                 reason = f"an id in {column!r} should be text or a number, {found}"
                 errors.add(path, row.line, f'{reason}; data.id_column = "" takes row numbers')
                 continue

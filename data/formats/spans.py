@@ -1,4 +1,4 @@
-"""Spans of a text that name their own words: whether the text has them at that place, and if not, where it has them.
+"""Spans that come with their own text: whether the text has it at that place, and if not, where.
 
 Places count characters (code points) from 0, and the end is one after the last character. Other programs count
 otherwise; the reason then says how.

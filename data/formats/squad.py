@@ -82,7 +82,7 @@ class _Checks:
         values, empty = row.values, []
         for column in (self.question, self.context):
             if not isinstance(values[column], str):
-                self.errors.add(path, row.line, f"{column!r} should be text, this is {values[column]!r}", place=place)
+                self.errors.add(path, row.line, f"{column!r} should be text, not {values[column]!r}", place=place)
             elif not values[column].strip():
                 empty.append(column)
                 self.errors.add(path, row.line, f"{column!r} is empty", place=place, is_empty=True)
@@ -163,7 +163,7 @@ def _flatten(name: str, values: Any, labelled: bool, errors: ErrorList) -> tuple
         number += 1
         if not isinstance(entry, dict):
             errors.broken[number] = str(number)
-            reason = f"a question should be an object, this is {shorten(entry)}"
+            reason = f"a question should be an object, not {shorten(entry)}"
             errors.add(locate(name), number, reason, place=location)
             continue
         columns = {"question": entry.get("query_text"), "id": entry.get("query_id"), "answers": None}
@@ -171,7 +171,7 @@ def _flatten(name: str, values: Any, labelled: bool, errors: ErrorList) -> tuple
         rows.append(row)
         key, place, reasons = row.values["id"], location, []
         if isinstance(key, bool) or not isinstance(key, str | int) or key == "":
-            reasons.append(f"an id should be text or a number, this is {key!r}")
+            reasons.append(f"an id should be text or a number, not {key!r}")
         else:
             row.id, place = str(key), f"question {key}"
             other = locations.setdefault(row.id, location)

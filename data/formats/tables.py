@@ -16,7 +16,7 @@ from data.formats.options import FileOptions
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 _NUMBER = re.compile(r"[-+]?[0-9]+([.,][0-9]+)?")
-GUESSED = (";", "\t", ",", "|")  # what is tried for a header that has not the needed columns
+GUESSED = (";", "\t", ",", "|")  # tried where the header lacks the required columns
 
 # (line, fields) of each record; [] for an empty line, None where an error has been added.
 Fields = Iterator[tuple[int, list[str] | None]]
@@ -52,7 +52,7 @@ def find_delimiter(options: FileOptions, format: str) -> str:
     given = {"\\t": "\t", "tab": "\t"}.get(options.delimiter, options.delimiter)
     if given and (len(given) != 1 or given in '"\r\n\0 '):
         raise DataError(
-            f"data.delimiter = {options.delimiter!r} should be one character between fields, as ';' or '\\t'"
+            f"data.delimiter = {options.delimiter!r} should be one character between fields, such as ';' or '\\t'"
         )
     return given or DELIMITERS[format]
 
@@ -111,7 +111,7 @@ def _iterate_rows(layout: _Layout, names: list[str], records: Fields, errors: Er
             del values[""]
         yield number, line, values
     if has_unnamed:
-        errors.notes.append("columns without a name, as pandas writes for row numbers, are not read")
+        errors.notes.append("columns without a name, as pandas writes them for row numbers, are not read")
     layout.num_fields = good * width
     errors.notes += empty.describe()
     _add_wrong_widths(layout, width, wrong, longer, good, errors)
@@ -122,12 +122,14 @@ def _add_wrong_widths(
 ) -> None:
     """Add the errors of records that have not `width` fields: one for the file where all have the same number."""
     if longer and len(longer) == good and not wrong:
-        errors.notes.append("a delimiter ends each row: it makes no column")
+        errors.notes.append("every row ends with a delimiter, which adds no column")
         longer = []
     wrong += [(line, width + 1) for line in longer]
     hint = "; a field with the delimiter in it stands in quotes" if layout.is_quoted else ""
     if width == 1:
-        hint = f'; data.delimiter = "{_show(_other(layout.delimiter))}" reads each line as one field'
+        hint = (
+            f'; data.delimiter = "{_escape_delimiter(_other_delimiter(layout.delimiter))}" reads each line as one field'
+        )
     if len(wrong) > 1 and good == len(longer) and len({count for _, count in wrong}) == 1:
         reason = f"all {len(wrong):,} rows have {wrong[0][1]} fields, the header has {width}{hint}"
         errors.add(layout.path, wrong[0][0], reason, of_file=True)
@@ -136,11 +138,11 @@ def _add_wrong_widths(
         errors.add(layout.path, line, f"{count} fields, the header has {width}{hint}")
 
 
-def _other(delimiter: str) -> str:
+def _other_delimiter(delimiter: str) -> str:
     return "," if delimiter == "\t" else "\t"
 
 
-def _show(delimiter: str) -> str:
+def _escape_delimiter(delimiter: str) -> str:
     return "\\t" if delimiter == "\t" else delimiter
 
 
@@ -159,7 +161,7 @@ def _open_table(layout: _Layout, file: TextFile, errors: ErrorList, options: Fil
         match = re.fullmatch(r'"?sep=(.)"?', text or "")
         if match and not layout.first:
             layout.delimiter = layout.delimiter if options.delimiter else match[1]
-            errors.notes.append(f"the line {text!r} sets the delimiter, and is no row")
+            errors.notes.append(f"the line {text!r} sets the delimiter, and is not a row")
             continue
         layout.first = layout.first or text or ""
         rest = layout.first.split(layout.delimiter)[1:]
@@ -195,7 +197,7 @@ def _find_hint(layout: _Layout, header: list[str], required: Sequence[str]) -> s
         names = [name.strip().strip('"') for name in layout.first.split(other)]
         fits = set(required) <= set(names) and other != layout.delimiter
         if fits or (len(header) == 1 and len(names) > 1 and other != layout.delimiter):
-            return f'data.delimiter = "{_show(other)}" reads {", ".join(map(repr, names))}'
+            return f'data.delimiter = "{_escape_delimiter(other)}" reads {", ".join(map(repr, names))}'
     if not layout.is_quoted and set(required) <= {name.strip().strip('"') for name in header}:
         return 'data.quotes = "yes" reads the quotes as csv does'
     return ""

@@ -49,12 +49,12 @@ def check_tagged_rows(name: str, rows: Sequence[Row], text: str, label: str, err
     if spaced and all(len(row.values[text]) == 1 for row in spaced):
         hint = "words in lines of their own are read from .conll, with an empty line after each sentence"
         for row in spaced:
-            reason = f"{label!r} should be a list of spans of the text, this is {row.values[label][0]!r}; {hint}"
+            reason = f"{label!r} should be a list of spans of the text, not {row.values[label][0]!r}; {hint}"
             errors.add(name, row.line, reason)
     elif spaced:
-        errors.notes.append(f"{count_of(len(spaced), 'row')} with tags between spaces, read as one for each word")
+        errors.notes.append(f"{count_of(len(spaced), 'row')} with tags separated by spaces, read as one tag per word")
     if as_text:
-        errors.notes.append(f"{count_of(as_text, 'row')} with lists as text, as ['a', 'b'], read as lists")
+        errors.notes.append(f"{count_of(as_text, 'row')} with lists as text, such as ['a', 'b'], read as lists")
     if blank:
         errors.notes.append(f"{count_of(blank, 'word')} of white space alone, which tokenizers do not read")
     return texts
@@ -93,7 +93,7 @@ def _check_words(row: Row, text: str, label: str) -> str:
     """Return what is wrong with a row of words and tags; "" for a good one."""
     words = row.values[text]
     if not isinstance(words, list):
-        return f"{text!r} should be a list of words, or a text, this is {words!r}"
+        return f"{text!r} should be a list of words, or a text, not {words!r}"
     wrong = [i for i, word in enumerate(words) if not isinstance(word, str) or not word]
     if wrong:
         return f"word {wrong[0]} in {text!r} should be text that is not empty, {words[wrong[0]]!r}"
@@ -103,7 +103,7 @@ def _check_words(row: Row, text: str, label: str) -> str:
         return ""
     tags = row.values[label]
     if not isinstance(tags, list):
-        return f"{label!r} should be a list of tags, this is {tags!r}"
+        return f"{label!r} should be a list of tags, not {tags!r}"
     bad = [i for i, tag in enumerate(tags) if isinstance(tag, bool) or not isinstance(tag, str | int)]
     bad += [i for i, tag in enumerate(tags) if isinstance(tag, str) and not tag.strip()]
     if bad and isinstance(tags[bad[0]], dict | list):

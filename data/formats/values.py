@@ -1,4 +1,4 @@
-"""Values that a file or a program has beside those of JSON, made values of JSON: dates, decimals, bytes, NumPy's."""
+"""Conversion of other values to those of JSON: dates, decimals, bytes, NumPy's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_TEXT = 1_000_000  # characters of a value, as many as of a line in text file
 
 
 def to_json_value(value: Any) -> Any:
-    """Return a value as it would be in JSON. What has no such form stays as it is, as images and unreadable bytes do.
+    """Return a value as it would be in JSON; one without such a form, such as an image or unreadable bytes, as it is.
 
     NumPy's numbers and small arrays, and tuples, become Python's numbers and lists; NaN becomes None. Decimals are
     numbers, dates and times are ISO 8601, and bytes that are UTF-8 are text.
@@ -57,7 +57,7 @@ def unreadable_reason(values: dict[str, Any], required: tuple[str, ...] = ()) ->
             if len(value) > MAX_TEXT:
                 return f"{len(value):,} characters in {column!r}; at most {MAX_TEXT:,} are read"
         elif isinstance(value, bytes) and column in required and not is_image_content(value):
-            return f"{column!r} has bytes that are not UTF-8 ({value[:20]!r}) and no image"
+            return f"{column!r} has bytes that are neither UTF-8 ({value[:20]!r}) nor an image"
     return ""
 
 

@@ -69,7 +69,7 @@ def _word_tag(path: Path, labelled: bool, errors: ErrorList, options: FileOption
         bad = [field for field, (word, _, tag) in zip(fields, pairs, strict=True) if not (word and tag)]
         if labelled and bad:
             more = f", and {len(bad) - 1:,} more on this line" if len(bad) > 1 else ""
-            errors.add(path, number, f"{bad[0]!r} is no word/tag{more}")
+            errors.add(path, number, f"{bad[0]!r} is not word/tag{more}")
         if fields:
             yield number, fields if bad else [word for word, _, _ in pairs], [tag for _, _, tag in pairs], {}
 

@@ -117,9 +117,7 @@ def _from_vocabulary(folder: Path, settings: Settings) -> Tokenizer:
     tokenizer, tokens = tokenizer_class.build(folder, settings, special)
     more = settings.get("additional_special_tokens") or settings.get("extra_special_tokens") or []
     if not isinstance(more, list):
-        raise DataError(
-            f"{folder}: the special tokens should be a list, this is {more!r}; save it with a tokenizer.json"
-        )
+        raise DataError(f"{folder}: the special tokens should be a list, not {more!r}; save it with a tokenizer.json")
     more = [_special_token(token) for token in more]
     listed = _listed_tokens(folder, settings, {token.content for token in [*special.values(), *more]})
     # Usual tokens only where the vocabulary has them; named ones are appended where it does not.
@@ -305,7 +303,7 @@ def _read_vocab(path: Path) -> dict[str, int]:
     tokens: dict[int, str] = {}
     for token, i in vocab.items():
         if type(i) is not int or i < 0:
-            raise DataError(f"{path}: the id of {token!r} should be a number from 0, this is {i!r}")
+            raise DataError(f"{path}: the id of {token!r} should be a number from 0, not {i!r}")
         if (other := tokens.setdefault(i, token)) != token:
             raise DataError(f"{path}: {other!r} and {token!r} both have the id {i}")
     gap = next((i for i in range(len(vocab)) if i not in tokens), None)
@@ -323,7 +321,7 @@ def _read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
             continue
         pair = line.split(" ")
         if len(pair) != 2 or not all(pair):
-            errors.add(path, number, f"two tokens with a space between are needed, this is {line!r}")
+            errors.add(path, number, f"two tokens with a space between are needed, not {line!r}")
         elif unknown := [token for token in (*pair, "".join(pair)) if token not in vocab]:
             errors.add(path, number, f"vocab.json has no token {unknown[0]!r}")
         else:
@@ -348,5 +346,5 @@ def _read_object(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {error}") from None
     if not isinstance(values, dict):
-        raise DataError(f"{path}: a JSON object is needed, this is a {type(values).__name__}")
+        raise DataError(f"{path}: a JSON object is needed, not a {type(values).__name__}")
     return values

@@ -1,6 +1,6 @@
-"""Metrics that cannot judge a model on a data set: undefined there, or the same for every model.
+"""Metrics that cannot compare models on a data set: undefined there, or the same for every model.
 
-Each function returns {metric: why}; a metric that is not in it can judge.
+Each function returns {metric: reason} for these metrics.
 """
 
 from __future__ import annotations

@@ -73,7 +73,8 @@ def check_labels(name: str, rows: Rows, settings: TaskSettings, labels: Sequence
     is_default = no_relation == RelationExtractionSettings.no_relation_label
     if no_relation and not is_default and no_relation not in labels:
         raise ConfigError(
-            f"relation_extraction.no_relation_label = {no_relation!r} is no label: {choose_from(no_relation, labels)}"
+            f"relation_extraction.no_relation_label = {no_relation!r} is not a label: "
+            f"{choose_from(no_relation, labels)}"
         )
     check_label_names(name, rows, settings.data.label_column, labels)
 

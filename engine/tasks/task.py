@@ -95,7 +95,7 @@ class Task:
     evaluate_batch(model, batch, examples, generate) -> statistics     evaluate one labelled batch
     compute_metrics(statistics, labels) -> {name: value}               compute the metrics from summed statistics
     format_table(statistics, labels) -> text            format what engine.evaluate prints after the metrics
-    unusable_metrics(examples, labels) -> {metric: why}  the metrics that cannot judge a model on these examples
+    unusable_metrics(examples, labels) -> {metric: why}  the metrics that cannot compare models on these examples
     predict_batch(model, batch, examples, generate) -> dicts           predict one batch: a dict for each example
     show_generations(model, examples, generate, count) -> text         generate the texts that an evaluation prints
 

@@ -62,12 +62,12 @@ def _plain_tensors(source: Path, content: Any) -> dict[str, Tensor]:
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not content:
-        raise ModelError(f"{source} should have a dictionary of one tensor or more, this is a {type(content).__name__}")
+        raise ModelError(f"{source} should have a dictionary of one tensor or more, not a {type(content).__name__}")
     tensors: dict[str, Tensor] = {}
     seen: set[tuple[Any, ...]] = set()
     for name, value in content.items():
         if not isinstance(value, Tensor):
-            raise ModelError(f"{source}: {name!r} should be a tensor, this is a {type(value).__name__}")
+            raise ModelError(f"{source}: {name!r} should be a tensor, not a {type(value).__name__}")
         memory = (value.untyped_storage().data_ptr(), value.storage_offset(), value.shape, value.stride(), value.dtype)
         if memory not in seen or not value.numel():
             seen.add(memory)

@@ -118,7 +118,7 @@ BAD = {
     "too long": (b"x" * 1_000_001, ".txt", "1: 1,000,001 characters in one line"),
     "no column": (b'{"text": "a"}\n{"txt": "a"}\n', ".jsonl", "2: no column 'text'"),
     "empty": (b'{"text": "a"}\n{"text": " "}\n', ".jsonl", "2: 'text' is empty"),
-    "number": (b'{"text": 3}\n', ".jsonl", "1: 'text' should be text, this is 3"),
+    "number": (b'{"text": 3}\n', ".jsonl", "1: 'text' should be text, not 3"),
     "null": (b'{"text": null}\n', ".jsonl", "1: column 'text' is null"),
     "twice": (b'{"text": "a", "id": 1}\n{"text": "a", "id": 1}\n', ".jsonl", "2: the id '1' is that of line 1 too"),
 }

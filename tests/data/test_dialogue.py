@@ -156,8 +156,8 @@ def test_without_labels_the_last_reply_is_not_read(tmp_path):
 
 
 BAD = {
-    "text": ("a", True, "'messages' should be a list of turns, this is 'a'"),
-    "empty list": ([], True, "'messages' should be a list of turns, this is []"),
+    "text": ("a", True, "'messages' should be a list of turns, not 'a'"),
+    "empty list": ([], True, "'messages' should be a list of turns, not []"),
     "user last": (["a"], True, "the last turn is the user's; it should be the assistant's"),
     "system last": ([message("system", "a")], True, "the last turn is the system's"),
     "user twice": ([message("user", "a"), message("user", "b")], True, "turns 1 and 2 are both the user's"),

@@ -52,12 +52,12 @@ def test_f13_bad_label_sets_are_reported_together():
     values = [["a"], {"a": 2}, ["a", ["b"]], "['a', b", [None], [math.nan], {}]
     _, errors = read(values)
     assert [text for _, text in errors.found] == [
-        "FILE:2: labels should be a list, or text with separators between them, this is {'a': 2}",
-        "FILE:3: a label should be text or a number, this is ['b']",
+        "FILE:2: labels should be a list, or text with separators between them, not {'a': 2}",
+        "FILE:3: a label should be text or a number, not ['b']",
         "FILE:4: this begins like a list, and cannot be read as one: \"['a', b\"",
-        "FILE:5: a label should be text or a number, this is None",
-        "FILE:6: a label should be text or a number, this is nan",
-        "FILE:7: labels should be a list, or text with separators between them, this is {}",
+        "FILE:5: a label should be text or a number, not None",
+        "FILE:6: a label should be text or a number, not nan",
+        "FILE:7: labels should be a list, or text with separators between them, not {}",
     ]
 
 

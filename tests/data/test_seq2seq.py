@@ -37,9 +37,9 @@ def test_rows_need_a_source_and_a_target_that_are_not_empty(tmp_path):
     assert reasons == [
         "2: 'text' is empty",
         "3: 'summary' is empty",
-        "4: 'text' should be text, this is 5",
+        "4: 'text' should be text, not 5",
         "5: no column 'summary'; this row has 'text'",
-        "6: 'summary' should be text, this is ['c']",
+        "6: 'summary' should be text, not ['c']",
     ]
     assert len(read_pairs(str(write_rows(path, rows[:1])), "text", "")) == 1  # to predict, no target is needed
 

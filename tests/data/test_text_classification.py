@@ -185,17 +185,17 @@ def test_f13_bad_labels_and_texts_are_reported_together():
     assert found_in(labelled(["a", "", "  ", [1], {"a": 1}, 0, False]), "label") == [
         "FILE:2: the label in 'label' is empty",
         "FILE:3: the label in 'label' is empty",
-        "FILE:4: a label should be text or a number, this is [1]",
-        "FILE:5: a label should be text or a number, this is {'a': 1}",
+        "FILE:4: a label should be text or a number, not [1]",
+        "FILE:5: a label should be text or a number, not {'a': 1}",
     ]
     rows = [Row(str(i), i + 1, {"a": value}) for i, value in enumerate(["x", 3, None, "", " \u3000", ["x"], True])]
     assert found_in(rows) == [
-        "FILE:2: 'a' should be text, this is 3",
-        "FILE:3: 'a' should be text, this is None",
+        "FILE:2: 'a' should be text, not 3",
+        "FILE:3: 'a' should be text, not None",
         "FILE:4: 'a' is empty",
         "FILE:5: 'a' is empty",
-        "FILE:6: 'a' should be text, this is ['x']",
-        "FILE:7: 'a' should be text, this is True",
+        "FILE:6: 'a' should be text, not ['x']",
+        "FILE:7: 'a' should be text, not True",
     ]
 
 
@@ -210,7 +210,7 @@ def test_f13_all_that_is_wrong_in_all_files_is_reported_together(tmp_path):
         "train.jsonl:1: 'text' is empty",
         "train.jsonl:2: not JSON: Expecting value: line 1 column 1 (char 0)",
         "train.jsonl:3: the label in 'label' is empty",
-        "val.jsonl:1: a label should be text or a number, this is []",
+        "val.jsonl:1: a label should be text or a number, not []",
         "none.jsonl: no such file",
         '(data.bad_rows = "skip" leaves such rows out)',
     ]

@@ -45,6 +45,5 @@ def test_f13_bad_scores_are_reported_together():
     errors = ErrorList()
     targets.read_scores("FILE", rows_with("score", [1, *BAD_SCORES]), "score", errors)
     assert [text for _, text in errors.found] == [
-        f"FILE:{line}: a score in 'score' should be a number, this is {value!r}"
-        for line, value in enumerate(BAD_SCORES, 2)
+        f"FILE:{line}: a score in 'score' should be a number, not {value!r}" for line, value in enumerate(BAD_SCORES, 2)
     ]

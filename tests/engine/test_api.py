@@ -149,10 +149,10 @@ class Frame(list):
 def test_what_is_no_list_of_rows_is_refused(tiny, trained, rows):
     """Some of these can be iterated over, and would be predicted for as texts."""
     config = tiny(**{"train.max_steps": 2})
-    with pytest.raises(DataError, match=r"^train_rows = .* is no list of rows"):
+    with pytest.raises(DataError, match=r"^train_rows = .* is not a list of rows"):
         engine.run_training(config, train_rows=rows)
     for function in (engine.predict_rows, engine.evaluate_rows):
-        with pytest.raises(DataError, match=r"^rows = .* is no list of rows"):
+        with pytest.raises(DataError, match=r"^rows = .* is not a list of rows"):
             function(trained, rows)
     with pytest.raises(ConfigError, match=r"\{\} is no recipe: give a Config"):
         engine.run_training({})

@@ -45,19 +45,19 @@ BAD = {
     ),
     '{"id": "a", "logits": {"negative": 1, "positive": 3}}': "no logit of the label 'neutral'",
     '{"id": "a", "logits": [1, 2]}': "2 logits for the 3 labels 'negative', 'neutral', 'positive'",
-    '{"id": "a", "logits": [1, 2, null]}': "the logit of 'positive' should be a finite number, this is None",
-    '{"id": "a", "logits": [1, 2, "3"]}': "the logit of 'positive' should be a finite number, this is '3'",
-    '{"id": "a", "logits": [1, true, 3]}': "the logit of 'neutral' should be a finite number, this is True",
-    '{"id": "a", "logits": [1, 1e999, 3]}': "the logit of 'neutral' should be a finite number, this is inf",
-    '{"id": "a", "logits": [1, -1e39, 3]}': "the logit of 'neutral' should be a finite number, this is -1e+39",
-    '{"id": "a", "logits": [1, NaN, 3]}': "not JSON: NaN is not a JSON value; use null, or leave the row out",
-    '{"id": "a", "logits": 3}': "'logits' should be {label: number}, or a list of numbers, this is 3",
+    '{"id": "a", "logits": [1, 2, null]}': "the logit of 'positive' should be a finite number, not None",
+    '{"id": "a", "logits": [1, 2, "3"]}': "the logit of 'positive' should be a finite number, not '3'",
+    '{"id": "a", "logits": [1, true, 3]}': "the logit of 'neutral' should be a finite number, not True",
+    '{"id": "a", "logits": [1, 1e999, 3]}': "the logit of 'neutral' should be a finite number, not inf",
+    '{"id": "a", "logits": [1, -1e39, 3]}': "the logit of 'neutral' should be a finite number, not -1e+39",
+    '{"id": "a", "logits": [1, NaN, 3]}': "the logit of 'neutral' should be a finite number, not None",
+    '{"id": "a", "logits": 3}': "'logits' should be {label: number}, or a list of numbers, not 3",
     '{"id": "a", "probabilities": [0, 0, 1]}': "no column 'logits'; this row has 'id', 'probabilities'",
     '{"logits": [1, 2, 3]}': "no column 'id'; this row has 'logits'",
-    '{"id": ["a"], "logits": [1, 2, 3]}': "an 'id' should be text or a number, this is ['a']",
+    '{"id": ["a"], "logits": [1, 2, 3]}': "an 'id' should be text or a number, not ['a']",
     '{"id": "first", "logits": [1, 2, 3]}': "the id 'first' is that of line 1 too",
     '{"id": "a", "id": "b", "logits": [1, 2, 3]}': "key 'id' twice",
-    "[1, 2, 3]": "a JSON object is needed, this is a list",
+    "[1, 2, 3]": "a JSON object is needed, not a list",
 }
 
 
@@ -70,7 +70,8 @@ def test_f13_bad_teacher_line_is_named_with_its_reason(tmp_path, line):
 
 
 def test_f13_bad_teacher_lines_are_one_error_in_their_order(tmp_path):
-    path = write(tmp_path / "teacher.jsonl", row("first", 1, 2, 3), *BAD)
+    lines = [line.replace('"a"', f'"a{i}"') for i, line in enumerate(BAD)]  # an id once: repeated ids hide the rest
+    path = write(tmp_path / "teacher.jsonl", row("first", 1, 2, 3), *lines)
     with pytest.raises(DataError) as raised:
         read_teacher(str(path), ["nobody"], LABELS)
     lines = str(raised.value).splitlines()

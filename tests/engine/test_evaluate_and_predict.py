@@ -151,7 +151,9 @@ def test_p09_a_label_the_model_does_not_know_is_refused(trained, tmp_path, check
     config, validation = trained
     rows = [row | {"label": row["label"][:3]} for row in rows_of(validation)]
     renamed = write_rows(tmp_path / "renamed.jsonl", rows)
-    with pytest.raises(ValueError, match=r"renamed.jsonl:1: unknown label '\w+'.*the labels are 'negative', 'positive'"):
+    with pytest.raises(
+        ValueError, match=r"renamed.jsonl:1: unknown label '\w+'.*the labels are 'negative', 'positive'"
+    ):
         evaluate.main([config.run.folder, "--data.test", str(renamed)])
     changes = {"run.folder": str(tmp_path / "again"), "data.validation": "", "data.train": str(renamed)}
     again = configs.override(config, changes | {"model.name": f"{config.run.folder}/best"})

@@ -179,7 +179,7 @@ def test_transformers_reads_the_same_last_token_of_a_gpt2(tiny, tmp_path, review
             ConfigError,
             "the token type 7, the embedding has 2 rows: tokenizer and weights",
         ),
-        ("$A", (2, 3), "~", DataError, "leaves no token of the text with id 'r3' and 1 more: remove such texts"),
+        ("$A", (2, 3), "~", DataError, "leaves no tokens of the text with id 'r3' and 1 more: remove such texts"),
     ],
 )
 def test_encoded_texts_that_the_model_cannot_read_are_refused(

@@ -62,7 +62,9 @@ def test_penalties_equal_the_gradient_of_the_penalised_loss(checkpoint_folder, l
             penalty = penalty + l2_sp / 2 * (w - before[name].detach()).square().sum()
     (expected(batch).loss_sum + penalty).backward()
     torch.testing.assert_close(gradients(found), gradients(expected), rtol=1e-12, atol=1e-12)
-    assert penalties.log(float(penalties.value)) == ({"penalty": pytest.approx(penalty.item(), rel=1e-12)} if l1 or l2 or l2_sp else {})
+    assert penalties.log(float(penalties.value)) == (
+        {"penalty": pytest.approx(penalty.item(), rel=1e-12)} if l1 or l2 or l2_sp else {}
+    )
 
 
 def test_penalties_skip_a_parameter_without_gradient():
@@ -153,7 +155,7 @@ def test_pos_weight_is_torchs_for_any_micro_batches():
         (("1", "2"), [1, 1, 1], r"= \['1', '2'\] should be balanced, or 3 numbers above 0, for 'a', 'b', 'c'"),
         (("1", "0", "1"), [1, 1, 1], "3 numbers above 0"),
         (("even",), [1, 1, 1], "3 numbers above 0"),
-        (("balanced",), None, "has no effect where no single class is learned"),
+        (("balanced",), None, "has no effect: this task does not learn one class per example"),
     ],
 )
 def test_bad_class_weights_are_refused(given, counts, message):

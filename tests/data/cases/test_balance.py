@@ -198,7 +198,7 @@ def test_windows_of_a_long_text_are_read_together(tmp_path, capsys):
         ("token-classification", {"train__sampler": "balanced"}, "does not have one class: leave it out"),
         ("causal-lm", {"train__sampler": "balanced"}, "does not have one class: leave it out"),
         ("multi-label-classification", {"regularize__pos_weight": ("2",)}, "2 numbers above 0, for 'blue', 'red'"),
-        ("text-classification", {"eval__metric": "roc_auc"}, "of the second of two classes, and there are 4"),
+        ("text-classification", {"eval__metric": "roc_auc"}, "needs two classes, and there are 4"),
     ],
 )
 def test_settings_that_do_not_fit_the_task_name_the_right_one(task, setting, message, tmp_path, capsys):

@@ -154,7 +154,7 @@ def test_spellings_and_numbers_of_folders_are_classes(tmp_path, capsys):
     numbers = write_folder(tmp_path / "numbers", *(f"{c}/{i}{c}.png" for c in "01" for i in range(2)))
     said = image_run(tmp_path, numbers, capsys, data__labels=("shoe", "bag"), data__validation=str(numbers))
     assert "labels: shoe 2, bag 2" in said
-    assert "places among the names" in said
+    assert "indices of the label names" in said
 
 
 def test_one_image_in_two_classes_is_said(tmp_path, capsys):
@@ -187,7 +187,7 @@ def test_images_are_known_by_their_content(tmp_path, name, kind):
         ("0.svg", b'<?xml version="1.0"?>\n<svg xmlns="x">', "an image of SVG, which"),
         ("0.jxl", b"\xff\x0a\x01", "an image of JPEG XL, which"),
         ("0.nef", encoded(picture(), "TIFF"), "an image of the kind .nef, which"),
-        ("0.png", b"<!DOCTYPE html><html>", "not an image of a kind that is read: .*; it is a page of the web"),
+        ("0.png", b"<!DOCTYPE html><html>", "not an image of a kind that is read: .*; it is a web page"),
         ("0.jpg", b"", "an empty file"),
         ("0.jpg", encoded(picture(), "JPEG")[:-100], "cannot be decoded: .*truncated"),
     ],
@@ -246,7 +246,7 @@ def test_a_broken_exif_block_does_not_lose_the_picture(tmp_path, exif, kind):
     plain, broken = (write(tmp_path / f"a/{i}.jpg", picture(), kind, **x) for i, x in enumerate(({}, {"exif": exif})))
     assert np.array_equal(np.asarray(decode(broken)), np.asarray(decode(plain)))
     rows = read_images(str(tmp_path))
-    note = "1 image has an EXIF block without a tag that can be read: not rotated (first: a/1.jpg)"
+    note = "1 image has an EXIF block that cannot be read: not rotated (first: a/1.jpg)"
     assert rows.notes == [note]
 
 
@@ -370,8 +370,8 @@ def test_paths_in_other_spellings_are_found(tmp_path):
         ("data:image/png;base64,iVBO", "an address, not"),
         (r"C:\pictures\0.png", "no such file; it is a path of another computer"),
         ("cats/none.png", "no such file$"),
-        (7, "'path' should be the path of an image, this is 7"),
-        ({"x": 1}, "'path' should be the path of an image, this is {'x': 1}"),
+        (7, "'path' should be the path of an image, not 7"),
+        ({"x": 1}, "'path' should be the path of an image, not {'x': 1}"),
         (" ", "'path' is empty"),
     ],
 )
@@ -419,7 +419,7 @@ def test_the_content_of_a_file_is_an_image(tmp_path):
     [
         (encoded(picture(), "PPM"), ""),
         (b"\0\0\0\x18ftypheic\0\xff", "an image of HEIC, which is not read; save it as PNG or JPEG"),
-        (b"\xfe\xff", "'path' has bytes that are not UTF-8 (b'\\xfe\\xff') and no image"),
+        (b"\xfe\xff", "'path' has bytes that are neither UTF-8 (b'\\xfe\\xff') nor an image"),
     ],
 )
 def test_a_column_of_bytes_has_images_of_every_kind(tmp_path, content, reason):

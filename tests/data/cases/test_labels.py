@@ -92,9 +92,9 @@ def test_spellings_that_certainly_mean_one_class(tmp_path, cells, classes, note)
         ),
         (["01", "1", "0"], "the classes '01' (1) and '1' (1) are the same number"),
         (["very_good", "very good", "b"], "the classes 'very good' (1) and 'very_good' (1) differ in case, spaces"),
-        (["n/a", "NaN", "b"], "'NaN' (1), 'n/a' (1) is a class like any other, and looks like a missing label"),
+        (["n/a", "NaN", "b"], "'NaN' (1), 'n/a' (1) is read as a class, but looks like a missing label"),
         (["Label", "b", "b"], "the class 'Label' (1) is the name of its column"),
-        (["a,b", "a", "b"], "1 of 3 classes are several labels, as 'a,b': run.task = \"multi-label-classification\""),
+        (["a,b", "a", "b"], "1 of 3 classes are several labels, such as 'a,b': run.task = \"multi-label"),
         ([f"meal number {i}" for i in range(30)], "column 'label' has 30 classes in 30 rows: data.label_column may"),
         (
             [f"{i / 8}" for i in range(30)] * 2,
@@ -140,7 +140,7 @@ def test_one_comparison_serves_every_place(tmp_path):
             "unknown label '-1' in 2 rows; the labels are '0', '1'; -1 is often written where there",
         ),
         (["a", "b"], ["a, b"], """a label with a comma has quotes: data.labels = '["a, b", ...]'"""),
-        (["neg", "pos"], ["1", "2"], "numbers are read as places among the names if all are from 0 to 1"),
+        (["neg", "pos"], ["1", "2"], "numbers are read as indices of the names if all are from 0 to 1"),
         (["a", "b"], ["p", "q", "r", "s", "p"], "test.csv:2: none of the labels is known: 'p' (2), 'q' (1), 'r' (1)"),
         ([f"c{i}" for i in range(1500)], ["x"], "'c0', 'c1', 'c10', 'c100', "),
     ],
@@ -155,9 +155,9 @@ def test_whole_numbers_are_places_among_the_names(tmp_path):
     found = read(CLASSES, tmp_path, lines("label", [0, 1, 1]), table("label", ["1.0", "0"]), labels=("neg", "pos"))
     assert (names(found.train), names(found.test)) == (["neg", "pos", "pos"], ["pos", "neg"])
     assert found.notes == [
-        "train.jsonl: the labels are whole numbers, read as places among the names, from 0: 0 is 'neg' (1), "
+        "train.jsonl: the labels are whole numbers, read as indices of the label names, from 0: 0 is 'neg' (1), "
         "1 is 'pos' (2)",
-        "test.csv: the labels are whole numbers, read as places among the names, from 0: 0 is 'neg' (1), "
+        "test.csv: the labels are whole numbers, read as indices of the label names, from 0: 0 is 'neg' (1), "
         "1.0 is 'pos' (1)",
     ]
     assert names(read(CLASSES, tmp_path, lines("label", [5, 7]), labels=("7", "5")).train) == ["5", "7"]
@@ -169,7 +169,7 @@ def test_whole_numbers_are_places_among_the_names(tmp_path):
 def test_a_list_as_text_is_no_class(tmp_path):
     error = refusal(CLASSES, tmp_path, table("label", ["['a']", "[]", "[NOISE]", "a"]))
     assert error.split("\n")[:2] == [
-        f"train.csv:{line}: a label should be one class, this is a list as text, {cell!r}; "
+        f"train.csv:{line}: a label should be one class, not a list as text, {cell!r}; "
         'run.task = "multi-label-classification" reads lists'
         for line, cell in ((2, "['a']"), (3, "[]"))
     ]
@@ -235,8 +235,8 @@ def test_lists_as_programs_write_them(text, items):
         (["{'a': 1, 'b': 0}", "b"], [["a"], ["b"]], "has 1 list as text, read as such, first in line 2"),
         (["good, Good", "b"], [["good", "Good"], ["b"]], "the classes 'Good' (1) and 'good' (1) differ in case only"),
         (["True,b", "true", "true"], [["true", "b"], ["true"]], "'True' (1, first in line 2) is read as the label"),
-        (["on/off", "on", "off"], [["on/off"], ["on"]], "1 of 3 labels contain '/', as 'on/off': data.label_separator"),
-        (["a|b", "c|d"], [["a|b"], ["c|d"]], "2 of 2 labels contain '|', as 'a|b': data.label_separator = \"|\" would"),
+        (["on/off", "on", "off"], [["on/off"], ["on"]], "1 of 3 labels contain '/', such as 'on/off': data."),
+        (["a|b", "c|d"], [["a|b"], ["c|d"]], "labels contain '|', such as 'a|b': data.label_separator = \"|\" would"),
     ],
 )
 def test_cells_with_several_labels(tmp_path, cells, labels, note):
@@ -343,14 +343,14 @@ def test_numbers_with_separators_are_scores(tmp_path, cells, scores):
     [
         (
             ["1,500", "2,250"],
-            "is unclear, this is '1,500': its comma or point may be decimal or stand between thousands",
+            "'1,500' in 'score' is unclear: its comma or point may be decimal or stand between thousands",
         ),
-        (["2,5", "1.500"], "is unclear, this is '1.500'"),
-        (["2,5", "1,500.5", "1,500"], "is unclear, this is '1,500'"),
-        (["4/5", "1"], "this is '4/5'; write the number alone, without % or /"),
+        (["2,5", "1.500"], "'1.500' in 'score' is unclear"),
+        (["2,5", "1,500.5", "1,500"], "'1,500' in 'score' is unclear"),
+        (["4/5", "1"], "not '4/5'; write the number alone, without % or /"),
         (["85%", "1"], "without % or /"),
-        (["n/a", "1"], "this is 'n/a'; the score is missing"),
-        ([True, 1], 'this is True; run.task = "text-classification" learns true and false'),
+        (["n/a", "1"], "not 'n/a'; the score is missing"),
+        ([True, 1], 'not True; run.task = "text-classification" learns true and false'),
     ],
 )
 def test_scores_that_are_not_certain_are_refused(tmp_path, cells, message):

@@ -102,7 +102,7 @@ def test_json_by_row_has_the_names_as_ids(tmp_path):
         ),
         ('[{"text": "a", "label": "x"}, {"text": "b", "label": NaN}]', "rows.json: record 2: column 'label' is null"),
         ('[{"text": "a", "label": "x"}, {"text": "b", "text": 1}]', "rows.json: record 2: key 'text' twice"),
-        ('[{"text": "a", "label": "x"}, 5]', "rows.json: record 2: a JSON object is needed, this is a int"),
+        ('[{"text": "a", "label": "x"}, 5]', "rows.json: record 2: a JSON object is needed, not a int"),
         ('[\n{"text": "a"}\n{"text": "b"}\n]', "rows.json:3: not JSON: Expecting ',' delimiter"),
         ('[\n{"text": "a"},\n]', "rows.json:3: not JSON: a comma before the end"),
         ('[{"text": "a", "label": "x"}', "rows.json:1: not JSON: Expecting ',' delimiter"),
@@ -263,9 +263,9 @@ def test_latin_1_that_is_cp1252_is_a_warning(tmp_path):
 
 def test_encodings_that_do_not_exist_or_are_not_needed(tmp_path):
     assert error_of(tmp_path / "rows.csv", TABLE, encoding="utf-99").startswith(
-        "data.encoding = 'utf-99' is no encoding"
+        "data.encoding = 'utf-99' is not an encoding"
     )
-    assert error_of(tmp_path / "rows.csv", TABLE, encoding="hex").startswith("data.encoding = 'hex' is no encoding")
+    assert error_of(tmp_path / "rows.csv", TABLE, encoding="hex").startswith("data.encoding = 'hex' is not an encoding")
     found = read(tmp_path / "rows.csv", TABLE.replace("soup", "süp"), encoding="cp1252")
     assert found.notes == ["warning: every line of it is UTF-8, yet it is read by data.encoding = 'cp1252'"]
     marked = ("\ufeff" + TABLE.replace("soup", "süp")).encode()
@@ -287,17 +287,17 @@ def test_another_delimiter_is_guessed_in_the_message_and_read(tmp_path, delimite
 
 
 HABITS = {
-    "sep": (f"sep=;\n{TABLE.replace(',', ';')}", ["the line 'sep=;' sets the delimiter, and is no row"]),
+    "sep": (f"sep=;\n{TABLE.replace(',', ';')}", ["the line 'sep=;' sets the delimiter, and is not a row"]),
     "spaces": ('text, label\n"fine soup", "yes"\n"cold soup", no\n', []),
     "index": (
         ",text,label\n0,fine soup,yes\n1,cold soup,no\n",
-        ["columns without a name, as pandas writes for row numbers, are not read"],
+        ["columns without a name, as pandas writes them for row numbers, are not read"],
     ),
     "trailing in all": (
         TABLE.replace("\n", ",\n"),
-        ["columns without a name, as pandas writes for row numbers, are not"],
+        ["columns without a name, as pandas writes them for row numbers, are not"],
     ),
-    "trailing in rows": (TABLE.replace("\n", ",\n").replace("label,", "label"), ["a delimiter ends each row"]),
+    "trailing in rows": (TABLE.replace("\n", ",\n").replace("label,", "label"), ["every row ends with a delimiter"]),
     "old Mac": (TABLE.replace("\n", "\r"), ["its lines end in carriage returns alone, as on old Macs"]),
     "joined": (
         TABLE[:25] + "\ufeff" + TABLE + TABLE[:11] + TABLE[25:],
@@ -486,7 +486,7 @@ def test_bytes_that_are_no_text_are_no_label(tmp_path):
     name = write_parquet(
         tmp_path / "rows.parquet", table(text=["a", "b"], label=[b"x", b"\xfe\xff"], more=[b"\xff"] * 2)
     )
-    with pytest.raises(DataError, match=r"rows.parquet:2: 'label' has bytes that are not UTF-8 \(b'\\xfe\\xff'\)"):
+    with pytest.raises(DataError, match=r"rows.parquet:2: 'label' has bytes that are neither UTF-8 \(b'\\xfe\\xff'\)"):
         read_rows(name, ["text", "label"])
     assert len(read_rows(name, ["text"])) == 2  # a column that is not read may have any
 

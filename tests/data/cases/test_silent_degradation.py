@@ -86,8 +86,12 @@ LONG = "a" * 101
         (words, ["a b a", "a c"], ["warning: unknown tokens: 1 of 5 (20%), from 'c'"]),
         (unigrams, ["a 商店 b", "a商"], ["warning: unknown tokens: 2 of 6 (33%), from '商' and '店'"]),
         (byte_pairs, ["商店 {}", "any \u200b 🙂"], []),
-        (byte_pairs, ["NaN", "none", "b", "-"], ["warning: 2 of 4 texts are the name of a missing value, as 'nan'"]),
-        (byte_pairs, ["b'a b'", 'b"a"', "b'"], ["warning: 2 of 3 texts are bytes as Python writes them, b'...'"]),
+        (
+            byte_pairs,
+            ["NaN", "none", "b", "-"],
+            ["warning: 2 of 4 texts are the name of a missing value, such as 'nan'"],
+        ),
+        (byte_pairs, ["b'a b'", 'b"a"', "b'"], ["warning: 2 of 3 texts are bytes as Python prints them, b'...'"]),
         (
             lambda: byte_pairs("abĠ"),
             ["a b", "a, b;", "b;"],
@@ -127,7 +131,8 @@ def test_special_tokens_in_a_text_are_text(make, form):
         assert number in as_tokens
         tokenizer.encode_special_tokens = True
         assert number not in tokenizer.encode(given, is_pretokenized=is_split, add_special_tokens=False).ids
-    assert f"1 of 2 texts contains special tokens, as {SPECIAL[make]!r}: {ESCAPE}" in audited(tokenizer, text, "a b")
+    note = f"1 of 2 texts contains special tokens, such as {SPECIAL[make]!r}: {ESCAPE}"
+    assert note in audited(tokenizer, text, "a b")
     if make is byte_pairs:
         assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
@@ -145,7 +150,7 @@ def test_special_tokens_in_a_text_are_text(make, form):
             ["a <extra_id_0>"],
             [
                 f"warning: 1 of 1 target {IT_CANNOT}: '0', '<', '_', 'd', 'e', 'i', 'r', 't' and 'x' are lost",
-                f"1 of 1 target contains special tokens, as '<extra_id_0>': {ESCAPE}",
+                f"1 of 1 target contains special tokens, such as '<extra_id_0>': {ESCAPE}",
             ],
         ),
     ],
@@ -181,7 +186,7 @@ def test_every_task_counts_special_and_unknown_tokens(task, tmp_path, capsys):
     if task == "question-answering":
         settings["question_answering.doc_stride"] = 4
     printed = dry_run(settings, capsys)
-    assert f"3 of 3 texts contain special tokens, as '[SEP]': {ESCAPE}" in printed
+    assert f"3 of 3 texts contain special tokens, such as '[SEP]': {ESCAPE}" in printed
     assert "warning: unknown tokens: " in printed
     assert ", from 'SEP'" in printed or "'[', 'SEP' and ']'" in printed
     printed = dry_run(settings | {"data.split_special_tokens": False}, capsys)
@@ -195,7 +200,7 @@ def test_special_tokens_in_evaluation_and_prediction(escaped, tmp_path, capsys):
     settings = settings_for("text-classification", tmp_path, rows, data__split_special_tokens=escaped)
     run(settings | {"augment.text.mask": 0.5}, capsys)
     file = write_file(tmp_path / "new.jsonl", [{"text": "a [SEP] cat", "label": "red"}])
-    note = "1 of 1 text contains special tokens, as '[SEP]': read as " + ("plain text" if escaped else "tokens")
+    note = "1 of 1 text contains special tokens, such as '[SEP]': read as " + ("plain text" if escaped else "tokens")
     predictions(settings["run.folder"], file)
     assert note in capsys.readouterr().out
     evaluation(settings["run.folder"], file)

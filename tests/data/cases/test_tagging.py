@@ -161,11 +161,11 @@ def test_numbers_are_places_in_the_labels(tmp_path):
     labels = ("O", "B-P", "I-P")
     rows = read(tmp_path / "x.jsonl", [{"tokens": ["a", "b", "c"], "tags": [0, 1, 2]}], labels=labels)
     assert rows[0].values["tags"] == list(labels)
-    assert rows.notes == ["the tags are numbers, read as places in data.labels: 0 is 'O', 1 is 'B-P', 2 is 'I-P'"]
+    assert rows.notes == ["the tags are numbers, read as indices of data.labels: 0 is 'O', 1 is 'B-P', 2 is 'I-P'"]
     content = [{"tokens": ["a", "b"], "tags": [1, 3]}]
     for tag in (3, -100):
         reason = refusal(tmp_path / "y.jsonl", [{"tokens": ["a", "b"], "tags": [1, tag]}], labels=labels)
-        assert f"the tag {tag} is no place in data.labels, which has 3 names" in reason
+        assert f"the tag {tag} is not an index of data.labels, which has 3 names" in reason
     rows = read(tmp_path / "x.jsonl", content, explain=True)
     assert rows[0].values["tags"] == ["1", "3"]
     assert "data.labels names the numbers" in rows.notes[0]
@@ -178,7 +178,7 @@ def test_an_unknown_tag_is_one_error_with_the_nearest_label(tmp_path):
     assert str(caught.value).split("\n") == [
         "FILE:1: unknown label 'b-per' at 2 words; the labels are 'B-PER', 'O'; 'B-PER', perhaps",
         "FILE:2: unknown label 'o'; the labels are 'B-PER', 'O'; 'O', perhaps",
-        "FILE:5: unknown label '7'; the labels are 'B-PER', 'O'; data.labels reads numbers as places in its names",
+        "FILE:5: unknown label '7'; the labels are 'B-PER', 'O'; data.labels reads numbers as indices of its names",
     ]
 
 
@@ -295,7 +295,7 @@ def test_tables_hold_words_and_tags_as_lists(tmp_path, suffix):
         comma = {"csv": ",", "tsv": "\t"}[suffix]
         cells = [f'"{cell}"' if suffix == "csv" else str(cell) for cell in (words, tags)]
         (row,) = rows = read(path, f"tokens{comma}tags\n{cells[0]}{comma}{cells[1]}\n")
-        assert rows.notes == ["1 row with lists as text, as ['a', 'b'], read as lists"]
+        assert rows.notes == ["1 row with lists as text, such as ['a', 'b'], read as lists"]
     assert (row.values["tokens"], row.values["tags"]) == (words, tags)
 
 
@@ -310,7 +310,7 @@ def test_an_object_with_lists_is_one_row(tmp_path, name):
 def test_tags_between_spaces_are_those_of_the_words(tmp_path):
     rows = read(tmp_path / "x.csv", "tokens,tags\nAnn left.,B-P O\nfine,O\n")
     assert [row.values["tokens"] for row in rows] == [["Ann", "left."], ["fine"]]
-    assert rows.notes == ["2 rows with tags between spaces, read as one for each word"]
+    assert rows.notes == ["2 rows with tags separated by spaces, read as one tag per word"]
     reason = refusal(tmp_path / "x.csv", "tokens,tags\nAnn left.,B-P O\nfine,O O\n")
     assert reason.startswith("FILE:3: 1 word between spaces in 'tokens', and 2 tags in 'tags'")
     assert "words in lines of their own are read from .conll" in refusal(tmp_path / "x.csv", "tokens,tags\nAnn,B-P\n")

@@ -222,7 +222,7 @@ BAD_RELATIONS = {
     "no entities": ({"text": "Anna likes Rome"}, "no column 'subject'; the columns are 'text', 'relation'; read are"),
     "outside": (
         {"token": TOKENS, "subj_start": 0, "subj_end": 5, "obj_start": 3, "obj_end": 3},
-        "subj_start and subj_end, 0 and 5, are no span of the 5 tokens",
+        "subj_start and subj_end, 0 and 5, are not a span of the 5 tokens",
     ),
     "several places": (
         {"tokens": TOKENS, "h": ["anna", "Q1", [[0], [2]]], "t": ["rome", "Q2", [[3]]]},
@@ -243,7 +243,7 @@ def test_entities_without_their_last_letters_are_counted(tmp_path):
     places = {"subject": {"start": 0, "end": 3}, "object": {"start": 11, "end": 14}}
     rows: Content = [{"text": "anna likes rome .", **places}] * 2
     assert read_relations(str(write_file(tmp_path / "x.jsonl", rows))).notes == [
-        "warning: 4 of 4 entities lack the last letter of a word, as 'ann' at 0-3 (line 1): "
+        "warning: 4 of 4 entities lack the last letter of a word, such as 'ann' at 0-3 (line 1): "
         "an end is one after the last character"
     ]
 
@@ -408,12 +408,14 @@ def test_what_turns_say_of_themselves_is_counted_or_named(tmp_path):
     reply = {"role": "assistant", "content": "blue .", "weight": 1, "thinking": "sky", "name": None}
     rows = read_dialogues(write_as(tmp_path / "x.jsonl", {"messages": [*say("red ?"), reply]}), "messages", True)
     assert rows.notes == ["1 of 1 conversations: 'thinking' of their turns is not read"]
-    with pytest.raises(DataError, match=r"turn 2 of 'instruction' and 'output' should be text, this is \['a', 'b'\]"):
+    with pytest.raises(DataError, match=r"turn 2 of 'instruction' and 'output' should be text, not \['a', 'b'\]"):
         read_dialogues(write_as(tmp_path / "y.jsonl", {"instruction": "red ?", "output": ["a", "b"]}), "messages", True)
 
 
 def test_columns_that_are_no_conversation_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"no column 'messages'.* 'body'; read are columns of turns, as 'messages' or"):
+    with pytest.raises(
+        DataError, match=r"no column 'messages'.* 'body'; read are columns of turns, such as 'messages' or"
+    ):
         read_dialogues(write_as(tmp_path / "x.jsonl", {"body": "a"}), "messages", True)
 
 

@@ -1,4 +1,4 @@
-"""A watched metric that cannot judge: said before training, and ties go to the lower loss."""
+"""A watched metric that cannot compare models: said before training, and ties go to the lower loss."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_no_warning_where_the_metric_can_judge(task, tmp_path, capsys):
     from support import task_data
 
     settings = task_data.write(task, tmp_path) | {"run.folder": str(tmp_path / "run")}
-    assert "cannot judge" not in dry_run(settings, capsys)
+    assert "cannot compare models" not in dry_run(settings, capsys)
 
 
 def script(monkeypatch: pytest.MonkeyPatch, metric: str, values: list[tuple[float, float]]) -> None:

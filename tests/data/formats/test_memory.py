@@ -89,7 +89,7 @@ def test_reading_changes_no_row_of_the_caller():
         ({"text": math.nan}, "column 'text' is null"),
         ({"text": "a\0"}, "a NUL character in 'text'"),
         ({"text": "a", "more": ["\ud800"]}, "\\ud800 is half of a surrogate pair, not a character"),
-        ("a text", "a row should be a Row, or a dict of columns, this is 'a text'"),
+        ("a text", "a row should be a Row, or a dict of columns, not 'a text'"),
         ({"text": "b", "id": "1"}, "the id '1' is that of line 1 too"),
     ],
 )
@@ -173,7 +173,7 @@ def test_formats_of_files_do_not_matter_to_any_reader():
 BAD = {
     "texts": ({"text": " "}, "'text' is empty"),
     "dialogues": ({"messages": ["a"]}, "the last turn is the user's; it should be the assistant's, to learn from"),
-    "pairs": ({"a": "x", "b": 3}, "'b' should be text, this is 3"),
+    "pairs": ({"a": "x", "b": 3}, "'b' should be text, not 3"),
     "questions": (QUESTION | {"answers": [{"text": "x", "answer_start": 0}]}, "the context has 'I' at 0"),
     "relations": (RELATION | {"object": "Rome"}, "the object 'Rome' is not in the text"),
     "words": ({"tokens": ["a"], "tags": []}, "1 word in 'tokens', and 0 tags in 'tags'"),
@@ -250,7 +250,7 @@ def test_f13_bad_images_in_memory_are_named_or_left_out(tmp_path):
         "some_rows:3: an array of uint8, shape (2, 9, 9), should be",
         "some_rows:4: an empty image",
         "some_rows:5: 200 x 1 pixels: one side is over 100 times the other",
-        "some_rows:6: should be a Pillow image, an array of uint8 or a path, this is 3",
+        "some_rows:6: should be a Pillow image, an array of uint8 or a path, not 3",
         f"some_rows:7: {tmp_path}/broken.png: not an image of a kind that is read",
         f"some_rows:8: {tmp_path}/none.png: no such file",
     ]

@@ -143,20 +143,20 @@ def test_f13_all_bad_questions_are_reported_together(tmp_path):
         ([QUESTION, CHINESE, CHINESE], "FILE: question q2: data[0].paragraphs[0].qas[1] has this id too"),
         (
             [QUESTION, CHINESE | {"id": ""}],
-            "FILE: data[0].paragraphs[0].qas[1]: an id should be text or a number, this is",
+            "FILE: data[0].paragraphs[0].qas[1]: an id should be text or a number, not",
         ),
         (
             [CHINESE | {"id": None}],
-            "FILE: data[0].paragraphs[0].qas[0]: an id should be text or a number, this is None",
+            "FILE: data[0].paragraphs[0].qas[0]: an id should be text or a number, not None",
         ),
-        ([CHINESE | {"id": [1]}], "FILE: data[0].paragraphs[0].qas[0]: an id should be text or a number, this is [1]"),
+        ([CHINESE | {"id": [1]}], "FILE: data[0].paragraphs[0].qas[0]: an id should be text or a number, not [1]"),
         ([{"id": "a", "question": "Why?"}], "FILE: question a: no 'answers'"),
         ([QUESTION, {"id": "a"}], "FILE: question a: no 'question'"),
         (
             [QUESTION, "text"],
-            "FILE: data[0].paragraphs[0].qas[1]: a question should be an object, this is 'text'",
+            "FILE: data[0].paragraphs[0].qas[1]: a question should be an object, not 'text'",
         ),
-        ([QUESTION | {"question": 5}], "FILE: question q1: 'question' should be text, this is 5"),
+        ([QUESTION | {"question": 5}], "FILE: question q1: 'question' should be text, not 5"),
         ([], "FILE: no questions"),
     ],
 )
@@ -190,7 +190,7 @@ def test_f13_questions_that_are_none(tmp_path, entries, error):
         ("[" * 100_000, "FILE: not JSON: maximum recursion depth"),
         ('{"data": "\0"}', "FILE:1: a NUL character"),
         (squad_file(QUESTION, context=" "), "FILE: question q1: 'context' is empty"),
-        (squad_file(QUESTION, context=None), "FILE: question q1: 'context' should be text, this is None"),
+        (squad_file(QUESTION, context=None), "FILE: question q1: 'context' should be text, not None"),
     ],
 )
 def test_f13_a_file_that_is_not_squads(tmp_path, content, error):

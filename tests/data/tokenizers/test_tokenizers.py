@@ -459,12 +459,12 @@ def test_f14_mutated_spiece_models_are_refused_or_encode(tmp_path, capfd):
 
 
 BAD_BPE = {
-    "vocab a list": ("vocab.json", '["a"]', "vocab.json: a JSON object is needed, this is a list"),
+    "vocab a list": ("vocab.json", '["a"]', "vocab.json: a JSON object is needed, not a list"),
     "vocab not JSON": ("vocab.json", '{"a": 0', "vocab.json: not JSON"),
     "vocab empty": ("vocab.json", "", "vocab.json: not JSON"),
-    "id a text": ("vocab.json", '{"a": "0"}', "vocab.json: the id of 'a' should be a number from 0, this is '0'"),
-    "id true": ("vocab.json", '{"a": true}', "vocab.json: the id of 'a' should be a number from 0, this is True"),
-    "id negative": ("vocab.json", '{"a": -1}', "vocab.json: the id of 'a' should be a number from 0, this is -1"),
+    "id a text": ("vocab.json", '{"a": "0"}', "vocab.json: the id of 'a' should be a number from 0, not '0'"),
+    "id true": ("vocab.json", '{"a": true}', "vocab.json: the id of 'a' should be a number from 0, not True"),
+    "id negative": ("vocab.json", '{"a": -1}', "vocab.json: the id of 'a' should be a number from 0, not -1"),
     "id twice": ("vocab.json", '{"a": 0, "b": 1, "c": 1}', "vocab.json: 'b' and 'c' both have the id 1"),
     "gap": ("vocab.json", '{"a": 0, "b": 2}', "vocab.json: no token has the id 1, though there are ids up to 2"),
     "gap at 0": ("vocab.json", '{"a": 1, "b": 2}', "vocab.json: no token has the id 0, though there are ids up to 2"),
@@ -472,8 +472,8 @@ BAD_BPE = {
     "token twice": ("vocab.json", '{"a": 0, "b": 1, "a": 2}', "vocab.json: no token has the id 0"),
     "no special": ("vocab.json", '{"a": 0, "b": 1, "ab": 2}', "vocab.json: no token '</s>', which every text needs"),
     "merge of one": ("merges.txt", "#version: 0.2\na b\na\n", "merges.txt:3: two tokens with a space between are"),
-    "merge of three": ("merges.txt", "a b\na b c\n", "merges.txt:2: two tokens with a space between are needed, this"),
-    "merge empty": ("merges.txt", "a b\n\n", "merges.txt:2: two tokens with a space between are needed, this is ''"),
+    "merge of three": ("merges.txt", "a b\na b c\n", "merges.txt:2: two tokens with a space between are needed, not"),
+    "merge empty": ("merges.txt", "a b\n\n", "merges.txt:2: two tokens with a space between are needed, not ''"),
     "merge unknown": ("merges.txt", "a b\nb a\n", "merges.txt:2: vocab.json has no token 'ba'"),
     "merges not UTF-8": ("merges.txt", b"\xff \xfe\n", "merges.txt: not UTF-8: "),
 }

@@ -94,9 +94,9 @@ BROKEN = [
     ({"tokenizer": '{"model": {"type": "WordPiece", "vocab": {"a": -1}}}'}, "the tokenizer cannot be used"),
     ({"tokenizer_config": "{"}, "tokenizer_config.json: not JSON: Expecting property name"),
     ({"tokenizer_config": "[" * 100_000}, "tokenizer_config.json: not JSON: maximum recursion depth exceeded"),
-    ({"tokenizer_config": "[1]"}, "tokenizer_config.json: a JSON object is needed, this is a list"),
-    ({"special_tokens_map": "null"}, "special_tokens_map.json: a JSON object is needed, this is a NoneType"),
-    ({"added_tokens": "3"}, "added_tokens.json: a JSON object is needed, this is a int"),
+    ({"tokenizer_config": "[1]"}, "tokenizer_config.json: a JSON object is needed, not a list"),
+    ({"special_tokens_map": "null"}, "special_tokens_map.json: a JSON object is needed, not a NoneType"),
+    ({"added_tokens": "3"}, "added_tokens.json: a JSON object is needed, not a int"),
     (
         {"tokenizer_config": {"do_lower_case": "yes"}},
         "do_lower_case = 'yes' should be true or false",

@@ -51,7 +51,7 @@ def test_a_negative_label_that_is_none_is_refused(tmp_path):
             str(path), rows, task_settings("relation-extraction", no_relation_label=negative), ["NA", "a"]
         )
     with pytest.raises(
-        ConfigError, match=r"relation_extraction.no_relation_label = 'N/A' is no label: choose from NA, a"
+        ConfigError, match=r"relation_extraction.no_relation_label = 'N/A' is not a label: choose from NA, a"
     ):
         TASK.check_labels(str(path), rows, task_settings("relation-extraction", no_relation_label="N/A"), ["NA", "a"])
 
@@ -169,7 +169,7 @@ def test_data_negative_says_what_is_not_counted(learned, tmp_path):
         return metrics["f1"] - metrics["accuracy"]
 
     assert f1("") == pytest.approx(0, abs=1e-12)  # micro-F1 of all classes is their accuracy
-    with pytest.raises(ConfigError, match=r"relation_extraction.no_relation_label = 'none' is no label"):
+    with pytest.raises(ConfigError, match=r"relation_extraction.no_relation_label = 'none' is not a label"):
         f1("none")
 
 

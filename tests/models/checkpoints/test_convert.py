@@ -80,9 +80,9 @@ def test_f15_an_array_file_is_no_checkpoint(tmp_path, monkeypatch, payload):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([torch.zeros(2)], "should have a dictionary of one tensor or more, this is a list"),
+        ([torch.zeros(2)], "should have a dictionary of one tensor or more, not a list"),
         ({}, "should have a dictionary of one tensor or more"),
-        ({"weight": torch.zeros(2), "step": 3}, "'step' should be a tensor, this is a int"),
+        ({"weight": torch.zeros(2), "step": 3}, "'step' should be a tensor, not a int"),
     ],
 )
 def test_what_is_no_state_dict_is_named(tmp_path, content, message):
