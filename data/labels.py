@@ -24,9 +24,8 @@ from data.label_spelling import (
     similar_key,
 )
 from data.label_warnings import warn_of_classes
+from data.notes import list_some
 from data.row import Row, Rows
-
-SHOWN = 20  # names in a message
 
 
 @dataclass
@@ -217,9 +216,3 @@ def class_numbers(rows: Sequence[Row], column: str, labels: Sequence[str]) -> np
     if not number.keys() >= set(found):  # rows that check_label_names has not seen
         number = {text: number[label] for text, label in match_labels(dict.fromkeys(found), labels).items()}
     return np.array([number[text] for text in found], dtype=np.int64)
-
-
-def list_some(items: Sequence[str], most: int = SHOWN, separator: str = ", ") -> str:
-    """Return the first items, and how many more there are."""
-    more = f"{separator}and {len(items) - most:,} more" if len(items) > most else ""
-    return separator.join(items[:most]) + more

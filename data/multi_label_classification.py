@@ -20,10 +20,9 @@ from data.labels import (
     count_classes,
     count_spelling,
     describe_matches,
-    list_some,
     match_labels,
 )
-from data.notes import count_of
+from data.notes import count_of, list_some
 from data.row import Row, Rows
 
 ALWAYS_SEPARATORS = ("|", "\t", "\n")  # refused in a label unless data.label_separator is given

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 WARN_FROM = 0.05  # share from which a note is a warning
 SHOWN = 10  # most characters or words in a note
+SHOWN_NAMES = 20  # most names in a note or message
 SHOWN_IDS = 3
 SHOWN_LENGTH = 40  # characters of a text or word in a note
 
@@ -16,8 +17,9 @@ def warn(count: int, total: int, note: str, from_share: float = WARN_FROM) -> st
 
 
 def count_of(count: int, noun: str) -> str:
-    """Return the count with its noun: 1 text, 2,000 texts."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    """Return the count with its noun: 1 text, 2,000 texts, 2 micro-batches."""
+    ending = "" if count == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{count:,} {noun}{ending}"
 
 
 def percent(count: int, total: int) -> str:
@@ -32,6 +34,12 @@ def list_ids(ids: Sequence[str]) -> str:
     """Return "id 7" or "ids 7, 8, 9, ...", the first ids in brackets."""
     more = ", ..." if len(ids) > SHOWN_IDS else ""
     return f"(id{'' if len(ids) == 1 else 's'} {', '.join(ids[:SHOWN_IDS])}{more})"
+
+
+def list_some(items: Sequence[str], most: int = SHOWN_NAMES, separator: str = ", ") -> str:
+    """Return the first items, and how many more there are: "a, b, and 3 more"."""
+    more = f"{separator}and {len(items) - most:,} more" if len(items) > most else ""
+    return separator.join(items[:most]) + more
 
 
 def quote(text: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from data.notes import list_some
 from engine.config import ConfigError, OptimSettings, TrainSettings, choose_from
 from engine.errors import TrainingError
 from models import ARCHITECTURES
@@ -116,19 +117,14 @@ def check_parameters(objective: nn.Module, optimizer: torch.optim.Optimizer) -> 
     known, reached = set(named.values()), {p for _, p in optimized}
     if missing := [name for name, p in named.items() if p.requires_grad and p not in reached]:
         raise TrainingError(
-            f"parameters that require a gradient but are in no group of the optimizer: {_list_names(missing)}; add "
-            "them to a group, or freeze them (requires_grad = False)"
+            "parameters that require a gradient but are in no group of the optimizer: "
+            f"{list_some(missing, MAX_NAMES_SHOWN)}; add them to a group, or freeze them (requires_grad = False)"
         )
     if unsaved := [f"one of shape {tuple(p.shape)} in group {i}" for i, p in optimized if p not in known]:
         raise TrainingError(
             "parameters of the optimizer that are not in the objective would be trained but not saved: "
-            f"{_list_names(unsaved)}; make their module an attribute of the objective"
+            f"{list_some(unsaved, MAX_NAMES_SHOWN)}; make their module an attribute of the objective"
         )
-
-
-def _list_names(names: list[str]) -> str:
-    more = [f"and {len(names) - MAX_NAMES_SHOWN:,} more"] if len(names) > MAX_NAMES_SHOWN else []
-    return ", ".join(names[:MAX_NAMES_SHOWN] + more)
 
 
 def lr_scales(names: Iterable[str], optim: OptimSettings) -> dict[str, float]:

@@ -12,13 +12,12 @@ import numpy as np
 from data import Examples, MicroBatching, steps_per_epoch
 from data.cache import notes_of
 from data.loader import split_into_micro_batches
+from data.notes import count_of, list_some
 from engine.config import Config, to_recipe, to_toml
 from engine.imbalance import warn_of_missing
 from engine.tasks import TASKS, find_task
 from engine.watch import warn_of_metric
 from models import TaskModel
-
-MAX_LABELS_SHOWN = 20  # labels whose counts are shown
 
 
 def describe_run(
@@ -56,7 +55,7 @@ def describe_run(
     epochs = total_steps / steps_per_epoch(len(train_set), global_batch_size)
     paragraphs.append(
         f"parameters: {parameters:,}, {trained:,} of them trained\n"
-        f"{plural(total_steps, 'step')} of {plural(global_batch_size, 'example')}, "
+        f"{count_of(total_steps, 'step')} of {count_of(global_batch_size, 'example')}, "
         f"{epochs:.4g} epoch{'' if epochs == 1 else 's'}\n" + describe_step(global_batch_size, train_set, limits)
     )
     return "\n\n".join(paragraphs) + "\n"
@@ -66,14 +65,12 @@ def describe_examples(name: str, examples: Examples, labels: tuple[str, ...]) ->
     """Return the number of examples, their lengths in tokens, the notes and the labels of a data set, as text."""
     lengths = examples.lengths
     spread = ", ".join(f"{q}% {int(np.percentile(lengths, q))}" for q in (50, 95, 100))
-    text = f"{name}: {plural(len(examples), 'example')}, {plural(int(lengths.sum()), 'token')}"
+    text = f"{name}: {count_of(len(examples), 'example')}, {count_of(int(lengths.sum()), 'token')}"
     text += f" (mean {lengths.mean():.1f}, {spread})"
     text += "".join(f"\n  {note}" for note in notes_of(examples))
     counts = examples.label_counts(len(labels))
     if counts is not None:
-        shown = [f"{label} {n:,}" for label, n in zip(labels[:MAX_LABELS_SHOWN], counts, strict=False)]
-        more = [f"and {len(labels) - MAX_LABELS_SHOWN:,} more"] if len(labels) > MAX_LABELS_SHOWN else []
-        text += "\n  labels: " + ", ".join(shown + more)
+        text += "\n  labels: " + list_some([f"{label} {n:,}" for label, n in zip(labels, counts, strict=False)])
     scores = getattr(examples, "labels", None)
     if counts is None and scores is not None and scores.dtype.kind == "f":
         text += f"\n  {labels[0] if labels else 'score'}: {scores.min():.4g} to {scores.max():.4g}"
@@ -101,29 +98,25 @@ def describe_step(global_batch_size: int, examples: Examples, limits: MicroBatch
     if size < global_batch_size:
         step += f" is more than the training data has, so a step takes all {size:,}"
     share, extra = divmod(size, limits.world_size)
-    ranks = plural(limits.world_size, "rank")
+    ranks = count_of(limits.world_size, "rank")
     if extra:
-        ranks += f" ({extra} with {plural(share + 1, 'example')}, {limits.world_size - extra} with {share:,})"
+        ranks += f" ({extra} with {count_of(share + 1, 'example')}, {limits.world_size - extra} with {share:,})"
     by_rank = [
         split_into_micro_batches(np.arange(size), examples.lengths, replace(limits, rank=rank))
         for rank in range(limits.world_size)
     ]
     accumulation = len(by_rank[0])
     if limits.max_tokens:
-        text = f"{step} = {ranks} x about {plural(accumulation, 'micro-batch')} of at most {limits.max_tokens:,} tokens"
+        text = (
+            f"{step} = {ranks} x about {count_of(accumulation, 'micro-batch')} of at most {limits.max_tokens:,} tokens"
+        )
         longer = int((examples.lengths > limits.max_tokens).sum())
-        text += f"; {plural(longer, 'longer example')}, each alone in a micro-batch" if longer else ""
+        text += f"; {count_of(longer, 'longer example')}, each alone in a micro-batch" if longer else ""
     else:
         sizes = [len(micro_batch) for micro_batches in by_rank for micro_batch in micro_batches]
         smallest, largest = min(sizes), max(sizes)
-        spread = plural(largest, "example") if smallest == largest else f"{smallest:,} to {largest:,} examples"
+        spread = count_of(largest, "example") if smallest == largest else f"{smallest:,} to {largest:,} examples"
         text = f"{step} = {ranks} x accumulation {accumulation:,} x micro-batch of {spread}"
     if last := len(examples) % size:
-        text += f"; the last step of an epoch has {plural(last, 'example')}"
+        text += f"; the last step of an epoch has {count_of(last, 'example')}"
     return text
-
-
-def plural(count: int, noun: str) -> str:
-    """Return the count with its noun: 1 example, 1,000 examples, 2 micro-batches."""
-    ending = "" if count == 1 else "es" if noun.endswith("ch") else "s"
-    return f"{count:,} {noun}{ending}"

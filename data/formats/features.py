@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data.notes import list_some
+
 SHOWN = 5  # names in a note
 ITEM = "[]"  # a part of a path: each item of a list
 
@@ -29,11 +31,12 @@ class LabelNames:
     def describe(self, columns: Sequence[str]) -> list[str]:
         """Return a note for each of `columns` that has numbers of classes."""
         heads = {column.partition(".")[0] for column in columns}
-        return [
-            f"the numbers in {path[0]!r} are read as the names that the file has for them: {_shorten(names)}"
-            for path, names in self.names.items()
-            if path[0] in heads
-        ]
+        notes = []
+        for path, names in self.names.items():
+            if path[0] in heads:
+                shown = list_some([f"{i} = {name!r}" for i, name in enumerate(names)], SHOWN)
+                notes.append(f"the numbers in {path[0]!r} are read as the names that the file has for them: {shown}")
+        return notes
 
 
 def read_label_names(features: dict[str, Any]) -> LabelNames:
@@ -80,8 +83,3 @@ def _replace(value: Any, path: tuple[str, ...], names: list[str]) -> Any:
     if not isinstance(value, int) or not 0 <= value < len(names):
         raise LookupError(value)
     return names[value]
-
-
-def _shorten(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return ", ".join(f"{i} = {name!r}" for i, name in enumerate(names[:SHOWN])) + more

@@ -16,6 +16,7 @@ from data.formats.image_kinds import (
     read_head,
     unread_kind,
 )
+from data.notes import list_some
 from data.row import Row
 
 # What operating systems, cameras' and editors' programs leave in a folder of pictures. Hidden names are left out too.
@@ -134,7 +135,7 @@ def hint_at_nested(root: Path, folder: str, setting: str) -> str:
 
 def list_names(names: Sequence[str]) -> str:
     """Return the first names, and how many more there are."""
-    return _as_utf8(", ".join(names[:SHOWN])) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
+    return _as_utf8(list_some(names, SHOWN))
 
 
 def _are(noun: str, names: Sequence[str]) -> str:

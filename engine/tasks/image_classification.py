@@ -24,7 +24,8 @@ from data.image_classification import (
 )
 from data.image_preprocessing import FILE, Preprocessing, read_preprocessing
 from data.label_spelling import canonical_label, similar_key
-from data.labels import check_label_names, hint_at_similar, list_some, match_labels
+from data.labels import check_label_names, hint_at_similar, match_labels
+from data.notes import list_some
 from engine.config import AugmentSettings, ConfigError, GenerateSettings
 from engine.metrics import image_classification as metrics
 from engine.metrics import unusable
@@ -113,7 +114,7 @@ def load_processor(folder: Path) -> Preprocessing:
     (height, width), (patch_height, patch_width) = preprocessing.shape, config.patch_size
     if height % patch_height or width % patch_width:
         raise DataError(
-            f"{folder / FILE}: images of {height} x {width} pixels are no multiple of the model's patches of "
+            f"{folder / FILE}: images of {height} x {width} pixels are not a multiple of the model's patches of "
             f"{patch_height} x {patch_width}"
         )
     special_tokens = 2 if config.distilled else 1

@@ -15,8 +15,9 @@ from support.task_settings import settings_of
 import models
 from data import MicroBatching, TextExamples, load_tokenizer
 from data.examples import count_notes
+from data.notes import count_of
 from engine.config import ConfigError, read_recipe
-from engine.summary import describe_examples, describe_run, describe_step, plural
+from engine.summary import describe_examples, describe_run, describe_step
 from engine.tasks import TASKS, read_training_data
 from engine.validate import check_fit
 
@@ -123,8 +124,8 @@ def test_first_of_many_labels_are_shown():
     ("count", "noun", "text"),
     [(0, "text", "0 texts"), (1, "micro-batch", "1 micro-batch"), (1_000, "batch", "1,000 batches")],
 )
-def test_plural(count, noun, text):
-    assert plural(count, noun) == text
+def test_count_of(count, noun, text):
+    assert count_of(count, noun) == text
 
 
 def described(config, limits: MicroBatching) -> str:
@@ -163,7 +164,7 @@ def test_class_without_training_examples_is_a_warning(tiny, tmp_path):
     assert re.search(r"^warning: no training example of 'class\d'$", text, re.MULTILINE)
     names = tuple(f"class{i}" for i in range(30))
     text = described(tiny(**settings | {"data.labels": names}), MicroBatching())
-    assert f"warning: no training example of {', '.join(map(repr, names[3:23]))} and 7 more" in text
+    assert f"warning: no training example of {', '.join(map(repr, names[3:23]))}, and 7 more" in text
 
 
 def test_dry_run_prints_everything_and_leaves_no_file(tiny, tmp_path):
