@@ -81,7 +81,7 @@ def read_texts(
         rows = read_rows(name, [column, *([group] if group else [])], options, errors)
     checked = [row for row in rows if not (may_be_empty and row.values[column] == "")]
     check_texts(name, checked, [column], "", errors)
-    return errors.settle(name, rows, options)
+    return errors.settle(rows, options)
 
 
 def _hint_at_dialogue(columns: Sequence[str]) -> str:

@@ -82,7 +82,7 @@ def read_dialogues(
         except DataError as error:
             errors.add(name, row.line, str(error), is_empty=isinstance(error, EmptyTextError))
     errors.notes += [f"{count:,} of {len(rows):,} conversations: {repair}" for repair, count in repairs.items()]
-    return errors.settle(name, rows, options)
+    return errors.settle(rows, options)
 
 
 def encode_dialogues(

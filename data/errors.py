@@ -100,8 +100,8 @@ class ErrorList:
             shown += [text] if kinds[kind] <= self.SHOWN_OF_KIND else []
         return shown[: self.SHOWN]
 
-    def settle(self, name: str, rows: list[Row], options: FileOptions) -> Rows:
-        """Return the rows of the file `name` that have no errors, with the notes; or raise all errors.
+    def settle(self, rows: list[Row], options: FileOptions) -> Rows:
+        """Return the rows that have no errors, with the notes; or raise all errors.
 
         options.bad_rows: skip leaves rows with errors out, and says so in a note. options.accept_empty: rows whose only
         fault is that they have no text are left out in any case. Raises the errors if no row is left.

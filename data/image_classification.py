@@ -86,7 +86,7 @@ def read_images(
         raise DataError("\n".join([f"{name}: no images", *errors.notes]))
     if options.bad_rows == "skip" and len(errors.reasons) > 1:
         errors.notes.append(f"images left out: {list_names([row.id for row in rows if row.line in errors.reasons])}")
-    settled = errors.settle(name, rows, options)
+    settled = errors.settle(rows, options)
     if label and format == "folder":
         without = sorted(set(class_folders(path, labels)) - {row.values[label] for row in settled})
         settled.notes += [f"no image in the folder of a class: {list_names(without)}"] if without else []

@@ -113,7 +113,7 @@ def read_relations(
     if len(clipped) > 1 and 10 * len(clipped) >= 8 * num_places:
         what = f"{len(clipped):,} of {num_places:,} entities lack the last letter of a word, such as {clipped[0]}"
         errors.notes.append(f"warning: {what}: an end is one after the last character")
-    return errors.settle(name, rows, options)
+    return errors.settle(rows, options)
 
 
 def _find_entities(values: dict[str, Any], text: str) -> tuple[Entity, Entity]:

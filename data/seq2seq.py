@@ -81,7 +81,7 @@ def read_pairs(
         options = replace(options, hint=lambda found: _hint_at_columns(found, columns, options))
         rows = read_rows(name, [*columns, *more], options, errors)
         check_texts(name, rows, columns, "", errors)
-    return errors.settle(name, rows, options)
+    return errors.settle(rows, options)
 
 
 def _refuse_lines(name: str, columns: Sequence[str], options: FileOptions) -> None:

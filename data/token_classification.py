@@ -100,7 +100,7 @@ def read_tagged(
         name_numbers(name, good, label, labels, errors)
         good = [row for row in good if row.line not in errors.reasons] if errors.reasons else good
         check_tags(name, good, label, scheme, bad_tags, explain, errors)
-    return errors.settle(name, rows, options)
+    return errors.settle(rows, options)
 
 
 def _refuse_rejected(name: str, rows: Sequence[Row], errors: ErrorList) -> None:

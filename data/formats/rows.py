@@ -107,7 +107,7 @@ def read_rows(
             errors.notes.append(f"columns that are not read: {name_all(unread)}")
     if collected:
         return Rows(rows)
-    return errors.settle(name, rows, options)
+    return errors.settle(rows, options)
 
 
 def _read_file(name: str, required: Sequence[str], errors: ErrorList, options: FileOptions) -> Iterator[Row]:

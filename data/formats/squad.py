@@ -64,7 +64,7 @@ def read_questions(
         if row.line not in errors.reasons:
             checks.check(row, places.get(row.line, ""))
     errors.notes += checks.describe()
-    return errors.settle(name, rows, options)
+    return errors.settle(rows, options)
 
 
 class _Checks:

@@ -51,7 +51,7 @@ def read_texts(
     texts.check_texts(name, rows, columns, label if read_targets is None else "", errors)
     if labelled and read_targets is not None:
         read_targets(name, rows, label, errors)
-    return errors.settle(name, rows, options)
+    return errors.settle(rows, options)
 
 
 def find_labels(name: str, rows: Rows, settings: TaskSettings) -> list[str]:
