@@ -42,20 +42,19 @@ def run(check: Check) -> None:
 
 
 def train_once(
-    check: Check, name: str, steps: int = 1_000_000, shrink: bool | None = None, **settings: Any
+    check: Check, name: str, settings: dict[str, Any], *, steps: int = 1_000_000, shrink: bool | None = None
 ) -> list[float]:
     """Train a BERT for a few steps in the folder `name`; return its losses."""
     values = {"run.folder": str(check.scratch / name), "train.max_steps": STEPS, "log.every_steps": 1}
     values |= {"model.dropout.all": 0.0, "optim.lr": 1e-3}
-    dotted = {key.replace("__", "."): value for key, value in settings.items()}
-    return run_training(check, check.recipe("bert-base-ragged", shrink=shrink, **values | dotted), steps)
+    return run_training(check, check.recipe("bert-base-ragged", shrink=shrink, **values | settings), steps)
 
 
 def check_memory(check: Check) -> None:
     """Train with little memory: with micro-batches of automatic size, and with the whole batch at once."""
     halve = memory.halve_micro_batches
     with patch.object(checkpoint, "save", lambda *args: None):
-        expected = train_once(check, "whole")
+        expected = train_once(check, "whole", {})
         for name, size in {"micro-batch auto": "auto", "out of memory": 0}.items():
             halvings: list[int] = []
 
@@ -65,7 +64,7 @@ def check_memory(check: Check) -> None:
                 return limits
 
             with short_memory(check.device), patch("engine.train.halve_micro_batches", counted):
-                found = train_once(check, name, train__micro_batch_size=size)
+                found = train_once(check, name, {"train.micro_batch_size": size})
             error = relative_difference(found, expected)
             as_planned = bool(halvings) == (size == 0)
             check.add(name, ok=error <= TOLERANCE and as_planned, where=f"halved to {halvings}", loss_error=error)
@@ -98,17 +97,18 @@ def short_memory(device: torch.device) -> Iterator[None]:
 
 def check_resume(check: Check) -> None:
     """Stop a tiny run with dropout and micro-batches in the middle, resume it, and compare with an undisturbed one."""
-    settings = {"model__dropout__all": 0.1, "train__micro_batch_size": 3, "shrink": True}
-    expected = train_once(check, "undisturbed", **settings)
-    stopped = train_once(check, "stopped", steps=STEPS // 2, **settings)
-    error = relative_difference(train_once(check, "stopped", run__resume="yes", **settings), expected)
+    settings = {"model.dropout.all": 0.1, "train.micro_batch_size": 3}
+    expected = train_once(check, "undisturbed", settings, shrink=True)
+    stopped = train_once(check, "stopped", settings, steps=STEPS // 2, shrink=True)
+    resumed = train_once(check, "stopped", settings | {"run.resume": "yes"}, shrink=True)
+    error = relative_difference(resumed, expected)
     where = f"stopped after {len(stopped)} of {STEPS} steps"
     check.add("resume", ok=error <= TOLERANCE and len(stopped) == STEPS // 2, where=where, loss_error=error)
 
 
 def check_ddp(check: Check) -> None:
     """Train a tiny run in DDP on one rank: NCCL on a GPU, gloo on a CPU."""
-    expected = train_once(check, "no DDP", shrink=True)
+    expected = train_once(check, "no DDP", {}, shrink=True)
     backend = "cpu:gloo,cuda:nccl" if check.device.type == "cuda" else "gloo"
     wrap = distributed.wrap
 
@@ -119,7 +119,7 @@ def check_ddp(check: Check) -> None:
     dist.init_process_group(backend, init_method=f"file://{check.scratch / 'store'}", rank=0, world_size=1)
     try:
         with patch.object(distributed, "wrap", wrapped):
-            found = train_once(check, "DDP", shrink=True, train__micro_batch_size=3)
+            found = train_once(check, "DDP", {"train.micro_batch_size": 3}, shrink=True)
     finally:
         dist.destroy_process_group()
     error = relative_difference(found, expected)

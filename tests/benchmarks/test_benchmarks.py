@@ -138,7 +138,7 @@ class FetchAhead(StepFetcher):
         self.fetched = self._time_next()
 
 
-def test_split_and_profile_are_whole_where_steps_are_fetched_ahead(workloads, tmp_path, monkeypatch):
+def test_split_and_profile_are_whole_with_steps_fetched_ahead(workloads, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "StepFetcher", FetchAhead)
     cfg = recipe_of("vit-tiny", workloads, **{"run.folder": str(tmp_path / "run")})
     timer = timed_training.LoopTimer(CPU.device, steps=5, split=True, launches=True)
