@@ -52,7 +52,7 @@ def run_training(
         files = dict.fromkeys(("data.validation", "data.test"), "") if train_rows is not None else {}
         files |= {f"data.{name.removesuffix('_rows')}": source for name, source in sources.items()}
         if not isinstance(config, Config | str | Path):
-            raise ConfigError(f"{config!r:.80} is no recipe: give a Config, the file of a recipe, or its name")
+            raise ConfigError(f"{config!r:.80} is not a recipe: give a Config, the file of a recipe, or its name")
         base = config if isinstance(config, Config) else read_recipe(str(config))
         cfg = override_recipe(base, files | _with_dotted_keys(overrides))
         plugins.load_plugins(cfg.run.plugins)

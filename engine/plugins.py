@@ -215,7 +215,7 @@ def _check_entries(plugin: str, name: str, table: Mapping[str, Any]) -> None:
 def _check_metrics(plugin: str, metrics: Mapping[str, Any], tasks: Mapping[str, Task]) -> None:
     for task, functions in metrics.items():
         if task not in tasks:
-            raise ConfigError(f"run.plugins: {plugin}: METRICS[{task!r}] is no task; {choose_from(task, tasks)}")
+            raise ConfigError(f"run.plugins: {plugin}: METRICS[{task!r}] is not a task; {choose_from(task, tasks)}")
         if not isinstance(functions, dict) or not all(map(callable, functions.values())):
             raise ConfigError(
                 f"run.plugins: {plugin}: METRICS[{task!r}] should be {{name: function(statistics, labels) -> float}}"

@@ -97,7 +97,7 @@ def _check_config(path: Path, layers: dict[str, LoraLinear]) -> list[str]:
             raise ModelError(f"{path}: {reprlib.repr(name)} = {reprlib.repr(value)} is not supported in an adapter")
     trained = config.get("modules_to_save") or []
     if not isinstance(trained, list):
-        raise ModelError(f"{path}: modules_to_save = {reprlib.repr(trained)} is no list of names")
+        raise ModelError(f"{path}: modules_to_save = {reprlib.repr(trained)} is not a list of names")
     return [str(module) for module in trained]
 
 

@@ -183,7 +183,7 @@ def check(config: Config) -> None:
 
     need(
         not c.model.sha256 or re.fullmatch("[0-9a-fA-F]{64}", c.model.sha256) is not None,
-        f"model.sha256 = {c.model.sha256!r} is no checksum: 64 hexadecimal digits, as sha256sum prints them",
+        f"model.sha256 = {c.model.sha256!r} is not a checksum: 64 hexadecimal digits, as sha256sum prints them",
     )
     need(
         bool(c.data.validation) or 0 < c.data.validation_fraction < 1,

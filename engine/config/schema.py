@@ -230,7 +230,7 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
 def _explain_unknown(key: Any, tree: Any) -> str:
     """Return a sentence on a key that is no setting: not text, a section, in another section, or misspelt."""
     if not isinstance(key, str):
-        return f"{_shorten(key)} is no setting: a setting is named by a text, as 'optim.lr'"
+        return f"{_shorten(key)} is not a setting: a setting is named by a text, such as 'optim.lr'"
     known = list(all_settings(tree))
     section, _, name = key.rpartition(".")
     if inside := [k for k in known if k.startswith(f"{key}.")]:

@@ -154,7 +154,7 @@ def test_what_is_no_list_of_rows_is_refused(tiny, trained, rows):
     for function in (engine.predict_rows, engine.evaluate_rows):
         with pytest.raises(DataError, match=r"^rows = .* is not a list of rows"):
             function(trained, rows)
-    with pytest.raises(ConfigError, match=r"\{\} is no recipe: give a Config"):
+    with pytest.raises(ConfigError, match=r"\{\} is not a recipe: give a Config"):
         engine.run_training({})
 
 

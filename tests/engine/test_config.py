@@ -522,7 +522,7 @@ def test_values_of_python_are_taken(key, given, value):
         ({"train.precision": None}, "train.precision = None should be text in valid Unicode"),
         ({"optim": {"lr": 1}}, "'optim' is a section, not a setting; it has optim.name, optim.lr"),
         ({"optim": OptimSettings()}, "'optim' is a section, not a setting"),
-        ({3: 4}, "3 is no setting: a setting is named by a text, as 'optim.lr'"),
+        ({3: 4}, "3 is not a setting: a setting is named by a text, such as 'optim.lr'"),
         ({"": 4}, "unknown setting ''; sections are run"),
     ],
 )

@@ -125,7 +125,7 @@ def edit_config(folder, **changes):
         ({"layers_to_transform": [0]}, "'layers_to_transform'"),
         ({"a_field_of_tomorrow": 1}, "'a_field_of_tomorrow' = 1"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa'"),
-        ({"modules_to_save": "classifier"}, "modules_to_save = 'classifier' is no list"),
+        ({"modules_to_save": "classifier"}, "modules_to_save = 'classifier' is not a list"),
     ],
 )
 def test_an_adapter_of_other_mathematics_is_refused_by_name(tmp_path, changes, message):

@@ -79,7 +79,7 @@ AUGMENTED = {
     ("changes", "preparation", "message"),
     [
         ({}, None, "no preprocessor_config.json"),
-        ({}, {"size": {"height": 20, "width": 16}}, "20 x 16 pixels are not a multiple of the model's patches of 8 x 8"),
+        ({}, {"size": {"height": 20, "width": 16}}, "20 x 16 pixels are not a multiple of the model's patches of 8"),
         ({}, {"image_mean": [0.5], "image_std": [0.5]}, "image_mean has 1 channels, the model 3"),
         ({}, {"size": {"shortest_edge": 16}}, "so images would differ in size"),
         ({"model_type": "bert", "vocab_size": 9}, {"size": 16}, "a bert model reads no images"),
