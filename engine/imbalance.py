@@ -10,10 +10,9 @@ import numpy as np
 
 from data import Examples
 from data.batch import IGNORE_INDEX
+from data.notes import count_of, list_some
 from engine.config import ConfigError, RegularizeSettings
 from models import TaskModel
-
-MAX_SHOWN = 20  # labels of a line
 
 
 def apply_class_weights(model: TaskModel, settings: RegularizeSettings, counts: np.ndarray | None) -> None:
@@ -101,7 +100,7 @@ def describe_sampler(classes: np.ndarray | None, labels: Sequence[str], settings
     times, extra = divmod(len(classes), len(present))
     often = f"{times:,} or {times + 1:,}" if extra else f"{times:,}"
     rarest = int(counts.argmin())
-    examples = f"{counts[rarest]:,} example{'' if counts[rarest] == 1 else 's'}"
+    examples = count_of(int(counts[rarest]), "example")
     text = f"train.sampler = balanced: an epoch has each of {len(present)} classes {often} times"
     text += (
         f"; {labels[present[rarest]]!r} has {examples}, each read {len(classes) / len(present) / counts[rarest]:.4g}"
@@ -131,11 +130,10 @@ def warn_of_missing(
 
 
 def _without_examples(examples: Examples, labels: Sequence[str]) -> list[str]:
+    """Return the labels without an example. Entities of one word have no I-PER, but B-PER: PER has examples."""
     counts = examples.label_counts(len(labels))
-    return [] if counts is None else [label for label, count in zip(labels, counts, strict=True) if not count]
-
-
-def list_some(names: Sequence[str]) -> str:
-    """Return the first names, with commas, and how many more there are."""
-    more = f" and {len(names) - MAX_SHOWN:,} more" if len(names) > MAX_SHOWN else ""
-    return ", ".join(names[:MAX_SHOWN]) + more
+    if counts is None:
+        return []
+    seen = {label for label, count in zip(labels, counts, strict=True) if count}
+    types = {label[2:] for label in seen if label[1:2] == "-"} if "O" in labels else set[str]()
+    return [label for label in labels if label not in seen and not (label[1:2] == "-" and label[2:] in types)]

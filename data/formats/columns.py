@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from data.formats.options import FileOptions
+from data.notes import list_some
 
-SHOWN = 20  # columns that a message names
 USUAL_NAMES = {  # names of columns in public data sets, for a guess
     "text": ("sentence", "content", "review", "comment", "tweet", "document", "body", "message", "utterance", "title"),
     "label": ("labels", "class", "category", "sentiment", "intent", "target", "topic", "rating", "stars", "y"),
@@ -21,6 +21,19 @@ USUAL_NAMES = {  # names of columns in public data sets, for a guess
     "context": ("passage", "paragraph", "document", "article"),
     "summary": ("highlights", "abstract", "headline", "title"),
 }
+PAIRS = [  # columns of two texts that are classified together
+    names.split()
+    for names in (
+        "sentence1 sentence2",
+        "premise hypothesis",
+        "question1 question2",
+        "text1 text2",
+        "text_a text_b",
+        "sentence_A sentence_B",
+        "question sentence",
+        "query passage",
+    )
+]
 NEAR = 0.7  # of difflib: "lable" and "label" have 0.8, "threat" and "text" 0.6
 
 
@@ -76,6 +89,9 @@ def describe_missing(
     if hint:
         return f"{text}; {hint}"
     free = [name for name in columns if name not in required and name != options.id_column]
+    pair = next((pair for pair in PAIRS if set(pair) <= set(free)), None)
+    if pair and column == "text" and setting == "data.text_column" and not options.hint:
+        return f'{text}; data.text_column = "{pair[0]}" and data.text_pair_column = "{pair[1]}" would read the pairs'
     if setting == "data.group_column":
         return f'{text}; data.group_column = "" if no rows belong together'
     if guess := _find_nearest(column, free):
@@ -86,8 +102,7 @@ def describe_missing(
 
 def name_all(columns: Sequence[str]) -> str:
     """Return the names in quotes, the first ones of many."""
-    more = f" and {len(columns) - SHOWN:,} more" if len(columns) > SHOWN else ""
-    return ", ".join(map(repr, columns[:SHOWN])) + more
+    return list_some([repr(column) for column in columns])
 
 
 def _find_nearest(column: str, columns: Sequence[str]) -> str:

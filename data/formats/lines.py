@@ -11,6 +11,7 @@ import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -277,6 +278,9 @@ def _is_utf8(chunk: bytes, stream: BinaryIO) -> bool:
 def read_first_line(path: Path, options: FileOptions) -> str:
     """Return the first line of a file that is not empty, to recognise its format; "" where it cannot be read."""
     try:
-        return next((text for _, text in TextFile(path, options).lines(ErrorList()) if text and text.strip()), "")
+        with path.open("rb") as stream:
+            wide = find_wide_encoding(stream.read(CHUNK))
+        file = TextFile(path, replace(options, encoding=wide or options.encoding))
+        return next((text for _, text in file.lines(ErrorList()) if text and text.strip()), "")
     except (OSError, DataError):
         return ""

@@ -18,7 +18,7 @@ from data.formats.lines import NOT_READ, locate, read_first_line, suffix_of
 from data.formats.memory import is_in_memory, read_memory
 from data.formats.options import FileOptions
 from data.formats.parquet import is_table_folder, read_parquet
-from data.formats.tables import read_csv, read_tsv
+from data.formats.tables import FASTTEXT, read_csv, read_tsv
 from data.row import Row, Rows
 
 Reader = Callable[[Path, ErrorList, Sequence[str], FileOptions], Records]
@@ -143,6 +143,8 @@ def _read_file(name: str, required: Sequence[str], errors: ErrorList, options: F
 def _guess_format(path: Path, options: FileOptions) -> str:
     """Return the data.format that a file of another name seems to have, by its first line, as the end of a message."""
     first = read_first_line(path, options).lstrip()
+    if first.startswith("__label__"):
+        return f"; its lines begin with labels as fastText writes them; {FASTTEXT}"
     signs = {"jsonl": "{[", "tsv": "\t", "csv": ",;|"}
     for format, characters in signs.items():
         if any(character in (first[:1] if format == "jsonl" else first) for character in characters):

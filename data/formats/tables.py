@@ -15,6 +15,8 @@ from data.formats.lines import MAX_LINE, TextFile
 from data.formats.options import FileOptions
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}
+FASTTEXT = "they are a .tsv with a tab after each label, and the line label<tab>text above them"
+_SENTENCE = re.compile(r"[.!?。！？]$|.{60}")
 _NUMBER = re.compile(r"[-+]?[0-9]+([.,][0-9]+)?")
 GUESSED = (";", "\t", ",", "|")  # tried where the header lacks the required columns
 
@@ -204,10 +206,13 @@ def _find_hint(layout: _Layout, header: list[str], required: Sequence[str]) -> s
 
 
 def _hint_at_header(known: Sequence[str], missing: Sequence[str], options: FileOptions) -> str:
-    """Return that the first line is probably no header, which is read as one: it has a number, or too few fields."""
-    if options.hint or not (any(map(_NUMBER.fullmatch, known)) or len(known) < len(missing)):
+    """Return that the first line may not be the header: a field is a number or a sentence, or there are too few."""
+    if any(name.startswith("__label__") for name in known):
+        return f"the lines begin with labels as fastText writes them; {FASTTEXT}"
+    is_row = any(_NUMBER.fullmatch(name) or _SENTENCE.search(name) for name in known)
+    if (options.hint and not is_row) or (not is_row and len(known) >= len(missing)):
         return ""
-    return "the first line should be the names of the columns; if it is not, write them above it or remove what is"
+    return "the first line should have the names of the columns; if it does not, write them in a line above it"
 
 
 # Lines -> fields

@@ -181,6 +181,18 @@ def test_the_column_that_is_offered_may_be_the_text(tmp_path, columns, guess):
     assert message.split("\n")[0].endswith(f"the columns are {str(columns.split(','))[1:-1]}{offered}")
 
 
+def test_two_columns_of_texts_are_offered_together(tmp_path):
+    message = error_of(tmp_path / "rows.csv", "premise,hypothesis,label\na,b,c\n" * 2)
+    assert message.endswith(
+        'data.text_column = "premise" and data.text_pair_column = "hypothesis" would read the pairs'
+    )
+
+
+def test_a_txt_in_utf_16_is_recognised_by_its_first_line(tmp_path):
+    message = error_of(tmp_path / "rows.txt", TABLE.replace(",", "\t").encode("utf-16"))
+    assert message.endswith('its first line looks like tsv: data.format = "tsv" reads it')
+
+
 def test_null_in_a_nested_column_is_called_null(tmp_path):
     rows = [{"pair": {"en": "a", "de": "b"}}, {"pair": {"en": "a", "de": None}}, {"pair": None}, {"pair": {"en": "a"}}]
     message = error_of(tmp_path / "rows.jsonl", rows, required=("pair.en", "pair.de"))

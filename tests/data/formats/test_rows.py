@@ -238,7 +238,17 @@ def test_many_errors_of_one_kind_do_not_hide_another(tmp_path):
     ("kind", "content", "error"),
     [
         ("csv", "id,text,Label\n1,a,b\n", "FILE:1: no column 'label'; the columns are 'id', 'text', 'Label'; did you"),
-        ("tsv", "1\ta\n2\tc\n", "FILE:1: no column 'text'; the columns are '1', 'a'; the first line should be the"),
+        ("tsv", "1\ta\n2\tc\n", "FILE:1: no column 'text'; the columns are '1', 'a'; the first line should have"),
+        (
+            "tsv",
+            "__label__b fine soup\n" * 2,
+            "FILE:1: no column 'text'; the columns are '__label__b fine soup'; the lines",
+        ),
+        (
+            "csv",
+            "Fine soup.,b\nx,a\n",
+            "FILE:1: no column 'text'; the columns are 'Fine soup.', 'b'; the first line should",
+        ),
         ("csv", "# as of May\ntext,label\n", "FILE:1: no column 'text'; the columns are '# as of May'; the first line"),
         ("tsv", "text,label\na,b\n", "FILE:1: no column 'text'; the columns are 'text,label'; data.delimiter = \",\""),
         ("csv", "\n\ntext,label,text\na,b,c\n", "FILE:3: the header names 'text' twice"),
