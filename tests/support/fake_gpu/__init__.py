@@ -1,1 +1,1 @@
-"""engine.train on a GPU that is not there: tests/gpu_rehearsal/README.md."""
+"""engine.train on a simulated GPU: tests/gpu_rehearsal/README.md."""
