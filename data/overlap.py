@@ -93,7 +93,7 @@ def describe_contradictions(
     count = len(contradictory)
     verb = "has" if count == 1 else "have"
     a, b = split.rows[first], split.rows[other]
-    note = f"{count_of(count, noun)} {verb} several {targets} in {len(places):,} of {len(split.rows):,} rows, as "
+    note = f"{count_of(count, noun)} {verb} several {targets} in {len(places):,} of {len(split.rows):,} rows, such as "
     note += f"{_shown(content_of(a)[0])}: " if is_shown else ""
     note += f"{_shown(content_of(a)[1])} (id {a.id}) and {_shown(content_of(b)[1])} (id {b.id})"
     return [warn(len(places), len(split.rows), note)]

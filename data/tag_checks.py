@@ -111,7 +111,7 @@ def describe_scheme(names: set[str], scheme: str, notation: Notation | None) -> 
     shown = sorted(names)[:4]
     others = f", outside is {notation.outside!r}" if notation.outside != "O" and notation.outside in names else ""
     return [
-        f"tags as {', '.join(map(repr, shown))} are read as entities in {scheme}{others}; "
+        f"tags such as {', '.join(map(repr, shown))} are read as entities in {scheme}{others}; "
         "token_classification.tag_scheme = none takes each as a class of its own"
     ]
 

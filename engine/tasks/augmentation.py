@@ -142,7 +142,8 @@ def check_text_changes(settings: AugmentSettings, allowed: Sequence[str], reason
     advice = f"choose from {', '.join(f'augment.text.{name}' for name in allowed)}" if allowed else "leave it out"
     for name in given:
         if name in ALL_CHANGES and name not in allowed:
-            errors.append(f"augment.text.{name} = {getattr(text, name)!r} would be wrong here, as {reason}: {advice}")
+            value = getattr(text, name)
+            errors.append(f"augment.text.{name} = {value!r} would be wrong here, since {reason}: {advice}")
     if "synonym_rate" in given and not text.synonym_file:
         errors.append(
             f"augment.text.synonym_rate = {text.synonym_rate} has no effect: augment.text.synonym_file names no file"

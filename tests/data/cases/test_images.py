@@ -162,7 +162,8 @@ def test_one_image_in_two_classes_is_said(tmp_path, capsys):
     for c in "ab":
         write(root / f"{c}/same.png", picture(seed=99))
     said = image_run(tmp_path, root, capsys, data__validation=str(write_folder(tmp_path / "val", "a/x.png", "b/y.png")))
-    assert "1 training image has several labels in 2 of 14 rows, as 'a' (id a/same.png) and 'b' (id b/same.png)" in said
+    note = "1 training image has several labels in 2 of 14 rows, such as 'a' (id a/same.png) and 'b' (id b/same.png)"
+    assert note in said
 
 
 # Kinds of files

@@ -221,7 +221,7 @@ def test_special_tokens_in_evaluation_and_prediction(escaped, tmp_path, capsys):
             [{"text": "cat", "label": label} for label in "abababab"],
             [{"text": "dog", "label": "a"}, {"text": " cat", "label": "c"}],
             [
-                "warning: 1 training text has several labels in 8 of 8 rows, as 'cat': 'a' (id 1) and 'b' (id 2)",
+                "warning: 1 training text has several labels in 8 of 8 rows, such as 'cat': 'a' (id 1) and 'b' (id 2)",
                 "warning: 1 of 2 validation texts are also in the training data, 1 of them with another label (id 2)",
             ],
         ),
