@@ -70,7 +70,7 @@ def show_augmented_texts(examples: Examples, path: Path) -> str:
 
 
 def all_usable(examples: Examples, labels: Sequence[str]) -> dict[str, str]:
-    """Return no metrics, for a task whose metrics can judge a model on any data."""
+    """Return no metrics, for a task whose metrics can compare models on any data."""
     return {}
 
 
