@@ -24,6 +24,8 @@ def warn_of_classes(counts: Mapping[str, int], column: str, none: str = "") -> l
     none: a class that is known to mean that there is none.
     """
     missing = _warn_of_missing({name: count for name, count in counts.items() if name != none})
+    others = 'if so, data.labels names the others, and data.bad_rows = "skip" leaves such rows out'
+    missing = [f"{warning}; {others}" for warning in missing]
     warnings = [*warn_of_similar(counts), *missing, *_warn_of_many(counts, column)]
     if header := next((name for name in counts if name.casefold() == column.casefold()), ""):
         warnings.append(f"warning: the class {header!r} ({counts[header]:,}) is the name of its column: a header?")

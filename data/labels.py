@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.errors import MEMORY, DataError, ErrorList
+from data.errors import MEMORY, BadRowsError, DataError, ErrorList
 from data.label_spelling import (
     as_text,
     canonical_label,
@@ -25,7 +25,7 @@ from data.label_spelling import (
 )
 from data.label_warnings import warn_of_classes
 from data.notes import list_some
-from data.row import Row, Rows
+from data.row import LeftOut, Row, Rows
 
 
 @dataclass
@@ -129,10 +129,11 @@ def check_unknown(
     matched: Mapping[str, str],
     labels: Sequence[str],
     hint_at: Callable[[str], str] = lambda text: "",
+    kind: type[DataError] = DataError,
 ) -> None:
     """Raise one DataError for the values that are none of `labels`, a line for each value.
 
-    hint_at: returns what may be wrong with a value, "" where it cannot be told.
+    hint_at: returns what may be wrong with a value, "" where it cannot be told. kind: the class of the error.
     """
     unknown = {text: spelling for text, spelling in spellings.items() if text not in matched}
     known = f"the labels are {list_some([repr(label) for label in labels])}"
@@ -149,7 +150,7 @@ def check_unknown(
             hint = hint or _hint_at_commas(text, labels)
             hint = "; -1 is often written where there is no label" if canonical_label(text) == "-1" else hint
             errors.add(name, spelling.line, f"unknown label {text!r}{often}; {known}{hint}")
-    errors.raise_if_any()
+    errors.raise_if_any(kind)
 
 
 def _hint_at_commas(text: str, labels: Sequence[str]) -> str:
@@ -196,17 +197,36 @@ def warn_of_labels(rows: Sequence[Row], column: str, none: str = "") -> list[str
     return warn_of_classes(count_classes(count_spellings(rows, column)), column, none)
 
 
-def check_label_names(name: str, rows: Rows, column: str, labels: Sequence[str], unit: str = "line") -> None:
+def check_label_names(
+    name: str, rows: Rows, column: str, labels: Sequence[str], unit: str = "line", skips: bool = False
+) -> None:
     """Write into each row the label that its value means, and note what was written differently.
 
-    unit: what the row numbers count, in a note. Raises one DataError for all values that are none of `labels`.
+    unit: what the row numbers count, in a note. skips: whether rows with values that are none of `labels` are left out,
+    if others are one; else they are one BadRowsError.
     """
     spellings = count_spellings(rows, column)
     matched = match_labels(spellings, labels)
-    check_unknown(name, spellings, matched, labels)
+    if skips and matched:
+        _leave_out_unknown(rows, column, spellings, matched)
+    check_unknown(name, spellings, matched, labels, kind=BadRowsError if matched else DataError)
     for row in rows:
         row.values[column] = matched[as_text(row.values[column])]
     rows.notes += describe_matches(matched, spellings, unit)
+
+
+def _leave_out_unknown(rows: Rows, column: str, spellings: dict[str, Spelling], matched: Mapping[str, str]) -> None:
+    """Take the rows whose value is not in `matched`, and these values, out; say so in a note."""
+    unknown = {text: spellings.pop(text) for text in list(spellings) if text not in matched}
+    if not unknown:
+        return
+    total = len(rows)
+    bad = [row for row in rows if as_text(row.values[column]) in unknown]
+    rows[:] = [row for row in rows if as_text(row.values[column]) not in unknown]
+    rows.left_out += [LeftOut(row.id, row.line, f"unknown label {as_text(row.values[column])!r}") for row in bad]
+    rows.left_out.sort(key=lambda row: row.line)
+    shown = list_some([f"{text!r} ({spelling.count:,})" for text, spelling in unknown.items()], 5)
+    rows.notes.append(f"{len(bad):,} of {total:,} rows left out, whose labels are unknown: {shown}")
 
 
 def class_numbers(rows: Sequence[Row], column: str, labels: Sequence[str]) -> np.ndarray:

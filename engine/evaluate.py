@@ -24,7 +24,7 @@ from engine.distributed import Ranks
 from engine.log import progress
 from engine.model import disable_cudnn_attention
 from engine.precision import Precision
-from engine.tasks import Task, find_task, read_file
+from engine.tasks import Task, check_labels, find_task, read_file
 
 USAGE = "python -m engine.evaluate RUN --data.test FILE [--output FILE.json] [--section.key=value ...]"
 OPTIONS = {"output": "also write the metrics to this file, as one JSON object"}
@@ -101,7 +101,7 @@ def open_trained(
     rows = read_file(task, source, settings, labelled)
     model = models.from_pretrained(folder, head=task.head)
     if labelled:
-        task.check_labels(source, rows, settings, model.labels)
+        check_labels(task, source, rows, settings, model.labels)
     processor = task.load_processor(folder)
     validate.check_fit(config, model, processor)
     examples = task.encoder(processor, settings, model.labels)(rows, labelled)

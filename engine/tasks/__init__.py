@@ -38,7 +38,7 @@ TASKS: dict[str, Task] = {
     "image-classification": IMAGE_CLASSIFICATION,
 }
 
-__all__ = ["TASKS", "Columns", "Task", "TaskSettings", "find_task", "read_file", "read_training_data"]
+__all__ = ["TASKS", "Columns", "Task", "TaskSettings", "check_labels", "find_task", "read_file", "read_training_data"]
 
 T = TypeVar("T")
 SKIP_HINT = '(data.bad_rows = "skip" leaves such rows out)'
@@ -76,7 +76,7 @@ def read_training_data(task: Task, settings: TaskSettings, seed: int) -> Trainin
     _for_each(names, _check_prepared)
     rows = _for_each(names, lambda name: read_file(task, name, settings, True))
     labels = task.find_labels(data.train, rows[data.train], settings)
-    _for_each(names, lambda name: task.check_labels(name, rows[name], settings, labels))
+    _for_each(names, lambda name: check_labels(task, name, rows[name], settings, labels))
     if data.validation:
         train_rows, validation_rows = list(rows[data.train]), list(rows[data.validation])
     else:
@@ -105,6 +105,14 @@ def read_file(task: Task, name: str, settings: TaskSettings, labelled: bool) -> 
     except BadRowsError as error:
         raise DataError(f"{error}\n{SKIP_HINT}") from None
     return rows if isinstance(rows, Rows) else Rows(rows)  # a plugin's reader may return a list
+
+
+def check_labels(task: Task, name: str, rows: Rows, settings: TaskSettings, labels: Sequence[str]) -> None:
+    """Write the labels that the rows mean; DataError for unknown ones, and the way to leave their rows out."""
+    try:
+        task.check_labels(name, rows, settings, labels)
+    except BadRowsError as error:
+        raise DataError(f"{error}\n{SKIP_HINT}") from None
 
 
 def _check_prepared(name: str) -> None:

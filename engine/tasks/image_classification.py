@@ -75,7 +75,7 @@ def check_labels(name: str, rows: Rows, settings: TaskSettings, labels: Sequence
         ]
         if errors:
             raise DataError("\n".join(errors))
-    check_label_names(name, rows, column, labels, unit)
+    check_label_names(name, rows, column, labels, unit, skips=settings.data.bad_rows == "skip")
 
 
 def _hint_at_folder(folder: str, name: str, settings: TaskSettings) -> str:

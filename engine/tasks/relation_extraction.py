@@ -76,7 +76,7 @@ def check_labels(name: str, rows: Rows, settings: TaskSettings, labels: Sequence
             f"relation_extraction.no_relation_label = {no_relation!r} is not a label: "
             f"{choose_from(no_relation, labels)}"
         )
-    check_label_names(name, rows, settings.data.label_column, labels)
+    check_label_names(name, rows, settings.data.label_column, labels, skips=settings.data.bad_rows == "skip")
 
 
 def encode(

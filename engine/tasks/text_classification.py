@@ -64,7 +64,7 @@ def find_labels(name: str, rows: Rows, settings: TaskSettings) -> list[str]:
 
 def check_labels(name: str, rows: Rows, settings: TaskSettings, labels: Sequence[str]) -> None:
     """Write into each row the label that its class means; DataError for every unknown class."""
-    check_label_names(name, rows, settings.data.label_column, labels)
+    check_label_names(name, rows, settings.data.label_column, labels, skips=settings.data.bad_rows == "skip")
 
 
 def encode(

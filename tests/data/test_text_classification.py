@@ -225,4 +225,5 @@ def test_f13_unknown_labels_of_all_files_are_reported_together(tmp_path):
     assert [line.removeprefix(f"{tmp_path}/") for line in str(caught.value).split("\n")] == [
         "val.jsonl:2: unknown label 'x'; the labels are 'a', 'b'",
         "test.jsonl:2: unknown label 'y'; the labels are 'a', 'b'",
+        '(data.bad_rows = "skip" leaves such rows out)',
     ]

@@ -327,7 +327,7 @@ def test_mistake_ends_the_command_without_a_traceback(bench):
     done = run_module("engine.train", *unknown_label_in_validation(bench), cwd=bench.folder)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert re.fullmatch(r"error: .*/val.jsonl:2: unknown label 'neutral'; .*\n", done.stderr)
+    assert re.fullmatch(r"error: .*/val.jsonl:2: unknown label 'neutral'; .*\n\(data.bad_rows .*\n", done.stderr)
     assert not bench.run.exists()
 
 

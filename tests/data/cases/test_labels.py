@@ -125,6 +125,19 @@ def test_one_comparison_serves_every_place(tmp_path):
     assert len({canonical_label(name) for name in ("1", "01", "Good", "good", "1.10", "1.1", "A", "Ａ")}) == 8
 
 
+def test_rows_with_unknown_labels_can_be_left_out(tmp_path):
+    test = table("label", ["a", "-", "b", "-", "c"])
+    with pytest.raises(DataError, match=r"unknown label '-' in 2 rows(.|\n)*\(data.bad_rows = \"skip\" leaves such"):
+        read(CLASSES, tmp_path, table("label", ["a", "b"]), test)
+    found = read(CLASSES, tmp_path, table("label", ["a", "b"]), test, bad_rows="skip")
+    assert (names(found.test), found.labels) == (["a", "b"], ["a", "b"])
+    assert any(
+        note.endswith("3 of 5 rows left out, whose labels are unknown: '-' (2), 'c' (1)") for note in found.notes
+    )
+    none_known = table("label", ["x", "y"])
+    assert "unknown label" in refusal(CLASSES, tmp_path, table("label", ["a", "b"]), none_known, bad_rows="skip")
+
+
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
