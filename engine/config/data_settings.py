@@ -71,7 +71,7 @@ class DataSettings:
     long_texts: str = setting(
         "truncate",
         "texts longer than max_length; truncate: keep the first tokens; head+tail: keep first tokens (a quarter) and "
-        "last tokens (three quarters); windows: read all tokens in windows, and take the mean of their logits",
+        "last tokens (three quarters); windows: read all tokens in windows, of whose logits a class takes the mean",
         ("truncate", "head+tail", "windows"),
     )
     window_overlap: int = setting(32, "tokens that two neighbouring windows of a long text share", within=">= 0")
