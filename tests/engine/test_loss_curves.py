@@ -97,8 +97,9 @@ def begin(task: str, folder: Path) -> tuple[Config, Examples, Any]:
 
 def plain_loop(task: str, examples: Examples, oracle: Any) -> list[float]:
     """Return the loss of each step."""
-    decayed = [p for p in oracle.parameters() if p.ndim > 1]
-    others = [p for p in oracle.parameters() if p.ndim <= 1]
+    spared = ("cls_token", "embeddings.position_embeddings")  # of a ViT, as in timm; those of texts end in ".weight"
+    decayed = [p for name, p in oracle.named_parameters() if p.ndim > 1 and not name.endswith(spared)]
+    others = [p for name, p in oracle.named_parameters() if p.ndim <= 1 or name.endswith(spared)]
     groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=LR)
     schedule = torch.optim.lr_scheduler.LambdaLR(
