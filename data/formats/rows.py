@@ -6,7 +6,7 @@ such as a column that no row has, is one error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,18 +96,28 @@ def read_rows(
     _add_lacking(path, lacking, required, options, errors)
     if not rows and not errors:
         raise DataError(f"{name}: no rows")
-    if repeated:
-        more = "another row repeat" if len(repeated) == 2 else f"{len(repeated) - 1:,} more rows repeat"
-        what = f"this and {more}" if len(repeated) > 1 else "this row repeats"
-        place = f"{errors.unit or 'line'} {repeated[0]}"
-        errors.notes.append(f"{place}: {what} the names of the columns, as in joined files: left out")
+    _note_repeated_header(repeated, errors)
     if not is_in_memory(name):
-        read = {part for column in wanted for part in (column, column.partition(".")[0])} | {PANDAS_INDEX}
-        if unread := [column for column in columns if column not in read]:
-            errors.notes.append(f"columns that are not read: {name_all(unread)}")
+        _note_unread_columns(columns, wanted, errors)
     if collected:
         return Rows(rows)
     return errors.settle(rows, options)
+
+
+def _note_repeated_header(lines: Sequence[int], errors: ErrorList) -> None:
+    """Add a note on the rows that repeat the header and are left out, if there are any."""
+    if lines:
+        more = "another row repeat" if len(lines) == 2 else f"{len(lines) - 1:,} more rows repeat"
+        what = f"this and {more}" if len(lines) > 1 else "this row repeats"
+        place = f"{errors.unit or 'line'} {lines[0]}"
+        errors.notes.append(f"{place}: {what} the names of the columns, as in joined files: left out")
+
+
+def _note_unread_columns(columns: Iterable[str], wanted: Iterable[str], errors: ErrorList) -> None:
+    """Add a note with the columns of a file that are not `wanted`, if there are any; a dotted name reads its object."""
+    read = {part for column in wanted for part in (column, column.partition(".")[0])} | {PANDAS_INDEX}
+    if unread := [column for column in columns if column not in read]:
+        errors.notes.append(f"columns that are not read: {name_all(unread)}")
 
 
 def _read_file(name: str, required: Sequence[str], errors: ErrorList, options: FileOptions) -> Iterator[Row]:
