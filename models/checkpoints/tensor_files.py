@@ -39,7 +39,7 @@ DTYPES = FLOATS | {
     "I8": torch.int8,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
-    "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E8M0": getattr(torch, "float8_e8m0fnu", torch.uint8),  # torch 2.6 lacks it; only its size is used
     "U16": torch.uint16,
     "I16": torch.int16,
     "U32": torch.uint32,
