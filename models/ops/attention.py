@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.ops.dropped_attention import Runs, dropped_attention
-from models.ops.packing import Packing, pad_sequences
+from models.ops.packing import Packing, Selection, pad_sequences
 
 Bias = Callable[[int, int], Tensor]  # (query length, key length) -> (H, L, S), added to the scores
 
@@ -121,8 +121,15 @@ class SelfAttention(nn.Module):
         self.value = nn.Linear(hidden_size, hidden_size, bias=bias)
         self.output = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, x: Tensor, packing: Packing) -> Tensor:
-        """(T, D) -> (T, D)"""
-        q, k, v = (proj(x).unflatten(-1, (self.num_heads, -1)) for proj in (self.query, self.key, self.value))
-        out: Tensor = self.output(packed_attention(q, k, v, packing, dropout=self.dropout if self.training else 0.0))
+    def forward(self, x: Tensor, packing: Packing, selection: Selection | None = None) -> Tensor:
+        """(T, D) -> (T, D), or with a selection (R, D): the selected tokens attend to all tokens."""
+        by_sequence = selection is not None and bool(selection.lengths)
+        queries, query_packing = (selection.take(x), selection) if selection and by_sequence else (x, packing)
+        projections = ((self.query, queries), (self.key, x), (self.value, x))
+        q, k, v = (projection(read).unflatten(-1, (self.num_heads, -1)) for projection, read in projections)
+        dropout = self.dropout if self.training else 0.0
+        attended = packed_attention(q, k, v, query_packing, key_packing=packing, dropout=dropout)
+        if selection is not None and not by_sequence:
+            attended = selection.take(attended)
+        out: Tensor = self.output(attended)
         return out

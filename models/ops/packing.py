@@ -68,6 +68,37 @@ class Packing:
         return runs
 
 
+@dataclass(frozen=True)
+class Selection(Packing):
+    """The tokens whose last hidden states a head reads, as a packing of these tokens alone.
+
+    The last layer computes its output for them only. `lengths` and `cu_seqlens` are empty where the device chose the
+    tokens, since the host then does not know how many each sequence has.
+
+    tokens: (R,) int64, the index of each in the micro-batch, sequence after sequence. An index may repeat.
+    are_last: whether they are the last token of each sequence, which in a causal model attends to all of its sequence.
+    """
+
+    tokens: Tensor
+    are_last: bool = False
+
+    @classmethod
+    def of_each_sequence(cls, tokens: Tensor, are_last: bool = False) -> Selection:
+        """Return the selection of (B, N) indices, N of each sequence."""
+        count, length = tokens.shape
+        ends = torch.arange(count + 1, dtype=torch.int32, device=tokens.device) * length
+        return cls((length,) * count, ends, tokens.flatten(), are_last)
+
+    @classmethod
+    def of_any(cls, tokens: Tensor) -> Selection:
+        """Return the selection of (R,) ascending indices, any number of each sequence."""
+        return cls((), tokens[:0].int(), tokens)
+
+    def take(self, x: Tensor) -> Tensor:
+        """Return the rows of the selected tokens, (R, ...), of (T, ...)."""
+        return x.index_select(0, self.tokens)
+
+
 def cumulative_lengths(lengths: Sequence[int], device: torch.device | str | None = None) -> Tensor:
     """Return (B + 1,) int32: 0 and the running sums of the lengths."""
     sums = F.pad(torch.tensor(list(lengths), dtype=torch.int64).cumsum(0), (1, 0)).to(torch.int32)
