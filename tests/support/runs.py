@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers import models as vocabularies
 
 import models as native
 from engine import config as configs
@@ -38,6 +40,35 @@ def write_reviews(path: Path, count: int, seed: int = 0) -> Path:
             row = {"id": f"r{i}", "text": " ".join(words), "label": "positive" if score > 0 else "negative"}
             stream.write(json.dumps(row) + "\n")
     return path
+
+
+def write_tiny_bert(folder: Path) -> Path:
+    """Write a checkpoint: a random BERT of 2 layers and width 32, with a word-level tokenizer of WORDS."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "model_type": "bert",
+        "vocab_size": len(WORDS) + len(SPECIAL),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "max_position_embeddings": 40,
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
+        "initializer_range": 0.2,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    vocab = {token: i for i, token in enumerate(SPECIAL + WORDS)}
+    tokenizer = Tokenizer(vocabularies.WordLevel(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    model = native.from_pretrained(folder, init="scratch", seed=1)
+    native.save_pretrained(model, folder)
+    return folder
 
 
 def tiny_config(checkpoint_folder: Path, reviews: Path, folder: Path, overrides: dict[str, object]) -> Config:
