@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError, ErrorList
+from data.formats.lines import read_whole
 from data.formats.spans import from_utf16
 from data.notes import count_of
 from data.row import Row
@@ -134,8 +135,8 @@ def _read_document(document: Path, labelled: bool) -> tuple[str, list[str]]:
     """Return the text of a document and the lines of its annotations; no lines if not labelled."""
     annotation = document.with_suffix(".ann")
     try:
-        source = document.read_bytes().decode("utf-8")  # line ends stay, since places count them
-        return source, annotation.read_bytes().decode("utf-8-sig").splitlines() if labelled else []
+        source = read_whole(document).decode("utf-8")  # line ends stay, since places count them
+        return source, read_whole(annotation).decode("utf-8-sig").splitlines() if labelled else []
     except UnicodeDecodeError:
         raise DataError(f"{document}: this text or its .ann is not UTF-8") from None
     except FileNotFoundError:

@@ -106,7 +106,7 @@ class Gaps:
 def _first_lines(file: TextFile) -> list[str]:
     """Return the first two lines that are not empty, or fewer where there are fewer; [] if one cannot be read."""
     found: list[str] = []
-    for _, text in file.lines(ErrorList(), longest=1 << 62):
+    for _, text in file.lines(ErrorList(), is_whole=True):
         if text is None:
             return []
         found += [text] if text.strip() else []

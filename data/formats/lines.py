@@ -8,7 +8,10 @@ import gzip
 import importlib.util
 import io
 import lzma
+import os
 import re
+import select
+import stat
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,6 +24,10 @@ from data.formats.options import FileOptions
 from data.notes import count_of
 
 MAX_LINE = 1_000_000  # characters; a longer line is a broken file, not a text
+MAX_LINE_BYTES = 1 << 26  # a file with a longer line is refused before the line has been read
+MAX_WHOLE = 1 << 30  # bytes, unpacked, of a file that has to be in memory as a whole
+MAX_PACKING = 200  # times that a compressed text of more than MAX_WHOLE bytes is smaller; real texts reach 20
+PIPE_SECONDS = 60
 CHUNK = 1 << 20  # bytes read at a time
 BOM = "\ufeff"
 SAMPLED = 500  # lines with control characters that are kept for a guess of the encoding
@@ -94,21 +101,21 @@ class TextFile:
         name = codecs.lookup(options.encoding or "utf-8").name
         self.encoding = "utf-8" if name == "utf-8-sig" else name
         self.notes: list[str] = []
-        self._content = None if path.is_file() or path.is_dir() else path.read_bytes()  # a pipe can be read once only
+        self._content = None if path.is_file() or path.is_dir() else read_whole(path)  # a pipe can be read once only
         self.is_wide = "\n".encode(self.encoding)[-1:] != b"\n" or len("\n".encode(self.encoding)) > 1
         self.line_end = b"\n"
         self.is_checked = False  # whether the bad lines have been counted
         self._inspect()
 
-    def lines(self, errors: ErrorList, longest: int = MAX_LINE) -> Iterator[tuple[int, str | None]]:
+    def lines(self, errors: ErrorList, is_whole: bool = False) -> Iterator[tuple[int, str | None]]:
         """Yield (number from 1, text without its line end) of each line; None for a line that was added to `errors`.
 
-        longest: most characters of a line that is read. The notes about the file are added to errors.notes at its end.
+        is_whole: whether a line may be the whole file, and not only MAX_LINE characters. The notes about the file are added to errors.notes at its end.
         """
         marks, controls = [], list[tuple[int, bytes]]()
-        encoding = self.encoding
+        encoding, longest = self.encoding, MAX_WHOLE if is_whole else MAX_LINE
         is_latin = encoding in ("iso8859-1", "iso8859-15")
-        for number, raw in enumerate(self._raw_lines(), start=1):
+        for number, raw in enumerate(self._raw_lines(is_whole), start=1):
             if number == 1 and isinstance(raw, bytes) and encoding == "utf-8":
                 raw = raw.removeprefix(codecs.BOM_UTF8)
             try:
@@ -148,9 +155,14 @@ class TextFile:
         return f"warning: line {number}: {more} {what}; {hint}"
 
     def text(self) -> str:
-        """Return the text of the file, with its lines ended by line feeds; DataError for bytes that are not text."""
+        """Return the text of the file, with its lines ended by line feeds; DataError for bytes that are not text.
+
+        DataError too for a file of more than MAX_WHOLE bytes, of which not more is read.
+        """
         errors = ErrorList()
-        lines = [text or "" for _, text in self.lines(errors, longest=1 << 62)]
+        if self._content is None and self.path.stat().st_size > MAX_WHOLE:
+            raise DataError(f"{self.path}: {describe_too_large()}")
+        lines = [text or "" for _, text in self.lines(errors, is_whole=True)]
         errors.raise_if_any()
         self.notes = errors.notes
         return "\n".join(lines)
@@ -167,20 +179,48 @@ class TextFile:
         opener = next((opener for magic, opener in OPENERS.items() if head.startswith(magic)), None)
         return opener(stream) if opener else stream
 
-    def _raw_lines(self) -> Iterator[bytes | str]:
-        """Yield the lines, as bytes, or as text where the encoding has line ends that bytes do not show."""
+    def _raw_lines(self, is_whole: bool = False) -> Iterator[bytes | str]:
+        """Yield the lines without their ends, as bytes, or as text where the encoding has ends that bytes do not show.
+
+        is_whole: as in `_split`.
+        """
         try:
             with self._open() as stream:
                 if self.is_wide:
-                    yield from self._decode_whole(stream.read()).split("\n")
-                elif self.line_end == b"\r":
-                    yield from stream.read().split(b"\r")
+                    yield from self._decode_whole(_read_at_most(stream, self.path)).split("\n")
                 else:
-                    yield from stream
+                    yield from self._split(stream, is_whole)
         except DAMAGED as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise DataError(f"{self.path}: the compressed file is damaged: {error}") from None
+
+    def _split(self, stream: BinaryIO, is_whole: bool) -> Iterator[bytes]:
+        """Yield the lines of a stream, which is read by chunks, so that a line that is too long is never in memory.
+
+        is_whole: whether a line may be the whole file, of MAX_WHOLE bytes. DataError for a longer line, and for a
+        compressed file that unpacks to far more than a text does.
+        """
+        packed = self.path.stat().st_size if self._content is None else len(self._content)
+        most = MAX_WHOLE if is_whole and packed <= MAX_WHOLE else MAX_LINE_BYTES
+        number, total, size = 1, 0, 0
+        begun: list[bytes] = []  # the parts of the line that has not ended yet
+        while chunk := stream.read(CHUNK):
+            lines = chunk.split(self.line_end)
+            begun.append(lines[0])
+            if len(lines) > 1:
+                yield b"".join(begun)
+                yield from lines[1:-1]
+                begun, size = [lines[-1]], 0
+                number += len(lines) - 1
+            total, size = total + len(chunk), size + len(lines[-1])
+            if size > most:
+                long = f"more than {most:,} bytes without a line end, where a row should be a line of its own"
+                raise DataError(f"{self.path}:{number}: {describe_too_large() if most == MAX_WHOLE else long}")
+            if total > max(MAX_WHOLE, MAX_PACKING * packed):
+                raise DataError(f"{self.path}: unpacks to more than {MAX_PACKING} times its size; {UNPACK}")
+        if size:
+            yield b"".join(begun)
 
     def _decode_whole(self, content: bytes) -> str:
         try:
@@ -260,6 +300,38 @@ class TextFile:
         more = f", one of {len(bad):,} such lines" if len(bad) > 1 else ""
         hint = describe_bad_encoding([raw for _, raw, _ in bad])
         raise DataError(f"{self.path}:{number}: {self._describe(fault)}{more}; {hint}")
+
+
+def describe_too_large() -> str:
+    """Return the reason why a file cannot be read as a whole, with what would work."""
+    return (
+        f"more than {MAX_WHOLE:,} bytes, too many for a file that is read as a whole; in UTF-8 as .jsonl, with an "
+        "object a line, it can have any size"
+    )
+
+
+def _read_at_most(stream: BinaryIO, path: Path) -> bytes:
+    """Return the rest of a stream; DataError, and not more is read, if it has more than MAX_WHOLE bytes."""
+    content = stream.read(MAX_WHOLE + 1)
+    if len(content) > MAX_WHOLE:
+        raise DataError(f"{path}: {describe_too_large()}")
+    return content
+
+
+def read_whole(path: Path) -> bytes:
+    """Return the content of a file or a pipe; DataError if it has more than MAX_WHOLE bytes, of which no more is read.
+
+    DataError too for a pipe into which nothing is written for PIPE_SECONDS; without that a run would wait for ever.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer opens at once, too
+    with open(descriptor, "rb") as stream:
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            if not poll.poll(PIPE_SECONDS * 1000):
+                raise DataError(f"{path}: a pipe into which nothing was written in {PIPE_SECONDS} s")
+        os.set_blocking(descriptor, True)
+        return _read_at_most(stream, path)
 
 
 def _is_utf8(chunk: bytes, stream: BinaryIO) -> bool:

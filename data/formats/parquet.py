@@ -16,6 +16,7 @@ from data.errors import DataError, ErrorList
 from data.formats.columns import describe_missing
 from data.formats.features import LabelNames, read_label_names
 from data.formats.json_files import Records
+from data.formats.lines import MAX_PACKING, MAX_WHOLE
 from data.formats.options import FileOptions
 from data.formats.values import to_json_value, unreadable_reason
 
@@ -178,8 +179,19 @@ def _read_batches(path: Path) -> Generator[Any, None, None]:
                 yield from reader
         else:
             file = ParquetFile(stream, page_checksum_verification=True)
+            _check_size(path, file.metadata)
             yield file.schema_arrow
             yield from file.iter_batches(batch_size=BATCH_ROWS)
+
+
+def _check_size(path: Path, metadata: Any) -> None:
+    """Raise DataError for a file that unpacks to far more than tables do; a constant column packs without limit."""
+    groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+    unpacked = max(sum(group.total_byte_size for group in groups), 8 * metadata.num_rows)
+    if unpacked > max(MAX_WHOLE, MAX_PACKING * path.stat().st_size):
+        raise DataError(
+            f"{path}: {unpacked:,} bytes once unpacked, over {MAX_PACKING} times its size; save it as .jsonl"
+        )
 
 
 def _check_columns(path: Path, schema: Any, required: Sequence[str], options: FileOptions) -> frozenset[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from data.errors import DataError, ErrorList
 from data.formats.answers import START, Answer, read_answers, shorten
 from data.formats.json_files import check_surrogates, parse_json
-from data.formats.lines import TextFile, locate, suffix_of
+from data.formats.lines import TextFile, locate, read_whole, suffix_of
 from data.formats.memory import is_in_memory
 from data.formats.options import FileOptions
 from data.formats.rows import read_rows
@@ -136,7 +136,7 @@ def _read_nested(name: str, options: FileOptions) -> Any:
     if suffix_of(path) != ".json" or not path.is_file():
         return None
     # In a text inside the JSON a quote is escaped, so these are keys.
-    raw = path.read_bytes() if path.suffix.lower() == ".json" else TextFile(path, options).text().encode()
+    raw = read_whole(path) if path.suffix.lower() == ".json" else TextFile(path, options).text().encode()
     if not any(key.encode() in raw or key.encode("utf-16-le") in raw for key in ('"paragraphs"', '"qas"')):
         return None
     try:
