@@ -110,7 +110,8 @@ class TextFile:
     def lines(self, errors: ErrorList, is_whole: bool = False) -> Iterator[tuple[int, str | None]]:
         """Yield (number from 1, text without its line end) of each line; None for a line that was added to `errors`.
 
-        is_whole: whether a line may be the whole file, and not only MAX_LINE characters. The notes about the file are added to errors.notes at its end.
+        is_whole: whether a line may be the whole file, and not only MAX_LINE characters.
+        The notes about the file are added to errors.notes at its end.
         """
         marks, controls = [], list[tuple[int, bytes]]()
         encoding, longest = self.encoding, MAX_WHOLE if is_whole else MAX_LINE

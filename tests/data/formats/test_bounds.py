@@ -32,11 +32,12 @@ def test_a_file_without_line_ends_is_not_read_whole(tmp_path, format):
     path.write_text(BEGINS[format] + "x" * 2_000_000)
     os.truncate(path, 5 << 30)
     tracemalloc.start()
-    with pytest.raises(DataError, match="without a line end|too many for a file that is read as a whole") as caught:
+    with pytest.raises(DataError, match=r"without a line end|too many for a file that is read as a whole") as caught:
         READERS[format](str(path))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
     assert peak < 100e6
 
 
@@ -97,5 +98,5 @@ def test_a_parquet_file_of_a_constant_column_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "bomb.parquet"
     parquet.write_table(pyarrow.table({"text": pyarrow.nulls(2_000_000, pyarrow.string())}), path)
     monkeypatch.setattr("data.formats.parquet.MAX_WHOLE", 1 << 20)
-    with pytest.raises(DataError, match="bytes once unpacked, over 200 times its size"):
+    with pytest.raises(DataError, match="bytes, over 200 times its size"):
         read_rows(str(path), ["text"])
