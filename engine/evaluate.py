@@ -66,14 +66,14 @@ def sum_statistics(model: models.TaskModel, examples: Examples, context: Evaluat
 
     def evaluate_indices(indices: np.ndarray) -> torch.Tensor:
         batch = examples.batch(indices).upload(ranks.device)
-        with context.precision.autocast():
-            statistics = context.task.evaluate_batch(model, batch, examples, context.generate)
+        statistics = context.task.evaluate_batch(model, batch, examples, context.generate)
         update(len(indices))
         return statistics
 
-    total = evaluate_indices(np.empty(0, dtype=np.int64))  # zeros, so that a rank without examples has statistics too
-    for indices in evaluation_batches(examples, context.limits):
-        total += evaluate_indices(indices)  # on the GPU where the task keeps them there: one read, at the end
+    with context.precision.autocast():  # one context, so that the weights are cast once
+        total = evaluate_indices(np.empty(0, dtype=np.int64))  # zeros, for a rank without examples
+        for indices in evaluation_batches(examples, context.limits):
+            total += evaluate_indices(indices)  # on the GPU where the task keeps them there: one read, at the end
     model.train(was_training)
     return distributed.reduce_sum(total)
 

@@ -6,6 +6,7 @@ scaled loss, so that small gradients survive (Micikevicius et al. 2018): scale, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -23,6 +24,7 @@ class Precision:
     def __init__(self, name: str, device: torch.device):
         self.name = name
         self.device = device
+        self.reads_wait = device.type == "cuda"  # whether reading a value waits for what was launched before
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
     def autocast(self) -> torch.autocast:
@@ -46,23 +48,36 @@ class Precision:
         """Divide the gradients by the loss scale."""
         self.scaler.unscale_(optimizer)
 
-    def clip_(self, parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-        """Scale the gradients down to the norm `max_norm` (0: no clipping); return their norm before, a host value.
+    def clip_(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+        """Scale the gradients down to the norm `max_norm` (0: no clipping); return their norm before, a scalar.
 
-        Gradients within `max_norm` are not rewritten: the loop needs the norm on the host anyway, so the comparison is
-        free. With a norm that is not finite nothing is clipped, so that its source can still be found.
+        A GPU computes the factor itself, 1 within `max_norm`, so that the host need not wait for the norm. On a CPU
+        gradients within `max_norm` are not rewritten. With a norm that is not finite nothing is clipped, so that its
+        source can still be found.
         """
-        parameters = list(parameters)
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
-        on_host = norm.item()
-        if 0 < max_norm < on_host < float("inf"):
-            nn.utils.clip_grads_with_norm_(parameters, max_norm, norm, foreach=True)
-        return on_host
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients, foreach=True)
+        if max_norm > 0 and (self.reads_wait or max_norm < norm.item() < math.inf):
+            limited = norm.nan_to_num(nan=0.0, posinf=0.0)  # then the factor is 1
+            torch._foreach_mul_(gradients, (max_norm / (limited + 1e-6)).clamp(max=1.0))  # 1e-6: as in torch
+        return norm
 
-    def step(self, optimizer: torch.optim.Optimizer, grad_norm: float) -> bool:
-        """Take the optimizer step if the gradient is finite; return whether it is. A skip lowers fp16's loss scale."""
-        finite = -float("inf") < grad_norm < float("inf")
-        if finite:
+    def step(self, optimizer: torch.optim.Optimizer, norm: Tensor) -> tuple[bool, float]:
+        """Take the optimizer step if the norm of the gradient is finite; return whether it is, and the norm.
+
+        On a GPU a fused optimizer of torch is launched before the norm is read, so that the device updates the weights
+        while the host waits. It skips the step itself where it is told to by `found_inf`, as GradScaler does: no
+        weight, moment or counter then changes. Other optimizers are called after the norm is read. A skip lowers
+        fp16's loss scale.
+        """
+        skips_itself = self.reads_wait and getattr(optimizer, "_step_supports_amp_scaling", False)
+        if skips_itself:
+            optimizer.found_inf = (norm * 0 != 0).float()  # type: ignore[attr-defined]  # NaN and infinity: 1
+            optimizer.step()
+            del optimizer.found_inf  # type: ignore[attr-defined]
+        norm_on_host = norm.item()
+        is_finite = math.isfinite(norm_on_host)
+        if is_finite and not skips_itself:
             optimizer.step()  # the scaler's step would ask the device again whether the gradients are finite
         self.scaler.update()
-        return finite
+        return is_finite, norm_on_host

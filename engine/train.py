@@ -180,8 +180,8 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         # Clip and step.
         amp.unscale_(optimizer)
         penalties.add_gradients_()
-        grad_norm = amp.clip_(objective.parameters(), cfg.train.max_grad_norm)
-        stepped = amp.step(optimizer, grad_norm)
+        norm = amp.clip_(objective.parameters(), cfg.train.max_grad_norm)
+        stepped, grad_norm = amp.step(optimizer, norm)  # the only wait for a GPU in a step that is not logged
         state.advance(stepped, int(num_examples))
         if stepped:
             ema.update_(state.step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def test_timed_run_counts_steps_that_fp16_skips(workloads, tmp_path, monkeypatch
     cfg = recipe_of("vit-tiny", workloads, **{"run.folder": str(tmp_path), "train.nan_policy": "skip"})
     step, calls = Precision.step, iter(range(100))
     skipped = {1, 7, 8}
-    monkeypatch.setattr(Precision, "step", lambda *args: next(calls) not in skipped and step(*args))
+    monkeypatch.setattr(Precision, "step", lambda *args: (False, math.nan) if next(calls) in skipped else step(*args))
     result = timed_training.time_training(cfg, CPU, steps=5)
     model, batches = load(cfg, steps=13)
     seen = batches[6:13]  # the sixth batch was the fifth step; then five more steps and two skipped ones

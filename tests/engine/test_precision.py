@@ -72,8 +72,8 @@ def test_p15_non_finite_gradient_skips_the_step_and_halves_scale(factor):
     before = [p.detach().clone() for p in model.parameters()]
     _, precision, optimizer = backward_in("fp16", model, factor)
     norm = precision.clip_(model.parameters(), 1.0)
-    assert not math.isfinite(norm)
-    assert precision.step(optimizer, norm) is False
+    assert not norm.isfinite()
+    assert precision.step(optimizer, norm)[0] is False
     assert all(map(torch.equal, model.parameters(), before))
     assert not optimizer.state
     assert precision.scaler.get_scale() == 2.0**15
@@ -83,7 +83,7 @@ def test_p15_non_finite_gradient_skips_the_step_and_halves_scale(factor):
     logits = precision.forward(model, inputs)
     precision.backward(F.cross_entropy(logits.float(), labels))
     precision.unscale_(optimizer)
-    assert precision.step(optimizer, precision.clip_(model.parameters(), 1.0)) is True
+    assert precision.step(optimizer, precision.clip_(model.parameters(), 1.0))[0] is True
     assert not any(map(torch.equal, model.parameters(), before))
     assert precision.scaler.get_scale() == 2.0**15
 
@@ -94,7 +94,9 @@ def test_p15_non_finite_norm_skips_a_step_without_a_scaler(name, norm):
     model = mlp()
     before = [p.detach().clone() for p in model.parameters()]
     _, precision, optimizer = backward_in(name, model, 1.0)
-    assert precision.step(optimizer, norm) is False
+    stepped, on_host = precision.step(optimizer, torch.tensor(norm))
+    assert stepped is False
+    assert on_host == norm or math.isnan(norm)
     assert all(map(torch.equal, model.parameters(), before))
     assert precision.scaler.get_scale() == 1.0
 
@@ -110,7 +112,7 @@ def test_p15_fp32_equals_the_plain_loop_bit_for_bit():
         optimizer.zero_grad()
         precision.backward(loss)
         precision.unscale_(optimizer)
-        assert precision.step(optimizer, precision.clip_(ours.parameters(), 0))
+        assert precision.step(optimizer, precision.clip_(ours.parameters(), 0))[0]
 
         expected = F.cross_entropy(plain(inputs), labels)
         reference.zero_grad()
@@ -142,7 +144,7 @@ def test_clip_returns_the_norm_before_clipping(max_norm):
     norm = torch.cat([g.flatten() for g in before]).norm()
     assert norm > 0.1
     found = Precision("fp32", CPU).clip_(model.parameters(), max_norm)
-    assert found == pytest.approx(norm.item(), rel=1e-12)
+    assert found.item() == pytest.approx(norm.item(), rel=1e-12)
     if max_norm == 0.01:
         clipped = [g * 0.01 / norm for g in before]
         torch.testing.assert_close(gradients(model), clipped, rtol=1e-4, atol=0)  # torch adds 1e-6 to the norm
@@ -156,8 +158,89 @@ def test_clip_writes_as_torch_does_and_only_above_the_norm(max_norm):
     inputs, labels = data()
     for model in (ours, theirs):
         F.cross_entropy(model(inputs), labels).backward()
-    norm = Precision("fp32", CPU).clip_(ours.parameters(), max_norm)
+    norm = Precision("fp32", CPU).clip_(ours.parameters(), max_norm).item()
     assert norm == nn.utils.clip_grad_norm_(theirs.parameters(), max_norm or math.inf).item()
     assert 0.3 < norm < 5.0
     assert all(map(torch.equal, gradients(ours), gradients(theirs)))
     assert {p.grad._version for p in ours.parameters()} == {1 if max_norm == 0.3 else 0}
+
+
+# As on a GPU: the optimizer is launched before the norm is read
+
+
+def as_on_a_gpu(name="fp32"):
+    precision = Precision(name, CPU)
+    assert not precision.reads_wait
+    precision.reads_wait = True
+    return precision
+
+
+def take_step(precision, model, optimizer, max_norm=0.3, spoil=None):
+    """Take a step on fixed data; spoil: a value that one gradient gets. Return (whether it stepped, the norm)."""
+    inputs, labels = data()
+    optimizer.zero_grad()
+    precision.backward(F.cross_entropy(precision.forward(model, inputs).float(), labels))
+    precision.unscale_(optimizer)
+    if spoil is not None:
+        model[0].weight.grad[3, 5] = spoil
+    return precision.step(optimizer, precision.clip_(model.parameters(), max_norm))
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16"])
+@pytest.mark.parametrize("max_norm", [0.0, 0.3, 1e6])
+def test_launched_steps_equal_read_ones_bit_for_bit(name, max_norm):
+    launched, read = mlp(), mlp()
+    settings = OptimSettings(lr=1e-2)
+    runs = [
+        (amp, model, build_optimizer(dict(model.named_parameters()), settings))
+        for amp, model in ((as_on_a_gpu(name), launched), (Precision(name, CPU), read))
+    ]
+    for _ in range(4):
+        (stepped, norm), expected = (take_step(*run, max_norm) for run in runs)
+        assert (stepped, norm) == expected
+        assert stepped
+    assert all(map(torch.equal, launched.parameters(), read.parameters()))
+
+
+@pytest.mark.parametrize("spoil", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("max_norm", [0.0, 1e-9, 0.3])
+@pytest.mark.parametrize("name", ["fp32", "fp16"])
+def test_p15_launched_step_skips_itself_and_changes_nothing(spoil, max_norm, name):
+    model, precision = mlp(), as_on_a_gpu(name)
+    optimizer = build_optimizer(dict(model.named_parameters()), OptimSettings(lr=1e-2))
+
+    def everything():
+        states = [state[key].clone() for state in optimizer.state.values() for key in ("step", "exp_avg", "exp_avg_sq")]
+        return [p.detach().clone() for p in model.parameters()] + states
+
+    assert take_step(precision, model, optimizer)[0]
+    before = everything()
+    stepped, norm = take_step(precision, model, optimizer, max_norm, spoil)
+    assert not stepped
+    assert not math.isfinite(norm)
+    assert len(before) == 4 * len([*model.parameters()])
+    assert all(map(torch.equal, everything(), before))
+    bad = [name for name, p in model.named_parameters() if not p.grad.isfinite().all()]
+    assert bad == ["0.weight"]  # the others are as they were, so that the source is found
+    assert not hasattr(optimizer, "found_inf")
+    assert take_step(precision, model, optimizer)[0]
+    assert not any(map(torch.equal, everything(), before))
+
+
+class OwnOptimizer(torch.optim.SGD):
+    """One that knows nothing of found_inf."""
+
+    steps = 0
+
+    def step(self):
+        self.steps += 1
+        super().step()
+
+
+def test_own_optimizer_is_called_only_with_a_finite_norm():
+    model, precision = mlp(), as_on_a_gpu()
+    optimizer = OwnOptimizer(model.parameters(), lr=0.1)
+    assert not take_step(precision, model, optimizer, spoil=math.nan)[0]
+    assert optimizer.steps == 0
+    assert take_step(precision, model, optimizer)[0]
+    assert optimizer.steps == 1

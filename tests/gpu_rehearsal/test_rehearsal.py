@@ -10,6 +10,7 @@ from support.fake_gpu.__main__ import TABLE, version
 from support.fake_gpu.cases import CASES, compare, find_problems, measure
 from support.fake_gpu.rehearsal import missing_names, rehearse
 
+from engine.precision import Precision
 from engine.prefetch import StepFetcher
 from models.heads import SequenceClassification
 
@@ -109,3 +110,16 @@ def test_steps_that_are_not_fetched_ahead_are_found(monkeypatch, tmp_path):
     name = "text-classification bf16"
     found = find_problems(CASES[name], rehearse(CASES[name].prepare(tmp_path)))
     assert any(problem.startswith("not copied ahead") for problem in found), found
+
+
+def test_norm_that_is_read_before_the_update_is_found(monkeypatch, tmp_path):
+    clip_ = Precision.clip_
+
+    def read(*args):
+        norm = clip_(*args)
+        return norm * (norm.item() > 0)
+
+    monkeypatch.setattr(Precision, "clip_", read)
+    name = "text-classification bf16"
+    found = find_problems(CASES[name], rehearse(CASES[name].prepare(tmp_path)))
+    assert any(problem.startswith("before the weights are updated") for problem in found), found

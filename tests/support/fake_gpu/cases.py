@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.tasks import TASKS
-from support.fake_gpu.report import EVALUATION, GENERATION, LOG, LOOP, STEP, TRAINING, Copy, Report, Wait
+from support.fake_gpu.report import EVALUATION, GENERATION, LOG, LOOP, STEP, TRAINING, Copy, Report, Update, Wait
 from support.task_data import COLOURS, write
 
 PRECISIONS = ("bf16", "fp16", "fp32")
@@ -90,7 +90,7 @@ def find_problems(case: Case, report: Report) -> list[str]:
     """Return what is wrong: waits in training and in evaluation beyond the limits, and copies that may wait."""
     problems = [str(wait) for wait in report.waits(*TRAINING) if wait.phase not in (STEP, LOG)]
     problems += [str(copy) for copy in report.copies(*TRAINING) if copy.kind != "pinned"]
-    problems += _find_late_copies(report)
+    problems += _find_late_copies(report) + _find_early_reads(report)
     for phase, step in itertools.product((STEP, LOG), range(report.steps + 1)):
         waits = [wait for wait in report.waits(phase) if wait.step == step]
         problems += [f"more than one wait in a phase of step {step}: {wait}" for wait in waits[1:]]
@@ -115,6 +115,18 @@ def _find_late_copies(report: Report) -> list[str]:
         elif isinstance(event, Copy) and event.phase == LOOP and event.step + waited > -1:
             is_early = any("prefetch.py" in place for place in event.where) and waited < event.step
             problems += [] if is_early else [f"not copied ahead: {event}"]
+    return problems
+
+
+def _find_early_reads(report: Report) -> list[str]:
+    """Return waits for the norm of a step whose update of the weights was not launched before."""
+    problems: list[str] = []
+    updated = -1  # the last step whose update was launched
+    for event in report.events:
+        if isinstance(event, Update):
+            updated = event.step
+        elif isinstance(event, Wait) and event.phase == STEP and event.step > updated:
+            problems.append(f"before the weights are updated: {event}")
     return problems
 
 

@@ -56,11 +56,18 @@ class Copy:
         return f"[{self.phase}, step {self.step}] {self.kind} copy at {' <- '.join(self.where[:3]) or 'torch'}"
 
 
+@dataclass(frozen=True)
+class Update:
+    """The launch of the optimizer's kernels."""
+
+    step: int
+
+
 @dataclass
 class Report:
-    """Everything that a rehearsal saw. `events` has waits and copies in their order."""
+    """Everything that a rehearsal saw. `events` has waits, copies and updates in their order."""
 
-    events: list[Wait | Copy] = field(default_factory=list)
+    events: list[Wait | Copy | Update] = field(default_factory=list)
     kernels: Counter[str] = field(default_factory=Counter)  # by phase, lower bounds
     ops: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     steps: int = 0
@@ -80,6 +87,8 @@ class Report:
     def count_kernels(self, phase: str, name: str, args: Sequence[object] = ()) -> None:
         """Add the kernels of an op."""
         self.ops[phase][name] += 1
+        if name.startswith("_fused_adam"):
+            self.events.append(Update(self.steps))
         if name in WITHOUT_KERNEL:
             return
         launches = KERNELS.get(name, 1)
