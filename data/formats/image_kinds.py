@@ -8,7 +8,8 @@ from pathlib import Path
 # File formats, by Pillow's names. The content decides: a PNG named .jpg is read. Other formats run programs (EPS) or
 # rarely have photos.
 READ = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
-SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
+SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
+SUFFIXES |= {".ppm", ".pgm", ".pbm", ".pnm"}
 # Images in kinds of files that are not read. Camera files are TIFFs by their first bytes, with a small preview.
 UNREAD_SUFFIXES = {
     *(".heic", ".heif", ".avif", ".svg", ".svgz", ".jxl", ".jp2", ".j2k", ".jpx", ".jxr", ".psd", ".xcf", ".ico"),

@@ -189,9 +189,7 @@ def _check_size(path: Path, metadata: Any) -> None:
     groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
     unpacked = max(sum(group.total_byte_size for group in groups), 8 * metadata.num_rows)
     if unpacked > max(MAX_WHOLE, MAX_PACKING * path.stat().st_size):
-        raise DataError(
-            f"{path}: {unpacked:,} bytes once unpacked, over {MAX_PACKING} times its size; save it as .jsonl"
-        )
+        raise DataError(f"{path}: unpacks to {unpacked:,} bytes, over {MAX_PACKING} times its size; save it as .jsonl")
 
 
 def _check_columns(path: Path, schema: Any, required: Sequence[str], options: FileOptions) -> frozenset[str]:

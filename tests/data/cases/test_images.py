@@ -329,6 +329,22 @@ def test_16_bits_in_other_files(tmp_path):
     assert np.array_equal(np.asarray(key)[..., 1], np.where(levels == 257, 255, expected))
 
 
+@pytest.mark.parametrize("white", [255, 256, 1023, 4095, 65535])
+@pytest.mark.parametrize("kind", ["P2", "P3", "P5", "P6"])
+def test_levels_of_pgm_and_ppm_are_shares_of_white(tmp_path, kind, white):
+    """The header says which level is white; two bytes a level above 255, the higher one first. Text in P2 and P3."""
+    shape = (16, 20, 3) if kind in ("P3", "P6") else (16, 20)
+    levels = np.random.default_rng(white).integers(0, white + 1, shape)
+    levels.flat[:2] = 0, white
+    content = levels.astype(">u2" if white > 255 else "u1").tobytes()
+    if kind in ("P2", "P3"):
+        content = " ".join(map(str, levels.flat)).encode()
+    (tmp_path / "a.pnm").write_bytes(f"{kind}\n# a scan\n20 16\n{white}\n".encode() + content)
+    found = np.asarray(decode(tmp_path / "a.pnm")).astype(int)
+    assert (found.flat[0], found.flat[1]) == (0, 255)
+    assert np.abs(found - levels * 255 / white).max() <= 1
+
+
 def test_16_bits_with_few_levels_are_said(tmp_path):
     scan = np.arange(320, dtype=np.uint16).reshape(16, 20) * 12  # a camera of 12 bits
     for name, levels in (("scan", scan), ("mask", scan % 6), ("offset", 40_000 + scan // 2), ("full", scan * 16)):
