@@ -7,43 +7,99 @@ RUN is a run folder, whose best/ is used, or a checkpoint folder. Settings are t
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 
 import models
-from data import Examples, MicroBatching, Rows, evaluation_batches
+from data import Batch, Examples, MicroBatching, Rows, evaluation_batches
 from data.errors import DataError
+from data.loader import split_into_micro_batches
+from data.writing import to_json
 from engine import cli, distributed, validate
 from engine.config import Config, ConfigError, GenerateSettings
 from engine.distributed import Ranks
+from engine.errors import TrainingError
 from engine.log import progress
+from engine.memory import OutOfMemory, catch_out_of_memory
 from engine.model import disable_cudnn_attention
 from engine.precision import Precision
 from engine.tasks import Task, check_labels, find_task, read_file
 
 USAGE = "python -m engine.evaluate RUN --data.test FILE [--output FILE.json] [--section.key=value ...]"
+Result = TypeVar("Result")
 OPTIONS = {"output": "also write the metrics to this file, as one JSON object"}
 
 
-@dataclass(frozen=True)
+AUTO_TOKENS = {"cpu": 4096, "cuda": 32_768}  # of a batch; more would not be faster
+
+
+@dataclass
 class EvaluationContext:
-    """What all evaluations and predictions of a run share."""
+    """What all evaluations and predictions of a run share.
+
+    batch_tokens: eval.batch_tokens. max_tokens: the largest number of tokens of a batch on this rank; it is halved
+    where a batch does not fit into memory, for all later batches too. No result depends on it, nor the other ranks.
+    """
 
     task: Task
     precision: Precision
     ranks: Ranks
-    batch_tokens: int  # largest number of tokens of a batch on one rank
+    batch_tokens: int | Literal["auto"]
     generate: GenerateSettings
+    max_tokens: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        tokens = self.batch_tokens
+        self.max_tokens = AUTO_TOKENS[self.ranks.device.type] if tokens == "auto" else tokens
 
     @property
     def limits(self) -> MicroBatching:
         """The limits of a batch, and which of the ranks this one is."""
-        return MicroBatching(max_tokens=self.batch_tokens, rank=self.ranks.rank, world_size=self.ranks.world_size)
+        return MicroBatching(max_tokens=self.max_tokens, rank=self.ranks.rank, world_size=self.ranks.world_size)
+
+
+def run_in_batches(
+    examples: Examples, context: EvaluationContext, compute: Callable[[Batch], Result], doing: str
+) -> Iterator[tuple[Batch, Result]]:
+    """Yield this rank's batches of the examples and what `compute` returns for each, with a progress bar.
+
+    doing: the word at the bar. Where a batch does not fit into memory, it and the rest are split into smaller ones.
+    Raises TrainingError where a single example does not fit.
+    """
+    ranks = context.ranks
+    update = progress(ranks, len(examples) // ranks.world_size, doing)
+    waiting = evaluation_batches(examples, context.limits)
+    while waiting:
+        indices = waiting[0]
+        with catch_out_of_memory() as out_of_memory:
+            batch = examples.batch(indices).upload(ranks.device)
+            result = compute(batch)
+        if out_of_memory:
+            context.max_tokens = _halve(int(examples.lengths[indices].sum()), len(indices), doing, out_of_memory, ranks)
+            limits = MicroBatching(max_tokens=context.max_tokens)
+            waiting = split_into_micro_batches(np.concatenate(waiting), examples.lengths, limits)
+            continue
+        del waiting[0]
+        update(len(indices))
+        yield batch, result
+
+
+def _halve(tokens: int, count: int, doing: str, caught: OutOfMemory, ranks: Ranks) -> int:
+    """Return half the tokens of a batch of `count` examples that did not fit; TrainingError if it has one example."""
+    if count < 2:
+        raise TrainingError(
+            f"{doing}: one example of {tokens:,} tokens does not fit into memory; a lower data.max_length needs less"
+        ) from caught.error
+    if ranks.device.type == "cuda":
+        torch.cuda.empty_cache()  # libraries such as cuBLAS allocate what torch does not hold
+    print(f"{doing}: out of memory; from here on {tokens // 2:,} tokens at a time", file=sys.stderr, flush=True)
+    return tokens // 2
 
 
 def evaluate(model: models.TaskModel, examples: Examples, context: EvaluationContext) -> dict[str, float]:
@@ -61,19 +117,16 @@ def sum_statistics(model: models.TaskModel, examples: Examples, context: Evaluat
     """
     was_training = model.training
     model.eval()
-    ranks = context.ranks
-    update = progress(ranks, len(examples) // ranks.world_size, "evaluating")
 
-    def evaluate_indices(indices: np.ndarray) -> torch.Tensor:
-        batch = examples.batch(indices).upload(ranks.device)
-        statistics = context.task.evaluate_batch(model, batch, examples, context.generate)
-        update(len(indices))
-        return statistics
+    def compute(batch: Batch) -> torch.Tensor:
+        return context.task.evaluate_batch(model, batch, examples, context.generate)
 
-    with context.precision.autocast():  # one context, so that the weights are cast once
-        total = evaluate_indices(np.empty(0, dtype=np.int64))  # zeros, for a rank without examples
-        for indices in evaluation_batches(examples, context.limits):
-            total += evaluate_indices(indices)  # on the GPU where the task keeps them there: one read, at the end
+    with context.precision.autocast():  # around all batches, so that the weights are cast once
+        # Zeros, so that a rank without examples has statistics too. The sum is on a GPU where the task keeps it there:
+        # it is read once, at the end.
+        total = compute(examples.batch([]).upload(context.ranks.device))
+        for _, statistics in run_in_batches(examples, context, compute, "evaluating"):
+            total += statistics
     model.train(was_training)
     return distributed.reduce_sum(total)
 
@@ -125,16 +178,17 @@ def main(argv: Sequence[str]) -> int:
     statistics = sum_statistics(model, examples, context)
     if context.ranks.is_main:
         metrics = context.task.compute_metrics(statistics, model.labels)
-        print(f"{folder}: {len(examples):,} examples of {test}")
-        print("".join(f"  {note}\n" for note in (*rows.notes, *examples.notes)), end="")
+        console = cli.console_beside(output)
+        print(f"{folder}: {len(examples):,} examples of {test}", file=console)
+        print("".join(f"  {note}\n" for note in (*rows.notes, *examples.notes)), end="", file=console)
         width = max(10, *map(len, metrics))
-        print("\n".join(f"{name:>{width}}  {value:.4f}" for name, value in metrics.items()))
+        print("\n".join(f"{name:>{width}}  {value:.4f}" for name, value in metrics.items()), file=console)
         if table := context.task.format_table(statistics, model.labels):
-            print(table)
+            print(table, file=console)
         if output is not None:
             counts = {"examples": len(examples), "left_out": len(rows.left_out)}
             result = {"checkpoint": str(folder), "data": test, **counts, **metrics}
-            cli.write_output(output, [json.dumps(result)])
+            cli.write_output(output, [to_json(result)])
     return 0
 
 

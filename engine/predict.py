@@ -9,18 +9,17 @@ another model can learn from the logits (data.teacher_file). A task that writes 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 import models
-from data import Examples, Rows, evaluation_batches
+from data import Batch, Examples, Rows
+from data.writing import to_json
 from engine import cli, distributed
 from engine.config import ConfigError
-from engine.evaluate import EvaluationContext, open_trained
-from engine.log import progress
+from engine.evaluate import EvaluationContext, open_trained, run_in_batches
 from engine.tasks import Task
 
 USAGE = "python -m engine.predict RUN --input FILE --output FILE.jsonl [--section.key=value ...]"
@@ -34,16 +33,15 @@ OPTIONS = {
 def predict(model: models.TaskModel, examples: Examples, context: EvaluationContext) -> list[dict[str, Any]]:
     """Return {"id": ..., **prediction of the task} for each example, in their order, on rank 0; [] on other ranks."""
     model.eval()
-    ranks = context.ranks
-    update = progress(ranks, len(examples) // ranks.world_size, "predicting")
+
+    def compute(batch: Batch) -> list[dict[str, Any]]:
+        return context.task.predict_batch(model, batch, examples, context.generate)
+
     rows: list[tuple[int, dict[str, Any]]] = []
-    for indices in evaluation_batches(examples, context.limits):
-        batch = examples.batch(indices).upload(ranks.device)
-        with context.precision.autocast():
-            predictions = context.task.predict_batch(model, batch, examples, context.generate)
-        for index, example_id, prediction in zip(batch.indices, batch.ids, predictions, strict=True):
-            rows.append((index, {"id": example_id, **prediction}))
-        update(len(indices))
+    with context.precision.autocast():  # around all batches, so that the weights are cast once
+        for batch, predictions in run_in_batches(examples, context, compute, "predicting"):
+            for index, example_id, prediction in zip(batch.indices, batch.ids, predictions, strict=True):
+                rows.append((index, {"id": example_id, **prediction}))
     gathered = [row for rank_rows in distributed.gather_on_main(rows) for row in rank_rows]
     return [prediction for _, prediction in sorted(gathered, key=lambda row: row[0])]
 
@@ -69,9 +67,10 @@ def main(argv: Sequence[str]) -> int:
     predictions = predict(model, examples, context)
     if context.ranks.is_main:
         predictions = with_left_out(predictions, rows, context.task)
-        cli.write_output(output, (json.dumps(prediction, ensure_ascii=False) for prediction in predictions))
-        print(f"{len(predictions):,} predictions in {output}")
-        print("".join(f"  {note}\n" for note in (*rows.notes, *examples.notes)), end="")
+        cli.write_output(output, (to_json(prediction, ensure_ascii=False) for prediction in predictions))
+        console = cli.console_beside(output)
+        print(f"{len(predictions):,} predictions in {output}", file=console)
+        print("".join(f"  {note}\n" for note in (*rows.notes, *examples.notes)), end="", file=console)
     return 0
 
 

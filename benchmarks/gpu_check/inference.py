@@ -23,6 +23,7 @@ from engine.precision import DTYPES
 from engine.predict import predict
 
 PREDICTED = "bert-base-ragged"
+BATCH_TOKENS = 16_384  # of both sides
 TOLERANCE = 1e-3  # of logits in fp32, whose scale is about 1
 Predict = Callable[[], list[list[float]]]  # the logits of every text
 
@@ -52,7 +53,8 @@ def run(check: Check) -> None:
 
 def compare_prediction(check: Check, precision: str) -> None:
     """Write the texts per second of both sides, and whether their logits agree."""
-    cfg = check.recipe(PREDICTED, **{"train.precision": precision, "eval.batch_tokens": 16_384})
+    settings: dict[str, Any] = {"train.precision": precision, "eval.batch_tokens": BATCH_TOKENS}
+    cfg = check.recipe(PREDICTED, **settings)
     sides = {"ours": our_prediction(cfg), "transformers": their_prediction(cfg, check.device)}
     logits = {}
     now = clock(check.device)
@@ -95,7 +97,7 @@ def their_prediction(cfg: Config, device: torch.device) -> Predict:
         found: list[Any] = [None] * len(ids)
         rest = order
         while rest:
-            count = max(1, cfg.eval.batch_tokens // len(ids[rest[0]]))
+            count = max(1, BATCH_TOKENS // len(ids[rest[0]]))
             chosen, rest = rest[:count], rest[count:]
             batch = tokenizer.pad({"input_ids": [ids[i] for i in chosen]}, return_tensors="pt").to(device)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):

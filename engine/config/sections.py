@@ -313,8 +313,33 @@ class EvalSettings:
     num_shown_generations: int = setting(
         3, "number of generated texts printed with each evaluation; 0: none", within=">= 0", machine=MACHINE
     )
-    batch_tokens: int = setting(
-        4096, "largest number of tokens of an evaluation batch on one rank", within="> 0", machine=MACHINE
+    batch_tokens: int | Literal["auto"] = setting(
+        "auto",
+        "largest number of tokens of an evaluation batch on one rank, halved where it does not fit into memory; auto: "
+        "4,096 on a CPU, 32,768 on a GPU",
+        within="> 0",
+        machine=MACHINE,
+    )
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """The checkpoints: which are kept, and when last/ is saved beside a signal's and at the end of the run."""
+
+    every_steps: int = setting(
+        0, "steps between saves of last/, whatever they cost; 0: no such saves", within=">= 0", machine=MACHINE
+    )
+    every_minutes: float = setting(
+        10.0,
+        "minutes between saves of last/ at most, unless they would take over 2% of the time; evaluations save it too, "
+        "unless that would take over 10%; 0: each evaluation saves it, and no clock",
+        within=">= 0",
+        machine=MACHINE,
+    )
+    keep: tuple[str, ...] = setting(
+        ("last", "previous", "best"),
+        "folders to keep; best is the result; last is what a run resumes from; previous replaces a damaged last",
+        machine=MACHINE,
     )
 
 

@@ -14,11 +14,13 @@ import torch
 from support.runs import CPU, arguments_of, logged_rows, run_module, run_training
 
 from data import MicroBatching
-from engine import memory
+from engine import api, memory
 from engine.allocator import keep_freed_memory
 from engine.distributed import Ranks
 from engine.errors import TrainingError
+from engine.evaluate import EvaluationContext
 from engine.precision import Precision
+from engine.tasks import TASKS
 from models import TaskModel
 
 SHORT = {"model.dropout.all": 0.0, "train.max_steps": 8, "eval.every_steps": 100}
@@ -28,15 +30,18 @@ def losses_of(config):
     return [row["loss"] for row in logged_rows(config.run.folder) if "lr" in row]
 
 
-def limit_memory(monkeypatch, tokens, error=None):
-    """Raise out of memory for micro-batches of more than so many tokens; return the list of sizes that fitted."""
+def limit_memory(monkeypatch, tokens, error=None, training=True):
+    """Raise out of memory for micro-batches of more than so many tokens; return the list of sizes that fitted.
+
+    training: whether in training, or in evaluation.
+    """
     forward, fitted = TaskModel.forward, []
 
     def limited(self, batch):
         size = sum(batch.lengths)
-        if self.training and size > tokens:
+        if self.training == training and size > tokens:
             raise error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        fitted.extend([size] * (self.training and size > 0))
+        fitted.extend([size] * (self.training == training and size > 0))
         return forward(self, batch)
 
     monkeypatch.setattr(TaskModel, "forward", limited)
@@ -222,6 +227,56 @@ def test_out_of_memory_on_one_of_two_ranks_repeats_the_step(tiny, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "step 1: out of memory; from here on " in done.stdout
     assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-5)
+
+
+# In an evaluation
+
+
+@pytest.mark.parametrize("tokens", [150, 40])
+def test_p02_out_of_memory_in_evaluation_changes_no_metric(tiny, tmp_path, monkeypatch, capsys, tokens):
+    changes = {"train.max_steps": 4, "eval.every_steps": 2, "eval.train_subset_size": 20}
+    config = tiny(**changes, **{"run.folder": str(tmp_path / "fits")})
+    run_training(config)
+    fitted = limit_memory(monkeypatch, tokens, training=False)
+    other = tiny(**changes)
+    capsys.readouterr()
+    run_training(other)
+    told = re.findall(r"evaluating: out of memory; from here on (\d+) tokens at a time", capsys.readouterr().err)
+    assert len(set(told)) == len(told)  # later evaluations begin with batches that fit
+    assert max(fitted) <= tokens
+    expected, found = ([row for row in logged_rows(run.run.folder) if "evaluation" in row] for run in (config, other))
+    assert len(found) == len(expected) == 2
+    for row, same in zip(found, expected, strict=True):
+        for name in ("evaluation", "training"):
+            assert row[name] == pytest.approx(same[name], rel=1e-6)
+
+
+def test_p03_predictions_that_do_not_fit_at_once_are_all_made(tiny, monkeypatch, capsys, reviews):
+    config = tiny(**{"train.max_steps": 1})
+    run_training(config)
+    expected = api.predict_rows(config.run.folder, [{"text": "good film " * n} for n in range(1, 15)])
+    fitted = limit_memory(monkeypatch, 60, training=False)
+    found = api.predict_rows(config.run.folder, [{"text": "good film " * n} for n in range(1, 15)])
+    assert "predicting: out of memory; from here on" in capsys.readouterr().err
+    assert max(fitted) <= 60
+    for row, same in zip(found, expected, strict=True):
+        assert row["id"] == same["id"]
+        assert row["logits"] == pytest.approx(same["logits"], rel=1e-4, abs=1e-5)
+
+
+def test_p20_one_example_too_long_to_evaluate_names_the_setting(tiny, monkeypatch):
+    limit_memory(monkeypatch, 20, training=False)
+    message = r"^evaluating: one example of \d+ tokens does not fit into memory; a lower data.max_length"
+    with pytest.raises(TrainingError, match=message):
+        run_training(tiny(**{"train.max_steps": 1}))
+
+
+def test_batches_of_an_evaluation_are_larger_on_a_gpu():
+    def tokens(setting, device):
+        ranks = Ranks(0, 1, torch.device(device))
+        return EvaluationContext(TASKS["text-classification"], None, ranks, setting, None).limits.max_tokens
+
+    assert [tokens("auto", "cpu"), tokens("auto", "cuda"), tokens(7, "cuda")] == [4096, 32_768, 7]
 
 
 class Holder:
