@@ -11,7 +11,7 @@ No loader state is saved to resume: the number of the next step is enough.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from data import workers
 from data.batch import Batch
 from data.random_streams import BALANCED_CLASS, BALANCED_EXAMPLE
 
@@ -149,7 +150,14 @@ class _Steps(Dataset[list[Batch]]):
         self.lengths = examples.lengths
         self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
 
-    def __getitem__(self, step: int) -> list[Batch]:
+    def __getitem__(self, step: int) -> Any:
+        """Return the micro-batches; in a worker, an exception is returned too."""
+        workers.note_step(step)
+        made = workers.return_failures(lambda: self._make(step))
+        workers.note_step(workers.NONE)
+        return made
+
+    def _make(self, step: int) -> list[Batch]:
         epoch, position = divmod(step, steps_per_epoch(len(self.examples), self.global_batch_size))
         if epoch != self.epoch:
             self.epoch = epoch
@@ -159,7 +167,12 @@ class _Steps(Dataset[list[Batch]]):
                 self.order = balanced_order(self.seed, epoch, self.classes)
         chosen = self.order[position * self.global_batch_size : (position + 1) * self.global_batch_size]
         micro_batches = split_into_micro_batches(chosen, self.lengths, self.limits)
-        return [self.examples.batch(indices, epoch) for indices in micro_batches]
+        return [self._read(indices, epoch) for indices in micro_batches]
+
+    def _read(self, indices: np.ndarray, epoch: int) -> Batch:
+        if len(indices):
+            workers.note_example(int(indices[0]))  # at least; data sets that read files note each example
+        return self.examples.batch(indices, epoch)
 
 
 def training_steps(
@@ -172,17 +185,20 @@ def training_steps(
     num_workers: int = 0,
     pin_memory: bool = False,
     classes: np.ndarray | None = None,
+    timeout_seconds: float = math.inf,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[list[Batch]]:
     """Yield steps `start`, `start + 1`, ... without end, each as this rank's list of micro-batches.
 
     classes: (N,) the class of each example, all of which are then drawn equally often; None: each example once.
+    timeout_seconds, should_stop: when to end a wait for data, with the errors of data/workers.py.
 
     `num_workers = 0` is the fast path for texts: they are in memory, and a step takes well under a millisecond to make.
     Worker processes pay off where examples are expensive to make (image decoding, augmentation).
     """
     endless = range(start, 2**62)
     steps = _Steps(examples, global_batch_size, seed, limits, classes)
-    yield from DataLoader(
+    loader = DataLoader(
         steps,
         sampler=endless,
         batch_size=None,
@@ -190,6 +206,7 @@ def training_steps(
         pin_memory=pin_memory,
         generator=torch.Generator(),
     )
+    yield from workers.read_steps(loader, start, examples.ids, timeout_seconds, should_stop)
 
 
 def evaluation_batches(examples: Examples, limits: MicroBatching) -> list[np.ndarray]:

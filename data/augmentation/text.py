@@ -28,6 +28,7 @@ from data.batch import Batch
 from data.loader import Examples
 from data.row import Row
 from data.scripts import KANA_AND_HAN
+from data.workers import note_example
 
 MASKS = ("[MASK]", "<mask>")  # BERT; RoBERTa
 MASKED = "\U0010fffd"  # a masked word in a changed text: a character for private use, since "[MASK]" in a text is text
@@ -95,6 +96,7 @@ class Augmented:
 
     def changed(self, index: int, epoch: int) -> Row:
         """Return row `index` as it is in `epoch`."""
+        note_example(index)
         row = self.rows[index]
         key = int.from_bytes(hashlib.sha256(row.id.encode()).digest()[:8], "little")
         return self.change(row, np.random.default_rng([self.seed, epoch, key]))
