@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+KEY_ALIGNMENT = 16  # numbers; PyTorch asks for 8 or 16, according to its version
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -38,6 +40,15 @@ class Packing:
         """Return the packing of sequences of these lengths."""
         return cls(tuple(lengths), cumulative_lengths(lengths, device))
 
+    @property
+    def whole(self) -> Packing:
+        """The packing of all tokens: this one; that of a Selection is another."""
+        return self
+
+    def take(self, x: Tensor) -> Tensor:
+        """Return the rows of x, (T, ...), that are needed: all; those of a Selection are fewer."""
+        return x
+
     @cached_property
     def rows(self) -> Tensor:
         """(T,) int64: the index of the sequence that each token belongs to."""
@@ -51,6 +62,39 @@ class Packing:
         starts, lengths = self.cu_seqlens[:-1].long(), self.cu_seqlens.diff().long()
         starts_of_tokens = torch.repeat_interleave(starts, lengths, output_size=total)
         return torch.arange(total, device=starts.device) - starts_of_tokens
+
+    @cached_property
+    def max_length(self) -> int:
+        """The length L of the longest sequence."""
+        return max(self.lengths, default=0)
+
+    @cached_property
+    def is_uniform(self) -> bool:
+        """Whether all sequences have one length, so that (B, L, ...) is a view of (T, ...)."""
+        return len(set(self.lengths)) < 2
+
+    @cached_property
+    def slots(self) -> Tensor:
+        """(T,) int64: the place of each token among the B * L of the padded sequences."""
+        return self.rows * self.max_length + self.positions
+
+    @cached_property
+    def tokens_of_slots(self) -> Tensor:
+        """(B * L,) int64: the token at each place of the padded sequences; the padding repeats the last token."""
+        starts, ends = self.cu_seqlens[:-1, None].long(), self.cu_seqlens[1:, None].long()
+        tokens = starts + torch.arange(self.max_length, device=starts.device)
+        return torch.minimum(tokens, ends - 1).clamp(min=0).flatten()
+
+    @cached_property
+    def padding_mask(self) -> Tensor:
+        """(B, 1, 1, L) fp32: 0 at the tokens of a sequence, -inf behind them, to be added to the scores of keys.
+
+        The memory-efficient kernel reads rows that begin at multiples of KEY_ALIGNMENT and copies other masks in each
+        layer. So L is rounded up here.
+        """
+        positions = torch.arange(aligned(self.max_length), device=self.cu_seqlens.device)
+        is_padding = positions >= self.cu_seqlens.diff()[:, None, None, None]
+        return torch.zeros_like(is_padding, dtype=torch.float32).masked_fill_(is_padding, float("-inf"))
 
     @cached_property
     def runs(self) -> list[tuple[slice, int, int]]:
@@ -72,27 +116,35 @@ class Packing:
 class Selection(Packing):
     """The tokens whose last hidden states a head reads, as a packing of these tokens alone.
 
-    The last layer computes its output for them only. `lengths` and `cu_seqlens` are empty where the device chose the
-    tokens, since the host then does not know how many each sequence has.
+    The last layer of a backbone takes it in the place of its packing: it reads (T, D) and returns (R, D).
+    `lengths` and `cu_seqlens` are empty where the device chose the tokens: the host then does not know how many each
+    sequence has.
 
     tokens: (R,) int64, the index of each in the micro-batch, sequence after sequence. An index may repeat.
+    micro_batch: the packing of all T tokens.
     are_last: whether they are the last token of each sequence, which in a causal model attends to all of its sequence.
     """
 
     tokens: Tensor
+    micro_batch: Packing
     are_last: bool = False
 
     @classmethod
-    def of_each_sequence(cls, tokens: Tensor, are_last: bool = False) -> Selection:
+    def of_each_sequence(cls, tokens: Tensor, micro_batch: Packing, are_last: bool = False) -> Selection:
         """Return the selection of (B, N) indices, N of each sequence."""
         count, length = tokens.shape
         ends = torch.arange(count + 1, dtype=torch.int32, device=tokens.device) * length
-        return cls((length,) * count, ends, tokens.flatten(), are_last)
+        return cls((length,) * count, ends, tokens.flatten(), micro_batch, are_last)
 
     @classmethod
-    def of_any(cls, tokens: Tensor) -> Selection:
+    def of_any(cls, tokens: Tensor, micro_batch: Packing) -> Selection:
         """Return the selection of (R,) ascending indices, any number of each sequence."""
-        return cls((), tokens[:0].int(), tokens)
+        return cls((), micro_batch.cu_seqlens[:0], tokens, micro_batch)
+
+    @property
+    def whole(self) -> Packing:
+        """The packing of all tokens."""
+        return self.micro_batch
 
     def take(self, x: Tensor) -> Tensor:
         """Return the rows of the selected tokens, (R, ...), of (T, ...)."""
@@ -110,7 +162,12 @@ def to_device(x: Tensor, device: torch.device | str) -> Tensor:
     return x.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else x.to(device)
 
 
+def aligned(num_keys: int) -> int:
+    """Return `num_keys`, rounded up to a multiple of KEY_ALIGNMENT."""
+    return -(-num_keys // KEY_ALIGNMENT) * KEY_ALIGNMENT
+
+
 def pad_sequences(x: Tensor, packing: Packing, fill: float) -> Tensor:
     """Return (B, L, ...) of (T, ...), L the longest sequence, with `fill` behind the end of each sequence."""
-    out = x.new_full((len(packing.lengths), max(packing.lengths, default=0), *x.shape[1:]), fill)
-    return out.index_put((packing.rows, packing.positions), x)
+    out = x.new_full((len(packing.lengths), packing.max_length, *x.shape[1:]), fill)
+    return out.index_put_((packing.rows, packing.positions), x)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from models.ops.attention import Bias
+from models.ops.attention import Bias, pad_bias, product_dtype
+from models.ops.packing import Packing, aligned
 
 
 class RelativeBias(nn.Module):
@@ -40,21 +40,26 @@ class RelativeBias(nn.Module):
         bias = self.embedding(bucket + self.buckets * (distance > 0)).movedim(-1, -3)
         return bias
 
-    def for_lengths(self, lengths: Sequence[int]) -> Bias:
-        """Return a function from the length of a sequence, given as (L, L), to its bias, (H, L, L).
+    def for_packing(self, packing: Packing) -> Bias:
+        """Return the bias of self-attention: on a CPU a function of the length, given twice, elsewhere a padded tensor.
 
         The bias is computed once, for the longest sequence, and before the first layer: checkpoint_activations computes
         a layer twice. Without a sequence the bias is still in the graph.
         """
-        longest = max(lengths, default=1)
-        bias: Tensor = self(torch.arange(longest, device=self.embedding.weight.device), longest)
-        biases = {n: bias[:, :n, :n] for n in {*lengths} or {1}}
-        return lambda length, keys: biases[length]
+        longest = max(packing.max_length, 1)
+        weight = self.embedding.weight
+        if weight.device.type == "cpu":
+            bias: Tensor = self(torch.arange(longest, device=weight.device), longest)
+            biases = {n: bias[:, :n, :n] for n in {*packing.lengths} or {1}}
+            return lambda length, keys: biases[length]
+        bias = self(torch.arange(longest, device=weight.device), aligned(longest))
+        padding = None if self.causal or packing.is_uniform else packing
+        return pad_bias(bias, longest, padding, product_dtype(weight))
 
     def for_positions(self, queries: Tensor, num_keys: int) -> Bias:
-        """Return a function to the bias, (B, H, L, S), of new tokens at `queries`, (B, L), whatever its arguments."""
+        """Return the bias, (B, H, L, S), of new tokens at `queries`, (B, L)."""
         bias: Tensor = self(queries, num_keys)
-        return lambda length, keys: bias
+        return bias
 
 
 @functools.lru_cache(maxsize=16)

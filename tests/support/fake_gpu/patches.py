@@ -60,6 +60,7 @@ def patches(gpu: FakeGpu) -> Iterator[AbstractContextManager[object]]:
     }
     for owner, names in ((torch.cuda, cuda), (torch.accelerator, accelerator), (torch.Tensor, tensor)):
         yield from (patch.object(owner, name, new) for name, new in names.items() if hasattr(owner, name))
+    yield patch.object(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     yield patch.object(FakeTensorMode, "avoid_device_init", True)
     yield patch.object(fake_tensor, "init_gpu_context", lambda device: None)
     yield patch.object(FakeTensor, "tolist", lambda self: gpu.read(self, "tolist").tolist(), create=True)

@@ -21,6 +21,7 @@ from engine.log import RunLog
 from engine.precision import Precision
 from engine.tasks import Task
 from models import TaskModel, losses
+from models.ops.attention import has_flash
 from support.fake_gpu.report import (
     EVALUATION,
     FORWARD,
@@ -88,6 +89,7 @@ def rehearse(settings: dict[str, Any]) -> Report:
                 loop.train(config, ranks, _Listening(gpu), resumed)
     finally:
         losses._weights_on_device.cache_clear()  # fake tensors belong to one rehearsal
+        has_flash.cache_clear()
     return gpu.report
 
 
