@@ -279,6 +279,46 @@ def test_batches_of_an_evaluation_are_larger_on_a_gpu():
     assert [tokens("auto", "cpu"), tokens("auto", "cuda"), tokens(7, "cuda")] == [4096, 32_768, 7]
 
 
+SHORT_IN_THE_EXCHANGE = """
+import os
+import torch
+from models import TaskModel
+
+forward, steps = TaskModel.forward, []
+
+
+def fail(gradient):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def limited(self, batch):
+    steps.extend([1] * (self.training and len(batch.ids) > 0))
+    if len(steps) == 3 and os.environ["RANK"] == os.environ.get("FAILING_RANK"):
+        self.embedding.weight.register_hook(fail)
+    return forward(self, batch)
+
+
+TaskModel.forward = limited
+LOSSES = {"unused": lambda logits, batch: logits.sum()}
+"""
+
+
+@pytest.mark.parametrize("rank", ["1", pytest.param("0", marks=pytest.mark.slow)])
+def test_f09_out_of_memory_in_the_exchange_ends_both_ranks(tiny, tmp_path, rank):
+    """Some gradients of the last backward may be under way, so the step cannot be run again; nobody waits forever."""
+    (tmp_path / "short.py").write_text(SHORT_IN_THE_EXCHANGE)
+    settings = {"train.max_steps": 4, "eval.every_steps": 2, "run.plugins": (str(tmp_path / "short.py"),)}
+    arguments = arguments_of(tiny(**settings), tmp_path / "two.toml")
+    done = run_module("engine.train", *arguments, ranks=2, timeout=60, FAILING_RANK=rank)
+    assert done.returncode != 0
+    said = f"step 3: rank {rank} ran out of memory while the ranks exchanged their gradients; resume from the last"
+    assert done.stderr.count(said) == 1
+    assert "--resume and a smaller --train.micro_batch_size" in done.stderr
+    if rank == "0":  # the checkpoint of step 2 is there
+        done = run_module("engine.train", *arguments, "--resume", ranks=2, timeout=60)
+        assert done.returncode == 0, done.stderr
+
+
 class Holder:
     pass
 
