@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -29,6 +27,7 @@ from data.examples import TextExamples
 from data.loader import Examples
 from data.row import Row
 from data.seq2seq import Seq2SeqRecord
+from data.writing import replace_file
 
 VERSION = "1"  # of the files
 RECORDS = {record.__name__: record for record in (LanguageModelRecord, PromptRecord, Seq2SeqRecord)}
@@ -102,19 +101,13 @@ def write_examples(file: Path, examples: TextExamples[Any]) -> None:
         arrays |= {f"record.{name}": array for name, array in own.items()}
     arrays[JSON] = np.frombuffer(json.dumps(values).encode(), dtype=np.uint8)
     arrays["checksum"] = np.frombuffer(_checksum(arrays), dtype=np.uint8)
-    temporary = ""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".writing")
-        os.close(handle)
-        os.chmod(temporary, 0o644)  # others may share the folder
-        safetensors.numpy.save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
-        os.replace(temporary, file)
+        with replace_file(file) as temporary:
+            contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+            safetensors.numpy.save_file(contiguous, temporary)
     except (OSError, SafetensorError) as error:
         raise _refuse(file.parent, error) from None
-    finally:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def _separate(values: Any, leave_out: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

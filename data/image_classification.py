@@ -34,6 +34,8 @@ from data.image_preprocessing import Preprocessing, normalize, resize_and_crop, 
 from data.labels import class_numbers
 from data.row import Row, Rows
 from data.text_classification import check_texts
+from data.workers import note_example
+from data.writing import replace_file
 
 # Files -> rows
 
@@ -230,6 +232,7 @@ class ImageExamples:
 
     def tensor(self, index: int, epoch: int | None) -> Tensor:
         """Return (channels, height, width) fp32, in training augmented by (seed, epoch, id), but not mixed."""
+        note_example(index)
         pixels = self.pixels(index)
         if epoch is None or self.augmentation is None:
             return normalize(resize_and_crop(pixels, self.preprocessing), self.preprocessing)
@@ -308,4 +311,5 @@ def save_augmented_images(examples: ImageExamples, path: Path, count: int = 8, e
         tiles = [torch.nn.functional.pad(tile, (0, 4, 0, 4), value=255.0) for tile in tiles]
         lines.append(torch.cat(tiles, 2))
     pixels = torch.cat(lines, 1).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-    Image.fromarray(pixels.squeeze()).save(path, "PNG")
+    with replace_file(path) as temporary:
+        Image.fromarray(pixels.squeeze()).save(temporary, "PNG")

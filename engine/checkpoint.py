@@ -8,18 +8,21 @@ in objective.safetensors. manifest.json, written last, has the size and SHA-256 
     last/      the newest checkpoint, to resume from
     previous/  the one before it, in case last/ turns out to be damaged
 
-No file is a pickle.
+of which checkpoint.keep may leave out some. No file is a pickle.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,19 +35,19 @@ from torch import Tensor, nn
 
 import models
 from data import Examples, copy_tokenizer
+from data.writing import WRITING, to_json
 from engine import config as configs
-from engine import optimizer_state, plugins
+from engine import disk, optimizer_state, plugins
 from engine.config import Config, ConfigError
 from engine.distributed import Ranks, on_main
 from engine.errors import TrainingError
+from engine.manifest import OBJECTIVE, OPTIMIZER, SCHEMA, flush_folder, seal, verify
 from engine.objective import extra_state, named_parameters
 from engine.precision import Precision
 from engine.state import TrainState
 
-SCHEMA = 1
 BEST, LAST, PREVIOUS = "best", "last", "previous"
-WRITING, OLD_BEST, DAMAGED = ".writing-", ".old-best", "damaged"  # names that only a crash leaves behind
-OPTIMIZER, OBJECTIVE = "optimizer.safetensors", "objective.safetensors"
+OLD, DAMAGED = ".old-", "damaged"  # names that only a crash leaves behind, like WRITING
 
 
 @dataclass(frozen=True)
@@ -97,12 +100,21 @@ def claim(config: Config, ranks: Ranks) -> Iterator[Path | None]:
 
 
 def _claim(config: Config, stack: ExitStack) -> Path | None:
-    folder, resume = Path(config.run.folder), config.run.resume
+    folder = Path(config.run.folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = stack.enter_context((folder / ".lock").open("a"))
+        _lock(folder, stack)
+        _recover(folder)
+        return _find_checkpoint(folder, config)
     except OSError as error:
         raise ConfigError(f"run.folder = {str(folder)!r} cannot be written: {error.strerror}") from None
+
+
+def _lock(folder: Path, stack: ExitStack) -> None:
+    """Lock a folder, created if need be, until the stack is closed; ConfigError where another run has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    lock = stack.enter_context((folder / ".lock").open("a"))
     try:
         # lockf, not flock: a loader's worker that outlives a killed run for seconds does not inherit it.
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -111,15 +123,18 @@ def _claim(config: Config, stack: ExitStack) -> Path | None:
     except OSError:
         raise ConfigError(f"run.folder = {str(folder)!r} is in use by another run: choose another folder") from None
     stack.callback(_remove_if_empty, folder)
-    _recover(folder)
+
+
+def _find_checkpoint(folder: Path, config: Config) -> Path | None:
+    """Return the checkpoint to resume from, or None to start a new run; ConfigError as for `claim`."""
     existing = [name for name in (LAST, PREVIOUS, BEST) if (folder / name).exists()]
-    if existing and resume == "no":
+    if existing and config.run.resume == "no":
         raise ConfigError(
             f"run.folder = {str(folder)!r} already holds a run ({', '.join(existing)}): "
             "--resume continues it, another --run.folder starts a new one"
         )
     if not {LAST, PREVIOUS} & {*existing}:  # there may be a best/, of a run that died before it first wrote last/
-        if resume == "yes":
+        if config.run.resume == "yes":
             raise ConfigError(
                 f"--resume: run.folder = {str(folder)!r} holds no checkpoint to resume from; "
                 "--run.resume auto starts a new run where there is none"
@@ -132,9 +147,10 @@ def _claim(config: Config, stack: ExitStack) -> Path | None:
 
 def _remove_if_empty(folder: Path) -> None:
     """Remove the folder of a run that wrote nothing, because its recipe or its data had an error."""
-    if folder.is_dir() and [path.name for path in folder.iterdir()] == [".lock"]:
-        (folder / ".lock").unlink()
-        folder.rmdir()
+    with suppress(OSError):  # a link to a folder, or one that cannot be written any more
+        if [path.name for path in folder.iterdir()] == [".lock"]:
+            (folder / ".lock").unlink()
+            folder.rmdir()
 
 
 def _check_changes(folder: Path, changes: list[str], config: Config) -> None:
@@ -152,11 +168,21 @@ def _check_changes(folder: Path, changes: list[str], config: Config) -> None:
 
 def _recover(folder: Path) -> None:
     """Undo the unfinished save of a process that died; the lock, which this process has, proves that it died."""
-    old_best = folder / OLD_BEST
-    if old_best.exists() and not (folder / BEST).exists():
-        old_best.rename(folder / BEST)
-    for leftover in (old_best, *folder.glob(f"{WRITING}*")):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for name in (BEST, LAST):
+        old = folder / f"{OLD}{name}"
+        if old.exists() and not (folder / name).exists():
+            old.rename(folder / name)
+    for leftover in (*folder.glob(f"{OLD}*"), *folder.glob(f"{WRITING}*")):
+        _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or a link to one, or a file, as far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def _newest(folder: Path) -> Path:
@@ -164,56 +190,30 @@ def _newest(folder: Path) -> Path:
     problems: list[str] = []
     for name in (LAST, PREVIOUS):
         checkpoint = folder / name
-        problem = verify(checkpoint) if checkpoint.exists() else f"{checkpoint} does not exist"
+        problem = verify(checkpoint, to_resume=True) if checkpoint.exists() else f"{checkpoint} does not exist"
         if problem is None:
             if problems:
                 print(f"warning: {problems[0]}; resuming from {checkpoint}", flush=True)
                 if (folder / LAST).exists():  # renamed, so that it never replaces a complete previous/
-                    shutil.rmtree(folder / DAMAGED, ignore_errors=True)
+                    _remove(folder / DAMAGED)
                     (folder / LAST).rename(folder / DAMAGED)
             return checkpoint
         problems.append(problem)
     raise ConfigError("no complete checkpoint to resume from: " + "; ".join(problems))
 
 
-def verify(folder: Path) -> str | None:
-    """Return a sentence on what is wrong with a checkpoint, or None.
-
-    Every file is compared with the size and the SHA-256 in the manifest.
-    """
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        if manifest["schema"] != SCHEMA:
-            return (
-                f"{folder} has checkpoint schema {manifest['schema']!r}, this version reads {SCHEMA}: "
-                "use the version that wrote it"
-            )
-        files = {name: (int(entry["size"]), entry["sha256"]) for name, entry in manifest["files"].items()}
-    except (OSError, ValueError, LookupError, AttributeError, TypeError):
-        return f"{folder} has no readable manifest.json: the checkpoint is incomplete or damaged"
-    for name, (size, sha256) in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{path} is missing"
-        try:
-            if path.stat().st_size != size:
-                return f"{path} has {path.stat().st_size} bytes, {size} were written"
-            if _sha256(path) != sha256:
-                return f"{path} differs from what was written (sha256)"
-        except OSError as error:
-            return f"{path} cannot be read: {error.strerror}"
-    return None
-
-
-def save(target: Path, contents: Contents, state: TrainState, ranks: Ranks) -> None:
+def save(target: Path, contents: Contents, state: TrainState, ranks: Ranks) -> float:
     """Write a checkpoint to a temporary folder, then rename it to `target`, which keeps the old one until then.
 
-    Only last/ has the optimizer. Raises TrainingError, on all ranks, when a weight is not finite or a write fails.
+    Return the seconds that it took rank 0. Only last/ has the optimizer. Raises TrainingError, on all ranks, when a
+    weight is not finite or a write fails.
     """
-    on_main(ranks, _save, target, contents, state)
+    seconds: float = on_main(ranks, _save, target, contents, state)
+    return seconds
 
 
-def _save(target: Path, contents: Contents, state: TrainState) -> None:
+def _save(target: Path, contents: Contents, state: TrainState) -> float:
+    started = time.monotonic()
     extra = {key: tensor.detach() for key, tensor in extra_state(contents.objective, contents.model).items()}
     weights = contents.model.state_dict() | extra
     broken = [key for key, tensor in weights.items() if not tensor.isfinite().all()]
@@ -236,55 +236,34 @@ def _save(target: Path, contents: Contents, state: TrainState) -> None:
             tensors, values = _optimizer_state(contents)
             run["optimizer"] = {"class": type(contents.optimizer).__name__, "values": values}
             save_file(tensors, temporary / OPTIMIZER)
-        (temporary / "state.json").write_text(json.dumps(run, indent=2), encoding="utf-8")
-        _seal(temporary)
-        _replace(temporary, target)
+        (temporary / "state.json").write_text(to_json(run, indent=2), encoding="utf-8")
+        seal(temporary)
+        _replace(temporary, target, keep_previous=PREVIOUS in contents.config.checkpoint.keep)
     except (OSError, SafetensorError) as error:
+        _remove(temporary)
         raise TrainingError(
-            f"the checkpoint of step {state.step} could not be written to {target}: {error}; "
-            f"it needs about {_total_bytes(contents, target):,} bytes; earlier checkpoints are untouched"
+            f"the checkpoint of step {state.step} could not be written to {target}: {error}; it needs about "
+            f"{_total_bytes(contents, target):,} bytes, and {disk.free_bytes(target):,} are free; earlier checkpoints "
+            "are untouched"
         ) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
+    return time.monotonic() - started
 
 
-def _seal(folder: Path) -> None:
-    """Flush every file to the disk, then write and flush the manifest."""
-    files = {}
-    for path in sorted(folder.iterdir()):
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
-        files[path.name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
-    with (folder / "manifest.json").open("w") as stream:
-        json.dump({"schema": SCHEMA, "files": files}, stream, indent=2)
-        stream.flush()
-        os.fsync(stream.fileno())
-    _fsync_folder(folder)
-
-
-def _replace(temporary: Path, target: Path) -> None:
+def _replace(temporary: Path, target: Path, keep_previous: bool) -> None:
     """Rename `temporary` to `target`. After a crash between the two renames, _recover finds the old checkpoint."""
-    old = target.with_name(PREVIOUS if target.name == LAST else OLD_BEST)
+    previous = target.with_name(PREVIOUS)
+    old = previous if target.name == LAST and keep_previous else target.with_name(f"{OLD}{target.name}")
     if target.exists():
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
         target.rename(old)
     temporary.rename(target)
-    _fsync_folder(target.parent)
-    if old.name == OLD_BEST:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    flush_folder(target.parent)
+    if old != previous:
+        _remove(old)
+    if target.name == LAST and not keep_previous:  # of a run that kept it
+        _remove(previous)
 
 
 def _total_bytes(contents: Contents, target: Path) -> int:
@@ -302,7 +281,12 @@ def _optimizer_state(contents: Contents) -> tuple[dict[str, Tensor], dict[str, A
     """
     state = optimizer_state.collect(contents.optimizer, contents.parameters, contents.counters)
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items() if isinstance(value, Tensor)}
-    return tensors, {key: value for key, value in state.items() if key not in tensors}
+    return tensors, {key: _to_plain(value) for key, value in state.items() if key not in tensors}
+
+
+def _to_plain(value: Any) -> Any:
+    """Return NaN and the infinities, which JSON does not have, as texts; no other value of an optimizer is a text."""
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_optimizer(contents: Contents) -> None:
@@ -328,11 +312,12 @@ def restore(folder: Path, contents: Contents, ranks: Ranks) -> TrainState:
     if saved_class == own_class:
         # Cloned, so that the memory is aligned as before the stop: the alignment can change the last bit of a result.
         tensors = {key: tensor.clone() for key, tensor in load_file(folder / OPTIMIZER).items()}
-        values = run["optimizer"]["values"]
+        plain = run["optimizer"]["values"]
+        values = {key: float(value) if isinstance(value, str) else value for key, value in plain.items()}
         optimizer_state.load(contents.optimizer, contents.parameters, tensors | values)
     if contents.amp.scaler.is_enabled() and run["scaler"]:
         contents.amp.scaler.load_state_dict(run["scaler"])
-    return TrainState(**run["train"])
+    return TrainState.from_saved(run["train"])
 
 
 @torch.no_grad()

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from engine import checkpoint, plugins
+from data.writing import is_same_stream, is_stream, write_text
+from engine import checkpoint, console, plugins
 from engine.config import Config, ConfigError, all_settings, check, did_you_mean, override, read_recipe, split_arguments
 from engine.errors import USER_ERRORS, TrainingError
 from engine.tasks import TASKS
@@ -76,6 +77,7 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
 
     Exit codes: 0 done; 1 a bug, with its traceback; 2 an error of the user's; 128 + n stopped by signal n.
     """
+    console.protect()
     try:
         code = main(sys.argv[1:])
     except USER_ERRORS as error:
@@ -83,8 +85,7 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
         code = 2
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader of the output has ended, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+    except BrokenPipeError:  # of --output; the console goes on without its reader
         code = 128 + signal.SIGPIPE
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -172,25 +173,32 @@ def _is_used(key: str, more: Sequence[str]) -> bool:
 def check_output(name: str, source: str) -> Path:
     """Return the file to write results to; ConfigError if it cannot be written. Call it before the work."""
     output = Path(name)
+    if is_stream(output):
+        return output
+    folder = Path(os.path.realpath(output)).parent if output.is_symlink() else output.parent
     if output.is_dir():
         raise ConfigError(f"--output {name!r} is a folder; name a file")
-    if not output.parent.is_dir():
-        raise ConfigError(f"--output {name!r}: there is no folder {str(output.parent)!r}")
-    if not os.access(output.parent, os.W_OK):
-        raise ConfigError(f"--output {name!r}: the folder {str(output.parent)!r} cannot be written")
+    if os.path.islink(os.path.realpath(output)):
+        raise ConfigError(f"--output {name!r} is a link that leads to itself; name a file")
+    if not folder.is_dir():
+        raise ConfigError(f"--output {name!r}: there is no folder {str(folder)!r}")
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"--output {name!r}: the folder {str(folder)!r} cannot be written")
     if output.exists() and Path(source).exists() and output.samefile(source):
         raise ConfigError(f"--output {name!r} is the file that is read; name another one")
     return output
 
 
 def write_output(output: Path, lines: Iterable[str]) -> None:
-    """Write lines to a temporary file and rename it to `output`, so that `output` is always complete."""
-    temporary = output.with_name(output.name + ".writing")
+    """Write lines to a regular file as a whole, so that it is always complete, or into a device or pipe."""
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.writelines(line + "\n" for line in lines)
-        os.replace(temporary, output)
+        write_text(output, (line + "\n" for line in lines))
+    except BrokenPipeError:  # its reader has ended, as in `--output /dev/stdout | head`
+        raise
     except OSError as error:
         raise TrainingError(f"--output {str(output)!r} could not be written: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def console_beside(output: Path | None) -> TextIO:
+    """Return where a command prints for the user: stdout, or stderr where `output` is the same file as stdout."""
+    return sys.stderr if output is not None and is_same_stream(output, sys.stdout) else sys.stdout

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
+import math
+import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from data.writing import to_json, write_text
 from engine.config import ConfigError
-from engine.distributed import Ranks
+from engine.distributed import Ranks, on_main
 from engine.errors import TrainingError
 
 
@@ -28,11 +33,13 @@ class RunLog:
     - a training line: {"step", "loss", "lr", "grad_norm", ...};
     - an evaluation: {"step", "evaluation": {...}}, with "training": {...} where training examples were evaluated too.
 
-    Rates and data_wait_seconds cover the steps since the last training line, without evaluation and saving.
+    A line that cannot be written is kept and written with a later one; the run goes on meanwhile. Rates and
+    data_wait_seconds cover the steps since the last training line, without evaluation and saving.
 
     start: the step the run resumes from; later lines are removed, so that the files read as those of one run.
     hidden: metrics that are written to metrics.jsonl and not shown.
-    Raises ConfigError, on every rank, when log.tensorboard is true and TensorBoard cannot be imported.
+    Raises, on every rank, ConfigError when log.tensorboard is true and TensorBoard cannot be imported, and
+    TrainingError when metrics.jsonl cannot be written.
     """
 
     def __init__(
@@ -41,15 +48,22 @@ class RunLog:
         self.is_main, self.hidden = ranks.is_main, hidden
         self.device = ranks.device
         writer = _import_summary_writer() if tensorboard else None
+        self.path = folder / "metrics.jsonl"
+        self.unwritten: list[str] = []  # lines that could not be written so far
+        on_main(ranks, self._open, start)
         if not self.is_main:
             return
-        self.path = folder / "metrics.jsonl"
-        kept = _remove_lines_after(self.path, start)
-        self.evaluations = [_flatten_evaluation(row) for row in kept if "evaluation" in row]
-        self.file = self.path.open("a", encoding="utf-8")
         self.tensorboard = writer(str(folder / "tensorboard"), purge_step=start + 1) if writer else None
         self.bar = tqdm(total=total, initial=start, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
         self._restart_rates()
+
+    def _open(self, start: int) -> None:
+        try:
+            kept = _remove_lines_after(self.path, start)
+            self.file = self.path.open("ab", buffering=0)  # unbuffered, so that no later write repeats a failed one
+        except OSError as error:
+            raise TrainingError(f"{self.path} cannot be written: {error.strerror}") from None
+        self.evaluations = [_flatten_evaluation(row) for row in kept if "evaluation" in row]
 
     def _restart_rates(self) -> None:
         self.since = time.perf_counter()
@@ -83,11 +97,11 @@ class RunLog:
     ) -> None:
         """Write the metrics of the validation data, and of training examples if any; stop the clock of the rates.
 
-        seconds: the time the evaluation took. Call `restart_clock` once the checkpoints are saved.
+        seconds: the time the evaluation took. Call `restart_clock` once the best weights are saved.
         """
         if not self.is_main:
             return
-        self.paused = time.perf_counter() - seconds
+        self.paused_at = time.perf_counter() - seconds
         row: dict[str, Any] = {"step": step, "evaluation": metrics, "best": best}
         row |= {"training": on_training} if on_training else {}
         self.evaluations.append(_flatten_evaluation(row))
@@ -101,7 +115,14 @@ class RunLog:
     def restart_clock(self) -> None:
         """Exclude the time since the evaluation began from the rates."""
         if self.is_main:
-            self.since += time.perf_counter() - self.paused
+            self.since += time.perf_counter() - self.paused_at
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Exclude the time of the block from the rates."""
+        self.paused_at = time.perf_counter()
+        yield
+        self.restart_clock()
 
     def say(self, text: str) -> None:
         """Print a text above the progress bar, unless the text is empty."""
@@ -137,6 +158,11 @@ class RunLog:
         self.say(f"run folder {self.path.parent}: {', '.join(written)}")
         self._write({"step": step, "end": reason, **result}, "final", step, result)
         self.close()
+        if self.unwritten:
+            raise TrainingError(
+                f"{self.path} lacks the last {len(self.unwritten)} lines, which could not be written; the run is "
+                "complete otherwise, and the same command with --resume writes its end"
+            )
 
     def close(self) -> None:
         """Close the files and the bar."""
@@ -151,14 +177,29 @@ class RunLog:
         return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name not in self.hidden)
 
     def _write(self, row: dict[str, Any], family: str, step: int, scalars: dict[str, Any]) -> None:
-        try:
-            self.file.write(json.dumps(row) + "\n")
-            self.file.flush()
-        except OSError as error:
-            raise TrainingError(f"{self.path} cannot be written: {error.strerror}") from error
+        self._append(to_json(row) + "\n")
         for name, value in scalars.items():
             if name != "step":
                 self._scalar(family, name, value, step)
+
+    def _append(self, line: str) -> None:
+        """Append a line, and those that could not be written before; of a failed write nothing stays in the file."""
+        failed_before = bool(self.unwritten)
+        self.unwritten.append(line)
+        length = os.fstat(self.file.fileno()).st_size
+        rest = memoryview("".join(self.unwritten).encode())
+        try:
+            while rest:
+                rest = rest[self.file.write(rest) :]
+        except OSError as error:
+            self.file.truncate(length)
+            if not failed_before:
+                self.say(
+                    f"warning: {self.path} cannot be written ({error.strerror}); the run goes on, and its lines are "
+                    "written once that is possible"
+                )
+        else:
+            self.unwritten.clear()
 
     def _scalar(self, family: str, name: str, value: float, step: int) -> None:
         if self.tensorboard is not None:
@@ -169,21 +210,39 @@ def _flatten_evaluation(row: dict[str, Any]) -> dict[str, Any]:
     return {"step": row["step"], **row["evaluation"], "best": row["best"]}
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a metrics.jsonl, with NaN for null; raises OSError, and ValueError for an incomplete line."""
+    return [_parse(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _parse(line: str) -> dict[str, Any]:
+    """Return a row; ValueError for a line that is none."""
+    row = json.loads(line)
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise ValueError(f"{line!r:.80} is not a line of a run's log")
+    return _with_nan(row)
+
+
+def _with_nan(row: dict[str, Any]) -> dict[str, Any]:
+    filled = {key: math.nan if value is None else value for key, value in row.items()}
+    return {key: _with_nan(value) if isinstance(value, dict) else value for key, value in filled.items()}
+
+
 def _remove_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
     """Remove the lines after `step` and the line that ended the run from the file; return the other lines."""
     kept: list[dict[str, Any]] = []
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file")
     if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in lines:
             try:
-                row = json.loads(line)
+                row = _parse(line)
             except ValueError:  # a line that a crash left incomplete
                 continue
             if row["step"] <= step and "end" not in row:
                 kept.append(row)
-        # Written to another file and renamed, so that a crash here keeps the old file.
-        temporary = path.with_name(path.name + ".writing")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, (to_json(row) + "\n" for row in kept))
     return kept
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from engine.config import ConfigError, EvalSettings
 
@@ -29,9 +31,17 @@ class TrainState:
     samples: int = 0  # training examples seen
     best: float | None = None  # best value of the watched metric; none while it was never a number
     best_step: int = 0  # of the evaluation whose weights are kept as best; 0: none are
-    best_loss: float | None = None  # of that evaluation
+    best_loss: float | None = None  # of that evaluation; none where it was not finite
     bad_evaluations: int = 0  # evaluations since the watched metric last improved, compared with eval.patience
     watched: float | None = None  # value of the watched metric in the last evaluation
+
+    @classmethod
+    def from_saved(cls, values: Mapping[str, Any]) -> TrainState:
+        """Return the state of a checkpoint. JSON has null for NaN, and `watched` is none only before an evaluation."""
+        state = cls(**values)
+        if state.watched is None and (state.best_step or state.bad_evaluations):
+            state.watched = math.nan
+        return state
 
     def advance(self, stepped: bool, samples: int) -> None:
         """Count one step of data. stepped: whether the optimizer took it."""
@@ -44,15 +54,16 @@ class TrainState:
         """Record the watched metric and the loss of an evaluation; return whether it is the best so far.
 
         Of evaluations with equal values the one with the lowest loss is best; eval.patience does not count it as an
-        improvement. A number is better than NaN, and while the metric is NaN the loss alone decides.
+        improvement. A finite number is better than any other value, and without one the loss alone decides.
         """
         self.watched = value
         gain = math.inf if self.best is None else value - self.best if mode == "max" else self.best - value
-        if not math.isnan(value) and gain > min_delta:
-            self.best, self.best_step, self.best_loss, self.bad_evaluations = value, self.step, loss, 0
+        if math.isfinite(value) and gain > min_delta:
+            self.best, self.best_step, self.bad_evaluations = value, self.step, 0
+            self.best_loss = loss if math.isfinite(loss) else None
             return True
         self.bad_evaluations += 1
-        is_equal = value == self.best or (math.isnan(value) and self.best is None)
+        is_equal = value == self.best or (not math.isfinite(value) and self.best is None)
         lower = math.isfinite(loss) and (self.best_step == 0 or (self.best_loss is not None and loss < self.best_loss))
         if is_equal and lower:
             self.best_step, self.best_loss = self.step, loss
@@ -63,7 +74,7 @@ class TrainState:
         worst, value = settings.stop_if_worse_than, self.watched
         if worst is not None and value is not None:
             beyond = value < worst if mode == "max" else value > worst
-            if beyond or math.isnan(value):
+            if beyond or not math.isfinite(value):
                 return f"diverged: {value:.4g} in the last evaluation, eval.stop_if_worse_than = {worst:g}"
         if self.step >= total_steps:
             return "all steps done"

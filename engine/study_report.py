@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import json
 import math
 import textwrap
 from collections.abc import Sequence
@@ -14,6 +13,9 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+
+from data.writing import replace_file, write_text
+from engine.log import read_rows
 
 EVALUATIONS = {
     "best": "At the best evaluation, by the run's own metric",
@@ -55,7 +57,7 @@ class VariantResult:
 def read_run(folder: Path) -> list[dict[str, Any]] | None:
     """Return the rows of a run's metrics.jsonl; None for a run that has not ended."""
     try:
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = read_rows(folder / "metrics.jsonl")
     except (OSError, ValueError):
         return None
     return rows if rows and "end" in rows[-1] else None
@@ -159,9 +161,9 @@ def write_report(folder: Path, results: Sequence[VariantResult], metric: str) ->
     """Write table.md, table.csv and, if matplotlib is installed, plot.png to a study's folder; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     markdown, spreadsheet = paths = [folder / "table.md", folder / "table.csv"]
-    markdown.write_text(format_table(results) + "\n", encoding="utf-8")
+    write_text(markdown, [format_table(results), "\n"])
     names = columns(results)
-    with spreadsheet.open("w", encoding="utf-8", newline="") as stream:
+    with replace_file(spreadsheet) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         headings = [f"{name.replace(' ', '_')}_{statistic}" for name in names for statistic in ("mean", "sd")]
         writer.writerow([*(results[0].labels if results else []), "runs", *headings])
@@ -222,7 +224,8 @@ def plot(results: Sequence[VariantResult], metric: str, path: Path) -> None:
     both = any(len(series) > 1 for series in panels.values())
     figure.legend(handles=_legend(pyplot, both), loc="lower center", ncols=5, frameon=False, fontsize=9)
     figure.tight_layout(rect=(0, 0.35 / height, 1, 1))
-    figure.savefig(path, dpi=150)
+    with replace_file(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
     pyplot.close(figure)
 
 

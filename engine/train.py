@@ -18,7 +18,7 @@ from pathlib import Path
 import models
 from data import sample_rows, steps_per_epoch, totals, training_steps
 from data.teacher import read_teacher
-from engine import checkpoint, cli, config, diagnose, distributed, summary, validate
+from engine import checkpoint, cli, config, diagnose, disk, distributed, summary, validate
 from engine.cli import StopRequest
 from engine.config import Config
 from engine.distributed import Ranks
@@ -31,6 +31,7 @@ from engine.model import apply_machine_settings, build_model
 from engine.objective import named_parameters, training_objective
 from engine.optim import (
     build_optimizer,
+    check_compiled_gradients,
     check_names,
     check_parameters,
     check_schedule,
@@ -48,6 +49,7 @@ from engine.regularize import (
     seed_dropout,
     seed_everything,
 )
+from engine.save_schedule import SaveSchedule
 from engine.state import TrainState, metric_direction
 from engine.tasks import find_task, read_training_data
 from engine.watch import explain_best
@@ -110,6 +112,8 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     ema = Ema(optimizer, cfg.regularize.ema_decay)
     apply_machine_settings(model, cfg.train)
     limits = micro_batch_limits(cfg.train, objective, train_set, amp, ranks)
+    weights = named_parameters(objective, model).values()
+    notes += disk.describe_disk(cfg.run, cfg.checkpoint.keep, weights, optimizer, cfg.regularize.ema_decay > 0)
     if ranks.is_main:
         sets = (train_set, validation_set, test_set)
         print(summary.describe_run(cfg, model, processor, sets, notes, total_steps, limits), flush=True)
@@ -127,6 +131,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     folder = Path(cfg.run.folder)
     hidden = {*task.details} - {watched}
     log = RunLog(folder, ranks, start=state.step, total=total_steps, tensorboard=cfg.log.tensorboard, hidden=hidden)
+    saves = SaveSchedule(cfg.checkpoint, ranks, state.position if resumed else None)
     context = EvaluationContext(task, amp, ranks, cfg.eval.batch_tokens, cfg.generate)
     pin_memory = ranks.device.type == "cuda"
     step_loader = partial(
@@ -147,9 +152,14 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     while not done:
         # Fetch all micro-batches of the step, whose loss is divided by the number of targets in all of them.
         micro_batches, waited = next(steps), steps.seconds
-        num_targets, num_examples, num_tokens, stopping = distributed.all_sum(*totals(micro_batches), bool(stop))
+        num_targets, num_examples, num_tokens, stopping, elapsed = distributed.all_sum(
+            *totals(micro_batches), bool(stop), saves.elapsed()
+        )
         if stopping:
             break
+        if saves.is_due(state, elapsed):
+            with log.paused():
+                saves.save(folder, contents, state)
 
         # Schedules.
         lr = learning_rate(state.step, total_steps, cfg.optim)
@@ -176,6 +186,9 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
             log.say(f"step {state.step + 1}: out of memory; from here on {limits.max_tokens:,} tokens at a time")
             steps = StepFetcher(step_loader(limits, start=state.position), ranks.device)
             continue
+
+        if cfg.train.compile:
+            check_compiled_gradients(optimizer, objective, state.step)
 
         # Clip and step.
         amp.unscale_(optimizer)
@@ -211,14 +224,15 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
                 log.say(show_generations(model, validation_set, context, cfg.eval.num_shown_generations))
             if is_best:
                 checkpoint.save(folder / checkpoint.BEST, contents, state, ranks)
-        checkpoint.save(folder / checkpoint.LAST, contents, state, ranks)
         log.restart_clock()
+        saves.after_evaluation = True
         done = state.reason_to_stop(total_steps, cfg.eval, direction)
 
-    # 7. The end. After a signal a checkpoint is saved to resume from, otherwise the best weights are tested.
+    # 7. The end. The last state is saved. Then the best weights are tested, unless a signal has ended the loop.
+    if saves.is_unsaved(state):
+        saves.save(folder, contents, state)
     if not done:
-        checkpoint.save(folder / checkpoint.LAST, contents, state, ranks)
-        log.say(f"stopped at step {state.step} by a signal; the same command with --resume continues the run")
+        log.say(f"stopped at step {state.step} by a signal; {saves.explain_resume()}")
         log.close()
         return None
     stop.restore_handlers()

@@ -36,6 +36,7 @@ from engine.config.schema import (
     sections,
 )
 from engine.config.sections import (
+    CheckpointSettings,
     Config,
     DropoutSettings,
     EvalSettings,
@@ -66,6 +67,7 @@ __all__ = [
     "SCHEMA",
     "AugmentSettings",
     "CausalLMSettings",
+    "CheckpointSettings",
     "Config",
     "ConfigError",
     "DataSettings",

@@ -23,6 +23,7 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 DEFAULT_RECIPE = "movie_reviews"
 FLAGS = {"--resume": ("run.resume", "yes"), "--dry-run": ("run.dry_run", "true")}
 HELP = ("--help", "-h")
+KEPT_FOLDERS = (["best"], ["best", "last"], ["best", "last", "previous"])  # what checkpoint.keep may name, sorted
 # {a file about the rows of data.train: what an empty value means}
 FILES_OF_TRAIN = {
     "data.validation": "to hold out rows of data.train",
@@ -203,6 +204,15 @@ def check(config: Config) -> None:
     need(
         c.train.max_steps > 0 or c.train.epochs > 0,
         f"train.epochs = {c.train.epochs} and train.max_steps = {c.train.max_steps}: one must be above 0",
+    )
+    keep = c.checkpoint.keep
+    need(
+        sorted(keep) in KEPT_FOLDERS,
+        f"checkpoint.keep = {list(keep)}: choose best; last, best; or last, previous, best",
+    )
+    need(
+        "last" in keep or not c.checkpoint.every_steps,
+        f"checkpoint.every_steps = {c.checkpoint.every_steps} has no effect without last in checkpoint.keep",
     )
     for key in ("optim.warmup_steps", "optim.decay_steps", "model.dropout.switch_step"):
         value = get(c, key)

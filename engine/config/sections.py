@@ -364,6 +364,7 @@ class Config:
     augment: AugmentSettings = field(default=AugmentSettings())
     eval: EvalSettings = field(default=EvalSettings())
     generate: GenerateSettings = field(default=GenerateSettings())
+    checkpoint: CheckpointSettings = field(default=CheckpointSettings())
     log: LogSettings = field(default=LogSettings())
     token_classification: TokenClassificationSettings = field(default=TokenClassificationSettings())
     question_answering: QuestionAnsweringSettings = field(default=QuestionAnsweringSettings())

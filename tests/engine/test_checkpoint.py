@@ -19,7 +19,7 @@ from support.runs import CPU, StopAfter, logged_rows, run_training, tiny_config
 
 import models
 from data import load_tokenizer
-from engine import checkpoint, evaluate, predict, validate
+from engine import checkpoint, evaluate, manifest, predict, validate
 from engine.checkpoint import claim, open_run, save, verify
 from engine.config import ConfigError, override
 from engine.errors import TrainingError
@@ -208,7 +208,7 @@ class CrashError(BaseException):
 
 EVENTS = [
     *[(Path, name) for name in ("mkdir", "write_text", "rename")],
-    *[(checkpoint, name) for name in ("save_file", "copy_tokenizer", "_sha256")],
+    *[(checkpoint, "save_file"), (checkpoint, "copy_tokenizer"), (manifest, "sha256_of")],
     *[(models, "save_pretrained"), (os, "fsync"), (shutil, "rmtree")],
 ]
 
@@ -286,7 +286,8 @@ def test_f04_failing_disk_is_one_sentence_and_keeps_the_old_one(contents, run_fo
     message = str(error.value)
     assert message.startswith(f"the checkpoint of step 11 could not be written to {run_folder / 'last'}: ")
     steps = len(list(contents.model.parameters()))
-    assert f"it needs about {12 * parameters + 4 * steps:,} bytes; earlier checkpoints are untouched" in message
+    assert f"it needs about {12 * parameters + 4 * steps:,} bytes, and " in message
+    assert message.endswith(" are free; earlier checkpoints are untouched")
     assert {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()} == before
     assert {path.name for path in run_folder.iterdir()} == {"best", "last", "previous"}
 

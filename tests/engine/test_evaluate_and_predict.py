@@ -226,7 +226,7 @@ def test_interrupted_prediction_keeps_the_old_file_only(trained, tmp_path, monke
             raise KeyboardInterrupt
         return "{}"
 
-    monkeypatch.setattr(predict.json, "dumps", dumps)
+    monkeypatch.setattr(predict, "to_json", dumps)
     with pytest.raises(KeyboardInterrupt):
         predict.main([config.run.folder, "--input", str(validation), "--output", str(output)])
     monkeypatch.undo()

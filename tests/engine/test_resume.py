@@ -91,7 +91,7 @@ def crash_on_saving(monkeypatch, name, step):
     def crashing(target, contents, state, ranks):
         if target.name == name and state.step == step:
             raise CrashError
-        save(target, contents, state, ranks)
+        return save(target, contents, state, ranks)
 
     monkeypatch.setattr(checkpoint, "save", crashing)
 

@@ -90,6 +90,7 @@ def tiny_config(checkpoint_folder: Path, reviews: Path, folder: Path, overrides:
         "optim.lr": 1e-3,
         "eval.every_steps": 5,
         "log.every_steps": 1,
+        "checkpoint.every_minutes": 0.0,  # saved at each evaluation, however long a save takes
     }
     config = configs.override(Config(), values | overrides)
     configs.check(config)

@@ -1,0 +1,109 @@
+"""The manifest of a checkpoint: the size and the SHA-256 of each of its files, compared before any of them is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from data.tokenizers.load import COMPANIONS, FILES
+from data.writing import to_json
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+OPTIMIZER, OBJECTIVE = "optimizer.safetensors", "objective.safetensors"
+CORE = ("model.safetensors", "config.json", "recipe.toml", "state.json")  # each checkpoint has them
+# Files of these names would be read where they are there.
+OPTIONAL = (*FILES, *COMPANIONS, "adapter_config.json", "model.safetensors.index.json")
+
+
+def seal(folder: Path) -> None:
+    """Flush every file to the disk, then write and flush the manifest. All files get the mode of the umask."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        shutil.copymode(folder / "recipe.toml", path)  # Python wrote it; safetensors makes files of mode 0600
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+        files[path.name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+    with (folder / MANIFEST).open("w", encoding="utf-8") as stream:
+        stream.write(to_json({"schema": SCHEMA, "files": files}, indent=2))
+        stream.flush()
+        os.fsync(stream.fileno())
+    flush_folder(folder)
+
+
+def verify(folder: Path, to_resume: bool = False) -> str | None:
+    """Return a sentence on what is wrong with a checkpoint, or None.
+
+    Every file is compared with the size and the SHA-256 in the manifest. The manifest names the files that a checkpoint
+    must have, and none that could be read is there without being named. to_resume: the optimizer's state is needed too.
+    """
+    try:
+        manifest = json.loads(_read_regular(folder / MANIFEST))
+        if manifest["schema"] != SCHEMA:
+            return (
+                f"{folder} has checkpoint schema {manifest['schema']!r}, this version reads {SCHEMA}: "
+                "use the version that wrote it"
+            )
+        files = {name: (int(entry["size"]), entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
+        return f"{folder} has no readable {MANIFEST}: the checkpoint is incomplete or damaged"
+    for name in (*CORE, *((OPTIMIZER,) if to_resume else ())):
+        if name not in files:
+            return f"{folder / MANIFEST} does not name {name}: the checkpoint is incomplete or damaged"
+    problems = (_compare(folder, name, *written) for name, written in files.items())
+    if problem := next((problem for problem in problems if problem), None):
+        return problem
+    if added := _added_files(folder, files):
+        return (
+            f"{folder / added[0]} was added after the checkpoint was written, since {MANIFEST} does not name it: "
+            "move it away"
+        )
+    return None
+
+
+def _compare(folder: Path, name: str, size: int, sha256: str) -> str | None:
+    """Return a sentence on how a file differs from what was written, or None."""
+    path = folder / name
+    if Path(name).name != name:
+        return f"{folder / MANIFEST} names {name!r}, which is not a file of its own folder"
+    if not path.is_file():
+        return f"{path} is not a file" if path.exists() else f"{path} is missing"
+    try:
+        if path.stat().st_size != size:
+            return f"{path} has {path.stat().st_size} bytes, {size} were written"
+        if sha256_of(path) != sha256:
+            return f"{path} differs from what was written (sha256)"
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    return None
+
+
+def _added_files(folder: Path, files: dict[str, tuple[int, str]]) -> list[str]:
+    """Return the names of files that a reader of the checkpoint would open, and that its manifest does not have."""
+    names = {path.name for path in folder.iterdir()} - files.keys()
+    return sorted(name for name in names if name in OPTIONAL or name.endswith(".safetensors"))
+
+
+def _read_regular(path: Path) -> str:
+    """Return the text of a file; OSError for what is none, such as a pipe, which would wait for a writer."""
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    return path.read_text(encoding="utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush the names of a folder's files to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

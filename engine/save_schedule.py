@@ -1,0 +1,58 @@
+"""When last/ is saved: every so many steps and minutes, and after each evaluation unless saving takes too long."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from engine import checkpoint
+from engine.config import CheckpointSettings
+from engine.distributed import Ranks
+from engine.state import TrainState
+
+# A save of s seconds is followed by none for RARELY * s by the clock, and for OFTEN * s after evaluations. So the clock
+# costs at most 2% of the time, and a run that evaluates at every step has not to wait for its disk most of the time.
+RARELY, OFTEN = 50, 10
+
+
+class SaveSchedule:
+    """Decides at the boundary of two steps whether last/ is saved there; the same on all ranks.
+
+    position: that of the checkpoint which the run resumes from, None for a new run.
+    """
+
+    def __init__(self, settings: CheckpointSettings, ranks: Ranks, position: int | None):
+        self.settings, self.ranks = settings, ranks
+        self.position = position  # of the last save
+        self.saved_at = time.monotonic()
+        self.seconds = 0.0  # that the last save took
+        self.after_evaluation = False  # an evaluation was made since the last save
+
+    def elapsed(self) -> float:
+        """Return the seconds since the last save on rank 0 and 0 on other ranks: their sum is what all decide by."""
+        return time.monotonic() - self.saved_at if self.ranks.is_main else 0.0
+
+    def is_due(self, state: TrainState, elapsed: float) -> bool:
+        """Return whether last/ is to be saved before the next step. elapsed: summed over the ranks."""
+        settings = self.settings
+        if not self.is_unsaved(state):
+            return False
+        by_steps = settings.every_steps and state.step and state.step % settings.every_steps == 0
+        by_clock = settings.every_minutes and elapsed >= max(60 * settings.every_minutes, RARELY * self.seconds)
+        by_evaluation = self.after_evaluation and (not settings.every_minutes or elapsed >= OFTEN * self.seconds)
+        return bool(by_steps or by_clock or by_evaluation)
+
+    def is_unsaved(self, state: TrainState) -> bool:
+        """Return whether last/ is kept and does not have this state."""
+        return checkpoint.LAST in self.settings.keep and state.position != self.position
+
+    def explain_resume(self) -> str:
+        """Return a phrase on how the run is continued."""
+        if checkpoint.LAST in self.settings.keep:
+            return "the same command with --resume continues the run"
+        return "it cannot be resumed, since checkpoint.keep leaves out last"
+
+    def save(self, folder: Path, contents: checkpoint.Contents, state: TrainState) -> None:
+        """Save last/ in a run folder."""
+        self.seconds = checkpoint.save(folder / checkpoint.LAST, contents, state, self.ranks)
+        self.position, self.saved_at, self.after_evaluation = state.position, time.monotonic(), False
