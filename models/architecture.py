@@ -15,7 +15,7 @@ from models.checkpoints.weights import WeightTable
 from models.errors import ModelError
 from models.generation.cache import Cache
 from models.heads import Head, HeadShape
-from models.inputs import ModelInputs
+from models.inputs import ModelInputs, Reads
 from models.ops.layers import DropoutRates
 from models.ops.packing import Packing
 
@@ -45,6 +45,8 @@ class Backbone(Protocol):
 
     - A backbone to which an output matrix can be tied also has `embedding`, an nn.Embedding.
     - A layer that drops paths has its rate as `drop_path_rate`.
+    - If its forward also has the parameter `reads` (models/inputs.py), it may compute the last hidden states of the
+      tokens that reads(packing, inputs) selects only, and return them, (R, D), with the Selection as their packing.
     """
 
     @property
@@ -59,7 +61,9 @@ class Backbone(Protocol):
     def layers(self) -> Iterable[nn.Module]:
         """The layers from the input to the output."""
 
-    def __call__(self, inputs: ModelInputs, cache: Cache | None = None) -> tuple[Tensor, Packing]:
+    def __call__(
+        self, inputs: ModelInputs, cache: Cache | None = None, *, reads: Reads | None = None
+    ) -> tuple[Tensor, Packing]:
         """Return the hidden states (T, D) and their packing. Only a backbone that generates text takes a cache."""
 
     def init_weights(self, generator: torch.Generator, modules: Iterable[nn.Module] = ()) -> None:

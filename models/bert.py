@@ -17,7 +17,7 @@ from models.architecture import Architecture, check_divides, read_fields, read_r
 from models.checkpoints.tensor_files import JsonObject
 from models.checkpoints.weights import WeightRow, WeightTable, linear_rows
 from models.heads import Head, HeadShape
-from models.inputs import ModelInputs, require
+from models.inputs import ModelInputs, Reads, require
 from models.ops.attention import SelfAttention
 from models.ops.dropout import Dropout
 from models.ops.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, drop_path, init_normal
@@ -63,11 +63,11 @@ class BertLayer(nn.Module):
         self.drop_path_rate = drop_path_rate
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
-        """(T, D) -> (T, D)"""
+        """(T, D) -> (T, D), or with a Selection (R, D)"""
         rate = self.drop_path_rate if self.training else 0.0
         attended = self.attention(x, packing)
         attended = self.dropout(attended) if self.drop_attention_branch else attended
-        x = self.attention_norm(x + drop_path(attended, packing, rate))
+        x = self.attention_norm(packing.take(x) + drop_path(attended, packing, rate))
         out: Tensor = self.mlp_norm(x + drop_path(self.dropout(self.mlp(x)), packing, rate))
         return out
 
@@ -100,17 +100,23 @@ class BertModel(nn.Module):
         """The matrix that a masked-LM head is tied to."""
         return self.word_embeddings
 
-    def forward(self, inputs: ModelInputs) -> tuple[Tensor, Packing]:
-        """Return the last hidden states, (T, D), and their packing. inputs.input_ids, inputs.token_type_ids: (T,)."""
+    def forward(self, inputs: ModelInputs, reads: Reads | None = None) -> tuple[Tensor, Packing]:
+        """Return the last hidden states, (T, D), and their packing; of the tokens that `reads` selects, (R, D).
+
+        inputs.input_ids, inputs.token_type_ids: (T,).
+        """
         input_ids = require(inputs.input_ids, "input_ids")
         packing = Packing(inputs.lengths, inputs.cu_seqlens)
         x = self.word_embeddings(input_ids)
         if self.token_type_embeddings is not None:
             x = x + self.token_type_embeddings(require(inputs.token_type_ids, "token_type_ids"))
         x = self.dropout(self.embedding_norm(x + self.position_embeddings(self.positions(input_ids, packing))))
-        for layer in self.layers:
+        selection = None if reads is None else reads(packing, inputs)
+        *layers, last = self.layers
+        for layer in layers:
             x = layer(x, packing)
-        return x, packing
+        packing = packing if selection is None else selection
+        return last(x, packing), packing
 
     def positions(self, input_ids: Tensor, packing: Packing) -> Tensor:
         """Return (T,): the row of the position embeddings for each token.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,11 @@ from models.checkpoints.tensor_files import JsonObject
 from models.checkpoints.weights import WeightRow, WeightTable, linear_rows
 from models.generation.cache import Cache
 from models.heads import Head, HeadShape
-from models.inputs import ModelInputs, require
+from models.inputs import ModelInputs, Reads, require
 from models.ops.attention import packed_attention
 from models.ops.dropout import Dropout
 from models.ops.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, drop_path, init_normal, upcast
-from models.ops.packing import Packing
+from models.ops.packing import Packing, Selection
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Attention(nn.Module):
         self.output = nn.Linear(width, width)
 
     def forward(self, x: Tensor, packing: Packing, cache: Cache | None) -> Tensor:
-        """(T, D) -> (T, D)"""
+        """(T, D) -> (T, D), or with a Selection (R, D)"""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # (T, H, K) each
         if not self.in_fp32:
             out: Tensor = self.output(self.attend(q, k, v, packing, cache))
@@ -76,10 +77,12 @@ class Attention(nn.Module):
         return out
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, packing: Packing, cache: Cache | None) -> Tensor:
-        """(T, H, K) each -> (T, D)"""
+        """(T, H, K) each -> (T, D), or with a Selection (R, D)"""
         if cache is None:
-            dropout = self.dropout if self.training else 0.0
-            return packed_attention(q, k, v, packing, causal=True, scale=self.scale, dropout=dropout)
+            attend = partial(packed_attention, scale=self.scale, dropout=self.dropout if self.training else 0.0)
+            if isinstance(packing, Selection) and packing.are_last:
+                return attend(packing.take(q), k, v, packing, key_packing=packing.whole)
+            return packing.take(attend(q, k, v, packing.whole, causal=True))
         cache.append(self.layer, k, v)
         return cache.attend(self.layer, q, packing, scale=self.scale)
 
@@ -97,9 +100,10 @@ class GPT2Layer(nn.Module):
         self.drop_path_rate = config.rates.layer_drop_path_rate(layer, config.num_hidden_layers)
 
     def forward(self, x: Tensor, packing: Packing, cache: Cache | None) -> Tensor:
-        """(T, D) -> (T, D)"""
+        """(T, D) -> (T, D), or with a Selection (R, D)"""
         rate = self.drop_path_rate if self.training else 0.0
-        x = x + drop_path(self.dropout(self.attention(self.attention_norm(x), packing, cache)), packing, rate)
+        attended = self.dropout(self.attention(self.attention_norm(x), packing, cache))
+        x = packing.take(x) + drop_path(attended, packing, rate)
         return x + drop_path(self.dropout(self.mlp(self.mlp_norm(x))), packing, rate)
 
 
@@ -125,8 +129,10 @@ class GPT2Model(nn.Module):
         """The matrix that a causal-LM head is tied to."""
         return self.word_embeddings
 
-    def forward(self, inputs: ModelInputs, cache: Cache | None = None) -> tuple[Tensor, Packing]:
-        """Return the last hidden states, (T, D), and their packing.
+    def forward(
+        self, inputs: ModelInputs, cache: Cache | None = None, reads: Reads | None = None
+    ) -> tuple[Tensor, Packing]:
+        """Return the last hidden states, (T, D), and their packing; of the tokens that `reads` selects, (R, D).
 
         inputs.input_ids: (T,); with a cache, only the new tokens.
         """
@@ -134,9 +140,12 @@ class GPT2Model(nn.Module):
         positions = packing.positions if cache is None else cache.extend(packing)
         words = self.word_embeddings(require(inputs.input_ids, "input_ids"))
         x = self.dropout(words + self.position_embeddings(positions))
-        for layer in self.layers:
+        selection = None if reads is None else reads(packing, inputs)
+        *layers, last = self.layers
+        for layer in layers:
             x = layer(x, packing, cache)
-        return self.norm(x), packing
+        packing = packing if selection is None else selection
+        return self.norm(last(x, packing, cache)), packing
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator, modules: Iterable[nn.Module] = ()) -> None:

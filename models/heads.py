@@ -29,7 +29,7 @@ from models.losses import classification_loss, find_supervised_positions
 from models.ops.dropout import Dropout
 from models.ops.layers import ACTIVATIONS, POOLINGS, init_normal, mean_by_example, mean_pool, upcast
 from models.ops.linear_cross_entropy import linear_cross_entropy
-from models.ops.packing import Packing, pad_sequences
+from models.ops.packing import Packing, Selection, pad_sequences
 
 PROBLEMS = ("single-label", "multi-label", "regression")
 
@@ -80,9 +80,18 @@ class Head(nn.Module):
     def forward(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
         """Return the logits and the sum of the losses, a scalar in fp32 or wider, 0 without labels.
 
-        hidden: (T, D); of an encoder-decoder (U, D), those of the decoder.
+        hidden: (T, D); of an encoder-decoder (U, D), those of the decoder; or those that `reads` selects, (R, D).
         """
         raise NotImplementedError(f"{type(self).__name__}.forward")
+
+    def reads(self, packing: Packing, inputs: ModelInputs) -> Selection | None:
+        """Return the tokens whose hidden states forward reads; None: all.
+
+        The last layer computes only these. `forward` then gets (R, D) and the Selection as their packing; but all
+        tokens where the backbone has no such layer. A subclass with another forward also has to state what it reads:
+        without a `reads` of its own it gets all tokens.
+        """
+        return None
 
     def log_probabilities(self, logits: Tensor, inputs: ModelInputs) -> Tensor:
         """Return the log-probabilities of all outcomes at each target, (targets, C), in fp32 or wider.
@@ -137,13 +146,13 @@ class SequenceClassification(Head):
     def forward(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
         """Return logits (B, C) and the sum of the losses.
 
-        hidden: (T, D). inputs.labels: (B,) classes, or (B, C) floats for multi-label and regression, or None.
+        hidden: (T, D) or (B, D). inputs.labels: (B,) classes, or (B, C) floats for multi-label and regression, or None.
         Where an example is several sequences (windows of a long text), B examples: their logits are the means.
         """
         if self.shape.pooling == "mean":
             x = mean_pool(hidden, packing, self.shape.num_special)
         else:
-            x = POOLINGS[self.shape.pooling](hidden, packing)
+            x = hidden if isinstance(packing, Selection) else POOLINGS[self.shape.pooling](hidden, packing)
         if self.dense is not None:
             x = self.dropout(x) if self.shape.dropout_before_dense else x
             x = ACTIVATIONS[self.shape.dense](self.dense(x))
@@ -151,6 +160,14 @@ class SequenceClassification(Head):
         if inputs.sequences is not None:
             logits = mean_by_example(logits, inputs.sequences)
         return logits, classification_loss(logits, inputs.labels, self.shape, self.training)
+
+    def reads(self, packing: Packing, inputs: ModelInputs) -> Selection | None:
+        """Return the first or the last token of each sequence; None for the mean of all."""
+        if self.shape.pooling == "mean":
+            return None
+        is_last = self.shape.pooling == "last"
+        rows = packing.cu_seqlens[1:].long() - 1 if is_last else packing.cu_seqlens[:-1].long()
+        return Selection.of_each_sequence(rows.unsqueeze(1), packing, are_last=is_last)
 
 
 class DistilledClassification(Head):
@@ -173,10 +190,15 @@ class DistilledClassification(Head):
 
     def forward(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
         """Return logits (B, C) and the sum of the losses; labels as for SequenceClassification."""
-        first = packing.cu_seqlens[:-1].long()
-        class_token, distillation_token = (self.dropout(hidden[first + i]) for i in range(2))
+        special = hidden if isinstance(packing, Selection) else self.reads(packing, inputs).take(hidden)  # (2 B, D)
+        class_token, distillation_token = self.dropout(special).reshape(-1, 2, special.shape[1]).unbind(1)
         logits = (self.classifier(class_token) + self.distilled_classifier(distillation_token)) / 2
         return logits, classification_loss(logits, inputs.labels, self.shape, self.training)
+
+    def reads(self, packing: Packing, inputs: ModelInputs) -> Selection:
+        """Return the first two tokens of each image."""
+        first = packing.cu_seqlens[:-1, None].long()
+        return Selection.of_each_sequence(first + torch.arange(2, device=first.device), packing)
 
 
 class TokenClassification(Head):
@@ -250,12 +272,17 @@ class RelationClassification(Head):
     def forward(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
         """Return logits (B, C) and the sum of the losses.
 
-        hidden: (T, D). inputs.markers: (B, 2), positions of the markers in their sequence. inputs.labels: (B,) or None.
+        hidden: (T, D) or (2 B, D). inputs.markers: (B, 2), positions of the markers in their sequence.
+        inputs.labels: (B,) or None.
         """
-        starts = packing.cu_seqlens[:-1, None].long()
-        pair = hidden[starts + require(inputs.markers, "markers")].flatten(1)  # (B, 2 D)
-        logits = self.classifier(self.dropout(pair))
+        pair = hidden if isinstance(packing, Selection) else self.reads(packing, inputs).take(hidden)
+        logits = self.classifier(self.dropout(pair.reshape(-1, self.classifier.in_features)))  # of (B, 2 D)
         return logits, classification_loss(logits, inputs.labels, self.shape, self.training)
+
+    def reads(self, packing: Packing, inputs: ModelInputs) -> Selection:
+        """Return the two markers of each sequence."""
+        starts = packing.cu_seqlens[:-1, None].long()
+        return Selection.of_each_sequence(starts + require(inputs.markers, "markers"), packing)
 
 
 class LanguageModel(Head):
@@ -279,14 +306,14 @@ class LanguageModel(Head):
         self.decoder = nn.Linear(shape.hidden_size, shape.vocab_size, bias=shape.bias)
 
     def forward(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
-        """Return logits and the sum of the losses. hidden: (T, D). inputs.labels: (T,) or None.
+        """Return logits and the sum of the losses. hidden: (T, D) or (targets, D). inputs.labels: (T,) or None.
 
         Logits are (T, V) without labels, (targets, V) with labels, and (0, V) where they are not kept.
         """
         labels = inputs.labels
-        positions = None if labels is None else find_supervised_positions(labels, inputs.num_targets)
-        if labels is not None and positions is not None:
-            hidden, labels = hidden.index_select(0, positions), labels.index_select(0, positions)
+        selection = packing if isinstance(packing, Selection) else self.reads(packing, inputs)
+        if labels is not None and selection is not None:
+            hidden, labels = hidden if selection is packing else selection.take(hidden), selection.take(labels)
         if self.dense is not None and self.norm is not None:
             hidden = self.norm(ACTIVATIONS[self.shape.dense](self.dense(hidden)))
         hidden = hidden * self.shape.scale if self.shape.scale != 1.0 else hidden
@@ -296,6 +323,13 @@ class LanguageModel(Head):
             return hidden.new_empty(0, self.shape.vocab_size), loss_sum
         logits = self.decoder(hidden)
         return logits, classification_loss(logits, labels, self.shape, self.training)
+
+    def reads(self, packing: Packing, inputs: ModelInputs) -> Selection | None:
+        """Return the supervised tokens; None without labels, and where all tokens are supervised."""
+        if inputs.labels is None:
+            return None
+        positions = find_supervised_positions(inputs.labels, inputs.num_targets)
+        return None if positions is None else Selection.of_any(positions, packing)
 
     def log_probabilities(self, logits: Tensor, inputs: ModelInputs) -> Tensor:
         """Return (targets, V). Raises TypeError for logits that were not kept, and without labels."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import zip_longest
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from models.errors import ModelError
-from models.ops.packing import cumulative_lengths, to_device
+from models.ops.packing import Packing, Selection, cumulative_lengths, to_device
 
 IGNORE_INDEX = -100  # an integer label that is no target; torch's own default
 
@@ -74,6 +74,10 @@ class ModelInputs(Protocol):
     @property
     def sequences(self) -> tuple[int, ...] | None:
         """The number of sequences of each example, on the host, such as the windows of a text; None: one each."""
+
+
+# The tokens whose hidden states a head reads; None: all. The packing is that of the hidden states (Head.reads).
+Reads: TypeAlias = Callable[[Packing, ModelInputs], Selection | None]
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,11 @@ from models.checkpoints.weights import WeightRow, WeightTable, linear_rows
 from models.errors import ModelError
 from models.generation.cache import Cache
 from models.heads import Head, HeadShape
-from models.inputs import ModelInputs, require
+from models.inputs import ModelInputs, Reads, require
 from models.ops.attention import Bias, packed_attention
 from models.ops.dropout import Dropout
+from models.ops.feed_forward import FeedForward
+from models.ops.joint_linear import joint_linear
 from models.ops.layers import ACTIVATIONS, NO_DROPOUT, DropoutRates, drop_path, outside_fp16
 from models.ops.packing import Packing, pad_sequences
 from models.ops.relative_bias import RelativeBias
@@ -88,56 +90,33 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, packing: Packing, source: Source | None, bias: Bias | None, cache: Cache | None
     ) -> Tensor:
-        """(T, D) -> (T, D). source: in cross-attention, where the cache does not have its keys yet."""
-        hidden, key_packing = source or (x, packing)
-        query = self.query(x).unflatten(-1, (self.num_heads, -1))
-        if cache is None or source is not None or not self.cross:
-            key, value = (proj(hidden).unflatten(-1, (self.num_heads, -1)) for proj in (self.key, self.value))
-            if cache is not None:
-                cache.append(self.layer, key, value)
-        if cache is not None:
-            table = bias(max(packing.lengths), cache.longest) if bias is not None else None
-            attended = cache.attend(self.layer, query, packing, bias=table, scale=1.0)
-        else:
-            attend = functools.partial(packed_attention, scale=1.0, dropout=self.dropout if self.training else 0.0)
-            attended = attend(query, key, value, packing, key_packing=key_packing, bias=bias)
-        return outside_fp16(self.output, attended)
+        """(T, D) -> (T, D), or with a Selection (R, D).
 
-
-class FeedForward(nn.Module):
-    """down(act(up(x))), or gated: down(act(gate(x)) * linear(x)) (Shazeer 2020)."""
-
-    def __init__(self, config: T5Config):
-        super().__init__()
-        width, inner = config.hidden_size, config.intermediate_size
-        self.gated = config.is_gated_act
-        if self.gated:
-            self.gate = nn.Linear(width, inner, bias=False)
-            self.linear = nn.Linear(width, inner, bias=False)
-        else:
-            self.up = nn.Linear(width, inner, bias=False)
-        self.down = nn.Linear(inner, width, bias=False)
-        self.activation = ACTIVATIONS[config.hidden_act]
-        self.dropout = Dropout(config.rates.hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(T, D) -> (T, D)
-
-        Published T5 models were trained in bf16. In this layer the products, and what the attention adds to the
-        residual stream, can exceed the range of fp16 (65,504), so fp16 autocast computes both in fp32. Raises
-        ModelError for a model cast to fp16.
+        source: in cross-attention, where the cache does not have its keys yet.
         """
-        if self.down.weight.dtype == torch.float16:
-            raise ModelError(
-                "a T5 model cast to fp16 overflows; cast it to bf16, or use fp16 autocast with fp32 weights"
-            )
-        return outside_fp16(self.feed, x)
+        hidden, key_packing = source or (x, packing.whole)
+        if cache is None:
+            query, key, value = self.project(x, hidden)
+            attend = functools.partial(packed_attention, scale=1.0, dropout=self.dropout if self.training else 0.0)
+            attended = attend(query, key, value, packing.whole, key_packing=key_packing, bias=bias)
+        else:
+            is_cached = self.cross and source is None
+            query, *new = self.project(x, None if is_cached else hidden)
+            if new:
+                cache.append(self.layer, *new)
+            table = bias if isinstance(bias, Tensor) else None
+            attended = cache.attend(self.layer, query, packing, bias=table, scale=1.0)
+        return outside_fp16(self.output, packing.take(attended))
 
-    def feed(self, x: Tensor) -> Tensor:
-        """(T, D) -> (T, D), in the precision of the caller"""
-        inner = self.activation(self.gate(x) if self.gated else self.up(x))
-        out: Tensor = self.down(self.dropout(inner * self.linear(x) if self.gated else inner))
-        return out
+    def project(self, x: Tensor, hidden: Tensor | None) -> list[Tensor]:
+        """Return the queries of x, then the keys and the values of `hidden`, (T, H, K) each; only queries for None."""
+        if hidden is None:
+            projected = [self.query(x)]
+        elif hidden is x:
+            projected = joint_linear(x, (self.query, self.key, self.value))
+        else:
+            projected = [self.query(x), *joint_linear(hidden, (self.key, self.value))]
+        return [torch.unflatten(y, -1, (self.num_heads, -1)) for y in projected]
 
 
 class T5Layer(nn.Module):
@@ -151,17 +130,22 @@ class T5Layer(nn.Module):
         self.cross_attention_norm = norm() if decoder else None
         self.cross_attention = Attention(config, layer, cross=True) if decoder else None
         self.mlp_norm = norm()
-        self.mlp = FeedForward(config)
+        self.mlp = FeedForward(
+            config.hidden_size, config.intermediate_size, config.hidden_act, config.is_gated_act, config.rates.hidden
+        )
         self.dropout = Dropout(config.rates.hidden)
         self.drop_path_rate = config.rates.layer_drop_path_rate(layer, depth)
 
     def forward(self, x: Tensor, packing: Packing, bias: Bias, source: Source | None, cache: Cache | None) -> Tensor:
-        """(T, D) -> (T, D). source: of a decoder without a cache, or whose cache does not have its keys yet."""
+        """(T, D) -> (T, D), or in an encoder with a Selection (R, D).
+
+        source: of a decoder without a cache, or whose cache does not have its keys yet.
+        """
 
         def branch(x: Tensor) -> Tensor:
             return drop_path(self.dropout(x), packing, self.drop_path_rate if self.training else 0.0)
 
-        x = x + branch(self.attention(self.attention_norm(x), packing, None, bias, cache))
+        x = packing.take(x) + branch(self.attention(self.attention_norm(x), packing, None, bias, cache))
         if self.cross_attention is not None and self.cross_attention_norm is not None:
             cross = cache.cross if cache is not None else None
             x = x + branch(self.cross_attention(self.cross_attention_norm(x), packing, source, None, cross))
@@ -181,15 +165,16 @@ class Stack(nn.Module):
         self.dropout = Dropout(config.rates.hidden)
 
     def forward(self, x: Tensor, packing: Packing, source: Source | None = None, cache: Cache | None = None) -> Tensor:
-        """(T, D) embeddings -> (T, D) hidden states"""
+        """(T, D) embeddings -> (T, D) hidden states, or in an encoder with a Selection (R, D)"""
         if cache is None:
-            bias = self.relative_bias.for_lengths(packing.lengths)
+            bias = self.relative_bias.for_packing(packing.whole)
         else:
             bias = self.relative_bias.for_positions(pad_sequences(cache.extend(packing), packing, 0), cache.longest)
         x = self.embedding_dropout(x)
-        for layer in self.layers:
-            x = layer(x, packing, bias, source, cache)
-        out: Tensor = self.dropout(self.norm(x))
+        *layers, last = self.layers
+        for layer in layers:
+            x = layer(x, packing.whole, bias, source, cache)
+        out: Tensor = self.dropout(self.norm(last(x, packing, bias, source, cache)))
         return out
 
 
@@ -218,14 +203,17 @@ class T5Model(nn.Module):
         """The layers of the encoder, then those of the decoder."""
         return [*self.encoder.layers, *(self.decoder.layers if self.decoder is not None else ())]
 
-    def forward(self, inputs: ModelInputs, cache: Cache | None = None) -> tuple[Tensor, Packing]:
+    def forward(
+        self, inputs: ModelInputs, cache: Cache | None = None, reads: Reads | None = None
+    ) -> tuple[Tensor, Packing]:
         """Return the last hidden states and their packing: (U, D) of the decoder, else (T, D) of the encoder.
 
+        An encoder computes those of the tokens that `reads` selects, (R, D); a decoder always those of all tokens.
         inputs.input_ids: (T,). inputs.decoder_input_ids: (U,), the target shifted right. With a cache, the encoder runs
         in the first call only, and decoder_input_ids are the new tokens (models/generation/cache.py).
         """
         if self.decoder is None:
-            return self.encode(inputs)
+            return self.encode(inputs, reads)
         source = self.encode(inputs) if cache is None or cache.cross is None else None
         if source is not None and cache is not None:
             cache.cross = Cache(causal=False)
@@ -234,9 +222,10 @@ class T5Model(nn.Module):
         words = self.word_embeddings(require(inputs.decoder_input_ids, "decoder_input_ids"))
         return self.decoder(words, packing, source, cache), packing
 
-    def encode(self, inputs: ModelInputs) -> Source:
-        """Return the hidden states of the encoder, (T, D), and their packing."""
+    def encode(self, inputs: ModelInputs, reads: Reads | None = None) -> Source:
+        """Return the hidden states of the encoder, (T, D) or (R, D), and their packing."""
         packing = Packing(inputs.lengths, inputs.cu_seqlens)
+        packing = (reads(packing, inputs) if reads else None) or packing
         return self.encoder(self.word_embeddings(require(inputs.input_ids, "input_ids")), packing), packing
 
     @torch.no_grad()

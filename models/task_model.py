@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -44,13 +45,16 @@ class TaskModel(nn.Module):
         self.head = head
         self.spec = spec
         self.report = LoadReport("not loaded")
+        # Whether the last layer computes only what the head reads; with False nothing but the speed changes.
+        self.skips_unread_tokens = head is not None and _states_what_it_reads(type(head)) and _takes_reads(backbone)
 
     def forward(self, inputs: ModelInputs) -> Output:
         """Return the sum of the losses and the logits. ModelError for a sequence longer than max_length."""
         longest = max(inputs.lengths, default=0)
         if longest > self.max_length:
             raise ModelError(f"a sequence of {longest} tokens is longer than the model's {self.max_length} positions")
-        hidden, packing = self.backbone(inputs)
+        reads = self.head.reads if self.head is not None and self.skips_unread_tokens else None
+        hidden, packing = self.backbone(inputs) if reads is None else self.backbone(inputs, reads=reads)
         if self.head is None:
             return Output(hidden.new_zeros(()), hidden)
         logits, loss_sum = self.head(hidden, packing, inputs)
@@ -86,3 +90,13 @@ class TaskModel(nn.Module):
     def embedding(self) -> nn.Embedding | None:
         """The embedding of the backbone's tokens; None where it reads images."""
         return getattr(self.backbone, "embedding", None)
+
+
+def _states_what_it_reads(head: type[Head]) -> bool:
+    """Return whether `reads` belongs to the forward of this head, which no subclass below `reads` replaces."""
+    return next(name for cls in head.__mro__ for name in ("reads", "forward") if name in vars(cls)) == "reads"
+
+
+def _takes_reads(backbone: Backbone) -> bool:
+    """Return whether the forward of a backbone takes what the head reads; one of a user's own need not."""
+    return isinstance(backbone, nn.Module) and "reads" in signature(backbone.forward).parameters

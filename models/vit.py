@@ -20,7 +20,7 @@ from models.checkpoints.tensor_files import JsonObject
 from models.checkpoints.weights import WeightRow, WeightTable, linear_rows
 from models.errors import ModelError
 from models.heads import DistilledClassification, Head, HeadShape
-from models.inputs import ModelInputs, require
+from models.inputs import ModelInputs, Reads, require
 from models.ops.attention import SelfAttention
 from models.ops.dropout import Dropout
 from models.ops.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, drop_path, init_normal
@@ -68,9 +68,10 @@ class ViTLayer(nn.Module):
         self.drop_path_rate = drop_path_rate
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
-        """(T, D) -> (T, D)"""
+        """(T, D) -> (T, D), or with a Selection (R, D)"""
         rate = self.drop_path_rate if self.training else 0.0
-        x = x + drop_path(self.dropout(self.attention(self.attention_norm(x), packing)), packing, rate)
+        attended = self.dropout(self.attention(self.attention_norm(x), packing))
+        x = packing.take(x) + drop_path(attended, packing, rate)
         return x + drop_path(self.dropout(self.mlp(self.mlp_norm(x))), packing, rate)
 
 
@@ -99,9 +100,10 @@ class ViTModel(nn.Module):
         """The number of tokens of an image of the config's size. Positions of a larger image are interpolated."""
         return self.num_special + self.config.grid[0] * self.config.grid[1]
 
-    def forward(self, inputs: ModelInputs) -> tuple[Tensor, Packing]:
-        """Return the last hidden states, (T, D), and their packing. inputs.pixel_values: (B, C, height, width).
+    def forward(self, inputs: ModelInputs, reads: Reads | None = None) -> tuple[Tensor, Packing]:
+        """Return the last hidden states, (T, D), and their packing; of the tokens that `reads` selects, (R, D).
 
+        inputs.pixel_values: (B, C, height, width).
         Raises ModelError unless height and width are multiples of the patch size and C is the config's.
         """
         pixels = require(inputs.pixel_values, "pixel_values")
@@ -116,9 +118,12 @@ class ViTModel(nn.Module):
         starts = torch.arange(count + 1, dtype=torch.int32, device=x.device) * length
         packing = Packing((length,) * count, starts)
         x = self.dropout(x.flatten(0, 1))
-        for layer in self.layers:
+        selection = None if reads is None else reads(packing, inputs)
+        *layers, last = self.layers
+        for layer in layers:
             x = layer(x, packing)
-        return self.norm(x), packing
+        packing = packing if selection is None else selection
+        return self.norm(last(x, packing)), packing
 
     def positions(self, rows: int, columns: int) -> Tensor:
         """Return (1, L, D): the position embeddings of a grid of rows x columns patches.

@@ -80,11 +80,16 @@ def outside_fp16(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def drop_path(x: Tensor, packing: Packing, rate: float) -> Tensor:
-    """Zero the branch `x`, (T, D), for a random share of the sequences; scale the others up (Huang et al. 2016)."""
+    """Zero the branch `x`, (T, D), for a random share of the sequences; scale the others up (Huang et al. 2016).
+
+    With a Selection x is (R, D).
+    """
     if not rate:
         return x
-    kept = torch.empty(len(packing.lengths), device=x.device, dtype=x.dtype).bernoulli_(1 - rate) / (1 - rate)
-    return x * torch.repeat_interleave(kept, packing.cu_seqlens.diff(), output_size=len(x)).unsqueeze(1)
+    lengths = packing.whole.lengths
+    kept = torch.empty(len(lengths), device=x.device, dtype=x.dtype).bernoulli_(1 - rate) / (1 - rate)
+    kept = torch.repeat_interleave(kept, packing.whole.cu_seqlens.diff(), output_size=sum(lengths))
+    return x * packing.take(kept).unsqueeze(1)
 
 
 def mean_pool(hidden: Tensor, packing: Packing, skip: int = 0) -> Tensor:
