@@ -76,6 +76,7 @@ class Case:
     def settings(self) -> list[str]:
         """Return the arguments of engine.train."""
         given = [f"--train.precision={self.precision.replace('tf32', 'fp32')}"]
+        given += ["--train.tf32=true"] * (self.precision == "tf32")
         given += [f"--{COMPILE}=true"] * self.compiled
         return given + further_settings(self.against)
 
@@ -105,7 +106,7 @@ class Bench:
         launcher = [sys.executable]
         if case.ranks > 1:
             launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(case.ranks)]
-        options = [*["--split"] * split, *["--launches"] * launches, *["--tf32"] * (case.precision == "tf32")]
+        options = [*["--split"] * split, *["--launches"] * launches]
         options += case.options
         command = [*launcher, "-m", "benchmarks.timed_training", str(result), str(self.steps), *options, str(recipe)]
         self._call([*command, f"--run.folder={folder}", *self.settings, *case.settings()])

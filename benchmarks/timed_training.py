@@ -1,6 +1,6 @@
 """One timed run of engine.train in a separate process; throughput.py starts these processes.
 
-    torchrun -m benchmarks.timed_training RESULT.json STEPS [--split] [--launches] [--tf32] [--cudnn-attention on|off]
+    torchrun -m benchmarks.timed_training RESULT.json STEPS [--split] [--launches] [--cudnn-attention on|off]
         RECIPE --section.key=value ...
 
 The training step is the unchanged one of engine.train. Rates, waiting and memory are read from the run's own log, for
@@ -215,23 +215,20 @@ class StopAtEnd(StopRequest):
 
 
 def time_training(
-    cfg: Config, ranks: Ranks, steps: int, split: bool = False, tf32: bool = False, launches: bool = False
+    cfg: Config, ranks: Ranks, steps: int, split: bool = False, launches: bool = False
 ) -> dict[str, Any] | None:
     """Train and return the measurements; None on ranks other than the main one, and after a signal.
 
-    steps: timed optimizer steps, a multiple of WARM_UP. tf32: compute fp32 products in TF32 on a GPU. launches: count
-    kernels in further steps. Raises what engine.train raises.
+    steps: timed optimizer steps, a multiple of WARM_UP. launches: count kernels in further steps. Raises what engine.train raises.
     """
     timer = LoopTimer(ranks.device, steps, split, launches)
     settings = {"train.max_steps": timer.end + 1, "log.every_steps": WARM_UP, "eval.every_steps": timer.end + 2}
     cfg = config.override(cfg, settings)
     stop = StopAtEnd(timer)
-    if tf32:
-        torch.set_float32_matmul_precision("high")
     with timer.installed(), checkpoint.claim(cfg, ranks) as resumed:
         train.train(cfg, ranks, stop, resumed)
     stop.restore_handlers()
-    return None if stop.signal else summarize(timer, cfg, ranks, "tf32" if tf32 else cfg.train.precision)
+    return None if stop.signal else summarize(timer, cfg, ranks, "tf32" if cfg.train.tf32 else cfg.train.precision)
 
 
 def summarize(timer: LoopTimer, cfg: Config, ranks: Ranks, precision: str) -> dict[str, Any] | None:
@@ -277,7 +274,6 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("steps", type=int)
     parser.add_argument("--split", action="store_true", help="time the parts of the loop too, in further steps")
     parser.add_argument("--launches", action="store_true", help="count kernels and waits, in further steps")
-    parser.add_argument("--tf32", action="store_true", help="compute fp32 products in TF32 on a GPU")
     parser.add_argument(
         "--cudnn-attention", choices=("on", "off"), help="allow cuDNN's attention; default: as the engine chooses"
     )
@@ -287,7 +283,7 @@ def main(argv: Sequence[str]) -> int:
         torch.backends.cuda.enable_cudnn_sdp = lambda enabled: None  # the engine would choose by itself
     cfg = config.parse(others, parser.format_usage())
     ranks = distributed.setup(cfg.run.device)
-    result = time_training(cfg, ranks, arguments.steps, arguments.split, arguments.tf32, arguments.launches)
+    result = time_training(cfg, ranks, arguments.steps, arguments.split, arguments.launches)
     if result is not None:
         arguments.result.write_text(json.dumps(result), encoding="utf-8")
     return 0

@@ -22,7 +22,7 @@ from engine.errors import USER_ERRORS, TrainingError
 from engine.tasks import TASKS
 
 # The settings that evaluation and prediction read, beside [data], [generate] and the section of the task.
-ALWAYS_USED = ("run.device", "run.plugins", "train.precision", "eval.batch_tokens")
+ALWAYS_USED = ("run.device", "run.deterministic", "run.plugins", "train.precision", "train.tf32", "eval.batch_tokens")
 ONLY_TRAINING_READS = (
     *("data.train", "data.validation", "data.validation_fraction", "data.max_train_examples", "data.test"),
     *("data.group_column", "data.labels", "data.teacher_file", "data.num_workers"),

@@ -25,6 +25,7 @@ from engine import cli, distributed, validate
 from engine.config import Config, ConfigError, GenerateSettings
 from engine.distributed import Ranks
 from engine.errors import TrainingError
+from engine.kernels import choose_kernels
 from engine.log import progress
 from engine.memory import OutOfMemory, catch_out_of_memory
 from engine.model import disable_cudnn_attention
@@ -161,6 +162,7 @@ def open_trained(
     validate.check_encoded(config, model, examples)
     precision = Precision(config.train.precision, ranks.device)
     model.to(ranks.device)
+    choose_kernels(ranks.device, config.train.tf32, config.run.deterministic)
     disable_cudnn_attention(model)
     context = EvaluationContext(task, precision, ranks, config.eval.batch_tokens, config.generate)
     return model, examples, context, rows

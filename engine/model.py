@@ -11,6 +11,7 @@ import torch
 import models
 from data import load_tokenizer
 from engine.config import ModelSettings, TrainSettings
+from engine.kernels import choose_kernels
 from engine.tasks import Task
 from models import TaskModel
 
@@ -96,12 +97,13 @@ def _drop_ambiguous_pad(model: TaskModel, folder: Path) -> None:
     )
 
 
-def apply_machine_settings(model: TaskModel, settings: TrainSettings) -> None:
-    """Apply train.compile and train.activation_checkpointing, and choose kernels: the numbers change by rounding."""
+def apply_machine_settings(model: TaskModel, settings: TrainSettings, deterministic: bool) -> None:
+    """Apply train.compile, train.activation_checkpointing, train.tf32 and run.deterministic, all by rounding only."""
     if settings.compile:
         models.compile_layers(model)
     if settings.activation_checkpointing:
         models.checkpoint_activations(model)
+    choose_kernels(next(model.parameters()).device, settings.tf32, deterministic)
     disable_cudnn_attention(model)
 
 

@@ -25,6 +25,7 @@ from engine.distributed import Ranks
 from engine.ema import Ema
 from engine.evaluate import EvaluationContext, evaluate, show_generations
 from engine.imbalance import apply_class_weights, apply_pos_weight, classes_to_balance, describe_sampler
+from engine.kernels import describe_kernels
 from engine.log import RunLog, read_numbers, require_tensorboard
 from engine.memory import any_out_of_memory, catch_out_of_memory, halve_micro_batches, micro_batch_limits
 from engine.model import apply_machine_settings, build_model
@@ -110,7 +111,8 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     unfreezing = GradualUnfreezing(model, cfg.model.gradual_unfreezing, total_steps)
     dropout = DropoutSchedule(model, cfg.model.dropout, total_steps)
     ema = Ema(optimizer, cfg.regularize.ema_decay)
-    apply_machine_settings(model, cfg.train)
+    apply_machine_settings(model, cfg.train, cfg.run.deterministic)
+    notes += describe_kernels(ranks.device, cfg.train, cfg.run)
     limits = micro_batch_limits(cfg.train, objective, train_set, amp, ranks)
     weights = named_parameters(objective, model).values()
     notes += disk.describe_disk(cfg.run, cfg.checkpoint.keep, weights, optimizer, cfg.regularize.ema_decay > 0)

@@ -41,6 +41,11 @@ class RunSettings:
     device: str = setting(
         "auto", "device to train on; auto: the GPU, if there is one", ("auto", "cpu", "cuda"), machine=MACHINE
     )
+    deterministic: bool = setting(
+        False,
+        "allow only kernels of a GPU that make equal runs bit-equal, as on a CPU; slower",
+        machine=MACHINE,
+    )
     plugins: tuple[str, ...] = setting(
         (),
         "Python files whose tables are added: ARCHITECTURES, HEADS, TASKS, METRICS, LOSSES, OPTIMIZERS, SCHEDULES; "
@@ -175,6 +180,11 @@ class TrainSettings:
         "number format of the matrix products; the weights are always fp32; with fp16, most products of a T5 stay "
         "fp32, since they exceed its range",
         ("fp32", "bf16", "fp16"),
+    )
+    tf32: bool = setting(
+        False,
+        "compute the fp32 products of a GPU in TF32, with 10 bits of mantissa instead of 23; faster; no effect on a "
+        "CPU",
     )
     nan_policy: str = setting(
         "raise", "on a NaN or infinite gradient; raise: stop the run; skip: leave out this step", ("raise", "skip")

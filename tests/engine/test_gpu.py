@@ -64,6 +64,16 @@ def test_mixed_precision_learns_as_fp32(on_gpu, precision):
     assert sum(mixed[-5:]) < 0.7 * sum(mixed[:5])
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_deterministic_runs_are_equal_bit_for_bit(on_gpu, precision):
+    changes = {"train.precision": precision, "run.deterministic": True, "train.micro_batch_size": 5}
+    try:
+        first, second = (on_gpu(name, **changes) for name in ("first", "second"))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert first == second
+
+
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("fp16", 5e-3)])
 def test_p04_resumed_gpu_run_continues_the_stopped_one(on_gpu, tmp_path, precision, tolerance):
     """Losses differ by less than with a new optimizer (0.06 at step 9) or other dropout (0.007 at step 8, then 0.1)."""
