@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.errors import ModelError
 from models.ops.layers import LayeredModel
-from models.ops.packing import Packing, Selection
+from models.ops.packing import Selection
 
 Forward = Callable[..., Tensor]
 
@@ -60,14 +60,14 @@ def _is_packed(module: nn.Module) -> bool:
 def _in_training(plain: Forward, compiled: Forward) -> Forward:
     """Return the forward of a layer class: compiled while gradients are kept, for shapes that one graph can serve."""
 
-    def forward(layer: nn.Module, x: Tensor, packing: Packing, *rest: object) -> Tensor:
+    def forward(layer: nn.Module, x: Tensor, *rest: object) -> Tensor:
         """Apply the layer to x, (T, D). T = 0, T = 1 and views would each need a graph of their own.
 
         With a Selection, as in the last layer, most operations are on few tokens; they too would need other graphs.
         """
-        if len(x) < 2 or not torch.is_grad_enabled() or isinstance(packing, Selection):
-            return plain(layer, x, packing, *rest)
-        return compiled(layer, x if x._base is None else x.clone(), packing, *rest)
+        if len(x) < 2 or not torch.is_grad_enabled() or any(isinstance(value, Selection) for value in rest):
+            return plain(layer, x, *rest)
+        return compiled(layer, x if x._base is None else x.clone(), *rest)
 
     return forward
 
