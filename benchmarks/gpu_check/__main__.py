@@ -8,7 +8,7 @@ The parts, in this order:
   3. waits           whether the host waits for the device in forward and backward, for every task
   4. training_speed  throughput, utilisation, memory, kernels and step times of published shapes
   5. other_trainers  HF Trainer and timm on the same files and batches
-  6. recovery        micro-batches by memory, out of memory, resume, one rank of DDP
+  6. recovery        micro-batches by memory, out of memory, resume, run.deterministic, DDP
   7. inference       prediction and generation beside transformers
 
 Each part is a process with its share of the time, and what a part does not use is left to the later ones. A part whose

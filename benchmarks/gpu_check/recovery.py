@@ -1,4 +1,4 @@
-"""Part 6: micro-batches found by the memory, a run that meets the end of the memory, resume, and DDP.
+"""Part 6: micro-batches found by the memory, a run that meets the end of the memory, resume, determinism, and DDP.
 
 Each is compared with an undisturbed run of the same recipe without dropout. On a GPU the order of additions is not
 fixed, so losses are compared with a tolerance.
@@ -27,10 +27,11 @@ FITTING_TOKENS = 40  # of a micro-batch on a CPU, whose memory is not filled
 
 
 def run(check: Check) -> None:
-    """Run the four checks."""
+    """Run the checks."""
     for name, function in {
         "out of memory": check_memory,
         "resume": check_resume,
+        "run.deterministic": check_deterministic,
         "one rank of DDP": check_ddp,
     }.items():
         if not check.has_time_for(5, name):
@@ -104,6 +105,16 @@ def check_resume(check: Check) -> None:
     error = relative_difference(resumed, expected)
     where = f"stopped after {len(stopped)} of {STEPS} steps"
     check.add("resume", ok=error <= TOLERANCE and len(stopped) == STEPS // 2, where=where, loss_error=error)
+
+
+def check_deterministic(check: Check) -> None:
+    """Train the same tiny run twice with run.deterministic; the losses should be equal bit for bit."""
+    settings = {"model.dropout.all": 0.1, "run.deterministic": True}
+    try:
+        first, second = (train_once(check, name, settings, shrink=True) for name in ("first", "second"))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    check.add("run.deterministic", ok=first == second, loss_error=relative_difference(second, first))
 
 
 def check_ddp(check: Check) -> None:

@@ -64,9 +64,9 @@ def train_task(check: Check, task: str, name: str, settings: dict[str, Any]) -> 
 
 @contextmanager
 def forbidden_waits(device: torch.device) -> Iterator[None]:
-    """Make a wait for the GPU an error in every forward and backward of engine.train after the first."""
+    """Make a wait for the GPU an error in every forward, backward and clipping of engine.train after the first."""
     modes = ("default", "error")
-    calls = {"forward": 0, "backward": 0}
+    calls = {"forward": 0, "backward": 0, "clip_": 0}
 
     def guarded(name: str) -> Callable[..., Any]:
         function = getattr(Precision, name)
@@ -86,5 +86,6 @@ def forbidden_waits(device: torch.device) -> Iterator[None]:
     with (
         patch.object(Precision, "forward", guarded("forward")),
         patch.object(Precision, "backward", guarded("backward")),
+        patch.object(Precision, "clip_", guarded("clip_")),
     ):
         yield

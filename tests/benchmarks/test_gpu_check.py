@@ -87,7 +87,8 @@ def test_waits_name_the_place_of_an_error(check, monkeypatch):
 
 def test_recovery_equals_the_undisturbed_runs(check):
     rows = rows_of(recovery, check)
-    assert [row["work"] for row in rows] == ["micro-batch auto", "out of memory", "resume", "one rank of DDP"]
+    works = ["micro-batch auto", "out of memory", "resume", "run.deterministic", "one rank of DDP"]
+    assert [row["work"] for row in rows] == works
     assert failed(rows) == []
     assert rows[1]["runs"][0]["where"].startswith("halved to [")
 
