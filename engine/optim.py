@@ -290,3 +290,17 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def names_without_gradient(model: nn.Module) -> list[str]:
     """Return the names of trained parameters that the backward did not reach, such as a layer that is never called."""
     return [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def check_compiled_gradients(optimizer: torch.optim.Optimizer, model: nn.Module, step: int) -> None:
+    """Raise TrainingError for trained parameters to which the backward of compiled layers gave no gradient.
+
+    distributed.wrap checks the same in a micro-batch without examples, which the compiled layers never see.
+    """
+    # The groups, because the names of all parameters would take ten times as long in every step.
+    if any(p.requires_grad and p.grad is None for group in optimizer.param_groups for p in group["params"]):
+        raise TrainingError(
+            f"step {step + 1}: the compiled layers gave no gradient to "
+            f"{list_some(names_without_gradient(model), MAX_NAMES_SHOWN)}, which should be trained; train with "
+            f"train.compile = false, or with another PyTorch than {torch.__version__} (2.14 is known to be right)"
+        )

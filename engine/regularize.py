@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from engine.config import ConfigError, DropoutSettings, RegularizeSettings
 from engine.optim import decayed, depths, to_steps
-from models import TaskModel
+from models import TaskModel, drop_graphs
 
 
 class Penalties:
@@ -155,6 +155,8 @@ class GradualUnfreezing:
         for p, turn in self.turns:
             changed |= p.requires_grad != (turn <= last_turn)
             p.requires_grad_(turn <= last_turn)
+        if changed:
+            drop_graphs()
         return changed
 
 

@@ -19,7 +19,7 @@ from models.generation.settings import GenerationSettings
 from models.heads import HEADS
 from models.inputs import Inputs, ModelInputs, pack, pack_images
 from models.lora import add_lora
-from models.ops.compile import compile_layers
+from models.ops.compile import compile_layers, drop_graphs
 from models.ops.layers import checkpoint_activations
 from models.pretrained import ARCHITECTURES, freeze, from_pretrained, read_config, save_pretrained
 from models.task_model import ModelSpec, Output, TaskModel
@@ -38,6 +38,7 @@ __all__ = [
     "add_lora",
     "checkpoint_activations",
     "compile_layers",
+    "drop_graphs",
     "freeze",
     "from_pretrained",
     "generate",

@@ -7,6 +7,7 @@ becomes one graph for each part between its attentions, and these graphs serve a
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from inspect import signature
 from types import MethodType
@@ -28,6 +29,7 @@ def compile_layers(model: LayeredModel, backend: str = "inductor") -> None:
     - Call it before checkpoint_activations, which then applies to the compiled layers.
     - Dropout draws other random numbers than in the uncompiled model; they too are a function of the seed.
     - Layers with drop path stay uncompiled, since drop path depends on where sequences begin.
+    - After a change of requires_grad, call drop_graphs.
     Raises ModelError where the backend "inductor" lacks the compiler that it calls for the model's device.
     """
     layers = [layer for layer in model.backbone.layers if not getattr(layer, "drop_path_rate", 0.0)]
@@ -50,6 +52,15 @@ def compile_layers(model: LayeredModel, backend: str = "inductor") -> None:
             if type(module) in left_out:
                 module.forward = MethodType(left_out[type(module)], module)  # a deepcopy binds it to the copy
         layer.forward = MethodType(compiled[type(layer)], layer)
+
+
+def drop_graphs() -> None:
+    """Compile everything anew, at its next forward: for compiled layers, after requires_grad of a parameter has changed.
+
+    torch 2.6 to 2.11 may use the old graph, which treats the parameter as a constant, so it gets no gradient; 2.14 not.
+    """
+    if "torch._dynamo" in sys.modules:  # it is not imported before something is compiled, and importing it takes 1 s
+        torch.compiler.reset()
 
 
 def _is_packed(module: nn.Module) -> bool:
