@@ -21,7 +21,7 @@ from typing import Any
 
 from data import Examples, Row, Rows
 from data.formats.memory import as_list, in_memory, is_in_memory
-from engine import checkpoint, cli, distributed, plugins, validate
+from engine import checkpoint, cli, distributed, heartbeat, plugins, validate
 from engine.config import DEFAULT_RECIPE, Config, ConfigError, DataSettings, check, override_recipe, read_recipe
 from engine.evaluate import EvaluationContext, evaluate, open_trained
 from engine.predict import predict, with_left_out
@@ -57,13 +57,14 @@ def run_training(
         cfg = override_recipe(base, files | _with_dotted_keys(overrides))
         plugins.load_plugins(cfg.run.plugins)
         check(cfg)
-        ranks = distributed.setup(cfg.run.device)
+        ranks = distributed.setup(cfg.run.device, cfg.distributed.timeout_seconds)
         stop = cli.StopRequest()
         try:
             with checkpoint.claim(cfg, ranks) as resumed, _no_files_needed(cfg):
                 result = train.train(cfg, ranks, stop, resumed)
         finally:  # the caller's signal handlers, however the run has ended
             stop.restore_handlers()
+            heartbeat.end()
     if result is None:
         raise KeyboardInterrupt(f"stopped by signal {stop.signal}; run.resume = 'yes' continues the run")
     return result

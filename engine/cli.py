@@ -6,27 +6,40 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO, TypeVar
 
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from data.workers import STOP_SIGNALS, LoaderStopped
 from data.writing import is_same_stream, is_stream, write_text
-from engine import checkpoint, console, plugins
+from engine import checkpoint, console, distributed, heartbeat, plugins
 from engine.config import Config, ConfigError, all_settings, check, did_you_mean, override, read_recipe, split_arguments
-from engine.errors import USER_ERRORS, TrainingError
+from engine.errors import LOST_PROCESS_ERRORS, USER_ERRORS, LostRankError, OtherRankError, TrainingError
 from engine.tasks import TASKS
 
 # The settings that evaluation and prediction read, beside [data], [generate] and the section of the task.
-ALWAYS_USED = ("run.device", "run.deterministic", "run.plugins", "train.precision", "train.tf32", "eval.batch_tokens")
+ALWAYS_USED = (
+    "run.device",
+    "run.deterministic",
+    "run.plugins",
+    "train.precision",
+    "train.tf32",
+    "eval.batch_tokens",
+    "distributed.timeout_seconds",
+)
 ONLY_TRAINING_READS = (
     *("data.train", "data.validation", "data.validation_fraction", "data.max_train_examples", "data.test"),
     *("data.group_column", "data.labels", "data.teacher_file", "data.num_workers"),
 )
+ECHO_SECONDS = 2.0  # within which torchrun passes a terminal's Ctrl-C on to ranks that have got it too
+
+Item = TypeVar("Item")
 
 
 class StopRequest:
@@ -34,10 +47,14 @@ class StopRequest:
 
     A second SIGINT ends the process. Before and after the loop nothing would be saved, so signals keep their usual
     effect there. Outside the main thread Python delivers no signals, and the flag is never set.
+
+    error: why the next step could not be read; it stops the loop too, and is raised after the checkpoint.
     """
 
     def __init__(self) -> None:
         self.signal = 0
+        self.error: Exception | None = None
+        self._received_at = 0.0
         self._announce = False
         self._previous_handlers: dict[int, Any] = {}
 
@@ -46,7 +63,7 @@ class StopRequest:
         self._announce = announce
         if threading.current_thread() is not threading.main_thread():
             return
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in STOP_SIGNALS:
             self._previous_handlers[number] = signal.signal(number, self._receive)
 
     def restore_handlers(self) -> None:
@@ -55,15 +72,42 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: object) -> None:
-        if self.signal and number == signal.SIGINT:
+        is_echo = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() < self._received_at + ECHO_SECONDS
+        if self.signal and number == signal.SIGINT and not is_echo:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
         if self._announce and not self.signal:  # not print, which the signal may have interrupted
-            os.write(2, b"\nstopping after this step; Ctrl-C again ends at once\n")
+            with suppress(OSError):  # the terminal may have gone
+                os.write(2, b"\nstopping after this step; Ctrl-C again ends at once\n")
+        self._received_at = time.monotonic()
         self.signal = number
+        heartbeat.note_stop()
 
     def __bool__(self) -> bool:
-        return bool(self.signal)
+        return bool(self.signal) or self.error is not None
+
+    def is_seen(self) -> bool:
+        """Return whether some rank got a signal; what waits for data asks this, and what ranks agree on is the flag."""
+        return bool(self.signal) or heartbeat.stop_seen()
+
+    def guard(self, steps: Iterator[list[Item]]) -> Iterator[list[Item]]:
+        """Yield the steps; where one cannot be read, set the flag and yield empty steps, which no rank then takes."""
+        try:
+            yield from steps
+        except LoaderStopped:
+            self.signal = self.signal or signal.SIGTERM
+        except Exception as error:  # the user's own code fails with errors of every kind
+            self.error = error
+        while True:
+            yield []
+
+    def has_error(self) -> bool:
+        """Return, on all ranks, whether a rank could not read its data."""
+        return any(distributed.all_gather(self.error is not None))
+
+    def raise_error(self) -> NoReturn:
+        """Raise the error on the ranks that have one, and OtherRankError on the others."""
+        raise self.error or OtherRankError("another rank has failed")
 
     @property
     def exit_code(self) -> int:
@@ -75,18 +119,25 @@ class StopRequest:
 def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Run a command and exit; an error of the user's is printed as one sentence, without a traceback.
 
-    Exit codes: 0 done; 1 a bug, with its traceback; 2 an error of the user's; 128 + n stopped by signal n.
+    Exit codes: 0 done; 1 a bug, with its traceback; 2 an error of the user's; 75 another process of the run was lost or
+    does not answer; 128 + n stopped by signal n.
     """
     console.protect()
     try:
         code = main(sys.argv[1:])
     except USER_ERRORS as error:
-        _print_once(str(error))
-        code = 2
+        code = _report(error)
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     except BrokenPipeError:  # of --output; the console goes on without its reader
         code = 128 + signal.SIGPIPE
+    except Exception as error:
+        lost = heartbeat.explain_lost_connection() if heartbeat.is_of_connection(error) else ""
+        if not lost:
+            heartbeat.announce_failure()
+            raise
+        code = _report(LostRankError(lost))
+    heartbeat.end()
     if dist.is_initialized():
         dist.destroy_process_group()
         # gloo's threads rarely abort the interpreter's own end, and torchrun then reports a finished run as failed.
@@ -96,20 +147,30 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
     raise SystemExit(code)
 
 
+def _report(error: Exception) -> int:
+    """Print an error of the user's, unless another rank says it; return the exit code."""
+    if isinstance(error, OtherRankError):
+        heartbeat.explain_lost_connection()
+    else:
+        heartbeat.announce_failure()
+        heartbeat.write_error_file(f"error: {error}")
+        _print_once(str(error))
+    return heartbeat.EXIT_CODE if isinstance(error, LOST_PROCESS_ERRORS) else 2
+
+
 def _print_once(error: str) -> None:
     """Print an error; if rank 0 reports the same one within 2 s, only rank 0 prints it."""
-    rank = int(os.environ.get("RANK", 0))
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     own = "" if rank == 0 else f" (rank {rank})"
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if world_size > 1:
         try:
-            store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=2))  # type: ignore[attr-defined]
+            store = distributed.connect(1, world_size, timeout_seconds=2)  # as a client of the store
             if rank == 0:
-                store.set(error, "printed")
+                store.set(f"printed {error}", "yes")
             else:
-                store.wait([error])
+                store.wait([f"printed {error}"])
                 return
-        except dist.DistError:
+        except (dist.DistError, *USER_ERRORS):
             pass
     print(f"error{own}: {error}", file=sys.stderr, flush=True)
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -18,11 +19,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data import Batch
+from engine import heartbeat
 from engine.allocator import keep_freed_memory
 from engine.config import ConfigError
-from engine.errors import USER_ERRORS, TrainingError
+from engine.errors import USER_ERRORS, LostRankError, TrainingError
 from engine.objective import check_loss
 from engine.optim import names_without_gradient
+
+SLACK_SECONDS = 30.0  # after distributed.timeout_seconds, so that a rank that is missed is named before torch gives up
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,13 @@ class Ranks:
         return self.rank == 0
 
 
-def setup(device: str) -> Ranks:
+def setup(device: str, timeout_seconds: float = 300.0) -> Ranks:
     """Join the process group that torchrun describes in the environment; a single process needs none.
 
-    device: "auto" (a GPU where there is one), "cuda" or "cpu". Raises ConfigError for more processes than GPUs.
+    device: "auto" (a GPU where there is one), "cuda" or "cpu". timeout_seconds: how long to wait for another rank.
+    Raises ConfigError for more processes than GPUs, LostRankError where a rank does not join.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -56,9 +61,51 @@ def setup(device: str) -> Ranks:
     if device == "cuda":
         torch.cuda.set_device(chosen)
     keep_freed_memory(chosen)
+    store = None
     if world_size > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
-    return Ranks(int(os.environ.get("RANK", 0)), world_size, chosen)
+        store = connect(rank, world_size, timeout_seconds)
+        heartbeat.join(store, rank, world_size, timeout_seconds)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
+            store=connect(rank, world_size, timeout_seconds),
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=timeout_seconds + SLACK_SECONDS),
+        )
+    heartbeat.start(store, rank, world_size, timeout_seconds)
+    return Ranks(rank, world_size, chosen)
+
+
+def connect(rank: int, world_size: int, timeout_seconds: float) -> Any:
+    """Return a connection of its own to the store of the run, of which each attempt of torchrun has its own part.
+
+    torchrun --max-restarts starts all ranks again with the same store, in which torch would find the addresses of ranks
+    that have died. The store is torchrun's, or that of rank 0 where another launcher started the ranks.
+    """
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    if not address or not port.isdecimal():
+        raise ConfigError(
+            f"WORLD_SIZE = {world_size} needs MASTER_ADDR and MASTER_PORT, which are {address!r} and {port!r}: start "
+            "the ranks with torchrun"
+        )
+    is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
+    try:
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            address,
+            int(port),
+            world_size,
+            is_master,
+            timeout=timedelta(seconds=timeout_seconds),
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+    except dist.DistError as error:
+        raise LostRankError(
+            f"rank {rank} has not reached {address}:{port} (MASTER_ADDR, MASTER_PORT) within {timeout_seconds:g} s "
+            f"(distributed.timeout_seconds): {error}"
+        ) from None
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
 
 
 def wrap(model: nn.Module, ranks: Ranks, empty_batch: Batch) -> nn.Module:
@@ -141,6 +188,7 @@ def all_sum(*values: float) -> list[float]:
     if not dist.is_initialized():
         return list(values)
     total = torch.tensor(values, dtype=torch.float64)
+    heartbeat.count_collective()
     dist.all_reduce(total)
     return total.tolist()
 
@@ -149,6 +197,7 @@ def reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """Return the sum of a tensor over the ranks, on all ranks: a copy in fp64 on the CPU."""
     total = tensor.to("cpu", torch.float64, copy=True)
     if dist.is_initialized():
+        heartbeat.count_collective()
         dist.all_reduce(total)
     return total
 
@@ -158,6 +207,7 @@ def all_gather(value: Any) -> list[Any]:
     if not dist.is_initialized():
         return [value]
     values = [None] * dist.get_world_size()
+    heartbeat.count_collective()
     dist.all_gather_object(values, value)
     return values
 
@@ -167,6 +217,7 @@ def gather_on_main(value: Any) -> list[Any]:
     if not dist.is_initialized():
         return [value]
     values = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    heartbeat.count_collective()
     dist.gather_object(value, values)
     return values or []
 
@@ -181,6 +232,7 @@ def on_main(ranks: Ranks, function: Callable[..., Any], *args: Any) -> Any:
             result = error
     if dist.is_initialized():
         results = [result]
+        heartbeat.count_collective()
         dist.broadcast_object_list(results, src=0)
         result = results[0]
     if isinstance(result, BaseException):

@@ -148,7 +148,7 @@ def open_trained(
     folder: a checkpoint. config: its recipe with overrides. source: a file, a folder of images, or in-memory rows.
     Raises ConfigError, DataError or ModelError where these do not fit together.
     """
-    ranks = distributed.setup(config.run.device)
+    ranks = distributed.setup(config.run.device, config.distributed.timeout_seconds)
     task, _ = find_task(config.run.task)
     config = replace(config, data=replace(config.data, cache=""))  # a folder of the training machine
     settings = replace(validate.task_settings(config, task), accept_empty=True)

@@ -144,8 +144,10 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         num_workers=cfg.data.num_workers,
         pin_memory=pin_memory,
         classes=classes,
+        timeout_seconds=cfg.distributed.timeout_seconds,
+        should_stop=stop.is_seen,
     )
-    steps = StepFetcher(step_loader(limits, start=state.position), ranks.device)
+    steps = StepFetcher(stop.guard(step_loader(limits, start=state.position)), ranks.device)
 
     # 6. The loop. `state.position` counts all steps of data, `state.step` those that the optimizer took. From here on a
     # signal stops the run after a checkpoint; until here there is nothing to save, and it ends the process.
@@ -186,7 +188,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
             optimizer.zero_grad()  # the same step again, in smaller micro-batches
             limits = halve_micro_batches(limits, micro_batches, out_of_memory, state.step, ranks)
             log.say(f"step {state.step + 1}: out of memory; from here on {limits.max_tokens:,} tokens at a time")
-            steps = StepFetcher(step_loader(limits, start=state.position), ranks.device)
+            steps = StepFetcher(stop.guard(step_loader(limits, start=state.position)), ranks.device)
             continue
 
         if cfg.train.compile:
@@ -230,12 +232,19 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         saves.after_evaluation = True
         done = state.reason_to_stop(total_steps, cfg.eval, direction)
 
-    # 7. The end. The last state is saved. Then the best weights are tested, unless a signal has ended the loop.
+    # 7. The end. The last state is saved. Then the best weights are tested, unless a signal or an error in reading the
+    # data has ended the loop.
+    has_error = not done and stop.has_error()
+    if has_error and not state.step:
+        stop.raise_error()  # nothing to save yet
     if saves.is_unsaved(state):
         saves.save(folder, contents, state)
     if not done:
-        log.say(f"stopped at step {state.step} by a signal; {saves.explain_resume()}")
+        cause = "an error" if has_error else "a signal"
+        log.say(f"stopped at step {state.step} by {cause}; {saves.explain_resume()}")
         log.close()
+        if has_error:
+            stop.raise_error()
         return None
     stop.restore_handlers()
     result = {f"best_{watched}": math.nan if state.best is None else state.best, "best_step": float(state.best_step)}
@@ -252,7 +261,7 @@ def main(argv: Sequence[str]) -> int:
     cfg = config.parse(list(argv), USAGE)
     load_plugins(cfg.run.plugins)
     stop = StopRequest()
-    ranks = distributed.setup(cfg.run.device)
+    ranks = distributed.setup(cfg.run.device, cfg.distributed.timeout_seconds)
     with checkpoint.claim(cfg, ranks) as resumed:
         result = train(cfg, ranks, stop, resumed)
     return stop.exit_code if result is None else 0

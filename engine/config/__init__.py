@@ -38,6 +38,7 @@ from engine.config.schema import (
 from engine.config.sections import (
     CheckpointSettings,
     Config,
+    DistributedSettings,
     DropoutSettings,
     EvalSettings,
     LogSettings,
@@ -71,6 +72,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataSettings",
+    "DistributedSettings",
     "DropoutSettings",
     "EvalSettings",
     "GenerateSettings",

@@ -57,6 +57,7 @@ HF_NAMES: dict[str, tuple[str, str]] = {
     "dataloader_num_workers": ("data.num_workers", ""),
     "dataloader_drop_last": ("", "The last step of an epoch has the examples that are left."),
     "dataloader_pin_memory": ("", "Memory is pinned whenever a GPU is used."),
+    "ddp_timeout": ("distributed.timeout_seconds", ""),
     "ddp_find_unused_parameters": ("", "A trained parameter that no gradient reaches is an error."),
     # the optimizer
     "learning_rate": ("optim.lr", ""),

@@ -362,6 +362,18 @@ class LogSettings:
 
 
 @dataclass(frozen=True)
+class DistributedSettings:
+    """The processes of a run: the ranks, and the workers that read data."""
+
+    timeout_seconds: float = setting(
+        300.0,
+        "seconds to wait for another rank, or for data from a worker, before the run ends and names it",
+        within="> 0",
+        machine=MACHINE,
+    )
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of a run: the sections of a recipe, first those of all tasks, then those of one task each."""
 
@@ -376,6 +388,7 @@ class Config:
     generate: GenerateSettings = field(default=GenerateSettings())
     checkpoint: CheckpointSettings = field(default=CheckpointSettings())
     log: LogSettings = field(default=LogSettings())
+    distributed: DistributedSettings = field(default=DistributedSettings())
     token_classification: TokenClassificationSettings = field(default=TokenClassificationSettings())
     question_answering: QuestionAnsweringSettings = field(default=QuestionAnsweringSettings())
     relation_extraction: RelationExtractionSettings = field(default=RelationExtractionSettings())

@@ -118,7 +118,7 @@ def trained(name: str, stop: StopRequest | None = None, **changes: object):
 def commands(base: Config, ranks: Ranks, folder: Path):
     """Run evaluate and predict as commands, on files of 1, 2, 5 and 33 examples."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distributed, "setup", lambda device: ranks)  # this process is set up already
+        patch.setattr(distributed, "setup", lambda *_: ranks)  # this process is set up already
         for count in COUNTS:
             file, out = folder / f"{count}.jsonl", folder / f"{count}.out.jsonl"
             predict.main([str(folder / "model"), "--input", str(file), "--output", str(out)])

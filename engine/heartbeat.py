@@ -1,0 +1,232 @@
+"""What the ranks of a run know of each other: who lives, who has failed, and who no longer answers.
+
+A thread of each rank publishes in the run's store, once a second, that the rank lives, and watches the next rank; the
+last one watches the first. So a rank that was killed or stopped is noticed and named by one other rank, which tells
+all, and every rank ends. The thread also watches torchrun: without it nobody would end the rank later.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import torch.distributed as dist
+
+from engine.errors import LostRankError
+
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed later
+PARENT = "FINETUNE_ENGINE_PARENT"  # environment variable: the process without which this one should not go on
+PERIOD = 1.0  # seconds
+DEAD_AFTER = 4  # beats that a rank misses, once a connection to some rank has failed
+VERDICT_SECONDS = 10.0  # within which a rank that died is found
+STOP, TROUBLE, VERDICT, FAILED = "stop", "trouble", "verdict", "failed"  # keys of the store
+
+
+class Store(Protocol):
+    """The methods of torch's stores that do not wait for another rank."""
+
+    def set(self, key: str, value: str) -> None: ...
+    def get(self, key: str) -> bytes: ...
+    def check(self, keys: list[str]) -> bool: ...
+    def add(self, key: str, value: int) -> int: ...
+
+
+class Heartbeat(threading.Thread):
+    """The thread. `store` is None in a run of one rank, which only watches its parent.
+
+    collectives: the number of exchanges between the ranks that this rank has begun; the loop counts them.
+    stop_requested: this rank got a stop signal. stop_seen: some rank did.
+    """
+
+    def __init__(self, store: Store | None, rank: int, world_size: int, timeout_seconds: float):
+        super().__init__(name="heartbeat", daemon=True)
+        self.store, self.rank, self.world_size, self.timeout_seconds = store, rank, world_size, timeout_seconds
+        self.collectives = 0
+        self.stop_requested, self.stop_seen = False, False
+        self.failing, self.ended = False, threading.Event()
+        self.parent = os.getppid() if _has_parent() else 0
+
+    def run(self) -> None:
+        """Beat until the run ends, or another rank does not answer."""
+        beats, missed, seen, since_failure = 0, 0, "", 0
+        watched = (self.rank + 1) % self.world_size
+        while not self.ended.wait(PERIOD):
+            if self.parent and os.getppid() != self.parent:
+                self.parent, self.store = 0, None  # the store may be the parent's
+                os.kill(os.getpid(), signal.SIGTERM)  # the loop saves a checkpoint; before and after it, this ends all
+            if self.store is None:
+                continue
+            try:
+                beats += 1
+                self.store.set(f"alive/{self.rank}", f"{beats} {self.collectives}")
+                self._pass_on_stop(self.store)
+                if self.store.check([VERDICT]) and not self.failing:
+                    os._exit(EXIT_CODE)
+                since_failure += self.store.check([FAILED])
+                if since_failure * PERIOD > VERDICT_SECONDS and not self.failing:
+                    os._exit(EXIT_CODE)
+                alive = _read(self.store, f"alive/{watched}")
+                # Counted in own beats: a run that was suspended as a whole finds all its ranks alive.
+                missed, seen = (missed + 1, seen) if alive in (seen, "") else (0, alive)
+                limit = DEAD_AFTER if self.store.check([TROUBLE]) else self.timeout_seconds / PERIOD
+                if missed >= limit and alive != "ended" and not since_failure:
+                    self._end_all(watched, missed * PERIOD)
+            except RuntimeError:  # the store has ended; a rank that needs another one gets an error from it
+                self.store = None
+
+    def _pass_on_stop(self, store: Store) -> None:
+        if self.stop_requested and not self.stop_seen:
+            store.set(STOP, "requested")
+        self.stop_seen = self.stop_seen or store.check([STOP])
+
+    def _end_all(self, lost: int, seconds: float) -> None:
+        """End this rank with a sentence on the lost one, and all others without."""
+        if self.store is None or self.store.add("verdicts", 1) > 1:
+            return
+        is_dead = self.store.check([TROUBLE])
+        waited = f"has not answered for {seconds:g} s (distributed.timeout_seconds)"
+        fault = "has ended without a word" if is_dead else waited
+        error = (
+            f"{self.name_of(lost)} {fault}. The same command with --resume continues the run from its last checkpoint"
+        )
+        self.store.set(VERDICT, error)
+        if not is_dead:
+            print(f"the stacks of rank {self.rank}, which waited:", file=sys.stderr, flush=True)
+            faulthandler.dump_traceback(2, all_threads=True)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        write_error_file(error)
+        os._exit(EXIT_CODE)
+
+    def name_of(self, rank: int) -> str:
+        """Return "rank 1 (machine NAME, process 123)"."""
+        who = _read(self.store, f"who/{rank}") if self.store is not None else ""
+        return f"rank {rank} ({who})" if who else f"rank {rank}"
+
+    def find_slow(self) -> list[int]:
+        """Return the ranks that have begun fewer exchanges than this one."""
+        if self.store is None:
+            return []
+        beats = {rank: _read(self.store, f"alive/{rank}").split() for rank in range(self.world_size)}
+        return [rank for rank, beat in beats.items() if len(beat) == 2 and int(beat[1]) < self.collectives]
+
+
+_own: Heartbeat | None = None  # of this process
+
+
+def start(store: Store | None, rank: int, world_size: int, timeout_seconds: float) -> None:
+    """Start the thread of this process, where it has another rank or a parent to watch."""
+    global _own
+    if (_own is None or _own.ended.is_set()) and (store is not None or _has_parent()):
+        _own = Heartbeat(store, rank, world_size, timeout_seconds)
+        _own.start()
+
+
+def _has_parent() -> bool:
+    """Return whether this process should end with its parent; one that a shell started need not."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get(PARENT) == str(os.getppid())
+
+
+def _read(store: Store, key: str) -> str:
+    """Return a value of the store; "" where there is none, without waiting for one."""
+    return store.get(key).decode() if store.check([key]) else ""
+
+
+def count_collective() -> None:
+    """Note that this rank begins to exchange something with the others."""
+    if _own is not None:
+        _own.collectives += 1
+
+
+def note_stop() -> None:
+    """Note that this rank got a stop signal, for the others to know."""
+    if _own is not None:
+        _own.stop_requested = True
+
+
+def stop_seen() -> bool:
+    """Return whether some rank got a stop signal."""
+    return _own is not None and _own.stop_seen
+
+
+def join(store: Store, rank: int, world_size: int, timeout_seconds: float) -> None:
+    """Wait until all ranks have called this; LostRankError names those that have not within timeout_seconds."""
+    store.set(f"who/{rank}", f"machine {socket.gethostname()}, process {os.getpid()}")
+    store.add("joined", 1)
+    deadline = time.monotonic() + timeout_seconds
+    while store.add("joined", 0) < world_size:
+        if time.monotonic() >= deadline:
+            missing = [str(other) for other in range(world_size) if not store.check([f"who/{other}"])]
+            raise LostRankError(
+                f"rank {', '.join(missing)} of {world_size} has not joined the run within {timeout_seconds:g} s "
+                "(distributed.timeout_seconds)"
+            )
+        time.sleep(PERIOD / 10)
+
+
+def announce_failure() -> None:
+    """Tell the other ranks that this one has failed by itself, and says so."""
+    if _own is not None:
+        _own.failing = True
+        if _own.store is not None:
+            _try_to_set(_own.store, FAILED)
+
+
+def end() -> None:
+    """Tell the other ranks that this one has ended as it should."""
+    if _own is not None:
+        _own.ended.set()
+        _own.join(PERIOD)
+        if _own.store is not None:
+            _try_to_set(_own.store, f"alive/{_own.rank}", "ended")
+
+
+def _try_to_set(store: Store, key: str, value: str = "yes") -> None:
+    with suppress(RuntimeError):  # the store has ended
+        store.set(key, value)
+
+
+def is_of_connection(error: BaseException) -> bool:
+    """Return whether an error says that an exchange with another rank has failed."""
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and ("gloo" in text or "nccl" in text))
+
+
+def explain_lost_connection() -> str:
+    """Wait until it is known why an exchange failed; return a sentence, or "" where the cause is not known.
+
+    Where another rank failed or died, this process ends in here, with a sentence on it on one rank only.
+    """
+    if _own is None or _own.store is None:
+        return "" if _own is None else "the connection to the other ranks was lost"
+    store = _own.store
+    _try_to_set(store, TROUBLE)
+    deadline = time.monotonic() + VERDICT_SECONDS
+    while time.monotonic() < deadline and _own.store is not None:
+        try:
+            if store.check([FAILED]):  # that rank says why; torchrun ends this one
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        except RuntimeError:
+            break
+        time.sleep(PERIOD / 10)
+    slow = _own.find_slow()
+    if slow:
+        names = ", ".join(map(_own.name_of, slow))
+        return f"{names} did not come to an exchange within {_own.timeout_seconds:g} s (distributed.timeout_seconds)"
+    return "" if _own.store is not None else "the connection to the other ranks was lost"
+
+
+def write_error_file(message: str) -> None:
+    """Give torchrun the sentence that ends its own report."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        entry = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
+        with suppress(OSError):  # the sentence has been printed
+            Path(path).write_text(json.dumps({"message": entry}), encoding="utf-8")
