@@ -205,7 +205,10 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
             if state.step == 1:  # not first at a save, perhaps hours later
                 checkpoint.check_optimizer(contents)
         else:  # raises, unless the policy is to skip such a step
-            log.say(diagnose.explain_skipped_step(cfg.train, seed, state, model, micro_batches, loss_sums, amp, ranks))
+            cause = diagnose.explain_skipped_step(
+                cfg.train, seed, state, objective, model, micro_batches, loss_sums, amp, ranks
+            )
+            log.say(cause)
         optimizer.zero_grad()
         distributed.share_buffers(objective)
 

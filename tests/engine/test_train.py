@@ -31,8 +31,8 @@ from support.runs import (
 from torch import nn
 
 import models
-from data import load_tokenizer
-from engine import checkpoint, train, validate
+from data import Batch, load_tokenizer
+from engine import checkpoint, diagnose, train, validate
 from engine.cli import StopRequest, run_command
 from engine.config import ConfigError, GenerateSettings, override
 from engine.errors import TrainingError
@@ -187,6 +187,32 @@ def nan_gradient(model):
     model.backbone.layers[0].mlp.down.weight.register_hook(hook)
 
 
+class NotFiniteInBackward(torch.autograd.Function):
+    """The identity, with NaN as the gradient of some rows."""
+
+    @staticmethod
+    def forward(ctx, x, rows):
+        ctx.save_for_backward(rows)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.masked_fill(ctx.saved_tensors[0][:, None], NAN), None
+
+
+def bad_backward(model):
+    """The gradient of the first layer's MLP is NaN for the tokens of example r17, and for them alone."""
+
+    def note(module, args):
+        (batch,) = args
+        bad = torch.tensor([module.training and name == "r17" for name in batch.ids], dtype=torch.bool)
+        module.bad = bad.repeat_interleave(torch.tensor(batch.lengths, dtype=torch.int64))
+
+    model.register_forward_pre_hook(note)
+    down = model.backbone.layers[0].mlp.down
+    down.register_forward_hook(lambda module, args, out: NotFiniteInBackward.apply(out, model.bad))
+
+
 def bad_example(value):
     """The classifier's output for example r17, and for it alone, is `value`."""
 
@@ -206,6 +232,12 @@ CAUSES = {
         nan_gradient,
         "step 7",
         "the forward is finite, the gradient of backbone.layers.0.mlp.down.weight is not, example ids r",
+    ),
+    "backward": (
+        bad_backward,
+        "step",
+        "the forward is finite; first not finite in the backward: the gradient of the output of backbone.layers.0.mlp."
+        "up, example ids r17. ",
     ),
     "nan": (bad_example(NAN), "step", "first not finite: the output of head.classifier, example ids r17. "),
     "inf": (bad_example(INF), "step", "first not finite: the output of head.classifier, example ids r17. "),
@@ -242,6 +274,14 @@ def test_p18_raise_says_step_rank_examples_and_module(tiny, monkeypatch, not_hel
             assert all(t.isfinite().all() for t in load_file(folder_of(config) / name / "model.safetensors").values())
     if cause == "gradient":  # at step 7; the checkpoint of step 5 is there to resume from
         assert state_of(config)["step"] == 5
+
+
+def test_p18_pixels_that_are_not_finite_are_named():
+    pixels = torch.zeros(3, 1, 2, 2)
+    pixels[1, 0, 1, 0] = INF
+    batch = Batch((), torch.zeros(1, dtype=torch.int32), None, 3, (0, 1, 2), ("a", "b", "c"), pixel_values=pixels)
+    found = diagnose._find_in_forward(0, 0, nn.Identity(), [batch], Precision("fp32", CPU.device), CPU)
+    assert found == "the pixels of the input are not finite, example ids b"
 
 
 def test_p18_skip_leaves_the_step_out_and_says_so(tiny, monkeypatch, capsys, not_held_out):
