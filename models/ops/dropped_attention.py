@@ -79,7 +79,7 @@ class _DroppedAttention(torch.autograd.Function):
                 scores = torch.bmm(qs[i], ks[i].transpose(1, 2))  # (count H, L, S)
                 length, key_length = scores.shape[1:]
                 if biases:
-                    scores.view(-1, heads, length, key_length).add_(biases[chunks[i].run])
+                    scores.view(len(scores) // heads, heads, length, key_length).add_(biases[chunks[i].run])
                 if causal_mask is not None:
                     scores.add_(causal_mask[:length, :key_length])
                 torch.softmax(scores, -1, out=p_run)
@@ -119,7 +119,10 @@ class _DroppedAttention(torch.autograd.Function):
                 torch.bmm(d_scores, ks[i], out=d_qs[i])
                 torch.bmm(d_scores.transpose(1, 2), qs[i], out=d_ks[i])
                 if ctx.biased:
-                    d_bias, before = d_scores.view(-1, heads, *d_scores.shape[1:]).sum(0), d_biases[chunks[i].run]
+                    d_bias, before = (
+                        d_scores.view(len(d_scores) // heads, heads, *d_scores.shape[1:]).sum(0),
+                        d_biases[chunks[i].run],
+                    )
                     d_biases[chunks[i].run] = d_bias if before is None else before + d_bias
         d_q.mul_(ctx.scale)
         tokens = (
@@ -152,7 +155,7 @@ def _make_chunks(runs: Runs, heads: int) -> list[_Chunk]:
     """Split each run into chunks of at most BLOCK weights, or of one sequence."""
     chunks = []
     for run, (count, length, key_length) in enumerate(runs):
-        max_sequences = max(1, BLOCK // (heads * length * key_length))
+        max_sequences = max(1, BLOCK // max(1, heads * length * key_length))
         sizes = [min(max_sequences, count - start) for start in range(0, count, max_sequences)]
         chunks += [_Chunk(run, size * heads, length, key_length) for size in sizes]
     return chunks
@@ -210,7 +213,7 @@ def _split(x: Tensor, chunks: Sequence[_Chunk], side: int) -> list[Tensor]:
     lengths = [chunk.length if side == 1 else chunk.key_length for chunk in chunks]
     pieces = torch.split(x, [chunk.matrices * length for chunk, length in zip(chunks, lengths, strict=True)])
     sizes = zip(pieces, chunks, lengths, strict=True)
-    return [piece.view(chunk.matrices, length, -1) for piece, chunk, length in sizes]
+    return [piece.view(chunk.matrices, length, x.shape[-1]) for piece, chunk, length in sizes]
 
 
 def _split_weights(x: Tensor, chunks: Sequence[_Chunk], block: _Block) -> list[Tensor]:

@@ -23,15 +23,18 @@ def joint_linear(x: Tensor, layers: Sequence[nn.Linear]) -> list[Tensor]:
     Layers are called one by one on a CPU, without gradients (the few tokens of generation would not pay for the copy),
     and where one is more than nn.Linear: LoRA, hooks, or a forward of its own.
     """
-    is_worthwhile = x.device.type == "cuda" and torch.is_grad_enabled() and len(layers) > 1
-    if not is_worthwhile or not all(_is_plain(layer) for layer in layers):
+    if not _can_join(x, layers):
         return [layer(x) for layer in layers]
     weights: list[Tensor] = [layer.weight for layer in layers]
     biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
-    if len(biases) not in (0, len(layers)):
-        return [layer(x) for layer in layers]
     out = F.linear(x, torch.cat(weights), torch.cat(biases) if biases else None)
     return list(torch.split(out, [layer.out_features for layer in layers], -1))
+
+
+def _can_join(x: Tensor, layers: Sequence[nn.Linear]) -> bool:
+    in_training_on_gpu = x.device.type == "cuda" and torch.is_grad_enabled() and len(layers) > 1
+    all_or_none_biased = len({layer.bias is None for layer in layers}) == 1
+    return in_training_on_gpu and all_or_none_biased and all(_is_plain(layer) for layer in layers)
 
 
 def _is_plain(layer: nn.Module) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.ops.attention import Bias, pad_bias, product_dtype
-from models.ops.packing import Packing, aligned
+from models.ops.packing import Packing, aligned, to_device
 
 
 class RelativeBias(nn.Module):
@@ -41,18 +41,23 @@ class RelativeBias(nn.Module):
         return bias
 
     def for_packing(self, packing: Packing) -> Bias:
-        """Return the bias of self-attention: on a CPU a function of the length, given twice, elsewhere a padded tensor.
+        """Return the bias of self-attention for all layers of a stack: by length on a CPU, elsewhere `padded`.
 
         The bias is computed once, for the longest sequence, and before the first layer: checkpoint_activations computes
         a layer twice. Without a sequence the bias is still in the graph.
         """
+        device = self.embedding.weight.device
+        if device.type != "cpu":
+            return self.padded(packing)
         longest = max(packing.max_length, 1)
-        weight = self.embedding.weight
-        if weight.device.type == "cpu":
-            bias: Tensor = self(torch.arange(longest, device=weight.device), longest)
-            biases = {n: bias[:, :n, :n] for n in {*packing.lengths} or {1}}
-            return lambda length, keys: biases[length]
-        bias = self(torch.arange(longest, device=weight.device), aligned(longest))
+        bias: Tensor = self(torch.arange(longest, device=device), longest)
+        biases = {n: bias[:, :n, :n] for n in {*packing.lengths} or {1}}
+        return lambda length, keys: biases[length]
+
+    def padded(self, packing: Packing) -> Tensor:
+        """Return the bias of all sequences, padded to the longest, as padded_attention takes it (pad_bias)."""
+        weight, longest = self.embedding.weight, max(packing.max_length, 1)
+        bias: Tensor = self(torch.arange(longest, device=weight.device), aligned(longest))
         padding = None if self.causal or packing.is_uniform else packing
         return pad_bias(bias, longest, padding, product_dtype(weight))
 
@@ -73,4 +78,4 @@ def bucket_of_distance(buckets: int, max_distance: int, device: torch.device) ->
     distance = torch.arange(max_distance + 1, device="cpu")
     share = torch.log(distance.float() / exact) / math.log(max_distance / exact)
     far = exact + (share * (buckets - exact)).long()
-    return torch.where(distance < exact, distance, far.clamp(max=buckets - 1)).to(device)
+    return to_device(torch.where(distance < exact, distance, far.clamp(max=buckets - 1)), device)

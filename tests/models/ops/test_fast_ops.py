@@ -16,11 +16,8 @@ from torch import nn
 import models
 from models.heads import find_supervised_positions
 from models.inputs import IGNORE_INDEX
-from models.ops import dropped_attention
-from models.ops.attention import packed_attention, padded_attention
 from models.ops.dropout import MAX_RATE, MIN_ELEMENTS, Dropout, dropout, sample_dropped_positions
 from models.ops.linear_cross_entropy import CHUNK_BYTES, _chunk_bytes, linear_cross_entropy
-from models.ops.packing import Packing
 
 LANGUAGE = [(kind, head) for kind in zoo.ZOO for head in models.ARCHITECTURES[kind].heads if head and "-lm" in head]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
@@ -39,8 +36,9 @@ def loss_and_gradients(function, *tensors):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("tokens", [0, 1, 37])
-def test_linear_cross_entropy_is_linear_and_cross_entropy(monkeypatch, dtype, smoothing, bias, tokens):
+@pytest.mark.parametrize(("tokens", "padding"), [(0, 0), (1, 0), (37, 0), (37, 5)])
+def test_linear_cross_entropy_is_linear_and_cross_entropy(monkeypatch, dtype, smoothing, bias, tokens, padding):
+    monkeypatch.setattr("models.ops.linear_cross_entropy._padded_vocabulary", lambda w, dtype: len(w) + padding)
     monkeypatch.setattr(
         "models.ops.linear_cross_entropy.CHUNK_BYTES", 4 * 11 * 8
     )  # 8 tokens a chunk, the last one shorter
@@ -248,128 +246,6 @@ def test_every_dropout_of_every_architecture_is_this_one(tmp_path):
         for head in models.ARCHITECTURES[kind].heads:
             model = tiny.scratch(tmp_path / f"{kind}-{head}", kind, head)
             assert {type(m) for m in model.modules() if isinstance(m, nn.Dropout)} == {Dropout}
-
-
-# attention
-
-
-def by_formula(query, key, value, packing, key_packing, causal, bias, scale):
-    """One sequence after another, by the formula."""
-    parts = []
-    for q, k, v in zip(
-        query.split(packing.lengths), *(x.split(key_packing.lengths) for x in (key, value)), strict=True
-    ):
-        scores = torch.einsum("lhk,shk->hls", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
-        scores = scores if bias is None else scores + bias(len(q), len(k))
-        if causal:
-            scores = scores.masked_fill(~torch.ones_like(scores, dtype=torch.bool).tril(), float("-inf"))
-        parts.append(torch.einsum("hls,shk->lhk", scores.softmax(-1), v).flatten(1))
-    return torch.cat(parts)
-
-
-def assert_the_formula(attention, causal, cross, scale, biased):
-    """In value and in every gradient."""
-    torch.manual_seed(0)
-    packing = Packing.from_lengths([2, 5, 5, 1, 7])
-    keys = Packing.from_lengths([3, 4, 4, 6, 1]) if cross else packing
-    q = torch.randn(20, 2, 4, dtype=torch.float64, requires_grad=True)
-    k, v = (torch.randn(sum(keys.lengths), 2, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    table = torch.randn(2, 7, 7, dtype=torch.float64, requires_grad=True)
-    bias = (lambda length, source: table[:, :length, :source]) if biased else None
-    wanted = (q, k, v, table) if biased else (q, k, v)
-    found = attention(q, k, v, packing, keys, bias)
-    expected = by_formula(q, k, v, packing, keys, causal, bias, scale)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    g = torch.randn_like(found)
-    for a, b in zip(*(torch.autograd.grad(out, wanted, g) for out in (found, expected)), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-
-
-@pytest.fixture(params=[dropped_attention.BLOCK, 60, 1], ids=["one block", "blocks", "a block a sequence"])
-def blocks(request, monkeypatch):
-    """Weights that are worked on together."""
-    monkeypatch.setattr(dropped_attention, "BLOCK", request.param)
-    for remembered in (dropped_attention._make_chunks, dropped_attention._make_blocks):
-        remembered.cache_clear()
-    yield
-    for remembered in (dropped_attention._make_chunks, dropped_attention._make_blocks):
-        remembered.cache_clear()
-
-
-@pytest.mark.parametrize("dropout", [0.0, 1e-300])  # the second takes the path of dropout and drops no element
-@pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize(("causal", "cross", "scale"), [(False, False, None), (True, False, 0.3), (False, True, 1.0)])
-@pytest.mark.usefixtures("blocks")
-def test_attention_with_dropout_and_without_is_the_formula(causal, cross, scale, biased, dropout):
-    def attention(q, k, v, packing, keys, bias):
-        options = {"causal": causal, "scale": scale, "dropout": dropout}
-        return packed_attention(q, k, v, packing, key_packing=keys, bias=bias, **options)
-
-    assert_the_formula(attention, causal, cross, scale, biased)
-
-
-@pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize(("causal", "cross", "scale"), [(False, False, None), (True, False, 0.3), (False, True, 1.0)])
-def test_attention_padded_for_a_gpu_is_the_formula_too(causal, cross, scale, biased):
-    def attention(q, k, v, packing, keys, bias):
-        return padded_attention(q, k, v, packing, keys, causal, bias, scale, 0.0)
-
-    assert_the_formula(attention, causal, cross, scale, biased)
-
-
-@pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize(("causal", "cross"), [(False, False), (True, False), (False, True)])
-@pytest.mark.usefixtures("blocks")
-def test_gradcheck_of_attention_with_dropout(causal, cross, biased):
-    packing = Packing.from_lengths([3, 3, 4])
-    keys = Packing.from_lengths([2, 2, 5]) if cross else packing
-    lengths = [10, sum(keys.lengths), sum(keys.lengths)]
-    tensors = [torch.randn(n, 2, 3, dtype=torch.float64, requires_grad=True) for n in lengths]
-    table = torch.randn(2, 5, 5, dtype=torch.float64, requires_grad=biased)
-
-    def seeded(q, k, v, table, dropout=0.4):
-        bias = (lambda length, source: table[:, :length, :source]) if biased else None
-        torch.manual_seed(0)
-        return packed_attention(q, k, v, packing, key_packing=keys, causal=causal, bias=bias, dropout=dropout)
-
-    assert not torch.allclose(seeded(*tensors, table), seeded(*tensors, table, dropout=0.0))
-    assert torch.autograd.gradcheck(seeded, (*tensors, table))
-
-
-def test_dropout_masks_do_not_depend_on_the_chunk_of_sequences(monkeypatch):
-    packing, found = Packing.from_lengths([30, 30, 30, 41, 50, 50]), []
-    tensors = [torch.randn(231, 2, 3, dtype=torch.float64) for _ in range(3)]
-    for block in (2**20, 5_000, 1):
-        monkeypatch.setattr(dropped_attention, "BLOCK", block)
-        dropped_attention._make_chunks.cache_clear()
-        dropped_attention._make_blocks.cache_clear()
-        torch.manual_seed(0)
-        found.append(packed_attention(*tensors, packing, dropout=0.4))
-        blocks = dropped_attention._make_blocks(((3, 30, 30), (1, 41, 41), (2, 50, 50)), 2)
-        assert len(blocks) == {2**20: 1, 5_000: 5, 1: 6}[block]
-    dropped_attention._make_chunks.cache_clear()
-    dropped_attention._make_blocks.cache_clear()
-    for other in found[1:]:
-        torch.testing.assert_close(other, found[0], rtol=1e-12, atol=1e-12)
-
-
-def test_dropped_attention_allows_two_backwards_of_one_graph():
-    packing = Packing.from_lengths([3, 3, 4])
-    q, k, v = (torch.randn(10, 2, 3, requires_grad=True) for _ in range(3))
-    out = packed_attention(q, k, v, packing, dropout=0.4)
-    first, second = (torch.autograd.grad(out, (q, k, v), torch.ones_like(out), retain_graph=True) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def test_the_mean_of_attention_with_dropout_is_that_without():
-    torch.manual_seed(0)
-    packing = Packing.from_lengths([40] * 2_000)
-    q, k, v = (torch.randn(40, 1, 4).repeat(2_000, 1, 1) for _ in range(3))
-    dropped = packed_attention(q, k, v, packing, dropout=0.2).unflatten(0, (2_000, 40))
-    exact = packed_attention(q, k, v, packing).unflatten(0, (2_000, 40))[0]
-    error = (dropped.mean(0) - exact) / (dropped.std(0) / math.sqrt(2_000))
-    assert dropped.std(0).min() > 0
-    assert error.square().mean() == pytest.approx(1, abs=0.5)
 
 
 # activation checkpointing

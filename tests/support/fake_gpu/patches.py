@@ -114,8 +114,9 @@ def _expand_mask(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
     if mask.dtype == torch.bool:
         zero = torch.zeros((), dtype=query.dtype, device=CUDA)
         mask = torch.where(mask, zero, torch.full_like(zero, float("-inf")))
-    if odd := mask.shape[-1] % 16:
-        mask = F.pad(mask, (0, 16 - odd))[..., : odd - 16]
+    if mask.stride(-1) != 1 or any(stride % 8 for stride in mask.stride()[:-1]):
+        missing = 8 - mask.shape[-1] % 8
+        mask = F.pad(mask, (0, missing))[..., :-missing]
     return mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
 
 
