@@ -2,6 +2,7 @@
 
 Model FLOPs count only what the mathematics requires (Chowdhery et al. 2022, "PaLM", appendix B):
 - tokens without padding, the output matrix at supervised positions only, no recomputation;
+- behind the keys and values of the last layer, only the tokens that the head reads;
 - 2 * rows * in * out for a product of (rows, in) and (in, out);
 - the full score matrix of causal attention, as PaLM and nanoGPT count it.
 
@@ -21,6 +22,7 @@ from torch import nn
 from data import Batch
 from models import TaskModel
 from models.lora import LoraLinear
+from models.ops.attention import SelfAttention
 
 # Dense TFLOP/s stated by the vendor. The first name that is a substring of the device's name applies.
 DATASHEETS: dict[str, dict[str, float]] = {
@@ -33,6 +35,7 @@ DATASHEETS: dict[str, dict[str, float]] = {
 }
 SAME_INPUT = ("key", "value", "linear")  # projections that read the input of the module registered before them
 PER_TOKEN = ("token-classification", "question-answering")  # heads that read every token
+PAIRS = ("relation-classification", "distilled-image-classification")  # heads that read two tokens of each sequence
 
 
 class Sizes(NamedTuple):
@@ -122,7 +125,38 @@ def _rows(name: str, model: TaskModel, sizes: Sizes) -> int:
         return source - model.backbone.num_special * len(sizes.lengths)
     if path[1] == "decoder":
         return source if _reads_source(name) else written
+    if name.startswith(_last_layer(model)) and path[-1] in ("output", "up", "gate", "linear", "down"):
+        return _tokens_read(model, sizes)
+    if name.startswith(_last_layer(model)) and path[-1] == "query":
+        return sum(_queries_of_last_layer(model, sizes))
     return source
+
+
+def _last_layer(model: TaskModel) -> str:
+    """Return the beginning of the names in the last layer of an encoder, or of a decoder without one."""
+    stack = "backbone.encoder" if hasattr(model.backbone, "encoder") else "backbone"
+    return f"{stack}.layers.{len(model.get_submodule(stack).layers) - 1}."
+
+
+def _tokens_read(model: TaskModel, sizes: Sizes) -> int:
+    """Return the number of tokens whose last hidden states the head reads."""
+    head, everything = model.head, sum(sizes.lengths)
+    if sizes.decoder_lengths or model.head_name in PER_TOKEN or head.shape.pooling == "mean":
+        return everything
+    if head.is_language_model:
+        return sizes.targets
+    return len(sizes.lengths) * (2 if model.head_name in PAIRS else 1)
+
+
+def _queries_of_last_layer(model: TaskModel, sizes: Sizes) -> tuple[int, ...]:
+    """Return the number of queries of each sequence in the last layer. See Selection in models/ops/packing.py."""
+    read, count = _tokens_read(model, sizes), len(sizes.lengths)
+    attention = model.get_submodule(_last_layer(model) + "attention")
+    is_gpt2_classifier = hasattr(attention, "qkv") and model.head.shape.pooling == "last"
+    chosen_before = isinstance(attention, SelfAttention) or is_gpt2_classifier
+    if not chosen_before or model.head.is_language_model or read == sum(sizes.lengths):
+        return sizes.lengths
+    return (read // count,) * count
 
 
 def attention_flops(model: TaskModel, sizes: Sizes) -> float:
@@ -132,6 +166,8 @@ def attention_flops(model: TaskModel, sizes: Sizes) -> float:
         if hasattr(module, "num_heads") and isinstance(getattr(module, "output", None), nn.Linear):
             queries = keys = sizes.decoder_lengths if name.split(".")[1] == "decoder" else sizes.lengths
             keys = sizes.lengths if getattr(module, "cross", False) else keys
+            if name.startswith(_last_layer(model)):
+                queries = _queries_of_last_layer(model, sizes)
             pairs = sum(q * k for q, k in zip(queries, keys, strict=True))
             projections = ("qkv",) * 3 if hasattr(module, "qkv") else ("query", "key", "value")
             q, k, v = (

@@ -219,6 +219,7 @@ def explicit_attention(query, key, value, packing, *, key_packing=None, bias=Non
         ("t5-small", {"model.freeze": "backbone.encoder.*,backbone.word_embeddings.*"}),
         ("t5-small", {"model.lora.rank": "2", "model.lora.target_modules": "*.value"}),
         ("vit-tiny", {"model.freeze": f"{EMBEDDINGS},backbone.class_token"}),
+        ("minilm-short", {"model.pooling": "mean", "model.head_init": "reset"}),
     ],
 )
 def test_model_flops_equal_torchs_counter(name, settings, workloads, monkeypatch):
