@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokeniz
 from tokenizers.models import BPE, Unigram, WordPiece
 
 from data.errors import DataError, ErrorList
+from data.tokenizers.limits import check_file, check_tokenizer, read_limited, without_panics
 from data.tokenizers.sentencepiece import CONTROL, USER_DEFINED, read_sentencepiece
 from data.tokenizers.special import make_special_tokens_splittable
 
@@ -44,21 +45,28 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     # Set explicitly, so that worker processes forked after the encoding do not warn about it.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
-        settings = _read_settings(folder)
-        if (folder / "tokenizer.json").is_file():
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        else:
-            tokenizer = _from_vocabulary(folder, settings)
-        _set_flags(tokenizer, settings)
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        for first_texts in (("a \N{SNOWMAN}",), ("a text", "its pair")):
-            tokenizer.encode(*first_texts)  # some broken files can be read but fail here
-        make_special_tokens_splittable(tokenizer)
+        with without_panics():
+            return _load(folder)
     except (DataError, KeyboardInterrupt):
         raise
     except BaseException as error:  # the library raises plain Exceptions, and panics that are no Exceptions
         raise DataError(f"{folder}: the tokenizer cannot be used: {error}") from None
+
+
+def _load(folder: Path) -> Tokenizer:
+    settings, path = _read_settings(folder), folder / "tokenizer.json"
+    if path.is_file():
+        check_file(path)
+        tokenizer = Tokenizer.from_file(str(path))
+        check_tokenizer(tokenizer, path)
+    else:
+        tokenizer = _from_vocabulary(folder, settings)
+    _set_flags(tokenizer, settings)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    for first_texts in (("a \N{SNOWMAN}",), ("a text", "its pair")):
+        tokenizer.encode(*first_texts)  # some broken files can be read but fail here
+    make_special_tokens_splittable(tokenizer)
     return tokenizer
 
 
@@ -333,7 +341,7 @@ def _read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
 def _read_lines(path: Path) -> list[str]:
     """Return the lines of a file, split at line feeds only; vocabularies contain other line separators."""
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = read_limited(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8: {error}") from None
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
@@ -342,7 +350,7 @@ def _read_lines(path: Path) -> list[str]:
 def _read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; {} where there is no file."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        values = json.loads(read_limited(path)) if path.is_file() else {}
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {error}") from None
     if not isinstance(values, dict):

@@ -1,7 +1,7 @@
 """A SentencePiece model (spiece.model), read from protobuf's wire format: the few fields that a tokenizer needs.
 
 Sources: sentencepiece_model.proto (github.com/google/sentencepiece) for the fields and their defaults,
-protobuf.dev/programming-guides/encoding for the format. The table of normalizations is a double array of Darts-clone.
+protobuf.dev/programming-guides/encoding for the format.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
 from data.errors import DataError
+from data.tokenizers.charsmap import check_charsmap
+from data.tokenizers.limits import check_unigrams, read_limited
 
 MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 NORMALIZER_FLAGS = {3: "add_dummy_prefix", 4: "remove_extra_whitespaces", 5: "escape_whitespaces"}
@@ -39,7 +39,7 @@ class SentencePiece:
 def read_sentencepiece(path: Path) -> SentencePiece:
     """Return the model in a file; DataError for a damaged file, or another kind of file."""
     try:
-        model = _parse_fields(path.read_bytes())
+        model = _parse_fields(read_limited(path))
         pieces, types = [], []
         for content in model.get(1, []):
             piece = _parse_fields(_require_bytes(content))
@@ -55,8 +55,9 @@ def read_sentencepiece(path: Path) -> SentencePiece:
             unusual_spacing=_unusual_spacing(trainer, normalizer),
         )
         _check_pieces(read)
+        check_unigrams(path, sum(len(piece.encode()) for piece, _ in pieces))
         if read.charsmap:
-            _check_charsmap(read.charsmap)
+            check_charsmap(read.charsmap)
     except ValueError as error:  # UnicodeDecodeError too
         raise DataError(f"{path}: not a SentencePiece model, or a damaged one: {error}") from None
     return read
@@ -147,29 +148,3 @@ def _check_pieces(model: SentencePiece) -> None:
         raise ValueError("it has no pieces")
     if model.unk_id >= len(model.pieces):
         raise ValueError(f"unk_id = {model.unk_id}, of {len(model.pieces)} pieces")
-
-
-def _check_charsmap(charsmap: bytes) -> None:
-    """Raise ValueError where a step through the table leaves it; a text with this step would end the process.
-
-    Layout, little-endian: the size of a trie in bytes, the trie, and the replacements, each ended by a NUL. A unit of
-    the trie is
-    - a value (bit 31 is set): the position of a replacement; or
-    - a node: bits 10 to 30 and bit 9 give the offset of its children. Bit 8 says whether the first child is a value.
-      Bits 0 to 7 are the byte by which the node is reached.
-    """
-    size = int.from_bytes(charsmap[:4], "little")
-    if size % 4 or not 0 < size <= len(charsmap) - 4:
-        raise ValueError(f"a table of normalizations of {size} bytes, where {len(charsmap)} are left")
-    units = np.frombuffer(charsmap, "<u4", size // 4, offset=4).astype(np.int64)
-    replacements = charsmap[4 + size :]
-    replacements.decode("utf-8")
-    is_value = units >> 31 == 1
-    children = np.arange(len(units)) ^ (units >> 10 << (units >> 6 & 8))
-    inside = (children | 255) < len(units)  # a child is reached by one byte more
-    if is_value[0] or not (inside | is_value).all() or not is_value[children[~is_value & (units >> 8 & 1 == 1)]].all():
-        raise ValueError("a table of normalizations that leads out of itself")
-    begins = np.concatenate([[True], np.frombuffer(replacements, np.uint8) == 0])[:-1]
-    starts = units[is_value] & 0x7FFFFFFF
-    if (starts >= len(begins)).any() or not begins[starts].all():
-        raise ValueError("a table of normalizations with a replacement that begins inside another")

@@ -22,6 +22,7 @@ from data import Examples, Row, TextExamples, cache
 from data.audit import audit_targets, audit_texts, has_texts
 from data.augmentation import tables
 from data.augmentation import text as texts
+from data.tokenizers.limits import panics_as_errors
 from engine.config import AugmentSettings, ConfigError, ImageAugmentSettings, TextAugmentSettings
 from engine.tasks.settings import TaskSettings
 
@@ -87,7 +88,8 @@ class RowEncoder:
         """Encode rows. A special token in a text is read as data.split_special_tokens says."""
         if self.tokenizer is not None and self.settings.data.split_special_tokens:
             self.tokenizer.encode_special_tokens = True  # set each time, as a copy in another process loses it
-        return self.encode(rows, self.processor, self.settings, self.labels, labelled)
+        with panics_as_errors(f"row {rows[0].id} or a later one" if rows else "no rows"):
+            return self.encode(rows, self.processor, self.settings, self.labels, labelled)
 
 
 def refuse_augmentation(
