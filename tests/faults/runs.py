@@ -221,7 +221,7 @@ def _child(
         file = os.open(logs / f"{stream}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(file, descriptor)
         os.close(file)
-    sys.stdout, sys.stderr = (open(i, "w", buffering=1, encoding="utf-8") for i in (1, 2))  # noqa: SIM115
+    sys.stdout, sys.stderr = (open(i, "w", buffering=1, encoding="utf-8", closefd=False) for i in (1, 2))  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if world_size > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}

@@ -1,0 +1,100 @@
+"""F19: many saves and rotations, and a long run; memory and file descriptors stay flat."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+
+from engine import checkpoint
+from faults.runs import Bench, Result, Run
+
+SAMPLES = 200  # of memory and descriptors, over the run
+GROWTH = 1.02  # of the median memory of the last third over that of the second third
+SLACK = 4 * 2**20  # bytes, of a run so short that its memory has not settled
+
+
+def run(count: int, seed: int, folder: Path) -> Result:
+    """Run `count` steps with an evaluation, a save and a log line every few, without workers and with two."""
+    bench, result = Bench(folder), Result()
+    for workers in (0, 2):
+        settings: dict[str, object] = {
+            "train.max_steps": count,
+            "eval.every_steps": 10,
+            "log.every_steps": 2,
+            "checkpoint.every_steps": 5,
+            "data.num_workers": workers,
+        }
+        victim = bench.run(settings)
+        result.add(soak(victim, count, result), f"{count} steps, {workers} workers")
+        victim.remove()
+    return result
+
+
+def soak(victim: Run, count: int, result: Result) -> str:
+    """Run to the end and look at the process and the run folder all the while; return what grew or was missing."""
+    started = victim.start()
+    memory: list[tuple[int, int, int]] = []  # (step, bytes, descriptors) of the process and its workers
+    missing, seen = "", set()
+    while started.alive():
+        step = victim_step(victim)
+        names = set(os.listdir(victim.folder)) if victim.folder.is_dir() else set()
+        lost = [name for name in seen if name not in names and name != checkpoint.LAST]
+        if lost and not victim.is_saving():
+            missing = missing or f"{lost} vanished near step {step}"
+        seen |= names & {checkpoint.LAST, checkpoint.BEST, checkpoint.PREVIOUS}
+        if step > 0:
+            memory.append((step, *measure(started.group)))
+        time.sleep(max(0.05, min(1.0, count / 10_000)))
+    ended = started.wait()
+    if ended.code != 0:
+        return f"ended: {ended.tail()}"
+    second = [row for row in memory if count / 3 <= row[0] < 2 * count / 3]
+    last = [row for row in memory if 2 * count / 3 <= row[0] < count]
+    if len(second) < 3 or len(last) < 3:
+        return f"only {len(memory)} samples"
+    before, after = (statistics.median(row[1] for row in part) for part in (second, last))
+    files = [statistics.median(row[2] for row in part) for part in (second, last)]
+    result.details[f"memory, MiB, {victim.config.data.num_workers} workers"] = (
+        f"{before / 2**20:.1f} then {after / 2**20:.1f}, descriptors {files[0]:g} then {files[1]:g}"
+    )
+    if after > before * GROWTH + SLACK:
+        return f"memory grew from {before / 2**20:.1f} to {after / 2**20:.1f} MiB"
+    if files[1] > files[0]:
+        return f"descriptors grew from {files[0]} to {files[1]}"
+    return missing
+
+
+def victim_step(victim: Run) -> int:
+    """Return the last step in the log; 0 if there is none."""
+    path = victim.folder / "metrics.jsonl"
+    if not path.is_file():
+        return 0
+    with path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - 2000))
+        lines = [line for line in stream.read().splitlines() if line.startswith(b'{"step": ')]
+    try:
+        return int(json.loads(lines[-1])["step"]) if lines else 0
+    except ValueError:  # a line that is being written
+        return int(json.loads(lines[-2])["step"]) if len(lines) > 1 else 0
+
+
+def measure(group: int) -> tuple[int, int]:
+    """Return (private bytes in memory, open descriptors) of all processes of a process group."""
+    total, files = 0, 0
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            if os.getpgid(int(entry)) != group:
+                continue
+            resident, shared = map(int, Path(f"/proc/{entry}/statm").read_text().split()[1:3])
+            total += (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+            files += len(os.listdir(f"/proc/{entry}/fd"))
+        except (OSError, ValueError):  # it has just ended
+            continue
+    return total, files
+
+
