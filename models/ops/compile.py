@@ -55,7 +55,7 @@ def compile_layers(model: LayeredModel, backend: str = "inductor") -> None:
 
 
 def drop_graphs() -> None:
-    """Compile everything anew, at its next forward: for compiled layers, after requires_grad of a parameter has changed.
+    """Compile everything anew, at its next forward: for compiled layers, after a change of requires_grad.
 
     torch 2.6 to 2.11 may use the old graph, which treats the parameter as a constant, so it gets no gradient; 2.14 not.
     """
