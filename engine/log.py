@@ -23,6 +23,7 @@ from data.writing import to_json, write_text
 from engine.config import ConfigError
 from engine.distributed import Ranks, on_main
 from engine.errors import TrainingError
+from engine.spikes import WINDOW, describe_norms, describe_spike
 
 
 class RunLog:
@@ -30,7 +31,7 @@ class RunLog:
 
     metrics.jsonl has one JSON object a line:
 
-    - a training line: {"step", "loss", "lr", "grad_norm", ...};
+    - a training line: {"step", "loss", "lr", "grad_norm", ...}, after a spike of the loss with {"spike": {...}};
     - an evaluation: {"step", "evaluation": {...}}, with "training": {...} where training examples were evaluated too.
 
     A line that cannot be written is kept and written with a later one; the run goes on meanwhile. Rates and
@@ -50,20 +51,24 @@ class RunLog:
         writer = _import_summary_writer() if tensorboard else None
         self.path = folder / "metrics.jsonl"
         self.unwritten: list[str] = []  # lines that could not be written so far
-        on_main(ranks, self._open, start)
+        self.losses: list[float] = on_main(ranks, self._open, start)  # logged before a resume; the last ones
         if not self.is_main:
             return
         self.tensorboard = writer(str(folder / "tensorboard"), purge_step=start + 1) if writer else None
         self.bar = tqdm(total=total, initial=start, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
         self._restart_rates()
 
-    def _open(self, start: int) -> None:
+    def _open(self, start: int) -> list[float]:
+        """Open metrics.jsonl and read what the lines up to step `start` say; return their last losses."""
         try:
             kept = _remove_lines_after(self.path, start)
             self.file = self.path.open("ab", buffering=0)  # unbuffered, so that no later write repeats a failed one
         except OSError as error:
             raise TrainingError(f"{self.path} cannot be written: {error.strerror}") from None
         self.evaluations = [_flatten_evaluation(row) for row in kept if "evaluation" in row]
+        training = [row for row in kept if "grad_norm" in row]
+        self.grad_norms = [(row["step"], row["grad_norm"]) for row in training]
+        return [row["loss"] for row in training[-WINDOW:]]
 
     def _restart_rates(self) -> None:
         self.since = time.perf_counter()
@@ -77,8 +82,8 @@ class RunLog:
             self.tokens += tokens
             self.waited += waited
 
-    def log_step(self, step: int, loss: float, lr: float, grad_norm: float, more: dict[str, float]) -> None:
-        """Write a training line: the numbers of this step, and the rates since the last line."""
+    def log_step(self, step: int, loss: float, lr: float, grad_norm: float, more: dict[str, Any]) -> None:
+        """Write a training line: the numbers of this step, the rates since the last line, and `more`."""
         if not self.is_main:
             return
         seconds = time.perf_counter() - self.since
@@ -86,10 +91,13 @@ class RunLog:
         row = {"step": step, "loss": loss, "lr": lr, "grad_norm": grad_norm, **more}
         row |= {"samples_per_second": round(rate, 2), "tokens_per_second": round(self.tokens / seconds, 1)}
         row |= {"data_wait_seconds": round(self.waited, 4), "peak_memory_mb": peak_memory_mb(self.device)}
-        self._write(row, "train", step, row)
+        self.grad_norms.append((step, grad_norm))
+        self._write(row, "train", step, {name: value for name, value in row.items() if name != "spike"})
         self.bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2e}, {rate:.1f} examples/s", refresh=False)
         if not sys.stderr.isatty():
             self.say(f"step {step:>6}  loss {loss:.4f}  lr {lr:.2e}  norm {grad_norm:.2f}  {rate:.1f} examples/s")
+        if "spike" in more:
+            self.say(describe_spike(step, loss, more["spike"]))
         self._restart_rates()
 
     def log_evaluation(
@@ -147,12 +155,16 @@ class RunLog:
         """Return a metric of the validation data in all evaluations of the run, in their order; [] on other ranks."""
         return [row[metric] for row in self.evaluations if metric in row] if self.is_main else []
 
-    def final(self, step: int, result: dict[str, float], reason: str) -> None:
-        """Print why the run ended, its evaluations and its result; write the result to metrics.jsonl; close."""
+    def final(self, step: int, result: dict[str, float], reason: str, max_grad_norm: float) -> None:
+        """Print why the run ended, its evaluations, gradient norms and result; write it to metrics.jsonl; close.
+
+        max_grad_norm: train.max_grad_norm.
+        """
         if not self.is_main:
             return
         self.bar.close()
         self.say(f"\n{reason}\n{self.table()}\n")
+        self.say(describe_norms(self.grad_norms, max_grad_norm))
         self.say("  ".join(f"{name} {value:.4g}" for name, value in result.items()))
         written = (name for name in ("best/", "last/", "metrics.jsonl") if (self.path.parent / name).exists())
         self.say(f"run folder {self.path.parent}: {', '.join(written)}")

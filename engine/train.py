@@ -51,6 +51,7 @@ from engine.regularize import (
     seed_everything,
 )
 from engine.save_schedule import SaveSchedule
+from engine.spikes import SpikeWatch
 from engine.state import TrainState, metric_direction
 from engine.tasks import find_task, read_training_data
 from engine.watch import explain_best
@@ -133,6 +134,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     folder = Path(cfg.run.folder)
     hidden = {*task.details} - {watched}
     log = RunLog(folder, ranks, start=state.step, total=total_steps, tensorboard=cfg.log.tensorboard, hidden=hidden)
+    spikes = SpikeWatch(cfg.log.spike_deviations, log.losses)
     saves = SaveSchedule(cfg.checkpoint, ranks, state.position if resumed else None)
     context = EvaluationContext(task, amp, ranks, cfg.eval.batch_tokens, cfg.generate)
     pin_memory = ranks.device.type == "cuda"
@@ -218,7 +220,9 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         if stepped and (state.step % cfg.log.every_steps == 0 or is_last):
             penalty, *losses = read_numbers(penalties.value, *loss_sums)
             (loss_sum,) = distributed.all_sum(sum(losses))
-            log.log_step(state.step, loss_sum / max(num_targets, 1), lr, grad_norm, penalties.log(penalty))
+            loss = loss_sum / max(num_targets, 1)
+            more = penalties.log(penalty) | spikes.check(loss, micro_batches)
+            log.log_step(state.step, loss, lr, grad_norm, more)
         if not stepped or (state.step % evaluate_every != 0 and not is_last):
             continue
         clock = time.perf_counter()
@@ -255,7 +259,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         best = models.from_pretrained(checkpoint.open_run(str(folder)), head=task.head).to(ranks.device)
         test_metrics = evaluate(best, test_set, context)
         result |= {f"test_{name}": value for name, value in test_metrics.items()}
-    log.final(state.step, result, done)
+    log.final(state.step, result, done, cfg.train.max_grad_norm)
     log.say(explain_best(state, watched, log.values_of(watched)))
     return result
 

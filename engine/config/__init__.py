@@ -11,6 +11,7 @@ hf_names.py       Hugging Face's names of arguments, and ours
 """
 
 from engine.config.data_settings import DataSettings
+from engine.config.model_settings import DropoutSettings, LoraSettings, ModelSettings
 from engine.config.recipe import (
     DEFAULT_RECIPE,
     RECIPES,
@@ -39,11 +40,8 @@ from engine.config.sections import (
     CheckpointSettings,
     Config,
     DistributedSettings,
-    DropoutSettings,
     EvalSettings,
     LogSettings,
-    LoraSettings,
-    ModelSettings,
     OptimSettings,
     RegularizeSettings,
     RunSettings,

@@ -2,7 +2,8 @@
 
 `--help`, the error messages and the resolved recipe in the run folder are made from these declarations. A setting
 changes the mathematics of a run unless it is marked MACHINE. A machine setting changes only the speed, the memory or
-the output, and it may differ when a run is resumed. The sections that only some tasks read are in task_sections.py.
+the output, and it may differ when a run is resumed. [data] and [model]
+are in data_settings.py and model_settings.py, the sections that only some tasks read in task_sections.py.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from engine.config.data_settings import DataSettings
+from engine.config.model_settings import ModelSettings
 from engine.config.schema import MACHINE, setting
 from engine.config.task_sections import (
     AugmentSettings,
@@ -65,85 +67,6 @@ class RunSettings:
     dry_run: bool = setting(
         False, "(or --dry-run) print what would be trained on which data, then exit", machine=MACHINE
     )
-
-
-@dataclass(frozen=True)
-class DropoutSettings:
-    """Dropout rates by site; none keeps the checkpoint's rate."""
-
-    all: float | None = setting(None, "rate of every site below that is none, except drop_path", within="in [0, 1)")
-    embedding: float | None = setting(None, "rate after the embeddings", within="in [0, 1)")
-    attention: float | None = setting(None, "rate on the attention weights", within="in [0, 1)")
-    hidden: float | None = setting(
-        None, "rate on each block's output, before it is added to the residual stream", within="in [0, 1)"
-    )
-    head: float | None = setting(None, "rate before the head's last layer", within="in [0, 1)")
-    drop_path: float | None = setting(
-        None, "rate at which an example skips a whole block (stochastic depth)", within="in [0, 1)"
-    )
-    schedule: str = setting(
-        "constant",
-        "how all rates change over the run; linear: rise from 0; early: fall to 0 at switch_step; late: 0 until "
-        "switch_step",
-        ("constant", "linear", "early", "late"),
-    )
-    switch_step: float = setting(
-        0.5, "where early reaches 0 and late begins: a number of steps, or below 1 a share of all steps", within=">= 0"
-    )
-
-    def rates(self) -> dict[str, float]:
-        """Return {site: rate} for the sites whose rate is set, by `all` or their own setting."""
-        own = {name: getattr(self, name) for name in ("embedding", "attention", "hidden", "head", "drop_path")}
-        rates = {site: self.all if rate is None and site != "drop_path" else rate for site, rate in own.items()}
-        return {site: rate for site, rate in rates.items() if rate is not None}
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """LoRA: train a low-rank update of some projections instead of the weights (models/lora.py)."""
-
-    rank: int = setting(0, "rank of the update; 0: no LoRA, all weights are trained", within=">= 0")
-    alpha: float | None = setting(None, "the update is multiplied by alpha / rank; none: 2 * rank", within="> 0")
-    dropout: float = setting(0.0, "dropout rate on the input of the update", within="in [0, 1)")
-    target_modules: tuple[str, ...] = setting(
-        (), "patterns of layer names that get an adapter, as *.query,*.mlp.*; empty: queries and values"
-    )
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """The pretrained model, and which part of it is trained."""
-
-    name: str = setting(
-        "",
-        "checkpoint to start from: a local folder, package:NAME/FOLDER, or a name on the Hugging Face hub",
-        needed="name a local folder, package:NAME/FOLDER or a hub name",
-    )
-    sha256: str = setting("", "expected SHA-256 of its model.safetensors; empty: not checked")
-    init: str = setting("pretrained", "scratch: the checkpoint's shape with random weights", ("pretrained", "scratch"))
-    head_init: str = setting(
-        "auto", "auto: the checkpoint's head if it has one; reset: always a new head", ("auto", "reset")
-    )
-    pooling: str = setting(
-        "",
-        "vector of a text: of the first token (cls), the mean, or of the last token; empty: as the checkpoint says",
-        ("", "cls", "mean", "last"),
-    )
-    freeze: tuple[str, ...] = setting(
-        (), "patterns of parameter names that are not trained, as backbone.layers.0.*; empty: all are trained"
-    )
-    gradual_unfreezing: float = setting(
-        0.0,
-        "steps between unfreezing one layer and the next below it, beginning with the head alone (below 1: a share of "
-        "all steps); 0: all layers are trained from the start",
-        within=">= 0",
-    )
-    keep_layers: int = setting(
-        0, "number of layers to keep, counted from the first; the rest are removed; 0: all", within=">= 0"
-    )
-    reinit_layers: int = setting(0, "number of last layers that start from random weights; 0: none", within=">= 0")
-    dropout: DropoutSettings = DropoutSettings()
-    lora: LoraSettings = LoraSettings()
 
 
 @dataclass(frozen=True)
@@ -358,6 +281,13 @@ class LogSettings:
     """The log of a run."""
 
     every_steps: int = setting(10, "steps between lines of metrics.jsonl", within="> 0", machine=MACHINE)
+    spike_deviations: float = setting(
+        6.0,
+        "a logged loss this many robust deviations above the 50 logged before is told, with the ids of its examples; "
+        "0: none is",
+        within=">= 0",
+        machine=MACHINE,
+    )
     tensorboard: bool = setting(False, "write TensorBoard files too (needs the extra `tensorboard`)", machine=MACHINE)
 
 
