@@ -1,13 +1,14 @@
 """The configuration of a run: the settings, the recipes and command lines that set them, and their checks.
 
-schema.py         what a setting is; convert, override and write a tree of settings
-sections.py       the settings, one dataclass for each section
-data_settings.py  the section [data]
-task_sections.py  the sections that only some tasks read
-recipe.py         recipes (TOML files) and command lines become one checked Config
-command_line.py   split a command line; --help
-renamed.py        the names that settings had in schema 1
-hf_names.py       Hugging Face's names of arguments, and ours
+schema.py          what a setting is; convert, override and write a tree of settings
+sections.py        the settings, one dataclass for each section
+data_settings.py   the section [data]
+model_settings.py  the sections [model], [model.dropout] and [model.lora]
+task_sections.py   the sections that only some tasks read
+recipe.py          recipes (TOML files) and command lines become one checked Config
+command_line.py    split a command line; --help
+renamed.py         the names that settings had in schema 1
+hf_names.py        Hugging Face's names of arguments, and ours
 """
 
 from engine.config.data_settings import DataSettings
