@@ -14,7 +14,7 @@ import tempfile
 import threading
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,9 @@ def without_panics() -> Iterator[None]:
     except OSError:  # closed
         yield
         return
-    with os.fdopen(stderr, "wb", buffering=0) as screen, tempfile.TemporaryFile() as kept:
+    # In memory, so that a full disk does not matter.
+    unnamed = os.fdopen(os.memfd_create("stderr"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()
+    with os.fdopen(stderr, "wb", buffering=0) as screen, unnamed as kept:
         os.dup2(kept.fileno(), 2)
         is_error = True
         try:
@@ -145,8 +147,9 @@ def without_panics() -> Iterator[None]:
             os.dup2(stderr, 2)
             kept.seek(0)
             text = kept.read()
-            if not (is_error and b"panicked at" in text):
-                screen.write(text)
+            if text and not (is_error and b"panicked at" in text):
+                with suppress(OSError):  # a full or closed stderr
+                    screen.write(text)
 
 
 def _walk(value: Any) -> Iterator[Any]:
