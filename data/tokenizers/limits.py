@@ -16,7 +16,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tokenizers import Tokenizer
 
@@ -124,6 +124,13 @@ def panics_as_errors(name: str) -> Iterator[None]:
         raise DataError(f"{name}: the tokenizer fails on a text: {error}") from None
 
 
+def _unnamed_file() -> IO[bytes]:
+    """Return an empty file: in memory where the system can do that, so that a full disk does not matter."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("stderr"), "w+b")
+    return tempfile.TemporaryFile()
+
+
 @contextmanager
 def without_panics() -> Iterator[None]:
     """Keep the text of a Rust panic off the screen; what else is written to stderr meanwhile comes after it.
@@ -135,9 +142,7 @@ def without_panics() -> Iterator[None]:
     except OSError:  # closed
         yield
         return
-    # In memory, so that a full disk does not matter.
-    unnamed = os.fdopen(os.memfd_create("stderr"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()
-    with os.fdopen(stderr, "wb", buffering=0) as screen, unnamed as kept:
+    with os.fdopen(stderr, "wb", buffering=0) as screen, _unnamed_file() as kept:
         os.dup2(kept.fileno(), 2)
         is_error = True
         try:
