@@ -9,9 +9,9 @@ from torch import Tensor
 
 from engine.metrics.text_classification import (
     POSITIVE_CLASS_METRICS,
+    class_counts,
     classification_metrics,
     classification_statistics,
-    confusion_matrix,
     per_class_table,
 )
 
@@ -25,7 +25,7 @@ METRICS = (
 def image_statistics(
     loss_sum: Tensor, logits: Tensor, labels: Tensor, indices: Sequence[int] = (), count: int = 0
 ) -> Tensor:
-    """Return [top-5 hits, *classification_statistics], (2 + C * C,) fp64, and the scores of two classes.
+    """Return [top-5 hits, *classification_statistics], fp64, whose length depends on C.
 
     logits: (B, C), labels: (B,); indices, count: as in classification_statistics. Of equal logits the first class ranks
     first, as in argmax, so that a constant model is not always right. A NaN is never a hit.
@@ -42,7 +42,7 @@ def image_metrics(statistics: Tensor) -> dict[str, float]:
 
     They are those of classification_metrics. With fewer than six classes top-5 accuracy is always 1.
     """
-    count = confusion_matrix(statistics[1:]).sum()
+    count = class_counts(statistics[1:])[2].sum()
     values = classification_metrics(statistics[1:]) | {"top5_accuracy": (statistics[0] / count).item()}
     return {name: values[name] for name in METRICS if name in values}
 

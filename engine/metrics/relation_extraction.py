@@ -9,9 +9,9 @@ from torch import Tensor
 
 from engine.metrics.counts import precision_recall_f1
 from engine.metrics.text_classification import (
+    class_counts,
     classification_metrics,
     classification_statistics,
-    confusion_matrix,
     per_class_table,
 )
 
@@ -19,15 +19,14 @@ NUM_COUNTS = 3  # hits, predicted, actual: they come before classification_stati
 
 
 def relation_statistics(loss_sum: Tensor, logits: Tensor, labels: Tensor, no_relation: int | None) -> Tensor:
-    """Return [hits, predicted, actual of all relations, *classification_statistics], (3 + 1 + C * C,) fp64.
+    """Return [hits, predicted, actual of all relations, *classification_statistics], fp64.
 
     logits: (B, C), labels: (B,). no_relation: the class that is not counted; None: all are counted.
     """
     statistics = classification_statistics(loss_sum, logits, labels)
-    confusion = confusion_matrix(statistics)
-    classes = torch.arange(len(confusion), device=logits.device)
+    per_class = class_counts(statistics)
+    classes = torch.arange(per_class.shape[1], device=logits.device)
     is_relation = (classes != (-1 if no_relation is None else no_relation)).double()
-    per_class = (confusion.diagonal(), confusion.sum(0), confusion.sum(1))
     return torch.cat([torch.stack([counts @ is_relation for counts in per_class]), statistics])
 
 

@@ -1,4 +1,4 @@
-"""Metrics of text classification, from a confusion matrix.
+"""Metrics of text classification, from the counts of each class, or a confusion matrix where there are few classes.
 
 A quotient with denominator 0 is 0, as with scikit-learn's zero_division=0. A macro average is over all classes of the
 model (scikit-learn: labels=range(C)). On a file that lacks one it cannot reach 1; `f1_present` can.
@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from data.batch import IGNORE_INDEX
+from engine.errors import TrainingError
 from engine.metrics.counts import SCORE_HEADER, format_scores, macro_averages, precision_recall_f1, present_averages
 from engine.metrics.ranking import average_precision, ranked_by_label, roc_auc, score_statistics
 
 MAX_CLASSES_SHOWN = 20  # rows and columns of the table
 POSITIVE_CLASS_METRICS = ("f1_positive", "precision_positive", "recall_positive", "roc_auc", "average_precision")
+MAX_MATRIX = 1_000  # classes of a confusion matrix, which has 8 MB then; of more the counts of each class are kept
 HEADER_SIZE_OF_TWO = 1 + 2 * 2  # numbers before the scores of two classes
 
 
@@ -29,16 +31,29 @@ def classification_statistics(
 ) -> Tensor:
     """Return [sum of losses, confusion matrix row by row], (1 + C * C,) fp64; rows: true classes, columns: predicted.
 
+    Of more than MAX_MATRIX classes, whose matrix would not fit in memory, return (4 * C,): a row with the sum of losses
+    and zeros, and rows of the hits, the predictions and the targets of each class.
+
     logits: (B, C). labels: (B,), IGNORE_INDEX where there is no target.
     indices: the positions of the examples in their data set of `count`. With them, and for two classes, the scores of
     all examples follow, (2 * (count | 1),). Their number is odd, so that the length is 3 modulo 4, which 1 + C * C
-    never is.
+    never is, nor 4 * C.
     """
     num_labels = logits.shape[-1]
-    is_target = labels != IGNORE_INDEX
-    cell = labels.clamp_min(0) * num_labels + logits.argmax(-1)
+    weights = (labels != IGNORE_INDEX).double()
+    true, predicted = labels.clamp_min(0), logits.argmax(-1)
+    if num_labels > MAX_MATRIX:
+        rows = torch.zeros(4, num_labels, dtype=torch.float64, device=logits.device)
+        rows[0, 0] = loss_sum.double()
+        for row, classes, counted in (
+            (1, true, weights * (true == predicted)),
+            (2, predicted, weights),
+            (3, true, weights),
+        ):
+            rows[row].index_add_(0, classes, counted)
+        return rows.flatten()
     confusion = torch.zeros(num_labels * num_labels, dtype=torch.float64, device=logits.device)
-    confusion.index_add_(0, cell, is_target.double())
+    confusion.index_add_(0, true * num_labels + predicted, weights)
     statistics = torch.cat([loss_sum.double().reshape(1), confusion])
     if num_labels != 2 or not count:
         return statistics
@@ -54,11 +69,11 @@ def classification_metrics(statistics: Tensor) -> dict[str, float]:
     - Weighted F1 weights each class by its number of examples.
     - Statistics are summed over all ranks beforehand, so the ranks agree on which classes occur.
     """
-    confusion = confusion_matrix(statistics)
-    count, actual = confusion.sum(), confusion.sum(1)
-    counts = (confusion.diagonal(), confusion.sum(0), actual)
-    per_class = per_class_scores(confusion)
-    accuracy = (confusion.diagonal().sum() / count).item()
+    counts = class_counts(statistics)
+    hits, actual = counts[0], counts[2]
+    count = actual.sum()
+    per_class = precision_recall_f1(*counts)
+    accuracy = (hits.sum() / count).item()
     values = {
         "loss": (statistics[0] / count).item(),
         "accuracy": accuracy,
@@ -66,9 +81,9 @@ def classification_metrics(statistics: Tensor) -> dict[str, float]:
         "f1_present": present_averages(*counts)["f1"],
         "f1_micro": accuracy,
         "f1_weighted": (per_class["f1"] @ actual / count).item(),
-        "mcc": matthews_correlation(confusion),
+        "mcc": matthews_correlation(*counts),
     }
-    return values | _positive_class_metrics(statistics, per_class) if len(confusion) == 2 else values
+    return values | _positive_class_metrics(statistics, per_class) if len(actual) == 2 else values
 
 
 def _positive_class_metrics(statistics: Tensor, per_class: dict[str, Tensor]) -> dict[str, float]:
@@ -81,44 +96,62 @@ def _positive_class_metrics(statistics: Tensor, per_class: dict[str, Tensor]) ->
     return values | {"roc_auc": roc_auc(*ranked), "average_precision": average_precision(*ranked)}
 
 
-def matthews_correlation(confusion: Tensor) -> float:
+def matthews_correlation(hits: Tensor, predicted: Tensor, actual: Tensor) -> float:
     """Return the correlation of labels with predictions, in [-1, 1]; 0 by chance, and if all are of one class.
 
+    hits, predicted, actual: (C,), as class_counts returns them.
     Matthews 1975. For more than two classes Gorodkin 2004, "Comparing two K-category assignments by a K-category
     correlation coefficient": cov(labels, predictions) / sqrt(cov(labels, labels) cov(predictions, predictions)).
     """
-    predicted, actual, count = confusion.sum(0), confusion.sum(1), confusion.sum()
-    covariance = confusion.diagonal().sum() * count - predicted @ actual
+    count = actual.sum()
+    covariance = hits.sum() * count - predicted @ actual
     variances = (count**2 - predicted @ predicted) * (count**2 - actual @ actual)
     return (covariance / variances.sqrt()).item() if variances > 0 else 0.0
 
 
+def class_counts(statistics: Tensor) -> Tensor:
+    """Return (3, C): the hits, predictions and targets of each class, of classification_statistics."""
+    if _has_counts_alone(statistics):
+        return statistics.view(4, -1)[1:]
+    confusion = confusion_matrix(statistics)
+    return torch.stack([confusion.diagonal(), confusion.sum(0), confusion.sum(1)])
+
+
 def confusion_matrix(statistics: Tensor) -> Tensor:
-    """Return the (C, C) counts of classification_statistics; rows: true classes, columns: predicted."""
+    """Return the (C, C) counts of classification_statistics; rows: true classes, columns: predicted.
+
+    TrainingError for more than MAX_MATRIX classes, whose matrix is not kept.
+    """
+    if _has_counts_alone(statistics):
+        raise TrainingError(
+            f"the confusion matrix of {len(statistics) // 4:,} classes is not kept, but of at most {MAX_MATRIX:,}; "
+            "class_counts has the hits, predictions and targets of each class"
+        )
     has_scores = len(statistics) % 4 == 3
     num_labels = 2 if has_scores else round((len(statistics) - 1) ** 0.5)
     return statistics[1 : 1 + num_labels * num_labels].view(num_labels, num_labels)
 
 
-def per_class_scores(confusion: Tensor) -> dict[str, Tensor]:
-    """Return precision, recall and F1 of each class, (C,) each; 0 for a class neither predicted nor present."""
-    return precision_recall_f1(confusion.diagonal(), confusion.sum(0), confusion.sum(1))
+def _has_counts_alone(statistics: Tensor) -> bool:
+    return len(statistics) % 4 == 0  # 1 + C * C is 1 or 2 modulo 4, and 3 with scores
 
 
 def per_class_table(statistics: Tensor, labels: Sequence[str]) -> str:
     """Return a line for each of the first classes: its scores, its count, and what its examples were predicted as."""
-    confusion = confusion_matrix(statistics)
-    scores, actual = per_class_scores(confusion), confusion.sum(1)
+    counts = class_counts(statistics)
+    scores, actual = precision_recall_f1(*counts), counts[2]
+    confusion = None if _has_counts_alone(statistics) else confusion_matrix(statistics)
     shown = labels[:MAX_CLASSES_SHOWN]
     more = len(labels) - len(shown)
     width = max(map(len, shown))
     columns = f"{', '.join(shown)}{f' and {more:,} more' if more else ''}"
-    lines = [f"{'':>{width}}  {SCORE_HEADER}  predicted as {columns}"]
+    lines = [f"{'':>{width}}  {SCORE_HEADER}" + ("" if confusion is None else f"  predicted as {columns}")]
     for i, label in enumerate(shown):
-        counts = " ".join(f"{int(n)}" for n in confusion[i, : len(shown)])
-        if more:
-            counts += f" {int(confusion[i, len(shown) :].sum())}"  # predictions of classes that are not shown
-        lines.append(f"{label:>{width}}  {format_scores(scores, actual, i)}  {counts}")
+        line = f"{label:>{width}}  {format_scores(scores, actual, i)}"
+        if confusion is not None:
+            line += "  " + " ".join(f"{int(n)}" for n in confusion[i, : len(shown)])
+            line += f" {int(confusion[i, len(shown) :].sum())}" if more else ""  # classes that are not shown
+        lines.append(line)
     if more:
         lines.append(f"and {more:,} more classes")
     if len(labels) == 2:

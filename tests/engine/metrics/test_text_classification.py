@@ -9,12 +9,16 @@ import torch
 import torch.nn.functional as F
 
 from data.batch import IGNORE_INDEX
+from engine.errors import TrainingError
+from engine.metrics import image_classification, relation_extraction
+from engine.metrics.counts import precision_recall_f1
 from engine.metrics.text_classification import (
     POSITIVE_CLASS_METRICS,
+    class_counts,
     classification_metrics,
     classification_statistics,
     confusion_matrix,
-    per_class_scores,
+    per_class_table,
 )
 from engine.tasks import TASKS
 
@@ -100,7 +104,7 @@ def test_the_table_of_classes_is_that_of_sklearn(logits, labels):
     confusion = confusion_matrix(statistics(logits, labels))
     expected = torch.from_numpy(sklearn.confusion_matrix(true, predicted, labels=classes)).double()
     torch.testing.assert_close(confusion, expected, rtol=0, atol=0)
-    table = per_class_scores(confusion)
+    table = precision_recall_f1(*class_counts(statistics(logits, labels)))
     theirs = sklearn.precision_recall_fscore_support(true, predicted, labels=classes, zero_division=0)
     for name, values in zip(("precision", "recall", "f1"), theirs[:3], strict=True):
         torch.testing.assert_close(table[name], torch.from_numpy(values), rtol=1e-12, atol=1e-12)
@@ -151,3 +155,41 @@ def test_counts_stay_exact_where_fp32_would_not():
 def test_rows_are_true_classes_and_columns_predicted_ones():
     confusion = confusion_matrix(statistics(predicting([1, 1, 0], 2), torch.tensor([0, 0, 0])))
     assert confusion.tolist() == [[1, 2], [0, 0]]
+
+
+@pytest.mark.parametrize("num_labels", [3, 5, 26])
+@pytest.mark.parametrize("kind", ["classes", "images", "relations"])
+def test_counts_of_many_classes_give_the_same_metrics(monkeypatch, kind, num_labels):
+    """To the bit, although the confusion matrix is not kept; and over batches as in one."""
+    logits, labels = random_case(137, num_labels, 4)
+    labels[::6] = -1 if kind == "images" else IGNORE_INDEX
+    labels = labels.clamp_min(0) if kind != "classes" else labels
+    loss_sum = torch.tensor(12.5)
+
+    def found(rows):
+        rows = slice(None) if rows is None else rows
+        if kind == "relations":
+            return relation_extraction.relation_statistics(loss_sum, logits[rows], labels[rows], no_relation=1)
+        function = image_classification.image_statistics if kind == "images" else classification_statistics
+        return function(loss_sum, logits[rows], labels[rows])
+
+    metrics = {"classes": classification_metrics, "images": image_classification.image_metrics}
+    compute = metrics.get(kind, relation_extraction.relation_metrics)
+    expected = compute(found(None))
+    monkeypatch.setattr("engine.metrics.text_classification.MAX_MATRIX", 2)
+    counts = found(None)
+    assert compute(counts) == expected
+    assert len(counts) <= 4 * num_labels + 3
+    added = found(slice(0, 50)) + found(slice(50, 50)) + found(slice(50, 137))
+    without_loss = {name: value for name, value in compute(added).items() if name != "loss"}
+    assert without_loss == {name: value for name, value in expected.items() if name != "loss"}
+
+
+def test_many_classes_have_no_matrix_but_a_table():
+    found = classification_statistics(torch.tensor(1.0), predicting([0, 1, 1, 29_999], 30_000), torch.arange(4))
+    assert len(found) == 4 * 30_000
+    lines = per_class_table(found, [f"class{i}" for i in range(30_000)]).splitlines()
+    assert (len(lines), lines[-1]) == (22, "and 29,980 more classes")
+    assert lines[2].split() == ["class1", "0.5000", "1.0000", "0.6667", "1"]
+    with pytest.raises(TrainingError, match="of 30,000 classes is not kept, but of at most 1,000; class_counts has"):
+        confusion_matrix(found)

@@ -18,7 +18,7 @@ from data.relation_extraction import ROLES
 from engine import config as configs
 from engine import evaluate, predict
 from engine.config import Config, ConfigError, GenerateSettings
-from engine.metrics.text_classification import per_class_scores
+from engine.metrics.counts import precision_recall_f1
 from engine.tasks import TASKS
 from models import from_pretrained
 
@@ -148,7 +148,7 @@ def test_what_is_predicted_is_what_was_evaluated(learned, tmp_path, capsys):
     hits, counted = confusion.diagonal()[:2].sum(), confusion[:2].sum() + confusion[:, :2].sum()
     assert metrics["f1"] == pytest.approx((2 * hits / counted).item())
     assert metrics["accuracy"] == pytest.approx((confusion.diagonal().sum() / len(rows)).item())
-    f1 = per_class_scores(confusion)["f1"]
+    f1 = precision_recall_f1(confusion.diagonal(), confusion.sum(0), confusion.sum(1))["f1"]
     assert all(f"{value:.4f}" in printed for value in f1.tolist())
 
 
