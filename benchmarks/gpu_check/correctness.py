@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 import models
+from benchmarks.gpu_check.attention import check_attention
 from benchmarks.gpu_check.check import Check, first_line, has_tests
 from engine.precision import DTYPES
 from engine.regularize import seed_dropout
-from models.ops.attention import packed_attention
 from models.ops.dropout import dropout
-from models.ops.packing import Packing, cumulative_lengths
 
 BATCHES = {"ragged": [*range(5)], "equal": [2, 3], "one token": [1], "empty": []}  # examples of zoo.LENGTHS
 LOSS_LIMITS = {"fp32": 2e-5, "bf16": 5e-2, "fp16": 1e-2}  # relative errors; of a loss below 1 absolute ones
@@ -35,10 +34,11 @@ RATE = 0.1
 
 
 def run(check: Check) -> None:
-    """Compare every pair of architecture and head, then check dropout."""
+    """Check dropout and attention, then compare every pair of architecture and head."""
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     check_dropout(check)
+    check_attention(check)
     if not has_tests():
         check.note("architectures", "not checked: they need the folder tests and pytest")
         return
@@ -134,21 +134,13 @@ def step(
 def check_dropout(check: Check) -> None:
     """Check that dropout keeps the mean, drops at its rate, and repeats with its seed."""
     ones = torch.ones(2**18 if check.shrink else 2**22, device=check.device)
-    lengths = (5, 9, 9, 3) * 64
-    values = torch.ones(sum(lengths), 2, 64, device=check.device)
-    packing = Packing(lengths, cumulative_lengths(lengths, check.device))
-    queries = 0.1 * torch.randn(values.shape, device=check.device)
-    for name, sampled in {
-        "dropout": lambda: dropout(ones, RATE),
-        "dropout of attention": lambda: packed_attention(queries, queries, values, packing, dropout=RATE),
-    }.items():
-        outputs = []
-        for position in (0, 0, 1):
-            seed_dropout(7, position, 0, 0, check.device)
-            outputs.append(sampled().double())
-        spread = float(outputs[0].std()) / max(1, outputs[0].numel() // (1 if name == "dropout" else 64)) ** 0.5
-        off = abs(float(outputs[0].mean()) - 1)
-        repeats, differs = bool(torch.equal(*outputs[:2])), not torch.equal(outputs[0], outputs[2])
-        ok = repeats and differs and off <= 6 * spread
-        text = f"mean off by {off:.1e}, same seed repeats: {repeats}, another differs: {differs}"
-        check.add(name, "fp32", ok=ok, where=text)
+    outputs = []
+    for position in (0, 0, 1):
+        seed_dropout(7, position, 0, 0, check.device)
+        outputs.append(dropout(ones, RATE).double())
+    spread = float(outputs[0].std()) / ones.numel() ** 0.5
+    off = abs(float(outputs[0].mean()) - 1)
+    repeats, differs = bool(torch.equal(*outputs[:2])), not torch.equal(outputs[0], outputs[2])
+    ok = repeats and differs and off <= 6 * spread
+    text = f"mean off by {off:.1e}, same seed repeats: {repeats}, another differs: {differs}"
+    check.add("dropout", "fp32", ok=ok, where=text)

@@ -17,6 +17,7 @@ from support.runs import CPU, run_module
 from benchmarks import record
 from benchmarks.gpu_check import __main__ as command
 from benchmarks.gpu_check import correctness, inference, machine, recovery, table, training_speed, waits
+from benchmarks.gpu_check.attention import CASES
 from benchmarks.gpu_check.check import Check, first_line
 from benchmarks.throughput import FailedError
 from engine.precision import Precision
@@ -64,7 +65,8 @@ def test_correctness_sees_a_fault_of_one_number_format(check, monkeypatch):
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", wrong)
     monkeypatch.setattr(correctness, "cases", lambda: [("gpt2", "gpt2", "causal-lm", {}, "single-label")])
-    assert [(row["work"], row["variant"]) for row in failed(rows_of(correctness, check))] == [("gpt2", "fp32")]
+    found = [(row["work"], row["variant"]) for row in failed(rows_of(correctness, check))]
+    assert found == [*((f"attention, {case.name}", "fp32") for case in CASES), ("gpt2", "fp32")]
 
 
 def test_waits_trains_every_task(check):
