@@ -12,6 +12,7 @@ from data import Examples
 from data.batch import IGNORE_INDEX
 from data.notes import count_of, list_some
 from engine.config import ConfigError, RegularizeSettings
+from engine.config.schema import LARGEST, SMALLEST
 from models import TaskModel
 
 
@@ -74,10 +75,10 @@ def _read_weights(setting: str, given: Sequence[str], labels: Sequence[str]) -> 
         weights = [float(text) for text in given]
     except ValueError:
         weights = []
-    if len(weights) != len(labels) or not all(0 < weight < float("inf") for weight in weights):
+    if len(weights) != len(labels) or not all(SMALLEST <= weight <= LARGEST for weight in weights):
         raise ConfigError(
-            f"regularize.{setting} = {list(given)} should be balanced, or {len(labels)} numbers above 0, "
-            f"for {', '.join(map(repr, labels))}"
+            f"regularize.{setting} = [{list_some([*map(repr, given)])}] should be balanced, or {len(labels)} numbers "
+            f"above 0, for {list_some([*map(repr, labels)])}; none may be above {LARGEST:g}"
         )
     return weights
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from data.notes import list_some
 from engine.config import ConfigError, OptimSettings, TrainSettings, choose_from
+from engine.config.schema import LARGEST
 from engine.errors import TrainingError
 from models import ARCHITECTURES
 
@@ -147,7 +148,7 @@ def lr_scales(names: Iterable[str], optim: OptimSettings) -> dict[str, float]:
     for text in optim.lr_scales:
         pattern, _, factor = text.rpartition("=")
         matched = [name for name in names if fnmatchcase(name, pattern)]
-        if re.fullmatch(r"[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?", factor) is None:
+        if not re.fullmatch(r"[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?", factor) or float(factor) > LARGEST:
             raise ConfigError(f"optim.lr_scales = {text!r} should be PATTERN=FACTOR, as backbone.layers.0.*=0.5")
         if not matched:
             close = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)

@@ -89,5 +89,5 @@ class DataSettings:
         machine=MACHINE,
     )
     num_workers: int = setting(
-        0, "number of processes that prepare batches; 0: this process does", within=">= 0", machine=MACHINE
+        0, "number of processes that prepare batches; 0: this process does", within="in [0, 1000]", machine=MACHINE
     )

@@ -45,7 +45,10 @@ RANGES: dict[str, Callable[[float], bool]] = {
     "in [0, 1]": lambda x: 0 <= x <= 1,
     "in (0, 1]": lambda x: 0 < x <= 1,
     "in [0, 180]": lambda x: 0 <= x <= 180,
+    "in [0, 1000]": lambda x: 0 <= x <= 1000,
+    "in [0, 10000]": lambda x: 0 <= x <= 10_000,
 }
+SMALLEST, LARGEST = 1e-30, 1e12  # size of a float beside 0; products of three such numbers still fit into 32 bits
 MACHINE = True  # as `setting(..., machine=MACHINE)`
 MAX_CHARACTERS_SHOWN = 200  # characters of a wrong value in a message
 
@@ -137,6 +140,11 @@ def _convert(key: str, value: Any, declared: Field[Any]) -> Any:
         converted = _convert_kind(_to_python(value), kind.name)
     except (ValueError, OverflowError):
         raise ConfigError(f"{key} = {_shorten(value)} should be {kind.meaning}") from None
+    if isinstance(converted, float) and converted and not SMALLEST <= abs(converted) <= LARGEST:
+        raise ConfigError(
+            f"{key} = {_shorten(value)} should be 0, or of a size from {SMALLEST:g} to {LARGEST:g}: the run computes "
+            "in 32 bits"
+        )
     if choices and converted not in choices:
         raise ConfigError(f"{key} = {_shorten(value)}: {choose_from(converted, choices)}")
     return converted
