@@ -11,7 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,7 @@ class RunLog:
         widths = {name: max(9, len(name)) for name in names}
         lines = ["  step  " + "  ".join(f"{name:>{widths[name]}}" for name in names)]
         for i, row in enumerate(self.evaluations):
-            values = "  ".join(f"{row[name]:>{widths[name]}.4f}" for name in names)
+            values = "  ".join(f"{row.get(name, math.nan):>{widths[name]}.4f}" for name in names)
             lines.append(f"{row['step']:>6}  {values}{'  <- best' if i == last_best else ''}")
         return "\n".join(lines)
 
@@ -204,7 +204,8 @@ class RunLog:
             while rest:
                 rest = rest[self.file.write(rest) :]
         except OSError as error:
-            self.file.truncate(length)
+            with suppress(OSError):  # read-only by now: the line stays incomplete, and a resume removes it
+                self.file.truncate(length)
             if not failed_before:
                 self.say(
                     f"warning: {self.path} cannot be written ({error.strerror}); the run goes on, and its lines are "
@@ -219,7 +220,7 @@ class RunLog:
 
 
 def _flatten_evaluation(row: dict[str, Any]) -> dict[str, Any]:
-    return {"step": row["step"], **row["evaluation"], "best": row["best"]}
+    return {"step": row["step"], **row["evaluation"], "best": row.get("best", False)}
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -240,6 +241,12 @@ def _with_nan(row: dict[str, Any]) -> dict[str, Any]:
     return {key: _with_nan(value) if isinstance(value, dict) else value for key, value in filled.items()}
 
 
+def _has_numbers(row: dict[str, Any]) -> bool:
+    """Return whether the values that a resumed run shows again are numbers, as they are unless the file was damaged."""
+    values = row.get("evaluation", {name: row.get(name) for name in ("loss", "grad_norm")})
+    return isinstance(values, dict) and all(isinstance(value, int | float) for value in values.values())
+
+
 def _remove_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
     """Remove the lines after `step` and the line that ended the run from the file; return the other lines."""
     kept: list[dict[str, Any]] = []
@@ -252,7 +259,7 @@ def _remove_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
                 row = _parse(line)
             except ValueError:  # a line that a crash left incomplete
                 continue
-            if row["step"] <= step and "end" not in row:
+            if row["step"] <= step and "end" not in row and _has_numbers(row):
                 kept.append(row)
         write_text(path, (to_json(row) + "\n" for row in kept))
     return kept

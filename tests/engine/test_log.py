@@ -74,3 +74,25 @@ def test_training_examples_are_evaluated_if_the_recipe_says_so(tiny, capsys):
     assert [{k: v for k, v in row.items() if k != "training"} for row in logged_rows(config.run.folder)] == logged_rows(
         plain.run.folder
     )  # nothing else changes
+
+
+@pytest.mark.parametrize(("old", "new"), [("loss", "lo}s"), ("0.5", '"x"'), ("best", "bes|"), ("evaluation", "eva")])
+def test_f03_damaged_line_of_the_log_ends_no_run(tmp_path, old, new):
+    row = '{"step": 1, "evaluation": {"loss": 0.5, "accuracy": 0.5}, "best": true}\n'
+    (tmp_path / "metrics.jsonl").write_text(row + row.replace(old, new))
+    log = logs.RunLog(tmp_path, CPU, start=2, total=2, tensorboard=False)
+    assert log.table().splitlines()[1].split()[:3] == ["1", "0.5000", "0.5000"]
+    assert (tmp_path / "metrics.jsonl").read_text().startswith(row)
+    log.close()
+
+
+def test_f04_log_of_a_folder_that_became_read_only(tmp_path, monkeypatch, capsys):
+    log = logs.RunLog(tmp_path, CPU, start=0, total=1, tensorboard=False)
+    real = log.file
+    log.file = open(tmp_path / "metrics.jsonl", "rb", buffering=0)  # noqa: SIM115, it can be neither written nor cut
+    log.log_step(1, 0.5, 1e-3, 1.0, {})
+    log.file.close()
+    log.file = real
+    log.log_step(2, 0.5, 1e-3, 1.0, {})
+    assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [1, 2]
+    assert capsys.readouterr().out.count("cannot be written") == 1
