@@ -35,6 +35,7 @@ def build_model(
         start = replace(
             settings,
             name=str(resumed),
+            revision="",
             sha256="",
             init="pretrained",
             head_init="auto",
@@ -57,9 +58,10 @@ def build_model(
         keep_layers=start.keep_layers,
         reinit_layers=start.reinit_layers,
         seed=seed,
+        revision=start.revision,
         sha256=start.sha256,
     )
-    pretrained_folder = models.hub.resolve(start.name)
+    pretrained_folder = models.hub.resolve(start.name, start.revision)
     _drop_ambiguous_pad(model, pretrained_folder)
     models.freeze(model, start.freeze)
     if start.lora.rank:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import reprlib
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -56,6 +57,7 @@ def from_pretrained(
     keep_layers: int = 0,
     reinit_layers: int = 0,
     seed: int = 0,
+    revision: str = "",
     sha256: str = "",
 ) -> TaskModel:
     """Build a model on the CPU in fp32 from a local folder, a package resource or a hub name.
@@ -72,12 +74,14 @@ def from_pretrained(
     keep_layers: the number of layers to keep, counted from the input (0: all), of an encoder-decoder in each stack.
     reinit_layers: the number of layers to initialise again from `seed`, counted from the output. An encoder-decoder
         starts with the decoder's.
+    revision: the commit, tag or branch of a hub name; "": main.
+    sha256: the checksum of model.safetensors; "": not checked.
     Raises ModelError where files and options do not fit, and for an option without effect on this head.
     `model.report` says what happened to each tensor.
     """
     options = ModelOptions(head, labels, pooling, problem, dropout, label_smoothing, seed)
     model_options.check_values(options, init, head_init, reinit_layers)
-    folder = hub.resolve(str(name_or_path))
+    folder = hub.resolve(str(name_or_path), revision)
     if sha256 and init == "pretrained":
         hub.verify_sha256(folder, sha256)
     raw = read_config(folder)
@@ -268,6 +272,7 @@ def save_pretrained(model: TaskModel, folder: str | Path) -> None:
     tensors = weights.export(merged_tensors(model), model.spec.architecture.weights, model.head_name)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(_exported_config(model), indent=2) + "\n", encoding="utf-8")
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors writes files of mode 0600
 
 
 def _exported_config(model: TaskModel) -> JsonObject:

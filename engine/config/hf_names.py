@@ -13,7 +13,7 @@ HF_NAMES: dict[str, tuple[str, str]] = {
     "config_name": ("", "config.json and the tokenizer are read from the folder of model.name."),
     "tokenizer_name": ("", "config.json and the tokenizer are read from the folder of model.name."),
     "cache_dir": ("", "Set the environment variable HF_HOME for the hub's files."),
-    "model_revision": ("model.sha256", "It fixes the weights by their checksum."),
+    "model_revision": ("model.revision", "model.sha256 fixes the weights by their checksum."),
     "trust_remote_code": ("", "No code from a checkpoint is ever run; run.plugins names files of your own."),
     "ignore_mismatched_sizes": ("model.head_init", "reset gives the model a new head."),
     "output_dir": ("run.folder", ""),

@@ -42,7 +42,7 @@ class DropoutSettings:
 class LoraSettings:
     """LoRA: train a low-rank update of some projections instead of the weights (models/lora.py)."""
 
-    rank: int = setting(0, "rank of the update; 0: no LoRA, all weights are trained", within=">= 0")
+    rank: int = setting(0, "rank of the update; 0: no LoRA, all weights are trained", within="in [0, 10000]")
     alpha: float | None = setting(None, "the update is multiplied by alpha / rank; none: 2 * rank", within="> 0")
     dropout: float = setting(0.0, "dropout rate on the input of the update", within="in [0, 1)")
     target_modules: tuple[str, ...] = setting(
@@ -58,6 +58,9 @@ class ModelSettings:
         "",
         "checkpoint to start from: a local folder, package:NAME/FOLDER, or a name on the Hugging Face hub",
         needed="name a local folder, package:NAME/FOLDER or a hub name",
+    )
+    revision: str = setting(
+        "", "commit, tag or branch of a name on the hub; a commit alone fixes the files; empty: its branch main"
     )
     sha256: str = setting("", "expected SHA-256 of its model.safetensors; empty: not checked")
     init: str = setting("pretrained", "scratch: the checkpoint's shape with random weights", ("pretrained", "scratch"))

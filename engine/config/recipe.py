@@ -12,10 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data.formats.lines import read_whole
 from engine.config import command_line, schema
 from engine.config.hf_names import HF_NAMES
 from engine.config.renamed import RENAMED, renamed_lines
-from engine.config.schema import ConfigError, all_settings, did_you_mean, get, out_of_range, sections
+from engine.config.schema import ConfigError, all_settings, did_you_mean, get, out_of_range, sections, shorten
 from engine.config.sections import Config, RunSettings
 
 SCHEMA = 2  # of recipes; raised when an older recipe would be read wrongly
@@ -77,8 +78,14 @@ def override_recipe(recipe: Config, values: Mapping[str, Any]) -> Config:
                 f"data.train = {config.data.train!r} is not the recipe's, but {key} = {own!r} is, which belongs to the "
                 f'recipe\'s {recipe.data.train!r}: give --{key} FILE, or --{key} "" {instead}'
             )
+    other = config.model.name != recipe.model.name and recipe.model.name
+    if other and config.model.revision and "model.revision" not in values:
+        errors.append(
+            f"model.revision of the recipe is one of {recipe.model.name!r}, not of model.name = {config.model.name!r}: "
+            'give its own --model.revision, or --model.revision "" for the branch main'
+        )
     pinned = config.model.sha256 and "model.sha256" not in values and config.model.init == "pretrained"
-    if pinned and config.model.name != recipe.model.name and recipe.model.name:
+    if pinned and other:
         errors.append(
             f"model.sha256 of the recipe is the checksum of {recipe.model.name!r}, not of model.name = "
             f'{config.model.name!r}: give its own --model.sha256, or --model.sha256 "" to check none'
@@ -116,7 +123,7 @@ def read_recipe(name: str) -> Config:
     shipped = RECIPES / f"{name}.toml"
     path = shipped if shipped.is_file() else Path(name)
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        tree = tomllib.loads(read_whole(path).decode("utf-8-sig"))  # a pipe too, as of <(...)
     except OSError as error:
         names = shipped_recipes()
         hint = did_you_mean(path.stem, names)
@@ -184,7 +191,7 @@ def check(config: Config) -> None:
 
     need(
         not c.model.sha256 or re.fullmatch("[0-9a-fA-F]{64}", c.model.sha256) is not None,
-        f"model.sha256 = {c.model.sha256!r} is not a checksum: 64 hexadecimal digits, as sha256sum prints them",
+        f"model.sha256 = {shorten(c.model.sha256)} is not a checksum: 64 hexadecimal digits, as sha256sum prints them",
     )
     need(
         bool(c.data.validation) or 0 < c.data.validation_fraction < 1,
@@ -194,8 +201,13 @@ def check(config: Config) -> None:
         not (c.data.group_column and c.data.validation),
         "data.group_column decides how validation data is held out, but data.validation is given: remove one of them",
     )
-    need(len(set(c.data.labels)) == len(c.data.labels), f"data.labels = {list(c.data.labels)} names a label twice")
-    need(len(c.data.labels) != 1, f"data.labels = {list(c.data.labels)} names only one label: give all, or none")
+    need(
+        len(set(c.data.labels)) == len(c.data.labels),
+        f"data.labels = {shorten(list(c.data.labels))} names a label twice",
+    )
+    need(
+        len(c.data.labels) != 1, f"data.labels = {shorten(list(c.data.labels))} names only one label: give all, or none"
+    )
     need(
         not (c.train.micro_batch_size and c.train.micro_batch_tokens),
         f"train.micro_batch_size = {c.train.micro_batch_size} and train.micro_batch_tokens = "
@@ -208,7 +220,7 @@ def check(config: Config) -> None:
     keep = c.checkpoint.keep
     need(
         sorted(keep) in KEPT_FOLDERS,
-        f"checkpoint.keep = {list(keep)}: choose best; last, best; or last, previous, best",
+        f"checkpoint.keep = {shorten(list(keep))}: choose best; last, best; or last, previous, best",
     )
     need(
         "last" in keep or not c.checkpoint.every_steps,

@@ -139,14 +139,14 @@ def _convert(key: str, value: Any, declared: Field[Any]) -> Any:
     try:
         converted = _convert_kind(_to_python(value), kind.name)
     except (ValueError, OverflowError):
-        raise ConfigError(f"{key} = {_shorten(value)} should be {kind.meaning}") from None
+        raise ConfigError(f"{key} = {shorten(value)} should be {kind.meaning}") from None
     if isinstance(converted, float) and converted and not SMALLEST <= abs(converted) <= LARGEST:
         raise ConfigError(
-            f"{key} = {_shorten(value)} should be 0, or of a size from {SMALLEST:g} to {LARGEST:g}: the run computes "
+            f"{key} = {shorten(value)} should be 0, or of a size from {SMALLEST:g} to {LARGEST:g}: the run computes "
             "in 32 bits"
         )
     if choices and converted not in choices:
-        raise ConfigError(f"{key} = {_shorten(value)}: {choose_from(converted, choices)}")
+        raise ConfigError(f"{key} = {shorten(value)}: {choose_from(converted, choices)}")
     return converted
 
 
@@ -163,7 +163,8 @@ def _to_python(value: Any) -> Any:
     return float(value) if isinstance(value, numbers.Real) else value
 
 
-def _shorten(value: Any) -> str:
+def shorten(value: Any) -> str:
+    """Return a value as Python writes it, without the end of a long one."""
     text = repr(value)
     return text if len(text) <= MAX_CHARACTERS_SHOWN else f"{text[:MAX_CHARACTERS_SHOWN]}..."
 
@@ -238,7 +239,7 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
 def _explain_unknown(key: Any, tree: Any) -> str:
     """Return a sentence on a key that is no setting: not text, a section, in another section, or misspelt."""
     if not isinstance(key, str):
-        return f"{_shorten(key)} is not a setting: a setting is named by a text, such as 'optim.lr'"
+        return f"{shorten(key)} is not a setting: a setting is named by a text, such as 'optim.lr'"
     known = list(all_settings(tree))
     section, _, name = key.rpartition(".")
     if inside := [k for k in known if k.startswith(f"{key}.")]:

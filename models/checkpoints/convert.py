@@ -11,6 +11,7 @@ that needs more is refused.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,11 @@ def convert(source: Path) -> Path:
     if target.exists():
         raise ModelError(f"{target} exists already; move it away to convert {source.name} again")
     tensors = _plain_tensors(source, _load(source))
+    target = Path(os.path.realpath(target))  # a link stays
     temporary = target.with_name(target.name + ".writing")
     try:
         save_file(tensors, temporary, metadata={"format": "pt"})
+        shutil.copymode(source, temporary)
         os.replace(temporary, target)
     except OSError as error:
         raise ModelError(f"{target} could not be written: {error.strerror}") from None

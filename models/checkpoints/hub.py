@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 import reprlib
 from pathlib import Path
 
@@ -20,19 +21,25 @@ from models.errors import ModelError
 CHECKPOINT_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "vocab.txt", "merges.txt", "spiece.model"]
 
 
-def resolve(name: str) -> Path:
-    """Return the folder of checkpoint `name`; ModelError where there is none, with what would work."""
+def resolve(name: str, revision: str = "") -> Path:
+    """Return the folder of checkpoint `name`; ModelError where there is none, with what would work.
+
+    revision: the commit, tag or branch of a hub name; "": main. ModelError where the name is not one of the hub.
+    """
     if not name.isprintable():
         raise ModelError(f"model.name = {reprlib.repr(name)} is not the name of a folder or a checkpoint")
-    if name.startswith("package:"):
-        return _package_folder(name)
-    if os.path.isdir(name):
-        return Path(name)
+    is_local = name.startswith("package:") or os.path.isdir(name)
+    if revision and is_local:
+        raise ModelError(f"model.revision = {revision!r} has no effect on the folder {name!r}: leave it out")
+    if is_local:
+        return _package_folder(name) if name.startswith("package:") else Path(name)
     if os.path.exists(name):
         raise ModelError(f"model.name = {name!r} is a file; name the folder of config.json and model.safetensors")
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name:
         raise ModelError(f"model.name = {name!r}: no such folder")
-    return _hub_folder(name)
+    if revision and (not re.fullmatch(r"\w[\w./+-]*", revision) or ".." in revision):
+        raise ModelError(f"model.revision = {reprlib.repr(revision)} is not a commit, a tag or a branch")
+    return _hub_folder(name, revision)
 
 
 def _package_folder(name: str) -> Path:
@@ -49,17 +56,25 @@ def _package_folder(name: str) -> Path:
     return folder
 
 
-def _hub_folder(name: str) -> Path:
+def _hub_folder(name: str, revision: str) -> Path:
     # Imported here, since it takes a second, and a local folder does not need it.
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=CHECKPOINT_FILES, local_files_only=constants.HF_HUB_OFFLINE))
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision or None,
+                allow_patterns=CHECKPOINT_FILES,
+                local_files_only=constants.HF_HUB_OFFLINE,
+            )
+        )
     except (LocalEntryNotFoundError, OSError, HfHubHTTPError, HFValidationError) as error:
         offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"the hub was asked: {type(error).__name__}"
+        pinned = f" in revision {revision!r}" if revision else ""
         raise ModelError(
-            f"model.name = {name!r} is not a local folder and not in the hub cache ({constants.HF_HUB_CACHE}), "
+            f"model.name = {name!r}{pinned} is not a local folder and not in the hub cache ({constants.HF_HUB_CACHE}), "
             f"and could not be fetched ({offline}). What works: a folder with config.json and model.safetensors, "
             "package:NAME/FOLDER of an installed package, or a hub name on a machine that reaches the hub"
         ) from None

@@ -52,6 +52,8 @@ DTYPES = FLOATS | {
 
 def read_json(path: Path) -> object:
     """Return the content of a JSON file. Raises FileNotFoundError, and ModelError where it cannot be read."""
+    if path.exists() and not path.is_file():  # a pipe would wait for a writer
+        raise ModelError(f"{path} is not a regular file")
     try:
         with path.open("rb") as stream:
             content = stream.read(MAX_JSON + 1)

@@ -228,7 +228,8 @@ def test_every_range_is_enforced_and_its_default_lies_within(key):
     within = ALL[key].metadata["within"]
     check(RUNNABLE)
     outside = {"> 0": (0, -1), ">= 0": (-1,), "in [0, 1)": (-0.1, 1), "in [0, 1]": (-0.1, 1.1)}
-    outside |= {"in (0, 1]": (0, 1.1), "in [0, 180]": (-1, 181)}
+    outside |= {"in (0, 1]": (0, 1.1), "in [0, 180]": (-1, 181), "in [0, 1000]": (-1, 1001)}
+    outside |= {"in [0, 10000]": (-1, 10_001)}
     for value in outside[within]:
         error = error_of(check, override(RUNNABLE, {key: value}))
         assert f"{key} = {settings.get(override(Config(), {key: value}), key)} must be {within}" in error
@@ -367,7 +368,7 @@ ODD = [
 @pytest.mark.parametrize("text", ODD)
 def test_a_written_recipe_reads_back_as_the_same(tmp_path, text):
     values = {"model.name": text, "data.labels": (text.strip(), "other, with a comma"), "model.dropout.drop_path": 0.3}
-    values |= {"optim.lr": 1e-300, "optim.eps": 0.1 + 0.2, "run.seed": 2**63 - 1, "log.tensorboard": True}
+    values |= {"optim.lr": 1e-29, "optim.eps": 0.1 + 0.2, "run.seed": 2**63 - 1, "log.tensorboard": True}
     values["train.micro_batch_size"] = "auto"
     config = override(Config(), values)
     assert read_recipe(recipe(tmp_path, to_toml(config))) == config
@@ -674,3 +675,10 @@ def test_a_pinned_checksum_says_how_to_unpin_it(tmp_path):
     assert parse([own, "--model.name", "another", "--model.sha256", "1" * 64], USAGE).model.name == "another"
     assert parse([own, "--model.name", "another", "--model.init", "scratch"], USAGE).model.name == "another"
     assert parse([own, "--model.name", "somewhere"], USAGE).model.sha256 == "0" * 64
+
+
+def test_the_revision_of_a_recipe_is_that_of_its_model(tmp_path):
+    own = str(recipe(tmp_path, to_toml(override(RUNNABLE, {"model.name": "org/own", "model.revision": "v1"}))))
+    assert parse([own], USAGE).model.revision == "v1"
+    assert "model.revision of the recipe is one of 'org/own'" in error_of(parse, [own, "--model.name=org/other"], USAGE)
+    assert parse([own, "--model.name=org/other", "--model.revision="], USAGE).model.revision == ""

@@ -577,6 +577,27 @@ def test_offline_a_hub_name_says_what_works(name, monkeypatch):
         assert part in str(caught.value)
 
 
+def test_a_revision_of_a_hub_name_is_a_commit_tag_or_branch(tmp_path, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    folder, commits = tmp_path / "models--org--name", {"main": "a" * 40, "v1.0": "b" * 40}
+    for name, commit in commits.items():
+        (folder / "refs").mkdir(parents=True, exist_ok=True)
+        (folder / "refs" / name).write_text(commit)
+        (folder / "snapshots" / commit).mkdir(parents=True)
+    for revision, commit in {"": "a" * 40, "v1.0": "b" * 40, "b" * 40: "b" * 40}.items():
+        assert hub.resolve("org/name", revision).name == commit
+    with pytest.raises(ModelError, match="'org/name' in revision 'v2' is not a local folder and not in the hub cache"):
+        hub.resolve("org/name", "v2")
+    for revision in ("../../x", "a b", "\0", "-x", "a/../b"):
+        with pytest.raises(ModelError, match="is not a commit, a tag or a branch"):
+            hub.resolve("org/name", revision)
+    for name in (str(tmp_path), "package:data/samples"):
+        with pytest.raises(ModelError, match=r"model.revision = 'v1.0' has no effect on the folder .*: leave it out"):
+            hub.resolve(name, "v1.0")
+
+
 # new weights and dropout
 
 
