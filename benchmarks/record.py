@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from data.writing import to_json, write_text
+
 SCHEMA = 1
 HISTORY = Path(__file__).parent / "history"
 FOLDERS = ("--files", "--folder", "--history", "--output")
@@ -59,9 +61,7 @@ def new_path(folder: Path, name: str, content: dict[str, Any]) -> Path:
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write a record at once, so that a run that is killed leaves the old file or the new one, never a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, [to_json(content, indent=1), "\n"])
 
 
 def without_folders(argv: Sequence[str]) -> list[str]:

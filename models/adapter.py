@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import reprlib
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def save_adapter(model: TaskModel, folder: str | Path) -> None:
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in _adapter_tensors(model).items()}
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / CONFIG_FILE).write_text(json.dumps(_adapter_config(model, layers), indent=2) + "\n", encoding="utf-8")
+    shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)  # safetensors writes files of mode 0600
 
 
 def load_adapter(model: TaskModel, folder: str | Path) -> None:
