@@ -24,7 +24,7 @@ from torch import Tensor
 KEY_ALIGNMENT = 16  # numbers; PyTorch asks for 8 or 16, according to its version
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen: torch.compile up to 2.11 would make a graph for each number of sequences
 class Packing:
     """The borders of the sequences of a packed micro-batch.
 
@@ -112,7 +112,7 @@ class Packing:
         return runs
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Selection(Packing):
     """The tokens whose last hidden states a head reads, as a packing of these tokens alone.
 
