@@ -39,4 +39,4 @@ def _can_join(x: Tensor, layers: Sequence[nn.Linear]) -> bool:
 
 def _is_plain(layer: nn.Module) -> bool:
     """Return whether a call of the layer is F.linear with its weight and bias, and nothing else."""
-    return type(layer) is nn.Linear and "forward" not in vars(layer) and not any(getattr(layer, h) for h in HOOKS)
+    return type(layer) is nn.Linear and "forward" not in layer.__dict__ and not any(getattr(layer, h) for h in HOOKS)
