@@ -6,7 +6,8 @@
     python -m benchmarks.throughput --suite gpu                       published shapes, under ten minutes
 
 Any setting of the engine can be given. --against repeats each workload with further settings (several in one pair of
-quotes) and prints the ratio to the workload without them. Each run is a separate process (timed_training.py) that does
+quotes) and prints the ratio to the workload without them. --all-tokens repeats it with a last layer that computes all
+tokens, also those that the head does not read. Each run is a separate process (timed_training.py) that does
 not time its first steps. The cases alternate, run by run, so that a slower machine slows all of them.
 
 Columns of the table:
@@ -171,12 +172,12 @@ def table(measured: dict[Case, list[dict[str, Any]]]) -> str:
 
 
 def ratios(measured: dict[Case, list[dict[str, Any]]]) -> list[str]:
-    """Return a line per case with further settings: its rate and memory over those without them, run by run."""
+    """Return a line per case with further settings or options: its rate and memory over those without, run by run."""
     lines = []
     for case, runs in measured.items():
-        plain = measured.get(replace(case, against=""), [])
+        plain = measured.get(replace(case, against="", options=()), [])
         pairs = list(zip(runs, plain, strict=False))
-        if not case.against or not pairs:
+        if not (case.against or case.options) or not pairs:
             continue
         rate, memory = ([a[name] / b[name] for a, b in pairs] for name in ("samples_per_second", "peak_memory_mb"))
         resolved = "" if min(rate) > 1 or max(rate) < 1 else ", not resolved"
@@ -199,12 +200,13 @@ def choose_cases(arguments: argparse.Namespace) -> list[Case]:
             for workload in workloads
         ]
         return plain + [Case(workload, arguments.precision[0], ranks=gpus) for workload in workloads if gpus > 1]
+    all_tokens = [("", ("--all-tokens",))] if arguments.all_tokens else []
     return [
-        Case(workload, precision, compiled, against=against)
+        Case(workload, precision, compiled, against=against, options=options)
         for workload in workloads
         for precision in arguments.precision
         for compiled in ([False, True] if arguments.compile else [False])
-        for against in ("", *arguments.against)
+        for against, options in [("", ()), *((against, ()) for against in arguments.against), *all_tokens]
     ]
 
 
@@ -222,6 +224,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--against", action="append", default=[], metavar="SETTINGS", help="compare with these settings"
     )
+    parser.add_argument("--all-tokens", action="store_true", help="compare with a last layer that computes all tokens")
     parser.add_argument("--steps", type=int, default=20, help=f"timed steps of a run, a multiple of {WARM_UP}")
     parser.add_argument("--runs", type=int, help="runs of each case; default 5, suite: 1")
     parser.add_argument("--suite", choices=("gpu",), help=f"{', '.join(ON_GPU)}, in all precisions")
@@ -241,8 +244,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         parser.error(f"--steps {arguments.steps} must be a multiple of {WARM_UP}")
     if arguments.compile and not CAN_COMPILE:
         parser.error(f"--compile: the engine has no setting {COMPILE}")
-    if arguments.suite and (arguments.compile or arguments.against):
-        parser.error("--suite cannot be combined with --compile or --against")
+    if arguments.suite and (arguments.compile or arguments.against or arguments.all_tokens):
+        parser.error("--suite cannot be combined with --compile, --against or --all-tokens")
     if stray := [text for text in settings if not text.startswith("--") or "=" not in text]:
         parser.error(f"{stray[0]!r} must have the form --section.key=value")
     try:

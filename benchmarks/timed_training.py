@@ -38,6 +38,7 @@ from engine.ema import Ema
 from engine.log import RunLog
 from engine.precision import DTYPES, Precision
 from engine.regularize import Penalties
+from models import task_model
 
 WARM_UP = 5  # steps; also the number of steps per line of metrics.jsonl
 PROFILED = 2  # steps
@@ -277,7 +278,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--cudnn-attention", choices=("on", "off"), help="allow cuDNN's attention; default: as the engine chooses"
     )
+    parser.add_argument(
+        "--all-tokens", action="store_true", help="the last layer computes tokens that no head reads too"
+    )
     arguments, others = parser.parse_known_args(argv)
+    if arguments.all_tokens:
+        patch.object(task_model, "_states_what_it_reads", lambda head: False).start()
     if arguments.cudnn_attention:
         torch.backends.cuda.enable_cudnn_sdp(arguments.cudnn_attention == "on")
         torch.backends.cuda.enable_cudnn_sdp = lambda enabled: None  # the engine would choose by itself

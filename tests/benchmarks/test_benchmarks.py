@@ -271,18 +271,21 @@ def fake(monkeypatch: pytest.MonkeyPatch):
 
 def test_against_prints_the_ratio_of_paired_runs(fake, tmp_path, capsys):
     frozen = "fp32 model.freeze=backbone.*"
-    fake({"fp32": [made_up(10), made_up(20)], frozen: [made_up(30, peak=50), made_up(40, peak=50)]})
-    arguments = ["vit-tiny", "--runs", "2", "--against", "model.freeze=backbone.*", "--history", str(tmp_path)]
+    rates = {"fp32": [made_up(10), made_up(20)], frozen: [made_up(30, peak=50), made_up(40, peak=50)]}
+    fake(rates | {"fp32 all-tokens": [made_up(5), made_up(10)]})
+    arguments = ["vit-tiny", "--runs", "2", "--against", "model.freeze=backbone.*", "--all-tokens"]
+    arguments += ["--history", str(tmp_path)]
     assert throughput.main([*arguments, "--train.global_batch_size=4"]) == 0
     printed = capsys.readouterr().out
     assert f"vit-tiny {frozen}: 2.50 (2.00 - 3.00) times the examples per second, 0.50" in printed
+    assert "vit-tiny fp32 all-tokens: 0.50 (0.50 - 0.50) times the examples per second" in printed
     assert "15.00 (10.00 - 20.00)" in printed
     (path,) = tmp_path.glob("*-throughput.json")
     content = record.read(path)
     assert [row["variant"] for row in content["results"]] == [
-        f"fp32 {s}--train.global_batch_size=4" for s in ("", frozen[5:] + " ")
+        f"fp32 {s}--train.global_batch_size=4" for s in ("", frozen[5:] + " ", "all-tokens ")
     ]
-    assert [len(row["runs"]) for row in content["results"]] == [2, 2]
+    assert [len(row["runs"]) for row in content["results"]] == [2, 2, 2]
     assert content["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert content["machine"]["cores"] >= 1
 
@@ -329,7 +332,7 @@ def test_suite_has_all_precisions_and_starts_nothing_late(fake, tmp_path, capsys
         (["--steps", "7"], "--steps 7 must be a multiple of 5"),
         (
             ["--suite", "gpu", "--against", "model.lora.rank=8"],
-            "--suite cannot be combined with --compile or --against",
+            "--suite cannot be combined with --compile, --against or --all-tokens",
         ),
         (
             ["vit-tiny", "--train.global_batch_size"],
