@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import json
+import math
 import os
 import random
 import resource
@@ -181,6 +182,77 @@ def test_open_run_takes_best_then_last_then_previous(run_folder, tmp_path):
         open_run(str(run_folder))
     with pytest.raises(ConfigError, match="no such run folder"):
         open_run(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("name", [*manifest.CORE, "optimizer.safetensors"])
+def test_f03_a_manifest_must_name_the_core_files(contents, run_folder, capsys, name):
+    """An attacker, or a tool that rewrites it, leaves a file out: what is not named is not compared."""
+    for folder in ("last", "best"):
+        path = run_folder / folder / "manifest.json"
+        listed = json.loads(path.read_text())
+        listed["files"].pop(name, None)
+        path.write_text(json.dumps(listed))
+    damage(run_folder / "last" / name, "bit", random.Random(0))
+    assert claimed(contents, run_folder) == run_folder / "previous"
+    assert f"last/manifest.json does not name {name}: the checkpoint is incomplete" in capsys.readouterr().out
+    assert (verify(run_folder / "best") is None) == name.startswith("optimizer")
+
+
+ADDED = ["tokenizer_config.json", "added_tokens.json", "vocab.txt", "generation_config.json", "adapter_config.json"]
+ADDED += ["model.safetensors.index.json", "model-00001-of-00002.safetensors", "objective.safetensors"]
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_f14_a_file_that_was_added_is_not_read_but_named(contents, run_folder, capsys, name):
+    (run_folder / "last" / name).write_bytes((run_folder / "last/tokenizer.json").read_bytes())
+    (run_folder / "best" / name).write_text("{}")
+    assert claimed(contents, run_folder) == run_folder / "previous"
+    assert f"last/{name} was added after the checkpoint was written" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=rf"best/{name} was added after .*: move it away; name another"):
+        open_run(str(run_folder))
+
+
+def test_other_files_may_lie_in_a_checkpoint(run_folder):
+    for name in ("README.md", "metrics.json", ".DS_Store"):
+        (run_folder / "best" / name).write_text("{}")
+    assert open_run(str(run_folder)) == run_folder / "best"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "recipe.toml", "manifest.json", "tokenizer.json"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "dangling link", "loop"])
+def test_f14_what_is_no_file_is_a_sentence_and_no_hang(contents, run_folder, name, kind):
+    path = run_folder / "last" / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to({"device": "/dev/zero", "loop": name}.get(kind, "nowhere"))
+    problem = verify(run_folder / "last")
+    assert problem is not None
+    assert name in problem
+    assert claimed(contents, run_folder) == run_folder / "previous"
+
+
+def test_a_manifest_that_names_another_folder_is_refused(run_folder):
+    path = run_folder / "last/manifest.json"
+    listed = json.loads(path.read_text())
+    listed["files"]["../best/config.json"] = listed["files"]["config.json"]
+    path.write_text(json.dumps(listed))
+    assert "names '../best/config.json', which is not a file of its own folder" in str(verify(path.parent))
+
+
+def test_checkpoints_behind_links_are_saved_over(contents, run_folder):
+    """A user moved a folder to another disk: the link goes, what it pointed to stays."""
+    for name in ("last", "previous"):
+        (run_folder / name).rename(run_folder.parent / name)
+        (run_folder / name).symlink_to(run_folder.parent / name)
+    assert claimed(contents, run_folder) == run_folder / "last"
+    for step in (11, 12):
+        save(run_folder / "last", contents, TrainState(step=step), CPU)
+    assert [step_of(run_folder / name) for name in ("previous", "last")] == [11, 12]
+    assert step_of(run_folder.parent / "last") == 10
 
 
 def test_a_damaged_best_is_not_tested_with(tiny, reviews):
@@ -380,6 +452,20 @@ def test_p04_the_state_of_any_optimizer_comes_back(copied, tmp_path, name):
     ]
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.25])
+def test_p04_a_number_that_json_lacks_comes_back(copied, tmp_path, value):
+    saved = with_optimizer(copied, Counting, steps=1)
+    for state in saved.optimizer.state.values():
+        state["largest"] = value
+    state = TrainState(step=3, watched=value, best_step=0, bad_evaluations=1)
+    save(tmp_path / "last", saved, state, CPU)
+    json.loads((tmp_path / "last/state.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    loaded = with_optimizer(copied, Counting)
+    restored = checkpoint.restore(tmp_path / "last", loaded, CPU)
+    assert {repr(state["largest"]) for state in loaded.optimizer.state.values()} == {repr(value)}
+    assert repr(restored.watched) == (repr(value) if math.isfinite(value) else "nan")
+
+
 def test_optimizer_step_count_stays_on_the_cpu(copied, tmp_path):
     """The meta device stands for a GPU."""
     save(tmp_path / "last", with_optimizer(copied, MAKERS["adam"], steps=1), TrainState(step=1), CPU)
@@ -467,6 +553,39 @@ def test_a_folder_that_cannot_be_made_is_named(contents, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"run\.folder = .*file/run' cannot be written: Not a directory"):
         claimed(contents, tmp_path / "file/run")
+
+
+@pytest.mark.parametrize("name", ["mkdir", "open", "rename"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_f04_a_folder_that_fails_at_the_start_is_a_sentence(contents, run_folder, monkeypatch, name, code):
+    """At --resume, with an unfinished save to undo and a damaged last/ to move out of the way."""
+    (run_folder / "best").rename(run_folder / ".old-best")
+    damage(run_folder / "last/state.json", "empty", random.Random(0))
+    before = {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()}
+
+    def refuse(*args, **kwargs):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, name, refuse)
+        with pytest.raises(ConfigError, match=rf"run\.folder = .* cannot be written: {os.strerror(code)}$"):
+            claimed(contents, run_folder, "yes")
+    after = {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert after == before
+
+
+def test_f04_a_folder_without_permission_is_a_sentence(contents, run_folder, monkeypatch):
+    """Root may write everywhere, so the answer of the system is patched."""
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ConfigError, match=r"run\.folder = .* cannot be written: Permission denied"):
+        claimed(contents, run_folder)
+
+
+def test_f04_a_folder_that_vanished_is_a_sentence(contents, run_folder):
+    shutil.rmtree(run_folder)
+    with pytest.raises(TrainingError, match=r"could not be written .*No such file or directory.* are free"):
+        save(run_folder / "last", contents, TrainState(step=11), CPU)
+    assert not run_folder.exists()
 
 
 def test_a_dry_run_writes_nothing(tiny):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict
 
 import pytest
 
+from data.writing import to_json
 from engine.config import ConfigError, EvalSettings
 from engine.state import TrainState, metric_direction
 from engine.tasks import TASKS
@@ -105,3 +108,21 @@ def test_direction_is_known_of_every_metric_that_has_one():
     assert {metric_direction(EvalSettings(), name) for name in names} == {"min", "max"}
     with pytest.raises(ConfigError, match=r"auto does not know whether a higher or a lower my_error is better"):
         metric_direction(EvalSettings(), "my_error")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.5])
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_state_read_from_json_decides_as_before(value, mode):
+    """JSON has null for what is not finite: the run stops, improves and compares as without the interruption."""
+    settings = EvalSettings(stop_if_worse_than=0.5 if mode == "max" else 0.6)
+    through, resumed = TrainState(), TrainState.from_saved(json.loads(to_json(asdict(TrainState()))))
+    for metric, loss in [(value, value), (0.5, value), (value, 2.0), (0.5, 1.0), (value, math.nan)]:
+        outcomes = []
+        for state in (through, resumed):
+            state.step += 1
+            is_best = state.record(metric, loss, mode, 0.0)
+            outcomes.append((is_best, bool(state.reason_to_stop(100, settings, mode)), state.best, state.best_step))
+        assert outcomes[0] == outcomes[1]
+        resumed = TrainState.from_saved(json.loads(to_json(asdict(resumed))))
+    assert through.best == 0.5
+    assert through.bad_evaluations == resumed.bad_evaluations

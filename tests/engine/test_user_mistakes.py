@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -357,8 +356,8 @@ def test_p17_batch_may_be_smaller_than_the_number_of_ranks(bench):
     assert "all steps done" in done.stdout
 
 
-def test_closed_pipe_ends_the_command_without_a_traceback():
-    """`python -m engine.evaluate ... | head`."""
+def test_closed_pipe_ends_no_command_and_shows_no_traceback():
+    """`python -m engine.train ... | head`."""
     code = "from engine.cli import run_command; run_command(lambda a: (print('x' * 10**6), 0)[1])"
     child = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -369,4 +368,4 @@ def test_closed_pipe_ends_the_command_without_a_traceback():
     child.stdout.read(1)
     child.stdout.close()
     assert child.stderr.read() == b""
-    assert child.wait(60) == 128 + signal.SIGPIPE
+    assert child.wait(60) == 0
