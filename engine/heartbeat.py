@@ -53,7 +53,7 @@ class Heartbeat(threading.Thread):
         self.collectives = 0
         self.stop_requested, self.stop_seen = False, False
         self.failing, self.ended = False, threading.Event()
-        self.parent = os.getppid() if _has_parent() else 0
+        self.parent = _parent()
 
     def run(self) -> None:
         """Beat until the run ends, or another rank does not answer."""
@@ -95,9 +95,7 @@ class Heartbeat(threading.Thread):
         is_dead = self.store.check([TROUBLE])
         waited = f"has not answered for {seconds:g} s (distributed.timeout_seconds)"
         fault = "has ended without a word" if is_dead else waited
-        error = (
-            f"{self.name_of(lost)} {fault}. The same command with --resume continues the run from its last checkpoint"
-        )
+        error = f"{self.name_of(lost)} {fault}. The same command with --resume continues from the last checkpoint"
         self.store.set(VERDICT, error)
         if not is_dead:
             print(f"the stacks of rank {self.rank}, which waited:", file=sys.stderr, flush=True)
@@ -116,6 +114,7 @@ class Heartbeat(threading.Thread):
         if self.store is None:
             return []
         beats = {rank: _read(self.store, f"alive/{rank}").split() for rank in range(self.world_size)}
+        del beats[self.rank]
         return [rank for rank, beat in beats.items() if len(beat) == 2 and int(beat[1]) < self.collectives]
 
 
@@ -125,14 +124,14 @@ _own: Heartbeat | None = None  # of this process
 def start(store: Store | None, rank: int, world_size: int, timeout_seconds: float) -> None:
     """Start the thread of this process, where it has another rank or a parent to watch."""
     global _own
-    if (_own is None or _own.ended.is_set()) and (store is not None or _has_parent()):
+    if (_own is None or _own.ended.is_set()) and (store is not None or _parent()):
         _own = Heartbeat(store, rank, world_size, timeout_seconds)
         _own.start()
 
 
-def _has_parent() -> bool:
-    """Return whether this process should end with its parent; one that a shell started need not."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get(PARENT) == str(os.getppid())
+def _parent() -> int:
+    """Return the process without which this one should not go on; 0 for none, as where a shell started this one."""
+    return int(os.environ.get(PARENT, os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0))
 
 
 def _read(store: Store, key: str) -> str:

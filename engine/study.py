@@ -26,8 +26,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,7 +37,8 @@ import torch
 from tqdm import tqdm
 
 from data.random_streams import STUDY_SAMPLE
-from engine import cli, config, plugins
+from data.workers import STOP_SIGNALS
+from engine import cli, config, heartbeat, plugins
 from engine.config import ConfigError
 from engine.state import metric_direction
 from engine.study_report import VariantResult, add_gains, format_table, read_run, summarize_run, write_report
@@ -61,6 +63,8 @@ OPTIONS = {
 DEFAULTS = {"seeds": "1", "sample": "0", "parallel": "1"}
 UNCHANGED = {"change": "as it is"}
 GRID_EXAMPLE = "regularize.l2=0,1e-4"  # in messages
+NOT_STARTED, WAS_STOPPED = "not started", ": stopped"
+STOPPED = {128 + number for number in STOP_SIGNALS} | {-number for number in STOP_SIGNALS}  # exit codes of runs
 CHANGE_EXAMPLE = "'stop early: eval.patience=2 eval.metric=loss'"
 
 
@@ -86,6 +90,7 @@ class Study:
     mode: str  # "max" or "min": which values of it are better
     parallel: int = 1
     keep_weights: bool = False
+    signal: int = 0  # that stopped the study, or one of its runs
     stopping: threading.Event = field(default_factory=threading.Event)
     children: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -214,14 +219,14 @@ def run_variant(study: Study, index: int, variant: Variant, seed: int) -> str:
     index: the number of the run in the study, which chooses the GPU.
     """
     if study.stopping.is_set():
-        return "not started"
+        return NOT_STARTED
     folder = study.run_folder(variant, seed)
     if read_run(folder) is not None:
         return ""
     folder.parent.mkdir(parents=True, exist_ok=True)
     settings = study.common | variant.settings
     settings |= {"run.folder": str(folder), "run.seed": str(seed), "run.resume": "auto"}
-    environment = dict(os.environ)
+    environment = os.environ | {heartbeat.PARENT: str(os.getpid())}
     if gpus := torch.cuda.device_count():
         environment["CUDA_VISIBLE_DEVICES"] = str(index % gpus)
     else:
@@ -230,14 +235,24 @@ def run_variant(study: Study, index: int, variant: Variant, seed: int) -> str:
     output = folder.parent / f"{folder.name}.txt"
     code = launch(study, command, environment, output)
     if read_run(folder) is None:
-        if code > 128 or code < 0:  # ended by a signal
+        if code in STOPPED:
+            study.signal = study.signal or abs(code) % 128
             study.stopping.set()
-            return f"{folder}: stopped"
-        text = output.read_text(encoding="utf-8").strip()
-        return f"{folder}: {text.splitlines()[-1] if text else f'ended with code {code}'}"
+            return f"{folder}{WAS_STOPPED}"
+        return f"{folder}: {_explain_failure(code, output.read_text(encoding='utf-8', errors='replace'))}"
     if not study.keep_weights:
         _delete_weights(folder)
     return ""
+
+
+def _explain_failure(code: int, text: str) -> str:
+    """Return the error that a run printed last, or the last line of its traceback."""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}; the same command continues it"
+    lines = text.strip().splitlines()
+    errors = [i for i, line in enumerate(lines) if line.startswith("error")]
+    shown = lines[errors[-1] :] if errors else lines[-1:]
+    return "\n".join(shown) or f"ended with code {code}"
 
 
 def launch(study: Study, command: list[str], environment: dict[str, str], output: Path) -> int:
@@ -245,15 +260,32 @@ def launch(study: Study, command: list[str], environment: dict[str, str], output
     with output.open("w", encoding="utf-8") as stream:
         child = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
         study.children.append(child)
+        if study.stopping.is_set():  # since the last look, and the signal may have missed this run
+            child.terminate()
         return child.wait()
 
 
-def _stop_runs(study: Study) -> None:
-    """Start no more runs, and let the runs in progress save a checkpoint. A terminal sends them Ctrl-C by itself."""
-    study.stopping.set()
-    for child in study.children:
-        if child.poll() is None:
-            child.terminate()
+@contextmanager
+def _stopped_by_signals(study: Study) -> Iterator[None]:
+    """Let a signal start no more runs and stop those in progress, which save a checkpoint; a second Ctrl-C kills them.
+
+    A terminal sends its Ctrl-C to the runs too, which take the SIGTERM from here for the same request.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        again = study.signal and number == signal.SIGINT
+        study.signal = study.signal or number
+        study.stopping.set()
+        for child in study.children:
+            if child.poll() is None:
+                child.send_signal(signal.SIGKILL if again else signal.SIGTERM)
+
+    handlers = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _delete_weights(folder: Path) -> None:
@@ -301,36 +333,46 @@ def collect_results(study: Study) -> list[VariantResult]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the study that a command line describes; return the exit code."""
+    """Run the study that a command line describes; return the exit code.
+
+    0: all runs have ended; 1: some failed, each with a sentence; 128 + n: stopped by signal n. Errors of the user's
+    are raised, for which cli.run_command has the code 2.
+    """
     study = parse(argv)
     check_finished_runs(study)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # handled like Ctrl-C
     runs = study.runs()
-    print(f"{len(runs)} runs: {len(study.variants)} variants x {len(study.seeds)} seeds, in {study.folder}")
-    study.folder.mkdir(parents=True, exist_ok=True)
-    problems: list[str] = []
+    print(f"{len(runs)} runs: {len(study.variants)} variants x {len(study.seeds)} seeds, in {study.folder}", flush=True)
+    try:
+        study.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--folder {str(study.folder)!r} cannot be written: {error.strerror}") from None
     with (
+        _stopped_by_signals(study),
         tqdm(total=len(runs), unit="run", disable=not sys.stderr.isatty()) as bar,
         ThreadPoolExecutor(study.parallel) as pool,
     ):
 
         def run_one(index: int) -> str:
-            problem = run_variant(study, index, *runs[index])
+            try:
+                problem = run_variant(study, index, *runs[index])
+            except OSError as error:
+                problem = f"{study.run_folder(*runs[index])}: {error.strerror} ({error.filename})"
             bar.update()
             return problem
 
-        try:
-            problems = [problem for problem in pool.map(run_one, range(len(runs))) if problem]
-        except KeyboardInterrupt:
-            _stop_runs(study)
+        problems = [problem for problem in pool.map(run_one, range(len(runs))) if problem]
     results = collect_results(study)
-    paths = write_report(study.folder, results, study.metric)
-    print(f"\n{format_table(results)}\n\n{', '.join(map(str, paths))}")
+    try:
+        paths = write_report(study.folder, results, study.metric)
+    except OSError as error:
+        raise ConfigError(f"--folder {str(study.folder)!r} cannot be written: {error.strerror}") from None
+    print(f"\n{format_table(results)}\n\n{', '.join(map(str, paths))}", flush=True)
+    for problem in problems:
+        if not problem.endswith((NOT_STARTED, WAS_STOPPED)):
+            print(problem, file=sys.stderr)
     if study.stopping.is_set():
         print("stopped; the same command continues the study", file=sys.stderr)
-        return 128 + signal.SIGINT
-    for problem in problems:
-        print(problem, file=sys.stderr)
+        return 128 + study.signal
     return 1 if problems else 0
 
 

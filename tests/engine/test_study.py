@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from statistics import fmean, stdev
@@ -19,13 +20,6 @@ from support.runs import QuietStop, StopAfter, run_module, run_training
 from engine import config as configs
 from engine import plugins, study, study_report
 from engine.config import ConfigError
-
-
-@pytest.fixture(autouse=True)
-def _handler_of_sigterm():
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
@@ -203,7 +197,7 @@ def test_a_stopped_study_continues_from_its_checkpoint(recipe, here, tmp_path, c
     folder = tmp_path / "study"
     arguments = [str(recipe), "--vary=regularize.l2=0,0.1", f"--folder={folder}"]
     box["steps"] = 4
-    assert study.main(arguments) == 130
+    assert study.main(arguments) == 128 + signal.SIGTERM  # of a run, since the study got none
     assert len(commands) == 1  # the second run was not begun
     assert "stopped; the same command continues the study" in capsys.readouterr().err
     assert (folder / "table.md").read_text() == "no run has ended\n"
@@ -314,8 +308,50 @@ def test_a_plot_is_written(tmp_path, training):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_f05_a_signal_stops_the_runs_of_a_study(recipe, here, tmp_path, monkeypatch, capsys, number):
+    """The runs are processes that wait; two are in progress, and the third is not started."""
+    monkeypatch.undo()
+    launch, before = study.launch, signal.getsignal(number)
+    codes = []
+
+    def wait(its_study, command, environment, output):
+        codes.append(launch(its_study, ["sleep", "60"], environment, output))
+        return codes[-1]
+
+    monkeypatch.setattr(study, "launch", wait)
+    threading.Timer(1, os.kill, (os.getpid(), number)).start()
+    arguments = [str(recipe), "--vary=regularize.l2=0,0.1,0.2", "--parallel=2", f"--folder={tmp_path / 'study'}"]
+    assert study.main(arguments) == 128 + number
+    assert codes == [-signal.SIGTERM] * 2
+    assert capsys.readouterr().err == "stopped; the same command continues the study\n"
+    assert signal.getsignal(number) == before
+
+
+def test_a_run_that_was_killed_has_failed_and_the_others_are_run(recipe, here, tmp_path, monkeypatch, capsys):
+    ours = study.launch
+
+    def kill(its_study, command, environment, output):
+        output.write_text("step 1\n")
+        return -signal.SIGKILL if "--regularize.l2=0" in command else ours(its_study, command, environment, output)
+
+    monkeypatch.setattr(study, "launch", kill)
+    arguments = [str(recipe), "--vary=regularize.l2=0,0.1", f"--folder={tmp_path / 'study'}"]
+    assert study.main(arguments) == 1
+    assert "seed0: killed by SIGKILL; the same command continues it" in capsys.readouterr().err
+    assert len(here[0]) == 1
+
+
+def test_the_whole_error_of_a_run_is_shown(recipe):
+    text = "step 1\nerror: a:1: one\na:2: two\n... and 3 more\n"
+    assert study._explain_failure(2, text) == "error: a:1: one\na:2: two\n... and 3 more"
+    assert study._explain_failure(1, "Traceback\n  in x\nValueError: y\n") == "ValueError: y"
+    assert study._explain_failure(3, "") == "ended with code 3"
+
+
 @pytest.mark.slow
-def test_the_command_is_interrupted_and_continues(recipe, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_the_command_is_interrupted_and_continues(recipe, tmp_path, number):
     folder = tmp_path / "study"
     arguments = [str(recipe), "--vary=regularize.l2=0,0.1", "--parallel=2", f"--folder={folder}"]
     longer = [*arguments, "--train.max_steps=400", "--eval.every_steps=100"]
@@ -324,9 +360,9 @@ def test_the_command_is_interrupted_and_continues(recipe, tmp_path):
     deadline = time.monotonic() + 120
     while not all(log.is_file() and log.stat().st_size for log in logs) and time.monotonic() < deadline:
         time.sleep(0.1)
-    os.kill(first.pid, signal.SIGTERM)
+    os.kill(first.pid, number)
     _, printed = first.communicate(timeout=120)
-    assert first.returncode == 130
+    assert first.returncode == 128 + number
     assert "stopped; the same command continues the study" in printed
     done = run_module("engine.study", *longer)
     assert done.returncode == 0, done.stderr
