@@ -1,6 +1,6 @@
 """Put the faults F1 to F20 to the engine and count what it survives; see README.md.
 
-python -m tests.faults [--count N] [--seed S] [--output FILE] [--list] [NAME ...]
+python -m tests.faults [--count N | --sample] [--seed S] [--output FILE] [--list] [NAME ...]
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def main(argv: list[str]) -> int:
         return 0
     rows: list[dict[str, Any]] = []
     for name in arguments.names or FAULTS:
-        row = run_fault(name, FAULTS[name], arguments.count, arguments.seed)
+        count = FAULTS[name].sample if arguments.sample else arguments.count
+        row = run_fault(name, FAULTS[name], count, arguments.seed)
         rows.append(row)
         print_row(row)
         if arguments.output:
@@ -49,6 +50,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(FAULTS)}; none: all")
     parser.add_argument("--count", type=int, default=0, help="tries of each fault; 0: the full count of each")
+    parser.add_argument("--sample", action="store_true", help="the small counts of the tests")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="a JSON file for the report; rows of other faults in it are kept")
     parser.add_argument("--list", action="store_true", help="print the names, full counts and meanings")

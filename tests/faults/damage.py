@@ -28,7 +28,7 @@ def damage(content: bytes, kind: str, rng: random.Random) -> bytes:
 
 
 def run(count: int, seed: int, folder: Path) -> Result:
-    """Flip `count` bits of each file of last/ and truncate it at a quarter as many places; resume from some of these."""
+    """Flip `count` bits of each file of last/, truncate it at a quarter as many places, resume from some of these."""
     bench, rng, result = Bench(folder), random.Random(seed), Result()
     begun, through = make_interrupted(bench, folder), bench.uninterrupted(SETTINGS)
     kinds = ["bit"] * count + ["truncated"] * max(1, count // TRUNCATIONS)
@@ -40,7 +40,9 @@ def run(count: int, seed: int, folder: Path) -> Result:
             result.add(None if found else f"{path.name} was not noticed", f"{kind}, found")
         path.write_bytes(whole)
         for kind in ("bit", "truncated") * min(RESUMES // 2, count):
-            result.add(resume_without(begun, through, f"last/{path.name}", kind, rng), f"{kind}, resumed from previous/")
+            result.add(
+                resume_without(begun, through, f"last/{path.name}", kind, rng), f"{kind}, resumed from previous/"
+            )
     for kind in kinds[:: max(1, count // RESUMES)]:
         result.add(resume_with_log(begun, through, kind, rng), f"{kind}, in the log, resumed")
     return result

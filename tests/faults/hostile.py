@@ -1,4 +1,4 @@
-"""F14, F15: files that nobody should trust: pickles in the place of weights, mutated headers, and what fuzz_*.py make."""
+"""F14, F15: files that nobody should trust: pickles in the place of weights, and what the fuzzers of fuzz_*.py make."""
 
 from __future__ import annotations
 

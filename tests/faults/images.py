@@ -1,4 +1,4 @@
-"""F12: 200 bad images among good ones: refused with paths and reasons, or left out and counted, the same at a resume."""
+"""F12: 200 bad images among good ones: refused with reasons, or left out and counted, the same at a resume."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def run(count: int, seed: int, folder: Path) -> Result:
     bench, result = ImageBench(folder), Result()
     good = write_folder(folder / "good", 0)
     bad = write_folder(folder / "bad", count)
-    names = sorted(path.relative_to(bad).as_posix() for path in bad.rglob("*") if "good" not in path.name and path.is_file())
+    names = sorted(
+        path.relative_to(bad).as_posix() for path in bad.rglob("*") if "good" not in path.name and path.is_file()
+    )
     plain = bench.run(SETTINGS | {"data.train": str(good)})
     if plain.finish().code != 0:
         raise RuntimeError(f"the run without bad images failed: {plain.finish().tail()}")
@@ -87,7 +89,7 @@ def plain_of(bench: Bench, bad: Path, folder: Path) -> Run:
 
 
 def check_refused(ended: Ended, name: str, count: int) -> str:
-    """Return what was wrong with the refusal; of a long list the first ones of each reason are shown, the rest counted."""
+    """Return what was wrong with the refusal, which shows the first ones of each reason and counts the rest."""
     if not ended.has_sentence():
         return f"ended otherwise: {ended.tail()}"
     more = re.search(r"and ([\d,]+) more", ended.err)

@@ -66,4 +66,3 @@ def wait_for_moment(started: Started, victim: Run, rng: random.Random) -> bool:
                 break
         time.sleep(rng.uniform(0.0, 0.006))
     return started.alive()
-

@@ -24,6 +24,7 @@ PLACES = ("Penalties.add_gradients_", "evaluate", "set_learning_rate", "seed_dro
 def end(count: int, seed: int, folder: Path) -> Result:
     """F6: one of 2 or 4 ranks exits, is killed or is stopped, under torchrun."""
     bench, rng, result = Bench(folder), random.Random(seed), Result()
+    slowest: dict[str, int] = {}
     for action in ("exit", "kill", "stop"):
         for i in range(count):
             ranks = (2, 4)[i % 2]
@@ -34,8 +35,9 @@ def end(count: int, seed: int, folder: Path) -> Result:
             code, out, err, seconds = finish(started, STOP if action == "stop" else DEATH)
             problem = check_end(action, victim, code, lines + out, err)
             result.add(problem, f"{action}, {ranks} ranks")
-            result.details["slowest end, seconds"] = str(max(round(seconds, 1), float(result.details.get("slowest end, seconds", 0))))
+            slowest[action] = max(round(seconds), slowest.get(action, 0))
             run.remove()
+    result.details |= {f"slowest end after {action}": f"{seconds} s" for action, seconds in slowest.items()}
     return result
 
 

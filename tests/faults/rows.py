@@ -42,11 +42,17 @@ LINES: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "two objects": lambda line, rng: line + line,
     "NaN bare": lambda line, rng: b'{"id": NaN',
 }
-TEXT = {"empty": change("text", ""), "white": change("text", " \t"), "missing": without("text"), "list": change("text", [1])}
+TEXT = {
+    "empty": change("text", ""),
+    "white": change("text", " \t"),
+    "missing": without("text"),
+    "list": change("text", [1]),
+}
 LABEL = {"label missing": without("label"), "label null": change("label", None), "label empty": change("label", "")}
 MINE: dict[str, dict[str, Callable[[Row, random.Random], Row]]] = {
-    "text-classification": TEXT | LABEL | {"label list": change("label", ["a"])},
-    "multi-label-classification": TEXT | {"labels missing": without("labels"), "labels nested": change("labels", [["a"]])},
+    "text-classification": TEXT | LABEL | {"label list": change("label", ["a", "b"])},
+    "multi-label-classification": TEXT
+    | {"labels missing": without("labels"), "labels nested": change("labels", [["a"]])},
     "text-regression": TEXT
     | {
         "score missing": without("score"),

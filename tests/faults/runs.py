@@ -6,6 +6,7 @@ A fork costs a fifth of a second where a new process costs several, so thousands
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import multiprocessing
 import os
@@ -28,6 +29,7 @@ from engine import config as configs
 from engine.cli import run_command
 
 FORK = multiprocessing.get_context("fork")
+SAVING = (f"{checkpoint.WRITING}{checkpoint.LAST}", f"{checkpoint.WRITING}{checkpoint.BEST}", checkpoint.OLD)
 DEADLINE = 120.0  # seconds, after which a run counts as hung
 
 
@@ -128,14 +130,14 @@ class Run:
         """Return whether a save is under way, or was when the run was killed."""
         names = os.listdir(self.folder) if self.folder.is_dir() else []
         between = checkpoint.PREVIOUS in names and checkpoint.LAST not in names  # the two renames of a save
-        return between or any(name.startswith((checkpoint.WRITING, checkpoint.OLD_BEST)) for name in names)
+        return between or any(name.startswith(SAVING) for name in names)
 
     def leftovers(self) -> list[str]:
         """Return the names of temporary files that a run must not leave."""
         if not self.folder.is_dir():
             return []
         found = [str(path.relative_to(self.folder)) for path in self.folder.rglob("*")]
-        return [name for name in found if ".writing" in name or ".old" in name]
+        return [name for name in found if Path(name).name.startswith((checkpoint.WRITING, checkpoint.OLD, ".tmp"))]
 
     def remove(self) -> None:
         for folder in (self.folder, self.logs):
@@ -275,7 +277,7 @@ def changed(target: object, name: str, value: object) -> Iterator[None]:
 
 def prepare_ranks() -> None:
     """Import what DDP imports at its first use, so that forks do not each spend seconds on it."""
-    import torch._dynamo
+    importlib.import_module("torch._dynamo")
 
 
 def free_port() -> int:

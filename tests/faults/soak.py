@@ -37,12 +37,12 @@ def soak(victim: Run, count: int, result: Result) -> str:
     """Run to the end and look at the process and the run folder all the while; return what grew or was missing."""
     started = victim.start()
     memory: list[tuple[int, int, int]] = []  # (step, bytes, descriptors) of the process and its workers
-    missing, seen = "", set()
+    missing, seen = "", set[str]()
     while started.alive():
         step = victim_step(victim)
         names = set(os.listdir(victim.folder)) if victim.folder.is_dir() else set()
-        lost = [name for name in seen if name not in names and name != checkpoint.LAST]
-        if lost and not victim.is_saving():
+        lost = seen - names  # for a moment of each save, one is away; not for half a second
+        if lost and not started.wait_for(lambda lost=lost: lost <= set(os.listdir(victim.folder)), 0.5):
             missing = missing or f"{lost} vanished near step {step}"
         seen |= names & {checkpoint.LAST, checkpoint.BEST, checkpoint.PREVIOUS}
         if step > 0:
@@ -96,5 +96,3 @@ def measure(group: int) -> tuple[int, int]:
         except (OSError, ValueError):  # it has just ended
             continue
     return total, files
-
-

@@ -17,7 +17,9 @@ SETTINGS: dict[str, object] = {"train.max_steps": 40, "eval.every_steps": 20}
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 TARGETS = ("the process", "one rank", "the group", "the group, with workers", "the process, with workers")
 SECONDS = 30.0  # from the signal to the end
-LATER = 3  # steps that may be logged between the signal and the last one: the one under way, and what was not printed yet
+LATER = (
+    3  # steps that may be logged between the signal and the last one: the one under way, and what was not printed yet
+)
 
 
 def run(count: int, seed: int, folder: Path) -> Result:

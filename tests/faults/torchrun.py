@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import models
@@ -34,10 +35,8 @@ def finish(process: subprocess.Popen[str], seconds: float) -> tuple[int | None, 
         code: int | None = process.returncode
     except subprocess.TimeoutExpired:
         code = None
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     if code is None:
         out, err = process.communicate()
     return code, out, err, time.monotonic() - since

@@ -45,7 +45,7 @@ ACTIONS: dict[str, Callable[[], object]] = {
 
 
 def at_step(action: str, rank: int, step: int, place: str = "Penalties.add_gradients_") -> None:
-    """Do the action when this rank reaches the `step`-th call of a function of engine.train: between two collectives."""
+    """Do the action when this rank reaches the `step`-th call of a function of engine.train."""
     if int(os.environ.get("RANK", 0)) != rank:
         return
     owner: Any = train

@@ -60,5 +60,3 @@ def training_ids(bench: Bench, folder: Path) -> list[str]:
 
     names = {name for _, ids in read_ids(file.with_name("ids.0")) for name in ids}
     return sorted(name for name in names if len(name) == 4)
-
-
