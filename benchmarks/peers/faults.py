@@ -2,8 +2,9 @@
 
     python -m benchmarks.peers.faults [FAULT ...] [--count 20] [--seed 0] [--output FILE]
 
-Both fine-tune the same tiny BERT on the same 120 reviews on a CPU, with a checkpoint every second step. Otherwise
-HF Trainer has its defaults, and its command resumes from get_last_checkpoint, as transformers' own examples do.
+Both fine-tune the same tiny BERT on the same 120 reviews on a CPU, with a checkpoint every second step, in the runs that
+a SIGTERM ends every eighth. Otherwise HF Trainer has its defaults. Its command resumes from get_last_checkpoint, as
+transformers' own examples do.
 
 - `kill in a save`: kill -9 while a checkpoint is written; then the same command again.
 - `no optimizer file`: the newest checkpoint of a killed run lost its optimizer file; then the same command again.
@@ -52,7 +53,8 @@ from transformers.trainer_utils import get_last_checkpoint  # noqa: E402
 from benchmarks import record  # noqa: E402
 
 STEPS, SAVE_EVERY = 12, 2
-SLOW_STEPS, SECONDS_PER_STEP = 24, 0.25  # of the runs that a SIGTERM ends: hf-jit waits 3 s before it saves
+# The runs that a SIGTERM ends are slow, since hf-jit waits 3 s before it saves.
+SLOW_STEPS, SLOW_SAVE_EVERY, SECONDS_PER_STEP = 28, 8, 0.25
 SIDES = ("ours", "hf")
 
 
@@ -62,8 +64,8 @@ class OurSide:
     optimizer = "optimizer.safetensors"
 
     def __init__(self, bench: Bench, slow: bool):
-        steps = SLOW_STEPS if slow else STEPS
-        self.run = bench.run({"train.max_steps": steps, "eval.every_steps": SAVE_EVERY})
+        steps, every = (SLOW_STEPS, SLOW_SAVE_EVERY) if slow else (STEPS, SAVE_EVERY)
+        self.run = bench.run({"train.max_steps": steps, "eval.every_steps": every})
 
     def start(self, in_child: Callable[[], object] | None = None) -> Started:
         return self.run.start(in_child=in_child)
@@ -103,8 +105,9 @@ class TheirSide:
 
     def __init__(self, bench: Bench, slow: bool, jit: bool = False):
         self.run = bench.run({"train.max_steps": 1})
-        steps = SLOW_STEPS if slow else STEPS
-        self.arguments = [str(bench.model), str(bench.reviews), str(self.run.folder), str(steps), str(int(jit))]
+        steps, every = (SLOW_STEPS, SLOW_SAVE_EVERY) if slow else (STEPS, SAVE_EVERY)
+        numbers = (str(number) for number in (steps, every, int(jit)))
+        self.arguments = [str(bench.model), str(bench.reviews), str(self.run.folder), *numbers]
 
     def start(self, in_child: Callable[[], object] | None = None) -> Started:
         return Started([train_hf], self.arguments, self.run.logs, in_child)
@@ -144,8 +147,8 @@ class TheirSide:
 
 
 def train_hf(argv: Sequence[str]) -> int:
-    """Fine-tune with HF Trainer: arguments are the model, the data, the output folder, the steps, and 1 for hf-jit."""
-    model_folder, data, folder, steps, jit = argv
+    """Fine-tune with HF Trainer; the arguments: model, data and output folder, steps, steps of a save, 1 for hf-jit."""
+    model_folder, data, folder, steps, every, jit = argv
     transformers.set_seed(0)
     rows = [json.loads(line) for line in Path(data).read_text(encoding="utf-8").splitlines()]
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=f"{model_folder}/tokenizer.json", pad_token="[PAD]")
@@ -160,7 +163,7 @@ def train_hf(argv: Sequence[str]) -> int:
         max_steps=int(steps),
         per_device_train_batch_size=16,
         learning_rate=1e-3,
-        save_steps=SAVE_EVERY,
+        save_steps=int(every),
         logging_steps=1,
         use_cpu=True,
         dataloader_pin_memory=False,
@@ -264,7 +267,7 @@ def bit_flip(side: Any, through: dict[str, torch.Tensor], rng: random.Random) ->
 
 def sigterm(side: Any, through: dict[str, torch.Tensor], rng: random.Random) -> str:
     started = side.start(side.slow_down)
-    step = rng.randrange(3, 9)
+    step = rng.randrange(SLOW_SAVE_EVERY + 1, 2 * SLOW_SAVE_EVERY - 1)
     started.wait_for(lambda: side.done_steps(started) >= step)
     time.sleep(rng.uniform(0.0, SECONDS_PER_STEP))
     before = side.done_steps(started)
@@ -272,7 +275,7 @@ def sigterm(side: Any, through: dict[str, torch.Tensor], rng: random.Random) -> 
     started.wait()
     lost = before - side.saved_step()
     outcome = compare(side, side.start().wait(), through)
-    return f"resumed, {lost} completed step lost" if outcome == "survived" and lost > 0 else outcome
+    return "resumed, completed steps lost" if outcome == "survived" and lost > 0 else outcome
 
 
 def nan_loss(side: Any, through: dict[str, torch.Tensor], rng: random.Random) -> str:
