@@ -220,7 +220,8 @@ def time_training(
 ) -> dict[str, Any] | None:
     """Train and return the measurements; None on ranks other than the main one, and after a signal.
 
-    steps: timed optimizer steps, a multiple of WARM_UP. launches: count kernels in further steps. Raises what engine.train raises.
+    steps: timed optimizer steps, a multiple of WARM_UP. launches: count kernels in further steps.
+    Raises what engine.train raises.
     """
     timer = LoopTimer(ranks.device, steps, split, launches)
     settings = {"train.max_steps": timer.end + 1, "log.every_steps": WARM_UP, "eval.every_steps": timer.end + 2}
