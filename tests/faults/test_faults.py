@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -99,3 +101,11 @@ def test_tries_are_counted_by_what_happened():
     result.add("", "stop")
     assert (result.tries, result.survived, result.failures) == (3, 2, ["kill: hung"])
     assert result.details == {"kill": 2, "stop": 1}
+
+
+def test_tests_that_security_md_names_exist():
+    named = re.findall(r"`(tests/[\w/]+\.py)::([\w*]+)`", (ROOT / "SECURITY.md").read_text(encoding="utf-8"))
+    assert len(named) > 10
+    for file, pattern in named:
+        tests = re.findall(r"^def (test_\w+)", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
+        assert fnmatch.filter(tests, pattern), (file, pattern)
