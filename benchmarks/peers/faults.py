@@ -3,8 +3,8 @@
     python -m benchmarks.peers.faults [FAULT ...] [--count 20] [--seed 0] [--output FILE]
 
 Both fine-tune the same tiny BERT on the same 120 reviews on a CPU, with a checkpoint every second step, in the runs
-that a SIGTERM ends every eighth. Otherwise HF Trainer has its defaults. Its command resumes from get_last_checkpoint, as
-transformers' own examples do.
+that a SIGTERM ends every eighth. Otherwise HF Trainer has its defaults. Its command resumes from get_last_checkpoint,
+as transformers' own examples do.
 
 - `kill in a save`: kill -9 while a checkpoint is written; then the same command again.
 - `no optimizer file`: the newest checkpoint of a killed run lost its optimizer file; then the same command again.

@@ -32,7 +32,7 @@ def run(count: int, seed: int, folder: Path) -> Result:
             result.add(signal_and_resume(bench, target, number, rng), f"{number.name} to {target}")
     for _ in range(max(1, count // 4)):
         result.add(interrupt_twice(bench, rng), "SIGINT twice")
-    for i in range(count // 12):
+    for i in range(max(1, count // 12)):
         number = SIGNALS[i % 3]
         result.add(signal_torchrun(bench, number, rng), f"{number.name} to torchrun")
     return result
