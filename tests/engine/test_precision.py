@@ -227,6 +227,17 @@ def test_p15_launched_step_skips_itself_and_changes_nothing(spoil, max_norm, nam
     assert not any(map(torch.equal, everything(), before))
 
 
+def test_p15_launched_step_that_overflows_halves_the_scale():
+    model, precision, (inputs, labels) = mlp(), as_on_a_gpu("fp16"), data()
+    optimizer = build_optimizer(dict(model.named_parameters()), OptimSettings())
+    before = [p.detach().clone() for p in model.parameters()]
+    precision.backward(math.inf * F.cross_entropy(precision.forward(model, inputs).float(), labels))
+    precision.unscale_(optimizer)
+    assert not precision.step(optimizer, precision.clip_(model.parameters(), 1.0))[0]
+    assert all(map(torch.equal, model.parameters(), before))
+    assert precision.scaler.get_scale() == 2.0**15
+
+
 class OwnOptimizer(torch.optim.SGD):
     """One that knows nothing of found_inf."""
 
