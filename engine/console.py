@@ -36,8 +36,14 @@ def _explain(console: Console, error: OSError) -> None:
 
 
 def protect() -> None:
-    """Replace sys.stdout and sys.stderr by streams that escape what their encoding lacks and go on after failures."""
-    sys.stdout, sys.stderr = _protected(1, sys.stdout), _protected(2, sys.stderr)
+    """Replace sys.stdout and sys.stderr by streams that escape what their encoding lacks and go on after failures.
+
+    A stream that was replaced before, as in a notebook, stays.
+    """
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _protected(1, sys.stdout)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _protected(2, sys.stderr)
 
 
 def _protected(descriptor: int, stream: Any) -> io.TextIOWrapper:

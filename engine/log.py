@@ -65,6 +65,7 @@ class RunLog:
             self.file = self.path.open("ab", buffering=0)  # unbuffered, so that no later write repeats a failed one
         except OSError as error:
             raise TrainingError(f"{self.path} cannot be written: {error.strerror}") from None
+        self.length = os.fstat(self.file.fileno()).st_size  # of the complete lines
         self.evaluations = [_flatten_evaluation(row) for row in kept if "evaluation" in row]
         training = [row for row in kept if "grad_norm" in row]
         self.grad_norms = [(row["step"], row["grad_norm"]) for row in training]
@@ -198,20 +199,22 @@ class RunLog:
         """Append a line, and those that could not be written before; of a failed write nothing stays in the file."""
         failed_before = bool(self.unwritten)
         self.unwritten.append(line)
-        length = os.fstat(self.file.fileno()).st_size
-        rest = memoryview("".join(self.unwritten).encode())
+        data = "".join(self.unwritten).encode()
         try:
+            self.file.truncate(self.length)  # where a failed write could not be undone
+            rest = memoryview(data)
             while rest:
                 rest = rest[self.file.write(rest) :]
         except OSError as error:
-            with suppress(OSError):  # read-only by now: the line stays incomplete, and a resume removes it
-                self.file.truncate(length)
+            with suppress(OSError):  # read-only by now: the next write, or a resume, removes the incomplete line
+                self.file.truncate(self.length)
             if not failed_before:
                 self.say(
                     f"warning: {self.path} cannot be written ({error.strerror}); the run goes on, and its lines are "
                     "written once that is possible"
                 )
         else:
+            self.length += len(data)
             self.unwritten.clear()
 
     def _scalar(self, family: str, name: str, value: float, step: int) -> None:

@@ -15,6 +15,7 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 OPTIMIZER, OBJECTIVE = "optimizer.safetensors", "objective.safetensors"
 CORE = ("model.safetensors", "config.json", "recipe.toml", "state.json")  # each checkpoint has them
+MAX_MANIFEST = 1_000_000  # bytes; one has some two thousand
 # Files of these names would be read where they are there.
 OPTIONAL = (*FILES, *COMPANIONS, "adapter_config.json", "model.safetensors.index.json")
 
@@ -88,8 +89,8 @@ def _added_files(folder: Path, files: dict[str, tuple[int, str]]) -> list[str]:
 
 
 def _read_regular(path: Path) -> str:
-    """Return the text of a file; OSError for what is none, such as a pipe, which would wait for a writer."""
-    if not path.is_file():
+    """Return the text of a small file; OSError for any other, such as a pipe, which would wait for a writer."""
+    if not path.is_file() or path.stat().st_size > MAX_MANIFEST:
         raise FileNotFoundError(path)
     return path.read_text(encoding="utf-8")
 
