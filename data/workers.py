@@ -117,7 +117,6 @@ def read_steps(
 
     try:
         for i in itertools.count():
-            row = rows[i % len(rows)]  # workers take turns
             try:
                 with _limit_wait(timeout_seconds, lambda: should_stop() or bool(find_dead())):
                     item = next(iterator)
@@ -128,6 +127,7 @@ def read_steps(
                     raise
                 if should_stop():
                     raise LoaderStopped from None
+                row = _find_waited_for(rows, i)
                 _show_stacks(processes, int(row[PID]))
                 raise WorkerError(_describe_hang(row, first + i, ids, timeout_seconds)) from None
             if isinstance(item, _Failure):
@@ -230,6 +230,17 @@ def _show_stacks(processes: Sequence[BaseProcess], pid: int) -> None:
     if pid in [process.pid for process in processes]:
         os.kill(pid, signal.SIGUSR2)
         time.sleep(POLL_SECONDS / 2)  # until it has printed them
+
+
+def _find_waited_for(rows: np.ndarray, i: int) -> np.ndarray:
+    """Return the notes of the worker whose turn item i is, since workers take turns.
+
+    Where that one has nothing to read, return those of one that reads: it may have been stopped while it held the queue
+    by which all workers answer.
+    """
+    own: np.ndarray = rows[i % len(rows)]
+    reading = rows[rows[:, STEP] != NONE]
+    return own if own[STEP] != NONE or not len(reading) else reading[0]
 
 
 def _describe_hang(row: np.ndarray, step: int, ids: Sequence[str], seconds: float) -> str:

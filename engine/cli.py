@@ -132,7 +132,7 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
     except BrokenPipeError:  # of --output; the console goes on without its reader
         code = 128 + signal.SIGPIPE
     except Exception as error:
-        lost = heartbeat.explain_lost_connection() if heartbeat.is_of_connection(error) else ""
+        lost = heartbeat.explain_lost_connection(error) if heartbeat.is_of_connection(error) else ""
         if not lost:
             heartbeat.announce_failure()
             raise
@@ -150,7 +150,7 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
 def _report(error: Exception) -> int:
     """Print an error of the user's, unless another rank says it; return the exit code."""
     if isinstance(error, OtherRankError):
-        heartbeat.explain_lost_connection()
+        heartbeat.explain_lost_connection(error)
     else:
         heartbeat.announce_failure()
         heartbeat.write_error_file(f"error: {error}")

@@ -26,7 +26,7 @@ from engine.errors import USER_ERRORS, LostRankError, TrainingError
 from engine.objective import check_loss
 from engine.optim import names_without_gradient
 
-SLACK_SECONDS = 30.0  # after distributed.timeout_seconds, so that a rank that is missed is named before torch gives up
+SLACK_SECONDS = 10.0  # after distributed.timeout_seconds, so that a rank that is missed is named before torch gives up
 
 
 @dataclass(frozen=True)

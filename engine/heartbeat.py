@@ -28,7 +28,7 @@ PARENT = "FINETUNE_ENGINE_PARENT"  # environment variable: the process without w
 PERIOD = 1.0  # seconds
 DEAD_AFTER = 4  # beats that a rank misses, once a connection to some rank has failed
 VERDICT_SECONDS = 10.0  # within which a rank that died is found
-STOP, TROUBLE, VERDICT, FAILED = "stop", "trouble", "verdict", "failed"  # keys of the store
+STOP, TROUBLE, VERDICT, FAILED, SHOW = "stop", "trouble", "verdict", "failed", "show"  # keys of the store
 
 
 class Store(Protocol):
@@ -57,7 +57,7 @@ class Heartbeat(threading.Thread):
 
     def run(self) -> None:
         """Beat until the run ends, or another rank does not answer."""
-        beats, missed, seen, since_failure = 0, 0, "", 0
+        beats, missed, seen, since_failure, shown = 0, 0, "", 0, 0
         watched = (self.rank + 1) % self.world_size
         while not self.ended.wait(PERIOD):
             if self.parent and os.getppid() != self.parent:
@@ -69,6 +69,9 @@ class Heartbeat(threading.Thread):
                 beats += 1
                 self.store.set(f"alive/{self.rank}", f"{beats} {self.collectives}")
                 self._pass_on_stop(self.store)
+                if beats > shown and self.store.check([f"{SHOW}/{self.rank}"]):
+                    shown = sys.maxsize  # once
+                    _show_stacks(self.rank)
                 if self.store.check([VERDICT]) and not self.failing:
                     os._exit(EXIT_CODE)
                 since_failure += self.store.check([FAILED])
@@ -98,8 +101,7 @@ class Heartbeat(threading.Thread):
         error = f"{self.name_of(lost)} {fault}. The same command with --resume continues from the last checkpoint"
         self.store.set(VERDICT, error)
         if not is_dead:
-            print(f"the stacks of rank {self.rank}, which waited:", file=sys.stderr, flush=True)
-            faulthandler.dump_traceback(2, all_threads=True)
+            _show_stacks(self.rank)
         print(f"error: {error}", file=sys.stderr, flush=True)
         write_error_file(error)
         os._exit(EXIT_CODE)
@@ -188,6 +190,12 @@ def end() -> None:
             _try_to_set(_own.store, f"alive/{_own.rank}", "ended")
 
 
+def _show_stacks(rank: int) -> None:
+    """Print where all threads of this rank are."""
+    print(f"the stacks of rank {rank}:", file=sys.stderr, flush=True)
+    faulthandler.dump_traceback(2, all_threads=True)
+
+
 def _try_to_set(store: Store, key: str, value: str = "yes") -> None:
     with suppress(RuntimeError):  # the store has ended
         store.set(key, value)
@@ -199,7 +207,7 @@ def is_of_connection(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and ("gloo" in text or "nccl" in text))
 
 
-def explain_lost_connection() -> str:
+def explain_lost_connection(error: BaseException) -> str:
     """Wait until it is known why an exchange failed; return a sentence, or "" where the cause is not known.
 
     Where another rank failed or died, this process ends in here, with a sentence on it on one rank only.
@@ -207,6 +215,13 @@ def explain_lost_connection() -> str:
     if _own is None or _own.store is None:
         return "" if _own is None else "the connection to the other ranks was lost"
     store = _own.store
+    if "timed out" in str(error).lower() and (slow := _own.find_slow()):
+        _show_stacks(_own.rank)
+        for rank in slow:
+            _try_to_set(store, f"{SHOW}/{rank}")
+        time.sleep(2 * PERIOD)  # until their threads have printed where they are
+        names = ", ".join(map(_own.name_of, slow))
+        return f"{names} did not come to an exchange within {_own.timeout_seconds:g} s (distributed.timeout_seconds)"
     _try_to_set(store, TROUBLE)
     deadline = time.monotonic() + VERDICT_SECONDS
     while time.monotonic() < deadline and _own.store is not None:
@@ -216,10 +231,6 @@ def explain_lost_connection() -> str:
         except RuntimeError:
             break
         time.sleep(PERIOD / 10)
-    slow = _own.find_slow()
-    if slow:
-        names = ", ".join(map(_own.name_of, slow))
-        return f"{names} did not come to an exchange within {_own.timeout_seconds:g} s (distributed.timeout_seconds)"
     return "" if _own.store is not None else "the connection to the other ranks was lost"
 
 

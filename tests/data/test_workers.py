@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+import data
 from data import Batch, DataError, MicroBatching, training_steps
 from data.workers import LoaderStopped, WorkerError, note_example
 
@@ -111,22 +113,23 @@ def test_f05_workers_ignore_the_signals_that_stop_a_run():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_workers_die_with_a_parent_that_is_killed():
-    """One worker is stopped, so that it cannot notice anything by itself."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        bad = send(signal.SIGSTOP)
-        threading.Timer(1, lambda: os.write(writer, children_of(os.getpid()))).start()
-        threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGKILL)).start()
-        read_all(bad, 2, timeout_seconds=100)
-        os._exit(99)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    pids = os.read(reader, 1000).decode().split()
+    """This file, run by itself, is the parent. One worker is stopped, so that it cannot notice anything by itself."""
+    root = Path(data.__file__).parent.parent
+    command = [sys.executable, __file__]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=os.environ | {"PYTHONPATH": root})
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    pids = done.stdout.split()
     assert len(pids) == 2
     deadline = time.monotonic() + 10
     while any(map(is_alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert [pid for pid in pids if is_alive(pid)] == []
+
+
+def be_killed_while_reading():
+    threading.Timer(1, lambda: os.write(1, children_of(os.getpid()))).start()
+    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    read_all(send(signal.SIGSTOP), 2, timeout_seconds=100)
 
 
 def children_of(pid):
@@ -139,3 +142,7 @@ def is_alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+if __name__ == "__main__":
+    be_killed_while_reading()

@@ -299,7 +299,7 @@ def test_f06_a_stopped_rank_is_named_with_stacks(tiny, tmp_path):
         _, err = process.communicate(timeout=120)
     assert process.returncode != 0
     assert err.count("has not answered for 5 s (distributed.timeout_seconds)") == 2  # ours, and torchrun's root cause
-    assert "the stacks of rank 0, which waited:" in err
+    assert "the stacks of rank 0:" in err
     assert err.count("in all_sum") + err.count("in backward") >= 1
     assert "exitcode  : 75" in err.split("Root Cause")[1]
 
