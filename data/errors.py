@@ -13,7 +13,19 @@ MEMORY = "memory:"  # the prefix of the names of rows in memory (data/formats/me
 
 
 class DataError(ValueError):
-    """Data that cannot be used. The message has the file, the line, the reason and what would work."""
+    """Data that cannot be used. The message has the file, the line, the reason and what would work.
+
+    A line of more than LONGEST characters, which quotes a long value, is shown without its middle.
+    """
+
+    LONGEST = 1_000
+
+    def __init__(self, message: str = ""):
+        keep = self.LONGEST // 2
+        lines = (
+            line if len(line) <= self.LONGEST else f"{line[:keep]} ... {line[-keep:]}" for line in message.split("\n")
+        )
+        super().__init__("\n".join(lines))
 
 
 class BadRowsError(DataError):

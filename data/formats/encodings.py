@@ -102,5 +102,6 @@ def describe_bad_encoding(lines: Sequence[bytes]) -> str:
     if not name:
         return "data.encoding names another encoding"
     text = " ".join(lines[0].decode(name).split())
-    start = max(0, next(match.start() for match in _OTHER.finditer(text)) - SHOWN // 2)
+    other = _OTHER.search(text)  # None where it was a space, as a fixed one of cp1252
+    start = max(0, other.start() - SHOWN // 2) if other else 0
     return f'as {name} it reads {text[start : start + SHOWN]!r}: data.encoding = "{name}", if that is right'

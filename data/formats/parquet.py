@@ -58,7 +58,7 @@ def read_parquet(path: Path, errors: ErrorList, required: Sequence[str], options
                     for values in _iterate_rows(batch):
                         number += 1
                         yield number, number, _clean(path, number, values, odd, labels, tuple(required), errors)
-        except (pyarrow.ArrowException, OSError, UnicodeDecodeError, ValueError) as error:
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError, ValueError, SystemError) as error:
             if isinstance(error, FileNotFoundError | DataError):
                 raise
             reason = " ".join(str(error).split()).removesuffix(".")
@@ -172,16 +172,22 @@ def _read_batches(path: Path) -> Generator[Any, None, None]:
             if head.startswith(b"ARROW1"):
                 reader = pyarrow.ipc.open_file(stream)
                 yield reader.schema
-                yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
+                yield from map(_validated, map(reader.get_batch, range(reader.num_record_batches)))
             else:
                 reader = pyarrow.ipc.open_stream(stream)
                 yield reader.schema
-                yield from reader
+                yield from map(_validated, reader)
         else:
             file = ParquetFile(stream, page_checksum_verification=True)
             _check_size(path, file.metadata)
             yield file.schema_arrow
             yield from file.iter_batches(batch_size=BATCH_ROWS)
+
+
+def _validated(batch: Any) -> Any:
+    """Return a batch of an .arrow file; ArrowInvalid if its parts point outside of it, which would end the process."""
+    batch.validate(full=True)
+    return batch
 
 
 def _check_size(path: Path, metadata: Any) -> None:

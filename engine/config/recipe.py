@@ -120,9 +120,9 @@ def _other_name(key: str, dashes: str = "") -> str:
 
 def read_recipe(name: str) -> Config:
     """Read a TOML file, given by its path or by the name of a recipe in engine/recipes. Raises ConfigError."""
-    shipped = RECIPES / f"{name}.toml"
-    path = shipped if shipped.is_file() else Path(name)
+    shipped, path = RECIPES / f"{name}.toml", Path(name)
     try:
+        path = shipped if shipped.is_file() else path
         tree = tomllib.loads(read_whole(path).decode("utf-8-sig"))  # a pipe too, as of <(...)
     except OSError as error:
         names = shipped_recipes()
@@ -130,7 +130,7 @@ def read_recipe(name: str) -> Config:
         raise ConfigError(
             f"recipe {name!r} cannot be read ({error.strerror}): name a .toml file or one of {', '.join(names)}{hint}"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, nested too deeply, or a NUL in the name
         raise ConfigError(f"recipe {path}: {error}") from None
     declared = tree.pop("schema", None)
     values = dict(_flatten(tree))

@@ -45,6 +45,7 @@ RANGES: dict[str, Callable[[float], bool]] = {
     "in [0, 1]": lambda x: 0 <= x <= 1,
     "in (0, 1]": lambda x: 0 < x <= 1,
     "in [0, 180]": lambda x: 0 <= x <= 180,
+    "in [-10, 10]": lambda x: -10 <= x <= 10,
     "in [0, 1000]": lambda x: 0 <= x <= 1000,
     "in [0, 10000]": lambda x: 0 <= x <= 10_000,
 }
@@ -54,7 +55,19 @@ MAX_CHARACTERS_SHOWN = 200  # characters of a wrong value in a message
 
 
 class ConfigError(ValueError):
-    """A setting is wrong; the message names the setting, its value and what would work."""
+    """A setting is wrong; the message names the setting, its value and what would work.
+
+    A line of more than LONGEST characters, which quotes a long value, is shown without its middle.
+    """
+
+    LONGEST = 2_000
+
+    def __init__(self, message: str = ""):
+        keep = self.LONGEST // 2
+        lines = message.split("\n")
+        super().__init__(
+            "\n".join(line if len(line) <= self.LONGEST else f"{line[:keep]} ... {line[-keep:]}" for line in lines)
+        )
 
 
 def setting(

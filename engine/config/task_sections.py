@@ -75,7 +75,9 @@ class GenerateSettings:
     no_repeat_ngram_size: int = setting(
         0, "length of the runs of tokens that may not repeat; 0: any may", within=">= 0"
     )
-    length_penalty: float = setting(1.0, "beam search: a beam's score is divided by its length to this power")
+    length_penalty: float = setting(
+        1.0, "beam search: a beam's score is divided by its length to this power", within="in [-10, 10]"
+    )
 
 
 @dataclass(frozen=True)

@@ -43,3 +43,9 @@ def test_a_hostile_value_is_a_setting_or_a_sentence(tmp_path: Path, key: str):
         if isinstance(value, str) and len(value) < 100:
             recipe.write_text(to_toml(outcome), encoding="utf-8")
             assert read_recipe(str(recipe)) == outcome
+
+
+@pytest.mark.parametrize("name", ["a\0b.toml", "x" * 5_000, "x/" * 3_000, "\udcff"])
+def test_a_recipe_that_cannot_have_its_name_is_a_sentence(name: str):
+    with pytest.raises(ConfigError, match=r"recipe .*(cannot be read|null byte|surrogates)"):
+        read_recipe(name)

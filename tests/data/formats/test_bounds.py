@@ -100,3 +100,33 @@ def test_a_parquet_file_of_a_constant_column_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("data.formats.parquet.MAX_WHOLE", 1 << 20)
     with pytest.raises(DataError, match="bytes, over 200 times its size"):
         read_rows(str(path), ["text"])
+
+
+# What the fuzzer (tests/faults/fuzz_readers.py) found
+
+
+def test_an_arrow_file_that_points_outside_of_itself_is_a_sentence(tmp_path):
+    """Offsets of a text beyond its bytes ended the process."""
+    pyarrow = pytest.importorskip("pyarrow")
+    texts = pyarrow.Array.from_buffers(
+        pyarrow.string(), 2, [None, pyarrow.py_buffer(b"\0\0\0\0\xff\xff\xff\x7f\0\0\0\1"), pyarrow.py_buffer(b"abc")]
+    )
+    batch = pyarrow.RecordBatch.from_arrays([texts], ["text"])
+    with pyarrow.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pyarrow.ipc.new_file(sink, batch.schema) as writer:
+        writer.write(batch)
+    with pytest.raises(DataError, match="not a table file that can be read"):
+        read_rows(str(tmp_path / "a.arrow"), ["text"])
+
+
+def test_a_bad_line_of_fixed_spaces_is_a_sentence(tmp_path):
+    """Its guessed encoding shows no character other than a space."""
+    (tmp_path / "a.txt").write_bytes(b"a\xa0\n" + "caf\xe9 \n".encode("cp1252") * 9)
+    with pytest.raises(DataError, match="not UTF-8 at byte 1 of the line"):
+        read_lines(str(tmp_path / "a.txt"), "text", ErrorList())
+
+
+def test_a_long_value_is_not_shown_whole(tmp_path):
+    (tmp_path / "a.tsv").write_text("text\tscore\n" + "x" * 100_000 + "\tlow\n" + "a\t" + "y" * 100_000 + "\n")
+    with pytest.raises(DataError) as caught:
+        read_rows(str(tmp_path / "a.tsv"), ["text", "z" * 100_000])
+    assert len(str(caught.value)) < 1_100
