@@ -72,11 +72,13 @@ def _in_training(plain: Forward, compiled: Forward) -> Forward:
     """Return the forward of a layer class: compiled while gradients are kept, for shapes that one graph can serve."""
 
     def forward(layer: nn.Module, x: Tensor, *rest: object) -> Tensor:
-        """Apply the layer to x, (T, D). T = 0, T = 1 and views would each need a graph of their own.
+        """Apply the layer to x, (T, D). T = 0, T = 1 (also of T5's source) and views would each need their own graph.
 
         With a Selection, as in the last layer, most operations are on few tokens; they too would need other graphs.
         """
-        if len(x) < 2 or not torch.is_grad_enabled() or any(isinstance(value, Selection) for value in rest):
+        sources = [value[0] for value in rest if isinstance(value, tuple)]  # hidden states of T5's encoder
+        reads_few = any(isinstance(value, Selection) for value in rest)
+        if reads_few or not torch.is_grad_enabled() or min(map(len, [x, *sources])) < 2:
             return plain(layer, x, *rest)
         return compiled(layer, x if x._base is None else x.clone(), *rest)
 

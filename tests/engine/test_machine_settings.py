@@ -47,6 +47,25 @@ def test_p01_compiled_or_recomputed_layers_change_no_loss(tiny, tmp_path, monkey
     assert found == pytest.approx(plain, rel=1e-5)
 
 
+def test_compiled_layers_that_are_unfrozen_later_are_trained(tiny, tmp_path, monkeypatch):
+    """Without drop_graphs, torch 2.6 to 2.11 give the layer that is unfrozen last no gradient; then the run must end."""
+    compile_layers = models.compile_layers
+    monkeypatch.setattr(models, "compile_layers", lambda model: compile_layers(model, backend="aot_eager"))
+    unfrozen = {"model.lora.rank": 2, "model.lora.target_modules": ["*.up"], "model.gradual_unfreezing": 2}
+    plain = run(tiny, tmp_path / "plain", **unfrozen)
+    assert run(tiny, tmp_path / "compiled", **unfrozen, **SETTINGS["compiled"]) == pytest.approx(plain, rel=1e-5)
+
+
+def test_parameters_without_a_gradient_of_compiled_layers_are_named():
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2), "b": torch.nn.Linear(2, 2)})
+    optimizer = torch.optim.SGD(model.parameters())
+    model["a"](torch.ones(1, 2)).sum().backward()
+    with pytest.raises(TrainingError, match=r"step 8: .* no gradient to b\.weight, b\.bias, .*train\.compile = false"):
+        check_compiled_gradients(optimizer, model, 7)
+    model["b"].requires_grad_(False)
+    check_compiled_gradients(optimizer, model, 7)
+
+
 @pytest.mark.slow
 def test_run_compiled_by_inductor_learns_the_same(tiny, tmp_path):
     assert run(tiny, tmp_path / "a", **SETTINGS["compiled"]) == pytest.approx(run(tiny, tmp_path / "b"), rel=1e-4)
