@@ -112,9 +112,9 @@ def _claim(config: Config, stack: ExitStack) -> Path | None:
 def _lock(folder: Path, stack: ExitStack) -> None:
     """Lock a folder, created if need be, until the stack is closed; ConfigError where another run has it."""
     folder.mkdir(parents=True, exist_ok=True)
+    lock = stack.enter_context((folder / ".lock").open("a"))
     if not os.access(folder, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    lock = stack.enter_context((folder / ".lock").open("a"))
     try:
         # lockf, not flock: a loader's worker that outlives a killed run for seconds does not inherit it.
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
