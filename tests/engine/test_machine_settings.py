@@ -9,6 +9,8 @@ import torch
 from support.runs import logged_rows, run_training
 
 import models
+from engine.errors import TrainingError
+from engine.optim import check_compiled_gradients
 from engine.config import RunSettings, TrainSettings
 from engine.kernels import choose_kernels, describe_kernels
 
@@ -48,7 +50,7 @@ def test_p01_compiled_or_recomputed_layers_change_no_loss(tiny, tmp_path, monkey
 
 
 def test_compiled_layers_that_are_unfrozen_later_are_trained(tiny, tmp_path, monkeypatch):
-    """Without drop_graphs, torch 2.6 to 2.11 give the layer that is unfrozen last no gradient; then the run must end."""
+    """Without drop_graphs, the last layer to be unfrozen has no gradient on torch 2.6 to 2.11, and the run ends."""
     compile_layers = models.compile_layers
     monkeypatch.setattr(models, "compile_layers", lambda model: compile_layers(model, backend="aot_eager"))
     unfrozen = {"model.lora.rank": 2, "model.lora.target_modules": ["*.up"], "model.gradual_unfreezing": 2}
@@ -56,7 +58,7 @@ def test_compiled_layers_that_are_unfrozen_later_are_trained(tiny, tmp_path, mon
     assert run(tiny, tmp_path / "compiled", **unfrozen, **SETTINGS["compiled"]) == pytest.approx(plain, rel=1e-5)
 
 
-def test_parameters_without_a_gradient_of_compiled_layers_are_named():
+def test_parameters_without_a_compiled_gradient_are_named():
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2), "b": torch.nn.Linear(2, 2)})
     optimizer = torch.optim.SGD(model.parameters())
     model["a"](torch.ones(1, 2)).sum().backward()
