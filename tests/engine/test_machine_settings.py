@@ -9,10 +9,10 @@ import torch
 from support.runs import logged_rows, run_training
 
 import models
-from engine.errors import TrainingError
-from engine.optim import check_compiled_gradients
 from engine.config import RunSettings, TrainSettings
+from engine.errors import TrainingError
 from engine.kernels import choose_kernels, describe_kernels
+from engine.optim import check_compiled_gradients
 
 SHORT = {"model.dropout.all": 0.0, "train.max_steps": 6, "train.micro_batch_tokens": 120, "eval.every_steps": 3}
 SETTINGS = {
