@@ -45,8 +45,8 @@ class TaskModel(nn.Module):
         self.head = head
         self.spec = spec
         self.report = LoadReport("not loaded")
-        # Whether the last layer computes only what the head reads. It changes the speed and which random numbers dropout
-        # gets there; without dropout the results differ by rounding only.
+        # Whether the last layer computes only what the head reads. It changes the speed, and which random numbers
+        # dropout gets there; without dropout the results differ by rounding only.
         self.skips_unread_tokens = head is not None and _states_what_it_reads(type(head)) and _takes_reads(backbone)
 
     def forward(self, inputs: ModelInputs) -> Output:
