@@ -149,6 +149,7 @@ class TheirSide:
 def train_hf(argv: Sequence[str]) -> int:
     """Fine-tune with HF Trainer; the arguments: model, data and output folder, steps, steps of a save, 1 for hf-jit."""
     model_folder, data, folder, steps, every, jit = argv
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # so that its steps are seen at once
     transformers.set_seed(0)
     rows = [json.loads(line) for line in Path(data).read_text(encoding="utf-8").splitlines()]
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=f"{model_folder}/tokenizer.json", pad_token="[PAD]")
@@ -271,6 +272,8 @@ def sigterm(side: Any, through: dict[str, torch.Tensor], rng: random.Random) -> 
     started.wait_for(lambda: side.done_steps(started) >= step)
     time.sleep(rng.uniform(0.0, SECONDS_PER_STEP))
     before = side.done_steps(started)
+    if not started.alive():
+        raise RuntimeError("the run has ended before its signal came")
     started.send(signal.SIGTERM, 0)
     started.wait()
     lost = before - side.saved_step()

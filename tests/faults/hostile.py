@@ -6,6 +6,7 @@ import importlib
 import os
 import pickle
 import random
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def pickles(count: int, seed: int, folder: Path) -> Result:
 def load_both(place: Path, name: str) -> str:
     """Load a folder, and convert its pickle; return what was wrong."""
     os.chdir(place)
+    warnings.simplefilter("ignore")  # torch's, of a pickle's protocol
     before = sorted(os.listdir())
     for load in (lambda: models.from_pretrained(place), lambda: convert(place / name)):
         try:
