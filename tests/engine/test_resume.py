@@ -175,7 +175,7 @@ def test_p05_a_run_at_its_end_has_nothing_to_go_on_with(tiny, reviews, capsys):
 
 @pytest.mark.parametrize("steps", [5, 7, 12, 15])
 def test_p05_patience_and_best_survive(tiny, monkeypatch, steps):
-    script_metric(monkeypatch, [0.5, math.nan, 0.5, 0.4, 0.9])
+    script_metric(monkeypatch, [0.5, math.nan, 0.5, 0.4, 0.9], loss=1.0)
     config = tiny(**{"eval.patience": 3, "train.max_steps": 40})
     assert run_training(config, StopAfter(steps)) is None
     result = run_training(going_on(config))

@@ -124,12 +124,18 @@ class StopAfter(QuietStop):
         return self.left < 0
 
 
-def script_metric(monkeypatch: pytest.MonkeyPatch, values: list[float], metric: str = "accuracy") -> None:
-    """Replace a metric by these values, one per evaluation."""
+def script_metric(
+    monkeypatch: pytest.MonkeyPatch, values: list[float], metric: str = "accuracy", loss: float | None = None
+) -> None:
+    """Replace a metric by these values, one per evaluation; and the loss of each evaluation by `loss`, if given.
+
+    Where two values are equal, the loss decides which evaluation is best, and the loss depends on the torch version.
+    """
     script, task = iter(values), TASKS["text-classification"]
+    losses = {} if loss is None else {"loss": loss}
     patched = replace(
         task,
-        compute_metrics=lambda statistics, labels: task.compute_metrics(statistics, labels) | {metric: next(script)},
+        compute_metrics=lambda *inputs: task.compute_metrics(*inputs) | losses | {metric: next(script)},
     )
     monkeypatch.setitem(TASKS, "text-classification", patched)
 
