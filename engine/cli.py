@@ -90,10 +90,13 @@ class StopRequest:
         """Return whether some rank got a signal; what waits for data asks this, and what ranks agree on is the flag."""
         return bool(self.signal) or heartbeat.stop_seen()
 
-    def guard(self, steps: Iterator[list[Item]]) -> Iterator[list[Item]]:
-        """Yield the steps; where one cannot be read, set the flag and yield empty steps, which no rank then takes."""
+    def guard(self, load: Callable[..., Iterator[list[Item]]], *args: Any, **options: Any) -> Iterator[list[Item]]:
+        """Yield the steps of load(*args, **options, should_stop=a function that tells whether a signal has come).
+
+        Where a step cannot be read, set the flag and yield empty steps, which no rank then takes.
+        """
         try:
-            yield from steps
+            yield from load(*args, **options, should_stop=self.is_seen)
         except LoaderStopped:
             self.signal = self.signal or signal.SIGTERM
         except Exception as error:  # the user's own code fails with errors of every kind
@@ -101,13 +104,10 @@ class StopRequest:
         while True:
             yield []
 
-    def has_error(self) -> bool:
-        """Return, on all ranks, whether a rank could not read its data."""
-        return any(distributed.all_gather(self.error is not None))
-
-    def raise_error(self) -> NoReturn:
-        """Raise the error on the ranks that have one, and OtherRankError on the others."""
-        raise self.error or OtherRankError("another rank has failed")
+    def raise_error(self) -> None:
+        """If a rank could not read its data, raise its error there, and OtherRankError on the others."""
+        if any(distributed.all_gather(self.error is not None)):
+            raise self.error or OtherRankError("another rank has failed")
 
     @property
     def exit_code(self) -> int:

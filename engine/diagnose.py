@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from data import Batch
 from data.notes import list_some
-from engine.config import TrainSettings
+from engine.checkpoint import Contents
 from engine.distributed import Ranks, all_gather
 from engine.errors import TrainingError
 from engine.precision import Precision
@@ -22,31 +22,23 @@ MAX_IDS = 8  # examples that a message names
 
 
 def explain_skipped_step(
-    train: TrainSettings,
-    seed: int,
-    state: TrainState,
-    objective: nn.Module,
-    model: TaskModel,
-    micro_batches: Sequence[Batch],
-    loss_sums: Sequence[Tensor],
-    amp: Precision,
-    ranks: Ranks,
+    contents: Contents, state: TrainState, micro_batches: Sequence[Batch], loss_sums: Sequence[Tensor], ranks: Ranks
 ) -> str:
     """Return a sentence on the step just skipped; call it on all ranks, before the gradients are zeroed.
 
-    seed: run.seed, to repeat the dropout of the step. objective: what the loop calls, the model or a module around it.
     loss_sums: of the micro-batches, from the objective.
     Raises TrainingError
 
     - where train.nan_policy = "raise", except in fp16, where overflows are how the loss scale is found;
     - after more than train.max_skipped skipped steps in a row.
     """
-    message = f"step {state.step + 1} (position {state.position - 1}): the gradient is not finite"
+    train, amp, position = contents.config.train, contents.amp, state.position - 1
+    message = f"step {state.step + 1} (position {position}): the gradient is not finite"
     allowed = train.nan_policy == "skip" or amp.name == "fp16"
     too_many = state.skipped_in_a_row > train.max_skipped
     if amp.name == "fp16" and not too_many:
         return f"{message}, step skipped, loss scale now {amp.scaler.get_scale():g}"
-    message += "; " + _find_causes(seed, state.position - 1, objective, model, micro_batches, loss_sums, amp, ranks)
+    message += "; " + _find_causes(contents, position, micro_batches, loss_sums, ranks)
     if not allowed:
         raise TrainingError(f"{message}. train.nan_policy = raise stops the run; skip would leave out the step")
     if too_many:
@@ -58,20 +50,14 @@ def explain_skipped_step(
 
 @torch.no_grad()
 def _find_causes(
-    seed: int,
-    position: int,
-    objective: nn.Module,
-    model: TaskModel,
-    micro_batches: Sequence[Batch],
-    loss_sums: Sequence[Tensor],
-    amp: Precision,
-    ranks: Ranks,
+    contents: Contents, position: int, micro_batches: Sequence[Batch], loss_sums: Sequence[Tensor], ranks: Ranks
 ) -> str:
     """Return what is not finite, and on which ranks.
 
     A gradient is named only when the forward is finite on every rank: the sum over the ranks spreads a NaN to all.
     """
-    found = all_gather(_find_in_forward(seed, position, model, micro_batches, amp, ranks))
+    seed, objective, amp = contents.config.run.seed, contents.objective, contents.amp  # the seed repeats the dropout
+    found = all_gather(_find_in_forward(seed, position, contents.model, micro_batches, amp, ranks))
     if not any(found):
         found = all_gather(_find_in_losses(micro_batches, loss_sums))
     if not any(found):

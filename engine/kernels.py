@@ -8,6 +8,8 @@ import torch
 
 from engine.config import RunSettings, TrainSettings
 
+# Parts of torch's messages where use_deterministic_algorithms refuses an operation, or a product.
+NOT_DETERMINISTIC = ("does not have a deterministic implementation", "CUBLAS_WORKSPACE_CONFIG")
 AMPERE = (8, 0)  # the first compute capability with bf16 and TF32
 
 
@@ -19,13 +21,26 @@ def choose_kernels(device: torch.device, tf32: bool, deterministic: bool) -> Non
     """
     if device.type != "cuda":
         return
+    # Not for deterministic runs alone: torch reads it once, at the first product of the process, and a later run with
+    # run.deterministic would be refused. On Hopper it is the default.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when its first product begins
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it
+
+
+def explain_missing_kernel(error: BaseException) -> str:
+    """Return a sentence on an error of torch that an operation has no deterministic kernel; "" for other errors."""
+    said = str(error)
+    if not isinstance(error, RuntimeError) or not any(part in said for part in NOT_DETERMINISTIC):
+        return ""
+    return (
+        "run.deterministic = true: an operation of this run has no deterministic kernel on a GPU; leave the setting "
+        f"out, train on a CPU, or replace the operation where it is your own: {said.splitlines()[0]}"
+    )
 
 
 def describe_kernels(device: torch.device, train: TrainSettings, run: RunSettings) -> list[str]:

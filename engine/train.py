@@ -137,19 +137,17 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     spikes = SpikeWatch(cfg.log.spike_deviations, log.losses)
     saves = SaveSchedule(cfg.checkpoint, ranks, state.position if resumed else None)
     context = EvaluationContext(task, amp, ranks, cfg.eval.batch_tokens, cfg.generate)
-    pin_memory = ranks.device.type == "cuda"
     step_loader = partial(
         training_steps,
         train_set,
         batch_size,
         seed,
         num_workers=cfg.data.num_workers,
-        pin_memory=pin_memory,
+        pin_memory=ranks.device.type == "cuda",
         classes=classes,
         timeout_seconds=cfg.distributed.timeout_seconds,
-        should_stop=stop.is_seen,
     )
-    steps = StepFetcher(stop.guard(step_loader(limits, start=state.position)), ranks.device)
+    steps = StepFetcher(stop.guard(step_loader, limits, start=state.position), ranks.device)
 
     # 6. The loop. `state.position` counts all steps of data, `state.step` those that the optimizer took. From here on a
     # signal stops the run after a checkpoint; until here there is nothing to save, and it ends the process.
@@ -190,13 +188,12 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
             optimizer.zero_grad()  # the same step again, in smaller micro-batches
             limits = halve_micro_batches(limits, micro_batches, out_of_memory, state.step, ranks)
             log.say(f"step {state.step + 1}: out of memory; from here on {limits.max_tokens:,} tokens at a time")
-            steps = StepFetcher(stop.guard(step_loader(limits, start=state.position)), ranks.device)
+            steps = StepFetcher(stop.guard(step_loader, limits, start=state.position), ranks.device)
             continue
 
+        # Clip and step.
         if cfg.train.compile:
             check_compiled_gradients(optimizer, objective, state.step)
-
-        # Clip and step.
         amp.unscale_(optimizer)
         penalties.add_gradients_()
         norm = amp.clip_(objective.parameters(), cfg.train.max_grad_norm)
@@ -207,10 +204,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
             if state.step == 1:  # not first at a save, perhaps hours later
                 checkpoint.check_optimizer(contents)
         else:  # raises, unless the policy is to skip such a step
-            cause = diagnose.explain_skipped_step(
-                cfg.train, seed, state, objective, model, micro_batches, loss_sums, amp, ranks
-            )
-            log.say(cause)
+            log.say(diagnose.explain_skipped_step(contents, state, micro_batches, loss_sums, ranks))
         optimizer.zero_grad()
         distributed.share_buffers(objective)
 
@@ -240,18 +234,15 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         done = state.reason_to_stop(total_steps, cfg.eval, direction)
 
     # 7. The end. The last state is saved. Then the best weights are tested, unless a signal or an error in reading the
-    # data has ended the loop.
-    has_error = not done and stop.has_error()
-    if has_error and not state.step:
-        stop.raise_error()  # nothing to save yet
+    # data, which is raised here, has ended the loop.
+    if not done and not state.step:
+        stop.raise_error()  # there is nothing to save yet
     if saves.is_unsaved(state):
         saves.save(folder, contents, state)
     if not done:
-        cause = "an error" if has_error else "a signal"
-        log.say(f"stopped at step {state.step} by {cause}; {saves.explain_resume()}")
+        log.say(f"stopped at step {state.step}; {saves.explain_resume()}")
         log.close()
-        if has_error:
-            stop.raise_error()
+        stop.raise_error()
         return None
     stop.restore_handlers()
     result = {f"best_{watched}": math.nan if state.best is None else state.best, "best_step": float(state.best_step)}

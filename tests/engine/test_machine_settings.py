@@ -11,7 +11,7 @@ from support.runs import logged_rows, run_training
 import models
 from engine.config import RunSettings, TrainSettings
 from engine.errors import TrainingError
-from engine.kernels import choose_kernels, describe_kernels
+from engine.kernels import choose_kernels, describe_kernels, explain_missing_kernel
 from engine.optim import check_compiled_gradients
 
 SHORT = {"model.dropout.all": 0.0, "train.max_steps": 6, "train.micro_batch_tokens": 120, "eval.every_steps": 3}
@@ -114,7 +114,7 @@ def test_kernels_of_a_gpu_are_those_of_the_settings(before, tf32, deterministic)
         "products": "high" if tf32 else "highest",
         "convolutions": tf32,
         "deterministic": deterministic,
-        "workspace": ":4096:8" if deterministic else None,
+        "workspace": ":4096:8",  # torch reads it once in a process
     }
 
 
@@ -135,6 +135,13 @@ def test_settings_without_effect_and_slow_ones_are_told(monkeypatch, device, cap
     lines = describe_kernels(device, TrainSettings(**train), RunSettings())
     assert len(lines) == len(expected)
     assert all(line.startswith(start) for line, start in zip(lines, expected, strict=True))
+
+
+def test_missing_deterministic_kernel_is_told_in_a_sentence():
+    said = "nll_loss2d_forward_out_cuda_template does not have a deterministic implementation, but you set it.\nMore."
+    assert explain_missing_kernel(RuntimeError("another")) == explain_missing_kernel(ValueError(said)) == ""
+    sentence = explain_missing_kernel(RuntimeError(said))
+    assert sentence.startswith("run.deterministic = true: ") and sentence.endswith("but you set it.")
 
 
 def test_settings_of_a_gpu_change_nothing_on_a_cpu(tiny, tmp_path, capsys):

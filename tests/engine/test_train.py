@@ -112,20 +112,9 @@ def test_how_long_and_how_often(tiny, settings, total, evaluated):
     assert [row["lr"] for row in rows if "loss" in row] == [learning_rate(s, total, config.optim) for s in range(total)]
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"train.max_steps": 0, "train.epochs": 1e308}, "train.epochs = 1e.308 is more than"),
-        (
-            {"optim.lr_schedule": "wsd", "optim.warmup_steps": 15, "optim.decay_steps": 8},
-            "optim.warmup_steps = 15.0 and optim.decay_steps = 8.0",
-        ),
-    ],
-    ids=["epochs", "wsd"],
-)
-def test_impossible_plan_is_refused_before_anything_is_written(tiny, settings, message):
-    config = tiny(**settings)
-    with pytest.raises(ConfigError, match=message):
+def test_impossible_plan_is_refused_before_anything_is_written(tiny):
+    config = tiny(**{"optim.lr_schedule": "wsd", "optim.warmup_steps": 15, "optim.decay_steps": 8})
+    with pytest.raises(ConfigError, match="optim.warmup_steps = 15.0 and optim.decay_steps = 8.0"):
         run_training(config)
     assert not folder_of(config).exists()
 
@@ -362,9 +351,7 @@ def test_f05_signal_leaves_a_checkpoint_that_resumes_exactly(tiny, tmp_path, num
             break
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, err
-    stopped = int(
-        re.search(r"stopped at step (\d+) by a signal; the same command with --resume continues the run", out)[1]
-    )
+    stopped = int(re.search(r"stopped at step (\d+); the same command with --resume continues the run", out)[1])
     assert state_of(config)["step"] == stopped < 150
     assert checkpoint.verify(folder_of(config) / "last") is None
     if number == signal.SIGTERM:
@@ -383,7 +370,7 @@ def handlers():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("where", ["find_task", "build_model", "training_steps"])
+@pytest.mark.parametrize("where", ["find_task", "build_model", "StepFetcher"])
 def test_f05_a_signal_before_the_loop_ends_at_once(tiny, tmp_path, monkeypatch, handlers, where):
     config = tiny()
 
