@@ -21,6 +21,7 @@ from data.writing import is_same_stream, is_stream, write_text
 from engine import checkpoint, console, distributed, heartbeat, plugins
 from engine.config import Config, ConfigError, all_settings, check, did_you_mean, override, read_recipe, split_arguments
 from engine.errors import LOST_PROCESS_ERRORS, USER_ERRORS, LostRankError, OtherRankError, TrainingError
+from engine.kernels import explain_missing_kernel
 from engine.tasks import TASKS
 
 # The settings that evaluation and prediction read, beside [data], [generate] and the section of the task.
@@ -133,10 +134,11 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
         code = 128 + signal.SIGPIPE
     except Exception as error:
         lost = heartbeat.explain_lost_connection(error) if heartbeat.is_of_connection(error) else ""
-        if not lost:
+        missing = explain_missing_kernel(error)
+        if not lost and not missing:
             heartbeat.announce_failure()
             raise
-        code = _report(LostRankError(lost))
+        code = _report(LostRankError(lost) if lost else TrainingError(missing))
     heartbeat.end()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -237,9 +237,10 @@ class QuestionAnswering(Head):
         logits = self.span(self.dropout(hidden))
         if inputs.labels is None:
             return logits, upcast(logits).new_zeros(())
-        scores = upcast(pad_sequences(logits, packing, float("-inf")))  # (B, L, 2)
-        loss_sum = F.cross_entropy(scores, inputs.labels, ignore_index=IGNORE_INDEX, reduction="sum") / 2
-        return logits, loss_sum
+        log_p = upcast(pad_sequences(logits, packing, float("-inf"))).log_softmax(1)  # (B, L, 2)
+        # As (2 B, L), since the loss of three dimensions has no deterministic kernel on a GPU.
+        rows, labels = log_p.transpose(1, 2).flatten(0, 1), inputs.labels.flatten()
+        return logits, F.nll_loss(rows, labels, ignore_index=IGNORE_INDEX, reduction="sum") / 2
 
     def log_probabilities(self, logits: Tensor, inputs: ModelInputs) -> Tensor:
         """Return (2 T,): the log-probabilities of each token to be the first, and the last, token of the answer.

@@ -135,7 +135,10 @@ class ViTModel(nn.Module):
             return self.position_embeddings
         special, patches = self.position_embeddings.tensor_split([self.num_special], 1)
         grid = torch.unflatten(patches, 1, self.config.grid).permute(0, 3, 1, 2)  # (1, D, Y, X)
-        grid = F.interpolate(grid, (rows, columns), mode="bicubic", align_corners=False)
+        if grid.is_cuda and torch.are_deterministic_algorithms_enabled():  # no such backward on a GPU
+            grid = F.interpolate(grid.cpu(), (rows, columns), mode="bicubic", align_corners=False).to(grid.device)
+        else:
+            grid = F.interpolate(grid, (rows, columns), mode="bicubic", align_corners=False)
         return torch.cat([special, grid.flatten(2).transpose(1, 2)], 1)
 
     def _check_pixels(self, pixels: Tensor) -> None:

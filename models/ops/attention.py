@@ -96,7 +96,6 @@ def attention_by_runs(
 ) -> Tensor:
     """Return the result of packed_attention, computed in one call for each run of sequences of equal length."""
     runs = _attention_runs(packing, key_packing)
-    runs = _attention_runs(packing, key_packing)
     outputs = []
     tokens, keys = [count * length for count, length, _ in runs], [count * key_length for count, _, key_length in runs]
     # Split once: the backward of a slice would write a whole tensor of zeros for each run.

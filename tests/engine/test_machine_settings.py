@@ -141,7 +141,8 @@ def test_missing_deterministic_kernel_is_told_in_a_sentence():
     said = "nll_loss2d_forward_out_cuda_template does not have a deterministic implementation, but you set it.\nMore."
     assert explain_missing_kernel(RuntimeError("another")) == explain_missing_kernel(ValueError(said)) == ""
     sentence = explain_missing_kernel(RuntimeError(said))
-    assert sentence.startswith("run.deterministic = true: ") and sentence.endswith("but you set it.")
+    assert sentence.startswith("run.deterministic = true: ")
+    assert sentence.endswith("but you set it.")
 
 
 def test_settings_of_a_gpu_change_nothing_on_a_cpu(tiny, tmp_path, capsys):

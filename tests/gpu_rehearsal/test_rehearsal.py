@@ -81,7 +81,13 @@ def launch_in_a_loop(hidden):
     return hidden
 
 
+def loss_of_three_dimensions(hidden):
+    labels = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
+    return hidden + torch.nn.functional.cross_entropy(hidden.T[None], labels)
+
+
 FAULTS = {
+    loss_of_three_dimensions: "no deterministic kernel: nll_loss2d_forward",
     read_a_value: "value is read by the host",
     index_by_a_mask: "by a mask: its size depends on values",
     copy_from_pageable_memory: "pageable copy",

@@ -9,7 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from engine.tasks import TASKS
-from support.fake_gpu.report import EVALUATION, GENERATION, LOG, LOOP, STEP, TRAINING, Copy, Report, Update, Wait
+from support.fake_gpu.report import (
+    EVALUATION,
+    GENERATION,
+    LOG,
+    LOOP,
+    NOT_DETERMINISTIC,
+    STEP,
+    TRAINING,
+    Copy,
+    Report,
+    Update,
+    Wait,
+)
 from support.task_data import COLOURS, write
 
 PRECISIONS = ("bf16", "fp16", "fp32")
@@ -94,6 +106,8 @@ def find_problems(case: Case, report: Report) -> list[str]:
     for phase, step in itertools.product((STEP, LOG), range(report.steps + 1)):
         waits = [wait for wait in report.waits(phase) if wait.step == step]
         problems += [f"more than one wait in a phase of step {step}: {wait}" for wait in waits[1:]]
+    used = {(phase, name) for phase, counts in report.ops.items() for name in NOT_DETERMINISTIC & counts.keys()}
+    problems += [f"[{phase}] no deterministic kernel: {name}" for phase, name in sorted(used)]
     waits = report.waits(EVALUATION)
     allowed = report.passes + (report.batches if case.task in READS_EACH_BATCH else 0)
     if len(waits) > allowed:

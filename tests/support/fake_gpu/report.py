@@ -22,6 +22,14 @@ KERNELS = {
     "_scaled_dot_product_efficient_attention_backward": 2,
     "_flash_attention_backward": 3,
 }
+# Ops that torch.use_deterministic_algorithms refuses on a GPU (torch's documentation of it), so that no run with
+# run.deterministic may need them.
+NOT_DETERMINISTIC = {
+    *("nll_loss2d_forward", "nll_loss2d_backward", "put_", "histc", "median", "kthvalue", "_ctc_loss_backward"),
+    *("upsample_linear1d_backward", "upsample_bilinear2d_backward", "upsample_bicubic2d_backward"),
+    *("_adaptive_avg_pool2d_backward", "adaptive_max_pool2d_backward", "grid_sampler_2d_backward"),
+    *("avg_pool3d_backward", "max_pool3d_with_indices_backward", "reflection_pad2d_backward", "cumsum_"),
+}
 SORTED_INDEX_PUT = 10  # adding where indices may repeat sorts them first
 TENSORS_PER_LAUNCH = 40  # of the _foreach functions, which take lists of tensors
 
