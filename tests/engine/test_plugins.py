@@ -291,7 +291,7 @@ SUM = "F.cross_entropy(logits, batch.labels, reduction='sum')"
         (f"({SUM}, logits)", "is a tuple"),
         (
             f"{SUM} * (1 if len(logits) == 0 else float('nan'))",
-            r"the training objective \(train.loss, .* is not, ids r",
+            r"the training objective \(train.loss, .* is not, example ids r",
         ),
     ],
 )

@@ -114,7 +114,7 @@ def test_how_long_and_how_often(tiny, settings, total, evaluated):
 
 def test_impossible_plan_is_refused_before_anything_is_written(tiny):
     config = tiny(**{"optim.lr_schedule": "wsd", "optim.warmup_steps": 15, "optim.decay_steps": 8})
-    with pytest.raises(ConfigError, match="optim.warmup_steps = 15.0 and optim.decay_steps = 8.0"):
+    with pytest.raises(ConfigError, match=r"optim.warmup_steps = 15\.0 and optim.decay_steps = 8\.0"):
         run_training(config)
     assert not folder_of(config).exists()
 
