@@ -27,7 +27,7 @@ from engine.distributed import Ranks
 from engine.errors import TrainingError
 from engine.kernels import choose_kernels
 from engine.log import progress
-from engine.memory import OutOfMemory, catch_out_of_memory
+from engine.memory import OutOfMemory, catch_out_of_memory, free_bytes
 from engine.model import disable_cudnn_attention
 from engine.precision import Precision
 from engine.tasks import Task, check_labels, find_task, read_file
@@ -38,6 +38,8 @@ OPTIONS = {"output": "also write the metrics to this file, as one JSON object"}
 
 
 AUTO_TOKENS = {"cpu": 4096, "cuda": 32_768}  # of a batch; more would not be faster
+BYTES_PER_LOGIT = 12  # of a language model: in 16 bits, in fp32, and its log-softmax, with a margin
+SHARE_OF_LOGITS = 0.5  # of a GPU's free memory
 
 
 @dataclass
@@ -91,6 +93,18 @@ def run_in_batches(
         yield batch, result
 
 
+def tokens_that_fit(model: models.TaskModel, device: torch.device) -> int:
+    """Return the tokens of a batch: AUTO_TOKENS; fewer where the logits of a language model would fill a GPU.
+
+    The 50,257 logits of GPT-2 need 0.6 MB a token: 20 GB for 32,768 tokens.
+    """
+    most = AUTO_TOKENS[device.type]
+    if device.type != "cuda" or model.head is None or not model.head.is_language_model:
+        return most
+    fitting = SHARE_OF_LOGITS * free_bytes(device) / (BYTES_PER_LOGIT * model.head.shape.vocab_size)
+    return min(most, max(1, int(fitting)))
+
+
 def _halve(tokens: int, count: int, doing: str, caught: OutOfMemory, ranks: Ranks) -> int:
     """Return half the tokens of a batch of `count` examples that did not fit; TrainingError if it has one example."""
     if count < 2:
@@ -118,6 +132,9 @@ def sum_statistics(model: models.TaskModel, examples: Examples, context: Evaluat
     """
     was_training = model.training
     model.eval()
+
+    if context.batch_tokens == "auto":
+        context.max_tokens = min(context.max_tokens, tokens_that_fit(model, context.ranks.device))
 
     def compute(batch: Batch) -> torch.Tensor:
         return context.task.evaluate_batch(model, batch, examples, context.generate)

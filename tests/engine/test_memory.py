@@ -8,20 +8,22 @@ import re
 import subprocess
 import sys
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 from support.runs import CPU, arguments_of, logged_rows, run_module, run_training
 
 from data import MicroBatching
-from engine import api, memory
+from engine import api, evaluate, memory
 from engine.allocator import keep_freed_memory
 from engine.distributed import Ranks
 from engine.errors import TrainingError
-from engine.evaluate import EvaluationContext
+from engine.evaluate import EvaluationContext, tokens_that_fit
 from engine.precision import Precision
 from engine.tasks import TASKS
 from models import TaskModel
+from models.heads import CausalLM, HeadShape, TokenClassification
 
 SHORT = {"model.dropout.all": 0.0, "train.max_steps": 8, "eval.every_steps": 100}
 
@@ -277,6 +279,22 @@ def test_batches_of_an_evaluation_are_larger_on_a_gpu():
         return EvaluationContext(TASKS["text-classification"], None, ranks, setting, None).limits.max_tokens
 
     assert [tokens("auto", "cpu"), tokens("auto", "cuda"), tokens(7, "cuda")] == [4096, 32_768, 7]
+
+
+@pytest.mark.parametrize(
+    ("head", "vocabulary", "free", "expected"),
+    [
+        (CausalLM, 50_257, 130 * 2**30, 32_768),
+        (CausalLM, 50_257, 13 * 2**30, 11_572),
+        (CausalLM, 50_257, 1, 1),
+        (TokenClassification, 0, 13 * 2**30, 32_768),
+    ],
+)
+def test_logits_of_an_evaluation_fit_into_a_gpu(monkeypatch, head, vocabulary, free, expected):
+    monkeypatch.setattr(evaluate, "free_bytes", lambda device: free)
+    model = SimpleNamespace(head=head(HeadShape(1, vocab_size=vocabulary)))
+    assert tokens_that_fit(model, torch.device("cuda")) == expected
+    assert tokens_that_fit(model, torch.device("cpu")) == 4096
 
 
 SHORT_IN_THE_EXCHANGE = """
