@@ -1,12 +1,13 @@
 """One timed run of engine.train in a separate process; throughput.py starts these processes.
 
     torchrun -m benchmarks.timed_training RESULT.json STEPS [--split] [--launches] [--cudnn-attention on|off]
-        RECIPE --section.key=value ...
+        [--without PIECE] RECIPE --section.key=value ...
 
 The training step is the unchanged one of engine.train. Rates, waiting and memory are read from the run's own log, for
 STEPS steps after the first WARM_UP. Nothing is evaluated or saved. --split adds WARM_UP steps in which the parts of the
 loop are timed from outside; the device is synchronised before and after each part. --launches adds PROFILED steps under
-torch's profiler, which counts the kernels that are launched and the waits for the device.
+torch's profiler, which counts the kernels that are launched and the waits for the device. --without trains without one
+of the pieces in switches.py.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from benchmarks import flops
+from benchmarks import flops, switches
 from benchmarks.flops import Sizes
 from data import Batch
 from engine import checkpoint, cli, config, distributed, train
@@ -38,7 +39,6 @@ from engine.ema import Ema
 from engine.log import RunLog
 from engine.precision import DTYPES, Precision
 from engine.regularize import Penalties
-from models import task_model
 
 WARM_UP = 5  # steps; also the number of steps per line of metrics.jsonl
 PROFILED = 2  # steps
@@ -282,9 +282,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--all-tokens", action="store_true", help="the last layer computes tokens that no head reads too"
     )
+    parser.add_argument("--without", choices=switches.NAMES, help="a piece of the engine that is left out")
     arguments, others = parser.parse_known_args(argv)
-    if arguments.all_tokens:
-        patch.object(task_model, "_states_what_it_reads", lambda head: False).start()
+    for name in {arguments.without, "skipped-tokens" if arguments.all_tokens else None} - {None}:
+        switches.without(name).__enter__()  # until the process ends
     if arguments.cudnn_attention:
         torch.backends.cuda.enable_cudnn_sdp(arguments.cudnn_attention == "on")
         torch.backends.cuda.enable_cudnn_sdp = lambda enabled: None  # the engine would choose by itself

@@ -1,4 +1,4 @@
-"""Part 2: loss and gradients of every architecture and head, compared with the CPU in fp64; dropout.
+"""Part 2: loss and gradients of every architecture and head, compared with the CPU in fp64; dropout; pieces left out.
 
 The models are the tiny ones of the tests, and models with heads of 64 dimensions, for which a GPU has other kernels. In
 bf16 and fp16 the errors are those of rounding, so the limits are wide: an error of the mathematics is far larger.
@@ -16,6 +16,7 @@ from torch import Tensor
 import models
 from benchmarks.gpu_check.attention import check_attention
 from benchmarks.gpu_check.check import Check, first_line, has_tests
+from benchmarks.gpu_check.pieces import check_pieces
 from engine.precision import DTYPES
 from engine.regularize import seed_dropout
 from models.ops.dropout import dropout
@@ -34,11 +35,12 @@ RATE = 0.1
 
 
 def run(check: Check) -> None:
-    """Check dropout and attention, then compare every pair of architecture and head."""
+    """Check dropout, attention and the pieces, then compare every pair of architecture and head."""
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     check_dropout(check)
     check_attention(check)
+    check_pieces(check)
     if not has_tests():
         check.note("architectures", "not checked: they need the folder tests and pytest")
         return

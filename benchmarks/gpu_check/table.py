@@ -36,6 +36,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     "waits": (OK, WHERE),
     "training_speed": (
         *RATES,
+        Column("of plain", "of_plain", ".2f"),
         Column("MFU of part 1", "mfu_of_product", ".0%"),
         Column("of its shapes", "mfu", ".0%"),
         Column("of datasheet", "mfu_datasheet", ".0%"),
@@ -77,7 +78,10 @@ def format_tables(content: dict[str, Any]) -> str:
 
 
 def with_ratios(rows: list[Row]) -> list[Row]:
-    """Return the rows with the MFU of the product rate of part 1, and with the ratios of ours to other trainers."""
+    """Return the rows with the MFU of the product rate of part 1, and with ratios.
+
+    Those of part 4 are to the workload in the same precision alone, those of other trainers to ours.
+    """
     products = {row["variant"]: row["runs"][0]["value"] * 1e12 for row in rows if row["work"] == "product"}
     ours = {
         (row["work"], row["variant"]): row["runs"][0] for row in rows if row["part"] == "training_speed" and row["runs"]
@@ -88,6 +92,9 @@ def with_ratios(rows: list[Row]) -> list[Row]:
         precision = row["variant"].split(" ")[0]
         if "flops_per_second" in figures and precision in products:
             figures["mfu_of_product"] = figures["flops_per_second"] / products[precision]
+        plain = ours.get((row["work"], precision))
+        if row["part"] == "training_speed" and plain and row["variant"] != precision:
+            figures["of_plain"] = figures["samples_per_second"] / plain["samples_per_second"]
         variant = " ".join(row["variant"].split(" ")[1:])  # without the peer
         mine = ours.get((row["work"], variant))
         if row["part"] == "other_trainers" and "samples_per_second" in figures and mine:

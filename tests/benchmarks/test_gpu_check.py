@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from types import ModuleType
@@ -14,9 +15,9 @@ import torch.nn.functional as F
 from support import zoo
 from support.runs import CPU, run_module
 
-from benchmarks import record
+from benchmarks import record, switches
 from benchmarks.gpu_check import __main__ as command
-from benchmarks.gpu_check import correctness, inference, machine, recovery, table, training_speed, waits
+from benchmarks.gpu_check import correctness, inference, machine, pieces, recovery, table, training_speed, waits
 from benchmarks.gpu_check.attention import CASES
 from benchmarks.gpu_check.check import Check, first_line
 from benchmarks.throughput import FailedError
@@ -53,6 +54,7 @@ def test_correctness_compares_every_architecture_and_head(check):
     rows = rows_of(correctness, check)
     assert failed(rows) == []
     works = {row["work"] for row in rows}
+    assert {f"without {name}" for name in switches.NAMES} <= works
     assert {f"{model_type} {head}" for model_type, head in zoo.cases()} <= works
     assert {"dropout", "dropout of attention", "bert regression", "t5 seq2seq-lm, wide"} <= works
 
@@ -65,8 +67,18 @@ def test_correctness_sees_a_fault_of_one_number_format(check, monkeypatch):
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", wrong)
     monkeypatch.setattr(correctness, "cases", lambda: [("gpt2", "gpt2", "causal-lm", {}, "single-label")])
+    monkeypatch.setattr(correctness, "check_pieces", lambda check: None)
     found = [(row["work"], row["variant"]) for row in failed(rows_of(correctness, check))]
     assert found == [*((f"attention, {case.name}", "fp32") for case in CASES), ("gpt2", "fp32")]
+
+
+def test_piece_that_changes_the_loss_is_seen(check, monkeypatch):
+    monkeypatch.setattr(switches, "NAMES", ("fetch-ahead", "wrong"))
+    monkeypatch.setitem(switches.PIECES, "wrong", ("models.heads", "classification_loss", lambda x, *_: x.sum()))
+    pieces.check_pieces(check)
+    right, wrong = (json.loads(line) for line in check.rows.read_text().splitlines())
+    assert right["runs"][0] == {"ok": True, "loss_error": 0.0}
+    assert wrong["runs"][0]["ok"] is False
 
 
 def test_waits_trains_every_task(check):
@@ -109,9 +121,16 @@ def test_failed_and_late_cases_are_notes(check, monkeypatch):
         raise FailedError("no kernel")
 
     monkeypatch.setattr(training_speed.Bench, "run_case", run_case)
-    first, second = rows_of(training_speed, check)
+    first, second, third = rows_of(training_speed, check)
     assert first["note"] == "fp32: no kernel"
-    assert second["note"] == "not started: 0 s were left"
+    assert second["note"] == third["note"] == "not started: 0 s were left"
+
+
+def test_cases_on_a_gpu_leave_out_every_piece(check):
+    check.device = torch.device("cuda")
+    variants = [case.variant for case in training_speed.cases(check)]
+    assert {f"bf16 without={name}" for name in switches.NAMES} <= {*variants}
+    assert variants[:5] == ["bf16"] * 5
 
 
 # The command
@@ -195,6 +214,7 @@ def test_table_compares_ours_with_other_trainers():
         {"part": "training_speed", "work": "bert", "variant": "bf16 compiled", "runs": [ours]},
         {"part": "other_trainers", "work": "bert", "variant": "hf bf16 compiled", "runs": [theirs]},
         {"part": "other_trainers", "work": "bert", "variant": "hf bf16", "runs": [theirs]},
+        {"part": "training_speed", "work": "bert", "variant": "bf16", "runs": [ours | {"samples_per_second": 150.0}]},
         {"part": "waits", "work": "dialogue", "variant": "bf16", "runs": [{"ok": False, "where": "heads.py:3"}]},
     ]
     printed = table.format_tables(record.describe("gpu_check", rows, []))
@@ -202,6 +222,7 @@ def test_table_compares_ours_with_other_trainers():
     (compared,) = [line for line in printed.splitlines() if line.startswith("| bert | hf bf16 compiled")]
     assert " 2.00 " in compared
     assert " 0.50 " in compared
+    assert re.search(r"\| bert \| bf16 compiled +\| 300.0 +\| 3,000 +\| 2.00 ", printed)
     assert " 50% " in printed
     assert table.failures(rows) == ["NOT OK: waits: dialogue bf16 heads.py:3 "]
 
