@@ -6,6 +6,7 @@ import re
 from collections import Counter
 
 from data.formats.options import FileOptions
+from data.notes import shorten_lines
 from data.row import LeftOut, Row, Rows
 
 _VALUES = re.compile(r"""'[^'\n]*'|"[^"\n]*"|[-+.,\w]*\d[-+.,\w]*""")  # in a message: quoted, or with a digit
@@ -21,11 +22,7 @@ class DataError(ValueError):
     LONGEST = 1_000
 
     def __init__(self, message: str = ""):
-        keep = self.LONGEST // 2
-        lines = (
-            line if len(line) <= self.LONGEST else f"{line[:keep]} ... {line[-keep:]}" for line in message.split("\n")
-        )
-        super().__init__("\n".join(lines))
+        super().__init__(shorten_lines(message, self.LONGEST))
 
 
 class BadRowsError(DataError):

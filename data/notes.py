@@ -47,6 +47,13 @@ def quote(text: str) -> str:
     return repr(text if len(text) <= SHOWN_LENGTH else text[: SHOWN_LENGTH - 3] + "...")
 
 
+def shorten_lines(text: str, longest: int) -> str:
+    """Return the text, without the middle of each line that has more than `longest` characters."""
+    keep = longest // 2
+    lines = text.split("\n")
+    return "\n".join(line if len(line) <= longest else f"{line[:keep]} ... {line[-keep:]}" for line in lines)
+
+
 def join(parts: Sequence[str]) -> str:
     """Return "a, b and c"."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

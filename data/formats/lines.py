@@ -14,6 +14,7 @@ import select
 import stat
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -185,16 +186,11 @@ class TextFile:
 
         is_whole: as in `_split`.
         """
-        try:
-            with self._open() as stream:
-                if self.is_wide:
-                    yield from self._decode_whole(_read_at_most(stream, self.path)).split("\n")
-                else:
-                    yield from self._split(stream, is_whole)
-        except DAMAGED as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise DataError(f"{self.path}: the compressed file is damaged: {error}") from None
+        with _explain_damage(self.path), self._open() as stream:
+            if self.is_wide:
+                yield from self._decode_whole(_read_at_most(stream, self.path)).split("\n")
+            else:
+                yield from self._split(stream, is_whole)
 
     def _split(self, stream: BinaryIO, is_whole: bool) -> Iterator[bytes]:
         """Yield the lines of a stream, which is read by chunks, so that a line that is too long is never in memory.
@@ -237,15 +233,10 @@ class TextFile:
     # The check of the file as a whole. One that should be UTF-8 is read again only if a line of it is not.
 
     def _inspect(self) -> None:
-        try:
-            with self._open() as stream:
-                head = stream.read(CHUNK)
-                self._check_wide(find_wide_encoding(head))
-                is_utf8 = self.encoding != "utf-8" and _is_utf8(head, stream)
-        except DAMAGED as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise DataError(f"{self.path}: the compressed file is damaged: {error}") from None
+        with _explain_damage(self.path), self._open() as stream:
+            head = stream.read(CHUNK)
+            self._check_wide(find_wide_encoding(head))
+            is_utf8 = self.encoding != "utf-8" and _is_utf8(head, stream)
         if self.is_wide:
             self._check_wide_text(is_utf8 and b"\0" not in head)
             return
@@ -301,6 +292,17 @@ class TextFile:
         more = f", one of {len(bad):,} such lines" if len(bad) > 1 else ""
         hint = describe_bad_encoding([raw for _, raw, _ in bad])
         raise DataError(f"{self.path}:{number}: {self._describe(fault)}{more}; {hint}")
+
+
+@contextmanager
+def _explain_damage(path: Path) -> Iterator[None]:
+    """Raise DataError in the place of an error of unpacking; other errors of the system are raised as they are."""
+    try:
+        yield
+    except DAMAGED as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise DataError(f"{path}: the compressed file is damaged: {error}") from None
 
 
 def describe_too_large() -> str:

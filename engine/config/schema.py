@@ -18,6 +18,8 @@ from dataclasses import Field, field, fields, is_dataclass, replace
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
+from data.notes import shorten_lines
+
 Tree = TypeVar("Tree")
 
 
@@ -63,11 +65,7 @@ class ConfigError(ValueError):
     LONGEST = 2_000
 
     def __init__(self, message: str = ""):
-        keep = self.LONGEST // 2
-        lines = message.split("\n")
-        super().__init__(
-            "\n".join(line if len(line) <= self.LONGEST else f"{line[:keep]} ... {line[-keep:]}" for line in lines)
-        )
+        super().__init__(shorten_lines(message, self.LONGEST))
 
 
 def setting(
