@@ -17,7 +17,7 @@ from models.architecture import Architecture, check_divides, read_fields, read_r
 from models.checkpoints.tensor_files import JsonObject
 from models.checkpoints.weights import WeightRow, WeightTable, linear_rows
 from models.heads import Head, HeadShape
-from models.inputs import ModelInputs, Reads, require
+from models.inputs import ModelInputs, Reads, packing_to_read, require
 from models.ops.attention import SelfAttention
 from models.ops.dropout import Dropout
 from models.ops.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, drop_path, init_normal
@@ -111,12 +111,11 @@ class BertModel(nn.Module):
         if self.token_type_embeddings is not None:
             x = x + self.token_type_embeddings(require(inputs.token_type_ids, "token_type_ids"))
         x = self.dropout(self.embedding_norm(x + self.position_embeddings(self.positions(input_ids, packing))))
-        selection = None if reads is None else reads(packing, inputs)
+        to_read = packing_to_read(packing, inputs, reads)
         *layers, last = self.layers
         for layer in layers:
             x = layer(x, packing)
-        packing = packing if selection is None else selection
-        return last(x, packing), packing
+        return last(x, to_read), to_read
 
     def positions(self, input_ids: Tensor, packing: Packing) -> Tensor:
         """Return (T,): the row of the position embeddings for each token.

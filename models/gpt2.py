@@ -19,7 +19,7 @@ from models.checkpoints.tensor_files import JsonObject
 from models.checkpoints.weights import WeightRow, WeightTable, linear_rows
 from models.generation.cache import Cache
 from models.heads import Head, HeadShape
-from models.inputs import ModelInputs, Reads, require
+from models.inputs import ModelInputs, Reads, packing_to_read, require
 from models.ops.attention import packed_attention
 from models.ops.dropout import Dropout
 from models.ops.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, drop_path, init_normal, upcast
@@ -140,12 +140,11 @@ class GPT2Model(nn.Module):
         positions = packing.positions if cache is None else cache.extend(packing)
         words = self.word_embeddings(require(inputs.input_ids, "input_ids"))
         x = self.dropout(words + self.position_embeddings(positions))
-        selection = None if reads is None else reads(packing, inputs)
+        to_read = packing_to_read(packing, inputs, reads)
         *layers, last = self.layers
         for layer in layers:
             x = layer(x, packing, cache)
-        packing = packing if selection is None else selection
-        return self.norm(last(x, packing, cache)), packing
+        return self.norm(last(x, to_read, cache)), to_read
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator, modules: Iterable[nn.Module] = ()) -> None:

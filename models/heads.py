@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from models.inputs import IGNORE_INDEX, ModelInputs, require
 from models.losses import classification_loss, find_supervised_positions
 from models.ops.dropout import Dropout
-from models.ops.layers import ACTIVATIONS, POOLINGS, init_normal, mean_by_example, mean_pool, upcast
+from models.ops.layers import ACTIVATIONS, POOLINGS, init_normal, mean_by_example, mean_pool, product_dtype, upcast
 from models.ops.linear_cross_entropy import linear_cross_entropy
 from models.ops.packing import Packing, Selection, pad_sequences
 
@@ -345,10 +345,8 @@ class LanguageModel(Head):
 
     def _needs_no_logits(self, hidden: Tensor) -> bool:
         """Return whether to compute only the loss: in training, in a precision that linear_cross_entropy supports."""
-        device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         training = self.training and torch.is_grad_enabled() and not self.shape.class_weights
-        return training and not self.keep_logits and dtype != torch.float16
+        return training and not self.keep_logits and product_dtype(hidden) != torch.float16
 
 
 class MaskedLM(LanguageModel):

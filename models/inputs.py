@@ -80,6 +80,11 @@ class ModelInputs(Protocol):
 Reads: TypeAlias = Callable[[Packing, ModelInputs], Selection | None]
 
 
+def packing_to_read(packing: Packing, inputs: ModelInputs, reads: Reads | None) -> Packing:
+    """Return the packing of the last hidden states: the Selection of `reads`, or that of all tokens."""
+    return (None if reads is None else reads(packing, inputs)) or packing
+
+
 @dataclass(frozen=True)
 class Inputs:
     """ModelInputs as a plain dataclass; `pack` and `pack_images` make them."""

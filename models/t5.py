@@ -24,7 +24,7 @@ from models.checkpoints.weights import WeightRow, WeightTable, linear_rows
 from models.errors import ModelError
 from models.generation.cache import Cache
 from models.heads import Head, HeadShape
-from models.inputs import ModelInputs, Reads, require
+from models.inputs import ModelInputs, Reads, packing_to_read, require
 from models.ops.attention import Bias, packed_attention
 from models.ops.dropout import Dropout
 from models.ops.feed_forward import FeedForward
@@ -224,8 +224,7 @@ class T5Model(nn.Module):
 
     def encode(self, inputs: ModelInputs, reads: Reads | None = None) -> Source:
         """Return the hidden states of the encoder, (T, D) or (R, D), and their packing."""
-        packing = Packing(inputs.lengths, inputs.cu_seqlens)
-        packing = (reads(packing, inputs) if reads else None) or packing
+        packing = packing_to_read(Packing(inputs.lengths, inputs.cu_seqlens), inputs, reads)
         return self.encoder(self.word_embeddings(require(inputs.input_ids, "input_ids")), packing), packing
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ from models.checkpoints.tensor_files import JsonObject
 from models.checkpoints.weights import WeightRow, WeightTable, linear_rows
 from models.errors import ModelError
 from models.heads import DistilledClassification, Head, HeadShape
-from models.inputs import ModelInputs, Reads, require
+from models.inputs import ModelInputs, Reads, packing_to_read, require
 from models.ops.attention import SelfAttention
 from models.ops.dropout import Dropout
 from models.ops.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, drop_path, init_normal
@@ -118,12 +118,11 @@ class ViTModel(nn.Module):
         starts = torch.arange(count + 1, dtype=torch.int32, device=x.device) * length
         packing = Packing((length,) * count, starts)
         x = self.dropout(x.flatten(0, 1))
-        selection = None if reads is None else reads(packing, inputs)
+        to_read = packing_to_read(packing, inputs, reads)
         *layers, last = self.layers
         for layer in layers:
             x = layer(x, packing)
-        packing = packing if selection is None else selection
-        return self.norm(last(x, packing)), packing
+        return self.norm(last(x, to_read)), to_read
 
     def positions(self, rows: int, columns: int) -> Tensor:
         """Return (1, L, D): the position embeddings of a grid of rows x columns patches.

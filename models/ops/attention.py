@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from models.ops.dropped_attention import Runs, dropped_attention
 from models.ops.joint_linear import joint_linear
+from models.ops.layers import product_dtype
 from models.ops.packing import Packing, aligned
 
 # A term of the scores. A function of (query length, key length) returns it for one sequence, (H, L, S). A tensor has it
@@ -181,12 +182,6 @@ def pad_bias(bias: Tensor, num_keys: int, padding: Packing | None, dtype: torch.
     if padding is not None:
         mask = mask + padding.padding_mask.to(dtype)
     return mask[..., :num_keys]
-
-
-def product_dtype(x: Tensor) -> torch.dtype:
-    """Return the precision of matrix products of x: autocast's, or its own."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def _with_causal_mask(bias: Tensor, causal: bool) -> Tensor:

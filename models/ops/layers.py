@@ -70,6 +70,12 @@ class MLP(nn.Module):
         return out
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """Return the precision of matrix products of x: autocast's, or its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def outside_fp16(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Return function(x), computed in fp32 where autocast would use fp16, whose largest number is 65,504."""
     device = x.device.type

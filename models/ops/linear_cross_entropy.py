@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.ops.layers import product_dtype
+
 CHUNK_BYTES = 2**25  # of fp32 logits: small beside the activations of a step, large enough for its products
 LARGEST_CHUNK_BYTES = 2**30  # on a GPU, where few large kernels are faster than many small ones
 VOCABULARY_MULTIPLE = 64  # to which a GPU's copy of the weight is padded with rows of zeros
@@ -27,10 +29,7 @@ def linear_cross_entropy(
     Under autocast the products are in its precision and their sums in fp32. fp16 is not supported: its gradients need
     the loss scale before they are rounded, and the forward does not know it.
     """
-    dtype = hidden.dtype
-    if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, labels, label_smoothing, dtype)
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, labels, label_smoothing, product_dtype(hidden))
     return loss
 
 

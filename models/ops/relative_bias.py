@@ -8,7 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.ops.attention import Bias, pad_bias, product_dtype
+from models.ops.attention import Bias, pad_bias
+from models.ops.layers import product_dtype
 from models.ops.packing import Packing, aligned, to_device
 
 
