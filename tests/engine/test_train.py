@@ -349,7 +349,7 @@ def test_f05_signal_leaves_a_checkpoint_that_resumes_exactly(tiny, tmp_path, num
         if re.match(r"step +(\d+) ", line):
             os.killpg(process.pid, number)
             break
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=180)
     assert process.returncode == 128 + number, err
     stopped = int(re.search(r"stopped at step (\d+); the same command with --resume continues the run", out)[1])
     assert state_of(config)["step"] == stopped < 150
