@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import random
 import re
+import threading
+import time
 from pathlib import Path
 
+import numpy as np
 from support.runs import logged_rows
 
+from engine.config import Config
 from faults import victims
 from faults.runs import Bench, Ended, Result, Run, prepare_ranks
 from faults.torchrun import finish, start_torchrun
@@ -16,7 +22,12 @@ from faults.torchrun import finish, start_torchrun
 SETTINGS: dict[str, object] = {"train.max_steps": 12, "eval.every_steps": 4}
 NO_DROPOUT: dict[str, object] = {"model.dropout.all": 0.0, "optim.lr": 1e-4}
 TIMEOUT = 4  # distributed.timeout_seconds of a run with a rank that hangs
-DEATH, STOP = 10.0, 60.0  # seconds until all ranks are down: torchrun itself waits 30 s for a stopped process
+# Seconds until the other ranks are down. A rank that does not answer is noticed by the beats of its heartbeat, one a
+# second: its last one, those of the rank that watches it and of the others who hear of it add up to MARGIN.
+DEATH, MARGIN = 10.0, 4.0
+KILL_WAIT = 30.0  # seconds that torchrun gives a stopped process before it kills it; its own, and no part of the above
+LATEST = DEATH + KILL_WAIT + 20.0  # seconds until torchrun itself has ended
+TOLERANCE = 1e-6  # relative, of a loss
 CHANGES = ((2, 1), (1, 2), (4, 3), (3, 4))
 PLACES = ("Penalties.add_gradients_", "evaluate", "set_learning_rate", "seed_dropout", "checkpoint.save")
 
@@ -24,31 +35,73 @@ PLACES = ("Penalties.add_gradients_", "evaluate", "set_learning_rate", "seed_dro
 def end(count: int, seed: int, folder: Path) -> Result:
     """F6: one of 2 or 4 ranks exits, is killed or is stopped, under torchrun."""
     bench, rng, result = Bench(folder), random.Random(seed), Result()
-    slowest: dict[str, int] = {}
+    slowest: dict[str, float] = {}
     for action in ("exit", "kill", "stop"):
         for i in range(count):
             ranks = (2, 4)[i % 2]
             run = bench.run(SETTINGS | {"distributed.timeout_seconds": TIMEOUT})
             victim, step = rng.randrange(ranks), rng.randrange(1, 12)
             started = start_torchrun(["-m", "faults.victims", action, str(victim), str(step), str(run.recipe)], ranks)
-            lines = wait_for_step(started, step - 1)
-            code, out, err, seconds = finish(started, STOP if action == "stop" else DEATH)
-            problem = check_end(action, victim, code, lines + out, err)
+            watch = Watch(run.logs, ranks, victim)
+            code, out, err, _ = finish(started, LATEST + 60.0)  # from its start, imports included
+            seconds = {"others down": watch.finish(), "torchrun down": time.monotonic() - watch.acted()}
+            problem = check_end(action, victim, code, out, err) or check_seconds(action, **seconds)
             result.add(problem, f"{action}, {ranks} ranks")
-            slowest[action] = max(round(seconds), slowest.get(action, 0))
+            for what, took in seconds.items():
+                kind = f"{action}: {what} after at most"
+                slowest[kind] = max(took, slowest.get(kind, 0.0))
             run.remove()
-    result.details |= {f"slowest end after {action}": f"{seconds} s" for action, seconds in slowest.items()}
+    result.details |= {kind: f"{took:.1f} s" for kind, took in slowest.items()}
     return result
 
 
-def wait_for_step(process, step: int) -> str:  # type: ignore[no-untyped-def]
-    """Read the output until a step is logged; return it."""
-    lines: list[str] = []
-    for line in process.stdout:
-        lines.append(line)
-        if step < 1 or re.match(rf"step +{step} ", line):
-            break
-    return "".join(lines)
+class Watch(threading.Thread):
+    """Notes when each rank of a torchrun ends. The ranks write their numbers and the time of the fault into `logs`."""
+
+    def __init__(self, logs: Path, ranks: int, victim: int):
+        super().__init__(daemon=True)
+        self.logs, self.others, self.over = logs, [rank for rank in range(ranks) if rank != victim], False
+        self.ended: dict[int, float] = {}
+        self.start()
+
+    def run(self) -> None:
+        while not self.over and len(self.ended) < len(self.others):
+            for rank in self.others:
+                file = self.logs / f"process.{rank}"
+                if rank not in self.ended and file.is_file() and has_ended(file.read_text()):
+                    self.ended[rank] = time.monotonic()
+            time.sleep(0.02)
+
+    def acted(self) -> float:
+        """Return the time of the fault, or of now where it did not come."""
+        file = self.logs / "acted"
+        return float(file.read_text()) if file.is_file() else time.monotonic()
+
+    def finish(self) -> float:
+        """Return the seconds from the fault until all other ranks had ended; torchrun has ended by now."""
+        self.over = True
+        self.join()
+        return max(self.ended.get(rank, time.monotonic()) for rank in self.others) - self.acted()
+
+
+def has_ended(process: str) -> bool:
+    """Return whether a process has ended; "": it has not written its number yet."""
+    if not process:
+        return False
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def check_seconds(action: str, **seconds: float) -> str:
+    """Return which seconds were too many."""
+    down = TIMEOUT + MARGIN if action == "stop" else DEATH
+    limits = {"others down": down, "torchrun down": down + (KILL_WAIT + MARGIN if action == "stop" else 0.0)}
+    late = [
+        f"{what} after {seconds[what]:.1f} s, not {limit:g}" for what, limit in limits.items() if seconds[what] > limit
+    ]
+    return ", ".join(late)
 
 
 def check_end(action: str, victim: int, code: int | None, out: str, err: str) -> str:
@@ -67,18 +120,19 @@ def check_end(action: str, victim: int, code: int | None, out: str, err: str) ->
 
 
 def restart(count: int, seed: int, folder: Path) -> Result:
-    """F7: torchrun --max-restarts=3, with a rank that is killed in each of the first three attempts."""
+    """F7: torchrun --max-restarts=3, with a rank that is killed in three attempts; for a count of 1, in one."""
     prepare_ranks()
+    deaths = "three deaths" if count > 1 else "one death"
     bench, rng, result = Bench(folder), random.Random(seed), Result()
     for i in range(count):
         ranks = 1 + (i + 1) % 2
         through, run = bench.uninterrupted(SETTINGS, ranks), bench.run(SETTINGS)
         step = rng.randrange(1, 5)  # after a restart, as many steps are left
-        arguments = ["-m", "faults.victims", "three deaths", str(rng.randrange(ranks)), str(step), str(run.recipe)]
+        arguments = ["-m", "faults.victims", deaths, str(rng.randrange(ranks)), str(step), str(run.recipe)]
         process = start_torchrun(arguments, ranks, ["--max-restarts", "3"])
         code, _, err, _ = finish(process, 120.0)
         problem = f"code {code}: {err[-400:]}" if code != 0 else run.differs_from(through)
-        result.add(problem, f"three deaths, {ranks} rank{'s' * (ranks > 1)}")
+        result.add(problem, f"{deaths}, {ranks} rank{'s' * (ranks > 1)}")
         run.remove()
     return result
 
@@ -86,64 +140,98 @@ def restart(count: int, seed: int, folder: Path) -> Result:
 def resize(count: int, seed: int, folder: Path) -> Result:
     """F8: a run on some ranks is stopped and resumed on others: the same examples, losses equal to 1e-6."""
     prepare_ranks()
-    bench, rng, result = Bench(folder), random.Random(seed), Result()
+    bench, rng, result, largest = Bench(folder), random.Random(seed), Result(), 0.0
     settings = SETTINGS | NO_DROPOUT
     for before, after in CHANGES:
         expected = bench.run(settings)
         ids = folder / f"ids{before}{after}"
-        expected.finish(in_child=lambda ids=ids: victims.note_ids(ids / "through") or ids.mkdir(exist_ok=True))
+        ids.mkdir()
+        expected.finish(in_child=lambda ids=ids: victims.note_ids(ids / "through"))
         for _ in range(count):
             step = rng.randrange(2, 11)
-            result.add(resize_once(bench, settings, (before, after), step, expected, ids), f"{before} to {after} ranks")
+            problem, worst = resize_once(bench, settings, (before, after), step, expected, ids)
+            result.add(problem, f"{before} to {after} ranks")
+            largest = max(largest, worst)
+    result.details["largest difference of a loss, relative"] = f"{largest:.1e}"
     return result
 
 
 def resize_once(
     bench: Bench, settings: dict[str, object], ranks: tuple[int, int], step: int, expected: Run, ids: Path
-) -> str:
-    """Kill a run on ranks[0] ranks at a step, resume it on ranks[1]; return what differs from the run on one rank."""
+) -> tuple[str, float]:
+    """Kill a run on ranks[0] ranks at a step, resume it on ranks[1].
+
+    Return (what was wrong, the largest relative difference of a loss from the run on one rank).
+    """
     run = bench.run(settings)
-    for file in ids.glob("run.*"):
+    for file in ids.glob("part*"):
         file.unlink()
-    note = lambda: victims.note_ids(ids / "run")  # noqa: E731
-    run.finish(ranks=ranks[0], in_child=lambda: (note(), victims.at_step("kill", ranks[0] - 1, step)))
-    ended = run.finish(ranks=ranks[1], in_child=note)
-    problem = "" if set(ended.codes) == {0} else f"did not resume: {ended.tail()}"
-    if not problem:
-        problem = compare_losses(run, expected) or compare_ids(ids)
+    parts = ids / "part1", ids / "part2"
+    victim = ranks[0] - 1
+    run.finish(ranks=ranks[0], in_child=lambda: (victims.note_ids(parts[0]), victims.at_step("kill", victim, step)))
+    begin = max(0, run.step())
+    ended = run.finish(ranks=ranks[1], in_child=lambda: victims.note_ids(parts[1]))
+    if set(ended.codes) != {0}:
+        return f"did not resume: {ended.tail()}", 0.0
+    last = run.config.train.max_steps
+    problem, worst = compare_losses(run, expected)
+    problem = problem or compare_ids(ids / "through", 1, (0, last), ids / "through", run.config)
+    problem = problem or compare_ids(parts[0], ranks[0], (0, step), ids / "through", run.config)
+    problem = problem or compare_ids(parts[1], ranks[1], (begin, last), ids / "through", run.config)
     run.remove()
-    return problem
+    return problem, worst
 
 
-def compare_losses(run: Run, expected: Run) -> str:
+def compare_losses(run: Run, expected: Run) -> tuple[str, float]:
+    """Return (which steps or losses in the log differ, the largest relative difference of a loss)."""
     ours, theirs = (
         {row["step"]: row["loss"] for row in logged_rows(each.folder) if "loss" in row} for each in (run, expected)
     )
     if ours.keys() != theirs.keys():
-        return f"other steps: {sorted(ours)}"
+        return f"other steps: {sorted(ours)}", 0.0
     worst = max(abs(ours[step] / theirs[step] - 1) for step in ours)
-    return "" if worst < 2e-6 else f"a loss differs by {worst:.1e}"
+    return "" if worst < TOLERANCE else f"a loss differs by {worst:.1e}", worst
 
 
-def compare_ids(ids: Path) -> str:
-    """Return which step of the run had other examples than the run on one rank, in any of its two parts."""
-    expected = {step: sorted(names) for step, names in read_ids(ids / "through.0")}
-    for part in ("run",):
-        steps: dict[int, list[list[str]]] = {}
-        for file in sorted(ids.glob(f"{part}.*")):
-            for step, names in read_ids(file):
-                steps.setdefault(step, []).append(names)
-        for step, shares in steps.items():
-            if step not in expected:
-                continue  # fetched ahead
-            seen = {name for names in shares for name in names}
-            if seen != set(expected[step]):
-                return f"step {step + 1} had other examples"
+def compare_ids(file: Path, ranks: int, steps: tuple[int, int], through: Path, config: Config) -> str:
+    """Return which of these steps did not have the examples, in the order, that the seed determines; "": all had.
+
+    The examples of a step are a slice of the epoch's permutation, sorted by length and dealt to the ranks in turn: so
+    those of the ranks, taken in turn, are those of one rank. Each rank reads each step once, one after the other.
+    """
+    dealt = [read_ids(file.with_name(f"{file.name}.{rank}")) for rank in range(ranks)]
+    names, single = read_names(through.with_name(f"{through.name}.0")), dict(read_ids(through.with_name("through.0")))
+    begin, end = steps
+    for rank, share in enumerate(dealt):
+        if [step for step, _ in share][: end - begin] != list(range(begin, end)):
+            return f"rank {rank} read the steps {[step for step, _ in share]}, not {begin} to {end - 1}"
+    for i, step in enumerate(range(begin, end)):
+        shares = [share[i][1] for share in dealt]
+        taken = [name for turn in itertools.zip_longest(*shares) for name in turn if name is not None]
+        if taken != single[step]:
+            return f"step {step + 1} had other examples, or in another order, than on one rank"
+        if sorted(taken) != sorted(chosen(names, step, config)):
+            return f"step {step + 1} had other examples than the permutation of its epoch says"
     return ""
 
 
+def chosen(names: list[str], step: int, config: Config) -> list[str]:
+    """Return the examples of a step: NumPy's permutation by (seed, epoch), in slices of a global batch."""
+    size = config.train.global_batch_size
+    epoch, place = divmod(step, math.ceil(len(names) / size))
+    order = np.random.default_rng([config.run.seed, epoch]).permutation(len(names))
+    return [names[i] for i in order[place * size : (place + 1) * size]]
+
+
+def read_names(file: Path) -> list[str]:
+    """Return the ids of the training data that a rank noted."""
+    names: list[str] = json.loads(file.read_text().splitlines()[0])
+    return names
+
+
 def read_ids(file: Path) -> list[tuple[int, list[str]]]:
-    return [tuple(json.loads(line)) for line in file.read_text().splitlines()]  # type: ignore[misc]
+    """Return (step, ids) of each step that a rank noted."""
+    return [tuple(json.loads(line)) for line in file.read_text().splitlines()[1:]]  # type: ignore[misc]
 
 
 def fail(count: int, seed: int, folder: Path) -> Result:

@@ -8,8 +8,10 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from faults import victims
 from faults.runs import Bench, Ended, Result, Run, prepare_ranks
 from faults.torchrun import start_torchrun
 
@@ -17,9 +19,7 @@ SETTINGS: dict[str, object] = {"train.max_steps": 40, "eval.every_steps": 20}
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 TARGETS = ("the process", "one rank", "the group", "the group, with workers", "the process, with workers")
 SECONDS = 30.0  # from the signal to the end
-LATER = (
-    3  # steps that may be logged between the signal and the last one: the one under way, and what was not printed yet
-)
+AT_ONCE = 5.0  # seconds, from a second SIGINT to the end
 
 
 def run(count: int, seed: int, folder: Path) -> Result:
@@ -43,39 +43,50 @@ def signal_and_resume(bench: Bench, target: str, number: signal.Signals, rng: ra
     ranks = 2 if target == "one rank" else 1
     settings = SETTINGS | ({"data.num_workers": 2} if "workers" in target else {})
     through, run = bench.uninterrupted(settings, ranks), bench.run(settings)
-    started = run.start(ranks=ranks)
+    note = run.logs / "signal"
+    started = run.start(ranks=ranks, in_child=lambda: victims.note_signal(note))
     # The two ranks join and train; before that, torchrun ends the one whose partner was ended.
     if ranks == 2 or rng.random() < 0.7:
         started.wait_for(lambda: "\nstep " in started.printed())
         time.sleep(rng.uniform(0.0, 0.4))
     else:
         time.sleep(rng.uniform(0.0, 0.6))
-    before = last_step(started.printed())
-    started.send(number, None if "group" in target else rng.randrange(ranks))
+    rank = rng.randrange(ranks)
+    started.send(number, None if "group" in target else rank)
     ended = started.wait(SECONDS)
-    problem = check_stop(run, ended, number, before) or resume(run, through, ranks)
+    problem = check_stop(run, ended, number, rank) or resume(run, through, ranks)
     run.remove()
     return problem
 
 
-def check_stop(run: Run, ended: Ended, number: int, before: int) -> str:
-    """Return what was wrong with the end by a signal; "" if nothing."""
+def check_stop(run: Run, ended: Ended, number: int, rank: int) -> str:
+    """Return what was wrong with the end by a signal that a rank got; "" if nothing."""
     if None in ended.codes:
         return f"did not end within {SECONDS:g} s: {ended.tail()}"
-    early = {-number} | ({130} if number == signal.SIGINT else set())  # before the loop listens
-    allowed = {0, 128 + number, 143} if len(ended.codes) > 1 else {0, 128 + number}
-    if not set(ended.codes) <= allowed | (early if before < 0 else set()):
-        return f"another exit code: {ended.tail()}"
-    if "Traceback" in ended.err and ended.code not in early:
+    note = run.logs / f"signal.{rank}"
+    if not note.is_file():  # the loop did not listen yet, or had ended
+        usual = {0, -number, 128 + number}
+        return "" if len(ended.codes) > 1 or ended.code in usual else f"another exit code: {ended.tail()}"
+    at, last = int(note.read_text().split()[0]), run.config.train.max_steps
+    if set(ended.codes) == {0} and at >= last - 1:
+        return ""
+    # A rank that stops because another one got a signal ends as by SIGTERM.
+    expected = tuple(128 + (number if i == rank else signal.SIGTERM) for i in range(len(ended.codes)))
+    if ended.codes != expected:
+        return f"other exit codes than {expected}: {ended.tail()}"
+    if "Traceback" in ended.err:
         return f"a traceback: {ended.tail()}"
-    stopped = re.search(r"stopped at step (\d+)", ended.out)
-    if ended.code in allowed - {0} and stopped and run.step() != int(stopped[1]):
+    return check_step(run, ended.out, at)
+
+
+def check_step(run: Run, out: str, at: int) -> str:
+    """Return whether a run that got a signal after `at` steps has its checkpoint there, or one step later."""
+    stopped = re.search(r"stopped at step (\d+)", out)
+    if not stopped:
+        return "it did not say where it stopped"
+    if run.step() != int(stopped[1]):
         return f"stopped at step {stopped[1]}, the checkpoint is of step {run.step()}"
-    if ended.code in allowed - {0} - early and not stopped:
-        return f"did not say where it stopped: {ended.tail()}"
-    if stopped and int(stopped[1]) > before + LATER:
-        return f"the signal came at step {before}, the run ended at {stopped[1]}"
-    return ""
+    return "" if run.step() - at in (0, 1) else f"the signal came after {at} steps, the checkpoint is of {run.step()}"
 
 
 def interrupt_twice(bench: Bench, rng: random.Random) -> str:
@@ -86,7 +97,7 @@ def interrupt_twice(bench: Bench, rng: random.Random) -> str:
     started.send(signal.SIGINT, 0)
     time.sleep(rng.uniform(0.0, 0.03))
     started.send(signal.SIGINT, 0)
-    ended = started.wait(5.0)
+    ended = started.wait(AT_ONCE)
     problem = "" if ended.code in (-signal.SIGINT, 130, 0) else f"ended otherwise: {ended.tail()}"
     problem = problem or resume(run, through, 1)
     run.remove()
@@ -96,7 +107,7 @@ def interrupt_twice(bench: Bench, rng: random.Random) -> str:
 def signal_torchrun(bench: Bench, number: int, rng: random.Random) -> str:
     """Send a signal to torchrun with two ranks."""
     through, run = bench.uninterrupted(SETTINGS, 2), bench.run(SETTINGS)
-    process = start_torchrun(["-m", "engine.train", str(run.recipe)], ranks=2)
+    process = start_torchrun(["-m", "faults.victims", "nothing", "0", "1", str(run.recipe)], ranks=2)
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("step "):
@@ -108,20 +119,24 @@ def signal_torchrun(bench: Bench, number: int, rng: random.Random) -> str:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         return f"torchrun did not end within {SECONDS:g} s"
-    problem = "" if process.returncode != 0 or "all steps done" in out else f"code {process.returncode}"
-    if "stopped at step" not in out and "all steps done" not in out:
-        problem = f"did not say where it stopped: {err[-300:]}"
-    problem = problem or resume(run, through, 2)
+    problem = check_torchrun(run, process.returncode, number, out, err) or resume(run, through, 2)
     run.remove()
     return problem
+
+
+def check_torchrun(run: Run, code: int, number: int, out: str, err: str) -> str:
+    """Return what was wrong with the end of torchrun and its two ranks; "" if nothing."""
+    if code == 0 and "all steps done" in out:
+        return ""
+    # SIGUSR1 ends torchrun itself; its ranks notice, and stop as by SIGTERM. It passes the others on.
+    passed = signal.SIGTERM if number == signal.SIGUSR1 else number
+    expected = -number if number == signal.SIGUSR1 else 1
+    ends: Sequence[int] = [int(file.read_text()) for file in sorted(run.logs.glob("end.*"))]
+    if code != expected or list(ends) != [128 + passed] * 2:
+        return f"torchrun ended with {code}, its ranks with {ends}: {err[-300:]}"
+    return check_step(run, out, min(int(file.read_text().split()[0]) for file in run.logs.glob("signal.*")))
 
 
 def resume(run: Run, through: Run, ranks: int) -> str:
     ended = run.finish(ranks=ranks)
     return run.differs_from(through) if set(ended.codes) == {0} else f"did not resume: {ended.tail()}"
-
-
-def last_step(out: str) -> int:
-    """Return the last step of training that was printed; -1 if none was."""
-    steps = re.findall(r"^step +(\d+) +loss", out, re.MULTILINE)
-    return int(steps[-1]) if steps else -1

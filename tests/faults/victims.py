@@ -1,6 +1,7 @@
 """What goes wrong inside a run: patches that a rank applies to itself before it trains.
 
 As a command, for torchrun: `python -m faults.victims ACTION RANK STEP RECIPE ...`; on other ranks it is engine.train.
+It leaves notes beside the recipe: each rank's process, when the action was done, and how a rank ended by itself.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import torch
 
 from data import DataError
 from engine import train
-from engine.cli import run_command
+from engine.cli import StopRequest, run_command
+from engine.state import TrainState
 
 
 def raise_bug() -> None:
@@ -40,12 +42,16 @@ ACTIONS: dict[str, Callable[[], object]] = {
     "sleep": lambda: time.sleep(10_000),
     "bug": raise_bug,
     "mistake": raise_mistake,
+    "one death": lambda: restart_count() < 1 and os.kill(os.getpid(), signal.SIGKILL),
     "three deaths": lambda: restart_count() < 3 and os.kill(os.getpid(), signal.SIGKILL),
+    "nothing": lambda: None,
 }
 
 
-def at_step(action: str, rank: int, step: int, place: str = "Penalties.add_gradients_") -> None:
-    """Do the action when this rank reaches the `step`-th call of a function of engine.train."""
+def at_step(
+    action: str, rank: int, step: int, place: str = "Penalties.add_gradients_", acted: Path | None = None
+) -> None:
+    """Do the action when this rank reaches the `step`-th call of a function of engine.train. acted: a file for when."""
     if int(os.environ.get("RANK", 0)) != rank:
         return
     owner: Any = train
@@ -57,19 +63,58 @@ def at_step(action: str, rank: int, step: int, place: str = "Penalties.add_gradi
     def watched(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
         if len(calls) == step:
+            if acted:
+                acted.write_text(str(time.monotonic()))
             ACTIONS[action]()
         return original(*args, **kwargs)
 
     setattr(owner, name, watched)
 
 
-def note_ids(file: Path) -> None:
-    """Append the ids of each optimizer step of this rank to a file of its own, one line a step."""
-    original = train.training_steps
-    target = file.with_name(f"{file.name}.{os.environ.get('RANK', 0)}")
+def own(file: Path) -> Path:
+    """Return the file of this rank."""
+    return file.with_name(f"{file.name}.{os.environ.get('RANK', 0)}")
 
-    def watched(*args: Any, start: int = 0, **kwargs: Any) -> Any:
-        for step, micro_batches in enumerate(original(*args, start=start, **kwargs), start):
+
+def note_signal(file: Path) -> None:
+    """Append to a file of this rank how many steps the optimizer had taken when a signal reached the loop."""
+    target, steps = own(file), [0]
+    receive, advance = StopRequest._receive, TrainState.advance
+
+    def counted(self: TrainState, stepped: bool, samples: int) -> None:
+        advance(self, stepped, samples)
+        steps[0] = self.step
+
+    def noted(self: StopRequest, number: int, frame: object) -> None:
+        with target.open("a") as stream:
+            stream.write(f"{steps[0]}\n")
+        receive(self, number, frame)
+
+    StopRequest._receive, TrainState.advance = noted, counted  # type: ignore[method-assign]
+
+
+def note_end(file: Path) -> None:
+    """Write to a file of this rank the exit code that it ends with by itself; of several ranks, by os._exit."""
+    target, end = own(file), os._exit
+
+    def noted(code: int) -> None:
+        target.write_text(str(code))
+        end(code)
+
+    os._exit = noted  # type: ignore[assignment]
+
+
+def note_ids(file: Path) -> None:
+    """Append the ids of each optimizer step of this rank to a file of its own, one line a step.
+
+    The first line: all ids of the training data, in the order of the file.
+    """
+    original = train.training_steps
+    target = own(file)
+
+    def watched(examples: Any, *args: Any, start: int = 0, **kwargs: Any) -> Any:
+        target.write_text(json.dumps(list(examples.ids)) + "\n")
+        for step, micro_batches in enumerate(original(examples, *args, start=start, **kwargs), start):
             ids = [example for batch in micro_batches for example in batch.ids]
             with target.open("a") as stream:
                 stream.write(json.dumps([step, ids]) + "\n")
@@ -94,7 +139,11 @@ def in_worker(action: Callable[[], object], example: str) -> None:
 
 def main(argv: list[str]) -> int:
     action, rank, step, *rest = argv
-    at_step(action, int(rank), int(step))
+    recipe = Path(rest[0])
+    own(recipe.with_name("process")).write_text(str(os.getpid()))
+    note_signal(recipe.with_name("signal"))
+    note_end(recipe.with_name("end"))
+    at_step(action, int(rank), int(step), acted=recipe.with_name("acted"))
     return train.main(rest)
 
 
