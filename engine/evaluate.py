@@ -33,21 +33,22 @@ from engine.precision import Precision
 from engine.tasks import Task, check_labels, find_task, read_file
 
 USAGE = "python -m engine.evaluate RUN --data.test FILE [--output FILE.json] [--section.key=value ...]"
-Result = TypeVar("Result")
 OPTIONS = {"output": "also write the metrics to this file, as one JSON object"}
-
 
 AUTO_TOKENS = {"cpu": 4096, "cuda": 32_768}  # of a batch; more would not be faster
 BYTES_PER_LOGIT = 12  # of a language model: in 16 bits, in fp32, and its log-softmax, with a margin
 SHARE_OF_LOGITS = 0.5  # of a GPU's free memory
+
+Result = TypeVar("Result")
 
 
 @dataclass
 class EvaluationContext:
     """What all evaluations and predictions of a run share.
 
-    batch_tokens: eval.batch_tokens. max_tokens: the largest number of tokens of a batch on this rank; it is halved
-    where a batch does not fit into memory, for all later batches too. No result depends on it, nor the other ranks.
+    batch_tokens: eval.batch_tokens.
+    max_tokens: the largest number of tokens of a batch on this rank. Where a batch does not fit into memory, it is
+        halved for the rest of the run. It changes no result and no other rank.
     """
 
     task: Task
@@ -72,7 +73,7 @@ def run_in_batches(
 ) -> Iterator[tuple[Batch, Result]]:
     """Yield this rank's batches of the examples and what `compute` returns for each, with a progress bar.
 
-    doing: the word at the bar. Where a batch does not fit into memory, it and the rest are split into smaller ones.
+    doing: the label of the bar. A batch that does not fit into memory and those after it are split into smaller ones.
     Raises TrainingError where a single example does not fit.
     """
     ranks = context.ranks
@@ -132,7 +133,6 @@ def sum_statistics(model: models.TaskModel, examples: Examples, context: Evaluat
     """
     was_training = model.training
     model.eval()
-
     if context.batch_tokens == "auto":
         context.max_tokens = min(context.max_tokens, tokens_that_fit(model, context.ranks.device))
 

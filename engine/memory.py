@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +28,14 @@ NUM_PROBES = 4  # examples whose forward measures the bytes of a token
 NUM_STATES = 3  # tensors that a trained parameter will need in the optimizer: two of AdamW, one of the average
 
 
+@dataclass
 class OutOfMemory:
-    """The result of catch_out_of_memory: false, or true once it has caught an error, which is in `error`."""
+    """The result of catch_out_of_memory: true once it has caught an error."""
 
-    error: RuntimeError
+    error: RuntimeError | None = None
 
     def __bool__(self) -> bool:
-        return hasattr(self, "error")
+        return self.error is not None
 
 
 @contextmanager
@@ -139,7 +140,7 @@ def halve_micro_batches(
     problem = _too_long_message(largest.num_tokens) if caught and len(largest.ids) < 2 else ""
     found = all_gather((problem, largest.num_tokens // 2 if caught else 2**62))
     if problems := [text for text, _ in found if text]:
-        raise TrainingError(f"step {step + 1}: {problems[0]}") from getattr(caught, "error", None)
+        raise TrainingError(f"step {step + 1}: {problems[0]}") from caught.error
     return replace(limits, max_examples=0, max_tokens=min(half for _, half in found))
 
 

@@ -51,7 +51,7 @@ def test_spike_is_far_above_the_losses_before(before, loss, is_spike):
     assert bool(found) == is_spike
     if is_spike:
         assert found["spike"]["ids"] == ["a", "b"]
-        assert found["spike"]["usual"] == pytest.approx(
+        assert found["spike"]["median"] == pytest.approx(
             np.median([x for x in before[-WINDOW:] if 0 < x < INF]), rel=0.01
         )
     assert watch(before, deviations=0).check(loss, [batch]) == {}
@@ -115,7 +115,7 @@ def test_spike_of_a_run_is_told_with_its_examples(tiny, tmp_path, monkeypatch, c
     capsys.readouterr()
     run_training(config)
     said = re.findall(
-        r"^step +(\d+)  the loss ([\d.]+) is a spike \(usual: 0\.\d+\); (.*)$", capsys.readouterr().out, re.M
+        r"^step +(\d+)  the loss ([\d.]+) is a spike \(median before: 0\.\d+\); (.*)$", capsys.readouterr().out, re.M
     )
     assert [(step, text) for step, _, text in said] == [
         ("13", f"example ids {', '.join(ids[:8])}, and {len(ids) - 8} more")
