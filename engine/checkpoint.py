@@ -163,6 +163,12 @@ def _check_changes(folder: Path, changes: list[str], config: Config) -> None:
             f"{folder} was saved with other settings or data:\n  {listed}\n"
             "restore them, choose another --run.folder, or resume with these changes by --run.allow_changes"
         )
+    for change in changes:
+        if change.startswith("model.pooling: "):  # the head was trained on it, and a resume has no new head
+            raise ConfigError(
+                f"{folder} cannot go on with another pooling, even by run.allow_changes:\n  {change}\nrestore it, or "
+                f"start a new run in another --run.folder with --model.name {folder} --model.head_init reset"
+            )
     print(f"warning: resuming from {folder} with changes (run.allow_changes):\n  {listed}", flush=True)
 
 

@@ -234,6 +234,15 @@ def interrupted(tiny):
     return config
 
 
+def test_f18_another_pooling_needs_a_new_run(interrupted, tmp_path):
+    last = Path(interrupted.run.folder) / "last"
+    with pytest.raises(ConfigError, match="cannot go on with another pooling") as error:
+        run_training(going_on(interrupted, **{"model.pooling": "mean", "run.allow_changes": True}))
+    assert f"--model.name {last} --model.head_init reset" in str(error.value)
+    start = {"model.name": str(last), "model.head_init": "reset", "model.pooling": "mean", "run.resume": "no"}
+    assert run_training(going_on(interrupted, **start | {"run.folder": str(tmp_path / "new")}))
+
+
 @pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
 def test_f18_another_recipe_is_refused_by_name_unless_allowed(interrupted, capsys, changes):
     before = folder_bytes(Path(interrupted.run.folder))
