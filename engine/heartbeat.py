@@ -1,8 +1,8 @@
 """What the ranks of a run know of each other: who lives, who has failed, and who no longer answers.
 
-A thread of each rank publishes in the run's store, once a second, that the rank lives, and watches the next rank; the
-last one watches the first. So a rank that was killed or stopped is noticed and named by one other rank, which tells
-all, and every rank ends. The thread also watches torchrun: without it nobody would end the rank later.
+Once a second a thread of each rank publishes in the run's store that the rank lives. It also watches the next rank; the
+last one watches the first. So one other rank notices a rank that was killed or stopped, and names it. All ranks then
+end. The thread also watches torchrun: without it nobody would end the rank later.
 """
 
 from __future__ import annotations
@@ -24,11 +24,16 @@ import torch.distributed as dist
 from engine.errors import LostRankError
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed later
-PARENT = "FINETUNE_ENGINE_PARENT"  # environment variable: the process without which this one should not go on
+PARENT = "FINETUNE_ENGINE_PARENT"  # environment variable: the process without which this one should end
 PERIOD = 1.0  # seconds
 DEAD_AFTER = 4  # beats that a rank misses, once a connection to some rank has failed
-VERDICT_SECONDS = 10.0  # within which a rank that died is found
-STOP, TROUBLE, VERDICT, FAILED, SHOW = "stop", "trouble", "verdict", "failed", "show"  # keys of the store
+VERDICT_SECONDS = 10.0  # within which a rank that died is named
+# Keys of the store.
+STOP = "stop"  # a rank got a stop signal
+TROUBLE = "trouble"  # an exchange between ranks has failed
+VERDICT = "verdict"  # the sentence on the rank that is lost; all ranks end
+FAILED = "failed"  # a rank has failed by itself, and says why
+SHOW = "show"  # /rank: that rank should print its stacks
 
 
 class Store(Protocol):
@@ -43,8 +48,8 @@ class Store(Protocol):
 class Heartbeat(threading.Thread):
     """The thread. `store` is None in a run of one rank, which only watches its parent.
 
-    collectives: the number of exchanges between the ranks that this rank has begun; the loop counts them.
-    stop_requested: this rank got a stop signal. stop_seen: some rank did.
+    collectives: the number of exchanges between the ranks that this rank has begun.
+    stop_requested: whether this rank got a stop signal. stop_seen: whether some rank did.
     """
 
     def __init__(self, store: Store | None, rank: int, world_size: int, timeout_seconds: float):
@@ -54,11 +59,12 @@ class Heartbeat(threading.Thread):
         self.stop_requested, self.stop_seen = False, False
         self.failing, self.ended = False, threading.Event()
         self.parent = _parent()
+        self.beats, self.beats_since_failure = 0, 0
+        self.missed, self.last_seen = 0, ""  # of the watched rank: beats in a row without news, and the last news
+        self.has_shown_stacks = False
 
     def run(self) -> None:
         """Beat until the run ends, or another rank does not answer."""
-        beats, missed, seen, since_failure, shown = 0, 0, "", 0, 0
-        watched = (self.rank + 1) % self.world_size
         while not self.ended.wait(PERIOD):
             if self.parent and os.getppid() != self.parent:
                 self.parent, self.store = 0, None  # the store may be the parent's
@@ -66,40 +72,55 @@ class Heartbeat(threading.Thread):
             if self.store is None:
                 continue
             try:
-                beats += 1
-                self.store.set(f"alive/{self.rank}", f"{beats} {self.collectives}")
+                self._beat(self.store)
                 self._pass_on_stop(self.store)
-                if beats > shown and self.store.check([f"{SHOW}/{self.rank}"]):
-                    shown = sys.maxsize  # once
-                    _show_stacks(self.rank)
-                if self.store.check([VERDICT]) and not self.failing:
-                    os._exit(EXIT_CODE)
-                since_failure += self.store.check([FAILED])
-                if since_failure * PERIOD > VERDICT_SECONDS and not self.failing:
-                    os._exit(EXIT_CODE)
-                alive = _read(self.store, f"alive/{watched}")
-                # Counted in own beats: a run that was suspended as a whole finds all its ranks alive.
-                missed, seen = (missed + 1, seen) if alive in (seen, "") else (0, alive)
-                limit = DEAD_AFTER if self.store.check([TROUBLE]) else self.timeout_seconds / PERIOD
-                if missed >= limit and alive != "ended" and not since_failure:
-                    self._end_all(watched, missed * PERIOD)
+                self._obey(self.store)
+                self._watch(self.store, (self.rank + 1) % self.world_size)
             except RuntimeError:  # the store has ended; a rank that needs another one gets an error from it
                 self.store = None
+
+    def _beat(self, store: Store) -> None:
+        """Publish that this rank lives, and how many exchanges it has begun."""
+        self.beats += 1
+        store.set(f"alive/{self.rank}", f"{self.beats} {self.collectives}")
+
+    def _obey(self, store: Store) -> None:
+        """Show the stacks where another rank asks for them; end this rank after a verdict or another rank's failure."""
+        if not self.has_shown_stacks and store.check([f"{SHOW}/{self.rank}"]):
+            self.has_shown_stacks = True
+            _show_stacks(self.rank)
+        if store.check([VERDICT]) and not self.failing:
+            os._exit(EXIT_CODE)
+        self.beats_since_failure += store.check([FAILED])
+        if self.beats_since_failure * PERIOD > VERDICT_SECONDS and not self.failing:
+            os._exit(EXIT_CODE)
+
+    def _watch(self, store: Store, watched: int) -> None:
+        """Count the beats that another rank misses; end all ranks where they are too many."""
+        alive = _read(store, f"alive/{watched}")
+        # Counted in own beats: a run that was suspended as a whole finds all its ranks alive.
+        if alive in (self.last_seen, ""):
+            self.missed += 1
+        else:
+            self.missed, self.last_seen = 0, alive
+        limit = DEAD_AFTER if store.check([TROUBLE]) else self.timeout_seconds / PERIOD
+        if self.missed >= limit and alive != "ended" and not self.beats_since_failure:
+            self._end_all(store, watched, self.missed * PERIOD)
 
     def _pass_on_stop(self, store: Store) -> None:
         if self.stop_requested and not self.stop_seen:
             store.set(STOP, "requested")
         self.stop_seen = self.stop_seen or store.check([STOP])
 
-    def _end_all(self, lost: int, seconds: float) -> None:
+    def _end_all(self, store: Store, lost: int, seconds: float) -> None:
         """End this rank with a sentence on the lost one, and all others without."""
-        if self.store is None or self.store.add("verdicts", 1) > 1:
+        if store.add("verdicts", 1) > 1:
             return
-        is_dead = self.store.check([TROUBLE])
+        is_dead = store.check([TROUBLE])
         waited = f"has not answered for {seconds:g} s (distributed.timeout_seconds)"
-        fault = "has ended without a word" if is_dead else waited
+        fault = "has ended unexpectedly" if is_dead else waited
         error = f"{self.name_of(lost)} {fault}. The same command with --resume continues from the last checkpoint"
-        self.store.set(VERDICT, error)
+        store.set(VERDICT, error)
         if not is_dead:
             _show_stacks(self.rank)
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -132,7 +153,7 @@ def start(store: Store | None, rank: int, world_size: int, timeout_seconds: floa
 
 
 def _parent() -> int:
-    """Return the process without which this one should not go on; 0 for none, as where a shell started this one."""
+    """Return the id of the process without which this one should end; 0: none, as where a shell started this one."""
     return int(os.environ.get(PARENT, os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0))
 
 
@@ -201,7 +222,7 @@ def _try_to_set(store: Store, key: str, value: str = "yes") -> None:
         store.set(key, value)
 
 
-def is_of_connection(error: BaseException) -> bool:
+def is_connection_error(error: BaseException) -> bool:
     """Return whether an error says that an exchange with another rank has failed."""
     text = str(error).lower()
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and ("gloo" in text or "nccl" in text))

@@ -134,7 +134,7 @@ def test_f06_a_rank_without_a_beat_is_named_once(beat, capfd, is_dead):
     with pytest.raises(EndedError, match="75"):
         beat(store, 0.2)
     said = capfd.readouterr().err
-    fault = "has ended without a word" if is_dead else "has not answered for 0.2 s (distributed.timeout_seconds)"
+    fault = "has ended unexpectedly" if is_dead else "has not answered for 0.2 s (distributed.timeout_seconds)"
     last = f"error: rank 1 (machine other, process 7) {fault}. The same command with --resume continues from the last"
     assert said.splitlines()[-1].startswith(last)
     assert ("in beat" in said) == (not is_dead)  # the stack
@@ -286,7 +286,7 @@ def test_f07_a_run_with_a_dead_rank_ends_as_one_without(checkpoint_folder, revie
         assert process.returncode == 0, err
         assert out.count("all steps done") == 1
         assert "Traceback" not in err
-        assert err.count("error: rank 1 (machine ") == err.count(") has ended without a word. ") == len(env)
+        assert err.count("error: rank 1 (machine ") == err.count(") has ended unexpectedly. ") == len(env)
     assert_same_run(tmp_path / "dies", tmp_path / "through")
 
 
