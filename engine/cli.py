@@ -133,7 +133,7 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
     except BrokenPipeError:  # of --output; the console goes on without its reader
         code = 128 + signal.SIGPIPE
     except Exception as error:
-        lost = heartbeat.explain_lost_connection(error) if heartbeat.is_of_connection(error) else ""
+        lost = heartbeat.explain_lost_connection(error) if heartbeat.is_connection_error(error) else ""
         missing = explain_missing_kernel(error)
         if not lost and not missing:
             heartbeat.announce_failure()
