@@ -364,12 +364,13 @@ def test_half_of_any_head_is_refused(saved):
     table = model.spec.architecture.weights
     names = [table.exported_name(name, head) for name, _ in model.named_parameters() if name.startswith("head.")]
     names = [name for name in names if name in tensors_of(folder)]
+    path = folder / "model.safetensors"
     for missing in names if len(names) > 1 else []:
-        whole = tensors_of(folder)
+        whole = path.read_bytes()  # loaded tensors would be views of the file that is written over
         rewrite(folder, lambda tensors, gone=missing: {n: t for n, t in tensors.items() if n != gone})
         with pytest.raises(ModelError, match=r"a part of the .* is missing .*head_init reset"):
             models.from_pretrained(folder, head=head)
-        save_file(whole, folder / "model.safetensors")
+        path.write_bytes(whole)
 
 
 def test_classifier_without_its_pooler_is_refused(tmp_path):
