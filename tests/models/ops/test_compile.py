@@ -240,7 +240,8 @@ def inductor_is_the_plain_model(folder, device):
     first, again, other = (loss_and_gradients(dropping, batch, seed) for seed in (1, 1, 2))
     assert first[0] == again[0] != other[0]
     models.checkpoint_activations(dropping)
-    assert_same(loss_and_gradients(dropping, batch, 1), first, rel=1e-6)
+    # A GPU adds some gradients in any order.
+    assert_same(loss_and_gradients(dropping, batch, 1), first, rel=1e-6 if device == "cpu" else 1e-4)
 
 
 @pytest.mark.slow
