@@ -49,7 +49,7 @@ FAULTS = {
     "F10": Fault("a worker killed, raising, hanging or stopped", workers.run, 5, 1),
     "F11": Fault("NaN and infinity in loss, input, gradient and weight", numbers.run, 4, 1),
     "F12": Fault("bad images among good ones", images.run, 200, 30),
-    "F13": Fault("bad rows in the files of every task", rows.run, 3, 1),
+    "F13": Fault("bad rows in files of every task and format", rows.run, 600, 60),
     "F14": Fault("malformed and mutated files of every kind", hostile.fuzz, 10_000, 20),
     "F15": Fault("pickles in the place of every file", hostile.pickles, 1000, 8),
     "F17": Fault("two runs in one folder, a stale lock", folders.share, 50, 1),

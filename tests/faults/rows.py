@@ -1,4 +1,7 @@
-"""F13: bad rows in the training file of every task: each is named as file:line: reason before training starts."""
+"""F13: bad rows in the training file of every task: each is named as file:line: reason before training starts.
+
+Here JSON lines of every task; row_formats.py has tables, CoNLL, SQuAD and folders of images.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import Any
 from support.task_data import DATA, write
 
 from engine import config as configs
+from faults import row_formats
 from faults.runs import Bench, Ended, Result, Run
 
 Row = dict[str, Any]
@@ -41,6 +45,8 @@ LINES: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "no JSON": lambda line, rng: b"<row>text</row>",
     "two objects": lambda line, rng: line + line,
     "NaN bare": lambda line, rng: b'{"id": NaN',
+    "NUL": lambda line, rng: line[:9] + b"\0" + line[9:],
+    "10 MB": lambda line, rng: b'{"id": "' + b"x" * 10_000_000 + b'"}',
 }
 TEXT = {
     "empty": change("text", ""),
@@ -67,6 +73,7 @@ MINE: dict[str, dict[str, Callable[[Row, random.Random], Row]]] = {
         "tags missing": without("tags"),
         "tokens missing": without("tokens"),
         "tags a number": change("tags", 7),
+        "tag of no entity": lambda row, rng: {**row, "tags": ["I-THING", *["O"] * (len(row["tokens"]) - 1)]},
         "tag null": lambda row, rng: {**row, "tags": [None] * len(row["tokens"])},
         "tokens empty": lambda row, rng: {**row, "tokens": [], "tags": []},
         "token number": lambda row, rng: {**row, "tokens": [{}] * len(row["tokens"])},
@@ -114,13 +121,16 @@ MINE: dict[str, dict[str, Callable[[Row, random.Random], Row]]] = {
 
 
 def run(count: int, seed: int, folder: Path) -> Result:
-    """Write `count` files for each kind of bad row of each task, each with one to three bad rows at random lines."""
+    """Write `count` files, of each kind of bad row of each task and format in turn, with one to three bad rows each."""
     bench, rng, result = TaskBench(folder), random.Random(seed), Result()
-    for task, own in MINE.items():
-        for kind in [*LINES, *own]:
-            for _ in range(count):
-                problem = refuse(bench, task, kind, rng)
-                result.add(problem and f"{kind}: {problem}", task)
+    lines = [(task, kind) for task, own in MINE.items() for kind in [*LINES, *own]]
+    cases = [*lines, *row_formats.CASES]
+    rng.shuffle(cases)
+    for i in range(count):
+        name, kind = cases[i % len(cases)]
+        act = refuse if name in MINE else row_formats.act
+        problem = act(bench, name, kind, rng)
+        result.add(problem and f"{kind}: {problem}", name)
     return result
 
 
@@ -129,7 +139,8 @@ class TaskBench(Bench):
 
     def __init__(self, folder: Path):
         super().__init__(folder)
-        self.settings = {task: write(task, folder / task, COUNT) for task in DATA}
+        tasks = [*DATA, row_formats.IMAGES]
+        self.settings = {task: write(task, folder / task, COUNT) for task in tasks}
 
     def config(self, folder: Path, settings: dict[str, object]) -> configs.Config:
         config = configs.override(configs.Config(), {"run.folder": str(folder), "train.max_steps": 2} | settings)
@@ -147,7 +158,7 @@ def refuse(bench: TaskBench, task: str, kind: str, rng: random.Random) -> str:
     file.write_bytes(b"\n".join(lines) + b"\n")
     run = bench.run(settings | {"data.train": str(file)})
     ended = run.finish()
-    problem = check(ended, run, file, [place + 1 for place in places])
+    problem = check(ended, run, [f"{file}:{place + 1}: " for place in places])
     run.remove()
     return problem
 
@@ -158,12 +169,12 @@ def spoil(task: str, kind: str, line: bytes, rng: random.Random) -> bytes:
     return json.dumps(MINE[task][kind](json.loads(line), rng)).encode()
 
 
-def check(ended: Ended, run: Run, file: Path, places: list[int]) -> str:
-    """Return what was wrong with the end of a run with bad rows in these lines; "" if nothing."""
+def check(ended: Ended, run: Run, names: list[str]) -> str:
+    """Return what was wrong with the end of a run with bad rows, which should be named so; "" if nothing."""
     if not ended.has_sentence():
         return f"ended otherwise: {ended.tail()}"
-    missing = [place for place in places if f"{file}:{place}: " not in ended.err]
+    missing = [name for name in names if name not in ended.err]
     counted = re.search(r"one of (\d+) such lines", ended.err)  # of a wrong encoding, which spoils many lines alike
-    if missing and not (len(missing) < len(places) and counted and int(counted[1]) == len(places)):
-        return f"lines {missing} of {places} were not named: {ended.err[:300]}"
+    if missing and not (len(missing) < len(names) and counted and int(counted[1]) == len(names)):
+        return f"{missing} of {names} were not named: {ended.err[:300]}"
     return "it left a run folder" if run.folder.exists() else ""
