@@ -169,7 +169,8 @@ def test_killed_part_keeps_its_rows_and_others_are_skipped(tmp_path, monkeypatch
     assert ending["note"].startswith("killed after 3 s")
     assert not Path(f"/proc/{first['work']}/cmdline").exists() or is_zombie(int(first["work"]))
     assert [row["note"][:8] for row in rest if row["work"] == "waits"] == ["skipped:"]
-    assert "- waits: skipped" in capsys.readouterr().out
+    assert "- waits: skipped" in (printed := capsys.readouterr().out)
+    assert "not finished: machine, waits; --parts machine,waits runs them alone" in printed
 
 
 def is_zombie(pid: int) -> bool:
