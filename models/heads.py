@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from models.inputs import IGNORE_INDEX, ModelInputs, require
 from models.losses import classification_loss, find_supervised_positions
 from models.ops.dropout import Dropout
-from models.ops.layers import ACTIVATIONS, POOLINGS, init_normal, mean_by_example, mean_pool, product_dtype, upcast
+from models.ops.layers import ACTIVATIONS, init_normal, mean_by_example, mean_pool, product_dtype, upcast
 from models.ops.linear_cross_entropy import linear_cross_entropy
 from models.ops.packing import Packing, Selection, pad_sequences
 
@@ -41,7 +41,7 @@ class HeadShape:
     hidden_size: int
     dropout: float = 0.0
     num_labels: int = 2
-    pooling: str = "cls"  # a key of layers.POOLINGS
+    pooling: str = "cls"  # one of layers.POOLINGS
     num_special: int = 0  # special tokens before the patches of an image, which are not part of the mean
     dense: str = ""  # activation of a dense layer before the output; empty: no such layer
     dropout_before_dense: bool = False
@@ -93,6 +93,11 @@ class Head(nn.Module):
         """
         return None
 
+    def select(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> Tensor:
+        """Return the hidden states that `reads` selects, (R, D), unless the backbone has computed only these."""
+        selection = None if isinstance(packing, Selection) else self.reads(packing, inputs)
+        return hidden if selection is None else selection.take(hidden)
+
     def log_probabilities(self, logits: Tensor, inputs: ModelInputs) -> Tensor:
         """Return the log-probabilities of all outcomes at each target, (targets, C), in fp32 or wider.
 
@@ -126,8 +131,8 @@ class SequenceClassification(Head):
     """A classifier of one text or image: pool -> [dropout] -> [dense, activation] -> dropout -> linear.
 
     `dense` is the pooler of BERT and the additional layer of RoBERTa and DistilBERT; mean pooling does not have it.
-    Problems: single-label (cross entropy), multi-label (a sigmoid and binary cross entropy
-    for each class), regression (squared error for each output).
+    Problems: single-label (cross entropy), multi-label (a sigmoid and binary cross entropy for each class), regression
+    (squared error for each output).
     """
 
     has_labels = True
@@ -152,7 +157,7 @@ class SequenceClassification(Head):
         if self.shape.pooling == "mean":
             x = mean_pool(hidden, packing, self.shape.num_special)
         else:
-            x = hidden if isinstance(packing, Selection) else POOLINGS[self.shape.pooling](hidden, packing)
+            x = self.select(hidden, packing, inputs)
         if self.dense is not None:
             x = self.dropout(x) if self.shape.dropout_before_dense else x
             x = ACTIVATIONS[self.shape.dense](self.dense(x))
@@ -190,7 +195,7 @@ class DistilledClassification(Head):
 
     def forward(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
         """Return logits (B, C) and the sum of the losses; labels as for SequenceClassification."""
-        special = hidden if isinstance(packing, Selection) else self.reads(packing, inputs).take(hidden)  # (2 B, D)
+        special = self.select(hidden, packing, inputs)  # (2 B, D)
         class_token, distillation_token = self.dropout(special).reshape(-1, 2, special.shape[1]).unbind(1)
         logits = (self.classifier(class_token) + self.distilled_classifier(distillation_token)) / 2
         return logits, classification_loss(logits, inputs.labels, self.shape, self.training)
@@ -276,7 +281,7 @@ class RelationClassification(Head):
         hidden: (T, D) or (2 B, D). inputs.markers: (B, 2), positions of the markers in their sequence.
         inputs.labels: (B,) or None.
         """
-        pair = hidden if isinstance(packing, Selection) else self.reads(packing, inputs).take(hidden)
+        pair = self.select(hidden, packing, inputs)
         logits = self.classifier(self.dropout(pair.reshape(-1, self.classifier.in_features)))  # of (B, 2 D)
         return logits, classification_loss(logits, inputs.labels, self.shape, self.training)
 
@@ -314,7 +319,8 @@ class LanguageModel(Head):
         labels = inputs.labels
         selection = packing if isinstance(packing, Selection) else self.reads(packing, inputs)
         if labels is not None and selection is not None:
-            hidden, labels = hidden if selection is packing else selection.take(hidden), selection.take(labels)
+            hidden = hidden if selection is packing else selection.take(hidden)
+            labels = selection.take(labels)
         if self.dense is not None and self.norm is not None:
             hidden = self.norm(ACTIVATIONS[self.shape.dense](self.dense(hidden)))
         hidden = hidden * self.shape.scale if self.shape.scale != 1.0 else hidden

@@ -37,6 +37,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "linear": lambda x: x,
 }
+POOLINGS = ("cls", "mean", "last")  # the first token of a sequence, the mean of all, the last
 
 
 class DropoutRates(NamedTuple):
@@ -128,9 +129,6 @@ def mean_by_example(x: Tensor, counts: tuple[int, ...]) -> Tensor:
 def upcast(x: Tensor) -> Tensor:
     """Return x in fp32, or in fp64 if it is fp64; losses are computed in this precision."""
     return x if x.dtype == torch.float64 else x.float()
-
-
-POOLINGS: dict[str, Callable[[Tensor, Packing], Tensor]] = {"cls": first_pool, "mean": mean_pool, "last": last_pool}
 
 
 @torch.no_grad()
