@@ -9,11 +9,12 @@ import signal
 from pathlib import Path
 
 from engine import checkpoint
-from faults import injector
+from faults import injector, mounts
 from faults.runs import Bench, Ended, Result, Run
 
 # Two evaluations, both of them the best: a first save of best/ and last/, and one that replaces them.
 SETTINGS: dict[str, object] = {"train.max_steps": 4, "eval.every_steps": 2, "eval.metric": "loss"}
+MOUNTS = 25  # tries of each kind on mounted file systems, at most
 CHECKPOINTS = (checkpoint.LAST, checkpoint.PREVIOUS, checkpoint.BEST)
 
 
@@ -39,7 +40,8 @@ def crash(count: int, seed: int, folder: Path) -> Result:
 def refuse(count: int, seed: int, folder: Path) -> Result:
     """F4: the n-th call fails by EIO or ENOSPC, alone or with all after it; a folder that becomes read-only.
 
-    This happens to a new run, and to one that is resumed. count: at most so many of each.
+    This happens to a new run, and to one that is resumed. count: at most so many of each. Then the same on file systems
+    that are full or read-only (mounts.py), where such may be mounted.
     """
     bench, result = Bench(folder), Result()
     begun = make_begun(bench, folder)
@@ -57,6 +59,7 @@ def refuse(count: int, seed: int, folder: Path) -> Result:
             kind += ", went on" if ended.code == 0 else ", ended with a sentence"
             result.add(describe(problem or check_valid(run) or resume(run, bench), calls, number), kind)
             run.remove()
+    mounts.run(bench, min(count, MOUNTS), random.Random(seed), result)
     return result
 
 
