@@ -3,13 +3,16 @@
     python -m benchmarks.peers.faults [FAULT ...] [--count 20] [--seed 0] [--output FILE]
 
 Both fine-tune the same tiny BERT on the same 120 reviews on a CPU, with a checkpoint every second step, in the runs
-that a SIGTERM ends every eighth. Otherwise HF Trainer has its defaults. Its command resumes from get_last_checkpoint,
+that a SIGTERM ends every 18th. Otherwise HF Trainer has its defaults. Its command resumes from get_last_checkpoint,
 as transformers' own examples do.
 
 - `kill in a save`: kill -9 while a checkpoint is written; then the same command again.
 - `no optimizer file`: the newest checkpoint of a killed run lost its optimizer file; then the same command again.
 - `bit flip`: a bit of a file of that checkpoint has changed; then the same command again.
-- `SIGTERM`: sent between two checkpoints; then the same command again. `hf-jit` has enable_jit_checkpoint.
+- `SIGTERM`: sent between two checkpoints; then the same command again. `hf-jit` has enable_jit_checkpoint, which waits
+  3 s and saves at the trainer's next callback. Mostly this is on_pre_optimizer_step: then the random state that it
+  saves is that after the forward of the step which the resumed run takes again, with other dropout.
+  `hf-jit-no-dropout` is the same without dropout.
 - `NaN loss`: the loss of one step is NaN.
 
 What counts as survived: the run resumes, no completed step is lost, and it ends with the weights of the undisturbed
@@ -53,9 +56,11 @@ from transformers.trainer_utils import get_last_checkpoint  # noqa: E402
 from benchmarks import record  # noqa: E402
 
 STEPS, SAVE_EVERY = 12, 2
-# The runs that a SIGTERM ends are slow, since hf-jit waits 3 s before it saves.
-SLOW_STEPS, SLOW_SAVE_EVERY, SECONDS_PER_STEP = 28, 8, 0.25
+# The runs that a SIGTERM ends are slow, since hf-jit waits 3 s before it saves. That is at most 12 steps later, and not
+# in the step before a checkpoint, which would replace that one.
+SLOW_STEPS, SLOW_SAVE_EVERY, SECONDS_PER_STEP = 40, 18, 0.25
 SIDES = ("ours", "hf")
+JIT = ("hf-jit", "hf-jit-no-dropout")
 
 
 class OurSide:
@@ -103,10 +108,10 @@ class TheirSide:
 
     optimizer = "optimizer.pt"
 
-    def __init__(self, bench: Bench, slow: bool, jit: bool = False):
+    def __init__(self, bench: Bench, slow: bool, jit: bool = False, dropout: bool = True):
         self.run = bench.run({"train.max_steps": 1})
         steps, every = (SLOW_STEPS, SLOW_SAVE_EVERY) if slow else (STEPS, SAVE_EVERY)
-        numbers = (str(number) for number in (steps, every, int(jit)))
+        numbers = (str(number) for number in (steps, every, int(jit), int(dropout)))
         self.arguments = [str(bench.model), str(bench.reviews), str(self.run.folder), *numbers]
 
     def start(self, in_child: Callable[[], object] | None = None) -> Started:
@@ -147,8 +152,8 @@ class TheirSide:
 
 
 def train_hf(argv: Sequence[str]) -> int:
-    """Fine-tune with HF Trainer; the arguments: model, data and output folder, steps, steps of a save, 1 for hf-jit."""
-    model_folder, data, folder, steps, every, jit = argv
+    """Fine-tune with HF Trainer; the arguments: model, data and output folder, steps, steps of a save, jit, dropout."""
+    model_folder, data, folder, steps, every, jit, dropout = argv
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # so that its steps are seen at once
     transformers.set_seed(0)
     rows = [json.loads(line) for line in Path(data).read_text(encoding="utf-8").splitlines()]
@@ -158,7 +163,8 @@ def train_hf(argv: Sequence[str]) -> int:
         {"input_ids": ids, "attention_mask": mask, "labels": int(row["label"] == "positive")}
         for ids, mask, row in zip(encoded["input_ids"], encoded["attention_mask"], rows, strict=True)
     ]
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(model_folder)
+    rates = {} if dropout == "1" else {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(model_folder, **rates)
     arguments = transformers.TrainingArguments(
         output_dir=folder,
         max_steps=int(steps),
@@ -268,7 +274,7 @@ def bit_flip(side: Any, through: dict[str, torch.Tensor], rng: random.Random) ->
 
 def sigterm(side: Any, through: dict[str, torch.Tensor], rng: random.Random) -> str:
     started = side.start(side.slow_down)
-    step = rng.randrange(SLOW_SAVE_EVERY + 1, 2 * SLOW_SAVE_EVERY - 1)
+    step = rng.randrange(SLOW_SAVE_EVERY + 1, SLOW_SAVE_EVERY + 4)
     started.wait_for(lambda: side.done_steps(started) >= step)
     time.sleep(rng.uniform(0.0, SECONDS_PER_STEP))
     before = side.done_steps(started)
@@ -308,7 +314,10 @@ FAULTS: dict[str, Callable[..., str]] = {
 def put(fault: str, name: str, count: int, seed: int, bench: Bench) -> dict[str, Any]:
     """Put a fault to a side `count` times; return its row."""
     slow, rng = fault == "SIGTERM", random.Random(seed)
-    make = (lambda: OurSide(bench, slow)) if name == "ours" else (lambda: TheirSide(bench, slow, jit=name == "hf-jit"))
+
+    def make() -> OurSide | TheirSide:
+        return OurSide(bench, slow) if name == "ours" else TheirSide(bench, slow, name in JIT, name != JIT[1])
+
     undisturbed = make()
     if undisturbed.start().wait().code != 0:
         raise SystemExit(f"{name} failed without a fault: {undisturbed.start().wait().tail()}")
@@ -332,7 +341,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         for theirs in (side for name, side in sides.items() if name != "ours"):
             ours = sides.get("ours", {"survived": "-", "tries": theirs["tries"]})
             rest = ", ".join(f"{n} {what}" for what, n in theirs["outcomes"].items() if what != "survived")
-            label = fault + (", enable_jit_checkpoint" if theirs["side"] == "hf-jit" else "")
+            label = fault + (", enable_jit_checkpoint" if theirs["side"] in JIT else "")
+            label += ", no dropout" if theirs["side"] == JIT[1] else ""
             shown.append(f"| {label} | {theirs['tries']} | {ours['survived']} | {theirs['survived']} | {rest or '-'} |")
     return "\n".join(shown)
 
@@ -356,7 +366,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         bench = Bench(Path(folder))
         for fault in arguments.faults or FAULTS:
-            for name in SIDES + (("hf-jit",) if fault == "SIGTERM" else ()):
+            for name in SIDES + (JIT if fault == "SIGTERM" else ()):
                 rows.append(put(fault, name, arguments.count, arguments.seed, bench))
                 print(
                     f"{fault}, {name}: {rows[-1]['survived']} of {arguments.count}  {rows[-1]['outcomes']}", flush=True
