@@ -1,4 +1,4 @@
-"""stdout and stderr of a command, whose failures end no run: full, closed, without a reader, or not in UTF-8."""
+"""stdout and stderr of a command. A run goes on where one of them fails: full, closed, without a reader, not UTF-8."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Console(io.FileIO):
-    """A descriptor that is written as far as possible; `failure` is the first error, and later texts are dropped."""
+    """A descriptor that is written until its first error, which is in `failure`; later texts are dropped."""
 
     failure: OSError | None = None
 
@@ -30,13 +30,13 @@ class Console(io.FileIO):
 
 
 def _explain(console: Console, error: OSError) -> None:
-    """Say on stderr why stdout ends here; a pipe whose reader has ended, as `| head` does, needs no words."""
+    """Say on stderr why stdout ends here; a pipe whose reader has ended, as in `| head`, needs no warning."""
     if console.fileno() == 1 and not isinstance(error, BrokenPipeError):
         print(f"warning: stdout cannot be written ({error.strerror}); going on without it", file=sys.stderr, flush=True)
 
 
 def protect() -> None:
-    """Replace sys.stdout and sys.stderr by streams that escape what their encoding lacks and go on after failures.
+    """Replace sys.stdout and sys.stderr by streams that escape what their encoding lacks and ignore failures.
 
     A stream that was replaced before, as in a notebook, stays.
     """

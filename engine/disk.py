@@ -1,4 +1,4 @@
-"""The bytes that the checkpoints of a run take on the disk, and how many are free: said before anything is trained."""
+"""The bytes that the checkpoints of a run take on the disk, and how many are free, reported before training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.config import RunSettings
 
-PER_WEIGHT = 2  # numbers that AdamW keeps for each trained weight; another optimizer may keep more or fewer
+NUM_MOMENTS = 2  # of AdamW, for each trained weight; another optimizer may keep more or fewer numbers
 
 
 def describe_disk(
@@ -48,7 +48,7 @@ def estimate_sizes(weights: Iterable[Tensor], optimizer: torch.optim.Optimizer, 
     """Return about how many bytes best/, last/ and previous/ take; beside the tensors there are only small files."""
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     best = sum(tensor.nbytes for tensor in weights)
-    last = best + sum(p.nbytes for p in trained) * (PER_WEIGHT + average)
+    last = best + sum(p.nbytes for p in trained) * (NUM_MOMENTS + average)
     return {"best": best, "last": last, "previous": last}
 
 

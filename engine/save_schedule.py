@@ -10,9 +10,9 @@ from engine.config import CheckpointSettings
 from engine.distributed import Ranks
 from engine.state import TrainState
 
-# A save of s seconds is followed by none for RARELY * s by the clock, and for OFTEN * s after evaluations. So the clock
-# costs at most 2% of the time, and a run that evaluates at every step has not to wait for its disk most of the time.
-RARELY, OFTEN = 50, 10
+# After a save of x seconds, the next save by the clock is at least 50 * x seconds later, and that after an evaluation
+# 10 * x. So saves take at most about 2% of the time, or 10% in a run that evaluates very often.
+CLOCK_FACTOR, EVALUATION_FACTOR = 50, 10
 
 
 class SaveSchedule:
@@ -29,7 +29,7 @@ class SaveSchedule:
         self.after_evaluation = False  # an evaluation was made since the last save
 
     def elapsed(self) -> float:
-        """Return the seconds since the last save on rank 0 and 0 on other ranks: their sum is what all decide by."""
+        """Return the seconds since the last save on rank 0, and 0 on other ranks; all ranks decide by the sum."""
         return time.monotonic() - self.saved_at if self.ranks.is_main else 0.0
 
     def is_due(self, state: TrainState, elapsed: float) -> bool:
@@ -38,8 +38,9 @@ class SaveSchedule:
         if not self.is_unsaved(state):
             return False
         by_steps = settings.every_steps and state.step and state.step % settings.every_steps == 0
-        by_clock = settings.every_minutes and elapsed >= max(60 * settings.every_minutes, RARELY * self.seconds)
-        by_evaluation = self.after_evaluation and (not settings.every_minutes or elapsed >= OFTEN * self.seconds)
+        by_clock = settings.every_minutes and elapsed >= max(60 * settings.every_minutes, CLOCK_FACTOR * self.seconds)
+        is_cheap = not settings.every_minutes or elapsed >= EVALUATION_FACTOR * self.seconds
+        by_evaluation = self.after_evaluation and is_cheap
         return bool(by_steps or by_clock or by_evaluation)
 
     def is_unsaved(self, state: TrainState) -> bool:

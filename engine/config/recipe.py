@@ -78,14 +78,14 @@ def override_recipe(recipe: Config, values: Mapping[str, Any]) -> Config:
                 f"data.train = {config.data.train!r} is not the recipe's, but {key} = {own!r} is, which belongs to the "
                 f'recipe\'s {recipe.data.train!r}: give --{key} FILE, or --{key} "" {instead}'
             )
-    other = config.model.name != recipe.model.name and recipe.model.name
-    if other and config.model.revision and "model.revision" not in values:
+    is_other_model = recipe.model.name not in ("", config.model.name)
+    if is_other_model and config.model.revision and "model.revision" not in values:
         errors.append(
             f"model.revision of the recipe is one of {recipe.model.name!r}, not of model.name = {config.model.name!r}: "
             'give its own --model.revision, or --model.revision "" for the branch main'
         )
     pinned = config.model.sha256 and "model.sha256" not in values and config.model.init == "pretrained"
-    if pinned and other:
+    if pinned and is_other_model:
         errors.append(
             f"model.sha256 of the recipe is the checksum of {recipe.model.name!r}, not of model.name = "
             f'{config.model.name!r}: give its own --model.sha256, or --model.sha256 "" to check none'

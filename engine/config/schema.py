@@ -51,7 +51,7 @@ RANGES: dict[str, Callable[[float], bool]] = {
     "in [0, 1000]": lambda x: 0 <= x <= 1000,
     "in [0, 10000]": lambda x: 0 <= x <= 10_000,
 }
-SMALLEST, LARGEST = 1e-30, 1e12  # size of a float beside 0; products of three such numbers still fit into 32 bits
+SMALLEST, LARGEST = 1e-30, 1e12  # absolute values of a float other than 0; a product of three fits into 32 bits
 MACHINE = True  # as `setting(..., machine=MACHINE)`
 MAX_CHARACTERS_SHOWN = 200  # characters of a wrong value in a message
 

@@ -2,8 +2,8 @@
 
 `--help`, the error messages and the resolved recipe in the run folder are made from these declarations. A setting
 changes the mathematics of a run unless it is marked MACHINE. A machine setting changes only the speed, the memory or
-the output, and it may differ when a run is resumed. [data] and [model]
-are in data_settings.py and model_settings.py, the sections that only some tasks read in task_sections.py.
+the output, and it may differ when a run is resumed. [data] and [model] are in data_settings.py and model_settings.py,
+the sections that only some tasks read in task_sections.py.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class RunSettings:
     )
     deterministic: bool = setting(
         False,
-        "allow only kernels of a GPU that make equal runs bit-equal, as on a CPU; slower",
+        "use only deterministic kernels of a GPU, so that equal runs are bit-equal, as on a CPU; slower",
         machine=MACHINE,
     )
     plugins: tuple[str, ...] = setting(
@@ -106,8 +106,7 @@ class TrainSettings:
     )
     tf32: bool = setting(
         False,
-        "compute the fp32 products of a GPU in TF32, with 10 bits of mantissa instead of 23; faster; no effect on a "
-        "CPU",
+        "compute fp32 products in TF32, with 10 bits of mantissa instead of 23; faster; no effect on a CPU",
     )
     nan_policy: str = setting(
         "raise", "on a NaN or infinite gradient; raise: stop the run; skip: leave out this step", ("raise", "skip")
@@ -257,21 +256,21 @@ class EvalSettings:
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    """The checkpoints: which are kept, and when last/ is saved beside a signal's and at the end of the run."""
+    """The checkpoints: which are kept, and when last/ is saved. A stop signal and the end of a run save it too."""
 
     every_steps: int = setting(
-        0, "steps between saves of last/, whatever they cost; 0: no such saves", within=">= 0", machine=MACHINE
+        0, "steps between saves of last/, however long they take; 0: none", within=">= 0", machine=MACHINE
     )
     every_minutes: float = setting(
         10.0,
-        "minutes between saves of last/ at most, unless they would take over 2% of the time; evaluations save it too, "
-        "unless that would take over 10%; 0: each evaluation saves it, and no clock",
+        "minutes between saves of last/, more where they would take over 2% of the time; an evaluation saves it too, "
+        "unless that would take over 10%; 0: each evaluation saves it, and there are no saves by time",
         within=">= 0",
         machine=MACHINE,
     )
     keep: tuple[str, ...] = setting(
         ("last", "previous", "best"),
-        "folders to keep; best is the result; last is what a run resumes from; previous replaces a damaged last",
+        "folders to keep; best: the result; last: what a run resumes from; previous: used where last is damaged",
         machine=MACHINE,
     )
 
@@ -283,8 +282,8 @@ class LogSettings:
     every_steps: int = setting(10, "steps between lines of metrics.jsonl", within="> 0", machine=MACHINE)
     spike_deviations: float = setting(
         6.0,
-        "a logged loss this many robust deviations above the 50 logged before is told, with the ids of its examples; "
-        "0: none is",
+        "report a logged loss this many robust standard deviations above the 50 logged before, with the ids of its "
+        "examples; 0: none",
         within=">= 0",
         machine=MACHINE,
     )

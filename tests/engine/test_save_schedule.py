@@ -18,7 +18,7 @@ from engine import checkpoint, train
 from engine.checkpoint import verify
 from engine.config import CheckpointSettings, ConfigError, override
 from engine.distributed import Ranks
-from engine.save_schedule import OFTEN, RARELY, SaveSchedule
+from engine.save_schedule import CLOCK_FACTOR, EVALUATION_FACTOR, SaveSchedule
 from engine.state import TrainState
 
 ROOT = Path(models.__file__).parent.parent
@@ -59,10 +59,10 @@ CASES = {
     "fewer minutes": (schedule(every_minutes=0.5), 51, True),
     "too soon": (schedule(every_minutes=0.5), 29, False),
     "too slow a disk": (schedule(every_minutes=0.5, seconds=10), 30 * 10, False),
-    "rare on a slow disk": (schedule(every_minutes=0.5, seconds=10), RARELY * 10, True),
+    "rare on a slow disk": (schedule(every_minutes=0.5, seconds=10), CLOCK_FACTOR * 10, True),
     "no minutes": (schedule(every_minutes=0.0), 1e9, False),
-    "evaluation": (schedule(after_evaluation=True), OFTEN, True),
-    "evaluation too soon": (schedule(after_evaluation=True), OFTEN - 1, False),
+    "evaluation": (schedule(after_evaluation=True), EVALUATION_FACTOR, True),
+    "evaluation too soon": (schedule(after_evaluation=True), EVALUATION_FACTOR - 1, False),
     "each evaluation": (schedule(after_evaluation=True, every_minutes=0.0), 0, True),
     "steps": (schedule(every_steps=4, seconds=1e9), 0, True),
     "other steps": (schedule(every_steps=3), 0, False),
