@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from data.errors import DataError
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # SIGHUP: the terminal has gone
 PID, STEP, EXAMPLE = range(3)  # columns of the notes
 NONE = -1
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -71,6 +71,11 @@ class _Failure:
             is_named = not example or ids[self.example] in self.message
             raise DataError(self.message if is_named else f"{self.message} ({example})")
         raise RuntimeError(f"in a loader worker{', at ' if example else ''}{example}\n\n{self.traceback}")
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """Return STOP_SIGNALS without a SIGHUP that is ignored, as `nohup` starts a command."""
+    return tuple(n for n in STOP_SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN)
 
 
 def note_step(step: int) -> None:

@@ -16,12 +16,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -43,8 +42,9 @@ from engine.distributed import Ranks, on_main
 from engine.errors import TrainingError
 from engine.manifest import OBJECTIVE, OPTIMIZER, SCHEMA, flush_folder, seal, verify
 from engine.objective import extra_state, named_parameters
-from engine.precision import Precision
-from engine.state import TrainState
+from engine.precision import Precision, load_scale
+from engine.state import TrainState, read_state
+from models.checkpoints.tensor_files import read_header
 
 BEST, LAST, PREVIOUS = "best", "last", "previous"
 OLD, DAMAGED = ".old-", "damaged"  # names that only a crash leaves behind, like WRITING
@@ -101,6 +101,8 @@ def claim(config: Config, ranks: Ranks) -> Iterator[Path | None]:
 
 def _claim(config: Config, stack: ExitStack) -> Path | None:
     folder = Path(config.run.folder)
+    if "\0" in config.run.folder:
+        raise ConfigError(f"run.folder = {config.run.folder!r} should not have a NUL: no folder can have this name")
     try:
         _lock(folder, stack)
         _recover(folder)
@@ -112,6 +114,8 @@ def _claim(config: Config, stack: ExitStack) -> Path | None:
 def _lock(folder: Path, stack: ExitStack) -> None:
     """Lock a folder, created if need be, until the stack is closed; ConfigError where another run has it."""
     folder.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(folder / ".lock") and not (folder / ".lock").is_file():
+        raise OSError(errno.EINVAL, "its .lock is not a regular file")  # a pipe would wait for a reader
     lock = stack.enter_context((folder / ".lock").open("a"))
     if not os.access(folder, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -200,7 +204,7 @@ def _newest(folder: Path) -> Path:
         if problem is None:
             if problems:
                 print(f"warning: {problems[0]}; resuming from {checkpoint}", flush=True)
-                if (folder / LAST).exists():  # renamed, so that it never replaces a complete previous/
+                if os.path.lexists(folder / LAST):  # renamed, so that it never replaces a complete previous/
                     _remove(folder / DAMAGED)
                     (folder / LAST).rename(folder / DAMAGED)
             return checkpoint
@@ -249,8 +253,8 @@ def _save(target: Path, contents: Contents, state: TrainState) -> float:
         _remove(temporary)
         raise TrainingError(
             f"the checkpoint of step {state.step} could not be written to {target}: {error}; it needs about "
-            f"{_total_bytes(contents, target):,} bytes, and {disk.free_bytes(target):,} are free; earlier checkpoints "
-            "are untouched"
+            f"{_total_bytes(contents, target):,} bytes, and {disk.free_bytes(target):,} are free; "
+            + ("earlier checkpoints are untouched" if target.parent.is_dir() else f"{target.parent} is gone")
         ) from error
     finally:
         _remove(temporary)
@@ -261,7 +265,7 @@ def _replace(temporary: Path, target: Path, keep_previous: bool) -> None:
     """Rename `temporary` to `target`. After a crash between the two renames, _recover finds the old checkpoint."""
     previous = target.with_name(PREVIOUS)
     old = previous if target.name == LAST and keep_previous else target.with_name(f"{OLD}{target.name}")
-    if target.exists():
+    if os.path.lexists(target):  # a link that leads nowhere, too
         _remove(old)
         target.rename(old)
     temporary.rename(target)
@@ -307,23 +311,43 @@ def restore(folder: Path, contents: Contents, ranks: Ranks) -> TrainState:
     of the optimizer differs from the checkpoint's, unless run.allow_changes. Another optimizer then starts without a
     state.
     """
-    run = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    run = read_state(folder)
+    state: TrainState = run["train"]
     changes = [] if run["data"] == contents.fingerprint else ["the encoded training or validation data is not the same"]
     changes += plugins.changed_since(run["plugins"])
-    saved_class, own_class = run["optimizer"]["class"], type(contents.optimizer).__name__
+    saved_class, own_class = run.get("optimizer", {}).get("class"), type(contents.optimizer).__name__
     if saved_class != own_class:
         changes.append(f"the optimizer: {saved_class} -> {own_class}, which starts without a state")
     on_main(ranks, _check_changes, folder, changes, contents.config)
     _load_extra(folder, contents)
-    if saved_class == own_class:
-        # Cloned, so that the memory is aligned as before the stop: the alignment can change the last bit of a result.
-        tensors = {key: tensor.clone() for key, tensor in load_file(folder / OPTIMIZER).items()}
-        plain = run["optimizer"]["values"]
-        values = {key: float(value) if isinstance(value, str) else value for key, value in plain.items()}
-        optimizer_state.load(contents.optimizer, contents.parameters, tensors | values)
-    if contents.amp.scaler.is_enabled() and run["scaler"]:
-        contents.amp.scaler.load_state_dict(run["scaler"])
-    return TrainState.from_saved(run["train"])
+    try:
+        if saved_class == own_class:
+            _load_optimizer(folder, contents, run["optimizer"]["values"], state.step)
+        if contents.amp.scaler.is_enabled() and run["scaler"]:
+            load_scale(contents.amp.scaler, run["scaler"])
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{folder} does not have the state of this optimizer: {error}") from None
+    if ranks.is_main and state.best_step and (problem := verify(folder.with_name(BEST))):
+        print(f"warning: {problem}; the weights of step {state.best_step}, the best so far, are lost", flush=True)
+    return state
+
+
+def _load_optimizer(folder: Path, contents: Contents, plain: Mapping[str, Any], step: int) -> None:
+    """Load the optimizer's tensors and its plain values, which are numbers, or texts for those that JSON lacks."""
+    values = {key: float(value) if isinstance(value, str) else value for key, value in plain.items()}
+    if wrong := [key for key, value in values.items() if not isinstance(value, int | float | None)]:
+        raise ValueError(f"{wrong[0]} is not a number")
+    # Cloned, so that the memory is aligned as before the stop: the alignment can change the last bit of a result.
+    saved = values | {key: tensor.clone() for key, tensor in _load_tensors(folder / OPTIMIZER).items()}
+    optimizer_state.check(contents.optimizer, contents.parameters, saved, step)
+    optimizer_state.load(contents.optimizer, contents.parameters, saved)
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file; ModelError where it is not one."""
+    with path.open("rb") as stream:
+        read_header(stream, path)  # which is stricter than the library
+    return load_file(path)
 
 
 @torch.no_grad()
@@ -331,7 +355,7 @@ def _load_extra(folder: Path, contents: Contents) -> None:
     """Copy objective.safetensors into the objective; ConfigError where the names or shapes of tensors differ."""
     extra = extra_state(contents.objective, contents.model)
     path = folder / OBJECTIVE
-    saved = load_file(path) if path.is_file() else {}
+    saved = _load_tensors(path) if path.is_file() else {}
     if differing := sorted(extra.keys() ^ saved.keys()):
         raise ConfigError(f"{folder}: the objective no longer has the same modules: {', '.join(differing[:4])}")
     for key, tensor in extra.items():
@@ -356,5 +380,5 @@ def open_run(path: str) -> Path:
 
 def read_plugin_checksums(folder: Path) -> dict[str, str]:
     """Return {plugin: SHA-256} of the plugins that a checkpoint was trained with."""
-    loaded: dict[str, str] = json.loads((folder / "state.json").read_text(encoding="utf-8"))["plugins"]
-    return loaded
+    checksums: dict[str, str] = read_state(folder)["plugins"]
+    return checksums

@@ -16,12 +16,13 @@ from typing import Any, NoReturn, TextIO, TypeVar
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from data.workers import STOP_SIGNALS, LoaderStopped
+from data.workers import LoaderStopped, stop_signals
 from data.writing import is_same_stream, is_stream, write_text
 from engine import checkpoint, console, distributed, heartbeat, plugins
 from engine.config import Config, ConfigError, all_settings, check, did_you_mean, override, read_recipe, split_arguments
 from engine.errors import LOST_PROCESS_ERRORS, USER_ERRORS, LostRankError, OtherRankError, TrainingError
 from engine.kernels import explain_missing_kernel
+from engine.manifest import MANIFEST
 from engine.tasks import TASKS
 
 # The settings that evaluation and prediction read, beside [data], [generate] and the section of the task.
@@ -44,7 +45,7 @@ Item = TypeVar("Item")
 
 
 class StopRequest:
-    """A flag that SIGINT, SIGTERM and SIGUSR1 set while it listens; the loop reads it between two steps.
+    """A flag that SIGINT, SIGTERM, SIGUSR1 and SIGHUP set while it listens; the loop reads it between two steps.
 
     A second SIGINT ends the process. Before and after the loop nothing would be saved, so signals keep their usual
     effect there. Outside the main thread Python delivers no signals, and the flag is never set.
@@ -60,11 +61,11 @@ class StopRequest:
         self._previous_handlers: dict[int, Any] = {}
 
     def listen(self, announce: bool) -> None:
-        """Install handlers for the three signals. announce: print a line at the first one (on the main rank)."""
+        """Install handlers for the signals. announce: print a line at the first one (on the main rank)."""
         self._announce = announce
         if threading.current_thread() is not threading.main_thread():
             return
-        for number in STOP_SIGNALS:
+        for number in stop_signals():
             self._previous_handlers[number] = signal.signal(number, self._receive)
 
     def restore_handlers(self) -> None:
@@ -235,7 +236,16 @@ def _is_used(key: str, more: Sequence[str]) -> bool:
 
 def check_output(name: str, source: str) -> Path:
     """Return the file to write results to; ConfigError if it cannot be written. Call it before the work."""
+    try:
+        return _check_output(name, source)
+    except OSError as error:  # a name that is too long, links that lead to each other
+        raise ConfigError(f"--output {name!r:.80} cannot be written: {error.strerror}") from None
+
+
+def _check_output(name: str, source: str) -> Path:
     output = Path(name)
+    if "\0" in name:
+        raise ConfigError(f"--output {name!r}: no file can have a NUL in its name")
     if is_stream(output):
         return output
     folder = Path(os.path.realpath(output)).parent if output.is_symlink() else output.parent
@@ -245,6 +255,8 @@ def check_output(name: str, source: str) -> Path:
         raise ConfigError(f"--output {name!r} is a link that leads to itself; name a file")
     if not folder.is_dir():
         raise ConfigError(f"--output {name!r}: there is no folder {str(folder)!r}")
+    if (folder / MANIFEST).is_file():
+        raise ConfigError(f"--output {name!r} would be in a checkpoint; name a file elsewhere")
     if not os.access(folder, os.W_OK):
         raise ConfigError(f"--output {name!r}: the folder {str(folder)!r} cannot be written")
     if output.exists() and Path(source).exists() and output.samefile(source):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -210,6 +210,21 @@ def all_gather(value: Any) -> list[Any]:
     heartbeat.count_collective()
     dist.all_gather_object(values, value)
     return values
+
+
+def check_agreement(values: Mapping[str, Any]) -> None:
+    """Raise ConfigError, on all ranks, where a rank has another value than rank 0.
+
+    Ranks that train with different settings or data would not fail: their sums would mean nothing.
+    """
+    first, *others = all_gather(values)
+    for rank, other in enumerate(others, start=1):
+        for name, value in first.items():
+            if other[name] != value:
+                raise ConfigError(
+                    f"rank {rank} has {name} = {other[name]!r:.200}, and rank 0 {value!r:.200}: start all ranks with "
+                    "the same recipe, data and checkpoint"
+                )
 
 
 def gather_on_main(value: Any) -> list[Any]:

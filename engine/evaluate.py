@@ -177,6 +177,8 @@ def open_trained(
     validate.check_fit(config, model, processor)
     examples = task.encoder(processor, settings, model.labels)(rows, labelled)
     validate.check_encoded(config, model, examples)
+    if ranks.world_size > 1:
+        distributed.check_agreement(validate.shared_settings(config) | {"the data": examples.fingerprint()})
     precision = Precision(config.train.precision, ranks.device)
     model.to(ranks.device)
     choose_kernels(ranks.device, config.train.tf32, config.run.deterministic)

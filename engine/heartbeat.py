@@ -50,12 +50,13 @@ class Heartbeat(threading.Thread):
 
     collectives: the number of exchanges between the ranks that this rank has begun.
     stop_requested: whether this rank got a stop signal. stop_seen: whether some rank did.
+    suspended: the longest time in seconds for which this process did not run, as after Ctrl-Z.
     """
 
     def __init__(self, store: Store | None, rank: int, world_size: int, timeout_seconds: float):
         super().__init__(name="heartbeat", daemon=True)
         self.store, self.rank, self.world_size, self.timeout_seconds = store, rank, world_size, timeout_seconds
-        self.collectives = 0
+        self.collectives, self.suspended = 0, 0.0
         self.stop_requested, self.stop_seen = False, False
         self.failing, self.ended = False, threading.Event()
         self.parent = _parent()
@@ -65,7 +66,9 @@ class Heartbeat(threading.Thread):
 
     def run(self) -> None:
         """Beat until the run ends, or another rank does not answer."""
+        clock = time.monotonic()
         while not self.ended.wait(PERIOD):
+            self.suspended, clock = max(self.suspended, time.monotonic() - clock - PERIOD), time.monotonic()
             if self.parent and os.getppid() != self.parent:
                 self.parent, self.store = 0, None  # the store may be the parent's
                 os.kill(os.getpid(), signal.SIGTERM)  # the loop saves a checkpoint; before and after it, this ends all
@@ -139,6 +142,11 @@ class Heartbeat(threading.Thread):
         beats = {rank: _read(self.store, f"alive/{rank}").split() for rank in range(self.world_size)}
         del beats[self.rank]
         return [rank for rank, beat in beats.items() if len(beat) == 2 and int(beat[1]) < self.collectives]
+
+    def describe_suspension(self) -> str:
+        """Return a phrase on how long this process did not run, if that was too long for the others; or ""."""
+        is_long = self.suspended >= self.timeout_seconds
+        return f", after this one was suspended for {self.suspended:.0f} s" if is_long else ""
 
 
 _own: Heartbeat | None = None  # of this process
@@ -233,26 +241,37 @@ def explain_lost_connection(error: BaseException) -> str:
 
     Where another rank failed or died, this process ends in here, with a sentence on it on one rank only.
     """
-    if _own is None or _own.store is None:
-        return "" if _own is None else "the connection to the other ranks was lost"
-    store = _own.store
-    if "timed out" in str(error).lower() and (slow := _own.find_slow()):
-        _show_stacks(_own.rank)
+    if _own is None:
+        return ""
+    with suppress(RuntimeError):  # the store has ended
+        if _own.store is not None:
+            return _explain_lost_connection(_own, _own.store, error)
+    return "the connection to the other ranks was lost"
+
+
+def _explain_lost_connection(own: Heartbeat, store: Store, error: BaseException) -> str:
+    has_timed_out = "timed out" in str(error).lower()
+    if has_timed_out and (slow := own.find_slow()):
+        _show_stacks(own.rank)
         for rank in slow:
             _try_to_set(store, f"{SHOW}/{rank}")
         time.sleep(2 * PERIOD)  # until their threads have printed where they are
-        names = ", ".join(map(_own.name_of, slow))
-        return f"{names} did not come to an exchange within {_own.timeout_seconds:g} s (distributed.timeout_seconds)"
+        limit = f"within {own.timeout_seconds:g} s (distributed.timeout_seconds){own.describe_suspension()}"
+        return f"{', '.join(map(own.name_of, slow))} did not come to an exchange {limit}"
     _try_to_set(store, TROUBLE)
-    deadline = time.monotonic() + VERDICT_SECONDS
-    while time.monotonic() < deadline and _own.store is not None:
-        try:
-            if store.check([FAILED]):  # that rank says why; torchrun ends this one
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        except RuntimeError:
-            break
+    deadline, another_failed = time.monotonic() + VERDICT_SECONDS, False
+    while time.monotonic() < deadline and own.store is not None:
+        if store.check([FAILED]):  # that rank says why; torchrun ends this one
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            another_failed = True
         time.sleep(PERIOD / 10)
-    return "" if _own.store is not None else "the connection to the other ranks was lost"
+    if another_failed:
+        os._exit(EXIT_CODE)
+    if own.store is None:
+        return "the connection to the other ranks was lost"
+    if has_timed_out:
+        return f"an exchange of the ranks took longer than distributed.timeout_seconds{own.describe_suspension()}"
+    return ""
 
 
 def write_error_file(message: str) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.writing import to_json, write_text
+from data.writing import replace_file, to_json, write_text
 from engine.config import ConfigError
 from engine.distributed import Ranks, on_main
 from engine.errors import TrainingError
@@ -62,7 +62,7 @@ class RunLog:
         """Open metrics.jsonl and read what the lines up to step `start` say; return their last losses."""
         try:
             kept = _remove_lines_after(self.path, start)
-            self.file = self.path.open("ab", buffering=0)  # unbuffered, so that no later write repeats a failed one
+            self.file = self.path.open("a+b", buffering=0)  # unbuffered, so that no later write repeats a failed one
         except OSError as error:
             raise TrainingError(f"{self.path} cannot be written: {error.strerror}") from None
         self.length = os.fstat(self.file.fileno()).st_size  # of the complete lines
@@ -201,6 +201,7 @@ class RunLog:
         self.unwritten.append(line)
         data = "".join(self.unwritten).encode()
         try:
+            self._put_back()
             self.file.truncate(self.length)  # where a failed write could not be undone
             rest = memoryview(data)
             while rest:
@@ -216,6 +217,17 @@ class RunLog:
         else:
             self.length += len(data)
             self.unwritten.clear()
+
+    def _put_back(self) -> None:
+        """Write the lines so far to a new file where the file was removed, or replaced as editors do to save one."""
+        with suppress(OSError):  # it is not there
+            if os.path.samestat(os.fstat(self.file.fileno()), self.path.stat()):
+                return
+        with replace_file(self.path) as temporary:
+            temporary.write_bytes(os.pread(self.file.fileno(), self.length, 0))
+        self.file.close()
+        self.file = self.path.open("a+b", buffering=0)
+        self.say(f"warning: {self.path} was removed or replaced; it is written again, with all lines of the run")
 
     def _scalar(self, family: str, name: str, value: float, step: int) -> None:
         if self.tensorboard is not None:
@@ -233,10 +245,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def _parse(line: str) -> dict[str, Any]:
     """Return a row; ValueError for a line that is none."""
-    row = json.loads(line)
-    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-        raise ValueError(f"{line!r:.80} is not a line of a run's log")
-    return _with_nan(row)
+    try:
+        row = json.loads(line)
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            return _with_nan(row)
+    except RecursionError:
+        pass
+    raise ValueError(f"{line!r:.80} is not a line of a run's log")
 
 
 def _with_nan(row: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ group, and "k/optimizer" for a number or tensor that it keeps as an attribute an
 from __future__ import annotations
 
 import numbers
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from engine.errors import TrainingError
 
 NO_PARAMETER = "no parameter"
+# What AdamW keeps of a parameter, and whether it is in the shape of the parameter. Its kernel does not check shapes.
+OF_ADAMW = {"step": False, "exp_avg": True, "exp_avg_sq": True}
 
 
 def counters(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -62,6 +65,38 @@ def _are_equal(a: object, b: object) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return torch.equal(a, b)
     return bool(a == b)
+
+
+def check(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], saved: Mapping[str, object], step: int
+) -> None:
+    """Raise ValueError for a saved state that `collect` has not returned for this optimizer and these parameters.
+
+    step: the steps that the optimizer has taken.
+    It may come from a stranger's file. So no attribute may be set that is no number, and no tensor of another shape may
+    get into a kernel.
+    """
+    groups = {f"group {i}": group for i, group in enumerate(optimizer.param_groups)}
+    is_adamw = isinstance(optimizer, torch.optim.AdamW)
+    has_shape = {"average": True} | (OF_ADAMW if is_adamw else {})
+    kinds = defaultdict(set)
+    for key, value in saved.items():
+        kind, _, owner = key.partition("/")
+        if owner == "optimizer" or owner in groups:
+            own = getattr(optimizer, kind, None) if owner == "optimizer" else groups[owner].get(kind)
+            if not isinstance(own, Tensor | int | float | None) or kind == "lr":
+                raise ValueError(f"{key} is not changed by {type(optimizer).__name__}")
+        elif owner in parameters:
+            kinds[owner].add(kind)
+            shape = value.shape if isinstance(value, Tensor) else torch.Size()
+            wanted = parameters[owner].shape if has_shape.get(kind) else torch.Size()
+            if shape != wanted and kind in has_shape:
+                raise ValueError(f"{key} has shape {list(shape)}, not {list(wanted)}")
+    if is_adamw and step and not kinds:
+        raise ValueError(f"no parameter has a state after {step:,} steps")
+    for owner, found in kinds.items():
+        if is_adamw and (missing := OF_ADAMW.keys() - found):
+            raise ValueError(f"{min(missing)}/{owner} is missing")
 
 
 def load(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], saved: Mapping[str, object]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -81,3 +81,12 @@ class Precision:
             optimizer.step()  # the scaler's step would ask the device again whether the gradients are finite
         self.scaler.update()
         return is_finite, norm_on_host
+
+
+def load_scale(scaler: torch.amp.GradScaler, saved: dict[str, Any]) -> None:
+    """Load the state of a loss scale; ValueError where it is not one."""
+    own = scaler.state_dict()
+    for name, value in own.items():
+        if type(saved.get(name)) is not type(value) or not 0 <= saved[name] < math.inf:
+            raise ValueError(f"{name} of the loss scale is {saved.get(name)!r:.80}")
+    scaler.load_state_dict({name: saved[name] for name in own})

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from engine.config import ConfigError, EvalSettings
+from engine.optim import MAX_STEPS
+from models.checkpoints.tensor_files import read_json
 
 LOWER_IS_BETTER = ("loss", "mse", "mae", "perplexity", "bits_per_byte")
 HIGHER_IS_BETTER = (
@@ -19,6 +23,8 @@ HIGHER_IS_BETTER = (
     *("pearson", "spearman", "bleu", "chrf", "character_f1"),
     *("rouge1", "rouge2", "rougeL", "rougeLsum"),
 )
+# The values of state.json and their types; best/ has no optimizer.
+PARTS = {"train": dict, "data": str, "scaler": dict, "plugins": dict}
 
 
 @dataclass
@@ -37,7 +43,18 @@ class TrainState:
 
     @classmethod
     def from_saved(cls, values: Mapping[str, Any]) -> TrainState:
-        """Return the state of a checkpoint. JSON has null for NaN, and `watched` is none only before an evaluation."""
+        """Return the state of a checkpoint; ValueError where these are not the counters of a run.
+
+        JSON has null for NaN, and `watched` is none only before an evaluation.
+        """
+        if differing := {field.name for field in dataclasses.fields(cls)} ^ values.keys():
+            raise ValueError(f"the counters are not those of a run: {', '.join(sorted(differing)[:4])}")
+        for field in dataclasses.fields(cls):
+            value = values[field.name]
+            if field.type == "int" and not (type(value) is int and 0 <= value <= MAX_STEPS):
+                raise ValueError(f"{field.name} = {value!r:.80} should be a whole number from 0")
+            if field.type != "int" and not (value is None or is_finite_number(value)):
+                raise ValueError(f"{field.name} = {value!r:.80} should be a finite number or null")
         state = cls(**values)
         if state.watched is None and (state.best_step or state.bad_evaluations):
             state.watched = math.nan
@@ -90,3 +107,34 @@ def metric_direction(settings: EvalSettings, metric: str) -> str:
             f"eval.mode = auto does not know whether a higher or a lower {metric} is better: set it to max or min"
         )
     return "min" if metric in LOWER_IS_BETTER else "max"
+
+
+def is_finite_number(value: object) -> bool:
+    """Return whether a value of JSON is a number, and finite."""
+    return type(value) is int or (type(value) is float and math.isfinite(value))
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint's state.json, with a TrainState under "train"; ConfigError if it has another.
+
+    A checkpoint may come from a stranger, who can write a manifest that fits: so types and ranges are checked too.
+    """
+    path = folder / "state.json"
+    run: Any = read_json(path)
+    try:
+        if not isinstance(run, dict):
+            raise ValueError("it is not a JSON object")
+        for name, kind in PARTS.items():
+            if not isinstance(run.get(name), kind):
+                raise ValueError(f"{name} = {run.get(name)!r:.80} should be a {kind.__name__}")
+        optimizer = run.get("optimizer", {"class": "", "values": {}})
+        if not (isinstance(optimizer, dict) and isinstance(optimizer.get("values"), dict)):
+            raise ValueError(f"optimizer = {optimizer!r:.80} should have a class and values")
+        if not all(isinstance(checksum, str) for checksum in run["plugins"].values()):
+            raise ValueError("plugins should have checksums")
+        state = TrainState.from_saved(run["train"])
+        if state.best_step > state.step:
+            raise ValueError(f"best_step {state.best_step} is after step {state.step}")
+        return run | {"train": state}
+    except ValueError as error:
+        raise ConfigError(f"{path} is not the state of a run: {error}") from None

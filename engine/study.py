@@ -37,7 +37,7 @@ import torch
 from tqdm import tqdm
 
 from data.random_streams import STUDY_SAMPLE
-from data.workers import STOP_SIGNALS
+from data.workers import STOP_SIGNALS, stop_signals
 from engine import cli, config, heartbeat, plugins
 from engine.config import ConfigError
 from engine.state import metric_direction
@@ -280,7 +280,7 @@ def _stopped_by_signals(study: Study) -> Iterator[None]:
             if child.poll() is None:
                 child.send_signal(signal.SIGKILL if again else signal.SIGTERM)
 
-    handlers = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    handlers = {number: signal.signal(number, stop) for number in stop_signals()}
     try:
         yield
     finally:

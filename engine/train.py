@@ -23,10 +23,12 @@ from engine.cli import StopRequest
 from engine.config import Config
 from engine.distributed import Ranks
 from engine.ema import Ema
+from engine.errors import TrainingError
 from engine.evaluate import EvaluationContext, evaluate, show_generations
 from engine.imbalance import apply_class_weights, apply_pos_weight, classes_to_balance, describe_sampler
 from engine.kernels import describe_kernels
 from engine.log import RunLog, read_numbers, require_tensorboard
+from engine.manifest import verify
 from engine.memory import any_out_of_memory, catch_out_of_memory, halve_micro_batches, micro_batch_limits
 from engine.model import apply_machine_settings, build_model
 from engine.objective import named_parameters, training_objective
@@ -128,6 +130,9 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         cfg, objective, model, optimizer, amp, pretrained_folder, (train_set, validation_set), teacher
     )
     state = checkpoint.restore(resumed, contents, ranks) if resumed else TrainState()
+    distributed.check_agreement(
+        {"the checksum of the data": f"{contents.fingerprint}-{test_set.fingerprint()}", "the state": state}
+    )
     unfreezing.set_(state.step)
     empty_batch = train_set.batch([])
     parallel = distributed.wrap(objective, ranks, empty_batch).train()
@@ -246,12 +251,16 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         return None
     stop.restore_handlers()
     result = {f"best_{watched}": math.nan if state.best is None else state.best, "best_step": float(state.best_step)}
-    if test_rows and state.best_step:
-        best = models.from_pretrained(checkpoint.open_run(str(folder)), head=task.head).to(ranks.device)
+    has_test = bool(test_rows and state.best_step)
+    problem = verify(folder / checkpoint.BEST) if has_test else None
+    if has_test and not problem:
+        best = models.from_pretrained(folder / checkpoint.BEST, head=task.head).to(ranks.device)
         test_metrics = evaluate(best, test_set, context)
         result |= {f"test_{name}": value for name, value in test_metrics.items()}
     log.final(state.step, result, done, cfg.train.max_grad_norm)
     log.say(explain_best(state, watched, log.values_of(watched)))
+    if problem:
+        raise TrainingError(f"{problem}; so data.test was not evaluated. {checkpoint.LAST}/ has the weights of the end")
     return result
 
 
@@ -260,6 +269,7 @@ def main(argv: Sequence[str]) -> int:
     load_plugins(cfg.run.plugins)
     stop = StopRequest()
     ranks = distributed.setup(cfg.run.device, cfg.distributed.timeout_seconds)
+    distributed.check_agreement(validate.shared_settings(cfg))
     with checkpoint.claim(cfg, ranks) as resumed:
         result = train(cfg, ranks, stop, resumed)
     return stop.exit_code if result is None else 0

@@ -15,9 +15,19 @@ from data.image_preprocessing import Preprocessing
 from data.long_texts import WINDOWS, find_overlap_fault
 from engine.config import Config, ConfigError, all_settings, get
 from engine.metrics.text_classification import POSITIVE_CLASS_METRICS
+from engine.plugins import loaded_checksums
 from engine.tasks import TASKS, Task, TaskSettings
 from engine.tasks.task import no_labels
 from models import TaskModel
+
+# Names of files, which may lie elsewhere on another machine. What they contain is compared once it is read.
+NAMES_OF_FILES = ("run.folder", "run.plugins", "model.name", "data.train", "data.validation", "data.test", "data.cache")
+
+
+def shared_settings(config: Config) -> dict[str, Any]:
+    """Return the settings that are the same on all ranks of a run, and the checksums of its plugins."""
+    settings = {key: get(config, key) for key in all_settings(config) if key not in NAMES_OF_FILES}
+    return settings | {"run.plugins": sorted(loaded_checksums().values())}
 
 
 def task_settings(config: Config, task: Task) -> TaskSettings:

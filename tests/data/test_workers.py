@@ -18,7 +18,7 @@ import torch
 
 import data
 from data import Batch, DataError, MicroBatching, training_steps
-from data.workers import LoaderStopped, WorkerError, note_example
+from data.workers import STOP_SIGNALS, LoaderStopped, WorkerError, note_example
 
 
 class Examples:
@@ -105,7 +105,7 @@ def test_f05_a_stop_ends_a_wait_for_data(workers):
 
 def test_f05_workers_ignore_the_signals_that_stop_a_run():
     def bad():
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in STOP_SIGNALS:
             os.kill(os.getpid(), number)
 
     assert {x for step in read_all(bad, 1) for batch in step for x in batch.ids} == set(Examples().ids)

@@ -170,7 +170,7 @@ def test_signal_handlers_are_those_of_the_caller_afterwards(tiny, monkeypatch, e
     """In a notebook a later Ctrl-C must interrupt the cell, however the run ended."""
     from engine import train
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
 
     def evaluate(model: object, examples: Sized, context: object) -> dict[str, float]:

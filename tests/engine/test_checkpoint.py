@@ -259,7 +259,12 @@ def test_a_damaged_best_is_not_tested_with(tiny, reviews):
     config = tiny(**{"train.max_steps": 5, "data.test": str(reviews)})
     run_training(config)
     damage(Path(config.run.folder) / "best/model.safetensors", "bit", random.Random(3))
-    with pytest.raises(ConfigError, match=r"best/model\.safetensors differs from what was written"):
+    with pytest.raises(TrainingError, match=r"best/model\.safetensors differs .*; so data\.test was not evaluated"):
+        run_training(override(config, {"run.resume": "yes"}))
+    assert "test_accuracy" not in logged_rows(config.run.folder)[-1]
+    assert logged_rows(config.run.folder)[-1]["end"] == "all steps done"
+    shutil.rmtree(Path(config.run.folder) / "best")  # last/ is not tested in its place
+    with pytest.raises(TrainingError, match=r"best has no readable manifest\.json.*data\.test was not evaluated"):
         run_training(override(config, {"run.resume": "yes"}))
 
 

@@ -19,10 +19,10 @@ from support.runs import arguments_of, assert_same_run, logged_rows, run_trainin
 import models
 from data import DataError, TextExamples
 from data.loader import epoch_order
-from data.workers import WorkerError
-from engine import checkpoint, cli, distributed, heartbeat, train
+from data.workers import WorkerError, stop_signals
+from engine import checkpoint, cli, distributed, heartbeat, train, validate
 from engine.cli import StopRequest
-from engine.config import override
+from engine.config import ConfigError, override
 from engine.errors import LostRankError
 from engine.heartbeat import Heartbeat
 
@@ -53,7 +53,7 @@ def raise_data_error():
 @pytest.fixture
 def handlers():
     """What signals do is as before after the test."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     yield
     for number, handler in zip(numbers, before, strict=True):
@@ -322,3 +322,28 @@ def test_f05_a_signal_to_torchrun_stops_the_ranks(tiny, tmp_path, number):
 
 if __name__ == "__main__":
     cli.run_command(main)
+
+
+@pytest.mark.parametrize(
+    ("own", "others"), [({"run.seed": 1}, "run.seed = 2"), ({"run.seed": 2, "data": "a"}, "data = 'b'")]
+)
+def test_ranks_that_differ_are_told_so(monkeypatch, own, others):
+    theirs = {"run.seed": 2, "data": "b"}
+    own = theirs | own
+    monkeypatch.setattr(distributed, "all_gather", lambda value: [value, value, theirs])
+    with pytest.raises(ConfigError, match=f"rank 2 has {others}, and rank 0 .*: start all ranks with the same recipe"):
+        distributed.check_agreement(own)
+    distributed.check_agreement(theirs)
+
+
+def test_names_of_files_may_differ_between_ranks(tiny):
+    here, there = tiny(), tiny(**{"run.folder": "elsewhere", "data.train": "mine.jsonl"})
+    assert validate.shared_settings(here) == validate.shared_settings(there)
+    assert validate.shared_settings(here) != validate.shared_settings(tiny(**{"optim.lr": 1.0}))
+
+
+def test_a_closed_terminal_stops_a_run_unless_it_is_ignored(handlers):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    assert signal.SIGHUP not in stop_signals()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    assert signal.SIGHUP in stop_signals()

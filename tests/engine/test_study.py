@@ -308,7 +308,7 @@ def test_a_plot_is_written(tmp_path, training):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_f05_a_signal_stops_the_runs_of_a_study(recipe, here, tmp_path, monkeypatch, capsys, number):
     """The runs are processes that wait; two are in progress, and the third is not started."""
     monkeypatch.undo()

@@ -335,7 +335,12 @@ def test_p16_a_parameter_that_no_gradient_reaches_is_named(tiny, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)]
+    "number",
+    [
+        signal.SIGHUP,
+        signal.SIGTERM,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGUSR1)),
+    ],
 )
 def test_f05_signal_leaves_a_checkpoint_that_resumes_exactly(tiny, tmp_path, number):
     """All processes of the run get it, as from a terminal or a scheduler: the workers of the loader too."""
@@ -363,7 +368,7 @@ def test_f05_signal_leaves_a_checkpoint_that_resumes_exactly(tiny, tmp_path, num
 @pytest.fixture
 def handlers():
     """What signals do is as before after the test."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     yield lambda: [signal.getsignal(number) for number in numbers]
     for number, handler in zip(numbers, before, strict=True):

@@ -41,7 +41,7 @@ FAULTS = {
     "F2": Fault("a crash at every system call that changes the run folder", crashes.crash, 1000, 6, injector.missing),
     "F3": Fault("truncated files and flipped bits, of every file", damage.run, 200, 1, injector.missing),
     "F4": Fault("every such call refused: EIO, full disk, read-only", crashes.refuse, 1000, 2, injector.missing),
-    "F5": Fault("SIGTERM, SIGINT, SIGUSR1 at random times", stops.run, 50, 1),
+    "F5": Fault("SIGTERM, SIGINT, SIGUSR1, SIGHUP at random times", stops.run, 50, 1),
     "F6": Fault("one of 2 or 4 ranks exits, is killed or stopped", ranks.end, 4, 1),
     "F7": Fault("torchrun --max-restarts=3, three deaths", ranks.restart, 8, 1),
     "F8": Fault("a resume on another number of ranks", ranks.resize, 5, 1),

@@ -1,4 +1,4 @@
-"""F5: SIGTERM, SIGINT and SIGUSR1 at random times: to one process, to one of two ranks, to the group, to torchrun."""
+"""F5: SIGTERM, SIGINT, SIGUSR1 and SIGHUP at random times, to one process, one of two ranks, the group or torchrun."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from faults.runs import Bench, Ended, Result, Run, prepare_ranks
 from faults.torchrun import start_torchrun
 
 SETTINGS: dict[str, object] = {"train.max_steps": 40, "eval.every_steps": 20}
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 TARGETS = ("the process", "one rank", "the group", "the group, with workers", "the process, with workers")
 SECONDS = 30.0  # from the signal to the end
 AT_ONCE = 5.0  # seconds, from a second SIGINT to the end
@@ -28,12 +28,12 @@ def run(count: int, seed: int, folder: Path) -> Result:
     bench, rng, result = Bench(folder), random.Random(seed), Result()
     for target in TARGETS:
         for i in range(count):
-            number = SIGNALS[i % 3]
+            number = SIGNALS[i % len(SIGNALS)]
             result.add(signal_and_resume(bench, target, number, rng), f"{number.name} to {target}")
     for _ in range(max(1, count // 4)):
         result.add(interrupt_twice(bench, rng), "SIGINT twice")
     for i in range(max(1, count // 12)):
-        number = SIGNALS[i % 3]
+        number = SIGNALS[i % len(SIGNALS)]
         result.add(signal_torchrun(bench, number, rng), f"{number.name} to torchrun")
     return result
 
