@@ -61,20 +61,22 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def run_fault(name: str, fault: Fault, count: int, seed: int) -> dict[str, Any]:
-    """Return the row of a fault: its counts, the seed, the seconds it took."""
+    """Return the row of a fault: its counts, the seed, the seconds it took, and those of a CPU."""
     row: dict[str, Any] = {"fault": name, "what": fault.what, "seed": seed}
-    since = time.monotonic()
+    since, worked = time.monotonic(), sum(os.times()[:4])  # of this process and its children
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         if reason := fault.cannot_run():
-            return row | as_json(Result()) | {"skipped": reason, "seconds": 0}
+            return row | as_json(Result()) | {"skipped": reason, "seconds": 0, "cpu_seconds": 0}
         result = fault.run(count or fault.full, seed, Path(folder))
         result.failures = [without_paths(text, Path(folder)) for text in result.failures]
-    return row | as_json(result) | {"seconds": round(time.monotonic() - since)}
+    seconds = {"seconds": round(time.monotonic() - since), "cpu_seconds": round(sum(os.times()[:4]) - worked)}
+    return row | as_json(result) | seconds
 
 
 def print_row(row: dict[str, Any]) -> None:
     skipped = f"  skipped: {row['skipped']}" if "skipped" in row else ""
-    print(f"{row['fault']:<14} {row['survived']} of {row['tries']}  {row['seconds']} s  {row['what']}{skipped}")
+    cost = f"{row['seconds']} s, {row['cpu_seconds']} s of a CPU"
+    print(f"{row['fault']:<14} {row['survived']} of {row['tries']}  {cost}  {row['what']}{skipped}")
     for kind, times in row["details"].items():
         print(f"{'':<16}{kind}: {times}")
     for failure in row["failures"][:10]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from engine import checkpoint
 from faults.runs import Bench, Result, Run
 
-# What memory may grow by from the second third of the steps to the last one: SETTLING of the allocator in a run of a few
-# hundred steps, and KEPT for each step, of which the log keeps the gradient's norm for the report of the run.
+# What memory may grow by from the second third of the steps to the last one: SETTLING of the allocator in a short run,
+# and KEPT for each step, of which the log keeps the gradient's norm for the report of the run.
 SETTLING, KEPT = 4 << 20, 512  # bytes
 
 
@@ -63,8 +63,8 @@ def soak(victim: Run, count: int, result: Result) -> str:
     )
     if after > before + SETTLING + KEPT * count / 3:
         return f"memory grew from {before / 2**20:.1f} to {after / 2**20:.1f} MiB"
-    # A save opens files for a moment, and a batch on its way from a worker has some: so the fewest and the most vary, one
-    # or the other. A leak raises both.
+    # A save opens files for a moment, and a batch on its way from a worker has some, so the most or the fewest vary. A
+    # leak raises both.
     if files[1][0] > files[0][0] and files[1][-1] > files[0][-1]:
         return f"descriptors grew from {files[0][0]} to {files[0][-1]} to {files[1][0]} to {files[1][-1]}"
     return missing
