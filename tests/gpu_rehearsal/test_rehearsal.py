@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from support.fake_gpu import published
 from support.fake_gpu.__main__ import TABLE, version
 from support.fake_gpu.cases import CASES, compare, find_problems, measure
 from support.fake_gpu.rehearsal import missing_names, rehearse
@@ -129,3 +130,13 @@ def test_norm_that_is_read_before_the_update_is_found(monkeypatch, tmp_path):
     name = "text-classification bf16"
     found = find_problems(CASES[name], rehearse(CASES[name].prepare(tmp_path)))
     assert any(problem.startswith("before the weights are updated") for problem in found), found
+
+
+def test_step_without_a_piece_launches_more_kernels(capsys):
+    tables = []
+    for given in ([], ["--without", "joint-projections"]):
+        published.main(["bert-base-ragged", "--shrink", *given])
+        tables.append([cell.strip() for cell in capsys.readouterr().out.splitlines()[2].split("|")])
+    (_, name, _, kernels, waits, *_), (_, _, _, more, *_) = tables
+    assert (name, waits) == ("bert-base-ragged", "1")
+    assert int(kernels) < int(more)

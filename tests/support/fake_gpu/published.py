@@ -1,6 +1,6 @@
 """Estimate a training step of published shapes on a GPU that is not there:
 
-PYTHONPATH=tests python -m support.fake_gpu.published [WORKLOAD ...] [--without PIECE] [--set KEY=VALUE ...] [--ops]
+PYTHONPATH=tests python -m support.fake_gpu.published [WORKLOAD ...] [--without PIECE] [--set KEY=VALUE] [--ops]
 
 The steps are those of engine.train in bf16, on the fake GPU (device.py); workloads are those of
 benchmarks/workloads.py, with few examples. --ops prints the device's time by op too. Of a step after the first are
@@ -17,9 +17,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -57,13 +58,15 @@ class Steps:
     model: Any = None
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
+    """Print a table in Markdown."""
     parser = argparse.ArgumentParser(description="python -m support.fake_gpu.published")
     parser.add_argument("names", nargs="*", metavar="WORKLOAD", help=f"from {', '.join(SHAPES)}")
     parser.add_argument("--without", action="append", default=[], choices=switches.NAMES, help="a piece to leave out")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the recipe")
     parser.add_argument("--ops", action="store_true", help="print the device's time by op too")
-    arguments = parser.parse_args()
+    parser.add_argument("--shrink", action="store_true", help="tiny models, to try the command")
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     further = dict(text.split("=", 1) for text in arguments.set)
     print("| work | TFLOP | kernels | waits | GB | host ms | device ms | MFU |\n|---|---|---|---|---|---|---|---|")
@@ -71,12 +74,13 @@ def main() -> None:
         with ExitStack() as stack:
             for piece in arguments.without:
                 stack.enter_context(switches.without(piece))
-            print(estimate(name, further, arguments.ops), flush=True)
+            print(estimate(name, further, arguments.ops, arguments.shrink), flush=True)
 
 
-def estimate(name: str, further: dict[str, Any], ops: bool) -> str:
+def estimate(name: str, further: dict[str, Any], ops: bool, shrink: bool) -> str:
     """Return the row of a workload, and below it, with `ops`, the milliseconds and kernels of the longest ops."""
     workload = workloads.WORKLOADS[name]
+    workload = workloads.shrunk(workload) if shrink else workload
     few = replace(workload, pool=STEPS * workload.global_batch_size * (20 if name.startswith("gpt2") else 1))
     with tempfile.TemporaryDirectory() as folder, patch.dict(workloads.WORKLOADS, {name: few}):
         home = Path(folder) / name
@@ -161,4 +165,4 @@ def seconds_of_products(gpu: FakeGpu, func: Any, name: str, args: Any, kwargs: A
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
