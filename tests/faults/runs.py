@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ class Run:
     def step(self) -> int:
         """Return the step of the newest checkpoint; -1 if there is none."""
         for name in (checkpoint.LAST, checkpoint.PREVIOUS):
-            if (self.folder / name / "state.json").is_file():
+            with suppress(FileNotFoundError):  # a save may rename the folder right now
                 return int(json.loads((self.folder / name / "state.json").read_text())["train"]["step"])
         return -1
 

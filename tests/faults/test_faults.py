@@ -13,12 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from faults import damage
+from engine import config as configs
+from faults import damage, stops
+from faults import ranks as ranks_module
 from faults.catalogue import FAULTS
 from faults.crashes import check_flushes
-from faults.runs import Result, without_paths
+from faults.runs import Result, Run, without_paths
 
 ROOT = Path(__file__).resolve().parents[2]
+CONFIG = configs.Config()
 DEFAULT = ("F2", "F15", "F17")  # a crash within a save, a pickle, two runs in one folder: seconds each
 
 
@@ -85,6 +88,62 @@ def test_f02_a_save_that_does_not_flush_is_seen():
     tensors = ["open /.writing-last/.tmpX", "write /.writing-last/.tmpX", "rename /.writing-last/.tmpX"]
     assert check_flushes([*tensors, "fsync /.writing-last/model.safetensors", rename]) == ""
     assert check_flushes([*tensors, rename]) != ""
+
+
+def write_shares(folder, ranks, steps, spoil=None):
+    """Write what ranks.compare_ids reads: the ids of 40 examples, and those of each step dealt to the ranks."""
+    names = [f"r{i}" for i in range(40)]
+    for rank in range(ranks):
+        lines = [names, *([step, ranks_module.chosen(names, step, CONFIG)[rank::ranks]] for step in range(*steps))]
+        if spoil and rank == 0:
+            spoil(lines)
+        (folder / f"part{ranks}.{rank}").write_text("\n".join(map(json.dumps, lines)) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "found"),
+    [
+        (None, ""),
+        (lambda lines: lines[2][1].reverse(), "in another order"),
+        (lambda lines: lines[2][1].__setitem__(0, lines[2][1][1]), "had other examples"),
+        (lambda lines: lines[2][1].pop(), "had other examples"),
+        (lambda lines: lines.pop(2), "rank 0 read the steps"),
+    ],
+    ids=["same", "reversed", "repeated", "lost", "step lost"],
+)
+def test_f08_another_order_is_seen(tmp_path, spoil, found):
+    write_shares(tmp_path, 1, (0, 6))
+    write_shares(tmp_path, 2, (0, 6), spoil)
+    through = tmp_path / "part1"
+    (tmp_path / "part1.0").rename(tmp_path / "through.0")
+    problem = ranks_module.compare_ids(tmp_path / "part2", 2, (0, 6), through.with_name("through"), CONFIG)
+    assert found in problem
+    assert bool(found) == bool(problem)
+
+
+def test_f08_another_permutation_is_seen(tmp_path):
+    write_shares(tmp_path, 1, (0, 6))
+    (tmp_path / "part1.0").rename(tmp_path / "through.0")
+    other = configs.override(CONFIG, {"run.seed": 7})
+    problem = ranks_module.compare_ids(tmp_path / "through", 1, (0, 6), tmp_path / "through", other)
+    assert "other examples than the permutation" in problem
+
+
+@pytest.mark.parametrize(("at", "found"), [(8, ""), (9, ""), (7, "came after 7 steps"), (10, "came after 10 steps")])
+def test_f05_a_stop_two_steps_later_is_seen(tmp_path, at, found):
+    (tmp_path / "last").mkdir()
+    (tmp_path / "last/state.json").write_text('{"train": {"step": 9}}')
+    run = Run.__new__(Run)
+    run.folder = tmp_path
+    assert found in (problem := stops.check_step(run, "stopped at step 9; resume", at))
+    assert bool(found) == bool(problem)
+
+
+def test_f06_late_ranks_are_seen():
+    seconds = {"others down": 7.9, "torchrun down": 9.9}
+    assert ranks_module.check_seconds("kill", **seconds) == ranks_module.check_seconds("stop", **seconds) == ""
+    assert "others down" in ranks_module.check_seconds("kill", **seconds | {"others down": 10.5})
+    assert "others down" in ranks_module.check_seconds("stop", **seconds | {"others down": 8.5})
 
 
 def test_a_report_names_no_folder_of_this_machine(tmp_path):
