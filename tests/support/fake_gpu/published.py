@@ -43,6 +43,7 @@ SHAPES = ("bert-base-128", "bert-base-ragged", "vit-b16-224", "gpt2-1024", "t5-b
 PHASES = (FORWARD, BACKWARD, STEP, LOOP)
 STEPS = 3  # the first one makes the states of the optimizer; the last one is logged and evaluated, which is not counted
 PRODUCTS, ATTENTION, BANDWIDTH = 790e12, 400e12, 4.2e12  # FLOP/s of an H200 in bf16, in products and attention; bytes/s
+READS_ROWS = ("gather", "index_select", "index", "embedding")  # not the whole tensor
 HOST_MICROSECONDS, KERNEL_MICROSECONDS = 5.0, 2.0
 
 
@@ -112,7 +113,7 @@ def observed() -> Iterator[Steps]:
         out = launch(gpu, func, name, args, kwargs, on_gpu)
         if gpu.phase in PHASES and name not in WITHOUT_KERNEL:
             kernels, step = sum(gpu.report.kernels.values()) - before, gpu.report.steps
-            moved = bytes_moved(args, kwargs, out)
+            moved = bytes_moved(name, args, kwargs, out)
             steps.kernels[step] += kernels
             steps.bytes[step] += moved
             products = seconds_of_products(gpu, func, name, args, kwargs, out)
@@ -138,10 +139,16 @@ def observed() -> Iterator[Steps]:
         yield steps
 
 
-def bytes_moved(args: Any, kwargs: Any, out: Any) -> int:
+def bytes_moved(name: str, args: Any, kwargs: Any, out: Any) -> int:
     """Return the bytes that an op reads and writes, each tensor once; what an op in place returns is written."""
-    read = sum(map(size_of, tree_leaves((args, kwargs))))
     written = sum(map(size_of, tree_leaves(out)))
+    if name.startswith("new_") or name.endswith("_like"):
+        return written
+    if name in READS_ROWS:
+        return 2 * written
+    if name == "scatter_add_":  # at the indices alone
+        return 3 * sum(map(size_of, args[2:]))
+    read = sum(map(size_of, tree_leaves((args, kwargs))))
     return read + (written or read)
 
 
