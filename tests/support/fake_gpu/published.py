@@ -8,7 +8,7 @@ printed: the FLOPs that the mathematics requires (benchmarks/flops.py), the kern
 that the kernels read and write, and two estimates:
 - host: HOST_MICROSECONDS a kernel;
 - device: the sum over the ops of the longest of three times: FLOPs at the measured rate of an H200, bytes at its
-  bandwidth, KERNEL_MICROSECONDS a kernel. That is a lower bound: no kernel is faster, and some are slower.
+  bandwidth, KERNEL_MICROSECONDS a kernel. Most kernels are slower; what stays in the cache may be faster.
 MFU is that of the slower of the two.
 """
 
