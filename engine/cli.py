@@ -163,7 +163,10 @@ def _report(error: Exception) -> int:
 
 def _print_once(error: str) -> None:
     """Print an error; if rank 0 reports the same one within 2 s, only rank 0 prints it."""
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    try:
+        rank, world_size = distributed.read_variable("RANK", 0), distributed.read_variable("WORLD_SIZE", 1)
+    except ConfigError:  # which may be the error to print
+        rank, world_size = 0, 1
     own = "" if rank == 0 else f" (rank {rank})"
     if world_size > 1:
         try:

@@ -26,6 +26,7 @@ from engine.errors import USER_ERRORS, LostRankError, TrainingError
 from engine.objective import check_loss
 from engine.optim import names_without_gradient
 
+MAX_DIGITS, MAX_PORT = 9, 65_535
 SLACK_SECONDS = 10.0  # after distributed.timeout_seconds, so that a rank that is missed is named before torch gives up
 
 
@@ -48,8 +49,10 @@ def setup(device: str, timeout_seconds: float = 300.0) -> Ranks:
     device: "auto" (a GPU where there is one), "cuda" or "cpu". timeout_seconds: how long to wait for another rank.
     Raises ConfigError for more processes than GPUs, LostRankError where a rank does not join.
     """
-    world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    world_size = read_variable("WORLD_SIZE", 1)
+    rank, local_rank = read_variable("RANK", 0), read_variable("LOCAL_RANK", 0)
+    if rank >= world_size:
+        raise ConfigError(f"RANK = {rank} and WORLD_SIZE = {world_size}: start the ranks with torchrun")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and local_rank >= torch.cuda.device_count():
@@ -76,6 +79,14 @@ def setup(device: str, timeout_seconds: float = 300.0) -> Ranks:
     return Ranks(rank, world_size, chosen)
 
 
+def read_variable(name: str, default: int) -> int:
+    """Return a whole number from 0 from an environment variable of torchrun; ConfigError where it is none."""
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal() or len(text) > MAX_DIGITS:
+        raise ConfigError(f"the environment variable {name} = {text!r:.80} should be a whole number: use torchrun")
+    return int(text)
+
+
 def connect(rank: int, world_size: int, timeout_seconds: float) -> Any:
     """Return a connection of its own to the store of the run, of which each attempt of torchrun has its own part.
 
@@ -83,7 +94,7 @@ def connect(rank: int, world_size: int, timeout_seconds: float) -> Any:
     that have died. The store is torchrun's, or that of rank 0 where another launcher started the ranks.
     """
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
-    if not address or not port.isdecimal():
+    if not address or not port.isdecimal() or int(port) > MAX_PORT:
         raise ConfigError(
             f"WORLD_SIZE = {world_size} needs MASTER_ADDR and MASTER_PORT, which are {address!r} and {port!r}: start "
             "the ranks with torchrun"

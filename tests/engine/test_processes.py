@@ -347,3 +347,23 @@ def test_a_closed_terminal_stops_a_run_unless_it_is_ignored(handlers):
     assert signal.SIGHUP not in stop_signals()
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     assert signal.SIGHUP in stop_signals()
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE = 'many' should be a whole number"),
+        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK = '-1' should be a whole number"),
+        ({"WORLD_SIZE": "0"}, "RANK = 0 and WORLD_SIZE = 0"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK = 2 and WORLD_SIZE = 2"),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "99999"}, "needs MASTER_ADDR and MASTER_PORT"),
+    ],
+)
+def test_variables_of_another_launcher_are_checked(monkeypatch, capsys, variables, message):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message) as raised:
+        distributed.setup("cpu")
+    monkeypatch.setenv("WORLD_SIZE", variables["WORLD_SIZE"] if variables.get("WORLD_SIZE") == "many" else "1")
+    cli._print_once(str(raised.value))
+    assert message in capsys.readouterr().err
