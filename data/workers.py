@@ -3,8 +3,8 @@
 A terminal's Ctrl-C and a scheduler's signal reach every process of a run, its workers too. The workers ignore them,
 since the run still needs them to reach its next checkpoint, and they die with the run.
 
-Each process notes which example it reads, in memory that the run shares with its workers, so that a worker that dies or
-hangs is named with its example.
+Each process notes which example it reads, in memory that the run shares with its workers. So the error about a worker
+that dies or hangs names its example.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def read_steps(
     """Yield the items of a loader whose item i is step `first` + i. While it waits for one, it raises
 
     - LoaderStopped, once should_stop() is true;
-    - WorkerError, which names the worker and its example, where a worker died, or where no item arrives within
-      timeout_seconds; before that, the stacks of this process and of the worker are printed;
+    - WorkerError, which names the worker and its example, where a worker died or no item arrives within
+      timeout_seconds; in the second case the stacks of this process and of the worker are printed before;
     - the error of a worker: DataError with its message, else RuntimeError with its traceback.
 
     Stops and time limits need Python's main thread, since only that one receives signals.
@@ -240,8 +240,8 @@ def _show_stacks(processes: Sequence[BaseProcess], pid: int) -> None:
 def _find_waited_for(rows: np.ndarray, i: int) -> np.ndarray:
     """Return the notes of the worker whose turn item i is, since workers take turns.
 
-    Where that one has nothing to read, return those of one that reads: it may have been stopped while it held the queue
-    by which all workers answer.
+    Where that one has nothing to read, return those of one that reads. That one may have been stopped while it held the
+    queue by which all workers answer.
     """
     own: np.ndarray = rows[i % len(rows)]
     reading = rows[rows[:, STEP] != NONE]
@@ -263,7 +263,7 @@ def _describe_death(process: BaseProcess, rows: np.ndarray, ids: Sequence[str]) 
 
 
 def _activity(row: np.ndarray, ids: Sequence[str]) -> str:
-    """Return what a process was doing, from its notes."""
+    """Return what a process was reading, from its notes."""
     if row[STEP] == NONE:
         return "had nothing to read"
     example = f"example id {ids[row[EXAMPLE]]!r}" if row[EXAMPLE] != NONE else "the examples"

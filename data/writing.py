@@ -1,6 +1,6 @@
-"""Files that are written: whole or not at all, through links, into devices and pipes; and JSON that has no NaN.
+"""Writing of files: whole or not at all, through links, into devices and pipes; and of JSON without NaN.
 
-Every file that a command writes goes through here, except the tensors of a checkpoint, whose folder is renamed whole.
+Commands write all their files by these functions, except those of a checkpoint, whose folder is renamed as a whole.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ def write_text(path: Path, parts: Iterable[str]) -> None:
 
     A lone surrogate becomes an escape, such as \\ud800, which means the same in a string of JSON. Raises OSError.
     """
-    form: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    options: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
     if is_stream(path):
         sys.stdout.flush()  # which may be the same file
         descriptor = _find_descriptor(path)
-        with open(path if descriptor is None else os.dup(descriptor), "w", **form) as stream:
+        with open(path if descriptor is None else os.dup(descriptor), "w", **options) as stream:
             stream.writelines(parts)
     else:
-        with replace_file(path) as temporary, temporary.open("w", **form) as stream:
+        with replace_file(path) as temporary, temporary.open("w", **options) as stream:
             stream.writelines(parts)
 
 

@@ -27,7 +27,7 @@ from data.notes import count_of
 MAX_LINE = 1_000_000  # characters; a longer line is a broken file, not a text
 MAX_LINE_BYTES = 1 << 26  # a file with a longer line is refused before the line has been read
 MAX_WHOLE = 1 << 30  # bytes, unpacked, of a file that has to be in memory as a whole
-MAX_PACKING = 200  # times that a compressed text of more than MAX_WHOLE bytes is smaller; real texts reach 20
+MAX_PACKING = 200  # compression ratio of a text of more than MAX_WHOLE bytes; real texts reach 20
 PIPE_SECONDS = 60
 CHUNK = 1 << 20  # bytes read at a time
 BOM = "\ufeff"
@@ -159,7 +159,7 @@ class TextFile:
     def text(self) -> str:
         """Return the text of the file, with its lines ended by line feeds; DataError for bytes that are not text.
 
-        DataError too for a file of more than MAX_WHOLE bytes, of which not more is read.
+        DataError too for a file of more than MAX_WHOLE bytes (no more are read).
         """
         errors = ErrorList()
         if self._content is None and self.path.stat().st_size > MAX_WHOLE:
@@ -314,7 +314,7 @@ def describe_too_large() -> str:
 
 
 def _read_at_most(stream: BinaryIO, path: Path) -> bytes:
-    """Return the rest of a stream; DataError, and not more is read, if it has more than MAX_WHOLE bytes."""
+    """Return the rest of a stream; DataError if it has more than MAX_WHOLE bytes (no more are read)."""
     content = stream.read(MAX_WHOLE + 1)
     if len(content) > MAX_WHOLE:
         raise DataError(f"{path}: {describe_too_large()}")
@@ -322,9 +322,10 @@ def _read_at_most(stream: BinaryIO, path: Path) -> bytes:
 
 
 def read_whole(path: Path) -> bytes:
-    """Return the content of a file or a pipe; DataError if it has more than MAX_WHOLE bytes, of which no more is read.
+    """Return the content of a file or a pipe.
 
-    DataError too for a pipe into which nothing is written for PIPE_SECONDS; without that a run would wait for ever.
+    Raises DataError if it has more than MAX_WHOLE bytes (no more are read), and for a pipe into which nothing is
+    written for PIPE_SECONDS, for which a run would wait for ever.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer opens at once, too
     with open(descriptor, "rb") as stream:

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def check_charsmap(charsmap: bytes) -> None:
-    """Raise ValueError where a step through the table leaves it; a text with this step would end the process.
+    """Raise ValueError where a step leads out of the table; a text with this step would crash the process.
 
     Layout, little-endian: the size of a trie in bytes, the trie, and the replacements, each ended by a NUL. A unit of
     the trie is

@@ -1,6 +1,6 @@
-"""Limits of a tokenizer.json, checked before the library reads it: what makes a short text long, slow, or a crash.
+"""Limits of a tokenizer.json, so that a hostile one can use neither time nor memory without bound.
 
-The library trusts its files. A tokenizer.json can make one character a megabyte, make a text longer at each of many
+The library trusts its files. A tokenizer.json can turn one character into a megabyte, lengthen a text at each of many
 steps, or have a regular expression that takes years. Published files are far below these limits.
 """
 
@@ -36,7 +36,7 @@ PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
 
 def read_limited(path: Path) -> bytes:
-    """Return the content of a tokenizer's file; DataError for more than MAX_FILE bytes, of which no more is read."""
+    """Return the content of a tokenizer's file; DataError if it has more than MAX_FILE bytes (no more are read)."""
     with path.open("rb") as stream:
         content = stream.read(MAX_FILE + 1)
     if len(content) > MAX_FILE:
@@ -115,7 +115,7 @@ def _try_patterns(tokenizer: Tokenizer, path: Path, patterns: str) -> None:
 
 @contextmanager
 def panics_as_errors(name: str) -> Iterator[None]:
-    """Raise DataError, with a name for the texts, in the place of a panic of the library, which is no Exception."""
+    """Turn a panic of the library, which is no Exception, into DataError. name: of the texts."""
     try:
         yield
     except BaseException as error:
@@ -133,7 +133,7 @@ def _unnamed_file() -> IO[bytes]:
 
 @contextmanager
 def without_panics() -> Iterator[None]:
-    """Keep the text of a Rust panic off the screen; what else is written to stderr meanwhile comes after it.
+    """Hide the text of a Rust panic; other texts that are written to stderr in the block are shown after it.
 
     Rust writes to the descriptor before the exception is raised in Python.
     """
@@ -169,7 +169,7 @@ def _walk(value: Any) -> Iterator[Any]:
 def _check_part(part: str, value: Any) -> list[str]:
     """Return the regular expressions of a normalizer, pre-tokenizer, ..., a JSON value.
 
-    ValueError for too many steps, for a long text, and for an expression that is slow for sure.
+    Raises ValueError for too many steps, for a long text, and for an expression that is certainly slow.
     """
     steps, patterns = 0, list[str]()
     for item in _walk(value):
@@ -204,7 +204,7 @@ def _check_growth(normalizer: Any) -> None:
     """Raise ValueError if the steps of a normalizer together can make a text more than MAX_GROWTH times as long.
 
     A step that replaces a text by a longer one multiplies the length. It multiplies what an earlier step has added only
-    if the two texts share a character, up to case and form, or if it looks for a regular expression.
+    if it looks for a regular expression, or if the two texts share a character (ignoring case and form).
     """
     steps: list[tuple[set[str], float]] = []  # (the characters that it adds, the growth up to it)
     for item in _leaves(normalizer):
@@ -248,7 +248,7 @@ _REGEX_PARTS = re.compile(
 
 
 def _check_regex(part: str, pattern: str) -> None:
-    """Raise ValueError for a long expression, and for one that repeats what repeats without end, as (a+)+.
+    """Raise ValueError for a long expression, and for one with an unbounded repetition inside another, as (a+)+.
 
     The library tries all ways to split a text among the two, of which there are 2^length.
     """
@@ -268,6 +268,8 @@ def _check_regex(part: str, pattern: str) -> None:
             continue
         elif token in ("*", "+") or token[0] == "{":
             if is_adjacent and token not in ("{1}", "{0,1}"):
-                raise ValueError(f"the regular expression {pattern[:80]!r} in its {part} repeats a repetition")
+                raise ValueError(
+                    f"the regular expression {pattern[:80]!r} in its {part} repeats a repetition; use a simpler one"
+                )
             repeats[-1] |= token[-1] != "}" or token[-2] == ","
         closed = False
