@@ -8,7 +8,7 @@ import torch
 
 from engine.config import RunSettings, TrainSettings
 
-# Parts of torch's messages where use_deterministic_algorithms refuses an operation, or a product.
+# Parts of torch's messages where use_deterministic_algorithms refuses an operation or a matrix product.
 NOT_DETERMINISTIC = ("does not have a deterministic implementation", "CUBLAS_WORKSPACE_CONFIG")
 AMPERE = (8, 0)  # the first compute capability with bf16 and TF32
 
@@ -21,7 +21,7 @@ def choose_kernels(device: torch.device, tf32: bool, deterministic: bool) -> Non
     """
     if device.type != "cuda":
         return
-    # Not for deterministic runs alone: torch reads it once, at the first product of the process, and a later run with
+    # Set for every run, since torch reads it only once, at the first product of the process: a later run with
     # run.deterministic would be refused. On Hopper it is the default.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_float32_matmul_precision("high" if tf32 else "highest")

@@ -37,7 +37,7 @@ class RunLog:
     A line that cannot be written is kept and written with a later one; the run goes on meanwhile. Rates and
     data_wait_seconds cover the steps since the last training line, without evaluation and saving.
 
-    start: the step the run resumes from; later lines are removed, so that the files read as those of one run.
+    start: the step that the run resumes from. Later lines are removed, so that the file is that of one run.
     hidden: metrics that are written to metrics.jsonl and not shown.
     Raises, on every rank, ConfigError when log.tensorboard is true and TensorBoard cannot be imported, and
     TrainingError when metrics.jsonl cannot be written.

@@ -16,7 +16,7 @@ MANIFEST = "manifest.json"
 OPTIMIZER, OBJECTIVE = "optimizer.safetensors", "objective.safetensors"
 CORE = ("model.safetensors", "config.json", "recipe.toml", "state.json")  # each checkpoint has them
 MAX_MANIFEST = 1_000_000  # bytes; one has some two thousand
-# Files of these names would be read where they are there.
+# A reader of a checkpoint also opens files of these names, where they exist.
 OPTIONAL = (*FILES, *COMPANIONS, "adapter_config.json", "model.safetensors.index.json")
 
 
@@ -38,8 +38,9 @@ def seal(folder: Path) -> None:
 def verify(folder: Path, to_resume: bool = False) -> str | None:
     """Return a sentence on what is wrong with a checkpoint, or None.
 
-    Every file is compared with the size and the SHA-256 in the manifest. The manifest names the files that a checkpoint
-    must have, and none that could be read is there without being named. to_resume: the optimizer's state is needed too.
+    Every file is compared with the size and the SHA-256 in the manifest. The manifest has to name all files that a
+    checkpoint must have, and each file that a reader would open.
+    to_resume: whether the optimizer's state is needed too.
     """
     try:
         manifest = json.loads(_read_regular(folder / MANIFEST))

@@ -65,10 +65,9 @@ class Precision:
     def step(self, optimizer: torch.optim.Optimizer, norm: Tensor) -> tuple[bool, float]:
         """Take the optimizer step if the norm of the gradient is finite; return whether it is, and the norm.
 
-        On a GPU a fused optimizer of torch is launched before the norm is read, so that the device updates the weights
-        while the host waits. It skips the step itself where it is told to by `found_inf`, as GradScaler does: no
-        weight, moment or counter then changes. Other optimizers are called after the norm is read. A skip lowers
-        fp16's loss scale.
+        On a GPU a fused optimizer of torch is launched before the norm is read: the device updates the weights while
+        the host waits. Where `found_inf` is 1, as GradScaler sets it, the optimizer skips the step itself: no weight,
+        moment or counter changes. Other optimizers are called after the norm is read. A skip lowers fp16's loss scale.
         """
         skips_itself = self.reads_wait and getattr(optimizer, "_step_supports_amp_scaling", False)
         if skips_itself:

@@ -45,8 +45,8 @@ class Backbone(Protocol):
 
     - A backbone to which an output matrix can be tied also has `embedding`, an nn.Embedding.
     - A layer that drops paths has its rate as `drop_path_rate`.
-    - If its forward also has the parameter `reads` (models/inputs.py), it may compute the last hidden states of the
-      tokens that reads(packing, inputs) selects only, and return them, (R, D), with the Selection as their packing.
+    - Its forward may also have the parameter `reads` (models/inputs.py). It then may compute the last hidden states
+      only of the tokens that reads(packing, inputs) selects, and return them, (R, D), with the Selection.
     """
 
     @property

@@ -22,7 +22,7 @@ from engine.metrics.ranking import average_precision, ranked_by_label, roc_auc, 
 
 MAX_CLASSES_SHOWN = 20  # rows and columns of the table
 POSITIVE_CLASS_METRICS = ("f1_positive", "precision_positive", "recall_positive", "roc_auc", "average_precision")
-MAX_MATRIX = 1_000  # classes of a confusion matrix, which has 8 MB then; of more the counts of each class are kept
+MAX_MATRIX = 1_000  # classes of a confusion matrix, which then has 8 MB; of more, only counts of each class
 HEADER_SIZE_OF_TWO = 1 + 2 * 2  # numbers before the scores of two classes
 
 
@@ -31,8 +31,8 @@ def classification_statistics(
 ) -> Tensor:
     """Return [sum of losses, confusion matrix row by row], (1 + C * C,) fp64; rows: true classes, columns: predicted.
 
-    Of more than MAX_MATRIX classes, whose matrix would not fit in memory, return (4 * C,): a row with the sum of losses
-    and zeros, and rows of the hits, the predictions and the targets of each class.
+    The matrix of more than MAX_MATRIX classes would not fit into memory. For them return (4 * C,): a row with the sum
+    of losses and zeros, then rows with the hits, the predictions and the targets of each class.
 
     logits: (B, C). labels: (B,), IGNORE_INDEX where there is no target.
     indices: the positions of the examples in their data set of `count`. With them, and for two classes, the scores of
@@ -124,8 +124,8 @@ def confusion_matrix(statistics: Tensor) -> Tensor:
     """
     if _has_counts_alone(statistics):
         raise TrainingError(
-            f"the confusion matrix of {len(statistics) // 4:,} classes is not kept, but of at most {MAX_MATRIX:,}; "
-            "class_counts has the hits, predictions and targets of each class"
+            f"the confusion matrix of {len(statistics) // 4:,} classes is not kept, only that of up to {MAX_MATRIX:,}; "
+            "class_counts returns the hits, predictions and targets of each class"
         )
     has_scores = len(statistics) % 4 == 3
     num_labels = 2 if has_scores else round((len(statistics) - 1) ** 0.5)

@@ -1,11 +1,11 @@
 """Attention over packed sequences, and the self-attention module of the encoders.
 
-packed_attention chooses one of four equal computations:
+packed_attention chooses one of several equal computations:
 - on a CPU with dropout, one node of the autograd graph (dropped_attention.py);
 - where all sequences have one length, one call on views of the packed tensors (padded_attention without padding);
 - for sequences of several lengths, on a CPU one call for each run of equal lengths (attention_by_runs);
-- on a GPU in bf16 or fp16, a flash kernel that reads packed sequences (flash_attention); where it does not apply (fp32,
-  a bias), one call with padding (padded_attention).
+- on a GPU in bf16 or fp16, a flash kernel for packed sequences (flash_attention);
+- on a GPU in fp32 or with a bias, one call with padding (padded_attention).
 Shapes: models/ops/packing.py; S is the number of keys.
 """
 

@@ -29,9 +29,9 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(T, D) -> (T, D)
 
-        Published T5 models were trained in bf16. In this layer the products, and what the attention adds to the
-        residual stream, can exceed the range of fp16 (65,504), so fp16 autocast computes both in fp32. Raises
-        ModelError for a model cast to fp16.
+        Published T5 models were trained in bf16. The products in this layer, and what the attention adds to the
+        residual stream, can exceed the range of fp16 (65,504). So fp16 autocast computes both in fp32.
+        Raises ModelError for a model cast to fp16.
         """
         if self.down.weight.dtype == torch.float16:
             raise ModelError(

@@ -16,12 +16,12 @@ def joint_linear(x: Tensor, layers: Sequence[nn.Linear]) -> list[Tensor]:
 
     x: (T, D). For query, key and value the backward then has 2 products instead of 6, and adds no gradients of x.
 
-    The weights are joined here, and not when a checkpoint is loaded, since each must remain a parameter of its own:
-    names in checkpoints, targets of LoRA, learning rates by layer and states of the optimizer refer to it. Joining
+    The weights are joined here, and not when a checkpoint is loaded, since each must remain a parameter of its own.
+    Names in checkpoints, targets of LoRA, learning rates by layer and states of the optimizer refer to it. Joining
     moves 24 D^2 bytes in fp32, about 3 us for D = 768 on an H200, less than the launches that it replaces.
 
-    Layers are called one by one on a CPU, without gradients (the few tokens of generation would not pay for the copy),
-    and where one is more than nn.Linear: LoRA, hooks, or a forward of its own.
+    Layers are called one by one on a CPU, and where one is more than nn.Linear: LoRA, hooks, or a forward of its own.
+    So are they without gradients, since the few tokens of generation would not pay for the copy.
     """
     if not _can_join(x, layers):
         return [layer(x) for layer in layers]

@@ -122,7 +122,7 @@ class Selection(Packing):
 
     tokens: (R,) int64, the index of each in the micro-batch, sequence after sequence. An index may repeat.
     micro_batch: the packing of all T tokens.
-    are_last: whether they are the last token of each sequence, which in a causal model attends to all of its sequence.
+    are_last: whether they are the last token of each sequence. In a causal model it attends to all of its sequence.
     """
 
     tokens: Tensor
