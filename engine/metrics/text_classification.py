@@ -36,8 +36,8 @@ def classification_statistics(
 
     logits: (B, C). labels: (B,), IGNORE_INDEX where there is no target.
     indices: the positions of the examples in their data set of `count`. With them, and for two classes, the scores of
-    all examples follow, (2 * (count | 1),). Their number is odd, so that the length is 3 modulo 4, which 1 + C * C
-    never is, nor 4 * C.
+    all examples follow, (2 * (count | 1),). Their number is odd, so that the length is 3 modulo 4, which neither
+    1 + C * C nor 4 * C ever is.
     """
     num_labels = logits.shape[-1]
     weights = (labels != IGNORE_INDEX).double()
