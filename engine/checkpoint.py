@@ -327,6 +327,8 @@ def restore(folder: Path, contents: Contents, ranks: Ranks) -> TrainState:
             load_scale(contents.amp.scaler, run["scaler"])
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(f"{folder} does not have the state of this optimizer: {error}") from None
+    if ranks.is_main:
+        print(f"resuming from {folder}, after step {state.step:,}\n", flush=True)
     if ranks.is_main and state.best_step and (problem := verify(folder.with_name(BEST))):
         print(f"warning: {problem}; the weights of step {state.best_step}, the best so far, are lost", flush=True)
     return state

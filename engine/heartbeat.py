@@ -122,7 +122,8 @@ class Heartbeat(threading.Thread):
         is_dead = store.check([TROUBLE])
         waited = f"has not answered for {seconds:g} s (distributed.timeout_seconds)"
         fault = "has ended unexpectedly" if is_dead else waited
-        error = f"{self.name_of(lost)} {fault}. The same command with --resume continues from the last checkpoint"
+        advice = "The same command with --resume continues from the last checkpoint, if there is one"
+        error = f"{self.name_of(lost)} {fault}. {advice}"
         store.set(VERDICT, error)
         if not is_dead:
             _show_stacks(self.rank)

@@ -139,11 +139,12 @@ class GradualUnfreezing:
         turns = sorted({depth[name] for name in trained})
         self.turns = [(p, turns.index(depth[name])) for name, p in trained.items()]
         if self.every and self.every * (len(turns) - 1) >= total > 0:
-            most = total / (len(turns) - 1)
+            most = (total - 1) // (len(turns) - 1)
+            remedy = f"set it to {most:,} or less" if most else f"train for {len(turns)} steps or more"
             raise ConfigError(
                 f"model.gradual_unfreezing = {every:g}: unfreezing {len(turns)} groups of layers, one every "
-                f"{self.every} steps, takes more than {total:,} steps; set it below {most:.4g} steps, or name the "
-                "parameters that stay frozen in model.freeze"
+                f"{self.every} steps, takes more than {total:,} steps; {remedy}, or name the parameters that stay "
+                "frozen in model.freeze"
             )
 
     def set_(self, step: int) -> bool:
