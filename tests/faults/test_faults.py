@@ -140,10 +140,18 @@ def test_f05_a_stop_two_steps_later_is_seen(tmp_path, at, found):
 
 
 def test_f06_late_ranks_are_seen():
-    seconds = {"others down": 7.9, "torchrun down": 9.9}
+    seconds = {"others down": 7.9, "torchrun down": 25.0}
     assert ranks_module.check_seconds("kill", **seconds) == ranks_module.check_seconds("stop", **seconds) == ""
     assert "others down" in ranks_module.check_seconds("kill", **seconds | {"others down": 10.5})
     assert "others down" in ranks_module.check_seconds("stop", **seconds | {"others down": 8.5})
+    assert "torchrun down" in ranks_module.check_seconds("stop", **seconds | {"torchrun down": 60.0})
+
+
+def test_f09_a_sentence_that_is_not_the_last_is_seen():
+    sentence, rule = "error: only this rank knows this", "=" * 60
+    assert ranks_module.check_screen(1, f"{sentence}\nRoot Cause\n  traceback : {sentence}\n{rule}\n", "mistake") == ""
+    assert "not the last" in ranks_module.check_screen(1, f"{sentence}\nRoot Cause\n  traceback : other", "mistake")
+    assert "not one" in ranks_module.check_screen(1, f"Traceback (most recent call last)\n{sentence}", "mistake")
 
 
 def test_a_report_names_no_folder_of_this_machine(tmp_path):
