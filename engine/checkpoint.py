@@ -265,10 +265,16 @@ def _replace(temporary: Path, target: Path, keep_previous: bool) -> None:
     """Rename `temporary` to `target`. After a crash between the two renames, _recover finds the old checkpoint."""
     previous = target.with_name(PREVIOUS)
     old = previous if target.name == LAST and keep_previous else target.with_name(f"{OLD}{target.name}")
-    if os.path.lexists(target):  # a link that leads nowhere, too
+    exists = os.path.lexists(target)  # a link that leads nowhere, too
+    if exists:
         _remove(old)
         target.rename(old)
-    temporary.rename(target)
+    try:
+        temporary.rename(target)
+    except OSError:
+        if exists:
+            old.rename(target)
+        raise
     flush_folder(target.parent)
     if old != previous:
         _remove(old)

@@ -234,6 +234,25 @@ def interrupted(tiny):
     return config
 
 
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_f04_a_refused_rename_leaves_the_old_checkpoint(tmp_path, monkeypatch, name):
+    new, rename = tmp_path / f".writing-{name}", Path.rename
+    for folder in (tmp_path / name, new):
+        folder.mkdir()
+        (folder / "file").write_text(folder.name)
+
+    def refuse(path, target):
+        if path == new:
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint._replace(new, tmp_path / name, keep_previous=True)
+    assert (tmp_path / name / "file").read_text() == name
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([new.name, name])
+
+
 def test_f18_another_pooling_needs_a_new_run(interrupted, tmp_path):
     last = Path(interrupted.run.folder) / "last"
     with pytest.raises(ConfigError, match="cannot go on with another pooling") as error:
