@@ -276,7 +276,9 @@ def check_screen(code: int | None, err: str, action: str) -> str:
     if action == "bug":
         place = err.rfind("Root Cause")
         return "" if "only this rank knows this" in err[place:] else f"not the last: {err[-400:]}"
-    if "Traceback (most recent" in err or err.count("error: only this rank knows this") > 2:  # the rank's, the report's
+    # torchrun ends by a traceback of its own; the rank's would name the exception. The sentence is the rank's and the
+    # report's.
+    if "DataError" in err or err.count("error: only this rank knows this") > 2:
         return f"not one sentence: {err[-600:]}"
     lines = [line for line in err.splitlines() if line.strip(" =")]
     return "" if "only this rank knows this" in lines[-1] else f"not the last line: {lines[-1][:200]}"

@@ -151,7 +151,7 @@ def test_f09_a_sentence_that_is_not_the_last_is_seen():
     sentence, rule = "error: only this rank knows this", "=" * 60
     assert ranks_module.check_screen(1, f"{sentence}\nRoot Cause\n  traceback : {sentence}\n{rule}\n", "mistake") == ""
     assert "not the last" in ranks_module.check_screen(1, f"{sentence}\nRoot Cause\n  traceback : other", "mistake")
-    assert "not one" in ranks_module.check_screen(1, f"Traceback (most recent call last)\n{sentence}", "mistake")
+    assert "not one" in ranks_module.check_screen(1, f"data.errors.DataError: {sentence}\n{sentence}", "mistake")
 
 
 def test_a_report_names_no_folder_of_this_machine(tmp_path):
