@@ -36,7 +36,7 @@ import models
 from data import Examples, copy_tokenizer
 from data.writing import WRITING, to_json
 from engine import config as configs
-from engine import disk, optimizer_state, plugins
+from engine import disk, log, optimizer_state, plugins
 from engine.config import Config, ConfigError
 from engine.distributed import Ranks, on_main
 from engine.errors import TrainingError
@@ -142,6 +142,11 @@ def _find_checkpoint(folder: Path, config: Config) -> Path | None:
             raise ConfigError(
                 f"--resume: run.folder = {str(folder)!r} holds no checkpoint to resume from; "
                 "--run.resume auto starts a new run where there is none"
+            )
+        if existing and log.has_ended(folder):
+            raise ConfigError(
+                f"run.folder = {str(folder)!r} holds the best/ of a run that has ended and kept nothing to resume from "
+                "(checkpoint.keep): another --run.folder starts a new one"
             )
         return None
     newest = _newest(folder)

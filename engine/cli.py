@@ -57,12 +57,12 @@ class StopRequest:
         self.signal = 0
         self.error: Exception | None = None
         self._received_at = 0.0
-        self._announce = False
+        self._announce, self._listening = False, False
         self._previous_handlers: dict[int, Any] = {}
 
     def listen(self, announce: bool) -> None:
         """Install handlers for the signals. announce: print a line at the first one (on the main rank)."""
-        self._announce = announce
+        self._announce, self._listening = announce, True
         if threading.current_thread() is not threading.main_thread():
             return
         for number in stop_signals():
@@ -70,6 +70,7 @@ class StopRequest:
 
     def restore_handlers(self) -> None:
         """Restore the handlers that `listen` replaced."""
+        self._listening = False
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
@@ -89,8 +90,11 @@ class StopRequest:
         return bool(self.signal) or self.error is not None
 
     def is_seen(self) -> bool:
-        """Return whether some rank got a signal; what waits for data asks this, and what ranks agree on is the flag."""
-        return bool(self.signal) or heartbeat.stop_seen()
+        """Return whether some rank got a signal while it listens.
+
+        What takes long within a step asks this: waiting for data, an evaluation. What the ranks agree on is the flag.
+        """
+        return self._listening and (bool(self.signal) or heartbeat.stop_seen())
 
     def guard(self, load: Callable[..., Iterator[list[Item]]], *args: Any, **options: Any) -> Iterator[list[Item]]:
         """Yield the steps of load(*args, **options, should_stop=a function that tells whether a signal has come).

@@ -47,8 +47,10 @@ class EvaluationContext:
     """What all evaluations and predictions of a run share.
 
     batch_tokens: eval.batch_tokens.
+    should_stop: whether an evaluation should end, asked after each batch.
     max_tokens: the largest number of tokens of a batch on this rank. Where a batch does not fit into memory, it is
         halved for the rest of the run. It changes no result and no other rank.
+    was_stopped: whether an evaluation ended so, the same on all ranks; it and those after it have no metrics.
     """
 
     task: Task
@@ -56,7 +58,9 @@ class EvaluationContext:
     ranks: Ranks
     batch_tokens: int | Literal["auto"]
     generate: GenerateSettings
+    should_stop: Callable[[], bool] = lambda: False
     max_tokens: int = field(init=False)
+    was_stopped: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         tokens = self.batch_tokens
@@ -119,10 +123,11 @@ def _halve(tokens: int, count: int, doing: str, caught: OutOfMemory, ranks: Rank
 
 
 def evaluate(model: models.TaskModel, examples: Examples, context: EvaluationContext) -> dict[str, float]:
-    """Return the metrics of the model on the examples, equal on all ranks; {} for no examples."""
-    if not len(examples):
+    """Return the metrics of the model on the examples, equal on all ranks; {} for no examples, or if it was stopped."""
+    if not len(examples) or context.was_stopped:
         return {}
-    return context.task.compute_metrics(sum_statistics(model, examples, context), model.labels)
+    statistics = sum_statistics(model, examples, context)
+    return {} if context.was_stopped else context.task.compute_metrics(statistics, model.labels)
 
 
 @torch.no_grad()
@@ -145,12 +150,17 @@ def sum_statistics(model: models.TaskModel, examples: Examples, context: Evaluat
         total = compute(examples.batch([]).upload(context.ranks.device))
         for _, statistics in run_in_batches(examples, context, compute, "evaluating"):
             total += statistics
+            if context.should_stop():
+                break
     model.train(was_training)
+    context.was_stopped = any(distributed.all_sum(context.should_stop()))
     return distributed.reduce_sum(total)
 
 
 def show_generations(model: models.TaskModel, examples: Examples, context: EvaluationContext, count: int) -> str:
-    """Return the texts that an evaluation shows, written in the precision of the evaluation."""
+    """Return the texts that an evaluation shows, written in its precision; "" if it was stopped, and on other ranks."""
+    if not context.ranks.is_main or context.was_stopped:
+        return ""
     with context.precision.autocast():
         return context.task.show_generations(model, examples, context.generate, count)
 

@@ -319,3 +319,10 @@ def progress(ranks: Ranks, total: int, what: str) -> Callable[[int], object]:
     bar = tqdm(total=total, desc=what, unit="ex", leave=False, disable=not (ranks.is_main and sys.stderr.isatty()))
     update: Callable[[int], object] = bar.update
     return update
+
+
+def has_ended(folder: Path) -> bool:
+    """Return whether the last line of metrics.jsonl says that the run has ended."""
+    with suppress(OSError):
+        return b'"end": ' in (folder / "metrics.jsonl").read_bytes().rstrip().rpartition(b"\n")[2]
+    return False

@@ -8,6 +8,7 @@ from pathlib import Path
 from engine import checkpoint
 from engine.config import CheckpointSettings
 from engine.distributed import Ranks
+from engine.ema import Ema
 from engine.state import TrainState
 
 # After a save of x seconds, the next save by the clock is at least 50 * x seconds later, and that after an evaluation
@@ -18,15 +19,14 @@ CLOCK_FACTOR, EVALUATION_FACTOR = 50, 10
 class SaveSchedule:
     """Decides at the boundary of two steps whether last/ is saved there; the same on all ranks.
 
-    position: that of the checkpoint which the run resumes from, None for a new run.
+    state: that of the checkpoint which the run resumes from, None for a new run.
     """
 
-    def __init__(self, settings: CheckpointSettings, ranks: Ranks, position: int | None):
+    def __init__(self, settings: CheckpointSettings, ranks: Ranks, state: TrainState | None):
         self.settings, self.ranks = settings, ranks
-        self.position = position  # of the last save
+        self.saved = state and (state.position, state.evaluated_step)  # at the last save
         self.saved_at = time.monotonic()
         self.seconds = 0.0  # that the last save took
-        self.after_evaluation = False  # an evaluation was made since the last save
 
     def elapsed(self) -> float:
         """Return the seconds since the last save on rank 0, and 0 on other ranks; all ranks decide by the sum."""
@@ -40,12 +40,12 @@ class SaveSchedule:
         by_steps = settings.every_steps and state.step and state.step % settings.every_steps == 0
         by_clock = settings.every_minutes and elapsed >= max(60 * settings.every_minutes, CLOCK_FACTOR * self.seconds)
         is_cheap = not settings.every_minutes or elapsed >= EVALUATION_FACTOR * self.seconds
-        by_evaluation = self.after_evaluation and is_cheap
-        return bool(by_steps or by_clock or by_evaluation)
+        was_evaluated = state.evaluated_step > (self.saved[1] if self.saved else 0)
+        return bool(by_steps or by_clock or (was_evaluated and is_cheap))
 
     def is_unsaved(self, state: TrainState) -> bool:
         """Return whether last/ is kept and does not have this state."""
-        return checkpoint.LAST in self.settings.keep and state.position != self.position
+        return checkpoint.LAST in self.settings.keep and (state.position, state.evaluated_step) != self.saved
 
     def explain_resume(self) -> str:
         """Return a phrase on how the run is continued."""
@@ -56,4 +56,9 @@ class SaveSchedule:
     def save(self, folder: Path, contents: checkpoint.Contents, state: TrainState) -> None:
         """Save last/ in a run folder."""
         self.seconds = checkpoint.save(folder / checkpoint.LAST, contents, state, self.ranks)
-        self.position, self.saved_at, self.after_evaluation = state.position, time.monotonic(), False
+        self.saved, self.saved_at = (state.position, state.evaluated_step), time.monotonic()
+
+    def save_best(self, folder: Path, contents: checkpoint.Contents, state: TrainState, ema: Ema) -> None:
+        """Save best/ in a run folder, with the averaged weights where the run has them."""
+        with ema.in_place_of_weights():
+            checkpoint.save(folder / checkpoint.BEST, contents, state, self.ranks)

@@ -40,13 +40,16 @@ class TrainState:
     best_loss: float | None = None  # of that evaluation; none where it was not finite
     bad_evaluations: int = 0  # evaluations since the watched metric last improved, compared with eval.patience
     watched: float | None = None  # value of the watched metric in the last evaluation
+    evaluated_step: int = 0  # of the last evaluation
 
     @classmethod
     def from_saved(cls, values: Mapping[str, Any]) -> TrainState:
         """Return the state of a checkpoint; ValueError where these are not the counters of a run.
 
-        JSON has null for NaN, and `watched` is none only before an evaluation.
+        JSON has null for NaN, and `watched` is none only before an evaluation. Older checkpoints lack evaluated_step,
+        since their step had always been evaluated if that was due.
         """
+        values = {"evaluated_step": values.get("step"), **values}
         if differing := {field.name for field in dataclasses.fields(cls)} ^ values.keys():
             raise ValueError(f"the counters are not those of a run: {', '.join(sorted(differing)[:4])}")
         for field in dataclasses.fields(cls):
@@ -67,13 +70,18 @@ class TrainState:
         self.samples += samples
         self.skipped_in_a_row = 0 if stepped else self.skipped_in_a_row + 1
 
+    def is_evaluation_due(self, every_steps: int, total_steps: int) -> bool:
+        """Return whether this step ends an interval of `every_steps`, or the run, and was not evaluated yet."""
+        ends_interval = self.step % every_steps == 0 or self.step >= total_steps
+        return self.evaluated_step < self.step and ends_interval
+
     def record(self, value: float, loss: float, mode: str, min_delta: float) -> bool:
         """Record the watched metric and the loss of an evaluation; return whether it is the best so far.
 
         Of evaluations with equal values the one with the lowest loss is best; eval.patience does not count it as an
         improvement. A finite number is better than any other value, and without one the loss alone decides.
         """
-        self.watched = value
+        self.watched, self.evaluated_step = value, self.step
         gain = math.inf if self.best is None else value - self.best if mode == "max" else self.best - value
         if math.isfinite(value) and gain > min_delta:
             self.best, self.best_step, self.bad_evaluations = value, self.step, 0
@@ -93,7 +101,7 @@ class TrainState:
             beyond = value < worst if mode == "max" else value > worst
             if beyond or not math.isfinite(value):
                 return f"diverged: {value:.4g} in the last evaluation, eval.stop_if_worse_than = {worst:g}"
-        if self.step >= total_steps:
+        if self.step >= total_steps and self.evaluated_step == self.step:
             return "all steps done"
         return "out of patience" if 0 < settings.patience <= self.bad_evaluations else ""
 

@@ -104,7 +104,8 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     check_schedule(cfg.optim, total_steps)
     evaluate_every = cfg.eval.every_steps or epoch_steps
 
-    # 4. The objective, the optimizer and the regularisers. All errors in the recipe have been found after this part.
+    # 4. The objective (the model and what else its loss needs), the optimizer and the regularisers. All errors in the
+    # recipe have been found after this part.
     amp = Precision(cfg.train.precision, ranks.device)
     objective = training_objective(model, cfg.regularize, teacher, cfg.train.loss)
     optimizer = build_optimizer(named_parameters(objective, model), cfg.optim)
@@ -140,8 +141,8 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     hidden = {*task.details} - {watched}
     log = RunLog(folder, ranks, start=state.step, total=total_steps, tensorboard=cfg.log.tensorboard, hidden=hidden)
     spikes = SpikeWatch(cfg.log.spike_deviations, log.losses)
-    saves = SaveSchedule(cfg.checkpoint, ranks, state.position if resumed else None)
-    context = EvaluationContext(task, amp, ranks, cfg.eval.batch_tokens, cfg.generate)
+    saves = SaveSchedule(cfg.checkpoint, ranks, state if resumed else None)
+    context = EvaluationContext(task, amp, ranks, cfg.eval.batch_tokens, cfg.generate, stop.is_seen)
     step_loader = partial(
         training_steps,
         train_set,
@@ -159,8 +160,29 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     stop.listen(announce=ranks.is_main)
     done = state.reason_to_stop(total_steps, cfg.eval, direction)
     while not done:
-        # Fetch all micro-batches of the step, whose loss is divided by the number of targets in all of them.
-        micro_batches, waited = next(steps), steps.seconds
+        # Evaluate, if this is due. It comes first, since a resumed run may have been stopped in an evaluation.
+        if state.is_evaluation_due(evaluate_every, total_steps):
+            clock = time.perf_counter()
+            with ema.in_place_of_weights():
+                metrics = evaluate(model, validation_set, context)
+                train_metrics = evaluate(model, train_subset, context)
+                seconds = time.perf_counter() - clock
+                generations = show_generations(model, validation_set, context, cfg.eval.num_shown_generations)
+            if context.was_stopped:
+                break
+            is_best = state.record(metrics[watched], metrics.get("loss", math.nan), direction, cfg.eval.min_delta)
+            log.log_evaluation(state.step, metrics, train_metrics, is_best, seconds)
+            log.say(generations)
+            if is_best:
+                saves.save_best(folder, contents, state, ema)
+            log.restart_clock()
+            done = state.reason_to_stop(total_steps, cfg.eval, direction)
+            continue
+
+        # Fetch all micro-batches of the step, whose loss is divided by the number of targets in all of them. The ranks
+        # agree on that number, on stopping, and by the clock of rank 0 on saving.
+        micro_batches = next(steps)  # none where the data could not be read, which stops the run
+        waited = steps.seconds
         num_targets, num_examples, num_tokens, stopping, elapsed = distributed.all_sum(
             *totals(micro_batches), bool(stop), saves.elapsed()
         )
@@ -187,10 +209,11 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
                 loss_sums.append(out.loss_sum.detach())
                 # DDP averages over the ranks; times world_size that is their sum.
                 amp.backward(out.loss_sum * (ranks.world_size / max(num_targets, 1)))
-            steps.fetch()  # of the next step, while a GPU computes this one
-        out, has_begun = None, len(loss_sums) == len(micro_batches)  # None frees the graph of the last forward
+            steps.fetch()  # the next step, while a GPU computes this one
+        out = None  # frees the graph of the last forward
+        has_begun = len(loss_sums) == len(micro_batches)  # the last backward, in which DDP exchanges the gradients
         if any_out_of_memory(out_of_memory, parallel, empty_batch, has_begun, state.step, ranks):
-            optimizer.zero_grad()  # the same step again, in smaller micro-batches
+            optimizer.zero_grad()  # the same step again, in smaller micro-batches; what was fetched ahead is read again
             limits = halve_micro_batches(limits, micro_batches, out_of_memory, state.step, ranks)
             log.say(f"step {state.step + 1}: out of memory; from here on {limits.max_tokens:,} tokens at a time")
             steps = StepFetcher(stop.guard(step_loader, limits, start=state.position), ranks.device)
@@ -211,9 +234,9 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         else:  # raises, unless the policy is to skip such a step
             log.say(diagnose.explain_skipped_step(contents, state, micro_batches, loss_sums, ranks))
         optimizer.zero_grad()
-        distributed.share_buffers(objective)
+        distributed.share_buffers(objective)  # of rank 0 to all, such as the running statistics of a BatchNorm
 
-        # Log and evaluate, if this step is due.
+        # Log, if this is due.
         log.count_step(state.step, num_examples, num_tokens, waited)
         is_last = state.step == total_steps
         if stepped and (state.step % cfg.log.every_steps == 0 or is_last):
@@ -222,21 +245,6 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
             loss = loss_sum / max(num_targets, 1)
             more = penalties.log(penalty) | spikes.check(loss, micro_batches)
             log.log_step(state.step, loss, lr, grad_norm, more)
-        if not stepped or (state.step % evaluate_every != 0 and not is_last):
-            continue
-        clock = time.perf_counter()
-        with ema.in_place_of_weights():
-            metrics = evaluate(model, validation_set, context)
-            is_best = state.record(metrics[watched], metrics.get("loss", math.nan), direction, cfg.eval.min_delta)
-            train_metrics = evaluate(model, train_subset, context)
-            log.log_evaluation(state.step, metrics, train_metrics, is_best, time.perf_counter() - clock)
-            if ranks.is_main:
-                log.say(show_generations(model, validation_set, context, cfg.eval.num_shown_generations))
-            if is_best:
-                checkpoint.save(folder / checkpoint.BEST, contents, state, ranks)
-        log.restart_clock()
-        saves.after_evaluation = True
-        done = state.reason_to_stop(total_steps, cfg.eval, direction)
 
     # 7. The end. The last state is saved. Then the best weights are tested, unless a signal or an error in reading the
     # data, which is raised here, has ended the loop.

@@ -46,9 +46,13 @@ def step_of(folder: Path) -> int:
 # The decision
 
 
-def schedule(seconds=1.0, after_evaluation=False, position=None, **settings):
-    made = SaveSchedule(CheckpointSettings(**settings), CPU, position)
-    made.seconds, made.after_evaluation = seconds, after_evaluation
+STATE = TrainState(step=8, position=9, evaluated_step=8)
+
+
+def schedule(seconds=1.0, evaluated_step=8, position=8, **settings):
+    """A schedule whose last save had these counters."""
+    made = SaveSchedule(CheckpointSettings(**settings), CPU, TrainState(7, position, evaluated_step=evaluated_step))
+    made.seconds = seconds
     return made
 
 
@@ -61,20 +65,20 @@ CASES = {
     "too slow a disk": (schedule(every_minutes=0.5, seconds=10), 30 * 10, False),
     "rare on a slow disk": (schedule(every_minutes=0.5, seconds=10), CLOCK_FACTOR * 10, True),
     "no minutes": (schedule(every_minutes=0.0), 1e9, False),
-    "evaluation": (schedule(after_evaluation=True), EVALUATION_FACTOR, True),
-    "evaluation too soon": (schedule(after_evaluation=True), EVALUATION_FACTOR - 1, False),
-    "each evaluation": (schedule(after_evaluation=True, every_minutes=0.0), 0, True),
+    "evaluation": (schedule(evaluated_step=4), EVALUATION_FACTOR, True),
+    "evaluation too soon": (schedule(evaluated_step=4), EVALUATION_FACTOR - 1, False),
+    "each evaluation": (schedule(evaluated_step=4, every_minutes=0.0), 0, True),
     "steps": (schedule(every_steps=4, seconds=1e9), 0, True),
     "other steps": (schedule(every_steps=3), 0, False),
-    "nothing new": (schedule(every_steps=4, after_evaluation=True, position=9), 1e9, False),
-    "not kept": (schedule(after_evaluation=True, keep=("best",)), 1e9, False),
+    "nothing new": (schedule(every_steps=4, position=9), 1e9, False),
+    "not kept": (schedule(evaluated_step=4, keep=("best",)), 1e9, False),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_when_a_save_is_due(name):
     saves, elapsed, due = CASES[name]
-    assert saves.is_due(TrainState(step=8, position=9), elapsed) is due
+    assert saves.is_due(STATE, elapsed) is due
 
 
 def test_only_rank_0_says_how_long_ago_it_was():
@@ -186,3 +190,12 @@ def test_f01_killed_right_after_a_save_amid_an_epoch(tiny, tmp_path, ranks):
     done = run_module("engine.train", *arguments, ranks=ranks)
     assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path / "run", tmp_path / "through")
+
+
+def test_auto_does_not_write_over_a_run_that_ended_without_last(tiny):
+    config = tiny(**{"checkpoint.keep": ("best",), "run.resume": "auto", "train.max_steps": 2})
+    run_training(config)
+    weights = (Path(config.run.folder) / "best" / "model.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match=r"holds the best/ of a run that has ended"):
+        run_training(config)
+    assert (Path(config.run.folder) / "best" / "model.safetensors").read_bytes() == weights

@@ -69,7 +69,7 @@ def test_out_of_patience(patience, bad, out):
     reason = TrainState(step=7, bad_evaluations=bad).reason_to_stop(8, EvalSettings(patience=patience), "max")
     assert reason == ("out of patience" if out else "")
     assert (
-        TrainState(step=8, bad_evaluations=bad).reason_to_stop(8, EvalSettings(patience=patience), "max")
+        TrainState(step=8, evaluated_step=8).reason_to_stop(8, EvalSettings(patience=patience), "max")
         == "all steps done"
     )
 

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from support.runs import (
     CPU,
+    QuietStop,
     StopAfter,
     arguments_of,
     assert_same_run,
@@ -363,6 +364,35 @@ def test_f05_signal_leaves_a_checkpoint_that_resumes_exactly(tiny, tmp_path, num
         run_training(through)
         run_training(override(config, {"run.resume": "yes"}))
         assert_same_run(config.run.folder, through.run.folder)
+
+
+@pytest.mark.parametrize("call", [0, 1, 4, 5], ids=["validation", "training subset", "last", "last subset"])
+def test_f05_a_signal_in_an_evaluation_leaves_it_to_the_resume(tiny, tmp_path, monkeypatch, call):
+    settings = {"train.max_steps": 9, "eval.every_steps": 3, "eval.train_subset_size": 8, "regularize.ema_decay": 0.5}
+    through = tiny(**settings)
+    run_training(through)
+    config = override(through, {"run.folder": str(tmp_path / "stopped")})
+    calls = []
+
+    class Stopped(QuietStop):
+        def is_seen(self):
+            return bool(self.signal)
+
+    stop = Stopped()
+
+    def evaluate_and_stop(*args):
+        stop.signal = signal.SIGTERM if len(calls) == call else stop.signal
+        calls.append(args)
+        return evaluate(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "evaluate", evaluate_and_stop)
+        assert run_training(config, stop) is None
+    state = state_of(config)
+    assert len(calls) == 2 * (call // 2) + 2
+    assert (state["step"], state["evaluated_step"]) == (3 * (call // 2) + 3, 3 * (call // 2))
+    run_training(override(config, {"run.resume": "yes"}))
+    assert_same_run(config.run.folder, through.run.folder)
 
 
 @pytest.fixture
