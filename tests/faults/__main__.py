@@ -6,6 +6,7 @@ python -m tests.faults [--count N | --sample] [--seed S] [--output FILE] [--list
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -23,6 +24,8 @@ sys.path.insert(0, str(TESTS))
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+if importlib.util.find_spec("pytest") is None:
+    raise SystemExit('tests.faults needs what the tests need: pip install -e ".[test]"')
 
 from faults.catalogue import FAULTS, Fault  # noqa: E402
 from faults.runs import Result, as_json, without_paths  # noqa: E402
