@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,11 @@ from support.runs import tiny_config, write_reviews, write_tiny_bert
 from engine.config import Config
 
 torch.set_num_threads(1)  # three times as fast on models this small
+
+if threading.current_thread() is threading.main_thread():
+    # A background shell ignores SIGINT, nohup SIGHUP, and its processes inherit that; tests of signals need the defaults.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
