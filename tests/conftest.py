@@ -15,7 +15,7 @@ from engine.config import Config
 torch.set_num_threads(1)  # three times as fast on models this small
 
 if threading.current_thread() is threading.main_thread():
-    # A background shell ignores SIGINT, nohup SIGHUP, and its processes inherit that; tests of signals need the defaults.
+    # A background shell ignores SIGINT, nohup SIGHUP, and processes inherit it. Tests of signals need the defaults.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 

@@ -50,7 +50,11 @@ def tiny_flags(checkpoint_folder: Path, reviews: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", PLUGINS)
+# Each runs three commands, so one of them stands for all by default.
+EXAMPLES = [pytest.param(name, marks=[pytest.mark.slow] * (name != "my_head.py")) for name in PLUGINS]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_trains_evaluates_and_predicts(tmp_path, checkpoint_folder, reviews, name):
     block, arguments = PLUGINS[name]
     (tmp_path / name).write_text(block)

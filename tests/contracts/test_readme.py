@@ -128,7 +128,7 @@ def test_readme_has_blocks_to_run():
 
 def slow_if_long(block: Block) -> object:
     """Mark a long block as slow, since every command imports torch."""
-    is_long = block.text.count("engine.train") > 3 or "engine.study" in block.text
+    is_long = block.text.count("engine.train") > 1 or "engine.study" in block.text
     return pytest.param(block, id=block.title, marks=[pytest.mark.slow] * is_long)
 
 
