@@ -201,8 +201,10 @@ def save_oracle(
 ) -> Any:
     """Save a random model of transformers to `folder`, no parameter at its initial zero or one; return it."""
     transformers = pytest.importorskip("transformers")
-    torch.manual_seed(seed)
     kind = ZOO[model_type]
+    if kind.modality == "seq2seq" and tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 15):
+        pytest.skip("transformers before 5.15 computes the softmax of T5 in fp32, whatever the model's precision")
+    torch.manual_seed(seed)
     config = getattr(transformers, kind.config_class)(**{**kind.fields, **changes}, attn_implementation=kind.attention)
     name = models.ARCHITECTURES[model_type].heads[head]
     oracle = getattr(transformers, name)(config).eval()
