@@ -21,6 +21,7 @@ from data.formats.memory import is_in_memory
 from data.formats.options import FileOptions
 from data.formats.rows import READERS, read_rows
 from data.formats.text import read_lines
+from data.notes import count_of
 from data.row import Row, Rows
 from data.text_classification import check_texts, split_into_chunks
 
@@ -92,13 +93,22 @@ def _hint_at_dialogue(columns: Sequence[str]) -> str:
 
 
 def encode_texts_for_lm(
-    rows: Sequence[Row], tokenizer: Tokenizer, *, column: str = "text", max_length: int, concatenate: bool = False
+    rows: Sequence[Row],
+    tokenizer: Tokenizer,
+    *,
+    column: str = "text",
+    max_length: int,
+    concatenate: bool = False,
+    document_mask: bool = False,
 ) -> TextExamples[LanguageModelRecord]:
     """Return examples of at most max_length tokens. Each token of each text, and its end, is a target exactly once.
 
     A longer text continues in further examples, with ids `7#2` and so on (`7##2` where an id has a #), whose first
     input is the last target of the example before.
-    concatenate: all texts make one, end to end, which is split into blocks of max_length tokens.
+    concatenate: all texts make one, end to end, which is split into blocks of max_length tokens. A token attends to the
+    texts before its own in the block.
+    document_mask: in a block, the part of each text is a sequence of its own, so that attention and positions restart
+    with each text (as in Llama 3: Grattafiori et al. 2024, section 3.2). Inputs and targets are the same.
     """
     end = find_end_token(tokenizer)
     targets, sizes = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
@@ -109,20 +119,13 @@ def encode_texts_for_lm(
         counts.append(len(encoding.ids) + 1)
     labels = np.concatenate(targets)
     inputs = np.concatenate([[end], labels])[:-1].astype(np.int32)  # the target before; a text ends with the end token
-    begins, ids = [], []
+    lengths = np.array(counts, dtype=np.int64)
     if concatenate:
-        begins = list(range(0, len(labels), max_length))
-        ids = [f"block {i + 1}" for i in range(len(begins))]
+        borders = split_into_blocks(lengths, max_length)
+        ids = [f"block {i}" for i in range(1, len(borders))]
     else:
-        start, mark = 0, "#"
-        while any(mark in row.id for row in rows):  # no part has the id of another text
-            mark += "#"
-        for row, count in zip(rows, counts, strict=True):
-            pieces = range(start, start + count, max_length)
-            begins += pieces
-            ids += [row.id, *(f"{row.id}{mark}{i}" for i in range(2, len(pieces) + 1))]
-            start += count
-    offsets = np.array([*begins, len(labels)], dtype=np.int64)
+        borders, ids = _split_each_text([row.id for row in rows], counts, max_length)
+    offsets, sequences = split_at_texts(borders, lengths) if concatenate and document_mask else (borders, None)
     bytes_before = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
     return TextExamples(
         input_ids=inputs,
@@ -132,8 +135,55 @@ def encode_texts_for_lm(
         token_labels=labels,
         ids=ids,
         truncated=0,
-        record=LanguageModelRecord(tokenizer, end, np.diff(bytes_before[offsets])),
+        sequences=sequences,
+        notes=note_blocks(borders, lengths, max_length) if concatenate and counts else (),
+        record=LanguageModelRecord(tokenizer, end, np.diff(bytes_before[borders])),
     )
+
+
+def _split_each_text(names: Sequence[str], counts: Sequence[int], max_length: int) -> tuple[np.ndarray, list[str]]:
+    """Return (borders of the examples, ids of the examples) where each text has examples of its own."""
+    begins, ids = list[int](), list[str]()
+    start, mark = 0, "#"
+    while any(mark in name for name in names):  # no part has the id of another text
+        mark += "#"
+    for name, count in zip(names, counts, strict=True):
+        pieces = range(start, start + count, max_length)
+        begins += pieces
+        ids += [name, *(f"{name}{mark}{i}" for i in range(2, len(pieces) + 1))]
+        start += count
+    return np.array([*begins, start], dtype=np.int64), ids
+
+
+def split_into_blocks(lengths: np.ndarray, max_length: int) -> np.ndarray:
+    """Return (N + 1,) int64: the borders of blocks of max_length tokens in texts end to end; the last may be shorter.
+
+    lengths: (texts,) tokens of each text, its end included. Texts may also come in windows: what a window has in its
+    last block, if that is not full, are then the first texts of the next window, for this function and split_at_texts.
+    """
+    total = int(lengths.sum())
+    return np.append(np.arange(0, total, max_length, dtype=np.int64), total)
+
+
+def split_at_texts(blocks: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the borders (S + 1,) of the parts of texts in blocks, and (N + 1,) the first part of each block.
+
+    blocks: (N + 1,) borders of the blocks. lengths: (texts,) tokens of each text, more than 0.
+    """
+    offsets = np.union1d(blocks, np.cumsum(lengths))
+    return offsets, np.searchsorted(offsets, blocks)
+
+
+def note_blocks(blocks: np.ndarray, lengths: np.ndarray, max_length: int) -> tuple[str, ...]:
+    """Return the note on texts in blocks: how many there are of both, and how many texts continue behind a block's end.
+
+    blocks, lengths: as in split_at_texts.
+    """
+    ends = np.cumsum(lengths)
+    continued = len(np.unique(np.searchsorted(ends, np.setdiff1d(blocks, np.append(ends, 0)))))
+    size = f"data.max_length = {max_length}"
+    note = f"{count_of(len(lengths), 'text')} in {count_of(len(blocks) - 1, 'block')} of {size} tokens"
+    return (f"{note}; {continued:,} of them continue{'s' if continued == 1 else ''} in the next block",)
 
 
 def encode_prompts(

@@ -153,12 +153,16 @@ class TextExamples(Generic[RecordT]):
 
     def show(self, index: int, tokenizer: Tokenizer, labels: Sequence[str]) -> list[str]:
         """Return lines about example `index`: its id and label, and the tokens and ids of its first sequence."""
-        first = index if self.sequences is None else int(self.sequences[index])
+        first, count = index, 1
+        if self.sequences is not None:
+            first = int(self.sequences[index])
+            count = int(self.sequences[index + 1]) - first
         head = f"id {self.ids[index]}"
         if self.labels is not None and self.labels.ndim == 1:
             head += f"  {labels[self.labels[index]]}"
         elif self.labels is not None:
             head += f"  {self.labels[first if self._has_spans else index].tolist()}"
+        head += f"  first of {count} sequences" if count > 1 else ""
         ids = self.sequence(first)
         tokens = [str(tokenizer.id_to_token(k)) for k in ids]
         if self.token_labels is not None:

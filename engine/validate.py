@@ -57,6 +57,11 @@ def _check_used(config: Config, task: Task) -> None:
     _check_long_texts(config, task)
     _check_cache(config, task)
     _check_imbalance(config, task)
+    if config.causal_lm.document_mask and not config.causal_lm.concatenate_texts:
+        raise ConfigError(
+            "causal_lm.document_mask = True has no effect on texts that are read alone: leave it out, or set "
+            "causal_lm.concatenate_texts = true"
+        )
     for name in ("mixup", "cutmix"):
         if config.data.teacher_file and get(config, f"augment.image.{name}"):
             raise ConfigError(

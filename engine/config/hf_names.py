@@ -105,7 +105,10 @@ HF_NAMES: dict[str, tuple[str, str]] = {
     "max_seq_length": ("data.max_length", ""),
     "max_source_length": ("data.max_length", ""),
     "split_special_tokens": ("data.split_special_tokens", ""),
-    "block_size": ("data.max_length", "causal_lm.concatenate_texts makes blocks of this length."),
+    "block_size": (
+        "data.max_length",
+        "causal_lm.concatenate_texts makes blocks of this length; causal_lm.document_mask separates the texts in them.",
+    ),
     "max_target_length": ("seq2seq.max_target_length", ""),
     "val_max_target_length": ("generate.max_new_tokens", ""),
     "source_prefix": ("seq2seq.source_prefix", ""),

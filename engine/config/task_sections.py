@@ -126,6 +126,11 @@ class CausalLMSettings:
     concatenate_texts: bool = setting(
         False, "concatenate the texts and split them into blocks of data.max_length; false: one example per text"
     )
+    document_mask: bool = setting(
+        False,
+        "in a block of concatenated texts, attention and positions restart with each text; false: a token attends to "
+        "the texts before its own",
+    )
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,12 @@ def encode(
     if not labelled:
         return encode_prompts(rows, processor, column=column, max_length=max_length)
     return encode_texts_for_lm(
-        rows, processor, column=column, max_length=max_length, concatenate=settings.own.concatenate_texts
+        rows,
+        processor,
+        column=column,
+        max_length=max_length,
+        concatenate=settings.own.concatenate_texts,
+        document_mask=settings.own.document_mask,
     )
 
 
@@ -74,8 +79,12 @@ def predict_batch(
 def show_generations(
     model: TaskModel, examples: TextExamples[LanguageModelRecord], generate: GenerateSettings, count: int
 ) -> str:
-    """Return the beginnings of the first `count` texts, each with the model's continuation."""
-    texts = [examples.sequence(i) for i in range(min(count, len(examples)))]
+    """Return the beginnings of the first `count` texts, each with the model's continuation.
+
+    Of a block whose texts are sequences of their own, the first one is shown.
+    """
+    first = range(len(examples)) if examples.sequences is None else examples.sequences[:-1].tolist()
+    texts = [examples.sequence(i) for i in first[:count]]
     prompts = [text[: max(1, len(text) // PROMPT_DIVISOR)] for text in texts]
     return show_continuations(model, prompts, examples, generate)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
+import numpy as np
 import pytest
 import torch
 from support.language import END, TEXTS, byte_tokenizer, rows_of
@@ -13,7 +15,14 @@ from tokenizers.models import BPE
 
 from data import DataError
 from data.batch import IGNORE_INDEX
-from data.causal_lm import encode_prompts, encode_texts_for_lm, find_end_token, read_texts
+from data.causal_lm import (
+    encode_prompts,
+    encode_texts_for_lm,
+    find_end_token,
+    read_texts,
+    split_at_texts,
+    split_into_blocks,
+)
 from data.formats.options import FileOptions
 from data.row import Row
 
@@ -26,49 +35,110 @@ def by_bytes() -> Tokenizer:
 # What is predicted
 
 
-@pytest.mark.parametrize("join", [False, True])
+WAYS = {
+    "each text": {},
+    "blocks": {"concatenate": True},
+    "document mask": {"concatenate": True, "document_mask": True},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("max_length", [1, 2, 7, 64])
-def test_each_token_and_each_end_is_a_target_once(by_bytes, join, max_length):
-    examples = encode_texts_for_lm(rows_of(TEXTS), by_bytes, max_length=max_length, concatenate=join)
+def test_each_token_and_each_end_is_a_target_once(by_bytes, way, max_length):
+    examples = encode_texts_for_lm(rows_of(TEXTS), by_bytes, max_length=max_length, **WAYS[way])
     assert by_bytes.decode(examples.token_labels.tolist(), skip_special_tokens=False) == END.join([*TEXTS, ""])
     assert examples.lengths.max() <= max_length
     assert examples.truncated == 0
     before = 0
-    for i in range(len(examples)):
-        ids, labels = (
-            examples.sequence(i),
-            examples.token_labels[examples.offsets[i] : examples.offsets[i + 1]].tolist(),
-        )
-        assert ids == [before, *labels[:-1]]  # the first of a continued text is the last target of what it continues
+    for begin, end in itertools.pairwise(examples.offsets.tolist()):
+        labels = examples.token_labels[begin:end].tolist()
+        # the first of a continued text is the last target of what it continues
+        assert examples.input_ids[begin:end].tolist() == [before, *labels[:-1]]
         before = labels[-1]
-    if join:
+        if way == "document mask":  # a part of one text
+            assert END not in by_bytes.decode(labels[:-1], skip_special_tokens=False)
+    if way != "each text":
         assert set(examples.lengths[:-1]) <= {max_length}
 
 
-@pytest.mark.parametrize("join", [False, True])
-def test_ids_say_which_part_of_which_text(by_bytes, join):
-    examples = encode_texts_for_lm(rows_of(["abc", "abcdefg", "a"]), by_bytes, max_length=4, concatenate=join)
-    assert examples.ids == (["block 1", "block 2", "block 3", "block 4"] if join else ["1", "2", "2#2", "3"])
+@pytest.mark.parametrize("way", WAYS)
+def test_ids_say_which_part_of_which_text(by_bytes, way):
+    examples = encode_texts_for_lm(rows_of(["abc", "abcdefg", "a"]), by_bytes, max_length=4, **WAYS[way])
+    alone = way == "each text"
+    assert examples.ids == (["1", "2", "2#2", "3"] if alone else ["block 1", "block 2", "block 3", "block 4"])
     assert examples.lengths.tolist() == [4, 4, 4, 2]
-    if not join:  # the second part of one text does not take the id of another
+    if alone:  # the second part of one text does not take the id of another
         rows = [Row(name, i, {"text": text}) for i, (name, text) in enumerate([("1", "abcdefg"), ("1#2", "a")])]
         assert encode_texts_for_lm(rows, by_bytes, max_length=4).ids == ["1", "1##2", "1#2"]
 
 
-@pytest.mark.parametrize("join", [False, True])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("max_length", [1, 3, 50])
-def test_bytes_of_all_examples_are_those_of_the_texts(by_bytes, join, max_length):
+def test_bytes_of_all_examples_are_those_of_the_texts(by_bytes, way, max_length):
     rng = random.Random(max_length)
     characters = "ab é床😀\u0301\t" + END[0]
     texts = TEXTS + ["".join(rng.choices(characters, k=rng.randint(1, 30))) for _ in range(200)]
-    examples = encode_texts_for_lm(rows_of(texts), by_bytes, max_length=max_length, concatenate=join)
+    examples = encode_texts_for_lm(rows_of(texts), by_bytes, max_length=max_length, **WAYS[way])
+    assert len(examples.record.num_bytes) == len(examples)
     assert examples.record.num_bytes.sum() == sum(len(text.encode()) for text in texts)
     assert (examples.record.num_bytes >= 0).all()
-    if not join and max_length == 50:
+    if way == "each text" and max_length == 50:
         whole = [i for i, name in enumerate(examples.ids) if "#" not in name and f"{name}#2" not in examples.ids]
         assert [examples.record.num_bytes[i] for i in whole] == [
             len(texts[int(examples.ids[i]) - 1].encode()) for i in whole
         ]
+
+
+# Blocks of several texts
+
+
+def test_a_document_mask_only_divides_the_blocks(by_bytes):
+    texts = ["abc", "abcdefghij", "a", "b"]
+    across, within = (
+        encode_texts_for_lm(rows_of(texts), by_bytes, max_length=6, **WAYS[way]) for way in ("blocks", "document mask")
+    )
+    for name in ("input_ids", "token_labels", "lengths"):
+        assert np.array_equal(getattr(across, name), getattr(within, name))
+    assert within.ids == across.ids
+    assert np.array_equal(within.record.num_bytes, across.record.num_bytes)
+    assert within.num_targets == across.num_targets == len("".join(texts)) + len(texts)
+    assert within.fingerprint() != across.fingerprint()
+    assert [[*within.batch([i]).lengths] for i in range(4)] == [[4, 2], [6], [3, 2, 1], [1]]
+    batch = within.batch([3, 0, 2])
+    assert (batch.lengths, batch.sequences, batch.num_targets) == ((1, 4, 2, 3, 2, 1), (1, 2, 3), 13)
+    assert torch.equal(batch.input_ids, across.batch([3, 0, 2]).input_ids)
+    assert torch.equal(batch.labels, across.batch([3, 0, 2]).labels)
+    assert within.batch([]).num_tokens == 0
+    note = "4 texts in 4 blocks of data.max_length = 6 tokens; 2 of them continue in the next block"
+    assert within.notes == across.notes == (note,)
+    assert within.show(2, by_bytes, ())[:2] == ["id block 3  first of 3 sequences", "h i j"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_texts_in_windows_make_the_blocks_of_all(seed):
+    """The oracle walks token by token; the windows carry what is left of a block to the next window."""
+    rng = random.Random(seed)
+    max_length = rng.choice([1, 2, 5, 16])
+    lengths = [rng.choice([1, 2, 3, max_length, 40]) for _ in range(rng.randint(0, 60))]
+    text_of = [i for i, length in enumerate(lengths) for _ in range(length)]
+    blocks = [text_of[i : i + max_length] for i in range(0, len(text_of), max_length)]
+    expected = [[len([*part]) for _, part in itertools.groupby(block)] for block in blocks]
+
+    def parts_of_blocks(window: list[int]) -> list[list[int]]:
+        counts = np.array(window, dtype=np.int64)
+        borders = split_into_blocks(counts, max_length)
+        offsets, first = split_at_texts(borders, counts)
+        assert np.array_equal(offsets[first], borders)
+        return [np.diff(offsets[a : b + 1]).tolist() for a, b in itertools.pairwise(first.tolist())]
+
+    assert parts_of_blocks(lengths) == expected
+    found, left = [], []
+    while lengths:
+        size = rng.randint(1, 9)
+        found += parts_of_blocks(left + lengths[:size])
+        lengths = lengths[size:]
+        left = found.pop() if found and sum(found[-1]) < max_length else []
+    assert found + [left] * bool(left) == expected
 
 
 def test_no_rows_make_no_examples(by_bytes):

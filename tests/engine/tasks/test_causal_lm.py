@@ -24,7 +24,7 @@ from data.batch import IGNORE_INDEX
 from data.causal_lm import LanguageModelRecord, encode_prompts, encode_texts_for_lm
 from engine import config as configs
 from engine import evaluate, predict
-from engine.config import Config, GenerateSettings
+from engine.config import Config, ConfigError, GenerateSettings
 from engine.tasks import TASKS
 from engine.tasks.generation import generation_settings
 
@@ -56,12 +56,19 @@ def theirs(model: models.TaskModel, folder: Path, ids: list[int]) -> torch.Tenso
     return transformers.GPT2LMHeadModel.from_pretrained(folder).eval()(torch.tensor([ids])).logits[0]
 
 
-@pytest.mark.parametrize("join", [False, True])
+DIVISIONS = {
+    "each text": {},
+    "blocks": {"concatenate": True},
+    "document mask": {"concatenate": True, "document_mask": True},
+}
+
+
+@pytest.mark.parametrize("division", DIVISIONS)
 @pytest.mark.parametrize("logits_of", [ours, pytest.param(theirs, marks=pytest.mark.oracle)])
-def test_p02_loss_is_plain_cross_entropy_for_any_batches(by_bytes, tmp_path, logits_of, join):
+def test_p02_loss_is_plain_cross_entropy_for_any_batches(by_bytes, tmp_path, logits_of, division):
     """The oracle reads one text after another, with the logits of a whole text at once."""
     model = tiny_gpt2(tmp_path, seed=3)
-    examples = encode_texts_for_lm(rows_of(TEXTS), by_bytes, max_length=64, concatenate=join)
+    examples = encode_texts_for_lm(rows_of(TEXTS), by_bytes, max_length=64, **DIVISIONS[division])
     loss_sum, hits, tokens = 0.0, 0, 0
     ends = examples.offsets.tolist()
     for begin, end in itertools.pairwise(ends):
@@ -79,6 +86,39 @@ def test_p02_loss_is_plain_cross_entropy_for_any_batches(by_bytes, tmp_path, log
         assert metrics["bits_per_byte"] == pytest.approx(loss_sum / math.log(2) / num_bytes, rel=1e-6)
         assert metrics["loss"] == pytest.approx(loss_sum / tokens, rel=1e-6)
         assert metrics["token_accuracy"] == hits / tokens
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+def test_a_document_mask_is_block_diagonal_attention(by_bytes, tmp_path, dtype, tolerance):
+    """The oracle reads a whole block at once, with a mask over (tokens, tokens) and positions that restart."""
+    transformers = pytest.importorskip("transformers")
+    model = tiny_gpt2(tmp_path, seed=3, initializer_range=0.3).to(dtype)
+    models.save_pretrained(model, tmp_path)
+    peer = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, dtype=dtype).eval()
+    examples = encode_texts_for_lm(rows_of(TEXTS), by_bytes, max_length=64, concatenate=True, document_mask=True)
+    total = torch.zeros((), dtype=dtype)
+    for i in range(len(examples)):
+        batch = examples.batch([i])
+        parts = torch.repeat_interleave(torch.arange(len(batch.lengths)), torch.tensor(batch.lengths))
+        positions = torch.cat([torch.arange(length) for length in batch.lengths])
+        sees = (parts[:, None] == parts) & (positions[:, None] >= positions)
+        mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)[None, None]
+        logits = peer(batch.input_ids[None], attention_mask=mask, position_ids=positions[None]).logits[0]
+        total = total + torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
+    total.backward()
+    whole = model(examples.batch(range(len(examples)))).loss_sum
+    whole.backward()
+    assert whole.item() == pytest.approx(total.item(), rel=tolerance)
+    gradient, expected = model.embedding.weight.grad, peer.transformer.wte.weight.grad  # of the head too: they are tied
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=10 * tolerance * expected.abs().max().item())
+    alone = replace(examples, ids=[""] * (len(examples.offsets) - 1), sequences=None)  # each part an example
+    parts_alone = sum(model(alone.batch([i])).loss_sum.item() for i in range(len(alone)))
+    assert len(alone) > len(examples) + 3
+    assert parts_alone == pytest.approx(total.item(), rel=tolerance)
+    across = encode_texts_for_lm(rows_of(TEXTS), by_bytes, max_length=64, concatenate=True)
+    seen_across = model(across.batch(range(len(across)))).loss_sum.item()
+    assert seen_across != pytest.approx(total.item(), rel=1e-3)
 
 
 RSS = """
@@ -215,6 +255,47 @@ def test_samples_show_texts_and_their_continuations(prompted, by_bytes):
     assert [line.split(":")[0] for line in shown] == ["  sample 1", "  sample 2"]
     assert f"{END}ver' -> '" in shown[1].replace('"', "'")
     assert LM.show_generations(model, examples, GenerateSettings(), 0) == ""
+    blocks = encode_texts_for_lm(
+        rows_of(["a", "b", "ccc", "dd"]), by_bytes, max_length=4, concatenate=True, document_mask=True
+    )
+    shown = LM.show_generations(model, blocks, GenerateSettings(max_new_tokens=3), 9).splitlines()
+    assert [line.split(" -> ")[0] for line in shown] == [f"  sample block {i}: {END!r}" for i in (1, 2, 3)]
+
+
+def test_blocks_with_a_document_mask_train_and_evaluate(tmp_path, capsys):
+    """Any split of a step into micro-batches gives the same run, also from the cache."""
+    settings = write("causal-lm", tmp_path, 40) | {
+        "causal_lm.concatenate_texts": True,
+        "causal_lm.document_mask": True,
+        "data.max_length": 16,
+        "data.cache": str(tmp_path / "cache"),
+        "model.dropout.all": 0.0,
+        "train.global_batch_size": 6,
+        "train.max_steps": 3,
+        "log.every_steps": 1,
+    }
+    losses = {}
+    for limits in ({}, {"train.micro_batch_size": 2}, {"train.micro_batch_tokens": 20}):
+        folder = tmp_path / f"run{len(losses)}"
+        result = run_training(configs.override(Config(), settings | limits | {"run.folder": str(folder)}))
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        losses[str(limits)] = [row["loss"] for row in rows if "loss" in row], result["best_perplexity"]
+    first = losses.pop("{}")
+    assert len(first[0]) == 3
+    for logged, perplexity in losses.values():
+        assert logged == pytest.approx(first[0], rel=1e-6)
+        assert perplexity == pytest.approx(first[1], rel=1e-6)
+    shown = capsys.readouterr().out
+    assert "texts in " in shown
+    assert " blocks of data.max_length = 16 tokens; " in shown
+    assert "taken from data.cache" in shown
+
+
+def test_a_document_mask_without_blocks_is_refused(tmp_path):
+    settings = write("causal-lm", tmp_path, 4) | {"causal_lm.document_mask": True, "run.folder": str(tmp_path / "run")}
+    message = r"document_mask = True has no effect .*: leave it out, or set causal_lm\.concatenate_texts = true"
+    with pytest.raises(ConfigError, match=message):
+        run_training(configs.override(Config(), settings))
 
 
 # Learning
