@@ -19,6 +19,7 @@ import json
 import math
 import reprlib
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeAlias, TypeGuard
@@ -31,6 +32,7 @@ from models.errors import ModelError
 
 JsonObject: TypeAlias = dict[str, object]  # each reader checks the values that it uses
 
+BLOCK_BYTES = 16_000_000  # that are read at a time where they cannot be read into the target directly
 MAX_JSON = 3_000_000  # bytes; as Python objects they take up to thirty times as much
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DTYPES = FLOATS | {
@@ -173,38 +175,71 @@ class TensorFiles:
     def read_into(self, key: str, target: Tensor, transpose: bool = False) -> None:
         """Copy a tensor into `target`, in the precision of the target; the caller has checked the shape.
 
+        target: may be a DTensor, of which each rank reads its own part only.
         transpose: whether the file has it transposed.
         Raises ModelError unless the numbers are floating point and finite.
         """
-        if not transpose and target.is_contiguous() and self.entries[key].dtype == target.dtype:
-            self._fill(key, target)
-        else:
-            tensor = self.read(key)
-            target.copy_(tensor.T if transpose else tensor)
+        local, offsets = _local_part(target)
+        if self.entries[key].dtype != local.dtype or transpose:
+            self._check_float(key)
+        self._fill(key, local.T if transpose else local, offsets[::-1] if transpose else offsets)
         # The sum is quick to compute. It is finite unless a number is not, or the sum overflows.
-        if not target.sum().isfinite() and not target.isfinite().all():
+        if not local.sum().isfinite() and not local.isfinite().all():
             raise ModelError(f"{self._files[key][0]}: {key} has NaN or infinity")
 
     def read(self, key: str) -> Tensor:
         """Return a new tensor in the precision of the file; ModelError unless it is floating point."""
-        stored = self.entries[key]
-        if stored.dtype not in FLOATS.values():
-            known = ", ".join(FLOATS)
-            raise ModelError(f"{self._files[key][0]}: {key} is stored as {stored.dtype}; weights are read from {known}")
-        tensor = torch.empty(stored.shape, dtype=stored.dtype)
-        self._fill(key, tensor)
+        self._check_float(key)
+        tensor = torch.empty(self.entries[key].shape, dtype=self.entries[key].dtype)
+        self._fill(key, tensor, (0,) * tensor.dim())
         return tensor
 
-    def _fill(self, key: str, tensor: Tensor) -> None:
+    def _check_float(self, key: str) -> None:
+        dtype = self.entries[key].dtype
+        if dtype not in FLOATS.values():
+            known = ", ".join(FLOATS)
+            raise ModelError(f"{self._files[key][0]}: {key} is stored as {dtype}; weights are read from {known}")
+
+    def _fill(self, key: str, target: Tensor, offsets: Sequence[int]) -> None:
+        """Copy the part of a tensor that begins at `offsets` into a target of any strides, precision and device."""
+        stored = self.entries[key]
+        if not target.numel():
+            return
+        if not stored.shape:
+            target, offsets, stored = target.view(1), (0,), stored._replace(shape=(1,))
+        row_bytes = stored.nbytes // stored.shape[0]
+        first, rows = stored.start + offsets[0] * row_bytes, len(target)
+        is_whole = target.shape[1:] == stored.shape[1:]
+        if is_whole and target.dtype == stored.dtype and target.is_contiguous() and target.device.type == "cpu":
+            self._read_bytes(key, first, target)
+            return
+        columns = [slice(begin, begin + size) for begin, size in zip(offsets[1:], target.shape[1:], strict=True)]
+        step = max(1, BLOCK_BYTES // row_bytes)
+        block = torch.empty((min(step, rows), *stored.shape[1:]), dtype=stored.dtype)
+        for row in range(0, rows, step):
+            part = block[: rows - row]
+            self._read_bytes(key, first + row * row_bytes, part)
+            target[row : row + step].copy_(part[:, *columns])
+
+    def _read_bytes(self, key: str, start: int, tensor: Tensor) -> None:
+        """Fill a contiguous tensor with the bytes of the file from `start` on."""
         path, stream = self._files[key]
         memory = tensor.detach().view(-1).view(torch.uint8).numpy()
-        stream.seek(self.entries[key].start)
+        stream.seek(start)
         try:
             complete = stream.readinto(memory) == len(memory)  # type: ignore[attr-defined]
         except OSError as error:
             raise ModelError(f"{path} cannot be read: {error.strerror}") from None
         if not complete:
             raise ModelError(f"{path} is not a complete safetensors file: it became shorter while it was read")
+
+
+def _local_part(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """Return (the part of a tensor that this rank has, where it begins); the tensor itself where it is no DTensor."""
+    if not hasattr(tensor, "to_local"):  # asked by name: a single process never imports torch.distributed.tensor
+        return tensor, (0,) * tensor.dim()
+    (chunk,) = tensor.__create_chunk_list__()  # type: ignore[attr-defined]  # what torch.distributed.checkpoint asks
+    return tensor.to_local(), tuple(chunk.offsets)
 
 
 def open_checkpoint(folder: Path, stack: ExitStack) -> TensorFiles:
