@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Set
 
 from data.formats.options import FileOptions
 from data.notes import shorten_lines
@@ -17,9 +18,11 @@ class DataError(ValueError):
     """Data that cannot be used. The message has the file, the line, the reason and what would work.
 
     A line of more than LONGEST characters, which quotes a long value, is shown without its middle.
+    errors: the list of a reader that raised it; None where the error is a single one.
     """
 
     LONGEST = 1_000
+    errors: ErrorList | None = None
 
     def __init__(self, message: str = ""):
         super().__init__(shorten_lines(message, self.LONGEST))
@@ -92,12 +95,27 @@ class ErrorList:
         self.only_empty &= other.only_empty
         self.of_empty |= other.of_empty
 
+    def remove(self, lines: Set[int]) -> None:
+        """Remove the errors of these lines, which one error of the file replaces."""
+        self.found = [(line, message) for line, message in self.found if line not in lines]
+        self.reasons = {line: reason for line, reason in self.reasons.items() if line not in lines}
+
+    def move_to(self, other: ErrorList) -> None:
+        """Add what was collected since the last call to `other`, in whose rows it is."""
+        other.extend(self)
+        other.broken |= self.broken
+        other.unit = other.unit or self.unit
+        self.found, self.reasons, self.broken, self.notes, self.of_empty = [], {}, {}, [], set()
+        self.has_bad_file, self.only_empty = False, True
+
     def raise_if_any(self, kind: type[DataError] = DataError) -> None:
         """Raise one DataError with the first errors and the number of the others; do nothing without errors."""
         if self.found:
             shown = self._choose_shown()
             left = len(self.found) - len(shown)
-            raise kind("\n".join(shown) + (f"\n... and {left:,} more" if left else ""))
+            error = kind("\n".join(shown) + (f"\n... and {left:,} more" if left else ""))
+            error.errors = self
+            raise error
 
     def _choose_shown(self) -> list[str]:
         """Return the messages that are shown, by line: the first few of each kind, so that none hides another."""

@@ -20,6 +20,7 @@ from data.formats.options import FileOptions
 from data.formats.parquet import is_table_folder, read_parquet
 from data.formats.tables import FASTTEXT, read_csv, read_tsv
 from data.row import Row, Rows
+from data.windows import Source, open_source
 
 Reader = Callable[[Path, ErrorList, Sequence[str], FileOptions], Records]
 READERS: dict[str, Reader] = {
@@ -58,16 +59,16 @@ def read_rows(
     """
     path, collected = locate(name), errors is not None
     errors = ErrorList() if errors is None else errors
+    source: Source[Row] = open_source(name)
     rows: list[Row] = []
     lacking: list[Row] = []  # a required column
-    columns: dict[str, None] = {}  # of all rows
+    columns = source.columns  # of all rows
     repeated: list[int] = []  # lines that repeat the header
     wanted = dict.fromkeys([*required, options.id_column, *options.settings])
     dotted = [column for column in wanted if "." in column]
     width, value, column = 0, None, ""
     try:
-        found = read_memory(name, errors) if is_in_memory(name) else _read_file(name, required, errors, options)
-        for row in found:
+        for row in source.take(lambda errors: _read_records(name, required, errors, options), errors):
             values = row.values
             if len(values) != width:  # rows with as many columns nearly always have the same ones
                 width = len(values)
@@ -89,12 +90,14 @@ def read_rows(
         raise DataError(f"{name}: no such file") from None
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror}") from None
-    _check_absent(path, rows, lacking, required, list(columns), options)
+    if not source.num_rows:
+        _check_absent(path, rows, lacking, required, list(columns), options)
     if options.id_column not in ("", "id", *columns) and (rows or lacking):
         errors.notes.append(f"no column {options.id_column!r} (data.id_column): the ids are numbers from 1")
-    _assign_ids(path, rows, lacking, options.id_column, errors)
+    _assign_ids(path, rows, lacking, options.id_column, errors, source)
     _add_lacking(path, lacking, required, options, errors)
-    if not rows and not errors:
+    source.num_rows += len(rows)
+    if not source.num_rows and not errors:
         raise DataError(f"{name}: no rows")
     _note_repeated_header(repeated, errors)
     if not is_in_memory(name):
@@ -118,6 +121,10 @@ def _note_unread_columns(columns: Iterable[str], wanted: Iterable[str], errors: 
     read = {part for column in wanted for part in (column, column.partition(".")[0])} | {PANDAS_INDEX}
     if unread := [column for column in columns if column not in read]:
         errors.notes.append(f"columns that are not read: {name_all(unread)}")
+
+
+def _read_records(name: str, required: Sequence[str], errors: ErrorList, options: FileOptions) -> Iterator[Row]:
+    return read_memory(name, errors) if is_in_memory(name) else _read_file(name, required, errors, options)
 
 
 def _read_file(name: str, required: Sequence[str], errors: ErrorList, options: FileOptions) -> Iterator[Row]:
@@ -209,10 +216,19 @@ def _add_lacking(
             errors.add(path, row.line, f"no column {column!r}; this row has {found}")
 
 
-def _assign_ids(path: Path, rows: list[Row], lacking: list[Row], column: str, errors: ErrorList) -> None:
-    """Take the ids from `column` if any row has it; then every row must have one. No two rows may have the same id."""
-    has_column = any(column in row.values for row in rows)
-    lines: dict[str, int] = {}
+def _assign_ids(
+    path: Path, rows: list[Row], lacking: list[Row], column: str, errors: ErrorList, source: Source[Row]
+) -> None:
+    """Take the ids from `column` if any row has it; then every row must have one. No two rows may have the same id.
+
+    source: of the rows, of which others may have been read before.
+    """
+    has_column = source.has_ids or any(column in row.values for row in rows)
+    if has_column and source.line_without_id:
+        reason = f'no id in {column!r}, which later rows have; data.id_column = "" takes row numbers'
+        errors.add(path, source.line_without_id, reason, of_file=True)
+    source.has_ids, source.line_without_id = has_column, 0 if has_column or not rows else rows[0].line
+    lines = dict(source.repeated)
     for row in rows:
         if has_column:
             value = row.values.get(column)
@@ -224,7 +240,7 @@ def _assign_ids(path: Path, rows: list[Row], lacking: list[Row], column: str, er
             row.id = str(value)
         elif not row.id:  # of a row in memory, whose line is its number
             row.id = str(row.line)
-        if row.id in lines:
+        if lines.get(row.id, row.line) != row.line:
             hint = 'data.id_column names another column; data.id_column = "" takes row numbers'
             place = errors.unit or "line"
             errors.add(path, row.line, f"the id {row.id!r} is that of {place} {lines[row.id]} too; {hint}")

@@ -88,6 +88,7 @@ def _iterate_rows(layout: _Layout, names: list[str], records: Fields, errors: Er
     empty, number, good = Gaps(), 0, 0
     wrong: list[tuple[int, int]] = []  # (line, number of fields)
     longer: list[int] = []  # lines with one more field, which is empty
+    hint = _hint_at_width(layout, width)
     for line, fields in records:
         number += 1
         if fields is not None and not fields:
@@ -103,6 +104,7 @@ def _iterate_rows(layout: _Layout, names: list[str], records: Fields, errors: Er
                 longer.append(line)
             else:
                 wrong.append((line, len(fields)))
+                errors.add(layout.path, line, f"{len(fields)} fields, the header has {width}{hint}")
                 fields = None
         if fields is None:
             yield number, line, None
@@ -119,25 +121,32 @@ def _iterate_rows(layout: _Layout, names: list[str], records: Fields, errors: Er
     _add_wrong_widths(layout, width, wrong, longer, good, errors)
 
 
+def _hint_at_width(layout: _Layout, width: int) -> str:
+    if width > 1:
+        return "; a field with the delimiter in it stands in quotes" if layout.is_quoted else ""
+    other = _escape_delimiter(_other_delimiter(layout.delimiter))
+    return f'; data.delimiter = "{other}" reads each line as one field'
+
+
 def _add_wrong_widths(
     layout: _Layout, width: int, wrong: list[tuple[int, int]], longer: list[int], good: int, errors: ErrorList
 ) -> None:
-    """Add the errors of records that have not `width` fields: one for the file where all have the same number."""
+    """Add the errors of records with an empty field too many; one for the file where all rows have the same fault.
+
+    wrong: (line, number of fields) of records whose errors have been added.
+    """
     if longer and len(longer) == good and not wrong:
         errors.notes.append("every row ends with a delimiter, which adds no column")
         longer = []
-    wrong += [(line, width + 1) for line in longer]
-    hint = "; a field with the delimiter in it stands in quotes" if layout.is_quoted else ""
-    if width == 1:
-        hint = (
-            f'; data.delimiter = "{_escape_delimiter(_other_delimiter(layout.delimiter))}" reads each line as one field'
-        )
-    if len(wrong) > 1 and good == len(longer) and len({count for _, count in wrong}) == 1:
-        reason = f"all {len(wrong):,} rows have {wrong[0][1]} fields, the header has {width}{hint}"
-        errors.add(layout.path, wrong[0][0], reason, of_file=True)
+    hint = _hint_at_width(layout, width)
+    all_wrong = [*wrong, *((line, width + 1) for line in longer)]
+    if len(all_wrong) > 1 and good == len(longer) and len({count for _, count in all_wrong}) == 1:
+        errors.remove({line for line, _ in wrong})
+        reason = f"all {len(all_wrong):,} rows have {all_wrong[0][1]} fields, the header has {width}{hint}"
+        errors.add(layout.path, all_wrong[0][0], reason, of_file=True)
         return
-    for line, count in wrong:
-        errors.add(layout.path, line, f"{count} fields, the header has {width}{hint}")
+    for line in longer:
+        errors.add(layout.path, line, f"{width + 1} fields, the header has {width}{hint}")
 
 
 def _other_delimiter(delimiter: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data.errors import DataError, ErrorList
@@ -10,6 +10,7 @@ from data.formats.lines import COMPRESSED, clean_lines, locate
 from data.formats.options import FileOptions
 from data.notes import count_of
 from data.row import Row
+from data.windows import Source, open_source
 
 
 def read_lines(name: str, column: str, errors: ErrorList, options: FileOptions = FileOptions()) -> list[Row]:
@@ -17,24 +18,29 @@ def read_lines(name: str, column: str, errors: ErrorList, options: FileOptions =
 
     Bad lines are added to `errors`. DataError for a file that cannot be read or has no lines.
     """
-    rows: list[Row] = []
-    num_empty = 0
+    source: Source[Row] = open_source(name)
     errors.notes += options.name_unused(["delimiter", "quotes"])
     try:
-        for line, content in clean_lines(locate(name), errors, options):
-            if content.strip():
-                rows.append(Row(str(line), line, {column: content}))
-            else:
-                num_empty += 1
+        rows = list(source.take(lambda errors: _rows_of_lines(name, column, errors, options), errors))
     except FileNotFoundError:
         raise DataError(f"{name}: no such file") from None
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror}") from None
-    if not rows and not errors:
+    source.num_rows += len(rows)
+    if not source.num_rows and not errors:
         raise DataError(f"{name}: no lines of text")
+    return rows
+
+
+def _rows_of_lines(name: str, column: str, errors: ErrorList, options: FileOptions) -> Iterator[Row]:
+    num_empty = 0
+    for line, content in clean_lines(locate(name), errors, options):
+        if content.strip():
+            yield Row(str(line), line, {column: content})
+        else:
+            num_empty += 1
     if num_empty:
         errors.notes.append(f"{count_of(num_empty, 'empty line')} left out; ids are the numbers of the lines")
-    return rows
 
 
 def read_parallel(

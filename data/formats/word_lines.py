@@ -13,6 +13,7 @@ from data.formats.lines import clean_lines, locate
 from data.formats.options import FileOptions
 from data.notes import count_of
 from data.row import Row
+from data.windows import Source, open_source
 from data.words import TEXT, split_words
 
 LINES = "<lines>"  # an internal column: the line of each word; no file has this column
@@ -38,22 +39,27 @@ def read_sentences(
     path = locate(name)
     if path.is_dir():
         raise DataError(f"{name}: this is a folder; name a file")
-    rows: list[Row] = []
+    source: Source[Row] = open_source(name)
     errors.notes += options.name_unused(["delimiter", "quotes"])
-    try:
+
+    def make(errors: ErrorList) -> Iterator[Row]:
         if format == "conll":
             found = read_conll(path, *columns, labelled, errors, options)
             sentences: Sentences = ((s.line, s.words, s.tags, {LINES: s.lines}) for s in found)
         else:
             sentences = (_word_tag if format == "word/tag" else _texts)(path, labelled, errors, options)
-        for line, words, tags, more in sentences:
-            id = str(line if format == "text" else len(rows) + 1)
-            rows.append(Row(id, line, {keys[0]: words, **({keys[1]: tags} if labelled else {}), **more}))
+        for number, (line, words, tags, more) in enumerate(sentences, 1):
+            id = str(line if format == "text" else number)
+            yield Row(id, line, {keys[0]: words, **({keys[1]: tags} if labelled else {}), **more})
+
+    try:
+        rows = list(source.take(make, errors))
     except FileNotFoundError:
         raise DataError(f"{name}: no such file") from None
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror}") from None
-    if not rows and not errors:
+    source.num_rows += len(rows)
+    if not source.num_rows and not errors:
         raise DataError(f"{name}: no rows")
     return rows
 
