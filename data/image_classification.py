@@ -192,8 +192,8 @@ class ImageExamples:
 
     @property
     def lengths(self) -> np.ndarray:
-        """(N,) tokens of each image: its cost."""
-        return np.full(len(self), self.preprocessing.tokens, dtype=np.int64)
+        """(N,) tokens of each image: its cost. All are equal, and stored once."""
+        return np.broadcast_to(np.int64(self.preprocessing.tokens), len(self))
 
     def label_counts(self, num_labels: int) -> np.ndarray | None:
         """Return (num_labels,) the number of images of each class."""

@@ -21,12 +21,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from data import workers
 from data.batch import Batch
-from data.random_streams import BALANCED_CLASS, BALANCED_EXAMPLE
+from data.lengths import Lengths, all_lengths
+from data.order import Order, balanced_order, epoch_order
 
 
 class Examples(Protocol):
     """An encoded data set: texts (data/examples.py), images (data/image_classification.py), or augmented texts.
 
+    ids, lengths: (N,) of a set that is larger than memory they are no list and no array, but give what an index asks
+    for. Training asks for the examples of a step; evaluation and the largest micro-batch need all lengths.
     notes: sentences about what was truncated, lost or repaired.
     epoch: the epoch of training, for which an augmented data set makes other examples; None: without augmentation.
     """
@@ -36,7 +39,7 @@ class Examples(Protocol):
     @property
     def truncated(self) -> int: ...
     @property
-    def lengths(self) -> np.ndarray: ...
+    def lengths(self) -> Lengths: ...
     @property
     def notes(self) -> tuple[str, ...]: ...
     def __len__(self) -> int: ...
@@ -56,53 +59,12 @@ class MicroBatching:
     world_size: int = 1
 
 
-def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
-    """Return the permutation of n examples in this epoch, a pure function of its arguments."""
-    return np.random.default_rng([seed, epoch]).permutation(n)
-
-
-def balanced_order(seed: int, epoch: int, classes: np.ndarray) -> np.ndarray:
-    """Return the n examples of this epoch, among which all classes are equally frequent, to within one.
-
-    It is a pure function of its arguments. Over the run, the classes take turns: draw t, counted from the first epoch,
-    is of class t modulo C; within an epoch the classes are shuffled. A class's examples are read in a new order in each
-    cycle through them, so that none is repeated before all others of its class were read.
-
-    classes: (n,) the class of each example; classes without an example are left out.
-    """
-    n = len(classes)
-    present = np.unique(classes)
-    draws = np.arange(epoch * n, (epoch + 1) * n)
-    turns = np.random.default_rng([seed, epoch, BALANCED_CLASS]).permutation(draws % len(present))
-    order = np.empty(n, dtype=np.int64)
-    for turn, name in enumerate(present.tolist()):
-        places = np.flatnonzero(turns == turn)
-        first = (epoch * n - turn + len(present) - 1) // len(present)  # draws of this class in the epochs before
-        order[places] = _read_in_cycles(np.flatnonzero(classes == name), [seed, name], first, len(places))
-    return order
-
-
-def _read_in_cycles(members: np.ndarray, key: list[int], first: int, count: int) -> np.ndarray:
-    """Return draws `first`, ..., `first + count - 1` from endless cycles through the members, each in a new order.
-
-    The order is that of random numbers. Philox can skip those of the cycles before: it makes four at a time.
-    """
-    size = len(members)
-    cycle, begin = divmod(first, size)
-    num_cycles = -(-(begin + count) // size)
-    quarter = -(-size // 4)
-    generator = np.random.Philox(np.random.SeedSequence([*key, BALANCED_EXAMPLE])).advance(cycle * quarter)
-    numbers = generator.random_raw(num_cycles * quarter * 4).reshape(num_cycles, quarter * 4)[:, :size]
-    cycles: np.ndarray = members[np.argsort(numbers, axis=1)].ravel()
-    return cycles[begin : begin + count]
-
-
 def steps_per_epoch(n: int, global_batch_size: int) -> int:
     """Return the number of steps; the last one takes the remaining examples and is normalised by its own targets."""
     return math.ceil(n / global_batch_size)
 
 
-def split_into_micro_batches(indices: np.ndarray, lengths: np.ndarray, limits: MicroBatching) -> list[np.ndarray]:
+def split_into_micro_batches(indices: np.ndarray, lengths: Lengths, limits: MicroBatching) -> list[np.ndarray]:
     """Return this rank's micro-batches of a step: the same number on every rank, some perhaps empty.
 
     The examples are sorted by length and distributed in turn, so that the ranks have equal work. Neighbours in length
@@ -121,16 +83,16 @@ def split_into_micro_batches(indices: np.ndarray, lengths: np.ndarray, limits: M
     return np.array_split(shares[limits.rank], count)
 
 
-def _split_by_tokens(share: np.ndarray, lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
+def _split_by_tokens(share: np.ndarray, lengths: Lengths, max_tokens: int) -> list[np.ndarray]:
     """Split greedily into one or more runs of at most `max_tokens`; a longer example is a run of its own."""
     runs: list[list[int]] = [[]]
     used = 0
-    for index in share:
-        if runs[-1] and used + lengths[index] > max_tokens:
+    for index, length in zip(share.tolist(), lengths[share].tolist(), strict=True):
+        if runs[-1] and used + length > max_tokens:
             runs.append([])
             used = 0
-        runs[-1].append(int(index))
-        used += int(lengths[index])
+        runs[-1].append(index)
+        used += length
     return [np.array(run, dtype=np.int64) for run in runs]
 
 
@@ -148,7 +110,7 @@ class _Steps(Dataset[list[Batch]]):
         self.examples, self.global_batch_size, self.seed, self.limits = examples, global_batch_size, seed, limits
         self.classes = classes
         self.lengths = examples.lengths
-        self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
+        self.epoch, self.order = -1, epoch_order(seed, 0, 0)
 
     def __getitem__(self, step: int) -> Any:
         """Return the micro-batches; in a worker, an exception is returned too."""
@@ -158,16 +120,21 @@ class _Steps(Dataset[list[Batch]]):
         return made
 
     def _make(self, step: int) -> list[Batch]:
-        epoch, position = divmod(step, steps_per_epoch(len(self.examples), self.global_batch_size))
+        n, size = len(self.examples), self.global_batch_size
+        epoch, position = divmod(step, steps_per_epoch(n, size))
+        order = self._order_of(epoch)
+        chosen = order[np.arange(position * size, min((position + 1) * size, n))]
+        micro_batches = split_into_micro_batches(chosen, self.lengths, self.limits)
+        return [self._read(indices, epoch) for indices in micro_batches]
+
+    def _order_of(self, epoch: int) -> Order:
         if epoch != self.epoch:
             self.epoch = epoch
             if self.classes is None:
                 self.order = epoch_order(self.seed, epoch, len(self.examples))
             else:
                 self.order = balanced_order(self.seed, epoch, self.classes)
-        chosen = self.order[position * self.global_batch_size : (position + 1) * self.global_batch_size]
-        micro_batches = split_into_micro_batches(chosen, self.lengths, self.limits)
-        return [self._read(indices, epoch) for indices in micro_batches]
+        return self.order
 
     def _read(self, indices: np.ndarray, epoch: int) -> Batch:
         if len(indices):
@@ -212,9 +179,10 @@ def training_steps(
 def evaluation_batches(examples: Examples, limits: MicroBatching) -> list[np.ndarray]:
     """Return this rank's micro-batches of a pass over all examples: each example on exactly one rank, once.
 
-    The examples are sorted by length and distributed in turn. The pass has no collectives, so counts may differ.
+    The examples are sorted by length and distributed in turn. The pass has no collectives, so counts may differ. It
+    needs all lengths in memory: some 40 bytes an example while they are sorted, 4 GB for 100 million.
     """
-    lengths = examples.lengths
+    lengths = all_lengths(examples.lengths)
     by_length = np.argsort(lengths, kind="stable")[limits.rank :: limits.world_size]
     if limits.max_tokens:
         micro_batches = _split_by_tokens(by_length, lengths, limits.max_tokens)

@@ -11,6 +11,7 @@ import numpy as np
 
 from data.errors import DataError
 from data.notes import count_of
+from data.order import keyed_order
 from data.random_streams import TRAINING_SAMPLE, VALIDATION_SPLIT
 from data.row import Row
 
@@ -22,7 +23,7 @@ def sample_rows(rows: list[Row], count: int, seed: int) -> list[Row]:
     """
     if not 0 < count < len(rows):
         return rows
-    chosen = np.random.default_rng([seed, TRAINING_SAMPLE]).permutation(len(rows))[:count]
+    chosen = keyed_order([seed, TRAINING_SAMPLE], len(rows))[np.arange(count)]
     return [rows[i] for i in sorted(chosen.tolist())]
 
 

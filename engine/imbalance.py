@@ -11,9 +11,12 @@ import numpy as np
 from data import Examples
 from data.batch import IGNORE_INDEX
 from data.notes import count_of, list_some
+from data.order import LARGEST_PERMUTATION
 from engine.config import ConfigError, RegularizeSettings
 from engine.config.schema import LARGEST, SMALLEST
 from models import TaskModel
+
+BYTES_OF_BALANCED_ORDER = 75  # an example, at most, while a balanced order is made
 
 
 def apply_class_weights(model: TaskModel, settings: RegularizeSettings, counts: np.ndarray | None) -> None:
@@ -107,6 +110,12 @@ def describe_sampler(classes: np.ndarray | None, labels: Sequence[str], settings
         f"; {labels[present[rarest]]!r} has {examples}, each read {len(classes) / len(present) / counts[rarest]:.4g}"
     )
     notes = [text + " times an epoch"]
+    if len(classes) > LARGEST_PERMUTATION:
+        gigabytes = BYTES_OF_BALANCED_ORDER * len(classes) / 1e9
+        notes.append(
+            f"train.sampler = balanced holds the order of all examples in each process that reads them, some "
+            f"{gigabytes:.2g} GB while it is made; train.sampler = shuffle computes that of a step alone"
+        )
     if settings.class_weights == ("balanced",):
         notes.append("warning: regularize.class_weights = balanced weights the rare classes a second time")
     return notes

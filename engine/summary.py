@@ -11,6 +11,7 @@ import numpy as np
 
 from data import Examples, MicroBatching, steps_per_epoch
 from data.cache import notes_of
+from data.lengths import count_lengths, percentile
 from data.loader import split_into_micro_batches
 from data.notes import count_of, list_some
 from engine.config import Config, to_recipe, to_toml
@@ -63,10 +64,11 @@ def describe_run(
 
 def describe_examples(name: str, examples: Examples, labels: tuple[str, ...]) -> str:
     """Return the number of examples, their lengths in tokens, the notes and the labels of a data set, as text."""
-    lengths = examples.lengths
-    spread = ", ".join(f"{q}% {int(np.percentile(lengths, q))}" for q in (50, 95, 100))
-    text = f"{name}: {count_of(len(examples), 'example')}, {count_of(int(lengths.sum()), 'token')}"
-    text += f" (mean {lengths.mean():.1f}, {spread})"
+    by_length = count_lengths(examples.lengths)
+    tokens = int(by_length @ np.arange(len(by_length)))
+    spread = ", ".join(f"{q}% {int(percentile(by_length, q))}" for q in (50, 95, 100))
+    text = f"{name}: {count_of(len(examples), 'example')}, {count_of(tokens, 'token')}"
+    text += f" (mean {tokens / len(examples):.1f}, {spread})"
     text += "".join(f"\n  {note}" for note in notes_of(examples))
     counts = examples.label_counts(len(labels))
     if counts is not None:
@@ -110,7 +112,7 @@ def describe_step(global_batch_size: int, examples: Examples, limits: MicroBatch
         text = (
             f"{step} = {ranks} x about {count_of(accumulation, 'micro-batch')} of at most {limits.max_tokens:,} tokens"
         )
-        longer = int((examples.lengths > limits.max_tokens).sum())
+        longer = int(count_lengths(examples.lengths)[limits.max_tokens + 1 :].sum())
         text += f"; {count_of(longer, 'longer example')}, each alone in a micro-batch" if longer else ""
     else:
         sizes = [len(micro_batch) for micro_batches in by_rank for micro_batch in micro_batches]

@@ -25,6 +25,7 @@ from torch.utils.data import get_worker_info
 
 from data.augmentation.tables import WORD, entry_key
 from data.batch import Batch
+from data.lengths import Lengths, all_lengths
 from data.loader import Examples
 from data.row import Row
 from data.scripts import KANA_AND_HAN
@@ -71,7 +72,7 @@ class Augmented:
         return self.examples.truncated
 
     @property
-    def lengths(self) -> np.ndarray:
+    def lengths(self) -> Lengths:
         """Lengths without augmentation: a step is split before its examples are changed."""
         return self.examples.lengths
 
@@ -112,7 +113,7 @@ class Augmented:
         if self.mask is not None:
             is_masked = encoded.input_ids == self.mask.masked_id
             encoded = replace(encoded, input_ids=np.where(is_masked, self.mask.token_id, encoded.input_ids))
-        order = np.argsort(encoded.lengths, kind="stable")  # attention runs over equal lengths in one call
+        order = np.argsort(all_lengths(encoded.lengths), kind="stable")  # attention runs over equal lengths in one call
         chosen = np.asarray(indices, dtype=np.int64)[order]
         ids = tuple(self.ids[i] for i in chosen)
         batch: Batch = encoded.batch(order)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from data import MicroBatching, TextExamples, evaluation_batches, steps_per_epoch, training_steps
-from data.loader import epoch_order, split_into_micro_batches
+from data.loader import split_into_micro_batches
+from data.order import epoch_order
 
 LIMITS = [
     {},

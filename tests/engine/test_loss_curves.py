@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import models
 from data import Examples, copy_tokenizer
-from data.loader import epoch_order
+from data.order import epoch_order
 from engine import config as configs
 from engine.config import Config
 from engine.tasks import TASKS

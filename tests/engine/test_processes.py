@@ -18,7 +18,7 @@ from support.runs import arguments_of, assert_same_run, logged_rows, run_trainin
 
 import models
 from data import DataError, TextExamples
-from data.loader import epoch_order
+from data.order import epoch_order
 from data.workers import WorkerError, stop_signals
 from engine import checkpoint, cli, distributed, heartbeat, train, validate
 from engine.cli import StopRequest

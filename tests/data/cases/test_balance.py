@@ -11,8 +11,9 @@ import pytest
 from support.cases import dry_run, evaluation, predictions, run, settings_for, write_file
 
 from data import MicroBatching, Row, TextExamples, split_rows, training_steps
-from data.loader import balanced_order
-from engine.config import ConfigError
+from data.order import balanced_order
+from engine import imbalance
+from engine.config import ConfigError, RegularizeSettings
 
 TEXT = "the cat saw a house"
 CLASSES = ["often"] * 60 + ["some"] * 8 + ["rare"] * 2 + ["once"]
@@ -150,6 +151,14 @@ def test_a_balanced_epoch_has_all_classes_equally_often(sizes):
     if len(classes) > 10:
         assert not np.array_equal(orders[0], orders[1])
         assert not np.array_equal(orders[0], balanced_order(6, 0, classes))
+
+
+def test_memory_of_a_balanced_order_of_a_large_set_is_said(monkeypatch):
+    monkeypatch.setattr(imbalance, "LARGEST_PERMUTATION", 9)
+    notes = [imbalance.describe_sampler(np.arange(n) % 2, ("a", "b"), RegularizeSettings())[1:] for n in (9, 10)]
+    assert notes[0] == []
+    assert notes[1][0].startswith("train.sampler = balanced holds the order of all examples in each process")
+    assert "some 7.5e-07 GB while it is made" in notes[1][0]
 
 
 def test_balanced_steps_do_not_depend_on_the_machine():
