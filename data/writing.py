@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 WRITING = ".writing-"  # how the names of unfinished files and folders begin
+TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}  # how texts are written
 MAX_LINKS = 40  # as of the Linux kernel
 
 
@@ -47,15 +48,21 @@ def write_text(path: Path, parts: Iterable[str]) -> None:
 
     A lone surrogate becomes an escape, such as \\ud800, which means the same in a string of JSON. Raises OSError.
     """
-    options: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
     if is_stream(path):
-        sys.stdout.flush()  # which may be the same file
-        descriptor = _find_descriptor(path)
-        with open(path if descriptor is None else os.dup(descriptor), "w", **options) as stream:
+        with open_stream(path) as stream:
             stream.writelines(parts)
     else:
-        with replace_file(path) as temporary, temporary.open("w", **options) as stream:
+        with replace_file(path) as temporary, temporary.open("w", **TEXT) as stream:
             stream.writelines(parts)
+
+
+@contextmanager
+def open_stream(path: Path) -> Iterator[TextIO]:
+    """Open a device, pipe or descriptor to write texts into, as write_text does."""
+    sys.stdout.flush()  # which may be the same file
+    descriptor = _find_descriptor(path)
+    with open(path if descriptor is None else os.dup(descriptor), "w", **TEXT) as stream:
+        yield stream
 
 
 def is_stream(path: Path) -> bool:

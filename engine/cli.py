@@ -50,10 +50,12 @@ class StopRequest:
     A second SIGINT ends the process. Before and after the loop nothing would be saved, so signals keep their usual
     effect there. Outside the main thread Python delivers no signals, and the flag is never set.
 
+    unit: after which the loop stops, for the line that says so.
     error: why the next step could not be read; it stops the loop too, and is raised after the checkpoint.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str = "step") -> None:
+        self.unit = unit
         self.signal = 0
         self.error: Exception | None = None
         self._received_at = 0.0
@@ -81,7 +83,7 @@ class StopRequest:
             os.kill(os.getpid(), signal.SIGINT)
         if self._announce and not self.signal:  # not print, which the signal may have interrupted
             with suppress(OSError):  # the terminal may have gone
-                os.write(2, b"\nstopping after this step; Ctrl-C again ends at once\n")
+                os.write(2, f"\nstopping after this {self.unit}; Ctrl-C again ends at once\n".encode())
         self._received_at = time.monotonic()
         self.signal = number
         heartbeat.note_stop()
@@ -190,21 +192,23 @@ def open_model(
 ) -> tuple[Path, Config, dict[str, str]]:
     """Return (checkpoint folder, its recipe with overrides, values of `options`) of a command line.
 
-    options: {name: meaning} of the command's own options. more: settings that this command reads beside the usual ones.
+    options: {"name PLACEHOLDER": meaning} of the command's own options. more: settings that this command reads beside
+    the usual ones.
     Raises ConfigError for a setting that would have no effect; SystemExit(0) after --help.
     """
     known = all_settings(Config())
     settings = {key: declared.metadata["doc"] for key, declared in known.items() if _is_used(key, more)}
     if "--help" in argv or "-h" in argv:
-        shown = [usage, "", *(f"  --{name} FILE\n        {doc}" for name, doc in options.items()), ""]
+        shown = [usage, "", *(f"  --{name}\n        {doc}" for name, doc in options.items()), ""]
         shown += ["Settings, taken from the recipe of the run where they are not given:", ""]
         print("\n".join([*shown, *(f"  --{key}\n        {doc}" for key, doc in settings.items())]))
         raise SystemExit(0)
     positional, given = split_arguments(list(argv))
-    own = {key: given.pop(key) for key in options if key in given}
+    names = [name.partition(" ")[0] for name in options]
+    own = {key: given.pop(key) for key in names if key in given}
     for key in given:
         if key not in known:
-            raise ConfigError(f"unknown option --{key}{did_you_mean(key, [*options, *settings])}")
+            raise ConfigError(f"unknown option --{key}{did_you_mean(key, [*names, *settings])}")
     if len(positional) != 1:
         raise ConfigError(f"name one run folder: {usage}")
     folder = checkpoint.open_run(positional[0])

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -30,10 +30,10 @@ from engine.log import progress
 from engine.memory import OutOfMemory, catch_out_of_memory, free_bytes
 from engine.model import disable_cudnn_attention
 from engine.precision import Precision
-from engine.tasks import Task, check_labels, find_task, read_file
+from engine.tasks import Task, TaskSettings, check_labels, find_task, read_file
 
 USAGE = "python -m engine.evaluate RUN --data.test FILE [--output FILE.json] [--section.key=value ...]"
-OPTIONS = {"output": "also write the metrics to this file, as one JSON object"}
+OPTIONS = {"output FILE": "also write the metrics to this file, as one JSON object"}
 
 AUTO_TOKENS = {"cpu": 4096, "cuda": 32_768}  # of a batch; more would not be faster
 BYTES_PER_LOGIT = 12  # of a language model: in 16 bits, in fp32, and its log-softmax, with a margin
@@ -175,26 +175,41 @@ def open_trained(
     folder: a checkpoint. config: its recipe with overrides. source: a file, a folder of images, or in-memory rows.
     Raises ConfigError, DataError or ModelError where these do not fit together.
     """
-    ranks = distributed.setup(config.run.device, config.distributed.timeout_seconds)
-    task, _ = find_task(config.run.task)
-    config = replace(config, data=replace(config.data, cache=""))  # a folder of the training machine
-    settings = replace(validate.task_settings(config, task), accept_empty=True)
+    config, task, settings, ranks = start(config)
     rows = read_file(task, source, settings, labelled)
-    model = models.from_pretrained(folder, head=task.head)
+    model, processor = load_trained(folder, config, task)
     if labelled:
         check_labels(task, source, rows, settings, model.labels)
-    processor = task.load_processor(folder)
-    validate.check_fit(config, model, processor)
     examples = task.encoder(processor, settings, model.labels)(rows, labelled)
     validate.check_encoded(config, model, examples)
     if ranks.world_size > 1:
         distributed.check_agreement(validate.shared_settings(config) | {"the data": examples.fingerprint()})
+    return model, examples, make_context(model, config, task, ranks), rows
+
+
+def start(config: Config) -> tuple[Config, Task, TaskSettings, Ranks]:
+    """Join the other ranks; return the configuration for the use of a trained model, its task and its settings."""
+    ranks = distributed.setup(config.run.device, config.distributed.timeout_seconds)
+    task, _ = find_task(config.run.task)
+    config = replace(config, data=replace(config.data, cache=""))  # a folder of the training machine
+    return config, task, replace(validate.task_settings(config, task), accept_empty=True), ranks
+
+
+def load_trained(folder: Path, config: Config, task: Task) -> tuple[models.TaskModel, Any]:
+    """Return the model of a checkpoint, and the tokenizer or image preprocessing that fits it."""
+    model = models.from_pretrained(folder, head=task.head)
+    processor = task.load_processor(folder)
+    validate.check_fit(config, model, processor)
+    return model, processor
+
+
+def make_context(model: models.TaskModel, config: Config, task: Task, ranks: Ranks) -> EvaluationContext:
+    """Move the model to this rank's device, choose its kernels, and return the context of evaluations there."""
     precision = Precision(config.train.precision, ranks.device)
     model.to(ranks.device)
     choose_kernels(ranks.device, config.train.tf32, config.run.deterministic)
     disable_cudnn_attention(model)
-    context = EvaluationContext(task, precision, ranks, config.eval.batch_tokens, config.generate)
-    return model, examples, context, rows
+    return EvaluationContext(task, precision, ranks, config.eval.batch_tokens, config.generate)
 
 
 def main(argv: Sequence[str]) -> int:
