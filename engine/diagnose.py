@@ -12,9 +12,11 @@ from data import Batch
 from data.notes import list_some
 from engine.checkpoint import Contents
 from engine.distributed import Ranks, all_gather
+from engine.dtensors import local
 from engine.errors import TrainingError
 from engine.precision import Precision
 from engine.regularize import seed_dropout
+from engine.sharding import gathered
 from engine.state import TrainState
 from models import TaskModel
 
@@ -57,11 +59,12 @@ def _find_causes(
     A gradient is named only when the forward is finite on every rank: the sum over the ranks spreads a NaN to all.
     """
     seed, objective, amp = contents.config.run.seed, contents.objective, contents.amp  # the seed repeats the dropout
-    found = all_gather(_find_in_forward(seed, position, contents.model, micro_batches, amp, ranks))
-    if not any(found):
-        found = all_gather(_find_in_losses(micro_batches, loss_sums))
-    if not any(found):
-        found = all_gather(_find_in_backward(seed, position, objective, micro_batches, amp, ranks))
+    with gathered(objective):
+        found = all_gather(_find_in_forward(seed, position, contents.model, micro_batches, amp, ranks))
+        if not any(found):
+            found = all_gather(_find_in_losses(micro_batches, loss_sums))
+        if not any(found):
+            found = all_gather(_find_in_backward(seed, position, objective, micro_batches, amp, ranks))
     if not any(found):
         found = all_gather(_find_in_gradient(objective, micro_batches))
     return "; ".join(f"rank {rank}: {cause}" for rank, cause in enumerate(found) if cause) or "its norm overflows"
@@ -136,7 +139,7 @@ def _find_in_backward(
 def _find_in_gradient(objective: nn.Module, micro_batches: Sequence[Batch]) -> str:
     """Return the last parameter, the one nearest to the loss, whose gradient is not finite; "" if there is none."""
     for name, parameter in reversed([*objective.named_parameters()]):
-        if parameter.grad is not None and not parameter.grad.isfinite().all():
+        if parameter.grad is not None and not local(parameter.grad).isfinite().all():
             ids = _name_ids([example_id for batch in micro_batches for example_id in batch.ids])
             return f"the forward is finite, the gradient of {name.removeprefix('model.')} is not, {ids}"
     return ""

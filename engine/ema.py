@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+
+from engine.dtensors import local_parts
 
 
 class Ema:
@@ -31,8 +32,8 @@ class Ema:
         for p in weights:
             if "average" not in self.optimizer.state[p]:  # the first step of this weight
                 self.optimizer.state[p]["average"] = p.detach().clone()
-        averages = [self.optimizer.state[p]["average"] for p in weights]
-        torch._foreach_lerp_(averages, weights, 1 - min(self.decay, (1 + step) / (10 + step)))
+        averages = local_parts(self.optimizer.state[p]["average"] for p in weights)
+        torch._foreach_lerp_(averages, local_parts(weights), 1 - min(self.decay, (1 + step) / (10 + step)))
 
     @contextmanager
     def in_place_of_weights(self) -> Iterator[None]:
@@ -48,7 +49,7 @@ class Ema:
         """Swap the values, not the tensors, since DDP and the optimizer refer to the parameters themselves."""
         averaged = {p: state["average"] for p, state in self.optimizer.state.items() if "average" in state}
         if self.decay and averaged:
-            weights: list[Tensor] = [*averaged]
+            weights, averages = local_parts(averaged), local_parts(averaged.values())
             copies = [p.clone() for p in weights]
-            torch._foreach_copy_(weights, [*averaged.values()])
-            torch._foreach_copy_([*averaged.values()], copies)
+            torch._foreach_copy_(weights, averages)
+            torch._foreach_copy_(averages, copies)

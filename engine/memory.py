@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from data import Batch, Examples, MicroBatching
+from data.lengths import longest_examples
 from engine.config import TrainSettings
 from engine.distributed import Ranks, all_gather, all_sum, set_gradient_sync, unchanged_buffers
+from engine.dtensors import local, sharded_modules
 from engine.errors import TrainingError
 from engine.precision import Precision
 
@@ -69,12 +71,15 @@ def any_out_of_memory(
     micro-batch without examples, which nobody uses: all ranks run the step again.
 
     has_begun: whether the last backward of the step had begun on this rank. Then it has perhaps sent some gradients
-    and cannot join again. Raises TrainingError, with the command that resumes the run.
+    and cannot join again; nor can it while the ranks gather the layers of a sharded model. Raises TrainingError, with
+    the command that resumes the run.
     """
     if caught and ranks.world_size > 1:
-        if has_begun:
+        is_gathering = bool(sharded_modules(parallel))
+        if has_begun or is_gathering:
             raise TrainingError(
-                f"step {step + 1}: rank {ranks.rank} ran out of memory while the ranks exchanged their gradients; "
+                f"step {step + 1}: rank {ranks.rank} ran out of memory while the ranks exchanged their "
+                f"{'layers' if is_gathering else 'gradients'}; "
                 "resume from the last checkpoint with --resume and a smaller --train.micro_batch_size or "
                 "--train.micro_batch_tokens"
             ) from caught.error
@@ -108,19 +113,22 @@ def largest_micro_batches(
 
     1. Estimate a first limit. The gradients and the states of the optimizer need a fixed memory; what autograd keeps of
        a forward grows with the tokens.
-    2. Try forward and backward on the longest examples within the limit; halve the limit until they fit.
+    2. Try forward and backward on the longest examples within the limit; halve the limit until they fit. A sharded
+       model is not tried, since a rank that ran out of memory could not join the others again.
     3. Take the smallest limit of all ranks.
 
     objective: what the loop calls. Raises TrainingError where the longest example alone does not fit.
     """
     share = -(-min(global_batch_size, len(examples)) // ranks.world_size)
-    longest = np.argsort(examples.lengths, kind="stable")[::-1][:share]
-    all_tokens = int(examples.lengths[longest].sum())
+    longest = longest_examples(examples.lengths, share)
+    lengths = examples.lengths[longest]
+    all_tokens, most = int(lengths.sum()), int(lengths.max())
     objective.train()
     limit = min(all_tokens, _estimate(objective, examples, longest, amp, ranks.device))
-    while not _fits(objective, examples, longest, limit, amp, ranks.device):
-        if limit <= examples.lengths[longest[0]]:
-            raise TrainingError(_too_long_message(int(examples.lengths[longest[0]])))
+    is_tried = not sharded_modules(objective)
+    while is_tried and not _fits(objective, examples, longest, limit, amp, ranks.device):
+        if limit <= most:
+            raise TrainingError(_too_long_message(most))
         limit //= 2
     limit = min(all_gather(limit))
     return replace(limits, max_examples=0, max_tokens=limit if limit < all_tokens else 0)
@@ -162,27 +170,30 @@ def _estimate(
     with catch_out_of_memory() as out_of_memory:
         kept = kept_bytes(objective, probes.to(device), amp)
     if out_of_memory:
-        return int(examples.lengths[longest[0]])
-    trained = sum(p.numel() * p.element_size() for p in objective.parameters() if p.requires_grad)
+        return int(examples.lengths[longest].max())
+    trained = sum(local(p).nbytes for p in objective.parameters() if p.requires_grad)
     usable = USABLE_SHARE * free_bytes(device) - (1 + NUM_STATES) * trained
     return 2**62 if usable == float("inf") else max(1, int(usable * probes.num_tokens / max(1, kept)))
 
 
 def kept_bytes(objective: nn.Module, batch: Batch, amp: Precision) -> int:
-    """Return the bytes that autograd keeps of a forward for the backward: each storage once, without parameters."""
-    parameters = {p.untyped_storage().data_ptr() for p in objective.parameters()}
-    kept: dict[int, int] = {}
+    """Return the bytes that autograd keeps of a forward for the backward: each storage once, without parameters.
+
+    What a sharded model has gathered is freed after each layer, and then has no bytes.
+    """
+    parameters = {local(p).untyped_storage().data_ptr() for p in objective.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(x: Tensor) -> Tensor:
         storage = x.untyped_storage()
         if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
+            kept[storage._cdata] = storage
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         output = amp.forward(objective, batch)
-    total = sum(kept.values())
-    del output  # not earlier, so that no address is used twice while the storages are counted
+    total = sum(storage.nbytes() for storage in kept.values())
+    del output  # not earlier, so that what it keeps is counted
     return total
 
 

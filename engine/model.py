@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,11 +23,13 @@ def build_model(
     label_smoothing: float,
     seed: int,
     resumed: Path | None,
+    shard: Callable[[TaskModel], None] | None = None,
 ) -> tuple[TaskModel, Path]:
     """Return (the model on the CPU, the folder of its tokenizer).
 
     resumed: a checkpoint of this run, whose weights replace those of model.name. With LoRA its weights are merged ones.
     Then the weights come from model.name, and only the adapter from the checkpoint.
+    shard: replaces the parameters of a model by those of its rank (engine.sharding), before the weights are read.
     """
     start = settings
     if resumed is not None and not settings.lora.rank:
@@ -45,6 +47,18 @@ def build_model(
     rates = start.dropout.rates()
     if start.dropout.head is None and task.head in models.HEADS and models.HEADS[task.head].is_language_model:
         rates.pop("head", None)  # this head has no dropout for model.dropout.all to set
+
+    def prepare(model: TaskModel) -> None:
+        models.freeze(model, start.freeze)
+        if start.lora.rank:
+            lora = start.lora
+            targets = lora.target_modules or models.lora.DEFAULT_TARGETS
+            models.add_lora(model, lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=targets, seed=seed)
+        if shard is not None:
+            shard(model)
+
+    # Layers that are initialised again after loading need whole parameters.
+    streams = shard is not None and not start.reinit_layers
     model = models.from_pretrained(
         start.name,
         head=task.head,
@@ -60,16 +74,14 @@ def build_model(
         seed=seed,
         revision=start.revision,
         sha256=start.sha256,
+        before_loading=prepare if streams else None,
     )
+    if not streams:
+        prepare(model)
     pretrained_folder = models.hub.resolve(start.name, start.revision)
     _drop_ambiguous_pad(model, pretrained_folder)
-    models.freeze(model, start.freeze)
-    if start.lora.rank:
-        lora = start.lora
-        targets = lora.target_modules or models.lora.DEFAULT_TARGETS
-        models.add_lora(model, lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=targets, seed=seed)
-        if resumed is not None:
-            models.load_adapter(model, resumed)
+    if resumed is not None and start.lora.rank:
+        models.load_adapter(model, resumed)
     return model, pretrained_folder
 
 

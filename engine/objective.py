@@ -171,7 +171,8 @@ class Objective(nn.Module):
         if embedding is None:
             raise TypeError("regularize.fgm_epsilon needs a model that reads words")
         # The gradient with respect to zeros that are added to the embeddings, since frozen embeddings have none.
-        zeros = embedding.weight.new_zeros(sum(batch.lengths), embedding.embedding_dim, requires_grad=True)
+        weight, shape = embedding.weight, (sum(batch.lengths), embedding.embedding_dim)
+        zeros = torch.zeros(shape, dtype=weight.dtype, device=weight.device, requires_grad=True)
         with perturbed(embedding, batch.input_ids, zeros):
             clean = self._forward_r_drop(batch)
         with torch.autocast(zeros.device.type, enabled=False):  # a backward runs in the precision of its forward

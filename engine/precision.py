@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from engine.dtensors import is_sharded, local_parts, sum_over_parts
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 InputT = TypeVar("InputT")
 OutputT = TypeVar("OutputT")
@@ -53,10 +55,13 @@ class Precision:
 
         A GPU computes the factor itself, 1 within `max_norm`, so that the host need not wait for the norm. On a CPU
         gradients within `max_norm` are not rewritten. With a norm that is not finite nothing is clipped, so that its
-        source can still be found.
+        source can still be found. Of sharded gradients each rank scales its part, by the norm of the whole.
         """
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        whole = [p.grad for p in parameters if p.grad is not None]
+        gradients = local_parts(whole)
         norm = nn.utils.get_total_norm(gradients, foreach=True)
+        if whole and is_sharded(whole[0]):
+            norm = sum_over_parts(norm.square(), whole[0]).sqrt()
         if max_norm > 0 and (self.reads_wait or max_norm < norm.item() < math.inf):
             limited = norm.nan_to_num(nan=0.0, posinf=0.0)  # then the factor is 1
             torch._foreach_mul_(gradients, (max_norm / (limited + 1e-6)).clamp(max=1.0))  # 1e-6: as in torch
@@ -70,6 +75,9 @@ class Precision:
         moment or counter changes. Other optimizers are called after the norm is read. A skip lowers fp16's loss scale.
         """
         skips_itself = self.reads_wait and getattr(optimizer, "_step_supports_amp_scaling", False)
+        skips_itself = skips_itself and not is_sharded(
+            optimizer.param_groups[0]["params"][0]
+        )  # its kernel takes one kind
         if skips_itself:
             optimizer.found_inf = (norm * 0 != 0).float()  # type: ignore[attr-defined]  # NaN and infinity: 1
             optimizer.step()

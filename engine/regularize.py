@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.config import ConfigError, DropoutSettings, RegularizeSettings
+from engine.dtensors import local, sum_over_parts
 from engine.optim import decayed, depths, to_steps
 from models import TaskModel, drop_graphs
 
@@ -46,7 +47,7 @@ class Penalties:
         if settings.l2_sp and pretrained is not None:
             parameters, new = dict(pretrained.named_parameters()), set(pretrained.report.initialised)
             known = [name for name in self.weights if name in parameters and name not in new]
-            self.start = {name: parameters[name].detach().to(self.weights[name].device) for name in known}
+            self.start = {name: local(parameters[name].detach().to(self.weights[name].device)) for name in known}
         if settings.l2_sp and not self.start:
             raise ConfigError(
                 f"regularize.l2_sp = {settings.l2_sp} has no effect: no weight that is trained and penalised is "
@@ -63,21 +64,23 @@ class Penalties:
         if not (l1 or l2 or l2_sp):
             return
         reached = {name: p for name, p in self.weights.items() if p.grad is not None}
-        weights: list[Tensor] = [*reached.values()]
-        gradients = {name: p.grad for name, p in reached.items() if p.grad is not None}
+        weights = {name: local(p) for name, p in reached.items()}
+        gradients = {name: local(p.grad) for name, p in reached.items() if p.grad is not None}
         terms: list[Tensor] = []
         if l1 and weights:
-            torch._foreach_add_([*gradients.values()], torch._foreach_sign(weights), alpha=l1)
-            terms += [l1 * norm for norm in torch._foreach_norm(weights, 1)]
+            torch._foreach_add_([*gradients.values()], torch._foreach_sign([*weights.values()]), alpha=l1)
+            terms += [l1 * norm for norm in torch._foreach_norm([*weights.values()], 1)]
         if l2 and weights:
-            torch._foreach_add_([*gradients.values()], weights, alpha=l2)
-            terms += [l2 / 2 * norm.square() for norm in torch._foreach_norm(weights, 2)]
+            torch._foreach_add_([*gradients.values()], [*weights.values()], alpha=l2)
+            terms += [l2 / 2 * norm.square() for norm in torch._foreach_norm([*weights.values()], 2)]
         pretrained = [name for name in reached if name in self.start]
         if l2_sp and pretrained:
-            change = torch._foreach_sub([reached[name] for name in pretrained], [self.start[n] for n in pretrained])
+            change = torch._foreach_sub([weights[name] for name in pretrained], [self.start[n] for n in pretrained])
             torch._foreach_add_([gradients[name] for name in pretrained], change, alpha=l2_sp)
             terms += [l2_sp / 2 * norm.square() for norm in torch._foreach_norm(change, 2)]
-        self.value = torch.stack(terms).sum() if terms else 0.0
+        self.value = 0.0
+        if terms:
+            self.value = sum_over_parts(torch.stack(terms).sum(), next(iter(reached.values())))
 
     def log(self, value: float) -> dict[str, float]:
         """Return {"penalty": its value in the last step, read from `self.value`} for metrics.jsonl; {} without one."""

@@ -53,6 +53,7 @@ from engine.regularize import (
     seed_everything,
 )
 from engine.save_schedule import SaveSchedule
+from engine.sharding import gathered, plan_sharding
 from engine.spikes import SpikeWatch
 from engine.state import TrainState, metric_direction
 from engine.tasks import find_task, read_training_data
@@ -78,7 +79,8 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     # 2. The model. It determines the order of the labels, since the head of a checkpoint has its own.
     seed_everything(seed)
     smoothing = cfg.regularize.label_smoothing
-    model, pretrained_folder = build_model(cfg.model, task, labels, smoothing, seed, resumed)
+    shard = plan_sharding(cfg.distributed.strategy, cfg.train.precision, ranks)  # None: each rank has the whole model
+    model, pretrained_folder = build_model(cfg.model, task, labels, smoothing, seed, resumed, shard)
     model.to(ranks.device)
 
     # 3. The data as examples. They are encoded once; augmentation changes the training examples in each epoch.
@@ -110,7 +112,8 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     objective = training_objective(model, cfg.regularize, teacher, cfg.train.loss)
     optimizer = build_optimizer(named_parameters(objective, model), cfg.optim)
     check_parameters(objective, optimizer)
-    pretrained = build_model(cfg.model, task, labels, smoothing, seed, None)[0] if cfg.regularize.l2_sp else None
+    l2_sp = cfg.regularize.l2_sp
+    pretrained = build_model(cfg.model, task, labels, smoothing, seed, None, shard)[0] if l2_sp else None
     penalties = Penalties(model, cfg.regularize, pretrained)
     unfreezing = GradualUnfreezing(model, cfg.model.gradual_unfreezing, total_steps)
     dropout = DropoutSchedule(model, cfg.model.dropout, total_steps)
@@ -163,7 +166,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         # Evaluate, if this is due. It comes first, since a resumed run may have been stopped in an evaluation.
         if state.is_evaluation_due(evaluate_every, total_steps):
             clock = time.perf_counter()
-            with ema.in_place_of_weights():
+            with ema.in_place_of_weights(), gathered(model):
                 metrics = evaluate(model, validation_set, context)
                 train_metrics = evaluate(model, train_subset, context)
                 seconds = time.perf_counter() - clock
@@ -262,8 +265,9 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     has_test = bool(test_rows and state.best_step)
     problem = verify(folder / checkpoint.BEST) if has_test else None
     if has_test and not problem:
-        best = models.from_pretrained(folder / checkpoint.BEST, head=task.head).to(ranks.device)
-        test_metrics = evaluate(best, test_set, context)
+        best = models.from_pretrained(folder / checkpoint.BEST, head=task.head, before_loading=shard).to(ranks.device)
+        with gathered(best):
+            test_metrics = evaluate(best, test_set, context)
         result |= {f"test_{name}": value for name, value in test_metrics.items()}
     log.final(state.step, result, done, cfg.train.max_grad_norm)
     log.say(explain_best(state, watched, log.values_of(watched)))

@@ -6,7 +6,7 @@ import difflib
 import json
 import reprlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -59,6 +59,7 @@ def from_pretrained(
     seed: int = 0,
     revision: str = "",
     sha256: str = "",
+    before_loading: Callable[[TaskModel], None] | None = None,
 ) -> TaskModel:
     """Build a model on the CPU in fp32 from a local folder, a package resource or a hub name.
 
@@ -76,6 +77,8 @@ def from_pretrained(
         starts with the decoder's.
     revision: the commit, tag or branch of a hub name; "": main.
     sha256: the checksum of model.safetensors; "": not checked.
+    before_loading: called with the model when a new head has values and before any weight is read, such as to shard it.
+        Memory without values is not in use yet, and of a DTensor each rank then reads its own part only.
     Raises ModelError where files and options do not fit, and for an option without effect on this head.
     `model.report` says what happened to each tensor.
     """
@@ -100,7 +103,8 @@ def from_pretrained(
             and model_options.is_head_in_file(raw, architecture, head, files)
         )
         model = _build(architecture, config, raw, options, head_class, head_in_file, files, folder)
-        for name in weights.saved_tensors(model):  # ModelError now, not when the model is saved
+        names = weights.saved_tensors(model).keys()
+        for name in names:  # ModelError now, not when the model is saved
             architecture.weights.find_row(name, head)
         if model.head is not None and not head_in_file:  # first, so that a new head does not depend on the backbone
             loaded = [*model.backbone.parameters()] if files is not None else []  # a tied output is the embedding
@@ -111,9 +115,13 @@ def from_pretrained(
             _check_initialised(model, folder)
             model.report = weights.LoadReport(f"none, scratch from seed {seed}", notes=notes)
             model.report.initialised = [name for name, _ in model.named_parameters()]
+        if before_loading is not None:
+            before_loading(model)
+        if files is None:
             return model
         model.report = weights.load(
             model,
+            names,
             architecture.weights,
             files,
             head=head,

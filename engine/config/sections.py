@@ -294,6 +294,13 @@ class LogSettings:
 class DistributedSettings:
     """The processes of a run: the ranks, and the workers that read data."""
 
+    strategy: str = setting(
+        "ddp",
+        "what a rank keeps; ddp: the whole model; fsdp: a part of every weight, gradient and optimizer state, all ranks "
+        "together one whole; hsdp: as fsdp, but the ranks of each machine together have a whole",
+        ("ddp", "fsdp", "hsdp"),
+        machine=MACHINE,
+    )
     timeout_seconds: float = setting(
         300.0,
         "seconds to wait for another rank, or for data from a worker, before the run ends and names it",

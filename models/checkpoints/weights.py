@@ -189,6 +189,7 @@ def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def load(
     model: nn.Module,
+    names: Iterable[str],
     table: WeightTable,
     files: TensorFiles,
     *,
@@ -199,6 +200,7 @@ def load(
 ) -> LoadReport:
     """Read the tensors of the files into `model`, one at a time, converted to the dtype of the parameter.
 
+    names: of those that the files should have (saved_tensors of the model before LoRA was added).
     reset: keep the new head, even where the files have it.
     drop_from: ignore the layers of the files from this number on, which the model does not have.
     own_head: whether the files have a head under its own names.
@@ -209,7 +211,8 @@ def load(
     """
     folder = files.folder
     report = LoadReport(str(folder))
-    parameters = saved_tensors(model)
+    saved = saved_tensors(model)
+    parameters = {name: saved[name] for name in names}
     in_file = _by_current_name(files, table)
     wanted = {ours: table.find_row(ours, head) for ours in parameters}
     unread = "head." if own_head and (reset or head is None or head in table.heads) else None
