@@ -13,6 +13,7 @@ import csv
 import importlib.util
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,12 @@ def find_kinds(rows: Iterable[dict[str, Any]]) -> dict[str, str]:
 
 
 def _kind(value: Any) -> str:
-    """Return bool, int, float, str, the same with [] for a list, "[]" for an empty one, json, or "" for null."""
+    """Return bool, int, float, str or json; the same with [] for a list, "[]" for one of nulls; "" for null."""
     if isinstance(value, list):
-        kinds = {_kind(item) for item in value}
-        inner = kinds.pop() if len(kinds) == 1 else "json" if kinds else ""
-        return "json" if inner.endswith(("json", "[]")) else f"{inner}[]"
+        inner = reduce(_join, map(_kind, value), "")
+        return "json" if inner == "json" or inner.endswith("[]") else f"{inner}[]"
+    if isinstance(value, dict):
+        return "json"
     return "" if value is None else type(value).__name__
 
 
@@ -77,7 +79,7 @@ def _join(known: str, found: str) -> str:
     if {known, found} == {"int", "float"}:
         return "float"
     if known.endswith("[]") and found.endswith("[]"):
-        inner = _join(known[:-2], found[:-2])
+        inner = _join(known.removesuffix("[]"), found.removesuffix("[]"))
         return "json" if inner == "json" else f"{inner}[]"
     return "json"
 

@@ -12,10 +12,10 @@ one JSON document, two parallel files or a folder of images, are held as a whole
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from data.errors import MEMORY, ErrorList
 from data.formats.lines import locate
@@ -105,10 +105,18 @@ def open_source(name: str) -> Source[Any]:
     return windows.sources[windows.num_opened - 1]
 
 
+class RowWindow(NamedTuple):
+    """Some rows of a file, next to each other."""
+
+    rows: Rows
+    is_last: bool
+    is_held: bool  # whether all rows of the file are in memory
+
+
 def read_windows(
     name: str, read: Callable[[], Rows], size: int, repeated: Mapping[str, int] | None = None
-) -> Iterator[tuple[Rows, bool]]:
-    """Yield (rows of a window, whether it is the last one).
+) -> Generator[RowWindow, None, None]:
+    """Yield the windows of a file, in its order.
 
     read: the reader of the file, called for each window. size: the rows of a window at most, those that are left out
     not counted. repeated: as in Source. A file that cannot be read a second time, such as a pipe, is read as a whole.
@@ -126,7 +134,7 @@ def read_windows(
                 yield from _divide(rows, size)
                 return
             is_read = windows.sources[0].is_read
-            yield rows, is_read
+            yield RowWindow(rows, is_read, False)
 
 
 @contextmanager
@@ -138,15 +146,16 @@ def _reading(name: str, windows: _Windows) -> Iterator[_Windows]:
         del _OPEN[name]
 
 
-def _divide(rows: Rows, size: int) -> Iterator[tuple[Rows, bool]]:
+def _divide(rows: Rows, size: int) -> Iterator[RowWindow]:
     """Yield all rows of a file in windows, each with the rows that were left out among its own."""
     left_out = sorted(rows.left_out, key=lambda row: row.line)
     if len(rows) <= size:
-        yield rows, True
+        yield RowWindow(rows, True, True)
         return
     ordered: list[Row] = sorted(rows, key=lambda row: row.line)
     for begin in range(0, len(ordered), size):
         window, is_last = ordered[begin : begin + size], begin + size >= len(ordered)
         end = len(left_out) if is_last else sum(row.line < ordered[begin + size].line for row in left_out)
-        yield Rows(window, notes=rows.notes if begin == 0 else (), left_out=left_out[:end]), is_last
+        notes = rows.notes if begin == 0 else ()
+        yield RowWindow(Rows(window, notes=notes, left_out=left_out[:end]), is_last, True)
         del left_out[:end]
