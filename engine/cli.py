@@ -143,7 +143,7 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
         lost = heartbeat.explain_lost_connection(error) if heartbeat.is_connection_error(error) else ""
         missing = explain_missing_kernel(error)
         if not lost and not missing:
-            heartbeat.announce_failure()
+            distributed.announce_failure(f"{type(error).__name__}: {error}")
             raise
         code = _report(LostRankError(lost) if lost else TrainingError(missing))
     heartbeat.end()
@@ -161,26 +161,29 @@ def _report(error: Exception) -> int:
     if isinstance(error, OtherRankError):
         heartbeat.explain_lost_connection(error)
     else:
-        heartbeat.announce_failure()
+        distributed.announce_failure(str(error))
         heartbeat.write_error_file(f"error: {error}")
         _print_once(str(error))
     return heartbeat.EXIT_CODE if isinstance(error, LOST_PROCESS_ERRORS) else 2
 
 
 def _print_once(error: str) -> None:
-    """Print an error; if rank 0 reports the same one within 2 s, only rank 0 prints it."""
+    """Print an error; if the first rank of this machine reports the same one within 2 s, only that rank prints it."""
     try:
         rank, world_size = distributed.read_variable("RANK", 0), distributed.read_variable("WORLD_SIZE", 1)
+        local_rank = distributed.read_variable("LOCAL_RANK", rank)
     except ConfigError:  # which may be the error to print
-        rank, world_size = 0, 1
+        rank, world_size, local_rank = 0, 1, 0
     own = "" if rank == 0 else f" (rank {rank})"
     if world_size > 1:
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # of this machine
+        printed = f"printed {heartbeat.own_machine()} {restarts} {error}"
         try:
             store = distributed.connect(1, world_size, timeout_seconds=2)  # as a client of the store
-            if rank == 0:
-                store.set(f"printed {error}", "yes")
+            if local_rank == 0:
+                store.set(printed, "yes")
             else:
-                store.wait([f"printed {error}"])
+                store.wait([printed])
                 return
         except (dist.DistError, *USER_ERRORS):
             pass

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,12 +20,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data import Batch
-from engine import heartbeat
+from engine import heartbeat, machines
 from engine.allocator import keep_freed_memory
 from engine.config import ConfigError
+from engine.dtensors import is_sharded, sharded_modules
 from engine.errors import USER_ERRORS, LostRankError, TrainingError
 from engine.objective import check_loss
 from engine.optim import names_without_gradient
+from engine.precision import Precision
 
 MAX_DIGITS, MAX_PORT = 9, 65_535
 SLACK_SECONDS = 10.0  # after distributed.timeout_seconds, so that a rank that is missed is named before torch gives up
@@ -64,19 +67,43 @@ def setup(device: str, timeout_seconds: float = 300.0) -> Ranks:
     if device == "cuda":
         torch.cuda.set_device(chosen)
     keep_freed_memory(chosen)
-    store = None
     if world_size > 1:
-        store = connect(rank, world_size, timeout_seconds)
-        heartbeat.join(store, rank, world_size, timeout_seconds)
+        _join(rank, world_size, timeout_seconds, "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    else:
+        heartbeat.start(None, rank, world_size, timeout_seconds)
+    return Ranks(rank, world_size, chosen)
+
+
+def _join(rank: int, world_size: int, timeout_seconds: float, backend: str) -> None:
+    """Join the process group; LostRankError where a rank does not, ConfigError where a machine has other software."""
+    shared = connect(rank, world_size, timeout_seconds)
+    if machines.are_several():
+        machines.choose_interface(os.environ["MASTER_ADDR"], rank)
+    attempt = heartbeat.join(shared, rank, world_size, timeout_seconds)
+    # Two connections, since a request waits for the one before it. Both see only the part of this attempt: torch would
+    # find the addresses of ranks that have died.
+    store, own = (
+        dist.PrefixStore(attempt, connection)  # type: ignore[attr-defined]
+        for connection in (connect(1, world_size, timeout_seconds), shared)
+    )
+    heartbeat.start(store, rank, world_size, timeout_seconds, address())
+    try:
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
-            store=connect(rank, world_size, timeout_seconds),
+            backend,
+            store=own,
             rank=rank,
             world_size=world_size,
             timeout=timedelta(seconds=timeout_seconds + SLACK_SECONDS),
         )
-    heartbeat.start(store, rank, world_size, timeout_seconds)
-    return Ranks(rank, world_size, chosen)
+    except RuntimeError as error:
+        reason = heartbeat.explain_lost_connection(error)
+        raise LostRankError(
+            f"{heartbeat.name_of(rank)} has reached {address()} (MASTER_ADDR, MASTER_PORT), and then not all other "
+            f"ranks{f' ({reason})' if reason else ''}: all machines must reach each other on every port, by "
+            f"the network {os.environ.get(machines.INTERFACE, 'of their host names')} ({machines.INTERFACE}): "
+            f"{str(error).splitlines()[0]:.200}"
+        ) from None
+    check_agreement(machines.read_software())
 
 
 def read_variable(name: str, default: int) -> int:
@@ -87,22 +114,26 @@ def read_variable(name: str, default: int) -> int:
     return int(text)
 
 
-def connect(rank: int, world_size: int, timeout_seconds: float) -> Any:
-    """Return a connection of its own to the store of the run, of which each attempt of torchrun has its own part.
+def address() -> str:
+    """Return where the store of the run is."""
+    return f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
 
-    torchrun --max-restarts starts all ranks again with the same store, in which torch would find the addresses of ranks
-    that have died. The store is torchrun's, or that of rank 0 where another launcher started the ranks.
+
+def connect(rank: int, world_size: int, timeout_seconds: float) -> Any:
+    """Return a connection of its own to the store of the run, which all attempts of torchrun share.
+
+    The store is torchrun's, or that of rank 0 where another launcher started the ranks.
     """
-    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
-    if not address or not port.isdecimal() or int(port) > MAX_PORT:
+    host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    if not host or not port.isdecimal() or int(port) > MAX_PORT:
         raise ConfigError(
-            f"WORLD_SIZE = {world_size} needs MASTER_ADDR and MASTER_PORT, which are {address!r} and {port!r}: start "
+            f"WORLD_SIZE = {world_size} needs MASTER_ADDR and MASTER_PORT, which are {host!r} and {port!r}: start "
             "the ranks with torchrun"
         )
     is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
     try:
-        store = dist.TCPStore(  # type: ignore[attr-defined]
-            address,
+        return dist.TCPStore(  # type: ignore[attr-defined]
+            host,
             int(port),
             world_size,
             is_master,
@@ -112,14 +143,24 @@ def connect(rank: int, world_size: int, timeout_seconds: float) -> Any:
         )
     except dist.DistError as error:
         raise LostRankError(
-            f"rank {rank} has not reached {address}:{port} (MASTER_ADDR, MASTER_PORT) within {timeout_seconds:g} s "
-            f"(distributed.timeout_seconds): {error}"
+            f"rank {rank} ({heartbeat.own_who()}) has not reached {address()} (MASTER_ADDR, MASTER_PORT) within "
+            f"{timeout_seconds:g} s (distributed.timeout_seconds){machines.explain_unreachable(host)}: "
+            f"{str(error).splitlines()[0]}"
         ) from None
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
 
 
-def wrap(model: nn.Module, ranks: Ranks, empty_batch: Batch) -> nn.Module:
+def announce_failure(sentence: str) -> None:
+    """Tell the other ranks that this one has failed by itself, whether it has joined them or not."""
+    world_size = read_variable("WORLD_SIZE", 1)
+    if heartbeat.has_joined() or world_size == 1:
+        heartbeat.announce_failure(sentence)
+        return
+    with suppress(dist.DistError, *USER_ERRORS):  # there is nobody to tell
+        store = connect(1, world_size, timeout_seconds=2)  # as a client of the store
+        heartbeat.announce_failure_before_joining(store, read_variable("RANK", 0), sentence)
+
+
+def wrap(model: nn.Module, ranks: Ranks, empty_batch: Batch, amp: Precision) -> nn.Module:
     """Return the model in DDP, or the model itself on a single rank.
 
     empty_batch: a batch without examples, whose backward reaches the same parameters as that of any batch. It runs
@@ -130,17 +171,18 @@ def wrap(model: nn.Module, ranks: Ranks, empty_batch: Batch) -> nn.Module:
       rounded. The first step after a resume then has the same order as in an uninterrupted run.
 
     Call it again when other parameters are trained, since DDP reduces those that were trained when it was created. The
-    old wrapper does no harm: without a forward of its own it reduces nothing.
+    old wrapper does no harm: without a forward of its own it reduces nothing. A sharded model (engine/sharding.py)
+    reduces its own gradients and needs no wrapper.
     Raises TrainingError with the names of trained parameters that no gradient reaches.
     """
     parallel = model
-    if ranks.world_size > 1:
+    if ranks.world_size > 1 and not is_sharded(next(model.parameters())):
         with warnings.catch_warnings():  # torch 2.14 deprecates it; its successor synchronises the buffers once
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
     with unchanged_buffers(model):
         try:
-            loss_sum = parallel(empty_batch.to(ranks.device)).loss_sum
+            loss_sum = amp.forward(parallel, empty_batch.to(ranks.device)).loss_sum
         except Exception as error:  # the user's own code fails with errors of every kind
             error.add_note("in the first forward, of a micro-batch without examples, as a rank may get in any step")
             raise
@@ -189,9 +231,16 @@ def _saved_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def set_gradient_sync(model: nn.Module, last: bool) -> None:
-    """Make DDP reduce the gradients in the next backward if `last`, else only accumulate them on this rank."""
+    """Make DDP reduce the gradients in the next backward if `last`, else only accumulate them on this rank.
+
+    Sharded gradients are reduced in every backward, since a rank has no room for whole ones; those of hsdp only within
+    a machine, and between machines if `last`.
+    """
     if isinstance(model, DistributedDataParallel):
         model.require_backward_grad_sync = last
+    elif is_sharded(next(model.parameters())):
+        for module in sharded_modules(model):
+            module.set_requires_all_reduce(last, recurse=False)
 
 
 def all_sum(*values: float) -> list[float]:
@@ -233,9 +282,29 @@ def check_agreement(values: Mapping[str, Any]) -> None:
         for name, value in first.items():
             if other[name] != value:
                 raise ConfigError(
-                    f"rank {rank} has {name} = {other[name]!r:.200}, and rank 0 {value!r:.200}: start all ranks with "
-                    "the same recipe, data and checkpoint"
+                    f"{heartbeat.name_of(rank)} has {name} = {other[name]!r:.200}, and {heartbeat.name_of(0)} "
+                    f"{value!r:.200}: start all ranks with the same recipe, data, checkpoint and software"
                 )
+
+
+def check_shared_folder(name: str, folder: str, ranks: Ranks) -> None:
+    """Raise ConfigError, on all ranks, where a machine does not see rank 0's folder. name: the setting, for the error.
+
+    After a restart rank 0 may be on another machine, which would find no checkpoint there and start anew.
+    """
+    if not machines.are_several():
+        return
+    token = on_main(ranks, machines.write_token, folder)
+    seen = all_gather((Path(folder) / token).is_file())
+    if ranks.is_main:
+        (Path(folder) / token).unlink(missing_ok=True)
+    for rank, sees_it in enumerate(seen):
+        if not sees_it:
+            raise ConfigError(
+                f"{name} of {heartbeat.name_of(rank)} is not the folder of {heartbeat.name_of(0)}, {folder!r}: all "
+                "machines need the same folder, on a file system that they share (such as NFS), since any of them may "
+                "have rank 0 after a restart"
+            )
 
 
 def gather_on_main(value: Any) -> list[Any]:

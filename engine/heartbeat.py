@@ -3,6 +3,9 @@
 Once a second a thread of each rank publishes in the run's store that the rank lives. It also watches the next rank; the
 last one watches the first. So one other rank notices a rank that was killed or stopped, and names it. All ranks then
 end. The thread also watches torchrun: without it nobody would end the rank later.
+
+The store is on one machine. Where the connection to it breaks, a request to the store waits for minutes without an
+error. So a second thread of each rank ends it once the store has not answered for distributed.timeout_seconds.
 """
 
 from __future__ import annotations
@@ -15,9 +18,10 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import torch.distributed as dist
 
@@ -28,12 +32,17 @@ PARENT = "FINETUNE_ENGINE_PARENT"  # environment variable: the process without w
 PERIOD = 1.0  # seconds
 DEAD_AFTER = 4  # beats that a rank misses, once a connection to some rank has failed
 VERDICT_SECONDS = 10.0  # within which a rank that died is named
-# Keys of the store.
+ADVICE = "The same command with --resume continues from the last checkpoint, if there is one"
+# Keys of the store. VERDICT and FAILED hold the number of the machine that has printed the sentence, and the sentence.
 STOP = "stop"  # a rank got a stop signal
 TROUBLE = "trouble"  # an exchange between ranks has failed
 VERDICT = "verdict"  # the sentence on the rank that is lost; all ranks end
 FAILED = "failed"  # a rank has failed by itself, and says why
 SHOW = "show"  # /rank: that rank should print its stacks
+# Keys of the store that all attempts of torchrun share.
+ASKS = "asks"  # /rank: a name of the newest process of that rank, or its number of machine and sentence of failure
+ATTEMPT = "attempt"  # /name of a process: the attempt that it belongs to
+HAS_FAILED = "failed "  # begins such an entry of ASKS
 
 
 class Store(Protocol):
@@ -59,10 +68,11 @@ class Heartbeat(threading.Thread):
         self.collectives, self.suspended = 0, 0.0
         self.stop_requested, self.stop_seen = False, False
         self.failing, self.ended = False, threading.Event()
-        self.parent = _parent()
+        self.parent, self.own_name = _parent(), f"rank {rank} ({own_who()})"
         self.beats, self.beats_since_failure = 0, 0
         self.missed, self.last_seen = 0, ""  # of the watched rank: beats in a row without news, and the last news
         self.has_shown_stacks = False
+        self.unanswered, self.closed = 0, threading.Event()  # beats without an answer of the store
 
     def run(self) -> None:
         """Beat until the run ends, or another rank does not answer."""
@@ -79,8 +89,20 @@ class Heartbeat(threading.Thread):
                 self._pass_on_stop(self.store)
                 self._obey(self.store)
                 self._watch(self.store, (self.rank + 1) % self.world_size)
+                self.unanswered = 0
             except RuntimeError:  # the store has ended; a rank that needs another one gets an error from it
                 self.store = None
+
+    def watch_store(self, address: str) -> None:
+        """End this rank where the store, which is at `address`, does not answer for too long."""
+        while not self.closed.wait(PERIOD):
+            self.unanswered += self.store is not None
+            if self.store is not None and self.unanswered * PERIOD >= self.timeout_seconds:
+                _end_machine(
+                    f"{self.own_name} has not reached {address} (MASTER_ADDR, MASTER_PORT) for "
+                    f"{self.timeout_seconds:g} s (distributed.timeout_seconds): the machine there is down, or the "
+                    f"connection to it is. {ADVICE}"
+                )
 
     def _beat(self, store: Store) -> None:
         """Publish that this rank lives, and how many exchanges it has begun."""
@@ -93,10 +115,10 @@ class Heartbeat(threading.Thread):
             self.has_shown_stacks = True
             _show_stacks(self.rank)
         if store.check([VERDICT]) and not self.failing:
-            os._exit(EXIT_CODE)
+            _end_machine(_unless_printed_here(_read(store, VERDICT)))
         self.beats_since_failure += store.check([FAILED])
         if self.beats_since_failure * PERIOD > VERDICT_SECONDS and not self.failing:
-            os._exit(EXIT_CODE)
+            _end_machine(_unless_printed_here(_read(store, FAILED)))
 
     def _watch(self, store: Store, watched: int) -> None:
         """Count the beats that another rank misses; end all ranks where they are too many."""
@@ -122,17 +144,16 @@ class Heartbeat(threading.Thread):
         is_dead = store.check([TROUBLE])
         waited = f"has not answered for {seconds:g} s (distributed.timeout_seconds)"
         fault = "has ended unexpectedly" if is_dead else waited
-        advice = "The same command with --resume continues from the last checkpoint, if there is one"
-        error = f"{self.name_of(lost)} {fault}. {advice}"
-        store.set(VERDICT, error)
+        error = f"{self.name_of(lost)} {fault}. {ADVICE}"
+        store.set(VERDICT, f"{own_machine()} {error}")
         if not is_dead:
             _show_stacks(self.rank)
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        write_error_file(error)
-        os._exit(EXIT_CODE)
+        _end_with(error)
 
     def name_of(self, rank: int) -> str:
         """Return "rank 1 (machine NAME, process 123)"."""
+        if rank == self.rank:
+            return self.own_name
         who = _read(self.store, f"who/{rank}") if self.store is not None else ""
         return f"rank {rank} ({who})" if who else f"rank {rank}"
 
@@ -153,12 +174,28 @@ class Heartbeat(threading.Thread):
 _own: Heartbeat | None = None  # of this process
 
 
-def start(store: Store | None, rank: int, world_size: int, timeout_seconds: float) -> None:
-    """Start the thread of this process, where it has another rank or a parent to watch."""
+def start(store: Store | None, rank: int, world_size: int, timeout_seconds: float, address: str = "") -> None:
+    """Start the threads of this process, where it has another rank or a parent to watch. address: of the store."""
     global _own
     if (_own is None or _own.ended.is_set()) and (store is not None or _parent()):
         _own = Heartbeat(store, rank, world_size, timeout_seconds)
         _own.start()
+        threading.Thread(target=_own.watch_store, args=(address,), name="store", daemon=True).start()
+
+
+def own_machine() -> str:
+    """Return the number of this machine in the run, by which torchrun tells its machines apart."""
+    return os.environ.get("GROUP_RANK", "0")
+
+
+def own_who() -> str:
+    """Return "machine NAME, process 123"."""
+    return f"machine {socket.gethostname()}, process {os.getpid()}"
+
+
+def name_of(rank: int) -> str:
+    """Return "rank 1 (machine NAME, process 123)", or "rank 1" where the run has no store."""
+    return f"rank {rank}" if _own is None else _own.name_of(rank)
 
 
 def _parent() -> int:
@@ -188,27 +225,67 @@ def stop_seen() -> bool:
     return _own is not None and _own.stop_seen
 
 
-def join(store: Store, rank: int, world_size: int, timeout_seconds: float) -> None:
-    """Wait until all ranks have called this; LostRankError names those that have not within timeout_seconds."""
-    store.set(f"who/{rank}", f"machine {socket.gethostname()}, process {os.getpid()}")
-    store.add("joined", 1)
-    deadline = time.monotonic() + timeout_seconds
-    while store.add("joined", 0) < world_size:
+def join(shared: Store, rank: int, world_size: int, timeout_seconds: float) -> str:
+    """Wait until all ranks have called this; return the prefix of this attempt's part of the shared store.
+
+    torchrun --max-restarts starts the ranks again with the same store, which still has what ranks that died have set.
+    Each machine counts its restarts for itself. So rank 0 names the attempt for each process that asks.
+
+    Raises LostRankError with the ranks that have not come within timeout_seconds. Ends this process where another rank
+    has failed before it could come.
+    """
+    own, deadline = uuid.uuid4().hex, time.monotonic() + timeout_seconds
+    shared.set(f"{ASKS}/{rank}", own)
+    attempt = f"attempt {shared.add('attempts', 1)}" if rank == 0 else ""
+    joined, answered, failed, failed_since = 0, {""}, "", 0.0
+    while joined < world_size:
+        asking = [_read(shared, f"{ASKS}/{other}") for other in (range(world_size) if rank == 0 else range(1))]
+        if rank == 0:
+            for name in {*asking} - answered:
+                shared.set(f"{ATTEMPT}/{name}", attempt)
+            answered |= {*asking}
+        elif not attempt:
+            attempt = _read(shared, f"{ATTEMPT}/{own}")
+        if attempt:
+            is_new = not shared.check([f"{attempt}/who/{rank}"])
+            shared.set(f"{attempt}/who/{rank}", own_who())
+            joined = shared.add(f"{attempt}/joined", int(is_new))
+        # A failure may be one of an earlier attempt; then the same rank asks anew within seconds.
+        said = next((name for name in asking if name.startswith(HAS_FAILED)), "")
+        if said != failed:
+            failed, failed_since = said, time.monotonic()
+        if failed and time.monotonic() > failed_since + VERDICT_SECONDS:
+            shared.set(f"{attempt}/{FAILED}", failed.removeprefix(HAS_FAILED))
+            _end_machine(_unless_printed_here(failed.removeprefix(HAS_FAILED)))
+        if attempt and shared.check([f"{attempt}/{FAILED}"]):
+            _end_machine(_unless_printed_here(_read(shared, f"{attempt}/{FAILED}")))
         if time.monotonic() >= deadline:
-            missing = [str(other) for other in range(world_size) if not store.check([f"who/{other}"])]
+            others = [str(other) for other in range(world_size) if not shared.check([f"{attempt}/who/{other}"])]
             raise LostRankError(
-                f"rank {', '.join(missing)} of {world_size} has not joined the run within {timeout_seconds:g} s "
-                "(distributed.timeout_seconds)"
+                f"rank {', '.join(others) if attempt else 0} of {world_size} has not joined the run within "
+                f"{timeout_seconds:g} s (distributed.timeout_seconds)"
             )
         time.sleep(PERIOD / 10)
+    return attempt
 
 
-def announce_failure() -> None:
-    """Tell the other ranks that this one has failed by itself, and says so."""
+def announce_failure(sentence: str = "") -> None:
+    """Tell the other ranks that this one has failed by itself; other machines print the sentence, if there is one."""
     if _own is not None:
         _own.failing = True
         if _own.store is not None:
-            _try_to_set(_own.store, FAILED)
+            said = f"{_own.own_name} has failed: {sentence}" if sentence else ""
+            _try_to_set(_own.store, FAILED, f"{own_machine()} {said}")
+
+
+def announce_failure_before_joining(shared: Store, rank: int, sentence: str) -> None:
+    """Tell the ranks that wait in `join` that this one will not come."""
+    shared.set(f"{ASKS}/{rank}", f"{HAS_FAILED}{own_machine()} rank {rank} ({own_who()}) has failed: {sentence}")
+
+
+def has_joined() -> bool:
+    """Return whether this process has a heartbeat."""
+    return _own is not None
 
 
 def end() -> None:
@@ -218,6 +295,27 @@ def end() -> None:
         _own.join(PERIOD)
         if _own.store is not None:
             _try_to_set(_own.store, f"alive/{_own.rank}", "ended")
+        _own.closed.set()
+
+
+def _end_with(error: str) -> NoReturn:
+    """End this process, which cannot go on, from any thread, with an error."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    write_error_file(error)
+    os._exit(EXIT_CODE)
+
+
+def _end_machine(error: str) -> NoReturn:
+    """End this process as every rank of this machine ends now; the first of them prints the error."""
+    if error and os.environ.get("LOCAL_RANK", "0") == "0":
+        _end_with(error)
+    os._exit(EXIT_CODE)
+
+
+def _unless_printed_here(value: str) -> str:
+    """Return the sentence of "MACHINE SENTENCE"; "" where a rank of this machine has printed it."""
+    machine, _, sentence = value.partition(" ")
+    return "" if machine == own_machine() else sentence
 
 
 def _show_stacks(rank: int) -> None:
@@ -267,7 +365,7 @@ def _explain_lost_connection(own: Heartbeat, store: Store, error: BaseException)
             another_failed = True
         time.sleep(PERIOD / 10)
     if another_failed:
-        os._exit(EXIT_CODE)
+        _end_machine(_unless_printed_here(_read(store, FAILED)))
     if own.store is None:
         return "the connection to the other ranks was lost"
     if has_timed_out:

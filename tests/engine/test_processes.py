@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -105,14 +106,15 @@ class EndedError(Exception):
     """Stands for the end of the process."""
 
 
+def end(code):
+    raise EndedError(code)
+
+
 @pytest.fixture
 def beat(monkeypatch):
     """Return beat(store, timeout), which runs the thread's loop of rank 0 of 2 here until it ends the process."""
     monkeypatch.setattr(heartbeat, "PERIOD", 0.02)
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-
-    def end(code):
-        raise EndedError(code)
 
     def beat(store, timeout=1.0, seconds=0.5):
         thread = Heartbeat(store, 0, 2, timeout)
@@ -161,13 +163,47 @@ def test_a_rank_that_beats_or_has_ended_is_not_missed(beat, value):
     other.join()
 
 
-def test_f09_other_ranks_end_silently_after_one_that_failed(beat, monkeypatch, capfd):
+@pytest.mark.parametrize("key", [heartbeat.FAILED, heartbeat.VERDICT])
+@pytest.mark.parametrize(("machine", "local_rank"), [("0", "0"), ("1", "0"), ("1", "1")])
+def test_f09_a_sentence_is_printed_once_on_each_machine(beat, monkeypatch, capfd, key, machine, local_rank):
     monkeypatch.setattr(heartbeat, "VERDICT_SECONDS", 0.1)
+    monkeypatch.setenv("GROUP_RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
     store = dist.HashStore()
-    store.set(heartbeat.FAILED, "yes")
+    store.set(key, f"{machine} rank 3 has failed: why")
     with pytest.raises(EndedError, match="75"):
         beat(store)
-    assert capfd.readouterr().err == ""
+    assert capfd.readouterr().err == ("error: rank 3 has failed: why\n" if (machine, local_rank) == ("1", "0") else "")
+
+
+class UnreachableStore:
+    """A store that does not answer, as when a cable is cut: a request waits, without an error."""
+
+    def __init__(self):
+        self.healed = threading.Event()
+
+    def set(self, *_):
+        self.healed.wait()
+        raise RuntimeError("the store has ended")
+
+    get = check = add = set
+
+
+def test_f06_a_store_that_does_not_answer_ends_the_rank(monkeypatch, capfd):
+    monkeypatch.setattr(heartbeat, "PERIOD", 0.02)
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    store = UnreachableStore()
+    thread = Heartbeat(store, 3, 4, 0.2)
+    thread.start()
+    with pytest.raises(EndedError, match="75"):
+        thread.watch_store("10.0.0.1:29500")
+    thread.ended.set()
+    store.healed.set()
+    host = f"(machine {socket.gethostname()}, process {os.getpid()})"
+    sentence = f"error: rank 3 {host} has not reached 10.0.0.1:29500 (MASTER_ADDR, MASTER_PORT) for 0.2 s (distributed"
+    assert capfd.readouterr().err.startswith(sentence)
 
 
 def test_f05_a_process_whose_parent_has_gone_stops_itself(beat, monkeypatch):
@@ -262,17 +298,56 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_f07_each_attempt_of_torchrun_has_its_part_of_the_store(monkeypatch):
-    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", str(server.port))
-    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    stores = []
-    for attempt in "0", "1", "0":
-        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
-        stores.append(distributed.connect(0, 2, 10))
-    stores[0].set("address", "of a rank that died")
-    assert [store.check(["address"]) for store in stores] == [True, False, True]
+def join_all(store, ranks=(0, 1), world_size=2, seconds=5.0):
+    """Return {rank: what heartbeat.join returned or raised}, called by a thread of each rank."""
+    results = {}
+
+    def call(rank):
+        try:
+            results[rank] = heartbeat.join(store, rank, world_size, seconds)
+        except (LostRankError, EndedError) as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=call, args=(rank,)) for rank in ranks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_f07_ranks_agree_on_the_attempt_of_torchrun():
+    """A store keeps what ranks that died have set, and machines count their restarts for themselves."""
+    store = dist.HashStore()
+    assert join_all(store) == {0: "attempt 1", 1: "attempt 1"}
+    assert join_all(store) == {0: "attempt 2", 1: "attempt 2"}
+    assert "has not joined" in str(join_all(store, ranks=[1], seconds=0.3)[1])  # not taken into an old attempt
+    assert join_all(store) == {0: "attempt 3", 1: "attempt 3"}
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("machine", ["0", "1"])
+def test_f09_a_rank_that_fails_before_it_joins_is_not_waited_for(monkeypatch, capfd, failing, machine):
+    """Its sentence is printed once on each machine."""
+    monkeypatch.setattr(heartbeat, "VERDICT_SECONDS", 0.3)
+    monkeypatch.setattr(os, "_exit", end)
+    store = dist.HashStore()
+    with monkeypatch.context() as patch:
+        patch.setenv("GROUP_RANK", machine)
+        heartbeat.announce_failure_before_joining(store, failing, "no such file")
+    waiting = 1 - failing
+    assert str(join_all(store, ranks=[waiting])[waiting]) == "75"
+    said = capfd.readouterr().err
+    expected = (
+        f"error: rank {failing} (machine {socket.gethostname()}, process {os.getpid()}) has failed: no such file\n"
+    )
+    assert said == ("" if machine == "0" else expected)
+
+
+def test_f09_a_failure_of_an_earlier_attempt_ends_nothing():
+    store = dist.HashStore()
+    heartbeat.announce_failure_before_joining(store, 1, "no such file")
+    assert join_all(store) == {0: "attempt 1", 1: "attempt 1"}
 
 
 @pytest.mark.slow
