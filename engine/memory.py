@@ -125,8 +125,10 @@ def largest_micro_batches(
     all_tokens, most = int(lengths.sum()), int(lengths.max())
     objective.train()
     limit = min(all_tokens, _estimate(objective, examples, longest, amp, ranks.device))
-    is_tried = not sharded_modules(objective)
-    while is_tried and not _fits(objective, examples, longest, limit, amp, ranks.device):
+    gathered = sharded_modules(objective)
+    for module in gathered:
+        module.reshard()  # which a backward would have done
+    while not gathered and not _fits(objective, examples, longest, limit, amp, ranks.device):
         if limit <= most:
             raise TrainingError(_too_long_message(most))
         limit //= 2

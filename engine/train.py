@@ -139,7 +139,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     )
     unfreezing.set_(state.step)
     empty_batch = train_set.batch([])
-    parallel = distributed.wrap(objective, ranks, empty_batch).train()
+    parallel = distributed.wrap(objective, ranks, empty_batch, amp).train()
     folder = Path(cfg.run.folder)
     hidden = {*task.details} - {watched}
     log = RunLog(folder, ranks, start=state.step, total=total_steps, tensorboard=cfg.log.tensorboard, hidden=hidden)
@@ -200,7 +200,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         set_learning_rate(optimizer, lr)
         dropout.set_(state.step)
         if unfreezing.set_(state.step):  # DDP reduces the parameters that were trained when it was created
-            parallel = distributed.wrap(objective, ranks, empty_batch)
+            parallel = distributed.wrap(objective, ranks, empty_batch, amp)
 
         # Forward and backward.
         loss_sums = []

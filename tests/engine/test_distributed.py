@@ -34,6 +34,7 @@ from engine.cli import StopRequest
 from engine.config import Config, ConfigError, override
 from engine.distributed import Ranks
 from engine.errors import TrainingError
+from engine.precision import Precision
 from engine.tasks import TASKS
 from models import ModelError
 
@@ -381,7 +382,7 @@ def test_wrap_on_one_rank_returns_the_model_without_gradients(checkpoint_folder)
     model = models.from_pretrained(checkpoint_folder, head="sequence-classification", labels=["a", "b"])
     none = np.empty(0, dtype=np.int64)
     examples = TextExamples(none, none, np.zeros(1, dtype=np.int64), none, [], 0)
-    assert distributed.wrap(model, CPU, examples.batch([])) is model
+    assert distributed.wrap(model, CPU, examples.batch([]), Precision("fp32", CPU.device)) is model
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -399,7 +400,7 @@ def test_wrap_in_ddp_gives_no_warning(checkpoint_folder, group_of_one):
     none = np.zeros(0, dtype=np.int64)
     examples = TextExamples(none, none, np.zeros(1, dtype=np.int64), none, [], 0)
     two_ranks = distributed.Ranks(0, 2, torch.device("cpu"))
-    assert isinstance(distributed.wrap(model, two_ranks, examples.batch([])), DistributedDataParallel)
+    assert isinstance(distributed.wrap(model, two_ranks, examples.batch([]), Precision("fp32", CPU.device)), DistributedDataParallel)
 
 
 @pytest.mark.filterwarnings("ignore:`broadcast_buffers` is deprecated")

@@ -26,6 +26,7 @@ from data.examples import count_targets
 from engine import distributed, objective, optim
 from engine.config import ConfigError, RegularizeSettings
 from engine.objective import training_objective
+from engine.precision import Precision
 from models.heads import PROBLEMS
 from models.inputs import IGNORE_INDEX
 
@@ -498,7 +499,7 @@ def on_one_of_two_ranks(folder: Path) -> None:
         module, batch = objective_of(folder / f"{ranks.rank}-{i}", kind, head, name)
         every = len(batch.indices)
         mine = [[0, 3], [*range(5, every)]] if ranks.rank == 0 else [[1, 2, 4], []]
-        parallel = distributed.wrap(module, ranks, part(batch, head, [])).train()
+        parallel = distributed.wrap(module, ranks, part(batch, head, []), Precision("fp32", ranks.device)).train()
         for step, chosen in enumerate(mine):
             distributed.set_gradient_sync(parallel, last=step == 1)
             (parallel(part(batch, head, chosen)).loss_sum * ranks.world_size).backward()
