@@ -12,6 +12,7 @@ import numpy as np
 from data.errors import DataError
 from data.notes import count_of
 from data.order import keyed_order
+from data.prepared import PreparedRows
 from data.random_streams import TRAINING_SAMPLE, VALIDATION_SPLIT
 from data.row import Row
 
@@ -21,10 +22,18 @@ def sample_rows(rows: list[Row], count: int, seed: int) -> list[Row]:
 
     The rows of a smaller count are among those of a larger one, so that a learning curve only adds rows.
     """
+    if isinstance(rows, PreparedRows):
+        return rows.choose(count, seed)
     if not 0 < count < len(rows):
         return rows
-    chosen = keyed_order([seed, TRAINING_SAMPLE], len(rows))[np.arange(count)]
-    return [rows[i] for i in sorted(chosen.tolist())]
+    return [rows[i] for i in sample_places(len(rows), count, seed).tolist()]
+
+
+def sample_places(num_rows: int, count: int, seed: int) -> np.ndarray:
+    """Return (C,) the places of the rows that sample_rows chooses, in their order."""
+    if not 0 < count < num_rows:
+        return np.arange(num_rows)
+    return np.sort(keyed_order([seed, TRAINING_SAMPLE], num_rows)[np.arange(count)])
 
 
 def split_rows(
@@ -45,11 +54,33 @@ def split_rows(
     Raises DataError where no row is left to train on.
     """
     values = [str(row.values.get(label)) for row in rows] if label else []
-    units, unit_of_row = _find_units(rows, group)
-    strata = [] if group else values
-    counts = Counter(strata)
-    candidates = [i for i in range(units) if not strata or counts[strata[i]] > 1]
-    if not candidates and units > 1:
+    groups = [str(row.values.get(group)) for row in rows] if group else []
+    is_held_out = hold_out(len(rows), fraction, seed, group, label, groups, values, labels).tolist()
+    training = [row for row, is_held in zip(rows, is_held_out, strict=True) if not is_held]
+    return training, [row for row, is_held in zip(rows, is_held_out, strict=True) if is_held]
+
+
+def hold_out(
+    num_rows: int,
+    fraction: float,
+    seed: int,
+    group: str,
+    label: str,
+    groups: Sequence[str],
+    values: Sequence[str],
+    labels: Sequence[Collection[str]],
+) -> np.ndarray:
+    """Return (num_rows,) whether each row is held out, as split_rows says.
+
+    group, label: names of columns, for messages. groups, values: those of each row in these columns; empty: none.
+    """
+    units, unit_of_row = _find_units(num_rows, groups)
+    strata = [] if groups else values
+    candidates = np.arange(units)
+    if strata:
+        counts = Counter(strata)
+        candidates = candidates[np.fromiter((counts[value] > 1 for value in strata), dtype=bool, count=units)]
+    if not len(candidates) and units > 1:
         raise DataError(
             f"data.validation_fraction = {fraction} leaves nothing to train on for a label that is held out: "
             f"no two rows have the same {label!r}; use a data.validation file, or another data.label_column"
@@ -67,27 +98,30 @@ def split_rows(
             f"data.validation names a file{hint}"
         )
     rng = np.random.default_rng([seed, VALIDATION_SPLIT])
-    order = rng.permutation(candidates).tolist()
+    order = rng.permutation(candidates)
     if strata:
-        order.sort(key=lambda i: strata[i])  # stable: still shuffled within a label
+        rank = {value: i for i, value in enumerate(sorted(counts))}
+        ranks = np.fromiter((rank[value] for value in strata), dtype=np.int64, count=units)
+        order = order[np.argsort(ranks[order], kind="stable")]  # still shuffled within a label
     # At equal distances from a random start: all rows are equally likely, and each label gets its share.
     start = int(rng.integers(len(order)))
-    held_out = {order[(i * len(order) + start) // num_held_out] for i in range(num_held_out)}
-    one_label = {value: (value,) for value in values}
+    held_out = order[(np.arange(num_held_out) * len(order) + start) // num_held_out]
+    one_label = {value: (value,) for value in dict.fromkeys(values)}
     labels = labels or [one_label[value] for value in values]
     if labels:
-        held_out = _cover_labels(held_out, _labels_of_units(labels, units, unit_of_row), unit_of_row, rng)
-    training = [row for row, unit in zip(rows, unit_of_row, strict=True) if unit not in held_out]
-    return training, [row for row, unit in zip(rows, unit_of_row, strict=True) if unit in held_out]
+        of_units = _labels_of_units(labels, units, unit_of_row)
+        held_out = np.array(sorted(_cover_labels(set(held_out.tolist()), of_units, unit_of_row, rng)), dtype=np.int64)
+    is_held_out = np.zeros(units, dtype=bool)
+    is_held_out[held_out] = True
+    return is_held_out if isinstance(unit_of_row, range) else is_held_out[np.asarray(unit_of_row, dtype=np.int64)]
 
 
-def _find_units(rows: list[Row], group: str) -> tuple[int, Sequence[int]]:
+def _find_units(num_rows: int, groups: Sequence[str]) -> tuple[int, Sequence[int]]:
     """Return the number of units that stay whole, groups in the order of their names or rows, and that of each row."""
-    if not group:
-        return len(rows), range(len(rows))
-    names = [str(row.values.get(group)) for row in rows]
-    number = {name: i for i, name in enumerate(sorted(set(names)))}
-    return len(number), [number[name] for name in names]
+    if not groups:
+        return num_rows, range(num_rows)
+    number = {name: i for i, name in enumerate(sorted(set(groups)))}
+    return len(number), [number[name] for name in groups]
 
 
 def _labels_of_units(

@@ -1,0 +1,267 @@
+"""Encoded texts in memory-mapped files, of which a process reads the pages of the examples that it asks for.
+
+A shard is a .safetensors file with the arrays of some examples, as TextExamples has them: `offsets`, `sequences` and
+`target_offsets` count from the beginning of the shard and have no last entry, which is the next shard's first one. A
+shard of blocks of text (causal_lm.concatenate_texts) has a second file, with the arrays of the blocks that begin in it.
+Nothing of the size of the data is made, neither when it is opened nor in a step.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import json
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast, overload
+
+import numpy as np
+
+from data.batch import IGNORE_INDEX, Batch
+from data.examples import TextExamples
+
+DTYPES = {"I32": np.int32, "I64": np.int64, "U8": np.uint8, "F32": np.float32}
+# What an array has an entry for. Labels are of tokens, or of examples; those of spans are of sequences.
+UNITS = {
+    **dict.fromkeys(("input_ids", "token_type_ids", "token_labels"), "tokens"),
+    **dict.fromkeys(("offsets", "target_offsets", "markers", "spans"), "sequences"),
+    **dict.fromkeys(("labels", "sequences", "lengths"), "examples"),
+    "target_ids": "targets",
+}
+# Those that count elements of another array, which begin again in each shard.
+COUNTED = {"offsets": "tokens", "target_offsets": "targets", "sequences": "sequences"}
+USES_KEPT = 1024  # reads of an array before all pages are given back to the system; each may bring 64 KiB into memory
+
+
+class Shard:
+    """The arrays of a shard, which are mapped when one of them is asked for first."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self.paths = tuple(paths)
+        self._maps: list[mmap.mmap] = []
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Shard, (self.paths,)  # a loader's worker maps the files itself
+
+    def array(self, name: str) -> np.ndarray | None:
+        """Return an array, which is a view of the file; None where the shard does not have it."""
+        if not self._maps:
+            for path in self.paths:  # of an array in two files, the last counts
+                self._map(path)
+        return self._arrays.get(name)
+
+    def _map(self, path: Path) -> None:
+        with path.open("rb") as stream:
+            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        mapped.madvise(mmap.MADV_RANDOM)  # no pages around those that are read
+        size = int.from_bytes(mapped[:8], "little")
+        for name, entry in json.loads(mapped[8 : 8 + size]).items():
+            if name != "__metadata__":
+                shape, begin = entry["shape"], 8 + size + entry["data_offsets"][0]
+                count = int(np.prod(shape))
+                values = np.frombuffer(mapped, DTYPES[entry["dtype"]], count, begin if count else 0)
+                self._arrays[name] = values.reshape(shape)
+        self._maps.append(mapped)
+
+    def release(self) -> None:
+        """Give the pages back to the system, which keeps them as long as it has memory; they can be read again."""
+        for mapped in self._maps:
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+
+class Part(NamedTuple):
+    """A shard, and how many elements it has of each unit of UNITS."""
+
+    shard: Shard
+    sizes: Mapping[str, int]
+
+
+class ShardedArray:
+    """An array whose parts are in shards. An index is a whole number, an array of them, or a slice.
+
+    A one-dimensional array that a shard lacks is 0 there; `sequences` of a shard without it are one an example.
+    """
+
+    def __init__(self, parts: Sequence[Part], name: str, dtype: Any, row_shape: Sequence[int] = ()):
+        unit, counted = UNITS[name], COUNTED.get(name)
+        self.name = "labels" if name == "spans" else name
+        self.dtype, self.row_shape = np.dtype(dtype), tuple(row_shape)
+        self.shards = [part.shard for part in parts]
+        self.starts = np.cumsum([0, *(part.sizes[unit] for part in parts)])
+        self.shifts = None if counted is None else np.cumsum([0, *(part.sizes[counted] for part in parts)])
+        self.remap: np.ndarray | None = None  # the new number of each class
+        self.used: list[Shard] = []  # one for each read since pages were given back
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return 1 + len(self.row_shape)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1]) + (self.shifts is not None)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, slice):
+            return self._take(np.arange(*key.indices(len(self))))
+        indices = np.asarray(key, dtype=np.int64)
+        taken = self._take(np.where(indices < 0, indices + len(self), indices).reshape(-1))
+        return taken if indices.ndim else taken[0]
+
+    def _take(self, indices: np.ndarray) -> np.ndarray:
+        out = np.empty((len(indices), *self.row_shape), dtype=self.dtype)
+        number = np.searchsorted(self.starts, indices, side="right") - 1
+        for k in np.unique(number).tolist():
+            chosen = number == k
+            out[chosen] = self._read(k, indices[chosen] - self.starts[k])
+        if self.remap is not None and self.ndim == 1:
+            out = np.where(out == IGNORE_INDEX, out, self.remap[out])
+        elif self.remap is not None:  # a column for each class
+            out[:, self.remap] = out.copy()
+        return out
+
+    def _read(self, k: int, places: np.ndarray) -> np.ndarray:
+        """Return the elements of shard k at these places; those of the shard behind the last one are the total."""
+        shift = 0 if self.shifts is None else self.shifts[k]
+        if k == len(self.shards):
+            return np.full(len(places), shift)
+        shard = self.shards[k]
+        values = shard.array(self.name)
+        if values is None:
+            return places + shift if self.name == "sequences" else np.zeros(len(places), self.dtype)
+        self.used.append(shard)
+        found = values[places]
+        if len(self.used) >= USES_KEPT:
+            for used in {id(used): used for used in self.used}.values():
+                used.release()
+            self.used = []
+        return found + shift if self.shifts is not None else found
+
+
+class ShardedIds(Sequence[str]):
+    """(N,) the ids of the examples, decoded where one is asked for; those of blocks are their numbers."""
+
+    def __init__(self, parts: Sequence[Part], are_blocks: bool):
+        self.shards, self.are_blocks = [part.shard for part in parts], are_blocks
+        self.ends = list(itertools.accumulate(part.sizes["examples"] for part in parts))
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    @overload
+    def __getitem__(self, key: int) -> str: ...
+    @overload
+    def __getitem__(self, key: slice) -> list[str]: ...
+    def __getitem__(self, key: int | slice) -> str | list[str]:
+        if isinstance(key, slice):
+            return [self[i] for i in range(*key.indices(len(self)))]
+        index = int(key) + (len(self) if key < 0 else 0)
+        if not 0 <= index < len(self):
+            raise IndexError(f"id {key} of {len(self):,}")
+        if self.are_blocks:
+            return f"block {index + 1}"
+        k = bisect.bisect_right(self.ends, index)
+        place = index - (self.ends[k - 1] if k else 0)
+        begins, texts = self.shards[k].array("id_offsets"), self.shards[k].array("id_bytes")
+        if begins is None or texts is None:
+            return str(index)
+        end = begins[place + 1] if place + 1 < len(begins) else len(texts)
+        return texts[begins[place] : end].tobytes().decode(errors="surrogatepass")
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[i] for i in range(len(self)))
+
+
+class MappedLengths:
+    """(N,) the tokens of each example, read where an index asks for them (data/lengths.py)."""
+
+    def __init__(self, parts: Sequence[Part], counts: np.ndarray):
+        self.values, self.counts = ShardedArray(parts, "lengths", np.int64), counts
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.values[key]
+
+
+class Facts(NamedTuple):
+    """What is known of all examples without reading them."""
+
+    fingerprint: str
+    notes: tuple[str, ...]
+    truncated: int
+    label_counts: np.ndarray | None  # (C,) in the order of the model's labels
+    length_counts: np.ndarray  # (L + 1,) the number of examples of each length
+    largest: Mapping[str, int]  # of input_ids, token_type_ids and target_ids
+    longest_sequence: int
+    num_empty: int  # texts without a token
+    first_empty: str  # the id of the first one
+
+
+class MappedExamples:
+    """N examples in shards, as the loader reads them (data/loader.py: Examples).
+
+    arrays: {name: (dtype, shape of an element)} of those that a shard has. remap: (C,) the model's number of each class
+    of the shards.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        arrays: Mapping[str, tuple[str, Sequence[int]]],
+        facts: Facts,
+        *,
+        are_blocks: bool = False,
+        decoder_start_id: int = 0,
+        remap: np.ndarray | None = None,
+    ):
+        self.facts, self.ids = facts, ShardedIds(parts, are_blocks)
+        self.lengths = MappedLengths(parts, facts.length_counts)
+        found: dict[str, Any] = {
+            "labels" if name == "spans" else name: ShardedArray(parts, name, dtype, shape)
+            for name, (dtype, shape) in arrays.items()
+        }
+        for name in ("labels", "token_labels"):
+            if name in found and remap is not None:
+                found[name].remap = remap
+        more = {"ids": self.ids, "truncated": facts.truncated, "decoder_start_id": decoder_start_id}
+        self._examples: TextExamples[None] = TextExamples(**{"labels": None} | found | cast("dict[str, Any]", more))
+
+    @property
+    def labels(self) -> Any:
+        """The labels of the examples: an array that is read by index; None where they are of tokens."""
+        return self._examples.labels
+
+    @property
+    def truncated(self) -> int:
+        """Number of texts that lost tokens to max_length."""
+        return self.facts.truncated
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about what was truncated, lost or repaired."""
+        return self.facts.notes
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batch(self, indices: Sequence[int] | np.ndarray, epoch: int | None = None) -> Batch:
+        """Return the packed micro-batch of these examples, in this order; an empty batch for no indices."""
+        return self._examples.batch(indices)
+
+    def fingerprint(self) -> str:
+        """Return a checksum that changes with any token, any label, and the order of the examples."""
+        return self.facts.fingerprint
+
+    def label_counts(self, num_labels: int) -> np.ndarray | None:
+        """Return (num_labels,) the number of targets of each class; None where the labels are not classes."""
+        return self.facts.label_counts
+
+    def show(self, index: int, processor: Any, labels: Sequence[str]) -> list[str]:
+        """Return lines about example `index`: its id and label, and the tokens and ids of its first sequence."""
+        return self._examples.show(index, processor, labels)
