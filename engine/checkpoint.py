@@ -20,7 +20,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -38,7 +38,7 @@ from data.writing import WRITING, to_json
 from engine import config as configs
 from engine import disk, log, optimizer_state, plugins
 from engine.config import Config, ConfigError
-from engine.distributed import Ranks, on_main
+from engine.distributed import Ranks, check_shared_folder, on_main
 from engine.errors import TrainingError
 from engine.manifest import OBJECTIVE, OPTIMIZER, SCHEMA, flush_folder, seal, verify
 from engine.objective import extra_state, named_parameters
@@ -87,7 +87,7 @@ def claim(config: Config, ranks: Ranks) -> Iterator[Path | None]:
 
     The kernel drops the lock when the process ends, so a crashed run leaves none behind. Raises ConfigError
 
-    - when another run uses the folder;
+    - when another run uses the folder, or another machine does not see it;
     - when the folder holds a run and run.resume is "no", or holds none and run.resume is "yes";
     - when the recipe differs from the checkpoint's, unless run.allow_changes.
     """
@@ -96,23 +96,25 @@ def claim(config: Config, ranks: Ranks) -> Iterator[Path | None]:
         return
     # Closing the lock's file releases the lock, so the stack stays open until the run ends.
     with ExitStack() as stack:
-        yield on_main(ranks, _claim, config, stack)
+        on_main(ranks, _in_folder, config, _lock, stack)
+        check_shared_folder("run.folder", config.run.folder, ranks)
+        found = on_main(ranks, _in_folder, config, _find_checkpoint, config)
+        yield None if found is None else Path(config.run.folder) / found.name
 
 
-def _claim(config: Config, stack: ExitStack) -> Path | None:
+def _in_folder(config: Config, function: Callable[..., Any], *args: Any) -> Any:
+    """Return function(the run folder, *args); ConfigError where the system refuses the folder."""
     folder = Path(config.run.folder)
     if "\0" in config.run.folder:
         raise ConfigError(f"run.folder = {config.run.folder!r} should not have a NUL: no folder can have this name")
     try:
-        _lock(folder, stack)
-        _recover(folder)
-        return _find_checkpoint(folder, config)
+        return function(folder, *args)
     except OSError as error:
         raise ConfigError(f"run.folder = {str(folder)!r} cannot be written: {error.strerror}") from None
 
 
 def _lock(folder: Path, stack: ExitStack) -> None:
-    """Lock a folder, created if need be, until the stack is closed; ConfigError where another run has it."""
+    """Lock and repair a folder, created if need be, until the stack is closed; ConfigError where another run has it."""
     folder.mkdir(parents=True, exist_ok=True)
     if os.path.lexists(folder / ".lock") and not (folder / ".lock").is_file():
         raise OSError(errno.EINVAL, "its .lock is not a regular file")  # a pipe would wait for a reader
@@ -127,6 +129,7 @@ def _lock(folder: Path, stack: ExitStack) -> None:
     except OSError:
         raise ConfigError(f"run.folder = {str(folder)!r} is in use by another run: choose another folder") from None
     stack.callback(_remove_if_empty, folder)
+    _recover(folder)
 
 
 def _find_checkpoint(folder: Path, config: Config) -> Path | None:
