@@ -400,7 +400,8 @@ def test_wrap_in_ddp_gives_no_warning(checkpoint_folder, group_of_one):
     none = np.zeros(0, dtype=np.int64)
     examples = TextExamples(none, none, np.zeros(1, dtype=np.int64), none, [], 0)
     two_ranks = distributed.Ranks(0, 2, torch.device("cpu"))
-    assert isinstance(distributed.wrap(model, two_ranks, examples.batch([]), Precision("fp32", CPU.device)), DistributedDataParallel)
+    wrapped = distributed.wrap(model, two_ranks, examples.batch([]), Precision("fp32", CPU.device))
+    assert isinstance(wrapped, DistributedDataParallel)
 
 
 @pytest.mark.filterwarnings("ignore:`broadcast_buffers` is deprecated")
