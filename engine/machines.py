@@ -115,10 +115,13 @@ def sample_checksum(paths: Iterable[Path]) -> str:
     return total.hexdigest()[:16]
 
 
-def checkpoint_checksum(folder: Path) -> str:
-    """Return a checksum of the weights, tokenizer and configuration in a pretrained checkpoint's folder."""
+def describe_checkpoint(folder: Path) -> dict[str, str]:
+    """Return a checksum of the weights, tokenizer and configuration in a folder, to compare; {} for a single rank."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return {}
     names = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
-    return sample_checksum(path for name in names for path in folder.glob(name) if path.is_file())
+    files = [path for name in names for path in folder.glob(name) if path.is_file()]
+    return {"the checksum of the pretrained checkpoint": sample_checksum(files)}
 
 
 def write_token(folder: str) -> str:

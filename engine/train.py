@@ -18,7 +18,7 @@ from pathlib import Path
 import models
 from data import sample_rows, steps_per_epoch, totals, training_steps
 from data.teacher import read_teacher
-from engine import checkpoint, cli, config, diagnose, disk, distributed, summary, validate
+from engine import checkpoint, cli, config, diagnose, disk, distributed, machines, summary, validate
 from engine.cli import StopRequest
 from engine.config import Config
 from engine.distributed import Ranks
@@ -136,6 +136,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     state = checkpoint.restore(resumed, contents, ranks) if resumed else TrainState()
     distributed.check_agreement(
         {"the checksum of the data": f"{contents.fingerprint}-{test_set.fingerprint()}", "the state": state}
+        | machines.describe_checkpoint(pretrained_folder)
     )
     unfreezing.set_(state.step)
     empty_batch = train_set.batch([])
