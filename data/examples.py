@@ -40,6 +40,7 @@ class TextExamples(Generic[RecordT]):
     target_offsets: np.ndarray | None = None  # (S + 1,) int64
     decoder_start_id: int = 0  # the token that a decoder reads first
     sequences: np.ndarray | None = None  # (N + 1,) int64: where the sequences of each example begin; None: one each
+    numbers: np.ndarray | None = None  # (N,) int64: of the examples in their file; None: 0, 1, ...
     notes: tuple[str, ...] = ()  # sentences about what was truncated or lost
     cache_note: str = ""  # what data.cache did
     record: RecordT = field(
@@ -105,6 +106,12 @@ class TextExamples(Generic[RecordT]):
         """Return the token ids of sequence `index`."""
         ids: list[int] = self.input_ids[self.offsets[index] : self.offsets[index + 1]].tolist()
         return ids
+
+    def numbers_of(self, indices: Sequence[int]) -> list[int]:
+        """Return the numbers of these examples in their file, of which these examples may be a part."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        numbers: list[int] = (chosen if self.numbers is None else self.numbers[chosen]).tolist()
+        return numbers
 
     def target(self, index: int) -> list[int]:
         """Return the token ids that a decoder should write for sequence `index`; [] where there is no target."""

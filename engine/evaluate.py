@@ -69,7 +69,8 @@ class EvaluationContext:
     @property
     def limits(self) -> MicroBatching:
         """The limits of a batch, and which of the ranks this one is."""
-        return MicroBatching(max_tokens=self.max_tokens, rank=self.ranks.rank, world_size=self.ranks.world_size)
+        world_size = self.ranks.world_size  # 1 also where this rank has examples of its own
+        return MicroBatching(max_tokens=self.max_tokens, rank=self.ranks.rank % world_size, world_size=world_size)
 
 
 def run_in_batches(

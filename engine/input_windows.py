@@ -45,6 +45,16 @@ class InputWindows:
         """A checksum of the file as the task reads it."""
         return hashlib.sha256("".join(self.checksums).encode()).hexdigest()[:32]
 
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said about how the file is read."""
+        if self.held is None or len(self.held) < 2:
+            return []
+        return [f"all rows of {self.name} were in memory: its format has no parts that can be read alone"]
+
+    def __len__(self) -> int:
+        return len(self.checksums)
+
     def __iter__(self) -> Iterator[Rows]:
         """Yield the windows, read again unless they are in memory; DataError if the file has changed meanwhile."""
         if self.held is not None:

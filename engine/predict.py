@@ -5,33 +5,55 @@
 RUN is a run folder, whose best/ is used, or a checkpoint folder. Each line of the output is {"id": ...} and what the
 task predicts. For classes that is {"label": ..., "probabilities": {label: probability}, "logits": {label: number}};
 another model can learn from the logits (data.teacher_file). A task that writes texts predicts {"text": ...}.
+An output that ends in .csv or .parquet is a table (data/table_writing.py).
+
+The file is read, predicted and written a window of rows at a time, so it may be larger than memory. A command that was
+killed continues after the last complete window when it is given again (engine/prediction_output.py). On several ranks
+each one encodes and predicts its part of a window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import models
-from data import Batch, Examples, Rows
+from data import Batch, Examples, Row, Rows, TextExamples
 from data.writing import to_json
-from engine import cli, distributed
-from engine.config import ConfigError
-from engine.evaluate import EvaluationContext, open_trained, run_in_batches
+from engine import cli, distributed, validate
+from engine.config import Config, ConfigError
+from engine.evaluate import EvaluationContext, load_trained, make_context, run_in_batches, start
+from engine.input_windows import InputWindows, check_input
+from engine.manifest import MANIFEST, sha256_of
+from engine.prediction_output import Output, check_format, open_output
 from engine.tasks import Task
 
 USAGE = "python -m engine.predict RUN --input FILE --output FILE.jsonl [--section.key=value ...]"
+WINDOW, WINDOW_OF_TEXTS = 8192, 1024  # rows; a text that is written takes much longer than a class
+MAX_DIGITS = 9
 OPTIONS = {
-    "input": "a file of examples, in a format of the training files; labels are not needed and not read",
-    "output": "the predictions: a line of JSON for each example, in the order of the input",
+    "input FILE": "a file of examples, in a format of the training files; labels are not needed and not read",
+    "output FILE": "the predictions: a line of JSON for each example, in the order of the input; a table where the "
+    "name ends in .csv or .parquet",
+    "window ROWS": f"rows that are read, predicted and written at a time; default: {WINDOW:,}, or {WINDOW_OF_TEXTS:,} "
+    "where texts are written. A command that was killed continues after its last complete window when it is repeated",
 }
 
 
 @torch.no_grad()
 def predict(model: models.TaskModel, examples: Examples, context: EvaluationContext) -> list[dict[str, Any]]:
-    """Return {"id": ..., **prediction of the task} for each example, in their order, on rank 0; [] on other ranks."""
+    """Return {"id": ..., **prediction of the task} for each example, in their order, on rank 0; [] on other ranks.
+
+    If context.should_stop ends it, some predictions are missing, and context.was_stopped is set.
+    """
     model.eval()
 
     def compute(batch: Batch) -> list[dict[str, Any]]:
@@ -42,8 +64,12 @@ def predict(model: models.TaskModel, examples: Examples, context: EvaluationCont
         for batch, predictions in run_in_batches(examples, context, compute, "predicting"):
             for index, example_id, prediction in zip(batch.indices, batch.ids, predictions, strict=True):
                 rows.append((index, {"id": example_id, **prediction}))
-    gathered = [row for rank_rows in distributed.gather_on_main(rows) for row in rank_rows]
-    return [prediction for _, prediction in sorted(gathered, key=lambda row: row[0])]
+            if context.should_stop():
+                context.was_stopped = len(rows) < len(examples) or context.ranks.world_size > 1
+                break
+    if context.ranks.world_size > 1:
+        rows = [row for rank_rows in distributed.gather_on_main(rows) for row in rank_rows]
+    return [prediction for _, prediction in sorted(rows, key=lambda row: row[0])]
 
 
 def with_left_out(predictions: list[dict[str, Any]], rows: Rows, task: Task) -> list[dict[str, Any]]:
@@ -57,20 +83,104 @@ def with_left_out(predictions: list[dict[str, Any]], rows: Rows, task: Task) -> 
     return [prediction for _, prediction in sorted(by_line, key=lambda item: item[0])]
 
 
+def predict_windows(
+    windows: InputWindows,
+    model: models.TaskModel,
+    encode: Callable[[list[Row]], Examples],
+    context: EvaluationContext,
+    output: Output | None,
+) -> bool:
+    """Predict the windows that the output lacks, and append each one; return whether context.should_stop ended it.
+
+    Of W ranks, each encodes and predicts every W-th row of a window, as if it were alone. output: None but on rank 0.
+    """
+    ranks = context.ranks
+    alone = replace(context, ranks=replace(ranks, world_size=1))
+    num_complete = distributed.on_main(ranks, lambda: output.num_windows if output else 0)
+    num_rows = 0  # of the windows before, without those left out
+    for number, rows in enumerate(windows):
+        if number >= num_complete:
+            examples = encode(rows[ranks.rank :: ranks.world_size])
+            if isinstance(examples, TextExamples):  # the number of a row in the file decides what is sampled
+                examples = replace(examples, numbers=num_rows + np.arange(ranks.rank, len(rows), ranks.world_size))
+            predictions = predict(model, examples, alone)
+            parts = distributed.gather_on_main((predictions, examples.notes, alone.was_stopped))
+            if distributed.on_main(ranks, _append, output, rows, parts, context.task):
+                return True
+        num_rows += len(rows)
+    return False
+
+
+def _append(
+    output: Output, rows: Rows, parts: list[tuple[list[dict[str, Any]], Sequence[str], bool]], task: Task
+) -> bool:
+    """Append the predictions of all ranks for a window; return whether a rank was stopped, and nothing was appended."""
+    if any(was_stopped for _, _, was_stopped in parts):
+        return True
+    predictions: list[dict[str, Any]] = [{}] * len(rows)
+    for rank, (part, _, _) in enumerate(parts):
+        predictions[rank :: len(parts)] = part
+    lines = [to_json(prediction, ensure_ascii=False) for prediction in with_left_out(predictions, rows, task)]
+    output.append(lines, [*rows.notes, *(note for _, notes, _ in parts for note in notes)])
+    return False
+
+
+def _window_size(given: str | None, task: Task) -> int:
+    """Return the rows of a window; ConfigError where --window is no whole number from 1."""
+    if given is None:
+        return WINDOW_OF_TEXTS if task.generates else WINDOW
+    if not str(given).isdecimal() or len(given) > MAX_DIGITS or not int(given):
+        raise ConfigError(f"--window = {given!r:.80} should be a number of rows, from 1")
+    return int(given)
+
+
+def _made_of(folder: Path, config: Config, windows: InputWindows) -> dict[str, Any]:
+    """Return what decides about the predictions; the number of ranks only does for their rounding."""
+    settings = {
+        name: value for name, value in validate.shared_settings(config).items() if not name.startswith("distributed.")
+    }
+    parts = {"the rows of --input": windows.checksum, "the checkpoint": sha256_of(folder / MANIFEST)}
+    return parts | {"--window": windows.size} | settings
+
+
 def main(argv: Sequence[str]) -> int:
     folder, config, options = cli.open_model(argv, USAGE, OPTIONS)
-    for name in OPTIONS:
+    for name in ("input", "output"):
         if name not in options:
             raise ConfigError(f"--{name} is missing: {USAGE}")
-    output = cli.check_output(options["output"], options["input"])
-    model, examples, context, rows = open_trained(folder, config, options["input"], labelled=False)
-    predictions = predict(model, examples, context)
-    if context.ranks.is_main:
-        predictions = with_left_out(predictions, rows, context.task)
-        cli.write_output(output, (to_json(prediction, ensure_ascii=False) for prediction in predictions))
-        console = cli.console_beside(output)
-        print(f"{len(predictions):,} predictions in {output}", file=console)
-        print("".join(f"  {note}\n" for note in (*rows.notes, *examples.notes)), end="", file=console)
+    path, stop = cli.check_output(options["output"], options["input"]), cli.StopRequest("batch")
+    check_format(path)
+    config, task, settings, ranks = start(config)
+    windows = check_input(task, options["input"], settings, _window_size(options.get("window"), task))
+    model, processor = load_trained(folder, config, task)
+    encoder = task.encoder(processor, settings, model.labels)
+
+    def encode(rows: list[Row]) -> Examples:
+        examples = encoder(rows, False)
+        validate.check_encoded(config, model, examples)
+        return examples
+
+    made_of, outputs = _made_of(folder, config, windows), list[Output]()
+    distributed.check_agreement(made_of)
+    context = make_context(model, config, task, ranks)
+    context.should_stop = stop.is_seen
+    with ExitStack() as stack:
+        distributed.on_main(ranks, lambda: outputs.append(open_output(path, made_of, len(windows), stack)))
+        if outputs and outputs[0].num_windows:
+            print(f"{outputs[0].describe()}", file=sys.stderr)
+        stack.callback(stop.restore_handlers)
+        stop.listen(announce=ranks.is_main)
+        if predict_windows(windows, model, encode, context, outputs[0] if outputs else None):
+            if outputs:
+                name = signal.Signals(stop.exit_code - 128).name
+                print(f"stopped by {name}: {outputs[0].describe()}", file=sys.stderr)
+            return stop.exit_code
+        distributed.on_main(ranks, lambda: outputs[0].finish())
+    if outputs:
+        console = cli.console_beside(path)
+        print(f"{windows.num_rows:,} predictions in {path}", file=console)
+        notes = [*windows.notes, *outputs[0].notes()]
+        print("".join(f"  {note}\n" for note in notes), end="", file=console)
     return 0
 
 

@@ -73,7 +73,8 @@ def predict_batch(
     """Return the continuation of each prompt, as `continue_tokens` describes it."""
     prompts = [examples.sequence(i) for i in batch.indices]
     num_dropped = [int(examples.record.num_dropped[i]) for i in batch.indices]
-    return continue_tokens(model, prompts, batch.indices, num_dropped, examples.record, generate)
+    numbers = examples.numbers_of(batch.indices)
+    return continue_tokens(model, prompts, numbers, num_dropped, examples.record, generate)
 
 
 def show_generations(

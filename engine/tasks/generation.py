@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -33,7 +34,7 @@ def generation_settings(model: TaskModel, generate: GenerateSettings, **changes:
 def continue_tokens(
     model: TaskModel,
     prompts: list[list[int]],
-    indices: tuple[int, ...],
+    numbers: Sequence[int],
     num_dropped: list[int],
     record: LanguageModelRecord | PromptRecord,
     generate: GenerateSettings,
@@ -46,7 +47,7 @@ def continue_tokens(
     - "dropped": the number of tokens that were removed from the beginning of the prompt, because of data.max_length or
       to leave positions for the new tokens.
 
-    indices: of the examples in their data set. With the seed they determine the sampled tokens, independently of the
+    numbers: of the examples in their file. With the seed they determine the sampled tokens, independently of the
     other prompts and of the number of ranks. num_dropped: tokens of each prompt that were removed before.
     If the model has too few positions for generate.max_new_tokens, half of them are for the prompt.
     """
@@ -54,7 +55,7 @@ def continue_tokens(
     max_new_tokens = min(generate.max_new_tokens, model.max_length - max_prompt_length)
     end = record.end_token_id
     settings = generation_settings(model, generate, max_new_tokens=max_new_tokens, eos_token_id=(end,))
-    written = generate_tokens(model, [prompt[-max_prompt_length:] for prompt in prompts], settings, examples=indices)
+    written = generate_tokens(model, [prompt[-max_prompt_length:] for prompt in prompts], settings, examples=numbers)
     return [
         {
             "text": record.tokenizer.decode(result.ids),

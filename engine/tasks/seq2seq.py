@@ -88,7 +88,8 @@ def write_texts(
 ) -> list[tuple[str, Generated]]:
     """Return the texts that the model writes for these examples, each with its tokens."""
     sources = [examples.sequence(i) for i in indices]
-    written = generate(model, sources, generation_settings(model, settings), examples=indices)
+    numbers = examples.numbers_of(indices)
+    written = generate(model, sources, generation_settings(model, settings), examples=numbers)
     tokenizer = examples.record.tokenizer
     return [(tokenizer.decode(tokens.ids, skip_special_tokens=True).strip(), tokens) for tokens in written]
 
