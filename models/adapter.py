@@ -37,11 +37,16 @@ def save_adapter(model: TaskModel, folder: str | Path) -> None:
     """Write A, B, a trained head and a config into a new or existing folder, as peft reads them."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    layers = lora_layers(model)
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in _adapter_tensors(model).items()}
+    save_adapter_config(model, folder)
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in adapter_tensors(model).items()}
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    (folder / CONFIG_FILE).write_text(json.dumps(_adapter_config(model, layers), indent=2) + "\n", encoding="utf-8")
     shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)  # safetensors writes files of mode 0600
+
+
+def save_adapter_config(model: TaskModel, folder: Path) -> None:
+    """Write the adapter's config into a folder."""
+    config = _adapter_config(model, lora_layers(model))
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def load_adapter(model: TaskModel, folder: str | Path) -> None:
@@ -51,7 +56,7 @@ def load_adapter(model: TaskModel, folder: str | Path) -> None:
     it. Raises ModelError where adapter and model differ, in config or in tensors.
     """
     path = Path(folder) / WEIGHTS_FILE
-    ours = _adapter_tensors(model)
+    ours = adapter_tensors(model)
     trained = _check_config(Path(folder) / CONFIG_FILE, lora_layers(model))
     new = {parameter for name, parameter in model.named_parameters() if name in set(model.report.initialised)}
     with ExitStack() as stack:
@@ -108,7 +113,7 @@ def _peft_name(model: TaskModel, ours: str) -> str:
     return "base_model.model." + model.spec.architecture.weights.exported_name(ours, model.head_name)
 
 
-def _adapter_tensors(model: TaskModel) -> dict[str, Tensor]:
+def adapter_tensors(model: TaskModel) -> dict[str, Tensor]:
     """Return {name in the file: parameter} of A, B and the trained parts of the head."""
     tensors: dict[str, Tensor] = {}
     for name, layer in lora_layers(model).items():

@@ -98,9 +98,16 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
 def merged_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, value) of all that is saved of the model without LoRA, the updates added to the weights."""
     layers = lora_layers(model)
-    for name, parameter in saved_tensors(model).items():
+    for name, tensor in base_tensors(model):
         owner, _, last = name.rpartition(".")
-        if owner not in layers or last == "bias":
-            yield name, parameter.detach()
-        elif last == "weight":
-            yield name, layers[owner].merged_weight().detach()
+        is_changed = owner in layers and last == "weight"
+        yield name, layers[owner].merged_weight().detach() if is_changed else tensor
+
+
+def base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the same names as merged_tensors, with tensors of the same shapes, without the updates."""
+    layers = lora_layers(model)
+    for name, tensor in saved_tensors(model).items():
+        owner, _, last = name.rpartition(".")
+        if owner not in layers or last in ("weight", "bias"):
+            yield name, tensor.detach()

@@ -279,8 +279,13 @@ def save_pretrained(model: TaskModel, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = weights.export(merged_tensors(model), model.spec.architecture.weights, model.head_name)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(_exported_config(model), indent=2) + "\n", encoding="utf-8")
+    save_config(model, folder)
     shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors writes files of mode 0600
+
+
+def save_config(model: TaskModel, folder: Path) -> None:
+    """Write config.json into a folder."""
+    (folder / "config.json").write_text(json.dumps(_exported_config(model), indent=2) + "\n", encoding="utf-8")
 
 
 def _exported_config(model: TaskModel) -> JsonObject:

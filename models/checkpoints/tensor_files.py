@@ -11,6 +11,9 @@ The reader of the safetensors library is not used, because
 - it maps the file into memory, whose pages count in addition to their copies.
 
 So the header is checked here, and the bytes are read directly into the parameters.
+
+A sharded checkpoint has its tensors in pieces, one file a rank (models/checkpoints/shards.py). A tensor is then read
+from all its pieces, by any number of ranks.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from typing import BinaryIO, NamedTuple, TypeAlias, TypeGuard
 import torch
 from torch import Tensor
 
-from models.checkpoints import hub
+from models.checkpoints import hub, shards
 from models.errors import ModelError
 
 JsonObject: TypeAlias = dict[str, object]  # each reader checks the values that it uses
@@ -104,8 +107,15 @@ class TensorEntry(NamedTuple):
     nbytes: int
 
 
-def read_header(stream: BinaryIO, path: Path) -> dict[str, TensorEntry]:
-    """Return {name: entry}; ModelError unless all entries are well-formed and fill the file exactly."""
+class Header(NamedTuple):
+    """The header of a file, and its texts under "__metadata__"."""
+
+    entries: dict[str, TensorEntry]
+    metadata: JsonObject
+
+
+def read_header(stream: BinaryIO, path: Path) -> Header:
+    """Return the header of a file; ModelError unless all entries are well-formed and fill the file exactly."""
     size = stream.seek(0, 2)
     stream.seek(0)
     length = int.from_bytes(stream.read(8), "little")
@@ -118,7 +128,7 @@ def read_header(stream: BinaryIO, path: Path) -> dict[str, TensorEntry]:
     header = parse_json(stream.read(length), path, "its header")
     if not isinstance(header, dict):
         raise ModelError(f"{path}: its header is not a JSON object")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
     found = {name: _parse_entry(name, value, 8 + length, path) for name, value in header.items()}
     end, last = 8 + length, "the header"
     for name, tensor in sorted(found.items(), key=lambda item: (item[1].start, item[1].nbytes)):
@@ -127,7 +137,7 @@ def read_header(stream: BinaryIO, path: Path) -> dict[str, TensorEntry]:
         end, last = tensor.start + tensor.nbytes, repr(name)
     if end != size:
         raise ModelError(f"{path} is not a complete safetensors file: {size:,} bytes, but {last} ends at {end:,}")
-    return found
+    return Header(found, metadata if isinstance(metadata, dict) else {})
 
 
 def _parse_entry(name: str, value: object, data_start: int, path: Path) -> TensorEntry:
@@ -137,9 +147,9 @@ def _parse_entry(name: str, value: object, data_start: int, path: Path) -> Tenso
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ModelError(f"{path}: tensor {name!r} has dtype {reprlib.repr(dtype)}; known are {', '.join(DTYPES)}")
-    if not _is_size_list(shape) or len(shape) > 8:
+    if not is_size_list(shape) or len(shape) > 8:
         raise ModelError(f"{path}: tensor {name!r} has shape {reprlib.repr(shape)}, not a list of sizes")
-    if not _is_size_list(offsets) or len(offsets) != 2:
+    if not is_size_list(offsets) or len(offsets) != 2:
         raise ModelError(f"{path}: tensor {name!r} has data_offsets {reprlib.repr(offsets)}, not [begin, end]")
     nbytes = offsets[1] - offsets[0]
     if math.prod(shape) * DTYPES[dtype].itemsize != nbytes:
@@ -147,30 +157,53 @@ def _parse_entry(name: str, value: object, data_start: int, path: Path) -> Tenso
     return TensorEntry(DTYPES[dtype], tuple(shape), data_start + offsets[0], nbytes)
 
 
-def _is_size_list(value: object) -> TypeGuard[list[int]]:
+def is_size_list(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
+
+
+class Piece(NamedTuple):
+    """What a file has of a tensor: all of it, or a part that begins at `offsets`."""
+
+    path: Path
+    stream: BinaryIO
+    entry: TensorEntry
+    offsets: tuple[int, ...]
+
+    def overlap(self, target: Tensor, offsets: Sequence[int]) -> tuple[Tensor, list[int]] | None:
+        """Return (what a target that begins at `offsets` has of this piece, where that begins in the piece)."""
+        begins = [max(pair) for pair in zip(offsets, self.offsets, strict=True)]
+        own_ends = [offset + size for offset, size in zip(self.offsets, self.entry.shape, strict=True)]
+        ends = [min(a + n, b) for a, n, b in zip(offsets, target.shape, own_ends, strict=True)]
+        if any(begin >= end for begin, end in zip(begins, ends, strict=True)):
+            return None
+        part = [slice(a - start, b - start) for a, b, start in zip(begins, ends, offsets, strict=True)]
+        return target[tuple(part)], [begin - offset for begin, offset in zip(begins, self.offsets, strict=True)]
 
 
 class TensorFiles:
     """The tensors of some safetensors files, read by name; the files stay open as long as `stack`.
 
-    Raises ModelError for a file that is not well-formed, and for a name that occurs in two files.
+    in_pieces: whether each file has a part of each tensor, as its header says.
+    Raises ModelError for a file that is not well-formed, for a name that occurs in two files, and for pieces that are
+    not a whole.
     """
 
-    def __init__(self, folder: Path, paths: list[Path], stack: ExitStack):
+    def __init__(self, folder: Path, paths: list[Path], stack: ExitStack, in_pieces: bool = False):
         self.folder = folder
-        self.entries: dict[str, TensorEntry] = {}
-        self._files: dict[str, tuple[Path, BinaryIO]] = {}
+        self._pieces: dict[str, list[Piece]] = {}
         for path in paths:
             try:
                 stream = stack.enter_context(path.open("rb"))
                 header = read_header(stream, path)
             except OSError as error:
                 raise ModelError(f"{path} cannot be read: {error.strerror}") from None
-            if twice := self.entries.keys() & header.keys():
+            if not in_pieces and (twice := self._pieces.keys() & header.entries.keys()):
                 raise ModelError(f"{path}: tensor {min(twice)!r} is in more than one shard")
-            self.entries |= header
-            self._files |= dict.fromkeys(header, (path, stream))
+            offsets = _read_offsets(header, path) if in_pieces else {}
+            for key, entry in header.entries.items():
+                piece = Piece(path, stream, entry, offsets.get(key, (0,) * len(entry.shape)))
+                self._pieces.setdefault(key, []).append(piece)
+        self.entries = {key: _join(folder, key, pieces) for key, pieces in self._pieces.items()}
 
     def read_into(self, key: str, target: Tensor, transpose: bool = False) -> None:
         """Copy a tensor into `target`, in the precision of the target; the caller has checked the shape.
@@ -185,7 +218,7 @@ class TensorFiles:
         self._fill(key, local.T if transpose else local, offsets[::-1] if transpose else offsets)
         # The sum is quick to compute. It is finite unless a number is not, or the sum overflows.
         if not local.sum().isfinite() and not local.isfinite().all():
-            raise ModelError(f"{self._files[key][0]}: {key} has NaN or infinity")
+            raise ModelError(f"{self._pieces[key][0].path}: {key} has NaN or infinity")
 
     def read(self, key: str) -> Tensor:
         """Return a new tensor in the precision of the file; ModelError unless it is floating point."""
@@ -198,40 +231,81 @@ class TensorFiles:
         dtype = self.entries[key].dtype
         if dtype not in FLOATS.values():
             known = ", ".join(FLOATS)
-            raise ModelError(f"{self._files[key][0]}: {key} is stored as {dtype}; weights are read from {known}")
+            raise ModelError(f"{self._pieces[key][0].path}: {key} is stored as {dtype}; weights are read from {known}")
 
     def _fill(self, key: str, target: Tensor, offsets: Sequence[int]) -> None:
         """Copy the part of a tensor that begins at `offsets` into a target of any strides, precision and device."""
-        stored = self.entries[key]
-        if not target.numel():
-            return
-        if not stored.shape:
-            target, offsets, stored = target.view(1), (0,), stored._replace(shape=(1,))
-        row_bytes = stored.nbytes // stored.shape[0]
-        first, rows = stored.start + offsets[0] * row_bytes, len(target)
-        is_whole = target.shape[1:] == stored.shape[1:]
-        if is_whole and target.dtype == stored.dtype and target.is_contiguous() and target.device.type == "cpu":
-            self._read_bytes(key, first, target)
-            return
-        columns = [slice(begin, begin + size) for begin, size in zip(offsets[1:], target.shape[1:], strict=True)]
-        step = max(1, BLOCK_BYTES // row_bytes)
-        block = torch.empty((min(step, rows), *stored.shape[1:]), dtype=stored.dtype)
-        for row in range(0, rows, step):
-            part = block[: rows - row]
-            self._read_bytes(key, first + row * row_bytes, part)
-            target[row : row + step].copy_(part[:, *columns])
+        for piece in self._pieces[key]:
+            if found := piece.overlap(target, offsets):
+                _fill_from(piece, *found)
 
-    def _read_bytes(self, key: str, start: int, tensor: Tensor) -> None:
-        """Fill a contiguous tensor with the bytes of the file from `start` on."""
-        path, stream = self._files[key]
-        memory = tensor.detach().view(-1).view(torch.uint8).numpy()
-        stream.seek(start)
-        try:
-            complete = stream.readinto(memory) == len(memory)  # type: ignore[attr-defined]
-        except OSError as error:
-            raise ModelError(f"{path} cannot be read: {error.strerror}") from None
-        if not complete:
-            raise ModelError(f"{path} is not a complete safetensors file: it became shorter while it was read")
+
+def _read_offsets(header: Header, path: Path) -> dict[str, tuple[int, ...]]:
+    """Return {tensor: where its piece in a file begins}; ModelError where the header does not say it."""
+    text = header.metadata.get(shards.OFFSETS)
+    listed = parse_json(text.encode(), path, shards.OFFSETS) if isinstance(text, str) else None
+    found = {}
+    for key, entry in header.entries.items():
+        of_key = listed.get(key) if isinstance(listed, dict) else None
+        begin = of_key.get(shards.OFFSETS_OF_TENSOR) if isinstance(of_key, dict) else None
+        if not is_size_list(begin) or len(begin) != len(entry.shape):
+            raise ModelError(f"{path}: its header does not say where its piece of {key!r} begins ({shards.OFFSETS})")
+        found[key] = tuple(begin)
+    return found
+
+
+def _join(folder: Path, key: str, pieces: Sequence[Piece]) -> TensorEntry:
+    """Return the entry of a whole tensor; ModelError unless the pieces follow one another along one dimension."""
+    filled = sorted((p for p in pieces if p.entry.nbytes), key=lambda piece: piece.offsets) or [*pieces[:1]]
+    first = filled[0].entry
+    dim = next((i for i, offset in enumerate(filled[-1].offsets) if offset), 0)
+    size = 0
+    for piece in filled:
+        shape = piece.entry.shape
+        fits = piece.offsets == tuple(size if i == dim else 0 for i in range(len(first.shape)))
+        fits = fits and piece.entry.dtype == first.dtype and len(shape) == len(first.shape)
+        if not fits or (shape[:dim], shape[dim + 1 :]) != (first.shape[:dim], first.shape[dim + 1 :]):
+            raise ModelError(f"{folder}: the pieces of {key!r} make no whole: that of {piece.path.name} does not fit")
+        size += sum(shape[dim : dim + 1])
+    if not first.shape and len(filled) > 1:
+        raise ModelError(f"{folder}: {key!r} is one number, and {filled[1].path.name} has it again")
+    whole = (*first.shape[:dim], size, *first.shape[dim + 1 :]) if first.shape else ()
+    return first._replace(shape=whole, nbytes=math.prod(whole) * first.dtype.itemsize)
+
+
+def _fill_from(piece: Piece, target: Tensor, offsets: Sequence[int]) -> None:
+    """Copy the part of a piece that begins at `offsets`; directly where the bytes of the file are those of the target.
+
+    Otherwise the rows are read in blocks.
+    """
+    entry = piece.entry
+    if not entry.shape:
+        target, offsets, entry = target.view(1), (0,), entry._replace(shape=(1,))
+    row_bytes = entry.nbytes // entry.shape[0]
+    first, rows = entry.start + offsets[0] * row_bytes, len(target)
+    is_whole = target.shape[1:] == entry.shape[1:]
+    if is_whole and target.dtype == entry.dtype and target.is_contiguous() and target.device.type == "cpu":
+        _read_bytes(piece, first, target)
+        return
+    columns = [slice(begin, begin + size) for begin, size in zip(offsets[1:], target.shape[1:], strict=True)]
+    step = max(1, BLOCK_BYTES // row_bytes)
+    block = torch.empty((min(step, rows), *entry.shape[1:]), dtype=entry.dtype)
+    for row in range(0, rows, step):
+        part = block[: rows - row]
+        _read_bytes(piece, first + row * row_bytes, part)
+        target[row : row + step].copy_(part[:, *columns])
+
+
+def _read_bytes(piece: Piece, start: int, tensor: Tensor) -> None:
+    """Fill a contiguous tensor with the bytes of the file from `start` on."""
+    memory = tensor.detach().view(-1).view(torch.uint8).numpy()
+    piece.stream.seek(start)
+    try:
+        complete = piece.stream.readinto(memory) == len(memory)  # type: ignore[attr-defined]
+    except OSError as error:
+        raise ModelError(f"{piece.path} cannot be read: {error.strerror}") from None
+    if not complete:
+        raise ModelError(f"{piece.path} is not a complete safetensors file: it became shorter while it was read")
 
 
 def _local_part(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
@@ -243,10 +317,12 @@ def _local_part(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
 
 
 def open_checkpoint(folder: Path, stack: ExitStack) -> TensorFiles:
-    """Open model.safetensors, or the shards that its index lists; ModelError where there are neither."""
+    """Open model.safetensors, the files of its index, or those of all ranks; ModelError where there are none."""
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
         return TensorFiles(folder, [folder / "model.safetensors"], stack)
+    if not index.is_file() and (paths := shards.find(folder, "model")):
+        return TensorFiles(folder, paths, stack, in_pieces=True)
     if not index.is_file():
         raise ModelError(f"{folder}: no model.safetensors and no model.safetensors.index.json{_pickle_hint(folder)}")
     shard_of = _read_index(index)

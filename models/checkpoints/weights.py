@@ -348,14 +348,22 @@ def _shape_message(folder: Path, key: str, theirs: tuple[int, ...], ours: tuple[
     return f"{folder}: {key} has shape {list(theirs)}, the model needs {list(ours)}{hint}"
 
 
+def exported(
+    parameters: Iterable[tuple[str, Tensor]], table: WeightTable, head: str | None, is_tied: bool
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield each parameter under the hub's name, transposed where the file has it so.
+
+    is_tied: whether the output of a language model is the embedding; else its bias has a second name, too.
+    """
+    for ours, value in parameters:
+        row = table.find_row(ours, head)
+        yield table.exported_name(ours, head), value.detach().T if row.transpose else value.detach()
+        if row.untied and not is_tied:
+            yield row.untied, value.detach().clone()
+
+
 def export(parameters: Iterable[tuple[str, Tensor]], table: WeightTable, head: str | None) -> dict[str, Tensor]:
     """Return parameters under the hub's names, detached, contiguous and on the CPU; shared ones once."""
-    tensors = {}
     named = dict(parameters)
-    for ours, value in named.items():
-        row = table.find_row(ours, head)
-        tensor = value.detach().cpu()
-        tensors[table.exported_name(ours, head)] = (tensor.T if row.transpose else tensor).contiguous()
-        if row.untied and "head.decoder.weight" in named:  # a tied matrix is in the backbone only
-            tensors[row.untied] = tensor.clone()
-    return tensors
+    is_tied = "head.decoder.weight" not in named  # a tied matrix is in the backbone only
+    return {name: tensor.cpu().contiguous() for name, tensor in exported(named.items(), table, head, is_tied)}
