@@ -17,9 +17,11 @@ import torch
 from torch import nn
 
 from data.notes import list_some
+from engine.adamw import AdamW
 from engine.config import ConfigError, OptimSettings, TrainSettings, choose_from
 from engine.config.schema import LARGEST
 from engine.errors import TrainingError
+from engine.offload import OffloadedAdamW
 from models import ARCHITECTURES
 
 LAYER = re.compile(r"(.*?layers)\.(\d+)\.")
@@ -28,23 +30,9 @@ MAX_STEPS = 2**53  # above it a float does not represent every integer
 MAX_NAMES_SHOWN = 8  # parameters in an error message
 
 
-class AdamW(torch.optim.AdamW):
-    """torch's AdamW (Loshchilov & Hutter 2019) without the decorators that keep its methods out of torch.compile.
-
-    The first call of a decorated method imports the compiler (torch._dynamo), which takes 1 s at the start of a run.
-    The engine never compiles an optimizer, so the undecorated methods do. tests/engine/test_optim.py checks that they
-    do not import the compiler and that a step equals torch's, bit for bit.
-    """
-
-    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
-    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
-    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
-    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
-    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
-
-
 def _adamw(groups: list[dict[str, Any]], optim: OptimSettings) -> AdamW:
-    return AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
+    chosen = OffloadedAdamW if optim.offload else AdamW
+    return chosen(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
 
 
 # {optim.name: function(parameter groups, [optim]) -> optimizer}. A group has "params", "weight_decay" and "lr_scale",
@@ -195,7 +183,10 @@ def to_steps(share_or_steps: float, total_steps: int) -> int:
 
 
 def check_names(optim: OptimSettings) -> None:
-    """Raise ConfigError for an optim.name or optim.lr_schedule that is not in its table. It needs no data."""
+    """Raise ConfigError for an optim.name or optim.lr_schedule that is not in its table. It needs no data.
+
+    optim.offload is for adamw only: what another optimizer keeps, and changes in a group, is not known.
+    """
     tables: dict[str, tuple[str, Iterable[str]]] = {
         "name": (optim.name, OPTIMIZERS),
         "lr_schedule": (optim.lr_schedule, SCHEDULES),
@@ -203,6 +194,8 @@ def check_names(optim: OptimSettings) -> None:
     for setting, (name, choices) in tables.items():
         if name not in choices:
             raise ConfigError(f"optim.{setting} = {name!r}: {choose_from(name, choices)}")
+    if optim.offload and optim.name != "adamw":
+        raise ConfigError(f"optim.offload moves the states of adamw, and optim.name = {optim.name!r}: leave it out")
 
 
 def check_schedule(optim: OptimSettings, total_steps: int) -> None:

@@ -31,6 +31,7 @@ class Sharding:
 
     mesh: Any  # DeviceMesh: (W,) of fsdp, (machines, ranks of a machine) of hsdp
     dtype: torch.dtype | None  # in which the weights of a layer are gathered; None: as they are, in fp32
+    offload: bool = False  # whether the parts of this rank are in the memory of the host
 
     def __call__(self, model: TaskModel) -> None:
         """Replace the parameters of a model on the CPU by DTensors on the device of the mesh, in place.
@@ -39,17 +40,19 @@ class Sharding:
         as autocast would cast them, and their gradients are summed in fp32. The norms of all layers, which autocast
         leaves in fp32, are one more group. So the results are those of one device.
         """
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+        from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
         layers = sharded_layers(model)
+        shared: dict[str, Any] = {"mesh": self.mesh}
+        shared["offload_policy"] = CPUOffloadPolicy() if self.offload else OffloadPolicy()
         policy = MixedPrecisionPolicy()
         if self.dtype is not None:
             policy = MixedPrecisionPolicy(self.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
             if norms := [module for layer in layers for module in layer.modules() if _is_in_fp32(module)]:
-                fully_shard(norms, mesh=self.mesh, reshard_after_forward=False)
+                fully_shard(norms, reshard_after_forward=False, **shared)
         for layer in layers:
-            fully_shard(layer, mesh=self.mesh, mp_policy=policy)
-        fully_shard(model, mesh=self.mesh)
+            fully_shard(layer, mp_policy=policy, **shared)
+        fully_shard(model, **shared)
 
 
 def _is_in_fp32(module: nn.Module) -> bool:
@@ -64,9 +67,10 @@ def sharded_layers(model: nn.Module) -> list[Any]:
     return [layer for stack in stacks if isinstance(stack, nn.ModuleList) for layer in stack]
 
 
-def plan_sharding(strategy: str, precision: str, ranks: Ranks) -> Sharding | None:
+def plan_sharding(strategy: str, precision: str, offload: bool, ranks: Ranks) -> Sharding | None:
     """Return how a run is sharded, None where each rank has the whole model: with ddp, and on a single rank.
 
+    offload: optim.offload, for a GPU.
     Raises ConfigError for a torch that is too old, and where hsdp meets machines with different numbers of ranks.
     """
     if strategy == "ddp" or ranks.world_size == 1:
@@ -90,7 +94,8 @@ def plan_sharding(strategy: str, precision: str, ranks: Ranks) -> Sharding | Non
         if counts[0] < ranks.world_size:
             shape = (ranks.world_size // counts[0], counts[0])
     mesh = init_device_mesh(ranks.device.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
-    return Sharding(mesh, torch.bfloat16 if precision == "bf16" else None)
+    dtype = torch.bfloat16 if precision == "bf16" else None
+    return Sharding(mesh, dtype, offload and ranks.device.type == "cuda")
 
 
 @contextmanager

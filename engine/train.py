@@ -79,7 +79,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     # 2. The model. It determines the order of the labels, since the head of a checkpoint has its own.
     seed_everything(seed)
     smoothing = cfg.regularize.label_smoothing
-    shard = plan_sharding(cfg.distributed.strategy, cfg.train.precision, ranks)  # None: each rank has the whole model
+    shard = plan_sharding(cfg.distributed.strategy, cfg.train.precision, cfg.optim.offload, ranks)
     model, pretrained_folder = build_model(cfg.model, task, labels, smoothing, seed, resumed, shard)
     model.to(ranks.device)
 

@@ -157,6 +157,12 @@ class OptimSettings:
     beta1: float = setting(0.9, "AdamW's decay rate of the first moment", within="in [0, 1)")
     beta2: float = setting(0.999, "AdamW's decay rate of the second moment", within="in [0, 1)")
     eps: float = setting(1e-8, "AdamW's epsilon, added to the denominator", within="> 0")
+    offload: bool = setting(
+        False,
+        "keep AdamW's states, 8 bytes a weight, in the memory of the host; slower; with distributed.strategy = fsdp or "
+        "hsdp the weights and gradients too; no effect on a CPU",
+        machine=MACHINE,
+    )
 
 
 @dataclass(frozen=True)
@@ -296,8 +302,8 @@ class DistributedSettings:
 
     strategy: str = setting(
         "ddp",
-        "what a rank keeps; ddp: the whole model; fsdp: a part of every weight, gradient and optimizer state, all ranks "
-        "together one whole; hsdp: as fsdp, but the ranks of each machine together have a whole",
+        "what a rank keeps; ddp: the whole model; fsdp: a part of every weight, gradient and optimizer state, the "
+        "ranks together have one whole; hsdp: as fsdp, and the ranks of each machine have a whole",
         ("ddp", "fsdp", "hsdp"),
         machine=MACHINE,
     )

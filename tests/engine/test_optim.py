@@ -17,11 +17,12 @@ from support.tiny_models import scratch
 from torch import nn
 
 import models
+from engine import offload
 from engine import optim as optimizers
+from engine.adamw import AdamW
 from engine.config import ConfigError, OptimSettings, RegularizeSettings, TrainSettings
 from engine.errors import TrainingError
 from engine.optim import (
-    AdamW,
     build_optimizer,
     check_names,
     check_parameters,
@@ -357,7 +358,7 @@ def test_unwrapped_method_is_torchs_own(owner, name):
 
 IMPORTS = """
 import sys, torch
-from engine.optim import AdamW
+from engine.adamw import AdamW
 model = torch.nn.Linear(2, 2)
 optimizer = AdamW(model.parameters(), lr=0.1, fused=True)
 model(torch.ones(1, 2)).sum().backward()
@@ -388,6 +389,33 @@ def test_adamw_step_equals_torchs_bit_for_bit():
             optimizer.load_state_dict(optimizer.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(theirs.parameters(), ours.parameters(), strict=True))
     assert str(pairs[0][1].state_dict()) == str(pairs[1][1].state_dict())
+
+
+def test_offloaded_adamw_steps_as_adamw_in_parts(monkeypatch):
+    """Parts of at most 20 numbers: two of the first group, its large matrix alone, and the second group."""
+    monkeypatch.setattr(offload, "PART", 20)
+    pair = [nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 9), nn.Linear(9, 2)) for _ in range(2)]
+    pair[1].load_state_dict(pair[0].state_dict())
+    built = []
+    for model, kind in zip(pair, (AdamW, offload.OffloadedAdamW), strict=True):
+        groups = [{"params": [*model[:2].parameters()]}, {"params": [*model[2:].parameters()], "lr": 0.2}]
+        built.append(kind(groups, lr=0.1, weight_decay=0.3, fused=True))
+    sizes = [[p.numel() for p in part["params"]] for part in offload.split_groups(built[1].param_groups, 20)]
+    assert sizes == [[12, 4], [36], [9], [18, 2]]
+    for step in range(3):
+        for model, optimizer in zip(pair, built, strict=True):
+            model(torch.full((2, 3), 1.0 + step)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            optimizer.load_state_dict(optimizer.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(pair[0].parameters(), pair[1].parameters(), strict=True))
+    assert str(built[0].state_dict()) == str(built[1].state_dict())
+
+
+def test_offloading_is_for_adamw(monkeypatch):
+    monkeypatch.setitem(optimizers.OPTIMIZERS, "sgd", lambda groups, settings: torch.optim.SGD(groups))
+    with pytest.raises(ConfigError, match=r"optim\.offload moves the states of adamw, and optim\.name = 'sgd'"):
+        check_names(OptimSettings(name="sgd", offload=True))
 
 
 def test_training_does_not_import_the_compiler(tiny, tmp_path):

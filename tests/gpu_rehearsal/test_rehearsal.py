@@ -11,6 +11,8 @@ from support.fake_gpu.__main__ import TABLE, version
 from support.fake_gpu.cases import CASES, compare, find_problems, measure
 from support.fake_gpu.rehearsal import missing_names, rehearse
 
+from engine import offload
+from engine import train as loop
 from engine.precision import Precision
 from engine.prefetch import StepFetcher
 from models.heads import SequenceClassification
@@ -140,3 +142,16 @@ def test_step_without_a_piece_launches_more_kernels(capsys):
     (_, name, _, kernels, waits, *_), (_, _, _, more, *_) = tables
     assert (name, waits) == ("bert-base-ragged", "1")
     assert int(kernels) < int(more)
+
+
+def test_offloaded_states_are_on_the_host_between_steps(tmp_path, monkeypatch):
+    built = []
+    build = loop.build_optimizer
+    monkeypatch.setattr(loop, "build_optimizer", lambda *args: built.append(build(*args)) or built[0])
+    monkeypatch.setattr(offload, "PART", 1000)
+    more = {"optim.offload": True, "checkpoint.keep": ("best",)}  # the fake GPU cannot save what is on the host
+    rehearse(CASES["text-classification bf16"].prepare(tmp_path) | more)
+    states = [state for state in built[0].state.values() if state]
+    assert len(states) == len([p for group in built[0].param_groups for p in group["params"]])
+    assert {state[name].device.type for state in states for name in offload.MOVED} == {"cpu"}
+    assert {state["step"].device.type for state in states} == {"cuda"}
