@@ -19,7 +19,7 @@ from torch import nn
 
 from engine.config import ConfigError
 from engine.distributed import Ranks, all_gather, read_variable
-from engine.dtensors import sharded_modules
+from engine.dtensors import local, sharded_modules
 from models import TaskModel
 
 MIN_TORCH = (2, 9)
@@ -96,6 +96,21 @@ def plan_sharding(strategy: str, precision: str, offload: bool, ranks: Ranks) ->
     mesh = init_device_mesh(ranks.device.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
     dtype = torch.bfloat16 if precision == "bf16" else None
     return Sharding(mesh, dtype, offload and ranks.device.type == "cuda")
+
+
+def describe_sharding(strategy: str, shard: Sharding | None, model: nn.Module) -> list[str]:
+    """Return a note on what each rank keeps, and on what an evaluation gathers; none with ddp."""
+    if strategy == "ddp":
+        return []
+    if shard is None:
+        return [f"distributed.strategy = {strategy}: a single rank has nothing to shard, and keeps the whole model"]
+    kept = sum(local(p).numel() for p in model.parameters())
+    text = f"distributed.strategy = {strategy}: {shard.mesh.shape[-1]} ranks share the weights, this one has {kept:,}"
+    if shard.mesh.ndim > 1:
+        text += f"; each of {shard.mesh.shape[0]} machines has all of them"
+    elif strategy == "hsdp":
+        text += "; on a single machine it is fsdp"
+    return [text + "; an evaluation gathers all of them on every rank"]
 
 
 @contextmanager

@@ -53,7 +53,7 @@ from engine.regularize import (
     seed_everything,
 )
 from engine.save_schedule import SaveSchedule
-from engine.sharding import gathered, plan_sharding
+from engine.sharding import describe_sharding, gathered, plan_sharding
 from engine.spikes import SpikeWatch
 from engine.state import TrainState, metric_direction
 from engine.tasks import find_task, read_training_data
@@ -120,6 +120,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     ema = Ema(optimizer, cfg.regularize.ema_decay)
     apply_machine_settings(model, cfg.train, cfg.run.deterministic)
     notes += describe_kernels(ranks.device, cfg.train, cfg.run)
+    notes += describe_sharding(cfg.distributed.strategy, shard, model)
     limits = micro_batch_limits(cfg.train, objective, train_set, amp, ranks)
     weights = named_parameters(objective, model).values()
     notes += disk.describe_disk(cfg.run, cfg.checkpoint.keep, weights, optimizer, cfg.regularize.ema_decay > 0)
