@@ -100,13 +100,20 @@ class ErrorList:
         self.found = [(line, message) for line, message in self.found if line not in lines]
         self.reasons = {line: reason for line, reason in self.reasons.items() if line not in lines}
 
-    def move_to(self, other: ErrorList) -> None:
-        """Add what was collected since the last call to `other`, in whose rows it is."""
-        other.extend(self)
-        other.broken |= self.broken
+    def move_to(self, other: ErrorList, before: float) -> None:
+        """Move the errors of the lines before `before`, and all notes, to another list."""
+        moved, kept = ([entry for entry in self.found if (entry[0] < before) is is_moved] for is_moved in (True, False))
+        other.found += moved
+        other.notes += self.notes
+        other.reasons |= {line: reason for line, reason in self.reasons.items() if line < before}
+        other.broken |= {line: id for line, id in self.broken.items() if line < before}
         other.unit = other.unit or self.unit
-        self.found, self.reasons, self.broken, self.notes, self.of_empty = [], {}, {}, [], set()
-        self.has_bad_file, self.only_empty = False, True
+        other.has_bad_file |= self.has_bad_file
+        other.only_empty &= all(message in self.of_empty for _, message in moved)
+        other.of_empty |= self.of_empty
+        self.found, self.notes = kept, []
+        self.reasons = {line: reason for line, reason in self.reasons.items() if line >= before}
+        self.broken = {line: id for line, id in self.broken.items() if line >= before}
 
     def raise_if_any(self, kind: type[DataError] = DataError) -> None:
         """Raise one DataError with the first errors and the number of the others; do nothing without errors."""

@@ -12,10 +12,11 @@ one JSON document, two parallel files or a folder of images, are held as a whole
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 from data.errors import MEMORY, ErrorList
 from data.formats.lines import locate
@@ -24,18 +25,8 @@ from data.row import Row, Rows
 MAX_CHARACTERS = 64_000_000  # of the rows of a window, so that long texts do not fill the memory
 
 
-class Record(Protocol):
-    """What readers take: a row, or a sentence."""
-
-    @property
-    def values(self) -> dict[str, Any]: ...
-
-
-RecordT = TypeVar("RecordT", bound=Record)
-
-
 @dataclass
-class Source(Generic[RecordT]):
+class Source:
     """The records of a file for one reader, and what it has seen of the file before this window.
 
     limit: the rows of a window; 0: all rows of the file.
@@ -50,14 +41,14 @@ class Source(Generic[RecordT]):
     line_without_id: int = 0  # the first line, where the rows before this window have no column of ids
     is_read: bool = False  # to the end of the file
     _errors: ErrorList = field(default_factory=ErrorList)
-    _records: Iterator[RecordT] | None = None
-    _upcoming: RecordT | None = None
+    _records: Iterator[Row] | None = None
+    _upcoming: Row | None = None
 
-    def take(self, make: Callable[[ErrorList], Iterator[RecordT]], errors: ErrorList) -> Iterator[RecordT]:
+    def take(self, make: Callable[[ErrorList], Iterator[Row]], errors: ErrorList) -> Iterator[Row]:
         """Return the records of the window; make(errors) yields those of the file. Errors are added to `errors`."""
         return self._take_window(make, errors) if self.limit else make(errors)
 
-    def _take_window(self, make: Callable[[ErrorList], Iterator[RecordT]], errors: ErrorList) -> Iterator[RecordT]:
+    def _take_window(self, make: Callable[[ErrorList], Iterator[Row]], errors: ErrorList) -> Iterator[Row]:
         if self._records is None:
             self._records = make(self._errors)
             self._upcoming = next(self._records, None)
@@ -70,7 +61,8 @@ class Source(Generic[RecordT]):
                 self._upcoming = next(self._records, None)
             self.is_read = self._upcoming is None
         finally:
-            self._errors.move_to(errors)
+            # The upcoming record may have errors, too.
+            self._errors.move_to(errors, math.inf if self._upcoming is None else self._upcoming.line)
 
 
 def _size(value: Any) -> int:
@@ -87,14 +79,14 @@ class _Windows:
 
     limit: int
     repeated: Mapping[str, int]
-    sources: list[Source[Any]] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
     num_opened: int = 0  # in this window
 
 
 _OPEN: dict[str, _Windows] = {}  # by the name of the file
 
 
-def open_source(name: str) -> Source[Any]:
+def open_source(name: str) -> Source:
     """Return the records of a file for one reader. Each reader of the file calls this once in every window."""
     windows = _OPEN.get(name)
     if windows is None:
@@ -118,8 +110,8 @@ def read_windows(
 ) -> Generator[RowWindow, None, None]:
     """Yield the windows of a file, in its order.
 
-    read: the reader of the file, called for each window. size: the rows of a window at most, those that are left out
-    not counted. repeated: as in Source. A file that cannot be read a second time, such as a pipe, is read as a whole.
+    read: the reader of the file, called for each window. size: the rows of a window at most. repeated: as in Source. A
+    file that cannot be read a second time, such as a pipe, is read as a whole.
     """
     path = locate(name.removeprefix(MEMORY))
     if name.startswith(MEMORY) or not (path.is_file() or path.is_dir()):

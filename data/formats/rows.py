@@ -59,7 +59,7 @@ def read_rows(
     """
     path, collected = locate(name), errors is not None
     errors = ErrorList() if errors is None else errors
-    source: Source[Row] = open_source(name)
+    source = open_source(name)
     rows: list[Row] = []
     lacking: list[Row] = []  # a required column
     columns = source.columns  # of all rows
@@ -217,7 +217,7 @@ def _add_lacking(
 
 
 def _assign_ids(
-    path: Path, rows: list[Row], lacking: list[Row], column: str, errors: ErrorList, source: Source[Row]
+    path: Path, rows: list[Row], lacking: list[Row], column: str, errors: ErrorList, source: Source
 ) -> None:
     """Take the ids from `column` if any row has it; then every row must have one. No two rows may have the same id.
 

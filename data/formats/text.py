@@ -10,7 +10,7 @@ from data.formats.lines import COMPRESSED, clean_lines, locate
 from data.formats.options import FileOptions
 from data.notes import count_of
 from data.row import Row
-from data.windows import Source, open_source
+from data.windows import open_source
 
 
 def read_lines(name: str, column: str, errors: ErrorList, options: FileOptions = FileOptions()) -> list[Row]:
@@ -18,7 +18,7 @@ def read_lines(name: str, column: str, errors: ErrorList, options: FileOptions =
 
     Bad lines are added to `errors`. DataError for a file that cannot be read or has no lines.
     """
-    source: Source[Row] = open_source(name)
+    source = open_source(name)
     errors.notes += options.name_unused(["delimiter", "quotes"])
     try:
         rows = list(source.take(lambda errors: _rows_of_lines(name, column, errors, options), errors))

@@ -13,7 +13,7 @@ from data.formats.lines import clean_lines, locate
 from data.formats.options import FileOptions
 from data.notes import count_of
 from data.row import Row
-from data.windows import Source, open_source
+from data.windows import open_source
 from data.words import TEXT, split_words
 
 LINES = "<lines>"  # an internal column: the line of each word; no file has this column
@@ -39,7 +39,7 @@ def read_sentences(
     path = locate(name)
     if path.is_dir():
         raise DataError(f"{name}: this is a folder; name a file")
-    source: Source[Row] = open_source(name)
+    source = open_source(name)
     errors.notes += options.name_unused(["delimiter", "quotes"])
 
     def make(errors: ErrorList) -> Iterator[Row]:
