@@ -1,8 +1,8 @@
 """Images with one class each: checked rows of any format, and examples that are decoded on demand.
 
-The formats: a folder for each class, a list of paths with labels, MNIST's IDX files, and images in memory. Every image
-is decoded once before training starts, by the function that reads it later. So bad images are reported with their
-paths, and a resumed run skips the same images.
+The formats: a folder for each class, .tar archives, a list of paths with labels, MNIST's IDX files, and images in
+memory. Every image is decoded once before training starts, by the function that reads it later. So bad images are
+reported with their paths, and a resumed run skips the same images.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from data.formats.memory import is_in_memory
 from data.formats.options import FileOptions
 from data.formats.parquet import is_table_folder
 from data.formats.rows import read_rows
+from data.formats.tar_images import find_archives, read_archives
+from data.formats.tar_index import TarMember, is_archive
 from data.image_preprocessing import Preprocessing, normalize, resize_and_crop, to_pixels
 from data.labels import class_numbers
 from data.row import Row, Rows
@@ -53,6 +55,8 @@ def read_images(
     """Return rows with an image in column `image` and its `label` ("": without labels).
 
     - A folder (format folder): its folders are the classes. Ids are the paths below it. The image is a Path.
+    - A .tar archive, or a folder of them (format tar): read as the unpacked folder, or as webdataset's files
+      (tar_images.py). The image is a TarMember.
     - A file of rows, or a folder of tables (format as in read_rows): the column has paths, relative to the file, or the
       content of files. The image is a Path or bytes.
     - An IDX file of images (format idx), such as train-images-idx3-ubyte[.gz], with the file of its labels beside it.
@@ -65,11 +69,12 @@ def read_images(
     Notes count what was left out or changed in decoding.
     """
     path, format = locate(name), find_format(name, options)
-    if group and format in ("folder", "idx"):
+    if group and format in ("folder", "idx", "tar"):
         raise DataError(
             f"{name}: data.group_column = {group!r} is a column, and there are none; list the images in a .csv file"
         )
     errors = ErrorList()
+    classes: list[str] = []  # that have a folder
     if format == "auto" and path.suffix.lower() in SUFFIXES and path.is_file():
         raise DataError(f"{name}: one image; name the folder that has it, or a list of images")
     if format == "idx":
@@ -78,6 +83,10 @@ def read_images(
         if not path.is_dir():
             raise DataError(f"{name}: no such folder")
         rows = read_folder(path, image, label, errors, labels)
+        classes = class_folders(path, labels) if label else []
+        _check_images(name, rows, image, max_pixels, errors)
+    elif format == "tar":
+        rows, classes = read_archives(path, image, label, errors, labels)
         _check_images(name, rows, image, max_pixels, errors)
     else:
         rows = _read_listed(name, image, label, group, replace(options, format=format), errors)
@@ -89,21 +98,24 @@ def read_images(
     if options.bad_rows == "skip" and len(errors.reasons) > 1:
         errors.notes.append(f"images left out: {list_names([row.id for row in rows if row.line in errors.reasons])}")
     settled = errors.settle(rows, options)
-    if label and format == "folder":
-        without = sorted(set(class_folders(path, labels)) - {row.values[label] for row in settled})
+    if classes:
+        without = sorted(set(classes) - {row.values[label] for row in settled})
         settled.notes += [f"no image in the folder of a class: {list_names(without)}"] if without else []
     return settled
 
 
 def find_format(name: str, options: FileOptions) -> str:
-    """Return folder, idx, memory, or the format of a list of images as in `options`."""
+    """Return folder, tar, idx, memory, or the format of a list of images as in `options`."""
     path = locate(name)
     if is_in_memory(name):
         return "memory"
     if options.format != "auto":
         return options.format
     if path.is_dir():
-        return "auto" if is_table_folder(path) and not class_folders(path) else "folder"
+        found = "auto" if is_table_folder(path) else "tar" if find_archives(path) else "folder"
+        return found if found == "folder" or not class_folders(path) else "folder"
+    if is_archive(path):
+        return "tar"
     return "idx" if idx.is_image_file(path) else "auto"
 
 
@@ -125,7 +137,7 @@ def _check_images(
     """Decode the image of each row once, and add its digest to the row.
 
     Bad images are added to `errors`, and what decoding changed to its notes. given: {line: path} in a list; without it,
-    the images are those of a folder, which their ids name.
+    the images are those of a folder or an archive, which their ids name.
     """
     rows = [row for row in rows if row.line not in errors.reasons]
     found = []
@@ -134,7 +146,9 @@ def _check_images(
         row.values[image], row.values["digest"] = checked.image, checked.digest
         path = (given or {}).get(row.line, "")
         found.append((path or row.id, checked.findings))
-        if checked.reason and given is None:
+        if checked.reason and isinstance(checked.image, TarMember):
+            errors.add(checked.image.archive, row.line, checked.reason, place=checked.image.name)
+        elif checked.reason and given is None:
             errors.add(name, row.line, checked.reason, place=row.id)
         elif checked.reason:
             errors.add(name, row.line, f"{path}: {checked.reason}" if path else checked.reason)
@@ -176,7 +190,7 @@ def _read_idx(
 class ImageExamples:
     """N images, made into tensors when they are needed: decoded from files, or taken from memory."""
 
-    images: Sequence[Any] | np.ndarray  # (N,) a Path, bytes or a Pillow image; or (N, height, width) uint8
+    images: Sequence[Any] | np.ndarray  # (N,) a Path, TarMember, bytes or Pillow image; or (N, height, width) uint8
     digests: list[str]  # (N,) checksums of the files; "" in an IDX file
     labels: np.ndarray | None  # (N,) int64
     ids: list[str]
@@ -222,7 +236,7 @@ class ImageExamples:
         image = self.images[index]
         if isinstance(image, np.ndarray):
             return torch.from_numpy(image).expand(len(self.preprocessing.mean), -1, -1)
-        if not isinstance(image, Path | bytes):
+        if not isinstance(image, Path | TarMember | bytes):
             return to_pixels(image, self.preprocessing)
         try:
             return to_pixels(decode(image, self.max_pixels), self.preprocessing)

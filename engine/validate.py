@@ -72,7 +72,7 @@ def _check_used(config: Config, task: Task) -> None:
 
 def _check_format(config: Config) -> None:
     """Raise ConfigError for a setting of text files that files of data.format do not have."""
-    tables, binary = ("auto", "csv", "tsv"), ("parquet", "idx", "folder")
+    tables, binary = ("auto", "csv", "tsv"), ("parquet", "idx", "folder", "tar")
     for key in ("encoding", "delimiter", "quotes"):
         value, format = getattr(config.data, key), config.data.format
         is_read = format not in binary if key == "encoding" else format in tables

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data.errors import DataError, ErrorList
@@ -16,6 +16,7 @@ from data.formats.image_kinds import (
     read_head,
     unread_kind,
 )
+from data.formats.tar_index import TarMember
 from data.notes import list_some
 from data.row import Row
 
@@ -52,7 +53,7 @@ def read_folder(root: Path, image: str, label: str, errors: ErrorList, labels: S
     others = []
     for path in sorted(files, key=lambda path: path.relative_to(root).parts):
         relative = path.relative_to(root)
-        reason = _reason_against(path)
+        reason = reason_against(path)
         if reason is None:
             others.append(relative.as_posix())
             continue
@@ -60,17 +61,22 @@ def read_folder(root: Path, image: str, label: str, errors: ErrorList, labels: S
         if not reason and label and len(relative.parts) == 1:
             reason = f"in no folder of a class; {root} should have one for each class"
         rows.append(
-            Row(_as_utf8(relative.as_posix()), line, {image: path, **({label: relative.parts[0]} if label else {})})
+            Row(as_utf8(relative.as_posix()), line, {image: path, **({label: relative.parts[0]} if label else {})})
         )
         if reason:
             errors.add(root, line, reason, place=rows[-1].id)
-    for names, meaning in (
-        (left_behind, "which programs leave behind"),
-        (others, "without the name or content of an image"),
-    ):
-        if names:
-            errors.notes.append(f"left out {_count(len(names), meaning)}: {list_names(sorted(names))}")
+    errors.notes += describe_left_out(left_behind, others)
     return rows
+
+
+def describe_left_out(left_behind: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Return notes on the names that are no images: what programs leave behind, and other files."""
+    kinds = {"which programs leave behind": left_behind, "without the name or content of an image": others}
+    return [
+        f"left out {_count(len(names), meaning)}: {list_names(names)}"
+        for meaning, names in ((meaning, sorted(names)) for meaning, names in kinds.items())
+        if names
+    ]
 
 
 def class_folders(root: Path, labels: Sequence[str] = ()) -> list[str]:
@@ -80,7 +86,7 @@ def class_folders(root: Path, labels: Sequence[str] = ()) -> list[str]:
             names = [entry.name for entry in entries if entry.is_dir()]
     except OSError as error:
         raise DataError(f"{root}: cannot be read: {error.strerror}") from None
-    return sorted(name for name in names if not _is_left_behind(name, labels))
+    return sorted(name for name in names if not is_left_behind(name, labels))
 
 
 def check_layout(root: Path, labels: Sequence[str] = ()) -> None:
@@ -135,7 +141,7 @@ def hint_at_nested(root: Path, folder: str, setting: str) -> str:
 
 def list_names(names: Sequence[str]) -> str:
     """Return the first names, and how many more there are."""
-    return _as_utf8(list_some(names, SHOWN))
+    return as_utf8(list_some(names, SHOWN))
 
 
 def _are(noun: str, names: Sequence[str]) -> str:
@@ -158,18 +164,19 @@ def _check_flat(root: Path, files: Sequence[Path]) -> None:
     )
 
 
-def _is_left_behind(name: str, labels: Sequence[str] = ()) -> bool:
+def is_left_behind(name: str, labels: Sequence[str] = ()) -> bool:
+    """Return whether a name is one that programs leave behind; labels: names that are classes."""
     return LEFT_BEHIND.fullmatch(name) is not None and name not in labels
 
 
 def _is_image(path: Path) -> bool:
-    return path.is_file() and _reason_against(path) == ""
+    return path.is_file() and reason_against(path) == ""
 
 
-def _reason_against(path: Path) -> str | None:
+def reason_against(path: Path | TarMember) -> str | None:
     """Return "" for an image by its name or content, None for another file, else why the image cannot be read."""
     suffix = path.suffix.lower()
-    if _as_utf8(str(path)) != str(path):
+    if as_utf8(str(path)) != str(path):
         return "its name is not UTF-8"
     if suffix in SUFFIXES:
         return ""
@@ -184,7 +191,7 @@ def _reason_against(path: Path) -> str | None:
         return f"cannot be read: {error.strerror}"
 
 
-def _as_utf8(name: str) -> str:
+def as_utf8(name: str) -> str:
     """Return a name as text that can be written as UTF-8; Python reads other bytes as halves of surrogate pairs."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
@@ -204,8 +211,8 @@ def _list_files(root: Path, labels: Sequence[str]) -> tuple[list[Path], list[str
         folder = Path(name)
         declared = labels if folder == root else ()
         around = {path.resolve() for path in (folder, *folder.parents)}
-        left_behind += [(folder / f).relative_to(root).as_posix() for f in folders if _is_left_behind(f, declared)]
-        left_behind += [(folder / f).relative_to(root).as_posix() for f in files if _is_left_behind(f)]
-        folders[:] = [f for f in folders if not _is_left_behind(f, declared) and (folder / f).resolve() not in around]
-        found += [folder / f for f in files if not _is_left_behind(f)]
+        left_behind += [(folder / f).relative_to(root).as_posix() for f in folders if is_left_behind(f, declared)]
+        left_behind += [(folder / f).relative_to(root).as_posix() for f in files if is_left_behind(f)]
+        folders[:] = [f for f in folders if not is_left_behind(f, declared) and (folder / f).resolve() not in around]
+        found += [folder / f for f in files if not is_left_behind(f)]
     return found, left_behind

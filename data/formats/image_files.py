@@ -10,13 +10,15 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from data.errors import DataError
 from data.formats.image_kinds import READ, describe_unread
+from data.formats.tar_index import TarMember
 
 MAX_PIXELS = 89_478_485  # a quarter of a GiB as RGB; Pillow too calls more a decompression bomb
 MAX_RATIO = 100  # a shorter side of 1 pixel, resized to 256, would make the other one 256 times as long
@@ -55,7 +57,7 @@ class Checked(NamedTuple):
     findings: tuple[str, ...] = ()  # keys of FINDINGS
 
 
-def decode(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Any:
+def decode(source: Path | TarMember | bytes, max_pixels: int = MAX_PIXELS) -> Any:
     """Return a Pillow image of 8 bits a channel, of a file or its content; DataError with the reason alone.
 
     The orientation that the camera noted (EXIF) is applied. Of 16 bits the upper 8 are kept, CMYK becomes RGB, and
@@ -64,15 +66,15 @@ def decode(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Any:
     return decode_and_inspect(source, max_pixels)[0]
 
 
-def decode_and_inspect(source: Path | bytes, max_pixels: int) -> tuple[Any, tuple[str, ...]]:
+def decode_and_inspect(source: Path | TarMember | bytes, max_pixels: int) -> tuple[Any, tuple[str, ...]]:
     """Return the image as `decode` does, and the keys of FINDINGS that are true of it."""
     from PIL import UnidentifiedImageError
 
     _silence_pillow()
-    if not (source if isinstance(source, bytes) else source.stat().st_size):
+    if not _size_of(source):
         raise DataError("an empty file")
     try:
-        with _open(source) as image:
+        with _opened(source) as image:
             return to_8_bits(image, max_pixels)
     except DataError:
         raise
@@ -82,7 +84,20 @@ def decode_and_inspect(source: Path | bytes, max_pixels: int) -> tuple[Any, tupl
         raise DataError(f"cannot be decoded: {error}") from None
 
 
-def _open(source: Path | bytes) -> Any:
+def _size_of(source: Path | TarMember | bytes) -> int:
+    if isinstance(source, TarMember):
+        return source.size
+    return len(source) if isinstance(source, bytes) else source.stat().st_size
+
+
+@contextmanager
+def _opened(source: Path | TarMember | bytes) -> Iterator[Any]:
+    """Open an image of which little is read yet; a member of an archive is read as far as it is needed."""
+    with nullcontext(source) if isinstance(source, Path | bytes) else source.open() as stream, _open(stream) as image:
+        yield image
+
+
+def _open(source: Path | BinaryIO | bytes) -> Any:
     """Open an image without Pillow's own limit of pixels, a global that would forbid what max_pixels allows."""
     from PIL import Image
 
@@ -227,10 +242,10 @@ def from_memory(value: Any, max_pixels: int = MAX_PIXELS) -> tuple[Any, tuple[st
 
 
 def check_image(value: Any, max_pixels: int = MAX_PIXELS) -> Checked:
-    """Decode an image once: a path, the bytes of a file, or an image in memory."""
+    """Decode an image once: a path, a member of an archive, the bytes of a file, or an image in memory."""
     try:
-        if isinstance(value, Path):
-            if value.exists() and not value.is_file():  # a pipe would wait for a writer
+        if isinstance(value, Path | TarMember):
+            if isinstance(value, Path) and value.exists() and not value.is_file():  # a pipe would wait for a writer
                 return Checked(value, reason="not a regular file")
             with value.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -249,7 +264,7 @@ def check_image(value: Any, max_pixels: int = MAX_PIXELS) -> Checked:
 def check_images(values: Sequence[Any], max_pixels: int = MAX_PIXELS) -> Iterator[Checked]:
     """Yield what check_image returns of each; only a few files are in memory at a time."""
     check = functools.partial(check_image, max_pixels=max_pixels)
-    if not all(isinstance(value, Path | bytes) for value in values):
+    if not all(isinstance(value, Path | TarMember | bytes) for value in values):
         yield from map(check, values)  # one Pillow image may stand in several rows, and threads would share it
         return
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from data.formats.tar_index import TarMember
+
 # File formats, by Pillow's names. The content decides: a PNG named .jpg is read. Other formats run programs (EPS) or
 # rarely have photos.
 READ = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
@@ -44,7 +46,7 @@ def unread_kind(head: bytes) -> str:
     return next((kind for kind, start in _UNREAD_STARTS.items() if re.match(start, head, re.DOTALL)), "")
 
 
-def read_head(source: Path | bytes) -> bytes:
+def read_head(source: Path | TarMember | bytes) -> bytes:
     """Return the first bytes of a file."""
     if isinstance(source, bytes):
         return source[:HEAD]
@@ -52,11 +54,11 @@ def read_head(source: Path | bytes) -> bytes:
         return stream.read(HEAD)
 
 
-def describe_unread(source: Path | bytes) -> str:
+def describe_unread(source: Path | TarMember | bytes) -> str:
     """Return the reason why a file is no image that can be read, with what to do."""
     head = read_head(source)
     kind = unread_kind(head)
-    if not kind and isinstance(source, Path) and source.suffix.lower() in UNREAD_SUFFIXES:
+    if not kind and not isinstance(source, bytes) and source.suffix.lower() in UNREAD_SUFFIXES:
         kind = f"the kind {source.suffix}"
     if kind:
         return f"an image of {kind}, which is not read; save it as PNG or JPEG"

@@ -6,7 +6,21 @@ from dataclasses import dataclass
 
 from engine.config.schema import MACHINE, setting
 
-FORMATS = ("auto", "jsonl", "csv", "tsv", "parquet", "conll", "word/tag", "squad", "text", "parallel", "idx", "folder")
+FORMATS = (
+    "auto",
+    "jsonl",
+    "csv",
+    "tsv",
+    "parquet",
+    "conll",
+    "word/tag",
+    "squad",
+    "text",
+    "parallel",
+    "idx",
+    "folder",
+    "tar",
+)
 
 
 @dataclass(frozen=True)
@@ -15,7 +29,7 @@ class DataSettings:
 
     train: str = setting(
         "",
-        "training data: a file, a folder of images, or package:NAME/FILE",
+        "training data: a file, a folder or .tar of images, or package:NAME/FILE",
         needed="name the file to learn from",
     )
     validation: str = setting(

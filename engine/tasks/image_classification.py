@@ -37,7 +37,7 @@ from models import TaskModel
 
 
 def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
-    """Read rows of images, from folders, lists of paths or IDX files, and with labels their classes."""
+    """Read rows of images, from folders, archives, lists of paths or IDX files, and with labels their classes."""
     return read_images(
         name,
         image=settings.data.text_column,
@@ -61,9 +61,10 @@ def find_labels(name: str, rows: Rows, settings: TaskSettings) -> list[str]:
 
 def check_labels(name: str, rows: Rows, settings: TaskSettings, labels: Sequence[str]) -> None:
     """Write into each row the label that its class means; DataError for an unknown class, once for each folder."""
-    root, column, unit = locate(name), settings.data.label_column, "line"
-    if find_format(name, settings.file_options) == "folder":
-        unit = "image"
+    root, column = locate(name), settings.data.label_column
+    format = find_format(name, settings.file_options)
+    unit = "image" if format in ("folder", "tar") else "line"
+    if format == "folder":
         folders = {str(row.values[column]) for row in rows}
         unknown = sorted(folders - match_labels(folders, labels).keys())
         known = f"the labels are {list_some([repr(label) for label in labels])}"
