@@ -35,18 +35,16 @@ VERSION = 1  # of the format of the folder
 MANIFEST, VALIDATION, SAMPLE = "manifest.json", "validation.jsonl", "sample.jsonl"
 KIND = "__kind__"
 KINDS = {kind.__name__: kind for kind in (Answer, Turn, Entity, tuple)}
-AGAIN = "`python -m data.prepare` with the same recipe and folder writes what is missing"
+AGAIN = "`python -m data.prepare` with the same recipe and folder makes it again"
 
 
 @dataclass(frozen=True)
 class ShardEntry:
     """A shard in the manifest, and how many elements it has of each unit of data.mapped.UNITS."""
 
-    file: str
-    bytes: int
-    sha256: str
+    files: dict[str, int]  # {name: bytes}; a second one has the arrays of its blocks
+    sha256: dict[str, str]  # of each file
     sizes: dict[str, int]
-    blocks: str = ""  # the file with the arrays of its blocks
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ class PreparedRows(Rows):
         if sorted(labels) != sorted(known.labels):
             raise DataError(f"the labels of the model are {list(labels)!r}, those of {self.folder} {known.labels!r}")
         remap = np.array([list(labels).index(name) for name in known.labels], dtype=np.int64)
-        parts = [Part(Shard(_find_files(self.folder, entry)), entry.sizes) for entry in known.shards]
+        parts = [Part(Shard([self.folder / name for name in entry.files]), entry.sizes) for entry in known.shards]
         counts = None if known.label_counts is None else np.array(known.label_counts)[np.argsort(remap)]
         digest = hashlib.sha256(json.dumps([[entry.sha256 for entry in known.shards], list(labels)]).encode())
         facts = Facts(
@@ -161,22 +159,19 @@ def read_manifest(folder: Path) -> Manifest:
             raise
         raise DataError(f"{folder / MANIFEST} is damaged: {error}; {AGAIN}") from None
     for entry in known.shards:
-        check_size(folder / entry.file, entry.bytes)
+        for name, size in entry.files.items():
+            _check_size(folder / name, size)
     return known
 
 
-def check_size(file: Path, size: int) -> None:
-    """Raise DataError for a shard that is not there, or has another size than the manifest says."""
+def _check_size(file: Path, size: int) -> None:
+    """Raise DataError for a file that is not there, or has another size than the manifest says."""
     try:
         found = file.stat().st_size
     except FileNotFoundError:
         raise DataError(f"{file} is missing; {AGAIN}") from None
     if found != size:
         raise DataError(f"{file} has {found:,} bytes, its manifest says {size:,}: it is damaged; {AGAIN}")
-
-
-def _find_files(folder: Path, entry: ShardEntry) -> list[Path]:
-    return [folder / name for name in (entry.file, entry.blocks) if name]
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -212,9 +207,8 @@ def write_shard(file: Path, examples: TextExamples[Any]) -> dict[str, Any]:
     write_arrays(file, arrays)
     targets = examples.target_ids
     return {
-        "file": file.name,
-        "bytes": file.stat().st_size,
-        "sha256": checksum_of_file(file),
+        "files": {file.name: file.stat().st_size},
+        "sha256": {file.name: checksum_of_file(file)},
         "sizes": {
             "examples": len(examples),
             "sequences": len(lengths),
@@ -267,9 +261,14 @@ def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def write_rows_file(file: Path, rows: Iterable[Row]) -> int:
     """Write rows, with values of any type that a reader makes; return how many."""
-    lines = [json.dumps([row.id, row.line, _to_json(row.values)]) + "\n" for row in rows]
+    lines = [encode_row(row) for row in rows]
     write_text(file, lines)
     return len(lines)
+
+
+def encode_row(row: Row) -> str:
+    """Return a row as a line of a file of rows; DataError for a value that cannot be kept."""
+    return json.dumps([row.id, row.line, _to_json(row.values)]) + "\n"
 
 
 def read_rows_file(file: Path) -> list[Row]:

@@ -90,7 +90,7 @@ def classes_to_balance(sampler: str, examples: Any) -> np.ndarray | None:
     """Return (N,) the class of each training example for train.sampler = balanced; None for another sampler."""
     if sampler != "balanced":
         return None
-    labels: np.ndarray = examples.labels
+    labels = np.asarray(examples.labels)  # of a prepared folder, read as a whole
     if (labels == IGNORE_INDEX).any():
         raise ConfigError("train.sampler = 'balanced' needs a class for each training example: set it to shuffle")
     return labels

@@ -74,7 +74,7 @@ def describe_examples(name: str, examples: Examples, labels: tuple[str, ...]) ->
     if counts is not None:
         text += "\n  labels: " + list_some([f"{label} {n:,}" for label, n in zip(labels, counts, strict=False)])
     scores = getattr(examples, "labels", None)
-    if counts is None and scores is not None and scores.dtype.kind == "f":
+    if counts is None and isinstance(scores, np.ndarray) and scores.dtype.kind == "f":
         text += f"\n  {labels[0] if labels else 'score'}: {scores.min():.4g} to {scores.max():.4g}"
         text += f" (mean {scores.mean():.4g}, 50% {np.median(scores):.4g})"
     return text

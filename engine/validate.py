@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from data.errors import DataError
 from data.examples import TextExamples
 from data.image_preprocessing import Preprocessing
 from data.long_texts import WINDOWS, find_overlap_fault
+from data.mapped import MappedExamples
 from engine.config import Config, ConfigError, all_settings, get
 from engine.metrics.text_classification import POSITIVE_CLASS_METRICS
 from engine.plugins import loaded_checksums
@@ -189,20 +190,27 @@ def check_encoded(config: Config, model: TaskModel, *sets: Examples) -> None:
     leave nothing of a text.
     """
     for examples in sets:
-        if isinstance(examples, TextExamples) and len(examples.input_ids) + len(examples):
-            _check_ids(config.model.name, model, examples)
-            _check_lengths(config, model, examples)
+        if isinstance(examples, MappedExamples):
+            facts = examples.facts
+            _check_ids(config.model.name, model, facts.largest)
+            _check_lengths(config, model, facts.longest_sequence, facts.num_empty, facts.first_empty)
+        elif isinstance(examples, TextExamples) and len(examples.input_ids) + len(examples):
+            named = {name: getattr(examples, name) for name in ("input_ids", "target_ids", "token_type_ids")}
+            largest = {name: int(ids.max(initial=0)) for name, ids in named.items() if ids is not None}
+            _check_ids(config.model.name, model, largest)
+            lengths = np.diff(examples.offsets)
+            empty = np.flatnonzero(lengths == 0)
+            if examples.sequences is not None and len(empty):
+                empty = np.unique(np.searchsorted(examples.sequences, empty, side="right") - 1)
+            first = examples.ids[empty[0]] if len(empty) else ""
+            _check_lengths(config, model, int(lengths.max(initial=0)), len(empty), first)
 
 
-def _check_ids(name: str, model: TaskModel, examples: TextExamples[Any]) -> None:
-    """Raise ConfigError for a token id or a token type without an embedding."""
-    targets = examples.target_ids if examples.target_ids is not None else np.empty(0, np.int32)
-    for what, values, rows in (
-        ("token id", examples.input_ids, model.vocab_size),
-        ("token id", targets, model.vocab_size),
-        ("token type", examples.token_type_ids, model.num_token_types),
-    ):
-        largest = int(values.max(initial=0))
+def _check_ids(name: str, model: TaskModel, largest_ids: Mapping[str, int]) -> None:
+    """Raise ConfigError for a token id or a token type without an embedding. largest_ids: of each kind of ids."""
+    for kind, largest in largest_ids.items():
+        is_type = kind == "token_type_ids"
+        what, rows = ("token type", model.num_token_types) if is_type else ("token id", model.vocab_size)
         if rows and largest >= rows:
             raise ConfigError(
                 f"{name}: the tokenizer gives the {what} {largest}, the embedding has {rows} rows: tokenizer and "
@@ -210,20 +218,19 @@ def _check_ids(name: str, model: TaskModel, examples: TextExamples[Any]) -> None
             )
 
 
-def _check_lengths(config: Config, model: TaskModel, examples: TextExamples[Any]) -> None:
-    """Raise DataError for a text without a token, ConfigError for one that is longer than the model's positions."""
-    lengths = np.diff(examples.offsets)
-    if len(lengths) and lengths.max() > model.max_length:
+def _check_lengths(config: Config, model: TaskModel, longest: int, num_empty: int, first_empty: str) -> None:
+    """Raise DataError for a text without a token, ConfigError for one that is longer than the model's positions.
+
+    longest: tokens of the longest sequence. num_empty, first_empty: the texts without a token, and the id of one.
+    """
+    if longest > model.max_length:
         raise ConfigError(
-            f"data.max_length = {config.data.max_length} gives a text of {lengths.max()} tokens, and "
+            f"data.max_length = {config.data.max_length} gives a text of {longest} tokens, and "
             f"{config.model.name} has {model.max_length} positions: lower data.max_length"
         )
-    empty = np.flatnonzero(lengths == 0)
-    if examples.sequences is not None and len(empty):
-        empty = np.unique(np.searchsorted(examples.sequences, empty, side="right") - 1)
-    if len(empty):
-        more = f" and {len(empty) - 1:,} more" if len(empty) > 1 else ""
+    if num_empty:
+        more = f" and {num_empty - 1:,} more" if num_empty > 1 else ""
         raise DataError(
-            f"the tokenizer of {config.model.name} leaves no tokens of the text with id {examples.ids[empty[0]]!r}"
+            f"the tokenizer of {config.model.name} leaves no tokens of the text with id {first_empty!r}"
             f"{more}: remove such texts"
         )

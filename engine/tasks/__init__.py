@@ -8,12 +8,14 @@ from typing import NamedTuple, TypeVar
 
 from data import Row, Rows, sample_rows, split_rows
 from data.errors import MEMORY, BadRowsError, DataError
+from data.prepared import VALIDATION, is_prepared, read_rows_file
 from engine.config import ConfigError, choose_from, shipped_recipes
 from engine.tasks.causal_lm import CAUSAL_LM
 from engine.tasks.comparison import compare_splits
 from engine.tasks.dialogue import DIALOGUE
 from engine.tasks.image_classification import IMAGE_CLASSIFICATION
 from engine.tasks.multi_label_classification import MULTI_LABEL_CLASSIFICATION
+from engine.tasks.prepared import open_prepared
 from engine.tasks.question_answering import QUESTION_ANSWERING
 from engine.tasks.relation_extraction import RELATION_EXTRACTION
 from engine.tasks.settings import Columns, TaskSettings
@@ -72,6 +74,8 @@ def read_training_data(task: Task, settings: TaskSettings, seed: int) -> Trainin
     error, since the training file defines the known labels.
     """
     data = settings.data
+    if is_prepared(data.train):
+        return _read_prepared(task, settings, seed)
     names = [name for name in (data.train, data.validation, data.test) if name]
     _for_each(names, _check_prepared)
     rows = _for_each(names, lambda name: read_file(task, name, settings, True))
@@ -96,6 +100,21 @@ def read_training_data(task: Task, settings: TaskSettings, seed: int) -> Trainin
         notes += [f"warning: no validation example with {kind}" for kind in sorted(kinds[0] - kinds[1])]
     notes += compare_splits(task, settings, train_rows, validation_rows, test_rows)
     return TrainingData(train_rows, validation_rows, test_rows, labels, notes)
+
+
+def _read_prepared(task: Task, settings: TaskSettings, seed: int) -> TrainingData:
+    """Return the rows of a run on a prepared folder, whose training rows are in no memory."""
+    data = settings.data
+    name = next(name for name, known in TASKS.items() if known is task)
+    train = open_prepared(task, name, settings, seed)
+    labels = train.manifest.labels
+    names = [name for name in (data.validation, data.test) if name]
+    rows = _for_each(names, lambda name: read_file(task, name, settings, True))
+    _for_each(names, lambda name: check_labels(task, name, rows[name], settings, labels))
+    held_out = read_rows_file(train.folder / VALIDATION)
+    notes = [f"{name}: {note}" for name, found in [(data.train, train), *rows.items()] for note in found.notes]
+    validation: list[Row] = rows[data.validation] if data.validation else held_out
+    return TrainingData(train, list(validation), rows.get(data.test, Rows()), labels, notes)
 
 
 def read_file(task: Task, name: str, settings: TaskSettings, labelled: bool) -> Rows:

@@ -22,6 +22,7 @@ from data import Examples, Row, TextExamples, cache
 from data.audit import audit_targets, audit_texts, has_texts
 from data.augmentation import tables
 from data.augmentation import text as texts
+from data.prepared import PreparedRows
 from data.tokenizers.limits import panics_as_errors
 from engine.config import AugmentSettings, ConfigError, ImageAugmentSettings, TextAugmentSettings
 from engine.tasks.settings import TaskSettings
@@ -48,8 +49,10 @@ class RowEncoder:
         return tokenizer if isinstance(tokenizer, Tokenizer) else None
 
     def __call__(self, rows: list[Row], labelled: bool = True) -> Examples:
-        """Encode rows, with notes on what became of their texts; or take them from data.cache."""
+        """Encode rows, with notes on what became of their texts; or take them from data.cache, or a prepared folder."""
         tokenizer, folder = self.tokenizer, self.settings.data.cache
+        if isinstance(rows, PreparedRows):
+            return rows.open(tokenizer, getattr(self.processor, "decoder_start_id", 0), self.labels)
         if not folder or tokenizer is None or not rows:
             return self._encode_with_notes(rows, labelled)
         no_files: dict[str, Any] = dict.fromkeys(("train", "validation", "test", "teacher_file", "cache"), "")
@@ -176,6 +179,12 @@ def text_changes(
     columns: the columns whose words `fill` inserts. Raises ConfigError if the tokenizer lacks a mask token that is
     needed, and DataError for a bad file.
     """
+    if isinstance(rows, PreparedRows):
+        given = [f"augment.text.{name} = {getattr(settings, name)!r}" for name in changed_settings(settings)]
+        raise ConfigError(
+            f"{', '.join(given)}: {rows.folder} has the tokens of the texts alone, which cannot be changed by words; "
+            "train from the file that it was made from"
+        )
     masking = _add_mask(settings.mask, encode.tokenizer) if settings.mask else None
     wordings: dict[str, list[str]] = {}
     if settings.back_translation_file:
