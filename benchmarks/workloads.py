@@ -44,6 +44,8 @@ T5 = {"model_type": "t5", "d_kv": 64, "vocab_size": 32128, "dropout_rate": 0.1, 
 T5_SMALL = T5 | {"d_model": 512, "d_ff": 2048, "num_heads": 8, "num_layers": 6, "num_decoder_layers": 6}
 T5_BASE = T5 | {"d_model": 768, "d_ff": 3072, "num_heads": 12, "num_layers": 12, "num_decoder_layers": 12}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+BERT_SMALL = {"model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6}
+BERT_SMALL |= {"intermediate_size": 1536}
 VIT = {"model_type": "vit", "num_hidden_layers": 12, "image_size": 224, "patch_size": 16, **NO_DROPOUT}
 VIT_BASE = VIT | {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
 VIT_TINY = VIT | {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
@@ -86,6 +88,9 @@ WORKLOADS: dict[str, Workload] = {
     "t5-small": Workload("summarization", T5_SMALL, 256, (70, 0.6), (18, 0.6), 64),
     "vit-tiny": Workload("image-classification", VIT_TINY, pool=512),
     "vit-base": Workload("image-classification", VIT_BASE, pool=256),
+    "bert-small-32": Workload(  # short texts of one length, so that the gradients take long beside the compute
+        "text-classification", BERT_SMALL, 32, _at_least(32), global_batch_size=8, own_tokenizer=True
+    ),
     # Published shapes at full length, for a GPU; one with texts of all lengths up to the maximum.
     "bert-base-128": Workload(
         "text-classification", {"model_type": "bert"}, 128, _at_least(128), global_batch_size=64, own_tokenizer=True
