@@ -14,6 +14,8 @@ from tokenizers import Tokenizer
 from data.batch import IGNORE_INDEX, Batch
 from data.notes import warn
 
+FINGERPRINT_CHUNK = 2**20  # elements of an array that are read at a time
+
 RecordT = TypeVar("RecordT")
 OtherRecordT = TypeVar("OtherRecordT")
 
@@ -98,8 +100,8 @@ class TextExamples(Generic[RecordT]):
         digest = hashlib.sha256()
         arrays = (self.input_ids, self.token_type_ids, self.offsets, self.labels, self.token_labels, self.markers)
         for array in (*arrays, self.target_ids, self.target_offsets, self.sequences):
-            if array is not None:
-                digest.update(np.ascontiguousarray(array).tobytes())
+            for begin in range(0, 0 if array is None else len(array), FINGERPRINT_CHUNK):
+                digest.update(np.ascontiguousarray(array[begin : begin + FINGERPRINT_CHUNK]).tobytes())
         return digest.hexdigest()[:16]
 
     def sequence(self, index: int) -> list[int]:

@@ -255,8 +255,12 @@ class MappedExamples:
         return self._examples.batch(indices)
 
     def fingerprint(self) -> str:
-        """Return a checksum that changes with any token, any label, and the order of the examples."""
+        """Return the checksum that the examples of the file have, as the manifest says; another one with `remap`."""
         return self.facts.fingerprint
+
+    def compute_fingerprint(self) -> str:
+        """Return the checksum of TextExamples, for which all arrays are read."""
+        return self._examples.fingerprint()
 
     def label_counts(self, num_labels: int) -> np.ndarray | None:
         """Return (num_labels,) the number of targets of each class; None where the labels are not classes."""

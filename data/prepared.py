@@ -72,6 +72,7 @@ class Manifest:
     num_empty: int
     first_empty: str
     are_blocks: bool = False
+    fingerprint: str = ""  # of the examples, that of the file
     decoder_start_id: int = 0
     version: int = VERSION
 
@@ -115,11 +116,11 @@ class PreparedRows(Rows):
         if sorted(labels) != sorted(known.labels):
             raise DataError(f"the labels of the model are {list(labels)!r}, those of {self.folder} {known.labels!r}")
         remap = np.array([list(labels).index(name) for name in known.labels], dtype=np.int64)
-        parts = [Part(Shard([self.folder / name for name in entry.files]), entry.sizes) for entry in known.shards]
         counts = None if known.label_counts is None else np.array(known.label_counts)[np.argsort(remap)]
-        digest = hashlib.sha256(json.dumps([[entry.sha256 for entry in known.shards], list(labels)]).encode())
+        is_same_order = list(labels) == known.labels
+        of_order = hashlib.sha256(json.dumps([known.fingerprint, list(labels)]).encode()).hexdigest()[:16]
         facts = Facts(
-            fingerprint=digest.hexdigest()[:16],
+            fingerprint=known.fingerprint if is_same_order else of_order,
             notes=tuple(known.encoding_notes),
             truncated=known.truncated,
             label_counts=counts,
@@ -129,14 +130,20 @@ class PreparedRows(Rows):
             num_empty=known.num_empty,
             first_empty=known.first_empty,
         )
-        return MappedExamples(
-            parts,
-            known.arrays,
-            facts,
-            are_blocks=known.are_blocks,
-            decoder_start_id=decoder_start_id,
-            remap=None if list(labels) == known.labels else remap,
-        )
+        return open_shards(self.folder, known, facts, None if is_same_order else remap)
+
+
+def open_shards(folder: Path, known: Manifest, facts: Facts, remap: np.ndarray | None) -> MappedExamples:
+    """Return the examples of a folder. remap: as in MappedExamples."""
+    parts = [Part(Shard([folder / name for name in entry.files]), entry.sizes) for entry in known.shards]
+    return MappedExamples(
+        parts,
+        known.arrays,
+        facts,
+        are_blocks=known.are_blocks,
+        decoder_start_id=known.decoder_start_id,
+        remap=remap,
+    )
 
 
 def is_prepared(name: str) -> bool:

@@ -97,20 +97,20 @@ def encode_part(job: EncodingJob, processor: Any, number: int, uses: np.ndarray)
 
 def encode_parts(
     job: EncodingJob, processor: Any, uses: Sequence[np.ndarray], workers: int
-) -> Iterator[tuple[int, dict[str, Any], bool]]:
-    """Yield (number, description, whether it was done before) of each part, as they are done.
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (number, description) of each part, those first that were done before.
 
-    uses: those of the rows of each part.
+    uses: those of the rows of each part. Raises TrainingError where a process was killed.
     """
     left = []
     for number in range(len(uses)):
         if (description := read_description(job.folder, number)) is not None:
-            yield number, description, True
+            yield number, description
         else:
             left.append(number)
     if workers == 1 or len(left) < 2:
         for number in left:
-            yield number, encode_part(job, processor, number, uses[number]), False
+            yield number, encode_part(job, processor, number, uses[number])
         return
     context = multiprocessing.get_context("forkserver")  # a fork of this process would copy its threads' locks
     context.set_forkserver_preload(["engine.encoding"])
@@ -119,7 +119,7 @@ def encode_parts(
         try:
             futures = {pool.submit(_encode_in_worker, number, uses[number]): number for number in left}
             for future in as_completed(futures):
-                yield futures[future], future.result(), False
+                yield futures[future], future.result()
         except BrokenProcessPool:
             raise TrainingError(
                 "a process that encodes was killed; if memory ran out, use fewer with --workers; the same command "

@@ -122,7 +122,9 @@ class Reading:
         """Count the labels, groups and ids of some rows."""
         column, is_split = self.settings.data.label_column, not self.settings.data.validation
         for row in rows:
-            self.ids.append(int.from_bytes(hashlib.blake2b(row.id.encode(errors="surrogatepass"), digest_size=8).digest(), "little"))
+            self.ids.append(
+                int.from_bytes(hashlib.blake2b(row.id.encode(errors="surrogatepass"), digest_size=8).digest(), "little")
+            )
         if self.has_label_table:
             for row in rows:
                 known = len(self.label_rows)

@@ -25,6 +25,7 @@ import models
 from data.errors import DataError
 from data.formats.lines import locate
 from data.formats.memory import is_in_memory
+from data.mapped import Facts
 from data.notes import count_of
 from data.prepared import (
     AGAIN,
@@ -37,6 +38,7 @@ from data.prepared import (
     checksum_of,
     checksum_of_file,
     is_prepared,
+    open_shards,
     read_manifest,
     write_manifest,
 )
@@ -203,7 +205,9 @@ def _read(task: Task, settings: TaskSettings, folder: Path, cfg: Config) -> tupl
     if reading.is_held:
         size = locate(settings.data.train)
         shown = format_bytes(size.stat().st_size) if size.is_file() else "a folder"
-        reading.notes.append(f"{shown}, held in memory as a whole while it was read: .jsonl, .csv, .tsv, .txt or .parquet are not")
+        reading.notes.append(
+            f"{shown}, held in memory as a whole while it was read: .jsonl, .csv, .tsv, .txt or .parquet are not"
+        )
     return reading, division
 
 
@@ -211,10 +215,9 @@ def _encode(job: EncodingJob, processor: Any, uses: list[np.ndarray], workers: i
     found: dict[int, dict[str, Any]] = {}
     rows = sum(map(len, uses))
     with tqdm(total=rows, desc="encoding", unit="row", leave=False, delay=1, disable=not sys.stderr.isatty()) as bar:
-        for number, description, was_done in encode_parts(job, processor, uses, workers):
+        for number, description in encode_parts(job, processor, uses, workers):
             found[number] = description
             bar.update(len(uses[number]))
-            bar.initial += len(uses[number]) if was_done else 0  # no part of the speed
     return [found[number] for number in range(len(uses))]
 
 
@@ -240,9 +243,7 @@ def _finish(
     manifest = Manifest(
         **about,
         labels=division.labels,
-        shards=[
-            ShardEntry(known["files"], known["sha256"], known["sizes"]) for known in descriptions
-        ],
+        shards=[ShardEntry(known["files"], known["sha256"], known["sizes"]) for known in descriptions],
         arrays=arrays,
         num_rows=int(np.count_nonzero(division.uses & 1)),
         notes=[*reading.notes, *division.notes],
@@ -256,6 +257,9 @@ def _finish(
         first_empty=next((known["first_empty"] for known in descriptions if known["num_empty"]), ""),
         are_blocks=job.makes_blocks,
     )
+    no_facts = Facts("", (), 0, None, np.array(manifest.length_counts), {}, 0, 0, "")
+    examples = open_shards(job.folder, manifest, no_facts, None)
+    manifest = replace(manifest, fingerprint=examples.compute_fingerprint())
     write_manifest(job.folder, manifest)
     _remove_temporary(job.folder)
     return manifest
