@@ -53,6 +53,11 @@ class Sharding:
         for layer in layers:
             fully_shard(layer, mp_policy=policy, **shared)
         fully_shard(model, **shared)
+        # In a backward each module gathers the layer below it ahead. By default it is the one that ran before it, which
+        # differs between the ranks after an evaluation of different texts: then they would wait for each other forever.
+        below = dict(zip(layers[1:], layers[:-1], strict=True)) | {model: layers[-1]} if layers else {}
+        for module in sharded_modules(model):
+            module.set_modules_to_backward_prefetch([below.get(module, model)])  # the model's own is gathered already
 
 
 def _is_in_fp32(module: nn.Module) -> bool:
