@@ -8,20 +8,17 @@ in objective.safetensors. manifest.json, written last, has the size and SHA-256 
     last/      the newest checkpoint, to resume from
     previous/  the one before it, in case last/ turns out to be damaged
 
-of which checkpoint.keep may leave out some. No file is a pickle.
+of which checkpoint.keep may leave out some. No file is a pickle. Where the parameters are sharded over the ranks, last/
+has model and optimizer in shards, a file a rank (engine/sharded_checkpoint.py).
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
-import math
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,25 +26,28 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import models
 from data import Examples, copy_tokenizer
 from data.writing import WRITING, to_json
 from engine import config as configs
-from engine import disk, log, optimizer_state, plugins
+from engine import disk, log, optimizer_state, pending_save, plugins
 from engine.config import Config, ConfigError
 from engine.distributed import Ranks, check_shared_folder, on_main
+from engine.dtensors import is_sharded
 from engine.errors import TrainingError
-from engine.manifest import OBJECTIVE, OPTIMIZER, SCHEMA, flush_folder, seal, verify
+from engine.manifest import OBJECTIVE, OPTIMIZER, SCHEMA, seal, verify
 from engine.objective import extra_state, named_parameters
 from engine.precision import Precision, load_scale
+from engine.run_folder import BEST as BEST
+from engine.run_folder import DAMAGED, lock, remove, replace
+from engine.run_folder import LAST as LAST
+from engine.run_folder import OLD as OLD
+from engine.run_folder import PREVIOUS as PREVIOUS
 from engine.state import TrainState, read_state
-from models.checkpoints.tensor_files import read_header
-
-BEST, LAST, PREVIOUS = "best", "last", "previous"
-OLD, DAMAGED = ".old-", "damaged"  # names that only a crash leaves behind, like WRITING
+from models.checkpoints.tensor_files import open_tensors
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,11 @@ class Contents:
         return "-".join(checksums)
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether each rank has a part of every parameter (engine/sharding.py)."""
+        return is_sharded(next(self.model.parameters()))
+
+    @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """The parameters of the objective by name, those of the model under the model's names."""
         return named_parameters(self.objective, self.model)
@@ -96,7 +101,8 @@ def claim(config: Config, ranks: Ranks) -> Iterator[Path | None]:
         return
     # Closing the lock's file releases the lock, so the stack stays open until the run ends.
     with ExitStack() as stack:
-        on_main(ranks, _in_folder, config, _lock, stack)
+        on_main(ranks, _in_folder, config, lock, stack)
+        stack.callback(pending_save.end)  # before the lock is released
         check_shared_folder("run.folder", config.run.folder, ranks)
         found = on_main(ranks, _in_folder, config, _find_checkpoint, config)
         yield None if found is None else Path(config.run.folder) / found.name
@@ -111,25 +117,6 @@ def _in_folder(config: Config, function: Callable[..., Any], *args: Any) -> Any:
         return function(folder, *args)
     except OSError as error:
         raise ConfigError(f"run.folder = {str(folder)!r} cannot be written: {error.strerror}") from None
-
-
-def _lock(folder: Path, stack: ExitStack) -> None:
-    """Lock and repair a folder, created if need be, until the stack is closed; ConfigError where another run has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if os.path.lexists(folder / ".lock") and not (folder / ".lock").is_file():
-        raise OSError(errno.EINVAL, "its .lock is not a regular file")  # a pipe would wait for a reader
-    lock = stack.enter_context((folder / ".lock").open("a"))
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    try:
-        # lockf, not flock: a loader's worker that outlives a killed run for seconds does not inherit it.
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.path.samestat(os.fstat(lock.fileno()), (folder / ".lock").stat()):
-            raise OSError  # its owner has removed it since it was opened, and another run has created a new one
-    except OSError:
-        raise ConfigError(f"run.folder = {str(folder)!r} is in use by another run: choose another folder") from None
-    stack.callback(_remove_if_empty, folder)
-    _recover(folder)
 
 
 def _find_checkpoint(folder: Path, config: Config) -> Path | None:
@@ -157,14 +144,6 @@ def _find_checkpoint(folder: Path, config: Config) -> Path | None:
     return newest
 
 
-def _remove_if_empty(folder: Path) -> None:
-    """Remove the folder of a run that wrote nothing, because its recipe or its data had an error."""
-    with suppress(OSError):  # a link to a folder, or one that cannot be written any more
-        if [path.name for path in folder.iterdir()] == [".lock"]:
-            (folder / ".lock").unlink()
-            folder.rmdir()
-
-
 def _check_changes(folder: Path, changes: list[str], config: Config) -> None:
     """Raise ConfigError that lists the changes since the checkpoint; with run.allow_changes, print them instead."""
     if not changes:
@@ -184,25 +163,6 @@ def _check_changes(folder: Path, changes: list[str], config: Config) -> None:
     print(f"warning: resuming from {folder} with changes (run.allow_changes):\n  {listed}", flush=True)
 
 
-def _recover(folder: Path) -> None:
-    """Undo the unfinished save of a process that died; the lock, which this process has, proves that it died."""
-    for name in (BEST, LAST):
-        old = folder / f"{OLD}{name}"
-        if old.exists() and not (folder / name).exists():
-            old.rename(folder / name)
-    for leftover in (*folder.glob(f"{OLD}*"), *folder.glob(f"{WRITING}*")):
-        _remove(leftover)
-
-
-def _remove(path: Path) -> None:
-    """Remove a folder, or a link to one, or a file, as far as that is possible."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink()
-
-
 def _newest(folder: Path) -> Path:
     """Return the newest complete checkpoint: last/, or previous/ with a warning."""
     problems: list[str] = []
@@ -213,7 +173,7 @@ def _newest(folder: Path) -> Path:
             if problems:
                 print(f"warning: {problems[0]}; resuming from {checkpoint}", flush=True)
                 if os.path.lexists(folder / LAST):  # renamed, so that it never replaces a complete previous/
-                    _remove(folder / DAMAGED)
+                    remove(folder / DAMAGED)
                     (folder / LAST).rename(folder / DAMAGED)
             return checkpoint
         problems.append(problem)
@@ -223,9 +183,14 @@ def _newest(folder: Path) -> Path:
 def save(target: Path, contents: Contents, state: TrainState, ranks: Ranks) -> float:
     """Write a checkpoint to a temporary folder, then rename it to `target`, which keeps the old one until then.
 
-    Return the seconds that it took rank 0. Only last/ has the optimizer. Raises TrainingError, on all ranks, when a
-    weight is not finite or a write fails.
+    Return the seconds that the run waited on rank 0. Only last/ has the optimizer. Raises TrainingError, on all ranks,
+    when a weight is not finite or a write fails. A sharded run goes on while a thread writes last/; the next save of
+    last/, or pending_save.wait, raises the error of that thread.
     """
+    if contents.is_sharded:
+        from engine import sharded_checkpoint  # which a run that is not sharded never loads
+
+        return sharded_checkpoint.save(target, contents, state, ranks)
     seconds: float = on_main(ranks, _save, target, contents, state)
     return seconds
 
@@ -234,60 +199,58 @@ def _save(target: Path, contents: Contents, state: TrainState) -> float:
     started = time.monotonic()
     extra = {key: tensor.detach() for key, tensor in extra_state(contents.objective, contents.model).items()}
     weights = contents.model.state_dict() | extra
-    broken = [key for key, tensor in weights.items() if not tensor.isfinite().all()]
-    if broken:
-        raise TrainingError(f"{broken[0]} has NaN or infinite values at step {state.step}; no checkpoint is written")
+    check_finite((key for key, tensor in weights.items() if not tensor.isfinite().all()), state)
     temporary = target.with_name(f"{WRITING}{target.name}")
     try:
         temporary.mkdir()
         models.save_pretrained(contents.model, temporary)
         if contents.config.model.lora.rank:
             models.save_adapter(contents.model, temporary)
-        copy_tokenizer(contents.tokenizer_folder, temporary)
-        (temporary / "recipe.toml").write_text(configs.to_toml(configs.to_recipe(contents.config)), encoding="utf-8")
-        run = {"schema": SCHEMA, "train": asdict(state), "data": contents.fingerprint}
-        run["scaler"] = contents.amp.scaler.state_dict()
-        run["plugins"] = plugins.loaded_checksums()
         if extra:
             save_file({key: tensor.cpu().contiguous() for key, tensor in extra.items()}, temporary / OBJECTIVE)
+        tensors, values = _optimizer_state(contents)
         if target.name == LAST:
-            tensors, values = _optimizer_state(contents)
-            run["optimizer"] = {"class": type(contents.optimizer).__name__, "values": values}
-            save_file(tensors, temporary / OPTIMIZER)
-        (temporary / "state.json").write_text(to_json(run, indent=2), encoding="utf-8")
+            save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, temporary / OPTIMIZER)
+        write_small_files(temporary, contents, state, values if target.name == LAST else None)
         seal(temporary)
-        _replace(temporary, target, keep_previous=PREVIOUS in contents.config.checkpoint.keep)
+        replace(temporary, target, keep_previous=PREVIOUS in contents.config.checkpoint.keep)
     except (OSError, SafetensorError) as error:
-        _remove(temporary)
-        raise TrainingError(
-            f"the checkpoint of step {state.step} could not be written to {target}: {error}; it needs about "
-            f"{_total_bytes(contents, target):,} bytes, and {disk.free_bytes(target):,} are free; "
-            + ("earlier checkpoints are untouched" if target.parent.is_dir() else f"{target.parent} is gone")
-        ) from error
+        remove(temporary)
+        raise explain_failure(target, contents, state, error) from error
     finally:
-        _remove(temporary)
+        remove(temporary)
     return time.monotonic() - started
 
 
-def _replace(temporary: Path, target: Path, keep_previous: bool) -> None:
-    """Rename `temporary` to `target`. After a crash between the two renames, _recover finds the old checkpoint."""
-    previous = target.with_name(PREVIOUS)
-    old = previous if target.name == LAST and keep_previous else target.with_name(f"{OLD}{target.name}")
-    exists = os.path.lexists(target)  # a link that leads nowhere, too
-    if exists:
-        _remove(old)
-        target.rename(old)
-    try:
-        temporary.rename(target)
-    except OSError:
-        if exists:
-            old.rename(target)
-        raise
-    flush_folder(target.parent)
-    if old != previous:
-        _remove(old)
-    if target.name == LAST and not keep_previous:  # of a run that kept it
-        _remove(previous)
+def check_finite(broken: Iterable[str], state: TrainState) -> None:
+    """Raise TrainingError if there is a name of a weight that is not finite."""
+    for name in broken:
+        raise TrainingError(f"{name} has NaN or infinite values at step {state.step}; no checkpoint is written")
+
+
+def write_small_files(
+    temporary: Path, contents: Contents, state: TrainState, optimizer_values: Mapping[str, Any] | None
+) -> None:
+    """Write what a checkpoint has beside tensors. optimizer_values: the plain ones of the optimizer; None: in best/."""
+    copy_tokenizer(contents.tokenizer_folder, temporary)
+    (temporary / "recipe.toml").write_text(configs.to_toml(configs.to_recipe(contents.config)), encoding="utf-8")
+    run = {"schema": SCHEMA, "train": asdict(state), "data": contents.fingerprint}
+    run["scaler"] = contents.amp.scaler.state_dict()
+    run["plugins"] = plugins.loaded_checksums()
+    if optimizer_values is not None:
+        run["optimizer"] = {"class": type(contents.optimizer).__name__, "values": optimizer_values}
+    (temporary / "state.json").write_text(to_json(run, indent=2), encoding="utf-8")
+
+
+def explain_failure(
+    target: Path, contents: Contents, state: TrainState, error: BaseException, where: str = ""
+) -> TrainingError:
+    """Return the error of a save that has failed. where: " on rank 1 ...", unless all is written by rank 0."""
+    return TrainingError(
+        f"the checkpoint of step {state.step} could not be written to {target}{where}: {error}; it needs about "
+        f"{_total_bytes(contents, target):,} bytes, and {disk.free_bytes(target):,} are free; "
+        + ("earlier checkpoints are untouched" if target.parent.is_dir() else f"{target.parent} is gone")
+    )
 
 
 def _total_bytes(contents: Contents, target: Path) -> int:
@@ -299,18 +262,8 @@ def _total_bytes(contents: Contents, target: Path) -> int:
 
 
 def _optimizer_state(contents: Contents) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the optimizer's state as {"exp_avg/backbone.layers.0...": tensor}, and its plain values in the same form.
-
-    A plain value is a number or None, such as the step count of some optimizers.
-    """
-    state = optimizer_state.collect(contents.optimizer, contents.parameters, contents.counters)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items() if isinstance(value, Tensor)}
-    return tensors, {key: _to_plain(value) for key, value in state.items() if key not in tensors}
-
-
-def _to_plain(value: Any) -> Any:
-    """Return NaN and the infinities, which JSON does not have, as texts; no other value of an optimizer is a text."""
-    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
+    """Return the optimizer's tensors and its plain values."""
+    return optimizer_state.split(optimizer_state.collect(contents.optimizer, contents.parameters, contents.counters))
 
 
 def check_optimizer(contents: Contents) -> None:
@@ -349,35 +302,31 @@ def restore(folder: Path, contents: Contents, ranks: Ranks) -> TrainState:
 
 
 def _load_optimizer(folder: Path, contents: Contents, plain: Mapping[str, Any], step: int) -> None:
-    """Load the optimizer's tensors and its plain values, which are numbers, or texts for those that JSON lacks."""
-    values = {key: float(value) if isinstance(value, str) else value for key, value in plain.items()}
-    if wrong := [key for key, value in values.items() if not isinstance(value, int | float | None)]:
-        raise ValueError(f"{wrong[0]} is not a number")
-    # Cloned, so that the memory is aligned as before the stop: the alignment can change the last bit of a result.
-    saved = values | {key: tensor.clone() for key, tensor in _load_tensors(folder / OPTIMIZER).items()}
+    """Load the optimizer's tensors and its plain values; ValueError where they are not those of this optimizer."""
+    with ExitStack() as stack:
+        tensors = optimizer_state.read(open_tensors(folder, "optimizer", stack), contents.parameters)
+    saved = optimizer_state.join(tensors, plain)
     optimizer_state.check(contents.optimizer, contents.parameters, saved, step)
     optimizer_state.load(contents.optimizer, contents.parameters, saved)
-
-
-def _load_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file; ModelError where it is not one."""
-    with path.open("rb") as stream:
-        read_header(stream, path)  # which is stricter than the library
-    return load_file(path)
 
 
 @torch.no_grad()
 def _load_extra(folder: Path, contents: Contents) -> None:
     """Copy objective.safetensors into the objective; ConfigError where the names or shapes of tensors differ."""
     extra = extra_state(contents.objective, contents.model)
-    path = folder / OBJECTIVE
-    saved = _load_tensors(path) if path.is_file() else {}
-    if differing := sorted(extra.keys() ^ saved.keys()):
-        raise ConfigError(f"{folder}: the objective no longer has the same modules: {', '.join(differing[:4])}")
-    for key, tensor in extra.items():
-        if tensor.shape != saved[key].shape:
-            raise ConfigError(f"{path}: {key} has shape {list(saved[key].shape)}, not {list(tensor.shape)}")
-        tensor.copy_(saved[key])
+    with ExitStack() as stack:
+        is_saved = any(folder.glob(f"{Path(OBJECTIVE).stem}*.safetensors"))
+        files = open_tensors(folder, Path(OBJECTIVE).stem, stack) if is_saved else None
+        entries = files.entries if files else {}
+        if differing := sorted(extra.keys() ^ entries.keys()):
+            raise ConfigError(f"{folder}: the objective no longer has the same modules: {', '.join(differing[:4])}")
+        for key, tensor in extra.items():
+            if files and tensor.shape != entries[key].shape:
+                raise ConfigError(
+                    f"{folder / OBJECTIVE}: {key} has shape {list(entries[key].shape)}, not {list(tensor.shape)}"
+                )
+            if files:
+                files.copy_into(key, tensor)
 
 
 def open_run(path: str) -> Path:

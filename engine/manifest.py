@@ -6,33 +6,48 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from data.tokenizers.load import COMPANIONS, FILES
 from data.writing import to_json
+from models.checkpoints import shards
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 OPTIMIZER, OBJECTIVE = "optimizer.safetensors", "objective.safetensors"
 CORE = ("model.safetensors", "config.json", "recipe.toml", "state.json")  # each checkpoint has them
-MAX_MANIFEST = 1_000_000  # bytes; one has some two thousand
+SHARDABLE = {"model.safetensors": "model", OPTIMIZER: "optimizer"}  # may be in shards of this kind instead
+MAX_MANIFEST = 1_000_000  # bytes; one has some two thousand, and 300 for each rank of a sharded run
+READERS = 8  # files that are compared at a time: a sharded checkpoint has several of many gigabytes
 # A reader of a checkpoint also opens files of these names, where they exist.
 OPTIONAL = (*FILES, *COMPANIONS, "adapter_config.json", "model.safetensors.index.json")
 
 
-def seal(folder: Path) -> None:
-    """Flush every file to the disk, then write and flush the manifest. All files get the mode of the umask."""
-    files = {}
+def seal(folder: Path, written: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    """Flush every file to the disk, then write and flush the manifest. All files get the mode of the umask.
+
+    written: the entries of files that have been flushed already, by other ranks.
+    """
+    files = dict(written or {})
     for path in sorted(folder.iterdir()):
-        shutil.copymode(folder / "recipe.toml", path)  # Python wrote it; safetensors makes files of mode 0600
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
-        files[path.name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+        if path.name not in files:
+            shutil.copymode(folder / "recipe.toml", path)  # Python wrote it; safetensors makes files of mode 0600
+            files[path.name] = flush(path)
     with (folder / MANIFEST).open("w", encoding="utf-8") as stream:
         stream.write(to_json({"schema": SCHEMA, "files": files}, indent=2))
         stream.flush()
         os.fsync(stream.fileno())
     flush_folder(folder)
+
+
+def flush(path: Path) -> dict[str, Any]:
+    """Flush a file to the disk; return its entry in the manifest."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+    return {"size": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def verify(folder: Path, to_resume: bool = False) -> str | None:
@@ -53,17 +68,27 @@ def verify(folder: Path, to_resume: bool = False) -> str | None:
     except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
         return f"{folder} has no readable {MANIFEST}: the checkpoint is incomplete or damaged"
     for name in (*CORE, *((OPTIMIZER,) if to_resume else ())):
-        if name not in files:
-            return f"{folder / MANIFEST} does not name {name}: the checkpoint is incomplete or damaged"
-    problems = (_compare(folder, name, *written) for name, written in files.items())
-    if problem := next((problem for problem in problems if problem), None):
-        return problem
+        if problem := _find_gap(name, files):
+            return f"{folder / MANIFEST} {problem}: the checkpoint is incomplete or damaged"
+    with ThreadPoolExecutor(READERS) as pool:
+        problems = pool.map(lambda entry: _compare(folder, entry[0], *entry[1]), files.items())
+        if problem := next((problem for problem in problems if problem), ""):
+            return problem
     if added := _added_files(folder, files):
         return (
             f"{folder / added[0]} was added after the checkpoint was written, since {MANIFEST} does not name it: "
             "move it away"
         )
     return None
+
+
+def _find_gap(name: str, files: Collection[str]) -> str:
+    """Return a phrase on a file, or a shard of it, that a manifest should name and does not; or ""."""
+    if name in files:
+        return ""
+    kind = SHARDABLE.get(name, "")
+    named = [other for other in files if (match := shards.PATTERN.fullmatch(other)) and match[1] == kind]
+    return shards.describe_gap(kind, named) if named else f"does not name {name}"
 
 
 def _compare(folder: Path, name: str, size: int, sha256: str) -> str | None:

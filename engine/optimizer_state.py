@@ -6,6 +6,7 @@ group, and "k/optimizer" for a number or tensor that it keeps as an attribute an
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections import defaultdict
 from collections.abc import Mapping
@@ -14,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.dtensors import is_sharded
 from engine.errors import TrainingError
+from models.checkpoints.tensor_files import TensorFiles
 
 NO_PARAMETER = "no parameter"
 # What AdamW keeps of a parameter, and whether it is in the shape of the parameter. Its kernel does not check shapes.
@@ -58,7 +61,48 @@ def collect(
                 f"{type(optimizer).__name__} keeps a {type(value).__name__} ({kind} of {owner}); a checkpoint holds "
                 "tensors, numbers and None, of a parameter or a group"
             )
+        if isinstance(value, Tensor) and is_sharded(value) and value.shape != parameters[owner].shape:
+            raise TrainingError(
+                f"{type(optimizer).__name__} keeps {kind} of {owner} in another shape than the weight's, which no "
+                "checkpoint of a sharded run holds: set distributed.strategy to ddp"
+            )
     return state
+
+
+def split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return (the tensors of what `collect` has returned, its plain values as JSON has them).
+
+    A plain value is a number or None, such as the step count of some optimizers. NaN and the infinities, which JSON
+    does not have, become texts; no other value of an optimizer is a text.
+    """
+    tensors = {key: value.detach() for key, value in state.items() if isinstance(value, Tensor)}
+    plain = {key: value for key, value in state.items() if key not in tensors}
+    unnumbered = {key for key, value in plain.items() if isinstance(value, float) and not math.isfinite(value)}
+    return tensors, {key: repr(value) if key in unnumbered else value for key, value in plain.items()}
+
+
+def join(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state that `split` has split; ValueError for plain values of another kind."""
+    values = {key: float(value) if isinstance(value, str) else value for key, value in plain.items()}
+    if wrong := [key for key, value in values.items() if not isinstance(value, int | float | None)]:
+        raise ValueError(f"{wrong[0]} is not a number")
+    return values | dict(tensors)
+
+
+def read(files: TensorFiles, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Return the tensors of a file; those in the shape of a sharded parameter are sharded like it.
+
+    The memory of each is a new one, and so aligned as before a stop: the alignment can change the last bit of a result.
+    """
+    found = {}
+    for key, entry in files.entries.items():
+        parameter = parameters.get(key.partition("/")[2])
+        if parameter is not None and is_sharded(parameter) and entry.shape == parameter.shape:
+            found[key] = torch.empty_like(parameter, dtype=entry.dtype, requires_grad=False)
+        else:
+            found[key] = torch.empty(entry.shape, dtype=entry.dtype)
+        files.copy_into(key, found[key])
+    return found
 
 
 def _are_equal(a: object, b: object) -> bool:

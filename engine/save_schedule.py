@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
-from engine import checkpoint
+from engine import checkpoint, pending_save
 from engine.config import CheckpointSettings
 from engine.distributed import Ranks
 from engine.ema import Ema
@@ -26,15 +27,22 @@ class SaveSchedule:
         self.settings, self.ranks = settings, ranks
         self.saved = state and (state.position, state.evaluated_step)  # at the last save
         self.saved_at = time.monotonic()
-        self.seconds = 0.0  # that the last save took
+        self.seconds = 0.0  # that the run waited for the last save
 
     def elapsed(self) -> float:
-        """Return the seconds since the last save on rank 0, and 0 on other ranks; all ranks decide by the sum."""
+        """Return the seconds since the last save on rank 0, and 0 on other ranks; all ranks decide by the sum.
+
+        It is infinite on a rank that knows that a save in the background has failed.
+        """
+        if pending_save.has_failed():
+            return math.inf
         return time.monotonic() - self.saved_at if self.ranks.is_main else 0.0
 
     def is_due(self, state: TrainState, elapsed: float) -> bool:
         """Return whether last/ is to be saved before the next step. elapsed: summed over the ranks."""
         settings = self.settings
+        if elapsed == math.inf:  # the next save raises the error of the last one, on all ranks
+            return True
         if not self.is_unsaved(state):
             return False
         by_steps = settings.every_steps and state.step and state.step % settings.every_steps == 0
@@ -57,6 +65,12 @@ class SaveSchedule:
         """Save last/ in a run folder."""
         self.seconds = checkpoint.save(folder / checkpoint.LAST, contents, state, self.ranks)
         self.saved, self.saved_at = (state.position, state.evaluated_step), time.monotonic()
+
+    def finish(self, folder: Path, contents: checkpoint.Contents, state: TrainState) -> None:
+        """Save last/ if it does not have this state, and wait until it is written."""
+        if self.is_unsaved(state):
+            self.save(folder, contents, state)
+        pending_save.wait()
 
     def save_best(self, folder: Path, contents: checkpoint.Contents, state: TrainState, ema: Ema) -> None:
         """Save best/ in a run folder, with the averaged weights where the run has them."""

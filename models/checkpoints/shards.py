@@ -27,7 +27,7 @@ def find(folder: Path, kind: str) -> list[Path]:
     """Return the files of a kind in a folder, in order; ModelError unless they are all files of one checkpoint."""
     matches = [match for path in folder.glob(f"{kind}-shard-*") if (match := PATTERN.fullmatch(path.name))]
     if problem := describe_gap(kind, [match[0] for match in matches]):
-        raise ModelError(f"{folder}: {problem}")
+        raise ModelError(f"{folder} {problem}")
     return sorted(folder / match[0] for match in matches)
 
 
@@ -36,10 +36,10 @@ def describe_gap(kind: str, names: Sequence[str]) -> str:
     matches = [match for name in names if (match := PATTERN.fullmatch(name)) and match[1] == kind]
     counts = {int(match[3]) for match in matches}
     if len(counts) > 1:
-        return f"it has {kind} shards of two checkpoints, of {min(counts)} and of {max(counts)} ranks"
+        return f"has {kind} shards of two checkpoints, of {min(counts)} and of {max(counts)} ranks"
     wanted = [name_of(kind, number, count) for count in counts for number in range(1, count + 1)]
     missing = [name for name in wanted if name not in names]
-    return f"shard {missing[0]} is missing" if missing else ""
+    return f"lacks {missing[0]}" if missing else ""
 
 
 def metadata(offsets: Mapping[str, Sequence[int]]) -> dict[str, str]:

@@ -233,6 +233,10 @@ class TensorFiles:
             known = ", ".join(FLOATS)
             raise ModelError(f"{self._pieces[key][0].path}: {key} is stored as {dtype}; weights are read from {known}")
 
+    def copy_into(self, key: str, target: Tensor) -> None:
+        """Copy a tensor into `target`, perhaps a DTensor, as it is: numbers of any kind, finite or not."""
+        self._fill(key, *_local_part(target))
+
     def _fill(self, key: str, target: Tensor, offsets: Sequence[int]) -> None:
         """Copy the part of a tensor that begins at `offsets` into a target of any strides, precision and device."""
         for piece in self._pieces[key]:
@@ -316,13 +320,18 @@ def _local_part(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     return tensor.to_local(), tuple(chunk.offsets)
 
 
+def open_tensors(folder: Path, kind: str, stack: ExitStack) -> TensorFiles:
+    """Open the file of a kind, such as "optimizer", or its shards; ModelError where there are neither."""
+    whole = folder / f"{kind}.safetensors"
+    paths = [] if whole.is_file() else shards.find(folder, kind)
+    return TensorFiles(folder, paths or [whole], stack, in_pieces=bool(paths))
+
+
 def open_checkpoint(folder: Path, stack: ExitStack) -> TensorFiles:
     """Open model.safetensors, the files of its index, or those of all ranks; ModelError where there are none."""
     index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        return TensorFiles(folder, [folder / "model.safetensors"], stack)
-    if not index.is_file() and (paths := shards.find(folder, "model")):
-        return TensorFiles(folder, paths, stack, in_pieces=True)
+    if (folder / "model.safetensors").is_file() or (not index.is_file() and shards.find(folder, "model")):
+        return open_tensors(folder, "model", stack)
     if not index.is_file():
         raise ModelError(f"{folder}: no model.safetensors and no model.safetensors.index.json{_pickle_hint(folder)}")
     shard_of = _read_index(index)
