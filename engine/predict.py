@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -104,25 +104,34 @@ def predict_windows(
             if isinstance(examples, TextExamples):  # the number of a row in the file decides what is sampled
                 examples = replace(examples, numbers=num_rows + np.arange(ranks.rank, len(rows), ranks.world_size))
             predictions = predict(model, examples, alone)
-            parts = distributed.gather_on_main((predictions, examples.notes, alone.was_stopped))
-            if distributed.on_main(ranks, _append, output, rows, parts, context.task):
+            part = Part(predictions, examples.notes, not alone.was_stopped, context.should_stop())
+            parts = distributed.gather_on_main(part)
+            is_last = number + 1 == len(windows)
+            if distributed.on_main(ranks, _append, output, rows, parts, context.task, is_last):
                 return True
         num_rows += len(rows)
     return False
 
 
-def _append(
-    output: Output, rows: Rows, parts: list[tuple[list[dict[str, Any]], Sequence[str], bool]], task: Task
-) -> bool:
-    """Append the predictions of all ranks for a window; return whether a rank was stopped, and nothing was appended."""
-    if any(was_stopped for _, _, was_stopped in parts):
+class Part(NamedTuple):
+    """What a rank has predicted of a window. is_stopping: whether it was asked to stop."""
+
+    predictions: list[dict[str, Any]]
+    notes: Sequence[str]
+    is_complete: bool
+    is_stopping: bool
+
+
+def _append(output: Output, rows: Rows, parts: list[Part], task: Task, is_last: bool) -> bool:
+    """Append the predictions of all ranks for a window, if they are complete; return whether to stop after it."""
+    if not all(part.is_complete for part in parts):
         return True
     predictions: list[dict[str, Any]] = [{}] * len(rows)
-    for rank, (part, _, _) in enumerate(parts):
-        predictions[rank :: len(parts)] = part
+    for rank, part in enumerate(parts):
+        predictions[rank :: len(parts)] = part.predictions
     lines = [to_json(prediction, ensure_ascii=False) for prediction in with_left_out(predictions, rows, task)]
-    output.append(lines, [*rows.notes, *(note for _, notes, _ in parts for note in notes)])
-    return False
+    output.append(lines, [*rows.notes, *(note for part in parts for note in part.notes)])
+    return not is_last and any(part.is_stopping for part in parts)
 
 
 def _window_size(given: str | None, task: Task) -> int:
