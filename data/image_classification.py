@@ -191,9 +191,9 @@ class ImageExamples:
     """N images, made into tensors when they are needed: decoded from files, or taken from memory."""
 
     images: Sequence[Any] | np.ndarray  # (N,) a Path, TarMember, bytes or Pillow image; or (N, height, width) uint8
-    digests: list[str]  # (N,) checksums of the files; "" in an IDX file
+    digests: Sequence[str]  # (N,) checksums of the files; "" in an IDX file
     labels: np.ndarray | None  # (N,) int64
-    ids: list[str]
+    ids: Sequence[str]
     preprocessing: Preprocessing  # of one size for all images
     num_labels: int = 0
     augmentation: ImageAugmentation | None = None  # in training only

@@ -64,7 +64,7 @@ class Augmented:
         return len(self.examples)
 
     @property
-    def ids(self) -> list[str]:
+    def ids(self) -> Sequence[str]:
         return self.examples.ids
 
     @property

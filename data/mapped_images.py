@@ -1,0 +1,182 @@
+"""Images that were checked once, by an index in memory-mapped files: nothing of the size of the data is in memory.
+
+A shard has, of each image, its id, class and checksum, and where it lies: the number of a path in the shard's table of
+paths, and for a member of a .tar archive its place there. Images themselves stay where they are.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar, overload
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from data.errors import DataError
+from data.formats.image_files import MAX_PIXELS
+from data.formats.tar_index import TarMember
+from data.image_classification import ImageExamples
+from data.image_preprocessing import Preprocessing
+from data.mapped import Facts, Part, Shard, ShardedArray, ShardedIds
+from data.writing import replace_file
+
+READS_KEPT = 4_096  # images whose pages of the index, up to 16 KiB each, stay in memory
+LOOSE = -1  # the offset of an image that is a file of its own
+T = TypeVar("T")
+
+
+def write_image_shard(file: Path, examples: ImageExamples) -> int:
+    """Write the index of some images that were checked; return its bytes. DataError for an image that is no file.
+
+    Paths are absolute: the images are found from any folder, but not after they were moved.
+    """
+    numbers: dict[Path, int] = {}
+    places = []
+    for image, name in zip(examples.images, examples.ids, strict=True):
+        if not isinstance(image, Path | TarMember):
+            raise DataError(f"the image with id {name!r} is no file of its own: train from the file that has it")
+        if isinstance(image, TarMember):
+            path, place = image.archive.absolute(), (image.offset, image.size)
+        else:
+            path, place = image.absolute(), (LOOSE, 0)
+        places.append((numbers.setdefault(path, len(numbers)), *place))
+    sizes = [path.stat().st_size for path in numbers]
+    table = np.array(places, dtype=np.int64).reshape(-1, 3)
+    digests = np.frombuffer(bytes.fromhex("".join(examples.digests)), dtype=np.uint8).reshape(-1, 32)
+    arrays = {"digests": digests, "places": table, "path_sizes": np.array(sizes, dtype=np.int64)}
+    for name, texts in (("id", examples.ids), ("path", [str(path) for path in numbers])):
+        encoded = [text.encode(errors="surrogateescape") for text in texts]
+        arrays[f"{name}_offsets"] = np.cumsum([0, *map(len, encoded)])[:-1]
+        arrays[f"{name}_bytes"] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+    if examples.labels is not None:
+        arrays["labels"] = examples.labels
+    with replace_file(file) as temporary:
+        save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, temporary)
+    return file.stat().st_size
+
+
+class _FromShards(Sequence[T], Generic[T]):
+    """(N,) values, each of which is read from its shard where it is asked for."""
+
+    def __init__(self, parts: Sequence[Part]):
+        self.shards = [part.shard for part in parts]
+        self.ends = list(itertools.accumulate(part.sizes["examples"] for part in parts))
+        self.num_read = 0  # since pages were given back
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    @overload
+    def __getitem__(self, key: int) -> T: ...
+    @overload
+    def __getitem__(self, key: slice) -> list[T]: ...
+    def __getitem__(self, key: int | slice) -> T | list[T]:
+        if isinstance(key, slice):
+            return [self[i] for i in range(*key.indices(len(self)))]
+        index = int(key) + (len(self) if key < 0 else 0)
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {key} of {len(self):,}")
+        k = bisect.bisect_right(self.ends, index)
+        self.num_read += 1
+        if self.num_read > READS_KEPT:
+            for shard in self.shards:
+                shard.release()
+            self.num_read = 0
+        return self._read(self.shards[k], index - (self.ends[k - 1] if k else 0))
+
+    def __iter__(self) -> Iterator[T]:
+        return (self[i] for i in range(len(self)))
+
+    def _read(self, shard: Shard, place: int) -> T:
+        raise NotImplementedError
+
+
+class MappedDigests(_FromShards[str]):
+    """(N,) the checksums of the images."""
+
+    def _read(self, shard: Shard, place: int) -> str:
+        digest: bytes = _array(shard, "digests")[place].tobytes()
+        return digest.hex()
+
+
+class MappedPlaces(_FromShards[Path | TarMember]):
+    """(N,) the images: files, or members of archives, which take their ids as names."""
+
+    def _read(self, shard: Shard, place: int) -> Path | TarMember:
+        number, offset, size = _array(shard, "places")[place].tolist()
+        path = Path(_read_text(shard, "path", number))
+        return path if offset == LOOSE else TarMember(path, _read_text(shard, "id", place), offset, size)
+
+
+def _array(shard: Shard, name: str) -> np.ndarray:
+    values = shard.array(name)
+    if values is None:
+        raise DataError(f"{shard.paths[0]} has no array {name!r}: it is no index of images")
+    return values
+
+
+def _read_text(shard: Shard, name: str, number: int) -> str:
+    """Return one of the texts that lie end to end in a shard: an id or a path."""
+    begins, texts = _array(shard, f"{name}_offsets"), _array(shard, f"{name}_bytes")
+    end = begins[number + 1] if number + 1 < len(begins) else len(texts)
+    return texts[begins[number] : end].tobytes().decode(errors="surrogateescape")
+
+
+@dataclass(frozen=True)
+class MappedImageExamples(ImageExamples):
+    """Images of an index in files; what is asked about all of them is known."""
+
+    facts: Facts | None = None
+
+    def label_counts(self, num_labels: int) -> np.ndarray | None:
+        """Return (num_labels,) the number of images of each class."""
+        return super().label_counts(num_labels) if self.facts is None else self.facts.label_counts
+
+    def fingerprint(self) -> str:
+        """Return a checksum that changes with any image, label or id, their order, and the preprocessing."""
+        return super().fingerprint() if self.facts is None else self.facts.fingerprint
+
+
+def open_images(
+    parts: Sequence[Part],
+    facts: Facts,
+    preprocessing: Preprocessing,
+    num_labels: int,
+    remap: np.ndarray | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> MappedImageExamples:
+    """Return the images of an index; DataError for an archive that is missing or has another size than it had.
+
+    facts: its fingerprint has to depend on the shards, the labels and the preprocessing. remap: (C,) the model's number
+    of each class of the shards.
+    """
+    for part in parts:
+        _check_archives(part.shard)
+    ids = ShardedIds(parts, are_blocks=False)
+    labels: Any = ShardedArray(parts, "labels", np.int64)
+    labels.remap = remap
+    return MappedImageExamples(
+        MappedPlaces(parts), MappedDigests(parts), labels, ids, preprocessing, num_labels, None, max_pixels, facts=facts
+    )
+
+
+def _check_archives(shard: Shard) -> None:
+    """Raise DataError unless the archives of a shard, or its first file, have the sizes that they had."""
+    places, sizes = _array(shard, "places"), _array(shard, "path_sizes")
+    are_archives = len(places) and places[0, 1] != LOOSE
+    for number, size in enumerate(sizes[: len(sizes) if are_archives else 1].tolist()):
+        path = Path(_read_text(shard, "path", number))
+        try:
+            found = path.stat().st_size
+        except OSError as error:
+            raise DataError(
+                f"{path}: {error.strerror}; {shard.paths[0]} has its index: prepare another folder"
+            ) from None
+        if found != size:
+            raise DataError(
+                f"{path} has {found:,} bytes, {shard.paths[0]} was made when it had {size:,}: prepare another folder"
+            )
