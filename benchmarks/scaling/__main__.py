@@ -202,7 +202,10 @@ def predicted_row(model: str, step: Step) -> Row:
 
 def memory_row(work: Work, strategy: str, machine: Machine) -> Row:
     """Return the memory of one example with activation checkpointing, and the least devices on which it fits."""
-    steps = {n: predict_step(work, Plan(strategy, n, 1, checkpointing=True), machine) for n in (1, 2, 4, *DEVICES)}
+    steps = {
+        n: predict_step(work, Plan(strategy, n, 1, checkpointing=True), machine)
+        for n in (1, 2, 4, *DEVICES, *MEMORY_DEVICES)
+    }
     return {
         "model": work.name,
         "parameters": work.parameters,
@@ -219,7 +222,7 @@ def fastest(rows: Sequence[Row]) -> list[Row]:
         for world_size in SHOWN_DEVICES:
             same = [row for row in rows if (row["model"], row["world_size"]) == (model, world_size)]
             found = [row for row in same if row["strategy"]]
-            shown.append(max(found, key=lambda row: row["mfu"]) if found else same[0])
+            shown += [max(found, key=lambda row: row["mfu"])] if found else same[:1]
     return shown
 
 

@@ -305,7 +305,7 @@ def predict_step(
         whole,
         computed * slowdown,
         communication * slowdown,
-        (seconds - computed) * slowdown,
+        max(0.0, seconds - computed) * slowdown,
         host,
         sent_bytes(work, plan, groups),
         memory_bytes(work, plan, parts),
@@ -345,9 +345,10 @@ def least_examples(work: Work, step: Step, machine: Machine, share: float, **opt
     """
     plan = step.plan
     for i in range(17):
-        size = min(2**i, plan.micro_batch)
-        smaller = Plan(plan.strategy, plan.world_size, size, 2**i // size, plan.checkpointing, plan.weight_bytes)
+        examples = 1 << i
+        size = min(examples, plan.micro_batch)
+        smaller = Plan(plan.strategy, plan.world_size, size, examples // size, plan.checkpointing, plan.weight_bytes)
         shorter = predict_step(work, smaller, machine, **options)
         if shorter.exposed + shorter.host <= share * shorter.seconds:
-            return 2**i
+            return examples
     return None
