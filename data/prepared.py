@@ -1,4 +1,4 @@
-"""A folder of prepared data: encoded texts in shards, the rows that are held out, and the manifest that is written last.
+"""A folder of prepared data: encoded texts in shards, the rows that are held out, and last the manifest.
 
     manifest.json                what it was made from, and the shards with their sizes and checksums
     shard-00000.safetensors ...  the training examples (data/mapped.py); blocks-00000.safetensors ... of blocks of text
@@ -93,8 +93,8 @@ class PreparedRows(Rows):
         known = self.manifest
         if count and count != known.subset_size:
             raise DataError(
-                f"eval.train_subset_size = {count}, but {self.folder} was prepared with {known.subset_size}, and has no "
-                f"other rows: set {known.subset_size}, 0, or prepare another folder"
+                f"eval.train_subset_size = {count}, but {self.folder} was prepared with {known.subset_size}, and "
+                f"has no other rows: set {known.subset_size}, 0, or prepare another folder"
             )
         if count and seed != known.seed:
             raise DataError(f"run.seed = {seed}, but {self.folder} was prepared with {known.seed}")

@@ -192,7 +192,7 @@ def _claim(folder: Path, about: dict[str, Any], source: Path) -> None:
                     "remove this one"
                 )
         return
-    if any(folder.iterdir()):
+    if any(not path.name.startswith(WRITING) for path in folder.iterdir()):
         raise ConfigError(f"--out {str(folder)!r} is a folder with other files; name a new one")
     write_text(plan, [json.dumps(about, indent=1)])
 
@@ -233,7 +233,9 @@ def _finish(
         parts = (part_file(job.folder, kind, number, "jsonl") for number in range(len(descriptions)))
         write_text(job.folder / file, (part.read_text(encoding="utf-8") for part in parts))
     lengths = [np.array(known["length_counts"], dtype=np.int64) for known in descriptions]
-    size = max(map(len, lengths))
+    by_length = np.zeros(max(map(len, lengths)), dtype=np.int64)
+    for values in lengths:
+        by_length[: len(values)] += values
     counts = [known["label_counts"] for known in descriptions]
     largest: dict[str, int] = {}
     arrays: dict[str, Any] = {}
@@ -250,7 +252,7 @@ def _finish(
         encoding_notes=notes,
         truncated=sum(known["truncated"] for known in descriptions),
         label_counts=None if None in counts else np.sum(counts, axis=0).tolist(),
-        length_counts=sum(np.pad(values, (0, size - len(values))) for values in lengths).tolist(),
+        length_counts=by_length.tolist(),
         largest=largest,
         longest_sequence=max(known["longest_sequence"] for known in descriptions),
         num_empty=sum(known["num_empty"] for known in descriptions),

@@ -41,8 +41,8 @@ def find_difference(given: dict[str, Any], known: dict[str, Any], folder: Path) 
     key = different[0]
     more = f" (and {', '.join(different[1:])} differ{'s' if len(different) == 2 else ''} too)" if different[1:] else ""
     return (
-        f"{key} = {given.get(key)!r}, but {folder} was prepared with {known.get(key)!r}{more}: give the same, or prepare "
-        "another folder"
+        f"{key} = {given.get(key)!r}, but {folder} was prepared with {known.get(key)!r}{more}: give the same, or "
+        "prepare another folder"
     )
 
 

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
-import random
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.runs import assert_same_tensors, logged_rows, run_training
-from support.task_data import DATA, write, write_rows
+from support.runs import StopAfter, assert_same_run, assert_same_tensors, logged_rows, run_training
+from support.task_data import DATA, write
 from support.task_settings import settings_of
 
+from data.errors import DataError
 from data.examples import TextExamples
 from data.mapped import MappedExamples
+from data.writing import WRITING
 from engine import config as configs
 from engine import preparation, prepare
 from engine.config import Config, ConfigError
+from engine.errors import TrainingError
 from engine.tasks import TASKS, read_training_data
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -52,6 +58,11 @@ def config(request: pytest.FixtureRequest, tmp_path: Path) -> Config:
     return config_of(tmp_path / "file", write(task, tmp_path) | {"data.validation": ""} | changes)
 
 
+@pytest.fixture
+def reviews(tmp_path: Path) -> Config:
+    return config_of(tmp_path / "file", write("text-classification", tmp_path) | {"data.validation": ""})
+
+
 def prepared(config: Config, folder: Path, **changes: Any) -> Config:
     """Prepare the data of a recipe; return the recipe that trains from the folder."""
     prepare.prepare(config, folder / "prepared", 1)
@@ -67,7 +78,8 @@ def encoded(config: Config) -> Any:
 
 def test_the_losses_and_weights_are_those_of_the_file(config, tmp_path):
     from_folder = prepared(config, tmp_path)
-    assert run_training(config) is not None and run_training(from_folder) is not None
+    assert run_training(config) is not None
+    assert run_training(from_folder) is not None
     assert logged_rows(config.run.folder) == logged_rows(from_folder.run.folder)
     for name in ("best", "last"):
         assert_same_tensors(*(Path(c.run.folder) / name / "model.safetensors" for c in (config, from_folder)))
@@ -75,13 +87,56 @@ def test_the_losses_and_weights_are_those_of_the_file(config, tmp_path):
 
 def test_every_example_is_that_of_the_file(config, tmp_path):
     mine, theirs = encoded(prepared(config, tmp_path)), encoded(config)
-    assert isinstance(mine, MappedExamples) and isinstance(theirs, TextExamples)
-    assert len(mine) == len(theirs) and [*mine.ids] == theirs.ids and mine.truncated == theirs.truncated
+    assert isinstance(mine, MappedExamples)
+    assert isinstance(theirs, TextExamples)
+    assert [*mine.ids] == theirs.ids
+    assert mine.truncated == theirs.truncated
     assert mine.lengths[np.arange(len(mine))].tolist() == theirs.lengths.tolist()
     assert mine.fingerprint() == theirs.fingerprint() == mine.compute_fingerprint()
     every = list(range(len(mine)))
     for chosen in ([], every, every[::-1], every[3:1:-1]):
         assert repr(mine.batch(chosen)) == repr(theirs.batch(chosen))
+
+
+def train_both(config: Config, tmp_path: Path, stop_after: int = 0, **changes: Any) -> None:
+    """Train from the file and from the folder, the latter resumed after `stop_after` steps; assert equal runs."""
+    from_folder = prepared(config, tmp_path, **changes)
+    config = configs.override(config, changes)
+    assert run_training(config) is not None
+    if stop_after:
+        assert run_training(from_folder, StopAfter(stop_after)) is None
+        from_folder = configs.override(from_folder, {"run.resume": "yes"})
+    assert run_training(from_folder) is not None
+    assert_same_run(config.run.folder, from_folder.run.folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data.num_workers": 2, "train.micro_batch_tokens": 60},
+        {"train.sampler": "balanced", "train.micro_batch_size": "auto"},
+        {"regularize.class_weights": ("balanced",), "stop_after": 2},
+        {"data.teacher_file": "{}/teacher.jsonl", "regularize.distillation_weight": 0.5},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_what_reads_the_examples_reads_those_of_a_folder(changes, reviews, tmp_path):
+    with (tmp_path / "teacher.jsonl").open("w") as stream:
+        for i in range(24):
+            stream.write(json.dumps({"id": f"train-{i}", "logits": [i, 1, -i / 7]}) + "\n")
+    named = {key: value.format(tmp_path) if isinstance(value, str) else value for key, value in changes.items()}
+    train_both(reviews, tmp_path, **named)
+
+
+def test_a_head_may_have_the_labels_in_another_order(reviews, tmp_path):
+    first = configs.override(reviews, {"data.labels": ("red", "blue", "green"), "run.folder": str(tmp_path / "first")})
+    assert run_training(first) is not None
+    config = configs.override(reviews, {"model.name": str(tmp_path / "first" / "best"), "model.init": "pretrained"})
+    from_folder = prepared(config, tmp_path)
+    assert run_training(config) is not None
+    assert run_training(from_folder) is not None
+    assert logged_rows(config.run.folder) == logged_rows(from_folder.run.folder)
+    assert logged_rows(config.run.folder)[0]["loss"] > 0
 
 
 # Formats: the same rows from other files
@@ -145,3 +200,96 @@ def test_every_format_gives_the_examples_of_its_file(format, tmp_path):
     mine, theirs = encoded(prepared(config, tmp_path)), encoded(config)
     assert mine.fingerprint() == theirs.fingerprint()
     assert [*mine.ids] == theirs.ids
+
+
+# Interrupted, damaged, of other settings
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+def test_an_interrupted_command_continues_to_the_same_bytes(error, reviews, tmp_path, monkeypatch):
+    prepare.prepare(reviews, tmp_path / "whole", 1)
+    rename, calls, whole = os.replace, [], contents(tmp_path / "whole")
+
+    def fail_at(number: int) -> Callable[..., None]:
+        def replace_or_fail(*paths: Any) -> None:
+            calls.append(paths)
+            if len(calls) == number:
+                raise error
+            rename(*paths)
+
+        return replace_or_fail
+
+    for number in itertools.count(1):
+        folder = tmp_path / f"stopped-{number}"
+        calls.clear()
+        monkeypatch.setattr(os, "replace", fail_at(number))
+        try:
+            prepare.prepare(reviews, folder, 1)
+            break  # there are no more files to write
+        except type(error):
+            (folder / f"{WRITING}00").write_text("as a process leaves it that is killed")
+        monkeypatch.setattr(os, "replace", rename)
+        done = {path: path.stat().st_mtime_ns for path in folder.glob("shard-*")}
+        prepare.prepare(reviews, folder, 1)
+        assert contents(folder) == whole
+        parts = len([path for path, time in done.items() if path.stat().st_mtime_ns == time])
+        assert parts >= len(done) - 1  # only the last one may not have been done
+    assert number > 20
+
+
+def test_a_full_disk_is_one_sentence_with_what_is_needed(reviews, tmp_path, monkeypatch):
+    def fail(*paths: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(configs.to_toml(reviews))
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(TrainingError, match=r"the disk is full, with .* free; more is needed.*it continues"):
+        prepare.main([str(recipe), "--out", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"data.max_length": 12}, "data.max_length = 12, but .* was prepared with 24"),
+        ({"data.labels": ("green", "blue", "red")}, r"data.labels = \['green', 'blue', 'red'\], but .* with \[\]"),
+        ({"run.seed": 3}, "run.seed = 3, but .* was prepared with 0"),
+        ({"data.validation_fraction": 0.2}, "data.validation_fraction = 0.2, but .* was prepared with 0.1"),
+        ({"data.validation": "{}/validation.jsonl"}, r"data.validation = '\(a file\)', but .* was prepared with ''"),
+        ({"eval.train_subset_size": 7}, "eval.train_subset_size = 7, but .* was prepared with 5"),
+        ({"augment.text.delete": 0.1}, "augment.text.delete = 0.1: .* has the tokens of the texts alone"),
+        ({"model.name": "{}/other"}, "was prepared with another tokenizer"),
+        ({"run.task": "text-regression"}, "run.task = 'text-regression', but .* was prepared with 'text-class"),
+    ],
+)
+def test_other_settings_are_one_sentence(change, words, reviews, tmp_path):
+    shutil.copytree(reviews.model.name, tmp_path / "other")
+    tokenizer = (tmp_path / "other" / "tokenizer.json").read_text()
+    (tmp_path / "other" / "tokenizer.json").write_text(tokenizer.replace('"cat"', '"cats"'))
+    named = {key: value.format(tmp_path) if isinstance(value, str) else value for key, value in change.items()}
+    config = prepared(reviews, tmp_path, **named)
+    with pytest.raises((ConfigError, DataError), match=words) as caught:
+        run_training(config)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "from-folder").exists()
+
+
+def test_a_damaged_shard_is_named_and_made_again(reviews, tmp_path):
+    config = prepared(reviews, tmp_path)
+    folder, whole = tmp_path / "prepared", contents(tmp_path / "prepared")
+    shard = folder / "shard-00001.safetensors"
+    shard.unlink()
+    with pytest.raises(DataError, match=r"shard-00001.safetensors is missing; .*makes it again"):
+        run_training(config)
+    shard.write_bytes(b"short")
+    with pytest.raises(DataError, match=r"has 5 bytes, its manifest says [\d,]+: it is damaged"):
+        run_training(config)
+    shard.write_bytes(whole[shard.name][:-1] + b"?")  # of the same size
+    with pytest.raises(DataError, match="its checksum is not that of the manifest"):
+        prepare.main(["--verify", "--out", str(folder)])
+    prepare.prepare(reviews, folder, 1)
+    assert contents(folder) == whole
