@@ -18,6 +18,7 @@ from engine.config import TrainSettings
 from engine.distributed import Ranks, all_gather, all_sum, set_gradient_sync, unchanged_buffers
 from engine.dtensors import local, sharded_modules
 from engine.errors import TrainingError
+from engine.kept_limit import KeptLimit
 from engine.precision import Precision
 
 USABLE_SHARE = 0.8  # of the free memory; fragmentation, buffers of kernels and other programs need the rest
@@ -62,27 +63,40 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(message in said for message in OUT_OF_MEMORY)
 
 
-def any_out_of_memory(
-    caught: OutOfMemory, parallel: nn.Module, empty_batch: Batch, has_begun: bool, step: int, ranks: Ranks
-) -> bool:
-    """Return whether a rank ran out of memory in this step, on all ranks.
+def check_can_repeat(
+    caught: OutOfMemory,
+    parallel: nn.Module,
+    micro_batches: Sequence[Batch],
+    has_begun: bool,
+    kept_limit: KeptLimit,
+    step: int,
+    ranks: Ranks,
+) -> None:
+    """Raise TrainingError where this rank ran out of memory while the others wait for more than its gradients.
+
+    has_begun: whether the last backward of the step had begun on this rank. Then it has perhaps sent some gradients.
+    The ranks of a sharded model wait for its part of the next layer. In both cases it cannot join them again. The error
+    has the command that resumes the run, which then takes smaller micro-batches (kept_limit).
+    """
+    if not caught or ranks.world_size == 1 or not (has_begun or sharded_modules(parallel)):
+        return
+    largest = max(micro_batches, key=lambda batch: batch.num_tokens)
+    if len(largest.ids) < 2:
+        raise TrainingError(f"step {step + 1}: {_too_long_message(largest.num_tokens)}") from caught.error
+    raise TrainingError(
+        f"step {step + 1}: rank {ranks.rank} ran out of memory while the ranks exchanged layers or gradients; resume "
+        "from the last checkpoint with --resume, or let torchrun --max-restarts with --run.resume auto do so: it goes "
+        f"on with {kept_limit.keep(largest.num_tokens // 2):,} tokens at a time"
+    ) from caught.error
+
+
+def any_out_of_memory(caught: OutOfMemory, parallel: nn.Module, empty_batch: Batch, ranks: Ranks) -> bool:
+    """Return whether a rank ran out of memory in this step, on all ranks; call it after check_can_repeat.
 
     The other ranks wait in the last backward of the step for the gradients of this one. So it gives them those of a
     micro-batch without examples, which nobody uses: all ranks run the step again.
-
-    has_begun: whether the last backward of the step had begun on this rank. Then it has perhaps sent some gradients
-    and cannot join again; nor can it while the ranks gather the layers of a sharded model. Raises TrainingError, with
-    the command that resumes the run.
     """
     if caught and ranks.world_size > 1:
-        is_gathering = bool(sharded_modules(parallel))
-        if has_begun or is_gathering:
-            raise TrainingError(
-                f"step {step + 1}: rank {ranks.rank} ran out of memory while the ranks exchanged their "
-                f"{'layers' if is_gathering else 'gradients'}; "
-                "resume from the last checkpoint with --resume and a smaller --train.micro_batch_size or "
-                "--train.micro_batch_tokens"
-            ) from caught.error
         set_gradient_sync(parallel, last=True)
         parallel(empty_batch.to(ranks.device)).loss_sum.backward()
     (failed,) = all_sum(bool(caught))
@@ -90,15 +104,23 @@ def any_out_of_memory(
 
 
 def micro_batch_limits(
-    settings: TrainSettings, objective: nn.Module, examples: Examples, amp: Precision, ranks: Ranks
+    settings: TrainSettings,
+    objective: nn.Module,
+    examples: Examples,
+    amp: Precision,
+    kept_limit: KeptLimit,
+    ranks: Ranks,
 ) -> MicroBatching:
-    """Return the limits of a micro-batch: those of [train], or for "auto" the largest that fit into memory."""
+    """Return the limits of a micro-batch: those of [train], or for "auto" the largest that fit into memory.
+
+    kept_limit: of an earlier attempt of this run, which ran out of memory.
+    """
     fixed = settings.micro_batch_size if isinstance(settings.micro_batch_size, int) else 0
     limits = MicroBatching(fixed, settings.micro_batch_tokens, ranks.rank, ranks.world_size)
-    if settings.micro_batch_size != "auto":
-        return limits
-    with unchanged_buffers(objective):
-        return largest_micro_batches(limits, objective, examples, settings.global_batch_size, amp, ranks)
+    if settings.micro_batch_size == "auto":
+        with unchanged_buffers(objective):
+            limits = largest_micro_batches(limits, objective, examples, settings.global_batch_size, amp, ranks)
+    return kept_limit.apply(limits, ranks)
 
 
 def largest_micro_batches(

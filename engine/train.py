@@ -26,10 +26,17 @@ from engine.ema import Ema
 from engine.errors import TrainingError
 from engine.evaluate import EvaluationContext, evaluate, show_generations
 from engine.imbalance import apply_class_weights, apply_pos_weight, classes_to_balance, describe_sampler
+from engine.kept_limit import KeptLimit
 from engine.kernels import describe_kernels
 from engine.log import RunLog, read_numbers, require_tensorboard
 from engine.manifest import verify
-from engine.memory import any_out_of_memory, catch_out_of_memory, halve_micro_batches, micro_batch_limits
+from engine.memory import (
+    any_out_of_memory,
+    catch_out_of_memory,
+    check_can_repeat,
+    halve_micro_batches,
+    micro_batch_limits,
+)
 from engine.model import apply_machine_settings, build_model
 from engine.objective import named_parameters, training_objective
 from engine.optim import (
@@ -121,7 +128,9 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     apply_machine_settings(model, cfg.train, cfg.run.deterministic)
     notes += describe_kernels(ranks.device, cfg.train, cfg.run)
     notes += describe_sharding(cfg.distributed.strategy, shard, model)
-    limits = micro_batch_limits(cfg.train, objective, train_set, amp, ranks)
+    kept_limit = KeptLimit(Path(cfg.run.folder), cfg.train)
+    limits = micro_batch_limits(cfg.train, objective, train_set, amp, kept_limit, ranks)
+    notes += kept_limit.describe(limits)
     weights = named_parameters(objective, model).values()
     notes += disk.describe_disk(cfg.run, cfg.checkpoint.keep, weights, optimizer, cfg.regularize.ema_decay > 0)
     if ranks.is_main:
@@ -217,7 +226,8 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
             steps.fetch()  # the next step, while a GPU computes this one
         out = None  # frees the graph of the last forward
         has_begun = len(loss_sums) == len(micro_batches)  # the last backward, in which DDP exchanges the gradients
-        if any_out_of_memory(out_of_memory, parallel, empty_batch, has_begun, state.step, ranks):
+        check_can_repeat(out_of_memory, parallel, micro_batches, has_begun, kept_limit, state.step, ranks)
+        if any_out_of_memory(out_of_memory, parallel, empty_batch, ranks):
             optimizer.zero_grad()  # the same step again, in smaller micro-batches; what was fetched ahead is read again
             limits = halve_micro_batches(limits, micro_batches, out_of_memory, state.step, ranks)
             log.say(f"step {state.step + 1}: out of memory; from here on {limits.max_tokens:,} tokens at a time")
@@ -255,8 +265,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     # data, which is raised here, has ended the loop.
     if not done and not state.step:
         stop.raise_error()  # there is nothing to save yet
-    if saves.is_unsaved(state):
-        saves.save(folder, contents, state)
+    saves.finish(folder, contents, state)
     if not done:
         log.say(f"stopped at step {state.step}; {saves.explain_resume()}")
         log.close()

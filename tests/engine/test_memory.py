@@ -17,9 +17,11 @@ from support.runs import CPU, arguments_of, logged_rows, run_module, run_trainin
 from data import MicroBatching
 from engine import api, evaluate, memory
 from engine.allocator import keep_freed_memory
+from engine.config import TrainSettings
 from engine.distributed import Ranks
 from engine.errors import TrainingError
 from engine.evaluate import EvaluationContext, tokens_that_fit
+from engine.kept_limit import KeptLimit
 from engine.precision import Precision
 from engine.tasks import TASKS
 from models import TaskModel
@@ -192,10 +194,25 @@ def test_limit_is_half_of_the_largest_micro_batch():
     assert limits == MicroBatching(max_tokens=150)
 
 
-def test_p20_out_of_memory_in_the_exchange_names_the_command():
+def test_p20_out_of_memory_in_the_exchange_names_the_command(tmp_path):
+    """The next attempt takes half the tokens, unless its recipe sets other limits."""
+
+    class Batch:
+        num_tokens, ids = 300, ("a", "b")
+
     ranks = Ranks(rank=1, world_size=2, device=CPU.device)
-    with pytest.raises(TrainingError, match=r"^step 7: rank 1 ran out of memory while .* resume .* with --resume"):
-        memory.any_out_of_memory(caught_error(), torch.nn.Identity(), None, True, 6, ranks)
+    kept = KeptLimit(tmp_path, TrainSettings(micro_batch_size=4))
+    with pytest.raises(TrainingError, match=r"^step 7: rank 1 ran out of memory while .* --resume.* 150 tokens"):
+        memory.check_can_repeat(caught_error(), torch.nn.Identity(), [Batch()], True, kept, 6, ranks)
+    limits = MicroBatching(max_examples=4)
+    assert kept.apply(limits, CPU) == MicroBatching(max_tokens=150)
+    assert "at most 150 tokens" in kept.describe(kept.apply(limits, CPU))[0]
+    assert KeptLimit(tmp_path, TrainSettings(micro_batch_size=2)).apply(limits, CPU) == limits
+    (tmp_path / "out_of_memory.json").write_text("{")
+    assert kept.apply(limits, CPU) == limits
+    Batch.ids = ("a",)
+    with pytest.raises(TrainingError, match=r"^step 7: one example of 300 tokens does not fit"):
+        memory.check_can_repeat(caught_error(), torch.nn.Identity(), [Batch()], True, kept, 6, ranks)
 
 
 SHORT_OF_MEMORY = """
@@ -228,6 +245,24 @@ def test_out_of_memory_on_one_of_two_ranks_repeats_the_step(tiny, tmp_path):
     done = run_module("engine.train", *arguments_of(two, tmp_path / "two.toml"), ranks=2)
     assert done.returncode == 0, done.stderr
     assert "step 1: out of memory; from here on " in done.stdout
+    assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_sharded_run_that_ran_out_of_memory_goes_on_in_smaller_parts(tiny, tmp_path):
+    """Its ranks wait for each other's layers, so torchrun starts them again, with the limit that they left behind."""
+    (tmp_path / "short.py").write_text(SHORT_OF_MEMORY)
+    one = tiny(**SHORT)
+    run_training(one)
+    folder = tmp_path / "two"
+    two = tiny(
+        **SHORT | {"train.micro_batch_size": 5, "distributed.strategy": "fsdp", "run.resume": "auto"},
+        **{"run.folder": str(folder), "run.plugins": (str(tmp_path / "short.py"),)},
+    )
+    done = run_module("engine.train", *arguments_of(two, tmp_path / "two.toml"), ranks=2, restarts=4)
+    assert done.returncode == 0, done.stderr
+    assert "rank 1 ran out of memory while the ranks exchanged layers or gradients" in done.stderr
+    assert "out_of_memory.json: an earlier attempt ran out of memory" in done.stdout
     assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-5)
 
 
@@ -329,7 +364,7 @@ def test_f09_out_of_memory_in_the_exchange_ends_both_ranks(tiny, tmp_path, rank)
     arguments = arguments_of(tiny(**settings), tmp_path / "two.toml")
     done = run_module("engine.train", *arguments, ranks=2, timeout=60, FAILING_RANK=rank)
     assert done.returncode != 0
-    said = f"step 3: rank {rank} ran out of memory while the ranks exchanged their gradients; resume from the last"
+    said = f"step 3: rank {rank} ran out of memory while the ranks exchanged layers or gradients; resume from the last"
     assert said in done.stderr[done.stderr.index("Root Cause") :]  # the last thing on screen
     assert "Traceback" not in done.stderr.split(said)[0]
     assert "--resume and a smaller --train.micro_batch_size" in done.stderr
@@ -429,6 +464,7 @@ def test_free_memory_of_containers_and_of_unknown_systems(tmp_path):
 FAULTS = """
 import resource, sys, torch
 from engine.allocator import keep_freed_memory
+from engine.config import TrainSettings
 keeps = keep_freed_memory(torch.device("cpu"))
 for i in range(30):
     if i == 10:

@@ -167,13 +167,19 @@ def assert_same_run(folder, other):
 
 
 def run_module(
-    module: str, *arguments: object, ranks: int = 1, cwd: Path | None = None, timeout: int = 300, **env: str
+    module: str,
+    *arguments: object,
+    ranks: int = 1,
+    restarts: int = 0,
+    cwd: Path | None = None,
+    timeout: int = 300,
+    **env: str,
 ):
     """Run `torchrun --nproc-per-node RANKS -m MODULE ...`, or python for one rank; return the finished process."""
     launcher = [sys.executable, "-m", module]
     if ranks > 1:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-        launcher += ["-m", module]
+        launcher += ["--max-restarts", str(restarts), "-m", module]
     root = Path(native.__file__).parent.parent
     environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}", "OMP_NUM_THREADS": "1"} | env
     return subprocess.run(
