@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data import Batch
+from data.notes import list_some
 from engine import heartbeat, machines
 from engine.allocator import keep_freed_memory
 from engine.config import ConfigError
@@ -173,10 +174,11 @@ def wrap(model: nn.Module, ranks: Ranks, empty_batch: Batch, amp: Precision) -> 
     Call it again when other parameters are trained, since DDP reduces those that were trained when it was created. The
     old wrapper does no harm: without a forward of its own it reduces nothing. A sharded model (engine/sharding.py)
     reduces its own gradients and needs no wrapper.
-    Raises TrainingError with the names of trained parameters that no gradient reaches.
+    Raises TrainingError with the names of trained parameters that no gradient reaches, or that are beside a sharded
+    model.
     """
     parallel = model
-    if ranks.world_size > 1 and not is_sharded(next(model.parameters())):
+    if ranks.world_size > 1 and not _is_whole_sharded(model):
         with warnings.catch_warnings():  # torch 2.14 deprecates it; its successor synchronises the buffers once
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -192,6 +194,18 @@ def wrap(model: nn.Module, ranks: Ranks, empty_batch: Batch, amp: Precision) -> 
         raise TrainingError(f"parameters that no gradient reaches: {', '.join(unused)}")
     model.zero_grad()
     return parallel
+
+
+def _is_whole_sharded(model: nn.Module) -> bool:
+    """Return whether the parameters are sharded; TrainingError where trained ones beside them are not."""
+    if not sharded_modules(model):
+        return False
+    if beside := [name for name, p in model.named_parameters() if p.requires_grad and not is_sharded(p)]:
+        raise TrainingError(
+            f"{list_some(beside)}: trained beside a sharded model, so nothing sums the gradients over the ranks; use "
+            "distributed.strategy = ddp, or make them a part of the model (of its head, say)"
+        )
+    return True
 
 
 def _check_empty(loss_sum: torch.Tensor) -> None:
@@ -238,7 +252,7 @@ def set_gradient_sync(model: nn.Module, last: bool) -> None:
     """
     if isinstance(model, DistributedDataParallel):
         model.require_backward_grad_sync = last
-    elif is_sharded(next(model.parameters())):
+    elif dist.is_initialized():
         for module in sharded_modules(model):
             module.set_requires_all_reduce(last, recurse=False)
 
