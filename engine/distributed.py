@@ -78,8 +78,7 @@ def setup(device: str, timeout_seconds: float = 300.0) -> Ranks:
 def _join(rank: int, world_size: int, timeout_seconds: float, backend: str) -> None:
     """Join the process group; LostRankError where a rank does not, ConfigError where a machine has other software."""
     shared = connect(rank, world_size, timeout_seconds)
-    if machines.are_several():
-        machines.choose_interface(os.environ["MASTER_ADDR"], rank)
+    network = machines.choose_interface(os.environ["MASTER_ADDR"]) if machines.are_several() else ""
     attempt = heartbeat.join(shared, rank, world_size, timeout_seconds)
     # Two connections, since a request waits for the one before it. Both see only the part of this attempt: torch would
     # find the addresses of ranks that have died.
@@ -88,6 +87,10 @@ def _join(rank: int, world_size: int, timeout_seconds: float, backend: str) -> N
         for connection in (connect(1, world_size, timeout_seconds), shared)
     )
     heartbeat.start(store, rank, world_size, timeout_seconds, address())
+    own.set(f"network/{rank}", network)
+    if machines.is_loopback(network):
+        others = (own.get(f"network/{other}").decode() for other in range(world_size))
+        machines.check_reachable(heartbeat.name_of(rank), network, others)
     try:
         dist.init_process_group(
             backend,

@@ -33,24 +33,33 @@ def are_several() -> bool:
     return os.environ.get("GROUP_WORLD_SIZE", "1") != "1"
 
 
-def choose_interface(master: str, rank: int) -> None:
-    """Make gloo use the network that leads to the machine of the store, unless GLOO_SOCKET_IFNAME is set.
+def choose_interface(master: str) -> str:
+    """Make gloo use the network that leads to the machine of the store; return this machine's address there.
 
     Otherwise gloo would use the address that this machine's own name has, which is often one that only it can reach.
-    Raises ConfigError where the only known address is such a one.
+    Does nothing and returns "" where GLOO_SOCKET_IFNAME is set, or on another system than Linux.
     """
     if os.environ.get(INTERFACE) or not sys.platform.startswith("linux"):
-        return
+        return ""
     own = find_own_address(master)
-    if own.startswith("127."):
-        raise ConfigError(
-            f"rank {rank} (machine {socket.gethostname()}): MASTER_ADDR = {master!r} is {own} there, which no other "
-            "machine can reach: give torchrun the address of each machine with --local-addr, or name its network "
-            f"interface in {INTERFACE}"
-        )
     for _, name in socket.if_nameindex():
-        if address_of(name) == own:
+        if not is_loopback(own) and address_of(name) == own:
             os.environ[INTERFACE] = name
+    return own
+
+
+def is_loopback(address: str) -> bool:
+    """Return whether an address is one that only its own machine can reach."""
+    return address.startswith("127.")
+
+
+def check_reachable(who: str, own: str, others: Iterable[str]) -> None:
+    """Raise ConfigError where this machine knows only a loopback address of itself, and another one does not."""
+    if is_loopback(own) and any(other and not is_loopback(other) for other in others):
+        raise ConfigError(
+            f"{who}: MASTER_ADDR = {os.environ.get('MASTER_ADDR')!r} is {own} there, which no other machine can reach: "
+            f"give torchrun there the machine's address with --local-addr, or name its network interface in {INTERFACE}"
+        )
 
 
 def find_own_address(other: str) -> str:
@@ -77,7 +86,7 @@ def explain_unreachable(host: str) -> str:
         found = socket.gethostbyname(host)
     except OSError:
         return f", since this machine does not know the name {host!r}: give torchrun --local-addr there"
-    if are_several() and found.startswith("127."):
+    if are_several() and is_loopback(found):
         return f", since {host!r} is {found} here, this machine itself: give torchrun --local-addr there"
     return ""
 
