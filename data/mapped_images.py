@@ -7,6 +7,7 @@ paths, and for a member of a .tar archive its place there. Images themselves sta
 from __future__ import annotations
 
 import bisect
+import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from data.formats.tar_index import TarMember
 from data.image_classification import ImageExamples
 from data.image_preprocessing import Preprocessing
 from data.mapped import Facts, Part, Shard, ShardedArray, ShardedIds
+from data.prepared import PreparedRows, checksum_of, checksum_of_file, open_parts
 from data.writing import replace_file
 
 READS_KEPT = 4_096  # images whose pages of the index, up to 16 KiB each, stay in memory
@@ -29,10 +31,11 @@ LOOSE = -1  # the offset of an image that is a file of its own
 T = TypeVar("T")
 
 
-def write_image_shard(file: Path, examples: ImageExamples) -> int:
-    """Write the index of some images that were checked; return its bytes. DataError for an image that is no file.
+def write_image_shard(file: Path, examples: ImageExamples) -> dict[str, Any]:
+    """Write the index of some images that were checked; return its description, as data.prepared.write_shard does.
 
-    Paths are absolute: the images are found from any folder, but not after they were moved.
+    Paths are absolute: the images are found from any folder, but not after they were moved. DataError for an image that
+    is no file.
     """
     numbers: dict[Path, int] = {}
     places = []
@@ -56,7 +59,19 @@ def write_image_shard(file: Path, examples: ImageExamples) -> int:
         arrays["labels"] = examples.labels
     with replace_file(file) as temporary:
         save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, temporary)
-    return file.stat().st_size
+    return {
+        "files": {file.name: file.stat().st_size},
+        "sha256": {file.name: checksum_of_file(file)},
+        "sizes": {"examples": len(examples), "sequences": 0, "tokens": 0, "targets": 0},
+        "arrays": {},
+        "truncated": 0,
+        "encoding_notes": list(examples.notes),
+        "length_counts": [],
+        "longest_sequence": 0,
+        "largest": {},
+        "num_empty": 0,
+        "first_empty": "",
+    }
 
 
 class _FromShards(Sequence[T], Generic[T]):
@@ -139,6 +154,25 @@ class MappedImageExamples(ImageExamples):
     def fingerprint(self) -> str:
         """Return a checksum that changes with any image, label or id, their order, and the preprocessing."""
         return super().fingerprint() if self.facts is None else self.facts.fingerprint
+
+
+def open_prepared_images(
+    rows: PreparedRows, preprocessing: Preprocessing, labels: Sequence[str], max_pixels: int
+) -> MappedImageExamples:
+    """Return the images of a prepared folder; DataError where they do not fit the model, or have changed."""
+    facts, remap = rows.describe(labels)
+    if checksum_of(preprocessing) != rows.manifest.tokenizer:
+        digest = hashlib.sha256(repr((facts.fingerprint, preprocessing)).encode())
+        facts = facts._replace(fingerprint=digest.hexdigest()[:16])
+    parts = open_parts(rows.folder, rows.manifest)
+    return open_images(parts, facts, preprocessing, len(labels), remap, max_pixels)
+
+
+def compute_fingerprint(parts: Sequence[Part], preprocessing: Preprocessing) -> str:
+    """Return the fingerprint of the images, which is that of the examples of their rows; all ids are in memory."""
+    labels: Any = ShardedArray(parts, "labels", np.int64)
+    ids, digests = [*ShardedIds(parts, are_blocks=False)], [*MappedDigests(parts)]
+    return ImageExamples([], digests, np.asarray(labels[:]), ids, preprocessing).fingerprint()
 
 
 def open_images(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from data.examples import TextExamples
 from data.formats.answers import Answer
 from data.formats.conversations import Turn
 from data.formats.lines import locate
+from data.formats.tar_index import TarMember
 from data.mapped import Facts, MappedExamples, Part, Shard
 from data.relation_extraction import Entity
 from data.row import Row, Rows
@@ -34,7 +35,7 @@ from data.writing import replace_file, write_text
 VERSION = 1  # of the format of the folder
 MANIFEST, VALIDATION, SAMPLE = "manifest.json", "validation.jsonl", "sample.jsonl"
 KIND = "__kind__"
-KINDS = {kind.__name__: kind for kind in (Answer, Turn, Entity, tuple)}
+KINDS = {kind.__name__: kind for kind in (Answer, Turn, Entity, tuple, TarMember, Path)}
 AGAIN = "`python -m data.prepare` with the same recipe and folder makes it again"
 
 
@@ -49,7 +50,7 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder was made from, and what is in it."""
+    """The origin of a folder, and its contents."""
 
     task: str
     settings: dict[str, Any]  # by which the examples were read and encoded
@@ -113,6 +114,15 @@ class PreparedRows(Rows):
                 f"the decoder's start token has the id {decoder_start_id}, but {self.folder} was prepared with "
                 f"{known.decoder_start_id}"
             )
+        facts, remap = self.describe(labels)
+        return open_shards(self.folder, known, facts, remap)
+
+    def describe(self, labels: Sequence[str]) -> tuple[Facts, np.ndarray | None]:
+        """Return what is known of all examples, and the number in `labels` of each class of the folder.
+
+        None: the classes have the same order. Raises DataError for other classes.
+        """
+        known = self.manifest
         if sorted(labels) != sorted(known.labels):
             raise DataError(f"the labels of the model are {list(labels)!r}, those of {self.folder} {known.labels!r}")
         remap = np.array([list(labels).index(name) for name in known.labels], dtype=np.int64)
@@ -130,20 +140,24 @@ class PreparedRows(Rows):
             num_empty=known.num_empty,
             first_empty=known.first_empty,
         )
-        return open_shards(self.folder, known, facts, None if is_same_order else remap)
+        return facts, None if is_same_order else remap
 
 
 def open_shards(folder: Path, known: Manifest, facts: Facts, remap: np.ndarray | None) -> MappedExamples:
     """Return the examples of a folder. remap: as in MappedExamples."""
-    parts = [Part(Shard([folder / name for name in entry.files]), entry.sizes) for entry in known.shards]
     return MappedExamples(
-        parts,
+        open_parts(folder, known),
         known.arrays,
         facts,
         are_blocks=known.are_blocks,
         decoder_start_id=known.decoder_start_id,
         remap=remap,
     )
+
+
+def open_parts(folder: Path, known: Manifest) -> list[Part]:
+    """Return the shards of a folder; they are mapped when they are read first."""
+    return [Part(Shard([folder / name for name in entry.files]), entry.sizes) for entry in known.shards]
 
 
 def is_prepared(name: str) -> bool:
@@ -186,8 +200,13 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_text(folder / MANIFEST, [json.dumps(asdict(manifest), indent=1)])
 
 
-def checksum_of(tokenizer: Tokenizer) -> str:
-    """Return the checksum of a tokenizer; how a text is truncated or padded is no part of it."""
+def checksum_of(tokenizer: Any) -> str:
+    """Return the checksum of a tokenizer, or of the preprocessing of images.
+
+    How a text is truncated or padded is no part of it.
+    """
+    if not isinstance(tokenizer, Tokenizer):
+        return hashlib.sha256(repr(tokenizer).encode()).hexdigest()
     values = json.loads(tokenizer.to_str()) | {"truncation": None, "padding": None}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
@@ -301,9 +320,11 @@ def _to_json(value: Any) -> Any:
         return [_to_json(item) for item in value]
     if kind is dict and KIND not in value:
         return {key: _to_json(item) for key, item in value.items()}
+    if isinstance(value, Path):
+        return {KIND: "Path", "fields": [str(value.absolute())]}
     if kind.__name__ in KINDS and kind is KINDS[kind.__name__]:
-        fields = vars(value).values() if kind is Entity else value
-        return {KIND: kind.__name__, "fields": [_to_json(item) for item in fields]}
+        items = value if isinstance(value, tuple) else [getattr(value, field.name) for field in fields(value)]
+        return {KIND: kind.__name__, "fields": [_to_json(item) for item in items]}
     raise DataError(f"a value {value!r:.80} of a row cannot be kept in a prepared folder: train from the file")
 
 

@@ -22,7 +22,9 @@ import numpy as np
 from data.causal_lm import note_blocks, split_into_blocks
 from data.errors import DataError
 from data.examples import TextExamples
+from data.image_classification import ImageExamples
 from data.mapped import Shard
+from data.mapped_images import write_image_shard
 from data.prepared import checksum_of_file, iterate_rows, write_arrays, write_rows_file, write_shard
 from data.row import Row
 from data.writing import write_text
@@ -36,7 +38,7 @@ LONGEST = 2**30  # tokens of a text that is no part of a block yet
 
 @dataclass(frozen=True)
 class EncodingJob:
-    """What all parts are encoded with."""
+    """The task, settings and labels that all parts are encoded with."""
 
     task: str
     settings: TaskSettings
@@ -84,9 +86,13 @@ def encode_part(job: EncodingJob, processor: Any, number: int, uses: np.ndarray)
 
     encode = task.encoder(processor, settings, job.division.labels)
     examples = encode(used(TRAIN))
-    if not isinstance(examples, TextExamples):
+    file = part_file(job.folder, "shard", number, "safetensors")
+    if isinstance(examples, ImageExamples):
+        description = write_image_shard(file, examples)
+    elif isinstance(examples, TextExamples):
+        description = write_shard(file, examples)
+    else:
         raise DataError(f"run.task = {job.task!r} encodes no texts: there is nothing to prepare")
-    description = write_shard(part_file(job.folder, "shard", number, "safetensors"), examples)
     counts = examples.label_counts(len(job.division.labels))
     description["label_counts"] = None if counts is None else counts.tolist()
     for kind, bit in (("validation", HELD_OUT), ("sample", SAMPLE)):

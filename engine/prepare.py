@@ -25,7 +25,9 @@ import models
 from data.errors import DataError
 from data.formats.lines import locate
 from data.formats.memory import is_in_memory
+from data.image_preprocessing import Preprocessing
 from data.mapped import Facts
+from data.mapped_images import compute_fingerprint
 from data.notes import count_of
 from data.prepared import (
     AGAIN,
@@ -38,6 +40,7 @@ from data.prepared import (
     checksum_of,
     checksum_of_file,
     is_prepared,
+    open_parts,
     open_shards,
     read_manifest,
     write_manifest,
@@ -119,7 +122,7 @@ def prepare(cfg: Config, folder: Path, workers: int) -> Manifest:
     task, _ = find_task(cfg.run.task)
     settings = validate.task_settings(cfg, task)
     settings = replace(settings, data=replace(settings.data, cache="", num_workers=0))
-    _check_usable(cfg, task)
+    _check_usable(cfg)
     model_folder = models.hub.resolve(cfg.model.name, cfg.model.revision)
     processor = task.load_processor(model_folder)
     tokenizer = getattr(processor, "tokenizer", processor)
@@ -150,18 +153,13 @@ def prepare(cfg: Config, folder: Path, workers: int) -> Manifest:
     )
     uses = np.split(division.uses, np.cumsum(reading.parts)[:-1])
     descriptions = _encode(job, processor, uses, workers)
-    manifest = _finish(job, reading, division, descriptions, about)
+    manifest = _finish(job, processor, reading, division, descriptions, about)
     _report(folder, manifest)
     return manifest
 
 
-def _check_usable(cfg: Config, task: Task) -> None:
+def _check_usable(cfg: Config) -> None:
     name = cfg.data.train
-    if task.head == "image-classification":
-        raise ConfigError(
-            "run.task = 'image-classification': images are read by index from their folder or archive in each step, so "
-            "there is nothing to prepare"
-        )
     if is_in_memory(name):
         raise ConfigError("data.train: rows in memory are trained on as they are; name a file")
     if is_prepared(name):
@@ -181,7 +179,7 @@ def _claim(folder: Path, about: dict[str, Any], source: Path) -> None:
             ("task", "run.task"),
             ("seed", "run.seed"),
             ("subset_size", "eval.train_subset_size"),
-            ("tokenizer", "the tokenizer of model.name"),
+            ("tokenizer", "the tokenizer or preprocessing of model.name"),
             ("source", "data.train"),
             ("code", "the code that encodes"),
         ):
@@ -222,7 +220,12 @@ def _encode(job: EncodingJob, processor: Any, uses: list[np.ndarray], workers: i
 
 
 def _finish(
-    job: EncodingJob, reading: Reading, division: Division, descriptions: list[dict[str, Any]], about: dict[str, Any]
+    job: EncodingJob,
+    processor: Any,
+    reading: Reading,
+    division: Division,
+    descriptions: list[dict[str, Any]],
+    about: dict[str, Any],
 ) -> Manifest:
     """Write what needs all parts, and the manifest last; then remove what it was made from."""
     notes = merge_notes(note for known in descriptions for note in known["encoding_notes"])
@@ -259,9 +262,12 @@ def _finish(
         first_empty=next((known["first_empty"] for known in descriptions if known["num_empty"]), ""),
         are_blocks=job.makes_blocks,
     )
-    no_facts = Facts("", (), 0, None, np.array(manifest.length_counts), {}, 0, 0, "")
-    examples = open_shards(job.folder, manifest, no_facts, None)
-    manifest = replace(manifest, fingerprint=examples.compute_fingerprint())
+    if isinstance(processor, Preprocessing):
+        fingerprint = compute_fingerprint(open_parts(job.folder, manifest), processor)
+    else:
+        no_facts = Facts("", (), 0, None, np.array(manifest.length_counts), {}, 0, 0, "")
+        fingerprint = open_shards(job.folder, manifest, no_facts, None).compute_fingerprint()
+    manifest = replace(manifest, fingerprint=fingerprint)
     write_manifest(job.folder, manifest)
     _remove_temporary(job.folder)
     return manifest

@@ -22,6 +22,8 @@ from data import Examples, Row, TextExamples, cache
 from data.audit import audit_targets, audit_texts, has_texts
 from data.augmentation import tables
 from data.augmentation import text as texts
+from data.image_preprocessing import Preprocessing
+from data.mapped_images import open_prepared_images
 from data.prepared import PreparedRows
 from data.tokenizers.limits import panics_as_errors
 from engine.config import AugmentSettings, ConfigError, ImageAugmentSettings, TextAugmentSettings
@@ -51,6 +53,8 @@ class RowEncoder:
     def __call__(self, rows: list[Row], labelled: bool = True) -> Examples:
         """Encode rows, with notes on what became of their texts; or take them from data.cache, or a prepared folder."""
         tokenizer, folder = self.tokenizer, self.settings.data.cache
+        if isinstance(rows, PreparedRows) and isinstance(self.processor, Preprocessing):
+            return open_prepared_images(rows, self.processor, self.labels, self.settings.own.max_pixels)
         if isinstance(rows, PreparedRows):
             return rows.open(tokenizer, getattr(self.processor, "decoder_start_id", 0), self.labels)
         if not folder or tokenizer is None or not rows:

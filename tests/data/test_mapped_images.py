@@ -50,9 +50,9 @@ def write_shards(source: Path, folder: Path) -> tuple[list[Part], list]:
     parts = []
     for number, chosen in enumerate((rows[:7], rows[7:])):
         file = folder / f"images-{number}.safetensors"
-        size = write_image_shard(file, encode_images(chosen, PREPROCESSING, labels=LABELS))
-        assert size == file.stat().st_size
-        parts.append(Part(Shard([file]), {"examples": len(chosen)}))
+        written = write_image_shard(file, encode_images(chosen, PREPROCESSING, labels=LABELS))
+        assert written["files"] == {file.name: file.stat().st_size}
+        parts.append(Part(Shard([file]), written["sizes"]))
     return parts, rows
 
 
