@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import math
 import os
 import re
 import socket
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from support import zoo
 from support.runs import CPU, run_module
 from support.sharded import CASES, LAST, REFUSED, settings_of_case, train_case
 
@@ -27,13 +28,14 @@ from engine.sharding import plan_sharding
 # that is then rounded to the next bf16 changes a loss by 1e-4 some steps later.
 TOLERANCE, ROUNDED = 2e-6, 1e-2
 SAMPLE = ("accumulation", "bf16 GPT-2", "average", "NaN is skipped")
-LAUNCHES = [
-    pytest.param((2, "fsdp", SAMPLE), id="sample"),
-    *(
-        pytest.param((ranks, strategy, tuple(CASES)), id=f"{strategy} {ranks}", marks=pytest.mark.slow)
-        for ranks, strategy in ((2, "fsdp"), (3, "fsdp"), (4, "fsdp"), (4, "hsdp"))
-    ),
-]
+LAUNCHES = {  # name: (ranks, strategy, cases)
+    "sample": (2, "fsdp", SAMPLE),
+    "fsdp 2": (2, "fsdp", tuple(CASES)),
+    "fsdp 3": (3, "fsdp", tuple(CASES)),
+    "fsdp 4": (4, "fsdp", tuple(CASES)),
+    "hsdp 2x2": (4, "hsdp", tuple(CASES)),
+}
+MARKS = {name: [] if name == "sample" else [pytest.mark.slow] for name in LAUNCHES}
 
 
 class Launch:
@@ -91,9 +93,15 @@ class Launch:
         return train_case(case, config.override(cfg, {"run.folder": str(self.folder / f"{name}.one")}), CPU)
 
 
-@pytest.fixture(scope="module", params=LAUNCHES)
-def launch(request, tmp_path_factory):
-    return Launch(tmp_path_factory.mktemp("sharded"), *request.param)
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    """Return launched(name of LAUNCHES), which launches it once."""
+    return functools.cache(lambda name: Launch(tmp_path_factory.mktemp("sharded"), *LAUNCHES[name]))
+
+
+@pytest.fixture(params=[pytest.param(name, marks=marks) for name, marks in MARKS.items()])
+def launch(request, launched):
+    return launched(request.param)
 
 
 def numbers(rows: list[dict]) -> list[float]:
@@ -106,11 +114,13 @@ def numbers(rows: list[dict]) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_p17_sharded_run_equals_the_whole(launch, name):
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [pytest.param(key, name, marks=MARKS[key]) for key, (*_, names) in LAUNCHES.items() for name in names],
+)
+def test_p17_sharded_run_equals_the_whole(launched, key, name):
     """Losses, gradient norms, penalties and metrics of every step, what is said, and the weights at the end."""
-    if name not in launch.names:
-        pytest.skip("in the slow tests")
+    launch = launched(key)
     ours, theirs = launch.read(name, launch.strategy), launch.read_beside(name)
     rounds = CASES[name].changes.get("train.precision", "fp32") != "fp32"
     limit, weight_limit = (ROUNDED, 1e-4) if rounds else (TOLERANCE, 1e-6)
@@ -174,6 +184,5 @@ def test_machines_with_other_numbers_of_ranks_are_refused(monkeypatch):
 
 
 def test_cases_name_every_architecture():
-    assert {case.data[1] for case in CASES.values() if case.data} == {*models.ARCHITECTURES}
+    assert {case.data[1] for case in CASES.values() if case.data} == {*zoo.ZOO}
     assert {*SAMPLE} <= {*CASES}
-    assert math.isfinite(TOLERANCE)

@@ -27,7 +27,7 @@ from engine.config import Config
 from engine.distributed import Ranks
 from engine.errors import USER_ERRORS
 from engine.tasks import TASKS
-from support import task_data
+from support import task_data, zoo
 from support.runs import QuietStop, logged_rows, tiny_config, write_reviews, write_tiny_bert
 from support.tiny_models import config_folder
 
@@ -41,13 +41,15 @@ BAD_EXAMPLE = "r11"  # of the second step
 class Case:
     """A recipe. changes: its settings; data: a task and the model_type that learns it; none: tiny BERT, reviews.
 
-    patch: a key of PATCHES. beside: "one" process, or "ddp" on as many ranks, where W changes the mathematics.
+    patch: a key of PATCHES. beside: "one" process, or "ddp" on as many ranks, where W changes dropout or rounding.
+    is_last: whether its error ends the ranks.
     """
 
     changes: dict[str, Any] = field(default_factory=dict)
     data: tuple[str, str] | None = None
     patch: str = ""
     beside: str = "one"
+    is_last: bool = False
 
 
 CASES = {
@@ -114,8 +116,14 @@ CASES = {
     "NaN is skipped": Case({"train.nan_policy": "skip"}, patch="bad example", beside="ddp"),
     "NaN in a gradient": Case({"train.nan_policy": "skip"}, patch="bad gradient", beside="ddp"),
 }
-# What ends the process group, each of them as the last case of a launch; and what no other strategy refuses.
-LAST = {"out of memory": Case({"train.micro_batch_size": 3}, patch="out of memory")}
+# Other architectures with the same encoder.
+CASES |= {
+    kind: Case(data=("text-classification", kind))
+    for kind in zoo.ZOO
+    if kind not in {case.data[1] for case in CASES.values() if case.data}
+}
+# What ends the ranks, as the last case of a launch; what is refused.
+LAST = {"out of memory": Case({"train.micro_batch_size": 3}, patch="out of memory", is_last=True)}
 REFUSED = {"own module": Case(patch="own module")}
 
 
@@ -140,9 +148,10 @@ def _write_task(task: str, model_type: str, folder: Path) -> dict[str, Any]:
     model, kind, head = folder / "model", task_data.kind_of(task), TASKS[task].head
     vocabulary = len(task_data.VOCABULARY)
     changes = dict(kind.changes)
-    if model_type != kind.model_type and model_type in ("roberta", "distilbert", "gpt2"):
+    if model_type not in (kind.model_type, "mt5", "deit"):
+        positions = {"n_positions": 64, "max_position_embeddings": 40}
         changes = {"vocab_size": vocabulary}
-        changes |= {"n_positions": 64} if model_type == "gpt2" else {"max_position_embeddings": 40}
+        changes |= {name: value for name, value in positions.items() if name in zoo.ZOO[model_type].fields}
     config_folder(model, model_type, **changes)
     is_language_model = models.HEADS[head].is_language_model
     native = models.from_pretrained(model, head=head if is_language_model else None, init="scratch", seed=1)
@@ -180,6 +189,8 @@ def train_case(case: Case, cfg: Config, ranks: Ranks) -> dict[str, Any]:
             with checkpoint.claim(cfg, ranks) as resumed:
                 train.train(cfg, ranks, QuietStop(), resumed)
         except USER_ERRORS as problem:
+            if case.is_last:
+                raise
             error = str(problem)
     weights = {name: whole(p) for model in built[:1] for name, p in model.named_parameters()}
     rows = logged_rows(cfg.run.folder) if (Path(cfg.run.folder) / "metrics.jsonl").is_file() else []
