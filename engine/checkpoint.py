@@ -216,7 +216,7 @@ def _save(target: Path, contents: Contents, state: TrainState) -> float:
         replace(temporary, target, keep_previous=PREVIOUS in contents.config.checkpoint.keep)
     except (OSError, SafetensorError) as error:
         remove(temporary)
-        raise explain_failure(target, contents, state, error) from error
+        raise explain_failure(target, state, total_bytes(contents, target), error) from error
     finally:
         remove(temporary)
     return time.monotonic() - started
@@ -242,18 +242,16 @@ def write_small_files(
     (temporary / "state.json").write_text(to_json(run, indent=2), encoding="utf-8")
 
 
-def explain_failure(
-    target: Path, contents: Contents, state: TrainState, error: BaseException, where: str = ""
-) -> TrainingError:
-    """Return the error of a save that has failed. where: " on rank 1 ...", unless all is written by rank 0."""
+def explain_failure(target: Path, state: TrainState, needed: int, error: Exception, where: str = "") -> TrainingError:
+    """Return the error of a save that has failed. needed: bytes. where: " by rank 1 ...", if another rank than 0."""
     return TrainingError(
         f"the checkpoint of step {state.step} could not be written to {target}{where}: {error}; it needs about "
-        f"{_total_bytes(contents, target):,} bytes, and {disk.free_bytes(target):,} are free; "
+        f"{needed:,} bytes, and {disk.free_bytes(target):,} are free; "
         + ("earlier checkpoints are untouched" if target.parent.is_dir() else f"{target.parent} is gone")
     )
 
 
-def _total_bytes(contents: Contents, target: Path) -> int:
+def total_bytes(contents: Contents, target: Path) -> int:
     """Return the bytes of the tensors of a checkpoint; its other files are small."""
     tensors: list[Tensor] = [*contents.parameters.values()]
     if target.name == LAST:

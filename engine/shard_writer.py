@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,39 +29,49 @@ class ShardWriter(HuggingFaceStorageWriter):
     - Each rank flushes its files and returns their checksums, which torch's writer leaves out.
 
     publish: called on rank 0 with {name: entry of the manifest} of all files, when all ranks have written theirs.
+    explain: returns what a rank raises for an OSError of its own. All ranks then get it.
     """
 
-    def __init__(self, folder: Path, kinds: Sequence[str], publish: Callable[[dict[str, Any]], None]):
+    def __init__(
+        self,
+        folder: Path,
+        kinds: Sequence[str],
+        publish: Callable[[dict[str, Any]], None],
+        explain: Callable[[OSError], Exception],
+    ):
         super().__init__(str(folder), save_distributed=True)
-        self.folder, self.kinds, self.publish = folder, kinds, publish
+        self.folder, self.kinds, self.publish, self.explain = folder, kinds, publish, explain
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Number the plans of the ranks from 1."""
         return [dataclasses.replace(plan, storage_data=(i, len(plans))) for i, plan in enumerate(plans, start=1)]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[Any]]:
-        """Write the files of this rank; return their entries in the manifest. Raises OSError that names the machine."""
+        """Write the files of this rank; return their entries in the manifest."""
         entries = []
         for kind in self.kinds:
-            name = shards.name_of(kind, *plan.storage_data)
-            items = {
-                item.index.fqn.removeprefix(f"{kind}/"): item
-                for item in plan.items
-                if item.index.fqn.startswith(f"{kind}/")
-            }
+            path = self.folder / shards.name_of(kind, *plan.storage_data)
             try:
-                _write_file(self.folder / name, items, planner)
-                entries.append((name, flush(self.folder / name)))
+                _write_file(path, _select(plan.items, f"{kind}/"), planner)
+                entries.append((path.name, flush(path)))
             except OSError as error:
-                reason = f"{error.strerror} (machine {socket.gethostname()})"
-                raise OSError(error.errno, reason, os.fspath(self.folder / name)) from error
+                raise self.explain(error) from error
         written: Future[list[Any]] = Future()
         written.set_result(entries)
         return written
 
     def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
         """Publish the folder, on rank 0."""
-        self.publish(dict(entry for of_rank in results for entry in of_rank))
+        try:
+            self.publish(dict(entry for of_rank in results for entry in of_rank))
+        except OSError as error:
+            raise self.explain(error) from error
+
+
+def _select(items: Sequence[WriteItem], prefix: str) -> dict[str, WriteItem]:
+    """Return the items whose names begin with a prefix, by the rest of their names."""
+    chosen = [item for item in items if item.index.fqn.startswith(prefix)]
+    return {item.index.fqn.removeprefix(prefix): item for item in chosen}
 
 
 def _write_file(path: Path, items: Mapping[str, WriteItem], planner: SavePlanner) -> None:

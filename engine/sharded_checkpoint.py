@@ -30,10 +30,12 @@ from engine.checkpoint import (
     Contents,
     check_finite,
     explain_failure,
+    total_bytes,
     write_small_files,
 )
 from engine.distributed import Ranks, all_gather, all_sum, on_main
 from engine.dtensors import is_sharded, local
+from engine.errors import TrainingError
 from engine.manifest import OBJECTIVE, seal
 from engine.objective import extra_state
 from engine.run_folder import remove, replace
@@ -48,11 +50,12 @@ PATIENCE = timedelta(days=1)  # of the thread that writes; a rank that is lost m
 
 @dataclass(frozen=True)
 class Save:
-    """One save of a sharded run: where to, what, and of which moment."""
+    """One save of a sharded run: where to, what, and of which moment. Its methods are called in the thread, too."""
 
     target: Path
     contents: Contents
     state: TrainState
+    needed: int  # bytes
 
     @property
     def temporary(self) -> Path:
@@ -60,21 +63,22 @@ class Save:
         return self.target.with_name(f"{WRITING}{self.target.name}")
 
     def publish(self, written: Mapping[str, Mapping[str, Any]]) -> None:
-        """Make a complete folder the checkpoint, on rank 0. written: the files of other ranks in the manifest."""
+        """Make a complete folder the checkpoint, on rank 0. written: the entries of shards in the manifest."""
         seal(self.temporary, written)
         replace(self.temporary, self.target, keep_previous=PREVIOUS in self.contents.config.checkpoint.keep)
 
-    def explain(self, error: BaseException) -> Exception:
+    def explain(self, error: OSError) -> TrainingError:
+        """Return what this rank has to say on an error of its own."""
+        who = f" by {heartbeat.name_of(dist.get_rank())}" if dist.get_rank() else ""
+        return explain_failure(self.target, self.state, self.needed, error, who)
+
+    def end(self, error: BaseException) -> Exception:
         """Return what to raise for an error of torch.distributed.checkpoint, when all ranks have ended their part."""
         remove(self.temporary)
         failures = getattr(error, "failures", None)
-        if not failures:  # an exchange with another rank has failed
-            return error if isinstance(error, Exception) else RuntimeError(str(error))
-        rank = min(failures)
-        cause = failures[rank][0]
-        if not isinstance(cause, OSError):
-            return RuntimeError(str(error))
-        return explain_failure(self.target, self.contents, self.state, cause, f" by {heartbeat.name_of(rank)}")
+        cause = failures[min(failures)][0] if failures else error  # else an exchange with another rank has failed
+        is_clear = isinstance(cause, TrainingError) or cause is error
+        return cause if is_clear and isinstance(cause, Exception) else RuntimeError(str(error))
 
 
 def save(target: Path, contents: Contents, state: TrainState, ranks: Ranks) -> float:
@@ -82,7 +86,7 @@ def save(target: Path, contents: Contents, state: TrainState, ranks: Ranks) -> f
     started = time.monotonic()
     if target.name == LAST:
         pending_save.wait()
-    new = Save(target, contents, state)
+    new = Save(target, contents, state, total_bytes(contents, target))
     extra = extra_state(contents.objective, contents.model)
     broken = [key for key, value in _all_tensors(contents).items() if not local(value).isfinite().all()]
     check_finite((key for found in all_gather(broken[:1]) for key in found), state)
@@ -139,7 +143,7 @@ def _try(new: Save, function: Any, *args: Any) -> None:
         function(*args)
     except OSError as error:
         remove(new.temporary)
-        raise explain_failure(new.target, new.contents, new.state, error) from error
+        raise new.explain(error) from error
 
 
 @torch.no_grad()
@@ -154,10 +158,11 @@ def _write_whole(
             with TensorWriter(new.temporary / name, layouts, {"format": "pt"}) as writer:
                 for key, whole in gathered:
                     writer.write(key, whole)
+                    del whole  # before the next one is gathered
         except OSError as error:
             problems = [error]
-    for _ in gathered:  # on the other ranks, and on rank 0 after an error
-        pass
+    for _, whole in gathered:  # on the other ranks, and on rank 0 after an error
+        del whole
     on_main(ranks, _try, new, _raise_first, problems)
 
 
@@ -184,9 +189,9 @@ def _write_shards(new: Save, kinds: Mapping[str, Mapping[str, Tensor]]) -> None:
         for kind, of_kind in kinds.items()
         for key, value in of_kind.items()
     }
-    writer = ShardWriter(new.temporary, [*kinds], new.publish)
+    writer = ShardWriter(new.temporary, [*kinds], new.publish, new.explain)
     future: Any = async_save(tensors, storage_writer=writer, process_group=_own_group(dist.group.WORLD))
-    pending_save.begin(future, new.explain)
+    pending_save.begin(future, new.end)
 
 
 @functools.lru_cache(maxsize=1)
