@@ -1,12 +1,14 @@
-"""BERT (Devlin et al. 2018), RoBERTa (Liu et al. 2019) and DistilBERT (Sanh et al. 2019): one encoder, post-LayerNorm.
+"""BERT (Devlin et al. 2018), ERNIE (Sun et al. 2020) and DistilBERT (Sanh et al. 2019): one encoder, post-LayerNorm.
 
-They differ in the first position, in token types, in the layers before a classifier's output, and in the names in
-their files. So each has a function that reads its config.json, and a table of weights. The text is packed, so a
+RoBERTa (roberta.py), ELECTRA (electra.py) and ALBERT (albert.py) have the same encoder. They differ in the first
+position, in token types, in the width of the embeddings, in the layers before a classifier's output, and in the names
+in their files. So each has a function that reads its config.json, and a table of weights. The text is packed, so a
 micro-batch is (T, D) from the embeddings to the last layer. Shapes: models/ops/packing.py.
 """
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from models.architecture import Architecture, check_divides, read_fields, read_rates, with_own_names
 from models.checkpoints.tensor_files import JsonObject
 from models.checkpoints.weights import WeightRow, WeightTable, linear_rows
+from models.errors import ModelError
 from models.heads import Head, HeadShape
 from models.inputs import ModelInputs, Reads, packing_to_read, require
 from models.ops.attention import SelfAttention
@@ -36,6 +39,9 @@ class BertConfig:
     hidden_act: str = "gelu"
     max_position_embeddings: int = 512
     type_vocab_size: int = 2  # 0: no token types
+    task_type_vocab_size: int = 0  # ERNIE's task types, of which every token has the first; 0: none
+    embedding_size: int = 0  # the width of the embeddings; 0: hidden_size
+    project_embeddings: bool = False  # a linear layer from the embeddings to the first layer
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
     pad_token_id: int = 0
@@ -47,6 +53,11 @@ class BertConfig:
 
     def __post_init__(self) -> None:
         check_divides("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+
+    @property
+    def embedding_width(self) -> int:
+        """The width of the embeddings."""
+        return self.embedding_size or self.hidden_size
 
 
 class BertLayer(nn.Module):
@@ -78,17 +89,22 @@ class BertModel(nn.Module):
     def __init__(self, config: BertConfig):
         super().__init__()
         self.config = config
-        depth = config.num_hidden_layers
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.token_type_embeddings = (
-            nn.Embedding(config.type_vocab_size, config.hidden_size) if config.type_vocab_size else None
+        width = config.embedding_width
+        self.word_embeddings = nn.Embedding(config.vocab_size, width)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width) if config.type_vocab_size else None
+        self.task_type_embeddings = (
+            nn.Embedding(config.task_type_vocab_size, width) if config.task_type_vocab_size else None
         )
-        self.embedding_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.embedding_norm = nn.LayerNorm(width, config.layer_norm_eps)
+        self.embedding_projection = nn.Linear(width, config.hidden_size) if config.project_embeddings else None
         self.dropout = Dropout(config.rates.embedding)
-        self.layers = nn.ModuleList(
-            BertLayer(config, config.rates.layer_drop_path_rate(i, depth)) for i in range(depth)
-        )
+        self.layers = self.build_layers()
+
+    def build_layers(self) -> nn.ModuleList:
+        """Return the layers from the input to the output."""
+        config, depth = self.config, self.config.num_hidden_layers
+        return nn.ModuleList(BertLayer(config, config.rates.layer_drop_path_rate(i, depth)) for i in range(depth))
 
     @property
     def max_length(self) -> int:
@@ -105,17 +121,26 @@ class BertModel(nn.Module):
 
         inputs.input_ids, inputs.token_type_ids: (T,).
         """
-        input_ids = require(inputs.input_ids, "input_ids")
         packing = Packing(inputs.lengths, inputs.cu_seqlens)
-        x = self.word_embeddings(input_ids)
-        if self.token_type_embeddings is not None:
-            x = x + self.token_type_embeddings(require(inputs.token_type_ids, "token_type_ids"))
-        x = self.dropout(self.embedding_norm(x + self.position_embeddings(self.positions(input_ids, packing))))
+        x = self.embed(inputs, packing)
         to_read = packing_to_read(packing, inputs, reads)
         *layers, last = self.layers
         for layer in layers:
             x = layer(x, packing)
         return last(x, to_read), to_read
+
+    def embed(self, inputs: ModelInputs, packing: Packing) -> Tensor:
+        """Return (T, D), the input of the first layer."""
+        input_ids = require(inputs.input_ids, "input_ids")
+        x = self.word_embeddings(input_ids)
+        if self.token_type_embeddings is not None:
+            x = x + self.token_type_embeddings(require(inputs.token_type_ids, "token_type_ids"))
+        x = x + self.position_embeddings(self.positions(input_ids, packing))
+        if self.task_type_embeddings is not None:
+            x = x + self.task_type_embeddings(torch.zeros_like(input_ids))
+        x = self.dropout(self.embedding_norm(x))
+        out: Tensor = x if self.embedding_projection is None else self.embedding_projection(x)
+        return out
 
     def positions(self, input_ids: Tensor, packing: Packing) -> Tensor:
         """Return (T,): the row of the position embeddings for each token.
@@ -150,7 +175,7 @@ def sinusoids(positions: int, width: int) -> Tensor:
     return torch.where(columns.long() % 2 == 0, angles.sin(), angles.cos()).float()
 
 
-# Shared by the three architectures
+# Shared by the architectures
 
 SUPPORTED = {
     "position_embedding_type": ("absolute", None),
@@ -164,7 +189,7 @@ EMBEDDINGS = (
     WeightRow("backbone.position_embeddings.weight", "embeddings.position_embeddings.weight"),
     *linear_rows("backbone.embedding_norm", "embeddings.LayerNorm"),
 )
-# Shared by BERT and RoBERTa
+# Shared by BERT, ERNIE, RoBERTa and ELECTRA
 EMBEDDINGS_AND_LAYERS = (
     *EMBEDDINGS,
     WeightRow("backbone.token_type_embeddings.weight", "embeddings.token_type_embeddings.weight"),
@@ -185,7 +210,7 @@ HEAD_ROWS = {
 }
 
 
-def _transformers_classes(name: str) -> dict[str | None, str]:
+def transformers_classes(name: str) -> dict[str | None, str]:
     """Return {head: class of transformers}. It has no relation classifier; its model class reads the encoder of one."""
     return {
         None: f"{name}Model",
@@ -197,7 +222,7 @@ def _transformers_classes(name: str) -> dict[str | None, str]:
     }
 
 
-def _head_shape(
+def bert_head_shape(
     config: BertConfig,
     name: str,
     head: type[Head],
@@ -211,7 +236,9 @@ def _head_shape(
     shape = HeadShape(config.hidden_size, dropout=config.head_rates.get(name, 0.0))
     if head.is_language_model:
         eps = config.layer_norm_eps
-        return replace(shape, vocab_size=config.vocab_size, dense=lm_activation, layer_norm_eps=eps)
+        width = config.embedding_width
+        shape = replace(shape, vocab_size=config.vocab_size, embedding_size=width)
+        return replace(shape, dense=lm_activation, layer_norm_eps=eps)
     if head.reads_pooled:
         dense = pooler if pooling == "cls" else ""
         return replace(shape, dense=dense, dropout_before_dense=dropout_before_pooler)
@@ -221,7 +248,8 @@ def _head_shape(
 # BERT
 
 
-def _read_bert(raw: JsonObject) -> BertConfig:
+def read_encoder(raw: JsonObject) -> BertConfig:
+    """Return the config of an encoder whose config.json has BERT's names."""
     config = read_fields(BertConfig, raw, supported=SUPPORTED)
     hidden = ("hidden_dropout_prob", 0.1)
     rates = read_rates(raw, embedding=hidden, attention=("attention_probs_dropout_prob", 0.1), hidden=hidden)
@@ -230,15 +258,20 @@ def _read_bert(raw: JsonObject) -> BertConfig:
     return replace(config, rates=DropoutRates(**rates), head_rates=dict.fromkeys(heads, head))
 
 
+def read_bert(raw: JsonObject) -> BertConfig:
+    """Return the same without the fields of other architectures, which a BERT's config.json may have to no effect."""
+    return replace(read_encoder(raw), embedding_size=0, task_type_vocab_size=0)
+
+
 def _bert_head(config: BertConfig, name: str, head: type[Head], pooling: str) -> HeadShape:
-    return _head_shape(config, name, head, pooling, pooler="tanh", lm_activation=config.hidden_act)
+    return bert_head_shape(config, name, head, pooling, pooler="tanh", lm_activation=config.hidden_act)
 
 
 BERT = Architecture(
-    read_config=_read_bert,
+    read_config=read_bert,
     build=lambda config, head: BertModel(config),
     head_shape=_bert_head,
-    heads=_transformers_classes("Bert"),
+    heads=transformers_classes("Bert"),
     depth=("num_hidden_layers",),
     weights=WeightTable(
         model_type="bert",
@@ -264,51 +297,29 @@ BERT = Architecture(
 )
 
 
-# RoBERTa
+# ERNIE
 
 
-def _read_roberta(raw: JsonObject) -> BertConfig:
-    pad = 1 if raw.get("pad_token_id") is None else raw["pad_token_id"]
-    config = _read_bert(raw | {"pad_token_id": pad})
-    return replace(config, first_position=config.pad_token_id + 1)
+def _read_ernie(raw: JsonObject) -> BertConfig:
+    use_task_types = raw.get("use_task_id", False)
+    if not isinstance(use_task_types, bool):
+        raise ModelError(f"config.json: use_task_id = {reprlib.repr(use_task_types)} should be true or false")
+    config = read_encoder({"task_type_vocab_size": 3} | raw)
+    return replace(config, embedding_size=0, task_type_vocab_size=config.task_type_vocab_size * use_task_types)
 
 
-def _roberta_head(config: BertConfig, name: str, head: type[Head], pooling: str) -> HeadShape:
-    return _head_shape(config, name, head, pooling, pooler="tanh", dropout_before_pooler=True, lm_activation="gelu")
-
-
-ROBERTA = Architecture(
-    read_config=_read_roberta,
-    build=lambda config, head: BertModel(config),
-    head_shape=_roberta_head,
-    heads=_transformers_classes("Roberta"),
-    depth=("num_hidden_layers",),
-    weights=WeightTable(
-        model_type="roberta",
-        prefix="roberta.",
-        rows=EMBEDDINGS_AND_LAYERS,
-        heads=HEAD_ROWS
-        | {
-            "sequence-classification": (
-                *linear_rows("head.dense", "classifier.dense", "head"),
-                *linear_rows("head.classifier", "classifier.out_proj", "head"),
-            ),
-            "masked-lm": (
-                *linear_rows("head.dense", "lm_head.dense", "head"),
-                *linear_rows("head.norm", "lm_head.layer_norm", "head"),
-                WeightRow("head.decoder.weight", "lm_head.decoder.weight", "head"),
-                WeightRow("head.decoder.bias", "lm_head.bias", "head", untied="lm_head.decoder.bias"),
-            ),
-        },
-        tied={
-            "lm_head.decoder.weight": "embeddings.word_embeddings.weight",
-            "lm_head.decoder.bias": "lm_head.bias",
-        },
-        renamed=LEGACY,
-        ignored=(
-            r"embeddings\.(position_ids|token_type_ids)",
-            r"pooler\.dense\.(weight|bias)",
-        ),  # no RoBERTa head reads the pooler
+ERNIE = replace(
+    BERT,
+    read_config=_read_ernie,
+    heads=transformers_classes("Ernie"),
+    weights=replace(
+        BERT.weights,
+        model_type="ernie",
+        prefix="ernie.",
+        rows=(
+            *EMBEDDINGS_AND_LAYERS,
+            WeightRow("backbone.task_type_embeddings.weight", "embeddings.task_type_embeddings.weight"),
+        ),
     ),
 )
 
@@ -337,19 +348,20 @@ def _read_distilbert(raw: JsonObject) -> BertConfig:
         "question-answering": heads["span"],
         "token-classification": heads["token"],
     }
-    config = replace(config, type_vocab_size=0, layer_norm_eps=1e-12, drop_attention_branch=False)
+    config = replace(config, type_vocab_size=0, embedding_size=0, task_type_vocab_size=0)
+    config = replace(config, layer_norm_eps=1e-12, drop_attention_branch=False)
     return replace(config, rates=DropoutRates(**rates), head_rates=head_rates)
 
 
 def _distilbert_head(config: BertConfig, name: str, head: type[Head], pooling: str) -> HeadShape:
-    return _head_shape(config, name, head, pooling, pooler="relu", lm_activation=config.hidden_act)
+    return bert_head_shape(config, name, head, pooling, pooler="relu", lm_activation=config.hidden_act)
 
 
 DISTILBERT = Architecture(
     read_config=_read_distilbert,
     build=lambda config, head: BertModel(config),
     head_shape=_distilbert_head,
-    heads=_transformers_classes("DistilBert"),
+    heads=transformers_classes("DistilBert"),
     depth=("n_layers",),
     complete=lambda raw: with_own_names(raw, DISTILBERT_NAMES),
     weights=WeightTable(

@@ -53,6 +53,7 @@ class HeadShape:
     vocab_size: int = 0
     tied: bool = True  # the output matrix of a language model is its embedding
     layer_norm_eps: float = 1e-12
+    embedding_size: int = 0  # the width that the output matrix of a language model reads; 0: hidden_size
     scale: float = 1.0  # factor of the features that the output matrix of a language model reads
 
 
@@ -307,9 +308,10 @@ class LanguageModel(Head):
 
     def __init__(self, shape: HeadShape):
         super().__init__(shape)
-        self.dense = nn.Linear(shape.hidden_size, shape.hidden_size) if shape.dense else None
-        self.norm = nn.LayerNorm(shape.hidden_size, shape.layer_norm_eps) if shape.dense else None
-        self.decoder = nn.Linear(shape.hidden_size, shape.vocab_size, bias=shape.bias)
+        width = shape.embedding_size or shape.hidden_size
+        self.dense = nn.Linear(shape.hidden_size, width) if shape.dense else None
+        self.norm = nn.LayerNorm(width, shape.layer_norm_eps) if shape.dense else None
+        self.decoder = nn.Linear(width, shape.vocab_size, bias=shape.bias)
 
     def forward(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
         """Return logits and the sum of the losses. hidden: (T, D) or (targets, D). inputs.labels: (T,) or None.

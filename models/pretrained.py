@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models import bert, gpt2, model_options, t5, vit
+from models import bert, electra, gpt2, model_options, roberta, t5, vit
 from models.architecture import AnyArchitecture, BackboneConfig
 from models.checkpoints import hub, weights
 from models.checkpoints.tensor_files import JsonObject, TensorFiles, open_checkpoint, read_json
@@ -29,8 +29,12 @@ from models.task_model import ModelSpec, TaskModel
 
 ARCHITECTURES: dict[str, AnyArchitecture] = {
     "bert": bert.BERT,
-    "roberta": bert.ROBERTA,
+    "roberta": roberta.ROBERTA,
     "distilbert": bert.DISTILBERT,
+    "xlm-roberta": roberta.XLM_ROBERTA,
+    "camembert": roberta.CAMEMBERT,
+    "ernie": bert.ERNIE,
+    "electra": electra.ELECTRA,
     "gpt2": gpt2.GPT2,
     "vit": vit.VIT,
     "deit": vit.DEIT,

@@ -62,7 +62,7 @@ def test_logits_loss_and_gradients_equal_transformers(tmp_path, model_type, head
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("seed", ODD_SEEDS)
-@pytest.mark.parametrize(("model_type", "head"), zoo.cases())
+@pytest.mark.parametrize(("model_type", "head"), zoo.cases(same_code=True))
 def test_odd_configurations_too(tmp_path, model_type, head, seed):
     """Drawn, not chosen: as many as (architecture, head) pairs times ODD_SEEDS."""
     fields = zoo.odd_fields(model_type, seed * 1009 + sum(map(ord, model_type + head)))
@@ -135,9 +135,9 @@ def test_hidden_states_equal_left_padded_transformers(tmp_path, model_type):
 
 # training
 
+BERT_RATES = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3, "classifier_dropout": 0.4}
 RATES = {  # one for each field of a config.json
-    "bert": {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3, "classifier_dropout": 0.4},
-    "roberta": {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3, "classifier_dropout": 0.4},
+    **dict.fromkeys(("bert", "roberta", "ernie", "electra"), BERT_RATES),
     "distilbert": {"dropout": 0.2, "attention_dropout": 0.3, "seq_classif_dropout": 0.4, "qa_dropout": 0.5},
     "gpt2": {"embd_pdrop": 0.1, "attn_pdrop": 0.3, "resid_pdrop": 0.2, "classifier_dropout": 0.4},
     "vit": {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3},

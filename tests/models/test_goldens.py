@@ -47,11 +47,11 @@ def test_logits_loss_and_every_gradient_are_the_golden_ones(kind, head, dtype):
 def test_the_goldens_are_those_of_the_zoo_and_small():
     folders = {path.name for path in make_goldens.FOLDER.iterdir()}
     assert folders == {f"{kind}-{head}" for kind, head in CASES}  # else run tests/support/make_goldens.py
-    assert sum(path.stat().st_size for path in make_goldens.FOLDER.rglob("*") if path.is_file()) < 1.5e6
+    assert sum(path.stat().st_size for path in make_goldens.FOLDER.rglob("*") if path.is_file()) < 2.5e6
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("kind", zoo.ZOO)
+@pytest.mark.parametrize("kind", dict(CASES))
 def test_the_script_still_makes_what_is_committed(tmp_path, kind):
     pytest.importorskip("transformers")
     head = next(head for other, head in CASES if other == kind)

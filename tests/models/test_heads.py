@@ -15,7 +15,7 @@ from support.zoo import has_labels, reads_pooled
 import models
 from models.inputs import IGNORE_INDEX
 
-PAIRS = [(kind, head) for kind in zoo.ZOO for head in models.ARCHITECTURES[kind].heads if head]
+PAIRS = [(kind, head) for kind in zoo.KINDS for head in models.ARCHITECTURES[kind].heads if head]
 POOLED = [(kind, head, pooling) for kind, head in PAIRS if reads_pooled(head) for pooling in zoo.poolings(kind)]
 CASES = [(kind, head, None) for kind, head in PAIRS if not reads_pooled(head)] + POOLED
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}

@@ -17,7 +17,7 @@ from models.inputs import IGNORE_INDEX
 from models.ops.layers import mean_pool
 from models.ops.packing import Selection
 
-PAIRS = [(kind, head) for kind in zoo.ZOO for head in models.ARCHITECTURES[kind].heads if head]
+PAIRS = [(kind, head) for kind in zoo.KINDS for head in models.ARCHITECTURES[kind].heads if head]
 CASES = [(kind, head, None) for kind, head in PAIRS if not reads_pooled(head)]
 CASES += [(kind, head, pooling) for kind, head in PAIRS if reads_pooled(head) for pooling in zoo.poolings(kind)]
 each_case = pytest.mark.parametrize(("kind", "head", "pooling"), CASES)

@@ -38,6 +38,7 @@ class Kind:
     space: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # field -> values to draw from
     modality: str = "text"
     attention: str = "eager"  # the oracle's
+    same_as: str = ""  # the kind whose code it shares, under other names; fewer tests then try it
 
 
 BERT_FIELDS = {
@@ -47,6 +48,7 @@ BERT_FIELDS = {
     "num_attention_heads": 3,
     "intermediate_size": 40,
     "max_position_embeddings": 20,
+    "type_vocab_size": 2,
     "initializer_range": 0.3,  # large, so that attention is far from uniform
 }
 BERT_SPACE = {
@@ -59,6 +61,7 @@ BERT_SPACE = {
     "type_vocab_size": (1, 2),
     "tie_word_embeddings": (True, True, False),
 }
+ROBERTA = BERT_FIELDS | {"type_vocab_size": 1}, BERT_SPACE | {"pad_token_id": (0, 1, 5)}
 VIT_FIELDS = {
     "hidden_size": 24,
     "num_hidden_layers": 2,
@@ -110,7 +113,7 @@ T5_SPACE = {
 }
 ZOO = {
     "bert": Kind("BertConfig", BERT_FIELDS, BERT_SPACE),
-    "roberta": Kind("RobertaConfig", BERT_FIELDS | {"type_vocab_size": 1}, BERT_SPACE | {"pad_token_id": (0, 1, 5)}),
+    "roberta": Kind("RobertaConfig", *ROBERTA),
     "distilbert": Kind(
         "DistilBertConfig",
         {
@@ -130,6 +133,16 @@ ZOO = {
             "activation": ("gelu", "relu"),
             "sinusoidal_pos_embds": (False, True),
         },
+    ),
+    "xlm-roberta": Kind("XLMRobertaConfig", *ROBERTA, same_as="roberta"),
+    "camembert": Kind("CamembertConfig", *ROBERTA, same_as="roberta"),
+    "ernie": Kind(
+        "ErnieConfig",
+        BERT_FIELDS | {"use_task_id": True},
+        BERT_SPACE | {"use_task_id": (True, False), "task_type_vocab_size": (1, 3)},
+    ),
+    "electra": Kind(
+        "ElectraConfig", BERT_FIELDS | {"embedding_size": 16}, BERT_SPACE | {"embedding_size": (5, 12, 24)}
     ),
     "gpt2": Kind(
         "GPT2Config",
@@ -164,9 +177,12 @@ ZOO = {
 }
 
 
-def cases() -> list[tuple[str, str]]:
-    """Return every (model_type, head) that transformers has a class for."""
-    classes = {model_type: models.ARCHITECTURES[model_type].heads for model_type in ZOO}
+KINDS = tuple(model_type for model_type, kind in ZOO.items() if not kind.same_as)
+
+
+def cases(same_code: bool = False) -> list[tuple[str, str]]:
+    """Return every (model_type, head) that transformers has a class for; with `same_code` the kinds of same_as too."""
+    classes = {model_type: models.ARCHITECTURES[model_type].heads for model_type in (ZOO if same_code else KINDS)}
     return [
         (model_type, head)
         for model_type, heads in classes.items()
@@ -321,7 +337,7 @@ def oracle_inputs(model_type: str, head: str | None, inputs: Inputs, pad_id: int
         "input_ids": pad(inputs.input_ids, lengths, pad_id),
         "attention_mask": pad(torch.ones_like(inputs.input_ids), lengths),
     }
-    if model_type in ("bert", "roberta"):
+    if "type_vocab_size" in ZOO[model_type].fields:
         theirs["token_type_ids"] = pad(inputs.token_type_ids, lengths)
     if head == "seq2seq-lm":
         theirs["decoder_input_ids"] = pad(inputs.decoder_input_ids, inputs.decoder_lengths, pad_id)

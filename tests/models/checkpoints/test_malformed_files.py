@@ -19,13 +19,12 @@ import pytest
 import torch
 from support import tiny_models as tiny
 from support.payloads import PAYLOADS, Call
-from support.zoo import ZOO, has_labels
+from support.zoo import KINDS, ZOO, has_labels
 
 import models
 from models import ModelError
 from models.checkpoints.tensor_files import MAX_JSON, parse_json
 
-KINDS = sorted(models.ARCHITECTURES)
 LIMIT = 100_000_000  # bytes
 
 

@@ -20,7 +20,7 @@ import models
 from models import ModelError
 
 CASES = zoo.cases()
-PAIRS = [(kind, head) for kind in zoo.ZOO for head in models.ARCHITECTURES[kind].heads if head]
+PAIRS = [(kind, head) for kind in zoo.KINDS for head in models.ARCHITECTURES[kind].heads if head]
 UNTIED = [(kind, head) for kind, head in CASES if head.endswith("-lm")]
 OWN = [(kind, head, None) for kind, head in PAIRS if (kind, head) not in CASES and not reads_pooled(head)]
 OWN += [(kind, head, pooling) for kind, head in PAIRS if reads_pooled(head) for pooling in zoo.poolings(kind)]
@@ -83,7 +83,7 @@ def test_transformers_to_ours_to_transformers_to_ours(tmp_path, kind, head):
     assert_same_tensors(there_and_back(tmp_path, kind, head), tensors_of(tmp_path))
 
 
-@pytest.mark.parametrize("kind", zoo.ZOO)
+@pytest.mark.parametrize("kind", zoo.KINDS)
 def test_a_backbone_there_and_back(tmp_path, kind):
     oracle_of(tmp_path, kind, None)
     model = models.from_pretrained(tmp_path)

@@ -663,7 +663,7 @@ def test_the_checkpoint_sets_each_dropout_rate_by_default(folder):
 
 
 @pytest.mark.parametrize(
-    ("kind", "head"), [(kind, head) for kind in zoo.ZOO for head in models.ARCHITECTURES[kind].heads]
+    ("kind", "head"), [(kind, head) for kind in zoo.KINDS for head in models.ARCHITECTURES[kind].heads]
 )
 def test_the_table_names_every_parameter_and_no_name_twice(tmp_path, kind, head):
     model = tiny.scratch(tmp_path, kind, head)

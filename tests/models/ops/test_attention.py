@@ -220,7 +220,7 @@ def test_causal_attention_to_other_tokens_is_refused():
 
 @pytest.mark.parametrize("ragged", [True, False])
 @pytest.mark.parametrize("way", ["flash", "padded"])
-@pytest.mark.parametrize("kind", zoo.ZOO)
+@pytest.mark.parametrize("kind", zoo.KINDS)
 @pytest.mark.usefixtures("flash")
 def test_whole_models_as_on_a_gpu(tmp_path, monkeypatch, kind, way, ragged):
     """Losses and gradients in fp64: attention, T5's bias and the projections as on a GPU, and as on a CPU."""

@@ -19,7 +19,7 @@ from models.inputs import IGNORE_INDEX
 from models.ops.dropout import MAX_RATE, MIN_ELEMENTS, Dropout, dropout, sample_dropped_positions
 from models.ops.linear_cross_entropy import CHUNK_BYTES, _chunk_bytes, linear_cross_entropy
 
-LANGUAGE = [(kind, head) for kind in zoo.ZOO for head in models.ARCHITECTURES[kind].heads if head and "-lm" in head]
+LANGUAGE = [(kind, head) for kind in zoo.KINDS for head in models.ARCHITECTURES[kind].heads if head and "-lm" in head]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
 
 
@@ -242,7 +242,7 @@ def test_the_module_is_torchs_in_evaluation_and_at_every_rate(rate, count):
 
 
 def test_every_dropout_of_every_architecture_is_this_one(tmp_path):
-    for kind in zoo.ZOO:
+    for kind in zoo.KINDS:
         for head in models.ARCHITECTURES[kind].heads:
             model = tiny.scratch(tmp_path / f"{kind}-{head}", kind, head)
             assert {type(m) for m in model.modules() if isinstance(m, nn.Dropout)} == {Dropout}
@@ -265,7 +265,7 @@ def loss_and_elements_kept(model):
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])
-@pytest.mark.parametrize("kind", zoo.ZOO)
+@pytest.mark.parametrize("kind", zoo.KINDS)
 def test_checkpointed_activations_change_no_gradient_and_no_name(tmp_path, monkeypatch, kind, rate):
     monkeypatch.setattr("models.ops.dropout.MIN_ELEMENTS", 1)
     head = next(head for head in models.ARCHITECTURES[kind].heads if head and head.endswith(("classification", "-lm")))
