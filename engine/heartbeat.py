@@ -33,6 +33,7 @@ PERIOD = 1.0  # seconds
 DEAD_AFTER = 4  # beats that a rank misses, once a connection to some rank has failed
 VERDICT_SECONDS = 10.0  # within which a rank that died is named
 ADVICE = "The same command with --resume continues from the last checkpoint, if there is one"
+LOST_STORE = "the connection to the other ranks was lost, and that to the process with the store of the run"
 # Keys of the store. VERDICT and FAILED hold the number of the machine that has printed the sentence, and the sentence.
 STOP = "stop"  # a rank got a stop signal
 TROUBLE = "trouble"  # an exchange between ranks has failed
@@ -345,7 +346,7 @@ def explain_lost_connection(error: BaseException) -> str:
     with suppress(RuntimeError):  # the store has ended
         if _own.store is not None:
             return _explain_lost_connection(_own, _own.store, error)
-    return "the connection to the other ranks was lost"
+    return LOST_STORE
 
 
 def _explain_lost_connection(own: Heartbeat, store: Store, error: BaseException) -> str:
@@ -367,7 +368,7 @@ def _explain_lost_connection(own: Heartbeat, store: Store, error: BaseException)
     if another_failed:
         _end_machine(_unless_printed_here(_read(store, FAILED)))
     if own.store is None:
-        return "the connection to the other ranks was lost"
+        return LOST_STORE
     if has_timed_out:
         return f"an exchange of the ranks took longer than distributed.timeout_seconds{own.describe_suspension()}"
     return ""

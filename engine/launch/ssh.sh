@@ -39,6 +39,9 @@ start() {
     local host=$1 settings exports
     shift
     settings=(OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" TORCH_ELASTIC_SHUTDOWN_TIMEOUT=150)
+    if [ -n "${MIN_NODES:-}" ]; then # torchrun's own store would stay on a host that was lost
+        settings+=(TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1)
+    fi
     read -ra exports <<<"${EXPORT:-}"
     # exec: nothing but torchrun has the id in its command line, by which `stop` finds it.
     # shellcheck disable=SC2016

@@ -36,6 +36,8 @@ class Pair:
         command = self.network.on(name, [*launcher, "-m", module, str(self.run.recipe), *settings])
         root = Path(models.__file__).parent.parent
         own = {"PYTHONPATH": f"{root}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+        if ":" in self.nodes:  # else a machine that comes back waits in vain for torchrun's word on the store
+            own["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         with self.file(name).open("ab") as stream:
             self.processes[name] = subprocess.Popen(
                 command, stdout=stream, stderr=stream, env=os.environ | own | environment, start_new_session=True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -12,7 +14,10 @@ from pathlib import Path
 
 from faults.ranks import compare_losses
 from faults.runs import Bench, Result, prepare_ranks
+from safetensors.torch import load_file, save_file
+from support.runs import write_reviews
 
+import models
 from machines.network import Network, missing
 from machines.pairs import DEADLINE, Pair
 
@@ -109,6 +114,68 @@ def come_back(bench: Bench, network: Network, rng: random.Random, result: Result
         return problem
 
 
+def bad_input(bench: Bench, network: Network, rng: random.Random, result: Result) -> str:
+    """Give machine b another input than machine a: both end before the first step, with one sentence."""
+    name, (make, expected) = [*BAD_INPUTS.items()][result.tries % len(BAD_INPUTS)]
+    result.note(name)
+    attempt = Attempt(bench, network, SETTINGS)
+    with attempt as pair:
+        settings, environment = make(bench.folder)
+        pair.start("a", module="engine.train")
+        pair.start("b", *settings, module="engine.train", **environment)
+        codes = pair.wait(seconds=120.0)
+        if None in codes.values() or 0 in codes.values():
+            return f"{name}: torchrun ended with {codes}"
+        for machine in "a", "b":
+            errors = pair.errors(machine)
+            if len(errors) != 1 or not re.search(expected, errors[0]) or "step      1" in pair.screen(machine):
+                return f"{name}: machine {machine} printed {errors or pair.screen(machine)[-600:]}"
+            if "machine machine-b" not in errors[0] and not (machine == "b" and "(rank 1)" in errors[0]):
+                return f"{name}: machine {machine} did not name b: {errors}"
+    return ""
+
+
+Given = tuple[tuple[str, ...], dict[str, str]]  # settings, environment variables
+
+
+def other_data(folder: Path) -> Given:
+    return ("--data.train", str(write_reviews(folder / "other.jsonl", 120, seed=1))), {}
+
+
+def other_weights(folder: Path) -> Given:
+    shutil.copytree(folder / "model", folder / "other model", dirs_exist_ok=True)
+    tensors = load_file(folder / "model" / "model.safetensors")
+    save_file({name: tensor * 2 for name, tensor in tensors.items()}, folder / "other model" / "model.safetensors")
+    return ("--model.name", str(folder / "other model")), {}
+
+
+def other_source(folder: Path) -> Given:
+    """Copy the engine's source, with a comment more."""
+    root, copy = Path(models.__file__).parent.parent, folder / "other source"
+    for file in [file for package in ("engine", "models", "data") for file in (root / package).rglob("*")]:
+        if file.suffix in (".py", ".toml"):
+            (copy / file.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy / file.relative_to(root))
+    with (copy / "engine" / "ema.py").open("a") as stream:
+        stream.write("# another version\n")
+    return (), {"PYTHONPATH": str(copy)}
+
+
+BAD_INPUTS: dict[str, tuple[Callable[[Path], Given], str]] = {
+    "other learning rate": (lambda folder: (("--optim.lr", "0.5"), {}), "has optim.lr = 0.5, and rank 0 .machine mach"),
+    "other data": (other_data, "the checksum of the data"),
+    "other weights": (other_weights, "the checksum of the pretrained checkpoint"),
+    "other source": (other_source, "the checksum of the engine's source"),
+    "missing data file": (lambda folder: (("--data.train", "missing.jsonl"), {}), "missing.jsonl"),
+    "unknown setting": (lambda folder: (("--optim.speed", "1"), {}), "optim.speed"),
+    "own run folder": (
+        lambda folder: (("--run.folder", str(folder / "own")), {}),
+        "is not the folder of rank 0 .machine",
+    ),
+    "another network": (lambda folder: ((), {"GLOO_SOCKET_IFNAME": "lo"}), "GLOO_SOCKET_IFNAME"),
+}
+
+
 class Attempt:
     """A run on two machines, as a context that leaves nothing of it."""
 
@@ -194,6 +261,7 @@ SCENARIOS: dict[str, tuple[str, Scenario]] = {
     "no restart": ("the cable is cut for longer; both torchruns end and are started anew", no_restart),
     "death": ("a rank is killed; torchrun restarts both", death_of_rank),
     "leave": ("--nnodes 1:2: a machine dies or leaves; the run goes on with the other", leave),
+    "bad input": ("machine b has another recipe, data, checkpoint, source, folder or network", bad_input),
     "come back": ("--nnodes 1:2: a machine dies or leaves, and comes back", come_back),
 }
 
