@@ -170,7 +170,7 @@ BAD_INPUTS: dict[str, tuple[Callable[[Path], Given], str]] = {
     "unknown setting": (lambda folder: (("--optim.speed", "1"), {}), "optim.speed"),
     "own run folder": (
         lambda folder: (("--run.folder", str(folder / "own")), {}),
-        "is not the folder of rank 0 .machine",
+        "is not the folder of rank 0",
     ),
     "another network": (lambda folder: ((), {"GLOO_SOCKET_IFNAME": "lo"}), "GLOO_SOCKET_IFNAME"),
 }
