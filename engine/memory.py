@@ -85,8 +85,8 @@ def check_can_repeat(
         raise TrainingError(f"step {step + 1}: {_too_long_message(largest.num_tokens)}") from caught.error
     raise TrainingError(
         f"step {step + 1}: rank {ranks.rank} ran out of memory while the ranks exchanged their layers or gradients; "
-        "resume from the last checkpoint with --resume, or let torchrun --max-restarts with --run.resume auto do so: it goes "
-        f"on with {kept_limit.keep(largest.num_tokens // 2):,} tokens at a time"
+        "resume from the last checkpoint with --resume, or let torchrun --max-restarts with --run.resume auto do so. "
+        f"The run then goes on with {kept_limit.keep(largest.num_tokens // 2):,} tokens at a time"
     ) from caught.error
 
 
