@@ -367,7 +367,7 @@ def test_f09_out_of_memory_in_the_exchange_ends_both_ranks(tiny, tmp_path, rank)
     said = f"step 3: rank {rank} ran out of memory while the ranks exchanged their layers or gradients; resume from"
     assert said in done.stderr[done.stderr.index("Root Cause") :]  # the last thing on screen
     assert "Traceback" not in done.stderr.split(said)[0]
-    assert "The run then goes on with 72 tokens at a time" in done.stderr
+    assert re.search(r"The run then goes on with \d+ tokens at a time", done.stderr)
     if rank == "0":  # the checkpoint of step 2 is there
         done = run_module("engine.train", *arguments, "--resume", ranks=2, timeout=60)
         assert done.returncode == 0, done.stderr
