@@ -26,7 +26,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks import flops, switches
 from benchmarks.flops import Sizes
@@ -35,6 +35,7 @@ from engine import checkpoint, cli, config, distributed, train
 from engine.cli import StopRequest
 from engine.config import Config
 from engine.distributed import Ranks
+from engine.dtensors import local
 from engine.ema import Ema
 from engine.log import RunLog
 from engine.precision import DTYPES, Precision
@@ -67,6 +68,7 @@ class LoopTimer:
         self.micro_batches: list[list[Sizes]] = []  # per step of the loop; fp16 may skip the optimizer step
         self.optimizer_steps: list[int] = []  # the number of optimizer steps after each of them
         self.model: Any = None
+        self.optimizer: Any = None
         self.now = flops.clock(device)
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.splitting, self.split_started = False, 0.0
@@ -94,6 +96,7 @@ class LoopTimer:
         stack.enter_context(patch.object(RunLog, "count_step", self._count(RunLog.count_step)))
         stack.enter_context(patch.object(train, "training_steps", self._steps(train.training_steps)))
         stack.enter_context(patch.object(train, "build_model", self._build(train.build_model)))
+        stack.enter_context(patch.object(train, "build_optimizer", self._keep_optimizer(train.build_optimizer)))
         stack.enter_context(patch.object(distributed, "wrap", self._wrap(distributed.wrap)))
         stack.enter_context(patch.object(checkpoint, "save", lambda *args: 0.0))
         return stack
@@ -170,6 +173,19 @@ class LoopTimer:
             return built
 
         return build
+
+    def _keep_optimizer(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def build(*args: Any, **kwargs: Any) -> Any:
+            self.optimizer = function(*args, **kwargs)
+            return self.optimizer
+
+        return build
+
+    def state_bytes(self) -> int:
+        """Return the bytes of the weights and the optimizer's states that this rank keeps."""
+        states = [value for state in self.optimizer.state.values() for value in state.values()]
+        tensors = [*self.model.parameters(), *(value for value in states if isinstance(value, Tensor))]
+        return sum(local(tensor).nbytes for tensor in tensors)
 
     def _wrap(self, function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         """Time the forward of the module that the loop calls: DDP, compiled code, or an objective of several passes."""
@@ -259,6 +275,7 @@ def summarize(timer: LoopTimer, cfg: Config, ranks: Ranks, precision: str) -> di
         "mfu_datasheet": total / seconds / (stated * ranks.world_size) if stated else None,
         "waiting": sum(row["data_wait_seconds"] for row in rows) / seconds,
         "peak_memory_mb": rows[-1]["peak_memory_mb"],
+        "state_bytes": timer.state_bytes(),
         "step_ms_p50": statistics.median(times) if (times := timer.step_milliseconds()) else None,
         "step_ms_p99": sorted(times)[math.ceil(0.99 * len(times)) - 1] if times else None,
         "launches": timer.calls_per_step(LAUNCHES),

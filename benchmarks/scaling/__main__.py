@@ -21,7 +21,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,23 +141,17 @@ def checked_row(
     machine: Machine,
     is_input: bool = False,
 ) -> Row:
-    """Return a row of the check. alone: the runs of one rank from which the step is predicted.
-
-    The memory of a process is predicted from theirs: what the plan divides among the ranks is less, its copies more.
-    """
+    """Return a row of the check. alone: the runs of one rank from which the step is predicted."""
     middle = sorted(alone, key=lambda run: run.seconds)[len(alone) // 2]
-    single = replace(plan, strategy="ddp", world_size=1)
     step = predict_step(work, plan, machine, compute=measure.compute_of(middle, work))
-    one = predict_step(work, single, machine, compute=measure.compute_of(middle, work))
-    base = statistics.median(run.memory for run in alone)
     return {
         "run": name,
         "is_input": is_input,
         "predicted_seconds": step.seconds,
         "measured_seconds": statistics.median(run.seconds for run in measured),
         "communication_seconds": step.communication + step.host,
-        "predicted_memory": base + step.total_memory - one.total_memory,
-        "measured_memory": statistics.median(run.memory for run in measured),
+        "predicted_states": step.memory["weights"] + step.memory["optimizer"],
+        "measured_states": measured[0].states,
         "runs": [asdict(run) for run in measured],
     }
 

@@ -47,7 +47,8 @@ class Measured:
     """A training step of several ranks on this machine."""
 
     seconds: float
-    memory: float  # bytes: the peak of rank 0, resident
+    states: int  # bytes of the weights and the optimizer's states on rank 0
+    resident: float  # bytes: the peak of the process of rank 0, with all libraries
     parts: dict[str, float]  # shares of the step: forward, backward, clip, optimizer, data, other
 
 
@@ -105,7 +106,10 @@ def train(
         outputs.append(output)
     wait_for(processes)
     found = [json.loads(output.read_text(encoding="utf-8")) for output in outputs]
-    return [Measured(run["step_ms_p50"] / 1000, run["peak_memory_mb"] * 2.0**20, run["split"]) for run in found]
+    return [
+        Measured(run["step_ms_p50"] / 1000, run["state_bytes"], run["peak_memory_mb"] * 2.0**20, run["split"])
+        for run in found
+    ]
 
 
 def links(scratch: Path, world_size: int = 2) -> dict[str, list[float]]:

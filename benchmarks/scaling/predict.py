@@ -184,14 +184,30 @@ def compute_seconds(work: Work, plan: Plan, machine: Machine, correction: float 
 # Communication beside compute
 
 
-def hidden_behind(compute: Sequence[float], communication: Sequence[float], overlaps: bool) -> float:
-    """Return the seconds of pairs that run side by side, each as long as its longer part; one after the other if not.
+def backward_seconds(
+    loss: float,
+    layers: Sequence[tuple[float, float, float, float]],
+    root: tuple[float, float],
+) -> float:
+    """Return the seconds of a backward beside its communication (Zhao et al. 2023, "PyTorch FSDP", section 3.3).
 
-    A rank computes a layer while the next one is gathered and the one before is reduced (Zhao et al. 2023, "PyTorch
-    FSDP", section 3.3).
+    A layer is gathered during the one before, and reduced during those behind it. Gathers and reduce-scatters share the
+    links inside, one after the other; the all-reduces of hsdp have the links between machines for themselves.
+
+    loss: of the root, during which the first layer is gathered. layers: (compute, gather, reduce-scatter, all-reduce)
+    of each, in the order of the backward. root: its reduce-scatter and all-reduce, at the end.
     """
-    pairs = zip(compute, communication, strict=True)
-    return sum(max(pair) if overlaps else sum(pair) for pair in pairs)
+    now, between = loss, 0.0  # when the device and the links between machines are free again
+    inside = gathered = layers[0][1]  # when the links inside are; when the next layer is gathered
+    following = [gather for _, gather, _, _ in layers[1:]]
+    for (compute, _, scatter, reduce), gather in zip(layers, [*following, 0.0], strict=True):
+        now = max(now, gathered)
+        inside = gathered = max(inside, now) + gather
+        now += compute
+        inside = max(inside, now) + scatter
+        between = max(between, inside) + reduce
+    inside = max(inside, now) + root[0]
+    return max(inside, max(between, inside) + root[1])
 
 
 def ddp_seconds(work: Work, compute: Compute, group: Group, machine: Machine) -> tuple[float, float]:
@@ -226,22 +242,24 @@ def fsdp_seconds(
     def gather(unit: Unit, width: int) -> float:
         return gather_seconds(width * unit.parameters, parts, machine, machine.gather_rate)
 
+    def scatter(unit: Unit) -> float:
+        return gather_seconds(FP32 * unit.parameters, parts, machine, machine.scatter_rate)
+
     def reduce(unit: Unit) -> float:
-        own = FP32 * unit.parameters
-        scatter = gather_seconds(own, parts, machine, machine.scatter_rate)
-        return scatter + (reduce_seconds(own / parts.size, copies, machine) if is_last else 0.0)
+        return reduce_seconds(FP32 * unit.parameters / parts.size, copies, machine) if is_last else 0.0
 
     gathers = [gather(unit, plan.weight_bytes) for unit in work.layers]
-    reduces = [reduce(unit) for unit in work.layers]
-    root_gather, root_reduce = gather(work.root, FP32), reduce(work.root)
-    behind = machine.overlaps
+    scatters, reduces = [scatter(unit) for unit in work.layers], [reduce(unit) for unit in work.layers]
+    root = (scatter(work.root), reduce(work.root))
+    root_gather = gather(work.root, FP32)
+    communication = root_gather + 2 * sum(gathers) + sum(scatters) + sum(reduces) + sum(root)
+    if not machine.overlaps:
+        return compute.micro_batch + communication, communication
     # Forward: the root and the first layer are waited for; each other layer is gathered during the one before.
-    seconds = root_gather + gathers[0] + hidden_behind(compute.forward, [*gathers[1:], 0.0], behind)
-    # Backward, last layer first: it is gathered during the loss; the reduction of the first layer is waited for.
-    seconds += hidden_behind([compute.root_forward + compute.root_backward], [gathers[-1]], behind)
-    others = [before + after for before, after in zip([0.0, *gathers[:-1]], [*reduces[1:], 0.0], strict=True)]
-    seconds += hidden_behind(compute.backward, others, behind) + reduces[0] + root_reduce
-    return seconds, root_gather + root_reduce + 2 * sum(gathers) + sum(reduces)
+    forward = sum(max(pair) for pair in zip(compute.forward, [*gathers[1:], 0.0], strict=True))
+    layers = list(zip(compute.backward, gathers, scatters, reduces, strict=True))[::-1]
+    backward = backward_seconds(compute.root_forward + compute.root_backward, layers, root)
+    return root_gather + gathers[0] + forward + backward, communication
 
 
 def sent_bytes(work: Work, plan: Plan, groups: tuple[Group, Group]) -> float:

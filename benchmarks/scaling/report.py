@@ -10,7 +10,7 @@ Row = dict[str, Any]
 
 HEADINGS = {
     "checked": "| run | step, ms: predicted, measured | off by | of it communication | "
-    "memory, MB: predicted, measured |",
+    "weights and states, MB: predicted, measured |",
     "predicted": "| model | devices | strategy | micro-batch | memory, GB | step, ms | exposed, host, ms | sent, GB | "
     "MFU | hidden from |",
     "fits": "| model | parameters | strategy | memory of one example, GB, on 8, 64, 1,024 devices | least devices |",
@@ -30,7 +30,7 @@ def format_checked(rows: Sequence[Row]) -> str:
         predicted, measured = 1000 * row["predicted_seconds"], 1000 * row["measured_seconds"]
         times = f"{predicted:,.0f}, {measured:,.0f}"
         off = "input" if row["is_input"] else f"{predicted / measured - 1:+.0%}"
-        memory = f"{row['predicted_memory'] / 1e6:,.0f}, {row['measured_memory'] / 1e6:,.0f}"
+        memory = f"{row['predicted_states'] / 1e6:,.1f}, {row['measured_states'] / 1e6:,.1f}"
         share = row["communication_seconds"] / row["predicted_seconds"]
         lines.append(f"| {row['run']} | {times} | {off} | {share:.0%} | {memory} |")
     return format_table("checked", lines)
@@ -87,8 +87,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         axes[1, column].set_xlabel("devices")
         axes[1, column].set_xscale("log", base=2)
         axes[1, column].set_xticks([8, 64, 512], ["8", "64", "512"])
-    axes[0, 0].set_ylabel("MFU, % of the datasheet")
-    axes[1, 0].set_ylabel("waiting for communication, % of a step")
+    axes[0, 0].set_ylabel("MFU, %")
+    axes[1, 0].set_ylabel("waiting, % of a step")
     for axis in axes.flat:
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)

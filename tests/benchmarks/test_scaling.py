@@ -372,4 +372,6 @@ def test_the_check_runs_on_ranks_of_this_machine(monkeypatch):
     assert [row["run"] for row in rows] == ["1 process", "ddp 2", "fsdp 2", "hsdp 2x2"]
     assert rows[0]["predicted_seconds"] == pytest.approx(rows[0]["measured_seconds"])
     assert all(row["communication_seconds"] > 0 for row in rows[1:])
+    for row in rows:  # a step counter of each parameter, and rows that are not divided
+        assert row["measured_states"] == pytest.approx(row["predicted_states"], rel=0.02)
     assert all(set(times) == set(measure.SIZES) for times in rows[0]["links"].values())
