@@ -92,6 +92,7 @@ def test_wheel_has_the_code_recipes_and_samples_only(wheel):
     recipes = {path.relative_to(ROOT).as_posix() for path in (ROOT / "engine" / "recipes").glob("*.toml")}
     assert recipes
     assert recipes <= names
+    assert {f"engine/launch/{name}.sh" for name in ("slurm", "ssh")} <= names
     samples = [path for path in (ROOT / "data" / "samples").iterdir() if path.is_dir() and path.name[0] not in "._"]
     assert samples
     for sample in samples:
