@@ -1,4 +1,4 @@
-"""engine/launch: the scripts for SLURM and ssh, with stubs of ssh, srun, scontrol and scancel that start everything here.
+"""engine/launch: the scripts for SLURM and ssh, with stubs of ssh, srun, scontrol and scancel.
 
 The two machines are 127.0.0.1 and 127.0.0.2. torchrun, its rendezvous and the ranks are real.
 """
@@ -62,7 +62,7 @@ def test_ssh_without_hosts_says_its_usage():
 @pytest.mark.slow
 @pytest.mark.parametrize(("script", "number"), [("ssh.sh", signal.SIGINT), ("slurm.sh", signal.SIGUSR1)])
 def test_two_machines_train_stop_and_go_on(script, number, tiny, tmp_path, environment):
-    """Ctrl-C, and the signal before the time limit, end the run after a checkpoint, from which the next start goes on."""
+    """Ctrl-C, and the signal before the time limit, end the run after a checkpoint; the next start goes on."""
     config = tiny(**{"train.max_steps": 100_000, "eval.every_steps": 50_000})
     command = [
         "bash",
