@@ -67,9 +67,10 @@ class Source:
 
 def _size(value: Any) -> int:
     """Return about how many characters a value has."""
-    if isinstance(value, str | bytes):
+    kind = type(value)
+    if kind is str or kind is bytes:
         return len(value)
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    items = value.values() if kind is dict else value if kind is list else ()
     return 1 + sum(map(_size, items))
 
 

@@ -96,19 +96,24 @@ def predict_windows(
     """
     ranks = context.ranks
     alone = replace(context, ranks=replace(ranks, world_size=1))
+
+    def predict_part(rows: Rows, first: int) -> Part:
+        """Predict this rank's rows of a window, the first of which has the number `first` in the file."""
+        examples = encode(rows[ranks.rank :: ranks.world_size])
+        if isinstance(examples, TextExamples):  # the number of a row decides what is sampled
+            numbers = first + np.arange(ranks.rank, len(rows), ranks.world_size)
+            examples = replace(examples, numbers=numbers)
+        predictions = predict(model, examples, alone)
+        return Part(predictions, examples.notes, not alone.was_stopped, context.should_stop())
+
     num_complete = distributed.on_main(ranks, lambda: output.num_windows if output else 0)
     num_rows = 0  # of the windows before, without those left out
-    for number, rows in enumerate(windows):
-        if number >= num_complete:
-            examples = encode(rows[ranks.rank :: ranks.world_size])
-            if isinstance(examples, TextExamples):  # the number of a row in the file decides what is sampled
-                examples = replace(examples, numbers=num_rows + np.arange(ranks.rank, len(rows), ranks.world_size))
-            predictions = predict(model, examples, alone)
-            part = Part(predictions, examples.notes, not alone.was_stopped, context.should_stop())
-            parts = distributed.gather_on_main(part)
-            is_last = number + 1 == len(windows)
-            if distributed.on_main(ranks, _append, output, rows, parts, context.task, is_last):
+    for number, rows in enumerate(windows, 1):
+        if number > num_complete:
+            parts = distributed.gather_on_main(predict_part(rows, num_rows))
+            if distributed.on_main(ranks, _append, output, rows, parts, context.task, number == len(windows)):
                 return True
+            del parts  # before the next window is read
         num_rows += len(rows)
     return False
 
