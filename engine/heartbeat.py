@@ -255,7 +255,7 @@ def join(shared: Store, rank: int, world_size: int, timeout_seconds: float) -> s
         said = next((name for name in asking if name.startswith(HAS_FAILED)), "")
         if said != failed:
             failed, failed_since = said, time.monotonic()
-        if failed and time.monotonic() > failed_since + VERDICT_SECONDS:
+        if failed and time.monotonic() > failed_since + min(VERDICT_SECONDS, timeout_seconds / 2):
             shared.set(f"{attempt}/{FAILED}", failed.removeprefix(HAS_FAILED))
             _end_machine(_unless_printed_here(failed.removeprefix(HAS_FAILED)))
         if attempt and shared.check([f"{attempt}/{FAILED}"]):

@@ -40,7 +40,12 @@ class Pair:
             own["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         with self.file(name).open("ab") as stream:
             self.processes[name] = subprocess.Popen(
-                command, stdout=stream, stderr=stream, env=os.environ | own | environment, start_new_session=True
+                command,
+                stdout=stream,
+                stderr=stream,
+                cwd=self.run.logs,
+                env=os.environ | own | environment,
+                start_new_session=True,
             )
 
     def start_both(self) -> None:
