@@ -57,7 +57,7 @@ stop() {
     trap 'exit 130' INT TERM
     echo "stopping all hosts; Ctrl-C again only ends this script" >&2
     for host in "${hosts[@]}"; do
-        on "$host" pkill -TERM -f "[r]dzv-id $id" &
+        on "$host" pkill -TERM -f "[-]-local-addr $host .*--rdzv-id $id" &
     done
 }
 trap stop INT TERM
