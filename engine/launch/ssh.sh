@@ -13,7 +13,7 @@
 #   PYTHON (python)  the interpreter on the hosts
 #   EXPORT           variables for the hosts, as "NAME=value NAME=value"
 
-set -u
+set -u -o pipefail
 hosts=()
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
     hosts+=("$1")
@@ -64,7 +64,7 @@ trap stop INT TERM
 
 started=()
 for host in "${hosts[@]}"; do
-    start "$host" "$@" > >(sed -u "s/^/$host: /") 2> >(sed -u "s/^/$host: /" >&2) &
+    { start "$host" "$@" 2>&1 | sed -u "s/^/$host: /"; } & # one process, with the exit code of torchrun by pipefail
     started+=($!)
 done
 result=1 # unless the run ends well on some host
