@@ -1,15 +1,14 @@
-"""BERT (Devlin et al. 2018), ERNIE (Sun et al. 2020) and DistilBERT (Sanh et al. 2019): one encoder, post-LayerNorm.
+"""BERT (Devlin et al. 2018) and DistilBERT (Sanh et al. 2019): one encoder, post-LayerNorm.
 
-RoBERTa (roberta.py), ELECTRA (electra.py) and ALBERT (albert.py) have the same encoder. They differ in the first
-position, in token types, in the width of the embeddings, in the layers before a classifier's output, and in the names
-in their files. So each has a function that reads its config.json, and a table of weights. The text is packed, so a
-micro-batch is (T, D) from the embeddings to the last layer. Shapes: models/ops/packing.py.
+RoBERTa (roberta.py), ERNIE (ernie.py), ELECTRA (electra.py) and ALBERT (albert.py) have the same encoder. They differ
+in the first position, in token types, in the width of the embeddings, in the layers before a classifier's output, and
+in the names in their files. So each has a function that reads its config.json, and a table of weights. The text is
+packed, so a micro-batch is (T, D) from the embeddings to the last layer. Shapes: models/ops/packing.py.
 """
 
 from __future__ import annotations
 
-import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 from models.architecture import Architecture, check_divides, read_fields, read_rates, with_own_names
 from models.checkpoints.tensor_files import JsonObject
 from models.checkpoints.weights import WeightRow, WeightTable, linear_rows
-from models.errors import ModelError
 from models.heads import Head, HeadShape
 from models.inputs import ModelInputs, Reads, packing_to_read, require
 from models.ops.attention import SelfAttention
@@ -48,6 +46,8 @@ class BertConfig:
     first_position: int = 0  # RoBERTa's first token is at pad_token_id + 1
     sinusoidal: bool = False  # DistilBERT: new position embeddings are sines and cosines
     drop_attention_branch: bool = True  # False in DistilBERT: no dropout on the attention branch
+    drop_mlp_branch: bool = True  # False in ALBERT
+    num_hidden_groups: int = 0  # ALBERT's number of layers with weights of their own; 0: all
     rates: DropoutRates = NO_DROPOUT
     head_rates: Mapping[str, float] = field(default_factory=dict)  # head -> dropout before its output
 
@@ -61,7 +61,10 @@ class BertConfig:
 
 
 class BertLayer(nn.Module):
-    """x -> LN(x + attention(x)) -> LN(x + mlp(x)), with dropout on both branches (DistilBERT: on the second)."""
+    """x -> LN(x + attention(x)) -> LN(x + mlp(x)), with dropout on both branches.
+
+    DistilBERT has none on the first branch, ALBERT none on the second.
+    """
 
     def __init__(self, config: BertConfig, drop_path_rate: float):
         super().__init__()
@@ -70,16 +73,18 @@ class BertLayer(nn.Module):
         self.mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act)
         self.mlp_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = Dropout(config.rates.hidden)
-        self.drop_attention_branch = config.drop_attention_branch
+        self.drop_attention_branch, self.drop_mlp_branch = config.drop_attention_branch, config.drop_mlp_branch
         self.drop_path_rate = drop_path_rate
 
-    def forward(self, x: Tensor, packing: Packing) -> Tensor:
-        """(T, D) -> (T, D), or with a Selection (R, D)"""
-        rate = self.drop_path_rate if self.training else 0.0
+    def forward(self, x: Tensor, packing: Packing, drop_path_share: float = 1.0) -> Tensor:
+        """(T, D) -> (T, D), or with a Selection (R, D). drop_path_share: factor of the drop-path rate."""
+        rate = self.drop_path_rate * drop_path_share if self.training else 0.0
         attended = self.attention(x, packing)
         attended = self.dropout(attended) if self.drop_attention_branch else attended
         x = self.attention_norm(packing.take(x) + drop_path(attended, packing, rate))
-        out: Tensor = self.mlp_norm(x + drop_path(self.dropout(self.mlp(x)), packing, rate))
+        computed = self.mlp(x)
+        computed = self.dropout(computed) if self.drop_mlp_branch else computed
+        out: Tensor = self.mlp_norm(x + drop_path(computed, packing, rate))
         return out
 
 
@@ -124,10 +129,14 @@ class BertModel(nn.Module):
         packing = Packing(inputs.lengths, inputs.cu_seqlens)
         x = self.embed(inputs, packing)
         to_read = packing_to_read(packing, inputs, reads)
-        *layers, last = self.layers
+        *layers, last = self.computed_layers()
         for layer in layers:
             x = layer(x, packing)
         return last(x, to_read), to_read
+
+    def computed_layers(self) -> Sequence[Callable[[Tensor, Packing], Tensor]]:
+        """Return the layers in the order in which they are computed."""
+        return [*self.layers]
 
     def embed(self, inputs: ModelInputs, packing: Packing) -> Tensor:
         """Return (T, D), the input of the first layer."""
@@ -293,33 +302,6 @@ BERT = Architecture(
         },
         renamed=LEGACY,
         ignored=(r"embeddings\.(position_ids|token_type_ids)", r"cls\.seq_relationship\..*"),
-    ),
-)
-
-
-# ERNIE
-
-
-def _read_ernie(raw: JsonObject) -> BertConfig:
-    use_task_types = raw.get("use_task_id", False)
-    if not isinstance(use_task_types, bool):
-        raise ModelError(f"config.json: use_task_id = {reprlib.repr(use_task_types)} should be true or false")
-    config = read_encoder({"task_type_vocab_size": 3} | raw)
-    return replace(config, embedding_size=0, task_type_vocab_size=config.task_type_vocab_size * use_task_types)
-
-
-ERNIE = replace(
-    BERT,
-    read_config=_read_ernie,
-    heads=transformers_classes("Ernie"),
-    weights=replace(
-        BERT.weights,
-        model_type="ernie",
-        prefix="ernie.",
-        rows=(
-            *EMBEDDINGS_AND_LAYERS,
-            WeightRow("backbone.task_type_embeddings.weight", "embeddings.task_type_embeddings.weight"),
-        ),
     ),
 )
 

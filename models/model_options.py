@@ -136,6 +136,12 @@ def limit_layers(raw: JsonObject, architecture: AnyArchitecture, keep_layers: in
     deepest = max(given.values(), default=0)
     if not 0 < keep_layers <= deepest:
         raise ModelError(f"model.keep_layers = {keep_layers}: the checkpoint has {deepest} layers")
+    groups = raw.get("num_hidden_groups")
+    if isinstance(groups, int) and groups > 1:
+        raise ModelError(
+            f"model.keep_layers = {keep_layers}: the layers of this checkpoint share their weights in {groups} groups, "
+            "of which a part of the layers would be other groups: leave it out"
+        )
     return raw | {name: min(keep_layers, value) for name, value in given.items()}
 
 

@@ -144,6 +144,11 @@ ZOO = {
     "electra": Kind(
         "ElectraConfig", BERT_FIELDS | {"embedding_size": 16}, BERT_SPACE | {"embedding_size": (5, 12, 24)}
     ),
+    "albert": Kind(
+        "AlbertConfig",
+        BERT_FIELDS | {"embedding_size": 16},
+        BERT_SPACE | {"embedding_size": (5, 12, 24), "num_hidden_layers": (3, 4, 7), "num_hidden_groups": (1, 1, 2, 3)},
+    ),
     "gpt2": Kind(
         "GPT2Config",
         {

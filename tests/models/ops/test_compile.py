@@ -105,7 +105,7 @@ def test_more_layers_are_no_more_graphs(tmp_path, kind):
     assert_few_graphs(kind)
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "vit", "t5"])
+@pytest.mark.parametrize("kind", ["bert", "albert", "gpt2", "vit", "t5"])
 def test_compiled_dropout_repeats_for_activation_checkpointing(tmp_path, kind):
     model = scratch(tmp_path, kind, rate=0.3)
     models.compile_layers(model, "aot_eager")
