@@ -48,9 +48,9 @@ class Pair:
                 start_new_session=True,
             )
 
-    def start_both(self) -> None:
+    def start_both(self, module: str = "machines.paced") -> None:
         for name in ADDRESSES:
-            self.start(name)
+            self.start(name, module=module)
 
     def file(self, name: str) -> Path:
         return self.run.logs / f"screen.{name}"

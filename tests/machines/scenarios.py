@@ -34,7 +34,7 @@ def through(bench: Bench, network: Network, rng: random.Random, result: Result) 
     """Train on two machines that nothing happens to."""
     attempt = Attempt(bench, network, SETTINGS)
     with attempt as pair:
-        pair.start_both()
+        pair.start_both("engine.train")
         return attempt.check_end("a", "b")
 
 
