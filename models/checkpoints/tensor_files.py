@@ -147,9 +147,9 @@ def _parse_entry(name: str, value: object, data_start: int, path: Path) -> Tenso
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ModelError(f"{path}: tensor {name!r} has dtype {reprlib.repr(dtype)}; known are {', '.join(DTYPES)}")
-    if not is_size_list(shape) or len(shape) > 8:
+    if not _is_size_list(shape) or len(shape) > 8:
         raise ModelError(f"{path}: tensor {name!r} has shape {reprlib.repr(shape)}, not a list of sizes")
-    if not is_size_list(offsets) or len(offsets) != 2:
+    if not _is_size_list(offsets) or len(offsets) != 2:
         raise ModelError(f"{path}: tensor {name!r} has data_offsets {reprlib.repr(offsets)}, not [begin, end]")
     nbytes = offsets[1] - offsets[0]
     if math.prod(shape) * DTYPES[dtype].itemsize != nbytes:
@@ -157,7 +157,7 @@ def _parse_entry(name: str, value: object, data_start: int, path: Path) -> Tenso
     return TensorEntry(DTYPES[dtype], tuple(shape), data_start + offsets[0], nbytes)
 
 
-def is_size_list(value: object) -> TypeGuard[list[int]]:
+def _is_size_list(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
 
 
@@ -252,7 +252,7 @@ def _read_offsets(header: Header, path: Path) -> dict[str, tuple[int, ...]]:
     for key, entry in header.entries.items():
         of_key = listed.get(key) if isinstance(listed, dict) else None
         begin = of_key.get(shards.OFFSETS_OF_TENSOR) if isinstance(of_key, dict) else None
-        if not is_size_list(begin) or len(begin) != len(entry.shape):
+        if not _is_size_list(begin) or len(begin) != len(entry.shape):
             raise ModelError(f"{path}: its header does not say where its piece of {key!r} begins ({shards.OFFSETS})")
         found[key] = tuple(begin)
     return found
