@@ -40,7 +40,7 @@ Row = dict[str, Any]
 DEVICES = (8, 16, 32, 64, 128, 256, 512, 1024)
 SHOWN_DEVICES = (8, 64, 256, 1024)
 MEMORY_DEVICES = (8, 64, 1024)
-HIDDEN = 0.1  # of a step may wait for communication, for it to count as hidden
+WAITING = (0.1, 0.5)  # shares of a step: communication is hidden, communication dominates
 CHECKED = "bert-small-32"
 CHECKED_SIZES = Sizes(1, 1, (32,))
 ROUNDS = 2
@@ -169,8 +169,8 @@ def predict_models(machine: Machine, corrections: dict[str, float]) -> tuple[lis
             found = find_plans(work, world_size, model.largest, machine, correction=correction)
             for strategy, step in found.items():
                 if step is not None:
-                    least = least_examples(work, step, machine, HIDDEN, correction=correction)
-                    rows.append(predicted_row(model.name, step) | {"hidden_from": least})
+                    least = [least_examples(work, step, machine, share, correction=correction) for share in WAITING]
+                    rows.append(predicted_row(model.name, step) | {"least_examples": least})
                 else:
                     rows.append({"model": model.name, "world_size": world_size, "strategy": None, "tried": strategy})
         memory += [memory_row(work, strategy, machine) for strategy in ("ddp", "fsdp", "hsdp")]

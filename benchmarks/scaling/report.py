@@ -12,7 +12,7 @@ HEADINGS = {
     "checked": "| run | step, ms: predicted, measured | off by | of it communication | "
     "weights and states, MB: predicted, measured |",
     "predicted": "| model | devices | strategy | micro-batch | memory, GB | step, ms | exposed, host, ms | sent, GB | "
-    "MFU | hidden from |",
+    "MFU | examples of a device, to wait for 10%, 50% of a step |",
     "fits": "| model | parameters | strategy | memory of one example, GB, on 8, 64, 1,024 devices | least devices |",
 }
 
@@ -46,10 +46,10 @@ def format_predicted(rows: Sequence[Row]) -> str:
             continue
         plan = f"{row['strategy']}{', checkpointing' if row['checkpointing'] else ''} | {row['micro_batch']}"
         waits = f"{1000 * row['exposed']:.1f}, {1000 * row['host']:.1f}"
-        hidden = f"{row['hidden_from']:,}" if row["hidden_from"] else "never"
+        least = ", ".join(f"{count:,}" if count else "never" for count in row["least_examples"])
         lines.append(
             f"{name} {plan} | {row['memory'] / 1e9:.0f} | {1000 * row['seconds']:,.0f} | {waits} | "
-            f"{row['sent'] / 1e9:.1f} | {row['mfu']:.0%} | {hidden} |"
+            f"{row['sent'] / 1e9:.1f} | {row['mfu']:.0%} | {least} |"
         )
     return format_table("predicted", lines)
 
