@@ -47,7 +47,7 @@ class InputWindows:
 
     @property
     def notes(self) -> list[str]:
-        """What is to be said about how the file is read."""
+        """Sentences about how the file is read."""
         if self.held is None or len(self.held) < 2:
             return []
         return [f"all rows of {self.name} were in memory: its format has no parts that can be read alone"]

@@ -279,6 +279,19 @@ def test_rows_in_memory_train_the_run_of_their_files(trained, tmp_path):
     assert_same_tensors(tmp_path / "run" / name, Path(config.run.folder) / name)
 
 
+def test_windows_of_rows_are_predicted_as_the_whole_file(trained, tmp_path, capsys):
+    """Sampled texts too: the number of a row in the file decides, not that in its window."""
+    more = ["--run.device=cpu", *(["--generate.do_sample=true"] if trained.task.generates else [])]
+    found = []
+    for size in ("7", "1000"):
+        output = tmp_path / f"{size}.jsonl"
+        command = [trained.config.run.folder, "--input", trained.validation, "--output", str(output)]
+        assert predict.main([*command, "--window", size, *more]) == 0
+        found.append([json.loads(line) for line in output.read_text().splitlines()])
+    assert len(found[0]) > 7
+    assert_alike(*found)
+
+
 def test_a_file_to_predict_needs_no_labels(trained, tmp_path, capsys):
     """A labelled file is predicted as the same file without its labels."""
     label = settings_of(trained.config).data.label_column
