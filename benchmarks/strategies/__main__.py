@@ -17,17 +17,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import record
+from benchmarks.strategies.launch import launch
 from benchmarks.strategies.models_and_data import SUBJECTS, write_subject
 from benchmarks.strategies.ranks import ACCUMULATIONS
 from engine import config as configs
@@ -36,27 +32,6 @@ OURS = {"1 process": ("one", 1), "DDP 2": ("ddp", 2), "DDP 4": ("ddp", 4), "FSDP
 OURS |= {"HSDP 2x2": ("hsdp", 4)}
 TRAINER = {"HF Trainer, 1 process": ("hf", 1), "HF Trainer, DDP 2": ("hf", 2), "HF Trainer, DDP 4": ("hf", 4)}
 PEER = ("transformers", "accelerate")
-TIMEOUT = 600  # seconds of one launch
-
-
-def launch(module: str, arguments: Sequence[str], ranks: int, machines: int = 1) -> None:
-    """Run a module on some ranks; SystemExit with the end of what it printed where it fails."""
-    command = [sys.executable, "-m", module, *arguments]
-    commands = [command]
-    if ranks > 1:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks // machines}"]
-        torchrun += [f"--nnodes={machines}", "--master-addr=127.0.0.1", f"--master-port={port}"]
-        commands = [[*torchrun, f"--node-rank={node}", "-m", module, *arguments] for node in range(machines)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen(command, env=environment, **pipes) for command in commands]
-    for process in processes:
-        printed = process.communicate(timeout=TIMEOUT)[1]
-        if process.returncode:
-            raise SystemExit(f"{module} {' '.join(arguments[1:])} on {ranks} ranks failed:\n{printed[-2000:]}")
 
 
 def train_all(folder: Path, with_trainer: bool) -> None:

@@ -93,12 +93,12 @@ def losses_of(name: str, config: Config, features: list[Feature], ranks: int, ac
     losses: list[float] = []
 
     class Watch(TrainerCallback):
-        def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
-            losses.extend([logs["loss"]] if "loss" in logs else [])
+        def on_log(self, *_: Any, **told: Any) -> None:
+            losses.extend([told["logs"]["loss"]] if "loss" in told["logs"] else [])
 
     class InOrder(Trainer):
         def _get_train_sampler(self, *_: Any) -> Any:
-            return torch.utils.data.SequentialSampler(features)  # type: ignore[arg-type]
+            return torch.utils.data.SequentialSampler(features)
 
     model = getattr(transformers, SUBJECTS[name].hub_class).from_pretrained(config.model.name)
     arguments = TrainingArguments(
