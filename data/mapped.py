@@ -14,7 +14,7 @@ import json
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast, overload
+from typing import Any, ClassVar, NamedTuple, cast, overload
 
 import numpy as np
 
@@ -31,15 +31,20 @@ UNITS = {
 }
 # Those that count elements of another array, which begin again in each shard.
 COUNTED = {"offsets": "tokens", "target_offsets": "targets", "sequences": "sequences"}
-USES_KEPT = 1024  # reads of an array before all pages are given back to the system; each may bring 64 KiB into memory
+# How many shards stay mapped, each with an open file, of which a process may have 1,024; and how many reads of arrays
+# there are before all are given up, since each may bring 128 KiB into memory.
+MAPS_KEPT, USES_KEPT = 128, 256
 
 
 class Shard:
-    """The arrays of a shard, which are mapped when one of them is asked for first."""
+    """The arrays of a shard, which are mapped when one of them is asked for, and given up after some time."""
+
+    mapped: ClassVar[list[Shard]] = []  # of this process
+    num_uses: ClassVar[int] = 0
 
     def __init__(self, paths: Sequence[Path]):
         self.paths = tuple(paths)
-        self._maps: list[mmap.mmap] = []
+        self._headers: dict[Path, tuple[int, dict[str, Any]]] = {}
         self._arrays: dict[str, np.ndarray] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -47,7 +52,13 @@ class Shard:
 
     def array(self, name: str) -> np.ndarray | None:
         """Return an array, which is a view of the file; None where the shard does not have it."""
-        if not self._maps:
+        Shard.num_uses += 1
+        if Shard.num_uses > USES_KEPT or (not self._arrays and len(Shard.mapped) >= MAPS_KEPT):
+            for shard in Shard.mapped:
+                shard._arrays = {}  # a map is closed with the last array of it that is in use
+            Shard.mapped, Shard.num_uses = [], 0
+        if not self._arrays:
+            Shard.mapped.append(self)
             for path in self.paths:  # of an array in two files, the last counts
                 self._map(path)
         return self._arrays.get(name)
@@ -56,19 +67,16 @@ class Shard:
         with path.open("rb") as stream:
             mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         mapped.madvise(mmap.MADV_RANDOM)  # no pages around those that are read
-        size = int.from_bytes(mapped[:8], "little")
-        for name, entry in json.loads(mapped[8 : 8 + size]).items():
+        if path not in self._headers:
+            size = int.from_bytes(mapped[:8], "little")
+            self._headers[path] = size, json.loads(mapped[8 : 8 + size])
+        size, entries = self._headers[path]
+        for name, entry in entries.items():
             if name != "__metadata__":
                 shape, begin = entry["shape"], 8 + size + entry["data_offsets"][0]
                 count = int(np.prod(shape))
                 values = np.frombuffer(mapped, DTYPES[entry["dtype"]], count, begin if count else 0)
                 self._arrays[name] = values.reshape(shape)
-        self._maps.append(mapped)
-
-    def release(self) -> None:
-        """Give the pages back to the system, which keeps them as long as it has memory; they can be read again."""
-        for mapped in self._maps:
-            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 class Part(NamedTuple):
@@ -92,7 +100,6 @@ class ShardedArray:
         self.starts = np.cumsum([0, *(part.sizes[unit] for part in parts)])
         self.shifts = None if counted is None else np.cumsum([0, *(part.sizes[counted] for part in parts)])
         self.remap: np.ndarray | None = None  # the new number of each class
-        self.used: list[Shard] = []  # one for each read since pages were given back
 
     @property
     def ndim(self) -> int:
@@ -133,12 +140,7 @@ class ShardedArray:
         values = shard.array(self.name)
         if values is None:
             return places + shift if self.name == "sequences" else np.zeros(len(places), self.dtype)
-        self.used.append(shard)
-        found = values[places]
-        if len(self.used) >= USES_KEPT:
-            for used in {id(used): used for used in self.used}.values():
-                used.release()
-            self.used = []
+        found: np.ndarray = values[places]
         return found + shift if self.shifts is not None else found
 
 
@@ -190,7 +192,7 @@ class MappedLengths:
 
 
 class Facts(NamedTuple):
-    """What is known of all examples without reading them."""
+    """Facts about all examples, known without reading them."""
 
     fingerprint: str
     notes: tuple[str, ...]

@@ -26,7 +26,6 @@ from data.mapped import Facts, Part, Shard, ShardedArray, ShardedIds
 from data.prepared import PreparedRows, checksum_of, checksum_of_file, open_parts
 from data.writing import replace_file
 
-READS_KEPT = 4_096  # images whose pages of the index, up to 16 KiB each, stay in memory
 LOOSE = -1  # the offset of an image that is a file of its own
 T = TypeVar("T")
 
@@ -80,7 +79,6 @@ class _FromShards(Sequence[T], Generic[T]):
     def __init__(self, parts: Sequence[Part]):
         self.shards = [part.shard for part in parts]
         self.ends = list(itertools.accumulate(part.sizes["examples"] for part in parts))
-        self.num_read = 0  # since pages were given back
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
@@ -96,11 +94,6 @@ class _FromShards(Sequence[T], Generic[T]):
         if not 0 <= index < len(self):
             raise IndexError(f"image {key} of {len(self):,}")
         k = bisect.bisect_right(self.ends, index)
-        self.num_read += 1
-        if self.num_read > READS_KEPT:
-            for shard in self.shards:
-                shard.release()
-            self.num_read = 0
         return self._read(self.shards[k], index - (self.ends[k - 1] if k else 0))
 
     def __iter__(self) -> Iterator[T]:

@@ -17,7 +17,7 @@ import torch
 from support.pictures import folder_of_colours
 
 from data import DataError, MicroBatching, training_steps
-from data import mapped_images as module
+from data import mapped as module
 from data.augmentation.image import ImageAugmentation
 from data.image_classification import encode_images, read_images
 from data.image_preprocessing import Preprocessing
@@ -57,7 +57,7 @@ def write_shards(source: Path, folder: Path) -> tuple[list[Part], list]:
 
 
 def test_examples_are_those_of_the_rows(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "READS_KEPT", 5)
+    monkeypatch.setattr(module, "USES_KEPT", 5)
     num_workers = 2 if source.is_file() else 0
     parts, rows = write_shards(source, tmp_path)
     expected = encode_images(rows, PREPROCESSING, labels=LABELS)
