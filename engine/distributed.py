@@ -100,10 +100,10 @@ def _join(rank: int, world_size: int, timeout_seconds: float, backend: str) -> N
             timeout=timedelta(seconds=timeout_seconds + SLACK_SECONDS),
         )
     except RuntimeError as error:
-        reason = heartbeat.explain_lost_connection(error)
+        heartbeat.explain_lost_connection(error)  # ends this process where another rank has failed
         raise LostRankError(
             f"{heartbeat.name_of(rank)} has reached {address()} (MASTER_ADDR, MASTER_PORT), and then not all other "
-            f"ranks{f' ({reason})' if reason else ''}: all machines must reach each other on every port, by "
+            "ranks: all machines must reach each other on every port, by "
             f"the network {os.environ.get(machines.INTERFACE, 'of their host names')} ({machines.INTERFACE}): "
             f"{str(error).splitlines()[0]:.200}"
         ) from None

@@ -117,9 +117,12 @@ class Heartbeat(threading.Thread):
             _show_stacks(self.rank)
         if store.check([VERDICT]) and not self.failing:
             _end_machine(_unless_printed_here(_read(store, VERDICT)))
-        self.beats_since_failure += store.check([FAILED])
+        if store.check([FAILED]):
+            if not self.beats_since_failure and not self.failing:
+                _say_on_machine(_unless_printed_here(_read(store, FAILED)))
+            self.beats_since_failure += 1
         if self.beats_since_failure * PERIOD > VERDICT_SECONDS and not self.failing:
-            _end_machine(_unless_printed_here(_read(store, FAILED)))
+            os._exit(EXIT_CODE)
 
     def _watch(self, store: Store, watched: int) -> None:
         """Count the beats that another rank misses; end all ranks where they are too many."""
@@ -149,7 +152,9 @@ class Heartbeat(threading.Thread):
         store.set(VERDICT, f"{own_machine()} {error}")
         if not is_dead:
             _show_stacks(self.rank)
-        _end_with(error)
+        _say(error)
+        _let_machines_read()
+        os._exit(EXIT_CODE)
 
     def name_of(self, rank: int) -> str:
         """Return "rank 1 (machine NAME, process 123)"."""
@@ -277,6 +282,7 @@ def announce_failure(sentence: str = "") -> None:
         if _own.store is not None:
             said = f"{_own.own_name} has failed: {sentence}" if sentence else ""
             _try_to_set(_own.store, FAILED, f"{own_machine()} {said}")
+            _let_machines_read()
 
 
 def announce_failure_before_joining(shared: Store, rank: int, sentence: str) -> None:
@@ -299,17 +305,27 @@ def end() -> None:
         _own.closed.set()
 
 
-def _end_with(error: str) -> NoReturn:
-    """End this process, which cannot go on, from any thread, with an error."""
+def _let_machines_read() -> None:
+    """Keep this process for two beats, since the store may end with the torchrun of this machine."""
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        time.sleep(2 * PERIOD)
+
+
+def _say(error: str) -> None:
+    """Print an error from any thread, and give it to torchrun."""
     print(f"error: {error}", file=sys.stderr, flush=True)
     write_error_file(error)
-    os._exit(EXIT_CODE)
+
+
+def _say_on_machine(error: str) -> None:
+    """Print an error that all ranks of this machine know, if there is one, on the first of them."""
+    if error and os.environ.get("LOCAL_RANK", "0") == "0":
+        _say(error)
 
 
 def _end_machine(error: str) -> NoReturn:
-    """End this process as every rank of this machine ends now; the first of them prints the error."""
-    if error and os.environ.get("LOCAL_RANK", "0") == "0":
-        _end_with(error)
+    """End this process, as every rank of this machine ends now, with an error."""
+    _say_on_machine(error)
     os._exit(EXIT_CODE)
 
 
@@ -365,8 +381,8 @@ def _explain_lost_connection(own: Heartbeat, store: Store, error: BaseException)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             another_failed = True
         time.sleep(PERIOD / 10)
-    if another_failed:
-        _end_machine(_unless_printed_here(_read(store, FAILED)))
+    if another_failed or own.beats_since_failure:  # the thread has printed it where it had to
+        os._exit(EXIT_CODE)
     if own.store is None:
         return LOST_STORE
     if has_timed_out:

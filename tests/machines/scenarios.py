@@ -22,7 +22,7 @@ from machines.network import Network, missing
 from machines.pairs import DEADLINE, Pair
 
 TIMEOUT = 8  # distributed.timeout_seconds
-SLACK = 4.0  # seconds: a beat of each of the ranks that notice, and what a busy machine needs
+SLACK = 6.0  # seconds: a beat of each rank that notices, two for the other machine to read why, a busy machine
 STEPS = 24
 SETTINGS: dict[str, object] = {"train.max_steps": STEPS, "eval.every_steps": 4, "distributed.timeout_seconds": TIMEOUT}
 NO_DROPOUT: dict[str, object] = {"model.dropout.all": 0.0, "optim.lr": 1e-4}
