@@ -12,22 +12,31 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from data import Row, Rows
+from data import Rows
 from data.errors import BadRowsError, DataError, ErrorList
 from data.windows import read_windows
 from engine.tasks import SKIP_HINT, Task, TaskSettings, read_file
 
+DIGITS = 32  # of a checksum
 MAX_ERRORS = 10_000  # that are collected; a file with more is not read any further
+
+
+class Digest(Protocol):
+    """What hashlib makes."""
+
+    def update(self, data: bytes, /) -> None: ...
+    def hexdigest(self) -> str: ...
 
 
 @dataclass(frozen=True)
 class InputWindows:
     """A file whose rows can all be read. `held`: its windows, where its rows are in memory.
 
-    checksums: of each window, of the ids, the lines and the values of all its rows. num_rows: with those left out.
+    checksum: of the ids, lines and values of all rows. checksums: of each window. num_rows: with those left out.
     repeated: {id: the first line with it} of ids that occur in several windows.
     """
 
@@ -35,15 +44,11 @@ class InputWindows:
     name: str
     settings: TaskSettings
     size: int
+    checksum: str
     checksums: list[str]
     num_rows: int
     held: list[Rows] | None
     repeated: Mapping[str, int]
-
-    @property
-    def checksum(self) -> str:
-        """A checksum of the file as the task reads it."""
-        return hashlib.sha256("".join(self.checksums).encode()).hexdigest()[:32]
 
     @property
     def notes(self) -> list[str]:
@@ -61,7 +66,7 @@ class InputWindows:
             yield from self.held
             return
         for rows, checksum in itertools.zip_longest(self._read(), self.checksums):
-            if rows is None or _checksum(rows) != checksum:
+            if rows is None or _checksum(rows, hashlib.sha256()) != checksum:
                 raise DataError(f"{self.name}: the file has changed since it was checked: start again")
             yield rows
 
@@ -80,7 +85,10 @@ def check_input(task: Task, name: str, settings: TaskSettings, size: int) -> Inp
     repeated = frozenset(hashes[:-1][hashes[1:] == hashes[:-1]].tolist())
     if repeated and (lines := _first_lines(task, name, settings, size, repeated)):
         found = _check(task, name, settings, size, lines)  # with their errors
-    return InputWindows(task, name, settings, size, found.checksums, found.num_rows, found.held, found.repeated)
+    checksum = found.digest.hexdigest()[:DIGITS]
+    return InputWindows(
+        task, name, settings, size, checksum, found.checksums, found.num_rows, found.held, found.repeated
+    )
 
 
 @dataclass
@@ -88,6 +96,7 @@ class _Check:
     """What one pass over a file has found. hashes: of the ids of each window."""
 
     repeated: Mapping[str, int]
+    digest: Digest = field(default_factory=hashlib.sha256)
     checksums: list[str] = field(default_factory=list)
     hashes: list[np.ndarray] = field(default_factory=list)
     num_rows: int = 0
@@ -114,7 +123,7 @@ def _check(task: Task, name: str, settings: TaskSettings, size: int, repeated: M
             for window in windows:
                 rows = window.rows
                 found.num_rows += len(rows) + len(rows.left_out)
-                found.checksums.append(_checksum(rows))
+                found.checksums.append(_checksum(rows, found.digest))
                 found.hashes.append(np.fromiter((hash(row.id) for row in rows), np.int64, len(rows)))
                 if window.is_held or (window.is_last and len(found.checksums) == 1):
                     found.held = [*(found.held or []), rows]
@@ -136,14 +145,18 @@ def _first_lines(task: Task, name: str, settings: TaskSettings, size: int, hashe
     return {id: line for id, line in lines.items() if id in repeated}
 
 
-def _checksum(rows: Rows) -> str:
-    """Return a checksum of rows that is the same on every machine: images count by their content, not by their path."""
+def _checksum(rows: Rows, whole: Digest) -> str:
+    """Return a checksum of rows, which are added to that of the whole file.
+
+    It is the same on every machine: images count by their content, not by their path.
+    """
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(repr((row.id, row.line, _portable(row))).encode(errors="surrogatepass"))
-    digest.update(repr(rows.left_out).encode(errors="surrogatepass"))
-    return digest.hexdigest()[:32]
-
-
-def _portable(row: Row) -> dict[str, object]:
-    return {name: value for name, value in row.values.items() if not isinstance(value, Path)}
+        values = {name: value for name, value in row.values.items() if not isinstance(value, Path)}
+        content = repr((row.id, row.line, values)).encode(errors="surrogatepass")
+        digest.update(content)
+        whole.update(content)
+    content = repr([tuple(row) for row in rows.left_out]).encode(errors="surrogatepass")
+    digest.update(content)
+    whole.update(content if rows.left_out else b"")
+    return digest.hexdigest()[:DIGITS]
