@@ -45,6 +45,7 @@ class Shard:
     def __init__(self, paths: Sequence[Path]):
         self.paths = tuple(paths)
         self._headers: dict[Path, tuple[int, dict[str, Any]]] = {}
+        self._maps: list[mmap.mmap] = []
         self._arrays: dict[str, np.ndarray] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -53,10 +54,14 @@ class Shard:
     def array(self, name: str) -> np.ndarray | None:
         """Return an array, which is a view of the file; None where the shard does not have it."""
         Shard.num_uses += 1
-        if Shard.num_uses > USES_KEPT or (not self._arrays and len(Shard.mapped) >= MAPS_KEPT):
+        if Shard.num_uses > USES_KEPT:
+            for mapped in (mapped for shard in Shard.mapped for mapped in shard._maps):
+                mapped.madvise(mmap.MADV_DONTNEED)
+            Shard.num_uses = 0
+        if not self._arrays and len(Shard.mapped) >= MAPS_KEPT:
             for shard in Shard.mapped:
-                shard._arrays = {}  # a map is closed with the last array of it that is in use
-            Shard.mapped, Shard.num_uses = [], 0
+                shard._arrays, shard._maps = {}, []  # a map is closed with the last array of it that is in use
+            Shard.mapped = []
         if not self._arrays:
             Shard.mapped.append(self)
             for path in self.paths:  # of an array in two files, the last counts
@@ -77,6 +82,7 @@ class Shard:
                 count = int(np.prod(shape))
                 values = np.frombuffer(mapped, DTYPES[entry["dtype"]], count, begin if count else 0)
                 self._arrays[name] = values.reshape(shape)
+        self._maps.append(mapped)
 
 
 class Part(NamedTuple):

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from support.runs import StopAfter, assert_same_run, assert_same_tensors, logged
 from support.task_data import DATA, write
 from support.task_settings import settings_of
 
+from data import MicroBatching, training_steps
 from data.errors import DataError
 from data.examples import TextExamples
 from data.mapped import MappedExamples
+from data.prepared import ShardEntry, read_manifest, write_manifest, write_shard
 from data.writing import WRITING
 from engine import config as configs
 from engine import preparation, prepare
@@ -293,3 +296,46 @@ def test_a_damaged_shard_is_named_and_made_again(reviews, tmp_path):
         prepare.main(["--verify", "--out", str(folder)])
     prepare.prepare(reviews, folder, 1)
     assert contents(folder) == whole
+
+
+# Larger than memory
+
+
+def write_large(folder: Path, shards: int, examples: int) -> None:
+    """Write a folder whose shards are all the same file: texts of 4 tokens, in two classes in turn."""
+    offsets = 4 * np.arange(examples + 1, dtype=np.int64)
+    tokens = np.zeros(4 * examples, dtype=np.int32)
+    tokens[:4] = 2
+    labels, ids = np.arange(examples) % 2, [str(i) for i in range(examples)]
+    types = np.zeros(len(tokens), dtype=np.uint8)
+    known = write_shard(folder / "shard.safetensors", TextExamples(tokens, types, offsets, labels, ids, 0))
+    entry = ShardEntry(known["files"], known["sha256"], known["sizes"])
+    manifest = read_manifest(folder)
+    half, lengths = shards * examples // 2, [0, 0, 0, 0, shards * examples]
+    changes = {"num_rows": 2 * half, "label_counts": [half, half], "length_counts": lengths, "longest_sequence": 4}
+    write_manifest(folder, replace(manifest, shards=[entry] * shards, labels=["blue", "red"], **changes))
+
+
+def memory() -> np.ndarray:
+    """Return the resident memory of this process, in MB: its own, and pages of files, which the system takes back."""
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines() if "Rss" in line)
+    return np.array([int(lines[name].split()[0]) / 1000 for name in ("RssAnon", "RssFile")])
+
+
+@pytest.mark.parametrize(("shards", "examples"), [(20, 500_000), pytest.param(100, 1_000_000, marks=pytest.mark.slow)])
+def test_memory_does_not_grow_with_the_examples(shards, examples, reviews, tmp_path):
+    """Neither when a folder of 10 or 100 million examples is opened, nor in steps of random ones."""
+    config = prepared(reviews, tmp_path)
+    write_large(tmp_path / "prepared", shards, examples)
+    task, settings = TASKS[config.run.task], settings_of(config)
+    rows = read_training_data(task, settings, 0)
+    encode = task.encoder(task.load_processor(Path(config.model.name)), settings, rows.labels)
+    before = memory()
+    train_set = encode(rows.train)
+    assert len(train_set) == shards * examples
+    steps = training_steps(train_set, 512, 0, MicroBatching(max_examples=64))
+    for _ in range(100):
+        assert sum(batch.num_targets for batch in next(steps)) == 512
+    own, of_files = memory() - before
+    assert own < shards * examples / 1e6  # MB: a byte for each example
+    assert of_files < 250
