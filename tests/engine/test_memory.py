@@ -249,7 +249,7 @@ def test_out_of_memory_on_one_of_two_ranks_repeats_the_step(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_sharded_run_that_ran_out_of_memory_goes_on_in_smaller_parts(tiny, tmp_path):
+def test_sharded_run_out_of_memory_goes_on_with_less(tiny, tmp_path):
     """Its ranks wait for each other's layers, so torchrun starts them again, with the limit that they left behind."""
     (tmp_path / "short.py").write_text(SHORT_OF_MEMORY)
     one = tiny(**SHORT)
