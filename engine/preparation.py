@@ -20,6 +20,7 @@ from typing import Any, SupportsIndex, cast
 import numpy as np
 
 from data.errors import BadRowsError, DataError, ErrorList
+from data.formats.lines import locate
 from data.prepared import encode_row, iterate_rows
 from data.row import Row, Rows
 from data.split import hold_out, sample_places
@@ -31,7 +32,8 @@ from engine.tasks.task import accept_labels, no_split_labels
 
 WINDOW_ROWS = 2048  # read at a time
 PART_ROWS = 65_536  # of a shard, at most
-PART_CHARACTERS = 8_000_000  # of the rows of a shard, about
+PART_CHARACTERS = 8_000_000  # of the rows of a shard, about; more in a file that would have above MOST_PARTS
+MOST_PARTS = 16_384
 TRAIN, HELD_OUT, SAMPLE = 1, 2, 4  # what a row is for, bits of its use
 LEFT_OUT = " rows left out: "  # in the note of ErrorList.settle
 _NUMBER = re.compile(r"\d[\d,.%]*")
@@ -91,7 +93,7 @@ class Coded(Sequence[str]):
 
 @dataclass
 class Reading:
-    """What was seen of a file while its rows passed."""
+    """The counts of a file's rows, made while they pass."""
 
     task: Task
     settings: TaskSettings
@@ -181,6 +183,8 @@ def _read_once(task: Task, settings: TaskSettings, folder: Path, update: Any, re
             return Rows()
         return rows if isinstance(rows, Rows) else Rows(rows)
 
+    source = locate(name)
+    most = max(PART_CHARACTERS, source.stat().st_size // MOST_PARTS if source.is_file() else 0)
     lines: list[str] = []
     characters = 0
     for window in read_windows(name, read, WINDOW_ROWS, repeated):
@@ -191,7 +195,7 @@ def _read_once(task: Task, settings: TaskSettings, folder: Path, update: Any, re
         for row in rows:
             lines.append(encode_row(row))
             characters += len(lines[-1])
-            if len(lines) == PART_ROWS or characters >= PART_CHARACTERS:
+            if len(lines) == PART_ROWS or characters >= most:
                 _write_part(reading, folder, lines)
                 lines, characters = [], 0
         update(len(rows))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ def open_prepared(task: Task, name: str, settings: TaskSettings, seed: int) -> P
     return rows
 
 
+@cache
 def checksum_of_code() -> str:
     """Return the checksum of all code that reads and encodes rows."""
     digest = hashlib.sha256(tokenizers.__version__.encode())

@@ -6,7 +6,10 @@ import errno
 import itertools
 import json
 import os
+import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +17,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.runs import StopAfter, assert_same_run, assert_same_tensors, logged_rows, run_training
+from support.runs import (
+    StopAfter,
+    arguments_of,
+    assert_same_run,
+    assert_same_tensors,
+    logged_rows,
+    run_module,
+    run_training,
+)
 from support.task_data import DATA, write
 from support.task_settings import settings_of
 
@@ -30,6 +41,7 @@ from engine.config import Config, ConfigError
 from engine.errors import TrainingError
 from engine.tasks import TASKS, read_training_data
 
+ROOT = Path(preparation.__file__).parent.parent
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{task: (task, {}) for task in DATA},
     "windows": ("text-classification", {"data.long_texts": "windows", "data.max_length": 12, "data.window_overlap": 4}),
@@ -212,8 +224,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
-def test_an_interrupted_command_continues_to_the_same_bytes(error, reviews, tmp_path, monkeypatch):
+@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_an_interrupted_command_continues_to_the_same_bytes(stride, reviews, tmp_path, monkeypatch):
+    """It is interrupted when it writes its first file, or the sixth, and so on, until it is not any more."""
     prepare.prepare(reviews, tmp_path / "whole", 1)
     rename, calls, whole = os.replace, [], contents(tmp_path / "whole")
 
@@ -221,19 +234,19 @@ def test_an_interrupted_command_continues_to_the_same_bytes(error, reviews, tmp_
         def replace_or_fail(*paths: Any) -> None:
             calls.append(paths)
             if len(calls) == number:
-                raise error
+                raise KeyboardInterrupt
             rename(*paths)
 
         return replace_or_fail
 
-    for number in itertools.count(1):
+    for number in itertools.count(1, stride):
         folder = tmp_path / f"stopped-{number}"
         calls.clear()
         monkeypatch.setattr(os, "replace", fail_at(number))
         try:
             prepare.prepare(reviews, folder, 1)
             break  # there are no more files to write
-        except type(error):
+        except KeyboardInterrupt:
             (folder / f"{WRITING}00").write_text("as a process leaves it that is killed")
         monkeypatch.setattr(os, "replace", rename)
         done = {path: path.stat().st_mtime_ns for path in folder.glob("shard-*")}
@@ -242,6 +255,31 @@ def test_an_interrupted_command_continues_to_the_same_bytes(error, reviews, tmp_
         parts = len([path for path, time in done.items() if path.stat().st_mtime_ns == time])
         assert parts >= len(done) - 1  # only the last one may not have been done
     assert number > 20
+
+
+@pytest.mark.slow
+def test_a_killed_command_continues_to_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.undo()  # parts of the real size, as the processes of the command make
+    config = config_of(tmp_path, write("causal-lm", tmp_path, count=200_000) | {"data.validation": ""})
+    arguments = [*arguments_of(config, tmp_path / "recipe.toml"), "--workers", "2", "--out"]
+    prepare.prepare(config, tmp_path / "whole", 1)
+    rng, folder = random.Random(0), tmp_path / "killed"
+    for seconds in (2.0, *(rng.uniform(2, 12) for _ in range(8)), 1000.0):
+        command = [sys.executable, "-m", "data.prepare", *arguments, str(folder)]
+        try:
+            subprocess.run(command, cwd=ROOT, check=True, timeout=seconds)  # SIGKILL
+        except subprocess.TimeoutExpired:
+            continue
+    assert contents(folder) == contents(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_ranks_read_a_folder_as_the_file(reviews, tmp_path):
+    from_folder = prepared(reviews, tmp_path)
+    for config in (reviews, from_folder):
+        done = run_module("engine.train", *arguments_of(config, tmp_path / "recipe.toml"), ranks=2)
+        assert done.returncode == 0, done.stderr
+    assert_same_run(reviews.run.folder, from_folder.run.folder)
 
 
 def test_a_full_disk_is_one_sentence_with_what_is_needed(reviews, tmp_path, monkeypatch):
@@ -322,9 +360,9 @@ def memory() -> np.ndarray:
     return np.array([int(lines[name].split()[0]) / 1000 for name in ("RssAnon", "RssFile")])
 
 
-@pytest.mark.parametrize(("shards", "examples"), [(20, 500_000), pytest.param(100, 1_000_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("shards", "examples"), [(20, 200_000), pytest.param(100, 1_000_000, marks=pytest.mark.slow)])
 def test_memory_does_not_grow_with_the_examples(shards, examples, reviews, tmp_path):
-    """Neither when a folder of 10 or 100 million examples is opened, nor in steps of random ones."""
+    """Neither when a folder of 4 or 100 million examples is opened, nor in steps of random ones."""
     config = prepared(reviews, tmp_path)
     write_large(tmp_path / "prepared", shards, examples)
     task, settings = TASKS[config.run.task], settings_of(config)
@@ -334,7 +372,7 @@ def test_memory_does_not_grow_with_the_examples(shards, examples, reviews, tmp_p
     train_set = encode(rows.train)
     assert len(train_set) == shards * examples
     steps = training_steps(train_set, 512, 0, MicroBatching(max_examples=64))
-    for _ in range(100):
+    for _ in range(40):
         assert sum(batch.num_targets for batch in next(steps)) == 512
     own, of_files = memory() - before
     assert own < shards * examples / 1e6  # MB: a byte for each example
