@@ -19,7 +19,7 @@ from support.runs import (
     write_reviews,
 )
 
-from engine import checkpoint, train
+from engine import checkpoint, run_folder, train
 from engine import config as configs
 from engine.config import ConfigError, override
 
@@ -248,7 +248,7 @@ def test_f04_a_refused_rename_leaves_the_old_checkpoint(tmp_path, monkeypatch, n
 
     monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(OSError, match="No space left"):
-        checkpoint._replace(new, tmp_path / name, keep_previous=True)
+        run_folder.replace(new, tmp_path / name, keep_previous=True)
     assert (tmp_path / name / "file").read_text() == name
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([new.name, name])
 
