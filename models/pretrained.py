@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models import albert, bert, electra, ernie, gpt2, model_options, roberta, t5, vit
+from models import albert, bert, deberta, electra, ernie, gpt2, model_options, roberta, t5, vit
 from models.architecture import AnyArchitecture, BackboneConfig
 from models.checkpoints import hub, weights
 from models.checkpoints.tensor_files import JsonObject, TensorFiles, open_checkpoint, read_json
@@ -36,6 +36,7 @@ ARCHITECTURES: dict[str, AnyArchitecture] = {
     "ernie": ernie.ERNIE,
     "electra": electra.ELECTRA,
     "albert": albert.ALBERT,
+    "deberta-v2": deberta.DEBERTA_V2,
     "gpt2": gpt2.GPT2,
     "vit": vit.VIT,
     "deit": vit.DEIT,

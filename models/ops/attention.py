@@ -150,8 +150,8 @@ def padded_attention(
     It is for a GPU, where many small calls cost more than the padding. No other operation of a model pads. Sequences of
     one length are not copied.
     """
-    q = _to_padded(query, packing).transpose(1, 2)  # (B, H, L, K)
-    k, v = (_to_padded(x, key_packing).transpose(1, 2) for x in (key, value))
+    q = to_padded(query, packing).transpose(1, 2)  # (B, H, L, K)
+    k, v = (to_padded(x, key_packing).transpose(1, 2) for x in (key, value))
     padding = None if causal or key_packing.is_uniform else key_packing  # a causal mask hides the padding already
     if isinstance(bias, Tensor):
         mask: Tensor | None = bias
@@ -162,7 +162,7 @@ def padded_attention(
         mask = None if padding is None else padding.padding_mask.to(product_dtype(query))[..., : padding.max_length]
     is_causal = causal and mask is None
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, scale=scale)
-    return _to_packed(out.transpose(1, 2).flatten(0, 1), packing).flatten(1)
+    return to_packed(out.transpose(1, 2).flatten(0, 1), packing).flatten(1)
 
 
 def pad_bias(bias: Tensor, num_keys: int, padding: Packing | None, dtype: torch.dtype) -> Tensor:
@@ -198,14 +198,14 @@ def _attention_runs(queries: Packing, keys: Packing) -> Runs:
 # Padding
 
 
-def _to_padded(x: Tensor, packing: Packing) -> Tensor:
+def to_padded(x: Tensor, packing: Packing) -> Tensor:
     """Return (B, L, H, K) of (T, H, K): a view if all sequences have one length."""
     if not packing.is_uniform:
         x = _Pad.apply(x, packing.tokens_of_slots, packing.slots)
     return torch.unflatten(x, 0, (len(packing.lengths), packing.max_length))
 
 
-def _to_packed(x: Tensor, packing: Packing) -> Tensor:
+def to_packed(x: Tensor, packing: Packing) -> Tensor:
     """Return (T, H, K) of (B * L, H, K), without the padding."""
     if packing.is_uniform:
         return x

@@ -133,7 +133,7 @@ def upcast(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def init_normal(module: nn.Module, std: float, generator: torch.Generator, skip: Collection[Tensor] = ()) -> None:
-    """Initialise every Linear, Embedding and Conv2d below `module` from Normal(0, std), biases 0, LayerNorms identity.
+    """Initialise every Linear, Embedding and Conv below `module` from Normal(0, std), biases 0, LayerNorms identity.
 
     Weights are drawn in the fixed order of module.modules() and from one generator, so that the seed decides every
     weight. A parameter that is no part of such a layer (a class token) is initialised by the architecture.
@@ -141,7 +141,7 @@ def init_normal(module: nn.Module, std: float, generator: torch.Generator, skip:
     """
     tied = set(skip)
     for child in module.modules():
-        if isinstance(child, nn.Linear | nn.Embedding | nn.Conv2d):
+        if isinstance(child, nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv2d):
             if child.weight not in tied:
                 child.weight.normal_(0.0, std, generator=generator)
             if not isinstance(child, nn.Embedding) and child.bias is not None:

@@ -38,7 +38,8 @@ class Kind:
     space: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # field -> values to draw from
     modality: str = "text"
     attention: str = "eager"  # the oracle's
-    same_as: str = ""  # the kind whose code it shares, under other names; fewer tests then try it
+    same_as: str = ""  # the kind whose code it shares, under other names
+    same_layers: str = ""  # the kind whose layers it has; tests of layers and of heads try only that one
 
 
 BERT_FIELDS = {
@@ -140,14 +141,45 @@ ZOO = {
         "ErnieConfig",
         BERT_FIELDS | {"use_task_id": True},
         BERT_SPACE | {"use_task_id": (True, False), "task_type_vocab_size": (1, 3)},
+        same_layers="bert",
     ),
     "electra": Kind(
-        "ElectraConfig", BERT_FIELDS | {"embedding_size": 16}, BERT_SPACE | {"embedding_size": (5, 12, 24)}
+        "ElectraConfig",
+        BERT_FIELDS | {"embedding_size": 16},
+        BERT_SPACE | {"embedding_size": (5, 12, 24)},
+        same_layers="bert",
     ),
     "albert": Kind(
         "AlbertConfig",
         BERT_FIELDS | {"embedding_size": 16},
         BERT_SPACE | {"embedding_size": (5, 12, 24), "num_hidden_layers": (3, 4, 7), "num_hidden_groups": (1, 1, 2, 3)},
+    ),
+    "deberta-v2": Kind(
+        "DebertaV2Config",
+        BERT_FIELDS
+        | {
+            "relative_attention": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "position_buckets": 6,
+            "share_att_key": True,
+            "norm_rel_ebd": "layer_norm",
+            "position_biased_input": False,
+        },
+        BERT_SPACE
+        | {
+            "type_vocab_size": (0, 2),
+            "pos_att_type": (["p2c", "c2p"], ["c2p"], ["p2c"], "c2p|p2c"),
+            "position_buckets": (-1, 2, 6, 8),
+            "max_relative_positions": (-1, 9, 30),
+            "share_att_key": (True, False),
+            "norm_rel_ebd": ("layer_norm", "none"),
+            "position_biased_input": (True, False),
+            "conv_kernel_size": (0, 0, 3, 5),
+            "conv_groups": (1, 3),
+            "conv_act": ("tanh", "gelu"),
+            "pooler_hidden_act": ("gelu", "tanh"),
+            "tie_word_embeddings": (True,),
+        },
     ),
     "gpt2": Kind(
         "GPT2Config",
@@ -182,12 +214,13 @@ ZOO = {
 }
 
 
-KINDS = tuple(model_type for model_type, kind in ZOO.items() if not kind.same_as)
+CODES = tuple(model_type for model_type, kind in ZOO.items() if not kind.same_as)
+KINDS = tuple(model_type for model_type in CODES if not ZOO[model_type].same_layers)
 
 
 def cases(same_code: bool = False) -> list[tuple[str, str]]:
     """Return every (model_type, head) that transformers has a class for; with `same_code` the kinds of same_as too."""
-    classes = {model_type: models.ARCHITECTURES[model_type].heads for model_type in (ZOO if same_code else KINDS)}
+    classes = {model_type: models.ARCHITECTURES[model_type].heads for model_type in (ZOO if same_code else CODES)}
     return [
         (model_type, head)
         for model_type, heads in classes.items()
@@ -371,8 +404,9 @@ def run_oracle(oracle: Any, model_type: str, head: str | None, inputs: Inputs) -
     if ZOO[model_type].modality == "image":
         return run_image_oracle(oracle, head, inputs)
     theirs = oracle_inputs(model_type, head, inputs)
-    if head == "causal-lm" and inputs.labels is not None:  # its own loss is in fp32 even for a model in fp64
-        logits = oracle_logits(head, oracle(**theirs), inputs)
+    of_classes = head == "sequence-classification" and inputs.labels is not None and inputs.labels.ndim == 1
+    if inputs.labels is not None and (head == "causal-lm" or (model_type == "deberta-v2" and of_classes)):
+        logits = oracle_logits(head, oracle(**theirs), inputs)  # its own loss is in fp32 even for a model in fp64
         return F.cross_entropy(logits, inputs.labels, ignore_index=IGNORE_INDEX), logits
     if head != "question-answering":
         out = oracle(**theirs)

@@ -197,8 +197,8 @@ def test_bias_that_is_padded_once_is_the_formula_too(cross, columns):
 
 def test_padding_is_no_copy_where_lengths_are_equal():
     packing, x = Packing.from_lengths([3, 3]), torch.randn(6, 2, 4)
-    assert attention._to_padded(x, packing).data_ptr() == x.data_ptr()
-    assert attention._to_packed(x, packing) is x
+    assert attention.to_padded(x, packing).data_ptr() == x.data_ptr()
+    assert attention.to_packed(x, packing) is x
 
 
 @pytest.mark.parametrize("lengths", [(), (0, 0)])
@@ -220,7 +220,7 @@ def test_causal_attention_to_other_tokens_is_refused():
 
 @pytest.mark.parametrize("ragged", [True, False])
 @pytest.mark.parametrize("way", ["flash", "padded"])
-@pytest.mark.parametrize("kind", zoo.KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in zoo.KINDS if kind != "deberta-v2"])  # see test_disentangled.py
 @pytest.mark.usefixtures("flash")
 def test_whole_models_as_on_a_gpu(tmp_path, monkeypatch, kind, way, ragged):
     """Losses and gradients in fp64: attention, T5's bias and the projections as on a GPU, and as on a CPU."""

@@ -18,7 +18,6 @@ from models.ops import compile as compiled
 # Before and after attention. In T5 an encoder's 2 and a decoder's 3, of which the first is both's on torch 2.14. Up to
 # 2.11 a part without operations, as before the attention of BERT, is no graph.
 MAX_GRAPHS = {"t5": 5, "mt5": 5}
-LAYERS = [kind for kind in zoo.KINDS if kind not in ("ernie", "electra")]  # whose layers are BERT's
 BATCHES = ([0, 1, 2, 3, 4], [0, 3], [4, 4, 4, 2, 2, 1, 0], [2])
 
 
@@ -77,7 +76,7 @@ def equal(found, expected):
     return found[1].keys() == expected[1].keys() and all(torch.equal(found[1][n], g) for n, g in expected[1].items())
 
 
-@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("kind", zoo.KINDS)
 def test_all_lengths_have_the_plain_loss_in_few_graphs(tmp_path, kind):
     plain, other = pair(tmp_path, kind)
     inputs = tiny.inputs_of(plain)
@@ -134,7 +133,7 @@ def test_drop_path_needs_no_graph_per_number_of_sequences(tmp_path):
     assert_few_graphs("vit")  # of the first layer, which never drops
 
 
-@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("kind", zoo.KINDS)
 def test_without_gradients_it_is_the_plain_model_to_the_bit(tmp_path, kind):
     plain, other = pair(tmp_path, kind)
     inputs = tiny.inputs_of(plain)
