@@ -32,7 +32,7 @@ id=$(date +%s)-$$ # of this start: a torchrun that is left of an earlier one is 
 on() {
     local host=$1
     shift
-    ssh -o BatchMode=yes -o ServerAliveInterval=15 "$host" "$(printf '%q ' "$@")" </dev/null
+    ssh -o BatchMode=yes -o ServerAliveInterval=15 "$host" "exec $(printf '%q ' "$@")" </dev/null
 }
 
 start() {
@@ -45,7 +45,7 @@ start() {
     read -ra exports <<<"${EXPORT:-}"
     # exec: nothing but torchrun has the id in its command line, by which `stop` finds it.
     # shellcheck disable=SC2016
-    on "$host" sh -c 'cd "$1" && shift && exec env "$@"' launch "$PWD" "${settings[@]}" "${exports[@]}" \
+    on "$host" sh -c 'cd "$1" && shift && exec env "$@"' launch "$PWD" "${settings[@]}" ${exports[@]+"${exports[@]}"} \
         "${PYTHON:-python}" -m torch.distributed.run --nnodes "$nodes" --nproc-per-node "${NPROC:-1}" \
         --rdzv-backend c10d --rdzv-endpoint "${hosts[0]}:${PORT:-29500}" --local-addr "$host" \
         --max-restarts "${MAX_RESTARTS:-3}" --rdzv-id "$id" -m engine.train "$@" --run.resume auto
