@@ -98,9 +98,9 @@ def main() -> None:
             if f"{strategy}-{ranks}" in chosen:
                 launch("benchmarks.sharded_memory.ranks", [str(folder), strategy, last], ranks)
                 rows += read_run(folder, strategy, ranks)
+                if arguments.output:  # after each run, since the next may be killed
+                    record.save(arguments.output, record.describe("sharded_memory", rows))
     print(f"{rows[0]['parameters']:,} parameters; MB of a rank above the process before\n{table(rows)}")
-    if arguments.output:
-        record.save(arguments.output, record.describe("sharded_memory", rows))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ on 2 and 4, FSDP on 2 and 4, HSDP on 2 x 2 (two launches of torchrun, as of two 
 micro-batches a step and rank. Shown is the largest difference of a loss from that of one process with one micro-batch,
 relative to it. HF Trainer takes the same examples in the same micro-batches, from the same weights; its losses are
 compared with its own on one process. Where examples have different numbers of targets, a mean of the means of
-micro-batches and ranks is another number than the mean over all targets.
+micro-batches and ranks is another number than the mean over all targets. "x 4, then" means that the first loss is four
+times that of one process: Trainer then adds means up, and the rest of the difference is that of a mean of means.
 
 The rows for HF Trainer need the packages transformers and accelerate; without them they are left out.
 """
@@ -55,9 +56,10 @@ def compare(folder: Path, variants: dict[str, tuple[str, int]]) -> list[dict[str
             for name, by_accumulation in found.items():
                 losses = by_accumulation[str(accumulation)]
                 reference = first.setdefault(name, losses)
-                worst = max(abs(a - b) / abs(b) for a, b in zip(losses, reference, strict=True))
-                work = {"work": name, "variant": variant, "accumulation": accumulation}
-                rows.append(work | {"largest_relative_difference": worst, "losses": losses})
+                factor = round(losses[0] / reference[0])  # HF Trainer may log a sum of means
+                worst = max(abs(a / factor - b) / abs(b) for a, b in zip(losses, reference, strict=True))
+                row = {"work": name, "variant": variant, "accumulation": accumulation, "factor": factor}
+                rows.append(row | {"largest_relative_difference": worst, "losses": losses})
     return rows
 
 
@@ -68,13 +70,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     for variant in dict.fromkeys(row["variant"] for row in rows):
         for accumulation in ACCUMULATIONS:
             cells = [
-                row["largest_relative_difference"]
+                ("" if row["factor"] == 1 else f"x {row['factor']}, then ")
+                + (f"{row['largest_relative_difference']:.0e}" if row["largest_relative_difference"] else "0")
                 for name in names
                 for row in rows
                 if (row["work"], row["variant"], row["accumulation"]) == (name, variant, accumulation)
             ]
-            shown = " | ".join(f"{cell:.0e}" if cell else "0" for cell in cells)
-            lines.append(f"| {variant} | {accumulation} | {shown} |")
+            lines.append(f"| {variant} | {accumulation} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

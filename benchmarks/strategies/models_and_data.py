@@ -107,7 +107,7 @@ def write_subject(name: str, folder: Path, steps: int) -> Config:
         "model.name": str(home / "model"),
         "train.global_batch_size": GLOBAL_BATCH_SIZE,
         "train.max_steps": steps,
-        "optim.lr": 1e-3,
+        "optim.lr": 1e-4,
         "optim.lr_schedule": "constant",
         "optim.warmup_steps": 0.0,
         "optim.weight_decay": 0.0,

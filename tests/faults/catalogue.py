@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from faults import (
@@ -45,6 +46,9 @@ FAULTS = {
     "F6": Fault("one of 2 or 4 ranks exits, is killed or stopped", ranks.end, 4, 1),
     "F7": Fault("torchrun --max-restarts=3, three deaths", ranks.restart, 8, 1),
     "F8": Fault("a resume on another number of ranks", ranks.resize, 5, 1),
+    "F6-fsdp": Fault("F6 with sharded parameters", partial(ranks.end, strategy="fsdp"), 4, 1),
+    "F7-fsdp": Fault("F7 with sharded parameters", partial(ranks.restart, strategy="fsdp"), 6, 1),
+    "F8-fsdp": Fault("F8 from and to sharded parameters", partial(ranks.resize, strategy="fsdp"), 5, 1),
     "F9": Fault("an exception on one of two ranks", ranks.fail, 50, 2),
     "F10": Fault("a worker killed, raising, hanging or stopped", workers.run, 5, 1),
     "F11": Fault("NaN and infinity in loss, input, gradient and weight", numbers.run, 4, 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import math
@@ -12,7 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from support.runs import logged_rows
+from support.runs import assert_same_tensors, logged_rows
 
 from engine.config import Config
 from faults import victims
@@ -29,18 +30,28 @@ KILL_WAIT = 30.0  # seconds that torchrun gives a stopped process before it kill
 # torchrun itself then writes its report and leaves; its own too, and on a busy machine no question of a second or two.
 LEAVE = 20.0
 TOLERANCE = 1e-6  # relative, of a loss
-CHANGES = ((2, 1), (1, 2), (4, 3), (3, 4))
+Place = tuple[int, str]  # ranks and strategy
+CHANGES: dict[str, tuple[tuple[Place, Place], ...]] = {
+    "ddp": tuple(((before, "ddp"), (after, "ddp")) for before, after in ((2, 1), (1, 2), (4, 3), (3, 4))),
+    "fsdp": (
+        ((2, "fsdp"), (1, "ddp")),
+        ((1, "ddp"), (2, "fsdp")),
+        ((4, "fsdp"), (3, "fsdp")),
+        ((2, "ddp"), (2, "fsdp")),
+        ((2, "fsdp"), (2, "ddp")),
+    ),
+}
 PLACES = ("Penalties.add_gradients_", "evaluate", "set_learning_rate", "seed_dropout", "checkpoint.save")
 
 
-def end(count: int, seed: int, folder: Path) -> Result:
+def end(count: int, seed: int, folder: Path, strategy: str = "ddp") -> Result:
     """F6: one of 2 or 4 ranks exits, is killed or is stopped, under torchrun."""
     bench, rng, result = Bench(folder), random.Random(seed), Result()
     slowest: dict[str, float] = {}
     for action in ("exit", "kill", "stop"):
         for i in range(count):
             ranks = (2, 4)[i % 2]
-            run = bench.run(SETTINGS | {"distributed.timeout_seconds": TIMEOUT})
+            run = bench.run(SETTINGS | {"distributed.timeout_seconds": TIMEOUT, "distributed.strategy": strategy})
             victim, step = rng.randrange(ranks), rng.randrange(1, 12)
             started = start_torchrun(["-m", "faults.victims", action, str(victim), str(step), str(run.recipe)], ranks)
             watch = Watch(run.logs, ranks, victim)
@@ -121,47 +132,83 @@ def check_end(action: str, victim: int, code: int | None, out: str, err: str) ->
     return ""
 
 
-def restart(count: int, seed: int, folder: Path) -> Result:
+def restart(count: int, seed: int, folder: Path, strategy: str = "ddp") -> Result:
     """F7: torchrun --max-restarts=3, with a rank that is killed in three attempts; for a count of 1, in one."""
-    prepare_ranks()
+    prepare(strategy)
     deaths = "three deaths" if count > 1 else "one death"
     bench, rng, result = Bench(folder), random.Random(seed), Result()
+    settings = SETTINGS | {"distributed.strategy": strategy}
     for i in range(count):
-        ranks = 1 + (i + 1) % 2
-        through, run = bench.uninterrupted(SETTINGS, ranks), bench.run(SETTINGS)
+        ranks = (2, 4)[i % 2] if strategy == "fsdp" else 1 + (i + 1) % 2
+        through, run = bench.uninterrupted(settings, ranks), bench.run(settings)
         step = rng.randrange(1, 5)  # after a restart, as many steps are left
         arguments = ["-m", "faults.victims", deaths, str(rng.randrange(ranks)), str(step), str(run.recipe)]
         process = start_torchrun(arguments, ranks, ["--max-restarts", "3"])
-        code, _, err, _ = finish(process, 120.0)
-        problem = f"code {code}: {err[-400:]}" if code != 0 else run.differs_from(through)
+        code, _, err, _ = finish(process, 120.0 * ranks)
+        differs = shards_differ if strategy == "fsdp" else Run.differs_from
+        problem = f"code {code}: {err[-400:]}" if code != 0 else differs(run, through)
         result.add(problem, f"{deaths}, {ranks} rank{'s' * (ranks > 1)}")
         run.remove()
     return result
 
 
-def resize(count: int, seed: int, folder: Path) -> Result:
-    """F8: a run on some ranks is stopped and resumed on others: the same examples, losses equal to 1e-6."""
+def prepare(strategy: str) -> None:
+    """Import what ranks import at their first use, once before the forks."""
     prepare_ranks()
+    if strategy == "fsdp":
+        importlib.import_module("torch.distributed.fsdp")
+        importlib.import_module("torch.distributed.checkpoint")
+
+
+def shards_differ(run: Run, other: Run) -> str:
+    """Return how the end of a sharded run differs from that of another one on as many ranks; "" if it is the same."""
+    files, others = (
+        sorted(path.relative_to(each.folder) for path in each.folder.rglob("*.safetensors")) for each in (run, other)
+    )
+    if files != others or not files:
+        return f"the end has the files {[*map(str, files)]}, not {[*map(str, others)]}"
+    try:
+        for file in files:
+            assert_same_tensors(run.folder / file, other.folder / file)
+    except AssertionError as error:
+        return f"the end differs: {str(error)[:300]}"
+    ours, theirs = (
+        [(each.folder / name / "state.json").read_text() for name in ("last", "best")] for each in (run, other)
+    )
+    if ours != theirs:
+        return "the end has other counters"
+    return "" if logged_rows(run.folder) == logged_rows(other.folder) else "the log differs"
+
+
+def resize(count: int, seed: int, folder: Path, strategy: str = "ddp") -> Result:
+    """F8: a run on some ranks is stopped and resumed on others, or with another strategy.
+
+    It has the same examples, and losses equal to 1e-6.
+    """
+    prepare(strategy)
     bench, rng, result, largest = Bench(folder), random.Random(seed), Result(), 0.0
     settings = SETTINGS | NO_DROPOUT
-    for before, after in CHANGES:
+    for number, (before, after) in enumerate(CHANGES[strategy]):
         expected = bench.run(settings)
-        ids = folder / f"ids{before}{after}"
+        ids = folder / f"ids{number}"
         ids.mkdir()
         expected.finish(in_child=lambda ids=ids: victims.note_ids(ids / "through"))
         for _ in range(count):
             step = rng.randrange(2, 11)
             problem, worst = resize_once(bench, settings, (before, after), step, expected, ids)
-            result.add(problem, f"{before} to {after} ranks")
+            kind = f"{before[0]} to {after[0]} ranks"
+            if strategy != "ddp":
+                kind = " to ".join(f"{name} {ranks}" if ranks > 1 else "1 rank" for ranks, name in (before, after))
+            result.add(problem, kind)
             largest = max(largest, worst)
     result.details["largest difference of a loss, relative"] = f"{largest:.1e}"
     return result
 
 
 def resize_once(
-    bench: Bench, settings: dict[str, object], ranks: tuple[int, int], step: int, expected: Run, ids: Path
+    bench: Bench, settings: dict[str, object], places: tuple[Place, Place], step: int, expected: Run, ids: Path
 ) -> tuple[str, float]:
-    """Kill a run on ranks[0] ranks at a step, resume it on ranks[1].
+    """Kill a run in places[0] at a step, resume it in places[1].
 
     Return (what was wrong, the largest relative difference of a loss from the run on one rank).
     """
@@ -169,10 +216,16 @@ def resize_once(
     for file in ids.glob("part*"):
         file.unlink()
     parts = ids / "part1", ids / "part2"
+    ranks = places[0][0], places[1][0]
+    options = [f"--distributed.strategy={strategy}" for _, strategy in places]
     victim = ranks[0] - 1
-    run.finish(ranks=ranks[0], in_child=lambda: (victims.note_ids(parts[0]), victims.at_step("kill", victim, step)))
+    run.finish(
+        options[0],
+        ranks=ranks[0],
+        in_child=lambda: (victims.note_ids(parts[0]), victims.at_step("kill", victim, step)),
+    )
     begin = max(0, run.step())
-    ended = run.finish(ranks=ranks[1], in_child=lambda: victims.note_ids(parts[1]))
+    ended = run.finish(options[1], ranks=ranks[1], in_child=lambda: victims.note_ids(parts[1]))
     if set(ended.codes) != {0}:
         return f"did not resume: {ended.tail()}", 0.0
     last = run.config.train.max_steps
