@@ -72,18 +72,20 @@ def write_model(folder: Path, corpus: Path) -> None:
 class Memory(threading.Thread):
     """A thread that samples the memory of a process and all that it started.
 
-    peak: bytes (PSS). own: the largest part of it that is of no file.
+    peak: bytes (PSS). own: the largest part of it that is of no file. high_water: the most that the process itself had
+    (its resident set, VmHWM), which no sample misses.
     """
 
     def __init__(self, pid: int):
         super().__init__(daemon=True)
-        self.pid, self.peak, self.own, self.is_over = pid, 0, 0, threading.Event()
+        self.pid, self.peak, self.own, self.high_water, self.is_over = pid, 0, 0, 0, threading.Event()
 
     def run(self) -> None:
         while not self.is_over.wait(SECONDS):
             sizes = [memory_of(pid) for pid in _descendants(self.pid)]
             self.peak = max(self.peak, sum(size for size, _ in sizes))
             self.own = max(self.own, sum(own for _, own in sizes))
+            self.high_water = max(self.high_water, high_water_of(self.pid))
 
 
 def memory_of(pid: int) -> tuple[int, int]:
@@ -94,6 +96,15 @@ def memory_of(pid: int) -> tuple[int, int]:
         return 0, 0
     sizes = {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines[1:]}
     return sizes.get("Pss", 0), sizes.get("Pss_Anon", 0)
+
+
+def high_water_of(pid: int) -> int:
+    """Return the largest resident set that a process has had, in bytes; 0 once it ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
 
 
 def _descendants(pid: int) -> list[int]:
@@ -111,7 +122,7 @@ def _descendants(pid: int) -> list[int]:
 
 
 def measure(name: str, *arguments: object) -> dict[str, Any]:
-    """Run a command; return its seconds, its memory, and what it printed. Exits with its output if it fails."""
+    """Run a command; return its seconds, its memory, and when its first step was. Exits with its output if it fails."""
     print(f"{name} ...", flush=True)
     clock = time.perf_counter()
     command = [sys.executable, "-m", *map(str, arguments)]
@@ -128,7 +139,8 @@ def measure(name: str, *arguments: object) -> dict[str, Any]:
     if process.returncode:
         raise SystemExit("".join(seen[-20:]))
     seconds = time.perf_counter() - clock
-    return {"seconds": seconds, "peak": memory.peak, "own": memory.own, "first_step": first_step, "printed": seen}
+    sizes = {"peak": memory.peak, "own": memory.own, "high_water": memory.high_water}
+    return {"seconds": seconds, "first_step": first_step, **sizes}
 
 
 def as_row(name: str, found: dict[str, Any]) -> dict[str, Any]:
@@ -167,6 +179,7 @@ causal_lm.concatenate_texts = true
 train.global_batch_size = 8
 train.max_steps = {options.steps}
 eval.every_steps = {options.steps}
+eval.batch_tokens = 1024
 log.every_steps = 1
 """
     )
@@ -190,7 +203,7 @@ log.every_steps = 1
         step = f"; first step after {found['first_step']:.1f} s" if found["first_step"] else ""
         memory = f"{found['peak'] / 1e6:,.0f} MB ({found['own'] / 1e6:,.0f} MB without pages of files)"
         print(f"{name:>20}  {found['seconds']:6.1f} s  {memory}{step}")
-    beside = results["train on the folder"]["peak"] - results["train on a sample"]["peak"]
+    beside = results["train on the folder"]["high_water"] - results["train on a sample"]["high_water"]
     print(f"beside Python and the model, training needs {beside / 1e6:,.0f} MB")
     if options.folder is None:
         print(record.write(record.HISTORY, "prepared", [as_row(name, found) for name, found in results.items()]))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
 import models
@@ -126,6 +127,8 @@ def prepare(cfg: Config, folder: Path, workers: int) -> Manifest:
     model_folder = models.hub.resolve(cfg.model.name, cfg.model.revision)
     processor = task.load_processor(model_folder)
     tokenizer = getattr(processor, "tokenizer", processor)
+    if isinstance(tokenizer, Tokenizer):
+        validate.check_room(cfg, tokenizer)
     source = locate(settings.data.train)
     about = {
         "task": cfg.run.task,

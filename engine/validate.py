@@ -161,26 +161,33 @@ def _check_tokens(config: Config, model: TaskModel, tokenizer: Tokenizer) -> Non
             f"data.max_length = {config.data.max_length}, but {config.model.name} has {model.max_length} positions: "
             "lower data.max_length"
         )
-    special = tokenizer.num_special_tokens_to_add(bool(config.data.text_pair_column))
-    if config.data.max_length <= special:
+    check_room(config, tokenizer)
+    averages = model.head is None or model.head.reads_windows or not TASKS[config.run.task].problem
+    if config.data.long_texts == WINDOWS and not averages:
         raise ConfigError(
-            f"data.max_length = {config.data.max_length} leaves no room beside {special} special tokens: raise it"
+            f"data.long_texts = 'windows': the head {model.head_name} does not average windows; set its reads_windows "
+            "once it does, or choose truncate"
         )
-    if config.data.long_texts == WINDOWS:
-        if TASKS[config.run.task].problem and model.head is not None and not model.head.reads_windows:
-            raise ConfigError(
-                f"data.long_texts = 'windows': the head {model.head_name} does not average windows; set its "
-                "reads_windows once it does, or choose truncate"
-            )
-        overlap, is_pair = config.data.window_overlap, bool(config.data.text_pair_column)
-        if fault := find_overlap_fault(config.data.max_length, special, overlap, is_pair):
-            raise ConfigError(fault)
     rows = model.vocab_size
     token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])  # ids may have gaps
     if largest >= rows:
         raise ConfigError(
             f"{config.model.name}: the tokenizer gives {token!r} the id {largest}, the embedding has {rows} rows"
         )
+
+
+def check_room(config: Config, tokenizer: Tokenizer) -> None:
+    """Raise ConfigError for a data.max_length that has no room for text, or none for windows that overlap."""
+    data, is_pair = config.data, bool(config.data.text_pair_column)
+    special = tokenizer.num_special_tokens_to_add(is_pair)
+    if data.max_length <= special:
+        raise ConfigError(
+            f"data.max_length = {data.max_length} leaves no room beside {special} special tokens: raise it"
+        )
+    if data.long_texts == WINDOWS and (
+        fault := find_overlap_fault(data.max_length, special, data.window_overlap, is_pair)
+    ):
+        raise ConfigError(fault)
 
 
 def check_encoded(config: Config, model: TaskModel, *sets: Examples) -> None:
