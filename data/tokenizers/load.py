@@ -14,11 +14,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokeniz
 from tokenizers.models import BPE, Unigram, WordPiece
 
 from data.errors import DataError, ErrorList
+from data.tokenizers import unigram
 from data.tokenizers.limits import check_file, check_tokenizer, read_limited, without_panics
 from data.tokenizers.sentencepiece import CONTROL, USER_DEFINED, read_sentencepiece
-from data.tokenizers.special import make_special_tokens_splittable
+from data.tokenizers.special import make_special_tokens_splittable, require_tokens
 
-VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt", "spiece.model")
+VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "spm.model")
 # Copied unchanged from a checkpoint to those made from it.
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", *VOCABULARIES)
 COMPANIONS = ("generation_config.json", "preprocessor_config.json")  # settings of generation and of images
@@ -29,7 +30,10 @@ BERT_FLAGS = {
     "strip_accents": "strip_accents",
     "tokenize_chinese_chars": "handle_chinese_chars",
 }
-FLAGS = (*BERT_FLAGS, "add_prefix_space", "add_bos_token", "add_eos_token", "split_special_tokens")
+FLAGS = (
+    *BERT_FLAGS,
+    *("add_prefix_space", "add_bos_token", "add_eos_token", "split_special_tokens", "keep_accents", "split_by_punct"),
+)
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 Settings = dict[str, Any]  # the content of tokenizer_config.json
@@ -148,7 +152,9 @@ def _find_class(folder: Path, settings: Settings) -> tuple[str, TokenizerClass]:
     """
     found = [name for name in VOCABULARIES if (folder / name).is_file()]
     if not found:
-        raise DataError(f"{folder}: no tokenizer.json and no vocab.txt, vocab.json with merges.txt, or spiece.model")
+        raise DataError(
+            f"{folder}: no tokenizer.json and no vocab.txt, vocab.json with merges.txt, or a SentencePiece model"
+        )
     config = _read_object(folder / "config.json")
     model_type = str(config.get("model_type") or "")
     name = settings.get("tokenizer_class") or config.get("tokenizer_class") or MODEL_TYPES.get(model_type)
@@ -191,7 +197,7 @@ def _word_piece(folder: Path, settings: Settings, special: Special) -> tuple[Tok
     """Build BERT's: clean, split Chinese, lower-case, strip accents, WordPiece; [CLS] text [SEP] (pair [SEP])."""
     path = folder / "vocab.txt"
     vocab = {token: i for i, token in enumerate(_read_lines(path))}
-    unk, sep, cls = _require_tokens(path, vocab, special, "unk", "sep", "cls")
+    unk, sep, cls = require_tokens(path, vocab, special, "unk", "sep", "cls")
     tokenizer = Tokenizer(WordPiece(vocab, unk_token=unk[0]))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -204,7 +210,7 @@ def _gpt2(folder: Path, settings: Settings, special: Special) -> tuple[Tokenizer
     """Build GPT-2's byte-level BPE: the text alone, with add_bos_token and add_eos_token also these tokens."""
     tokenizer, vocab = _byte_level_bpe(folder)
     ends = [role for role in ("bos", "eos") if settings.get(f"add_{role}_token")]
-    tokens = _require_tokens(folder / "vocab.json", vocab, special, *ends)
+    tokens = require_tokens(folder / "vocab.json", vocab, special, *ends)
     before = special["bos"].content if "bos" in ends else ""
     after = special["eos"].content if "eos" in ends else ""
     template = [[f"{token}:{i}" for token in (before, f"${text}", after) if token] for i, text in enumerate("AB")]
@@ -217,7 +223,7 @@ def _gpt2(folder: Path, settings: Settings, special: Special) -> tuple[Tokenizer
 def _roberta(folder: Path, settings: Settings, special: Special) -> tuple[Tokenizer, list[AddedToken]]:
     """Build RoBERTa's byte-level BPE: <s> text </s>, or <s> text </s></s> pair </s>, all of token type 0."""
     tokenizer, vocab = _byte_level_bpe(folder)
-    sep, cls = _require_tokens(folder / "vocab.json", vocab, special, "sep", "cls")
+    sep, cls = require_tokens(folder / "vocab.json", vocab, special, "sep", "cls")
     tokenizer.post_processor = processors.RobertaProcessing(sep, cls, add_prefix_space=False)
     return tokenizer, []
 
@@ -250,7 +256,7 @@ def _t5(folder: Path, settings: Settings, special: Special) -> tuple[Tokenizer, 
     vocab = {piece: i for i, (piece, _) in enumerate(model.pieces)}
     if collisions := vocab.keys() & set(extra):
         raise DataError(f"{path}: {max(collisions)!r} is a piece; set extra_ids = 0 in tokenizer_config.json")
-    (eos,) = _require_tokens(path, vocab, special, "eos")
+    (eos,) = require_tokens(path, vocab, special, "eos")
 
     tokenizer = Tokenizer(Unigram([*model.pieces, *((token, 0.0) for token in extra)], model.unk_id))
     if model.charsmap:
@@ -281,28 +287,29 @@ TOKENIZER_CLASSES = {
     "GPT2Tokenizer": TokenizerClass(("vocab.json", "merges.txt"), GPT2, _gpt2),
     "RobertaTokenizer": TokenizerClass(("vocab.json", "merges.txt"), ROBERTA, _roberta),
     "T5Tokenizer": TokenizerClass(("spiece.model",), T5, _t5),
+    "XLMRobertaTokenizer": TokenizerClass(("sentencepiece.bpe.model",), ROBERTA, unigram.xlm_roberta),
+    "CamembertTokenizer": TokenizerClass(("sentencepiece.bpe.model",), ROBERTA, unigram.camembert),
+    "AlbertTokenizer": TokenizerClass(("spiece.model",), BERT | {"unk": "<unk>", "pad": "<pad>"}, unigram.albert),
+    "DebertaV2Tokenizer": TokenizerClass(("spm.model",), BERT, unigram.deberta),
 }
 MODEL_TYPES = {
     "bert": "BertTokenizer",
     "distilbert": "DistilBertTokenizer",
     "electra": "ElectraTokenizer",
     "mobilebert": "MobileBertTokenizer",
+    "ernie": "BertTokenizer",
     "gpt2": "GPT2Tokenizer",
     "roberta": "RobertaTokenizer",
     "t5": "T5Tokenizer",
     "mt5": "T5Tokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer",
+    "camembert": "CamembertTokenizer",
+    "albert": "AlbertTokenizer",
+    "deberta-v2": "DebertaV2Tokenizer",
 }
 
 
 # Files
-
-
-def _require_tokens(path: Path, vocab: dict[str, int], special: Special, *roles: str) -> list[tuple[str, int]]:
-    """Return (token, id) of the roles that every text needs; DataError where the vocabulary lacks a token."""
-    for role in roles:
-        if special[role].content not in vocab:
-            raise DataError(f"{path}: no token {special[role].content!r}, which every text needs")
-    return [(special[role].content, vocab[special[role].content]) for role in roles]
 
 
 def _read_vocab(path: Path) -> dict[str, int]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, pre_tokenizers
+
+from data.errors import DataError
 
 
 def find_special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
@@ -56,3 +59,13 @@ def make_special_tokens_splittable(tokenizer: Tokenizer) -> None:
 def _escape(text: str) -> str:
     """Return text as a pattern of Oniguruma, the library of `Regex`."""
     return "".join(character if character.isalnum() or character == "_" else f"\\{character}" for character in text)
+
+
+def require_tokens(
+    path: Path, vocab: dict[str, int], special: dict[str, AddedToken], *roles: str
+) -> list[tuple[str, int]]:
+    """Return (token, id) of the roles that every text needs; DataError where the vocabulary lacks a token."""
+    for role in roles:
+        if special[role].content not in vocab:
+            raise DataError(f"{path}: no token {special[role].content!r}, which every text needs")
+    return [(special[role].content, vocab[special[role].content]) for role in roles]

@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import struct
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,7 @@ def write_byte_level_bpe(folder: Path, special: list[str], **files: object) -> P
     return folder
 
 
-def write_spiece(folder: Path, options: dict[str, object], **files: object) -> Path:
+def write_spiece(folder: Path, options: dict[str, object], name: str = "spiece.model", **files: object) -> Path:
     """spiece.model, trained here by the sentencepiece package with T5's normalization."""
     train = pytest.importorskip("sentencepiece").SentencePieceTrainer.train
     ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "minloglevel": 2}
@@ -78,7 +79,7 @@ def write_spiece(folder: Path, options: dict[str, object], **files: object) -> P
     model = io.BytesIO()
     train(sentence_iterator=iter(corpus()), model_writer=model, **ids | size | options)
     write_json(folder, **files)
-    (folder / "spiece.model").write_bytes(model.getvalue())
+    (folder / name).write_bytes(model.getvalue())
     return folder
 
 
@@ -109,6 +110,23 @@ def roberta(folder, **files):
 
 def t5(folder, options=None, **files):
     return write_spiece(folder, options or {}, config={"model_type": "t5"}, **files)
+
+
+def xlm_roberta(folder, model_type="xlm-roberta"):
+    ids = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1}
+    return write_spiece(folder, ids, "sentencepiece.bpe.model", config={"model_type": model_type})
+
+
+def albert(folder, **files):
+    ids = {"pad_id": 0, "unk_id": 1, "bos_id": 2, "eos_id": 3, "bos_piece": "[CLS]", "eos_piece": "[SEP]"}
+    ids |= {"user_defined_symbols": ["[MASK]"]}
+    return write_spiece(folder, ids, config={"model_type": "albert"}, **files)
+
+
+def deberta(folder, **files):
+    ids = {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3}
+    names = {"pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]"}
+    return write_spiece(folder, ids | names, "spm.model", config={"model_type": "deberta-v2"}, **files)
 
 
 FOLDERS = {
@@ -149,6 +167,10 @@ FOLDERS = {
     "t5-of-the-hub": lambda to: t5(
         to, tokenizer_config={"extra_ids": 100, "additional_special_tokens": SENTINELS, "eos_token": "</s>"}
     ),
+    "xlm-roberta": xlm_roberta,
+    "camembert": lambda to: xlm_roberta(to, "camembert"),
+    "albert": albert,
+    "albert-cased": lambda to: albert(to, tokenizer_config={"do_lower_case": False, "keep_accents": True}),
     "mt5": lambda to: write_spiece(
         to, {"byte_fallback": True, "vocab_size": 460}, config={"model_type": "mt5"}, tokenizer_config={"extra_ids": 0}
     ),
@@ -227,6 +249,30 @@ def test_pieces_around_a_text_and_a_pair(tmp_path):
         assert set(tokenizer.encode("a", "b").type_ids) == ({0, 1} if make is gpt2 else {0})
 
 
+@pytest.mark.parametrize("rule", ["nmt_nfkc", "identity"])
+def test_deberta_encodes_as_the_sentencepiece_package(tmp_path, rule):
+    """transformers 5 leaves out the normalization of the file, with which the models were trained."""
+    package = pytest.importorskip("sentencepiece")
+    folder = deberta(tmp_path) if rule == "nmt_nfkc" else tmp_path
+    if rule == "identity":
+        options = {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3, "normalization_rule_name": rule}
+        names = {"pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]"}
+        write_spiece(folder, options | names, "spm.model", config={"model_type": "deberta-v2"})
+    theirs = package.SentencePieceProcessor(model_file=str(folder / "spm.model"))
+    ours = load_tokenizer(folder)
+    # The library normalizes marks together with the character before them, and finds special tokens in texts.
+    marks = {"Mn", "Me", "Cf", "Sk"}
+    plain = [text for text in odd_texts(800) if not marks & set(map(unicodedata.category, text))]
+    texts = [text for text in plain if not set("[]\u2581") & set(text)]
+    assert len(texts) > 100
+    for text in texts:
+        assert ours.encode(text, add_special_tokens=False).ids == theirs.encode(text), repr(text)
+    assert ours.token_to_id("[MASK]") == theirs.get_piece_size()
+    pair = ours.encode("a", "b")
+    assert (pair.tokens[0], pair.tokens[-1], pair.type_ids[0], pair.type_ids[-1]) == ("[CLS]", "[SEP]", 0, 1)
+    assert ours.encode("a [MASK] b").tokens.count("[MASK]") == 1
+
+
 def test_sentinels_of_t5_descend_to_the_last_id(tmp_path):
     tokenizer = load_tokenizer(t5(tmp_path))
     last = tokenizer.get_vocab_size() - 1
@@ -284,7 +330,7 @@ def test_a_copy_of_a_folder_has_the_same_tokenizer(folder_of, tmp_path, kind):
 @pytest.mark.parametrize(
     ("files", "config", "settings", "reason"),
     [
-        ("", None, {}, "no tokenizer.json and no vocab.txt, vocab.json with merges.txt, or spiece.model"),
+        ("", None, {}, "no tokenizer.json and no vocab.txt, vocab.json with merges.txt, or a SentencePiece model"),
         (
             "bpe",
             None,
@@ -299,7 +345,7 @@ def test_a_copy_of_a_folder_has_the_same_tokenizer(folder_of, tmp_path, kind):
         ),
         ("bpe vocab", None, {}, "no file says which tokenizer this vocab.txt and vocab.json and merges"),
         ("vocab", {"model_type": "esm"}, {}, "no tokenizer is known here for model_type 'esm'"),
-        ("spiece", {"model_type": "albert"}, {}, "one of BertTokenizer, DistilBertTokenizer, ElectraTokenizer, Mobile"),
+        ("spiece", {"model_type": "xlnet"}, {}, "one of BertTokenizer, DistilBertTokenizer, ElectraTokenizer, Mobile"),
         ("bpe", {"model_type": "gpt2"}, {"tokenizer_class": "CLIPTokenizerFast"}, "a CLIPTokenizer is more than its"),
         ("vocab", {"tokenizer_class": "BertJapaneseTokenizer"}, {}, "a BertJapaneseTokenizer is more than its vocab"),
         ("bpe", {"model_type": "bert"}, {}, "a BertTokenizer needs a tokenizer.json, or vocab.txt: no vocab.txt here"),
