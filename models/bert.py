@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from models.architecture import Architecture, check_divides, read_fields, read_rates, with_own_names
 from models.checkpoints.tensor_files import JsonObject
 from models.checkpoints.weights import WeightRow, WeightTable, linear_rows
+from models.errors import ModelError
 from models.heads import Head, HeadShape
 from models.inputs import ModelInputs, Reads, packing_to_read, require
 from models.ops.attention import SelfAttention
@@ -269,6 +270,8 @@ def read_encoder(raw: JsonObject) -> BertConfig:
 
 def read_bert(raw: JsonObject) -> BertConfig:
     """Return the same without the fields of other architectures, which a BERT's config.json may have to no effect."""
+    if raw.get("use_task_id"):
+        raise ModelError('config.json: use_task_id means task types, which only ERNIE has: its model_type is "ernie"')
     return replace(read_encoder(raw), embedding_size=0, task_type_vocab_size=0)
 
 

@@ -27,6 +27,7 @@ ERNIE = replace(
         BERT.weights,
         model_type="ernie",
         prefix="ernie.",
+        older_prefix="bert.",  # of the exports that are older than transformers' class
         rows=(
             *EMBEDDINGS_AND_LAYERS,
             WeightRow("backbone.task_type_embeddings.weight", "embeddings.task_type_embeddings.weight"),

@@ -53,6 +53,7 @@ class WeightTable:
 
     model_type: str  # config.json's model_type
     prefix: str = ""  # optional before backbone names of the file, such as "bert."
+    older_prefix: str = ""  # another one, which is read but not written
     rows: tuple[WeightRow, ...] = ()  # the backbone; empty: saved under its own names
     heads: Mapping[str, tuple[WeightRow, ...]] = field(
         default_factory=dict
@@ -72,7 +73,7 @@ class WeightTable:
         if wrapper := WRAPPERS.match(name):
             own = any(row.theirs.startswith(wrapper[1]) for row in self.rows) or self.prefix.startswith(wrapper[1])
             name = name if own else name[wrapper.end() :]
-        name = name.removeprefix(self.prefix)
+        name = name.removeprefix(self.prefix).removeprefix(self.older_prefix)
         for legacy, current in self.renamed:
             if name.endswith(legacy):
                 name = name.removesuffix(legacy) + current
