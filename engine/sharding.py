@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from engine.allocator import return_freed_memory
 from engine.config import ConfigError
 from engine.distributed import Ranks, all_gather, read_variable
 from engine.dtensors import local, sharded_modules
@@ -42,6 +43,7 @@ class Sharding:
         """
         from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
+        return_freed_memory(torch.device(self.mesh.device_type))
         layers = sharded_layers(model)
         shared: dict[str, Any] = {"mesh": self.mesh}
         shared["offload_policy"] = CPUOffloadPolicy() if self.offload else OffloadPolicy()
