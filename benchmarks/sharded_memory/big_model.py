@@ -19,6 +19,7 @@ from models.checkpoints.tensor_writer import Layout, TensorWriter
 VOCABULARY, EXAMPLES = 30_522, 64
 SIZES: dict[str, dict[str, Any]] = {
     "300M": {"hidden_size": 1024, "num_hidden_layers": 21, "num_attention_heads": 16, "intermediate_size": 4096},
+    "mid": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 2048},
     "tiny": {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 768},
 }
 FIRST_LAYER = re.compile(r"(.*encoder\.layer\.)0(\..*)")

@@ -463,9 +463,11 @@ def test_free_memory_of_containers_and_of_unknown_systems(tmp_path):
 
 FAULTS = """
 import resource, sys, torch
-from engine.allocator import keep_freed_memory
+from engine.allocator import keep_freed_memory, return_freed_memory
 from engine.config import TrainSettings
 keeps = keep_freed_memory(torch.device("cpu"))
+if sys.argv[1:]:
+    return_freed_memory(torch.device("cpu"))
 for i in range(30):
     if i == 10:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -475,8 +477,8 @@ print(keeps, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def test_kept_memory_causes_no_page_faults():
-    def run(**env):
-        command = [sys.executable, "-c", FAULTS]
+    def run(*arguments, **env):
+        command = [sys.executable, "-c", FAULTS, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | env, check=True)
         keeps, faults = done.stdout.split()
         return keeps == "True", int(faults)
@@ -485,4 +487,5 @@ def test_kept_memory_causes_no_page_faults():
     assert not tuned_keeps  # the user has tuned it
     if sys.platform == "linux" and keeps:
         assert faults < tuned_faults / 10
+        assert run("sharded")[1] > 10 * faults  # what is freed is returned again
     assert not keep_freed_memory(torch.device("cuda"))
