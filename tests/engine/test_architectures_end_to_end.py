@@ -16,7 +16,7 @@ from data import MicroBatching, load_tokenizer, training_steps
 from engine.tasks import TASKS, read_training_data
 
 HEAD = "sequence-classification"
-KINDS = [name for name in zoo.ZOO if HEAD in models.ARCHITECTURES[name].heads]
+KINDS = [name for name in zoo.KINDS if HEAD in models.ARCHITECTURES[name].heads]
 
 
 @pytest.fixture(params=KINDS)
