@@ -25,12 +25,15 @@ from data.causal_lm import LanguageModelRecord, PromptRecord
 from data.errors import DataError
 from data.examples import TextExamples
 from data.loader import Examples
+from data.masked_lm import FillRecord, MaskedRecord
 from data.row import Row
 from data.seq2seq import Seq2SeqRecord
 from data.writing import replace_file
 
 VERSION = "1"  # of the files
-RECORDS = {record.__name__: record for record in (LanguageModelRecord, PromptRecord, Seq2SeqRecord)}
+RECORDS = {
+    record.__name__: record for record in (LanguageModelRecord, PromptRecord, Seq2SeqRecord, MaskedRecord, FillRecord)
+}
 JSON = "values"  # the name of the array that holds all other values, as JSON
 
 

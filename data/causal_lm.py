@@ -7,7 +7,7 @@ padding token that is also the end of text, as in GPT-2, leaves every end a targ
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -144,15 +144,21 @@ def encode_texts_for_lm(
 def _split_each_text(names: Sequence[str], counts: Sequence[int], max_length: int) -> tuple[np.ndarray, list[str]]:
     """Return (borders of the examples, ids of the examples) where each text has examples of its own."""
     begins, ids = list[int](), list[str]()
-    start, mark = 0, "#"
-    while any(mark in name for name in names):  # no part has the id of another text
-        mark += "#"
+    start, mark = 0, find_piece_mark(names)
     for name, count in zip(names, counts, strict=True):
         pieces = range(start, start + count, max_length)
         begins += pieces
         ids += [name, *(f"{name}{mark}{i}" for i in range(2, len(pieces) + 1))]
         start += count
     return np.array([*begins, start], dtype=np.int64), ids
+
+
+def find_piece_mark(names: Collection[str]) -> str:
+    """Return what stands before the number of a piece in its id: so many # that no piece has the id of another text."""
+    mark = "#"
+    while any(mark in name for name in names):
+        mark += "#"
+    return mark
 
 
 def split_into_blocks(lengths: np.ndarray, max_length: int) -> np.ndarray:

@@ -37,6 +37,7 @@ class TextExamples(Generic[RecordT]):
     ids: list[str]  # (N,) ids of the examples
     truncated: int  # number of texts that lost tokens to max_length
     token_labels: np.ndarray | None = None  # (total,) int64: what to predict at each token
+    continued_words: np.ndarray | None = None  # (total,) uint8: 1 where a token is of the same word as the one before
     markers: np.ndarray | None = None  # (S, 2) int64: tokens that mark the two entities of a relation
     target_ids: np.ndarray | None = None  # (total of the targets,) int32: what a decoder should write
     target_offsets: np.ndarray | None = None  # (S + 1,) int64
@@ -99,8 +100,9 @@ class TextExamples(Generic[RecordT]):
         """Return a checksum that changes with any token, any label, and the order of the examples."""
         digest = hashlib.sha256()
         arrays = (self.input_ids, self.token_type_ids, self.offsets, self.labels, self.token_labels, self.markers)
-        for array in (*arrays, self.target_ids, self.target_offsets, self.sequences):
-            for begin in range(0, 0 if array is None else len(array), FINGERPRINT_CHUNK):
+        more = (self.target_ids, self.target_offsets, self.sequences, self.continued_words)
+        for array in (array for array in (*arrays, *more) if array is not None):
+            for begin in range(0, len(array), FINGERPRINT_CHUNK):
                 digest.update(np.ascontiguousarray(array[begin : begin + FINGERPRINT_CHUNK]).tobytes())
         return digest.hexdigest()[:16]
 
@@ -159,6 +161,14 @@ class TextExamples(Generic[RecordT]):
             sequences=per_example,
             **decoder,
         )
+
+    def find_continued_words(self, indices: Sequence[int] | np.ndarray) -> np.ndarray | None:
+        """Return (T,) `continued_words` of the tokens of these examples; None where the words are not known."""
+        if self.continued_words is None:
+            return None
+        tokens, _ = _gather(self.offsets, np.asarray(indices, dtype=np.int64))
+        found: np.ndarray = self.continued_words[tokens]
+        return found
 
     def show(self, index: int, tokenizer: Tokenizer, labels: Sequence[str]) -> list[str]:
         """Return lines about example `index`: its id and label, and the tokens and ids of its first sequence."""

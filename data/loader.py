@@ -50,6 +50,46 @@ class Examples(Protocol):
 
 
 @dataclass(frozen=True)
+class ChangedExamples:
+    """The base of data sets whose training batches differ from epoch to epoch: all else is that of `examples`."""
+
+    examples: Examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return self.examples.ids
+
+    @property
+    def truncated(self) -> int:
+        return self.examples.truncated
+
+    @property
+    def lengths(self) -> Lengths:
+        """Lengths of the unchanged examples: a step is split before its examples are changed."""
+        return self.examples.lengths
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(self.examples.notes)
+
+    @property
+    def cache_note(self) -> str:
+        return str(getattr(self.examples, "cache_note", ""))
+
+    def fingerprint(self) -> str:
+        return self.examples.fingerprint()
+
+    def label_counts(self, num_labels: int) -> np.ndarray | None:
+        return self.examples.label_counts(num_labels)
+
+    def show(self, index: int, processor: Any, labels: Sequence[str]) -> list[str]:
+        return self.examples.show(index, processor, labels)
+
+
+@dataclass(frozen=True)
 class MicroBatching:
     """The limits of a micro-batch (0: no limit; set at most one of the two), and the rank."""
 

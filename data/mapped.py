@@ -24,7 +24,7 @@ from data.examples import TextExamples
 DTYPES = {"I32": np.int32, "I64": np.int64, "U8": np.uint8, "F32": np.float32}
 # What an array has an entry for. Labels are of tokens, or of examples; those of spans are of sequences.
 UNITS = {
-    **dict.fromkeys(("input_ids", "token_type_ids", "token_labels"), "tokens"),
+    **dict.fromkeys(("input_ids", "token_type_ids", "token_labels", "continued_words"), "tokens"),
     **dict.fromkeys(("offsets", "target_offsets", "markers", "spans"), "sequences"),
     **dict.fromkeys(("labels", "sequences", "lengths"), "examples"),
     "target_ids": "targets",
@@ -261,6 +261,10 @@ class MappedExamples:
     def batch(self, indices: Sequence[int] | np.ndarray, epoch: int | None = None) -> Batch:
         """Return the packed micro-batch of these examples, in this order; an empty batch for no indices."""
         return self._examples.batch(indices)
+
+    def find_continued_words(self, indices: Sequence[int] | np.ndarray) -> np.ndarray | None:
+        """Return what TextExamples.find_continued_words does."""
+        return self._examples.find_continued_words(indices)
 
     def fingerprint(self) -> str:
         """Return the checksum that the examples of the file have, as the manifest says; another one with `remap`."""

@@ -260,7 +260,8 @@ def _collect_arrays(examples: TextExamples[Any]) -> tuple[dict[str, np.ndarray],
     """Return the arrays of examples, and {name: (dtype when read, shape of an element)}, as in MappedExamples."""
     arrays: dict[str, np.ndarray] = {"lengths": examples.lengths}
     dtypes: dict[str, tuple[str, list[int]]] = {}
-    for name in ("input_ids", "token_type_ids", "token_labels", "labels", "markers", "target_ids"):
+    own = ("input_ids", "token_type_ids", "token_labels", "continued_words", "labels", "markers", "target_ids")
+    for name in own:
         values: np.ndarray | None = getattr(examples, name)
         if values is None:
             continue

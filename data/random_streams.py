@@ -11,3 +11,4 @@ IMAGE_MIX = 0x313C  # (seed, epoch, id, .): the partner of an image in mixup and
 STUDY_SAMPLE = 0x57D1  # (seed, .): the variants of a grid that a study runs (engine/study.py)
 BALANCED_CLASS = 0xBA1A  # (seed, epoch, .): the order of the classes in train.sampler = balanced
 BALANCED_EXAMPLE = 0xC1A55  # (seed, class, .): the order of a class's examples there
+MASKED_TOKENS = 0x3A5C  # (seed, epoch, id, .): the masks of a text in training; (id, .): in evaluation

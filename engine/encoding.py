@@ -78,7 +78,8 @@ def encode_part(job: EncodingJob, processor: Any, number: int, uses: np.ndarray)
     rows = apply_labels(task, [row for row in read if use_of[id(row)]], job.settings, job.division)
     settings = job.settings
     if job.makes_blocks:
-        own = replace(settings.own, concatenate_texts=False, document_mask=False)
+        of_blocks = ("concatenate_texts", "document_mask")
+        own = replace(settings.own, **{name: False for name in of_blocks if hasattr(settings.own, name)})
         settings = replace(settings, own=own, data=replace(settings.data, max_length=LONGEST))
 
     def used(bit: int) -> list[Row]:

@@ -234,7 +234,7 @@ def _finish(
     notes = merge_notes(note for known in descriptions for note in known["encoding_notes"])
     if job.makes_blocks:
         own, max_length = job.settings.own, job.settings.data.max_length
-        notes += make_blocks(job.folder, descriptions, max_length, own.document_mask)
+        notes += make_blocks(job.folder, descriptions, max_length, getattr(own, "document_mask", False))
     for kind, file in (("validation", VALIDATION), ("sample", SAMPLE)):
         parts = (part_file(job.folder, kind, number, "jsonl") for number in range(len(descriptions)))
         write_text(job.folder / file, (part.read_text(encoding="utf-8") for part in parts))

@@ -63,6 +63,11 @@ def _check_used(config: Config, task: Task) -> None:
             "causal_lm.document_mask = True has no effect on texts that are read alone: leave it out, or set "
             "causal_lm.concatenate_texts = true"
         )
+    if config.masked_lm.segmenter and not config.masked_lm.whole_words:
+        raise ConfigError(
+            f"masked_lm.segmenter = {config.masked_lm.segmenter!r} has no effect where tokens are masked alone: leave "
+            "it out, or set masked_lm.whole_words = true"
+        )
     for name in ("mixup", "cutmix"):
         if config.data.teacher_file and get(config, f"augment.image.{name}"):
             raise ConfigError(
@@ -89,6 +94,7 @@ def _check_long_texts(config: Config, task: Task) -> None:
             "token-classification": "each word has a tag, and those in the middle would be lost: windows reads all",
             "question-answering": "contexts are always read in windows that share question_answering.doc_stride tokens",
             "relation-extraction": "a long text is cut around its two entities",
+            "masked-lm": "all of a text is read, in further examples where it is long",
             "causal-lm": "causal_lm.concatenate_texts reads all of a text in blocks",
             "dialogue": "a reply is learned after the turns just before it",
             "image-classification": "an image is not a text",

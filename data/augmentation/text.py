@@ -25,8 +25,8 @@ from torch.utils.data import get_worker_info
 
 from data.augmentation.tables import WORD, entry_key
 from data.batch import Batch
-from data.lengths import Lengths, all_lengths
-from data.loader import Examples
+from data.lengths import all_lengths
+from data.loader import ChangedExamples, Examples
 from data.row import Row
 from data.scripts import KANA_AND_HAN
 from data.workers import note_example
@@ -49,10 +49,9 @@ class Mask:
 
 
 @dataclass(frozen=True)
-class Augmented:
+class Augmented(ChangedExamples):
     """A data set whose training batches are augmented; in evaluation it equals `examples`."""
 
-    examples: Examples
     rows: Sequence[Row]  # the rows of the examples, in their order
     encode: Callable[[list[Row]], Examples]
     change: Change
@@ -60,40 +59,10 @@ class Augmented:
     files: str = ""  # checksum of the files that the changes were read from
     mask: Mask | None = None  # how MASKED is encoded; None: no word is masked
 
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    @property
-    def ids(self) -> Sequence[str]:
-        return self.examples.ids
-
-    @property
-    def truncated(self) -> int:
-        return self.examples.truncated
-
-    @property
-    def lengths(self) -> Lengths:
-        """Lengths without augmentation: a step is split before its examples are changed."""
-        return self.examples.lengths
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return self.examples.notes
-
-    @property
-    def cache_note(self) -> str:
-        return str(getattr(self.examples, "cache_note", ""))
-
     def fingerprint(self) -> str:
         """Return a checksum of the examples and of the files with changes; all else is in the recipe."""
         own = self.examples.fingerprint()
         return hashlib.sha256((own + self.files).encode()).hexdigest()[:16] if self.files else own
-
-    def label_counts(self, num_labels: int) -> np.ndarray | None:
-        return self.examples.label_counts(num_labels)
-
-    def show(self, index: int, processor: Any, labels: Sequence[str]) -> list[str]:
-        return self.examples.show(index, processor, labels)
 
     def changed(self, index: int, epoch: int) -> Row:
         """Return row `index` as it is in `epoch`."""

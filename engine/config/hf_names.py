@@ -1,7 +1,7 @@
 """Hugging Face's names of arguments, and the settings here; used only to answer an unknown setting.
 
 The names are those of TrainingArguments, of the example scripts (run_glue, run_ner, run_qa, run_summarization,
-run_translation, run_clm, run_image_classification), of GenerationConfig and of peft's LoraConfig.
+run_translation, run_clm, run_mlm, run_image_classification), of GenerationConfig and of peft's LoraConfig.
 """
 
 from __future__ import annotations
@@ -109,6 +109,8 @@ HF_NAMES: dict[str, tuple[str, str]] = {
         "data.max_length",
         "causal_lm.concatenate_texts makes blocks of this length; causal_lm.document_mask separates the texts in them.",
     ),
+    "mlm_probability": ("masked_lm.mask_probability", ""),
+    "line_by_line": ("masked_lm.concatenate_texts", "false reads one text an example, as line_by_line does."),
     "max_target_length": ("seq2seq.max_target_length", ""),
     "val_max_target_length": ("generate.max_new_tokens", ""),
     "source_prefix": ("seq2seq.source_prefix", ""),

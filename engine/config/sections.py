@@ -19,6 +19,7 @@ from engine.config.task_sections import (
     CausalLMSettings,
     GenerateSettings,
     ImageClassificationSettings,
+    MaskedLMSettings,
     QuestionAnsweringSettings,
     RelationExtractionSettings,
     Seq2SeqSettings,
@@ -334,6 +335,7 @@ class Config:
     token_classification: TokenClassificationSettings = field(default=TokenClassificationSettings())
     question_answering: QuestionAnsweringSettings = field(default=QuestionAnsweringSettings())
     relation_extraction: RelationExtractionSettings = field(default=RelationExtractionSettings())
+    masked_lm: MaskedLMSettings = field(default=MaskedLMSettings())
     causal_lm: CausalLMSettings = field(default=CausalLMSettings())
     seq2seq: Seq2SeqSettings = field(default=Seq2SeqSettings())
     image_classification: ImageClassificationSettings = field(default=ImageClassificationSettings())

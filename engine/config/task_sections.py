@@ -120,6 +120,24 @@ class RelationExtractionSettings:
 
 
 @dataclass(frozen=True)
+class MaskedLMSettings:
+    """Settings of the task masked-lm alone."""
+
+    mask_probability: float = setting(
+        0.15, "share of the tokens that are masked, at least one in each example", within="in (0, 1]"
+    )
+    whole_words: bool = setting(False, "mask all tokens of a word together; false: each token alone")
+    segmenter: str = setting(
+        "",
+        "with whole_words, what finds the words of Chinese and Japanese: a file with a word a line, or jieba; empty: "
+        "each character is a word",
+    )
+    concatenate_texts: bool = setting(
+        False, "concatenate the texts and split them into blocks of data.max_length; false: one example per text"
+    )
+
+
+@dataclass(frozen=True)
 class CausalLMSettings:
     """Settings of the task causal-lm alone."""
 

@@ -14,6 +14,7 @@ from engine.tasks.causal_lm import CAUSAL_LM
 from engine.tasks.comparison import compare_splits
 from engine.tasks.dialogue import DIALOGUE
 from engine.tasks.image_classification import IMAGE_CLASSIFICATION
+from engine.tasks.masked_lm import MASKED_LM
 from engine.tasks.multi_label_classification import MULTI_LABEL_CLASSIFICATION
 from engine.tasks.prepared import open_prepared
 from engine.tasks.question_answering import QUESTION_ANSWERING
@@ -31,6 +32,7 @@ TASKS: dict[str, Task] = {
     "multi-label-classification": MULTI_LABEL_CLASSIFICATION,
     "text-regression": TEXT_REGRESSION,
     "token-classification": TOKEN_CLASSIFICATION,
+    "masked-lm": MASKED_LM,
     "causal-lm": CAUSAL_LM,
     "dialogue": DIALOGUE,
     "summarization": SUMMARIZATION,

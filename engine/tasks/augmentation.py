@@ -24,7 +24,9 @@ from data.augmentation import tables
 from data.augmentation import text as texts
 from data.image_preprocessing import Preprocessing
 from data.mapped_images import open_prepared_images
+from data.masked_lm import without_masks
 from data.prepared import PreparedRows
+from data.segmentation import checksum_of_segmenter
 from data.tokenizers.limits import panics_as_errors
 from engine.config import AugmentSettings, ConfigError, ImageAugmentSettings, TextAugmentSettings
 from engine.tasks.settings import TaskSettings
@@ -61,7 +63,8 @@ class RowEncoder:
             return self._encode_with_notes(rows, labelled)
         no_files: dict[str, Any] = dict.fromkeys(("train", "validation", "test", "teacher_file", "cache"), "")
         settings = replace(self.settings, data=replace(self.settings.data, **no_files, num_workers=0))
-        own = getattr(self.processor, "decoder_start_id", None)
+        words = checksum_of_segmenter(getattr(settings.own, "segmenter", ""))  # a file may have changed
+        own = (getattr(self.processor, "decoder_start_id", None), words)
         packages = [sys.modules[name] for name in ("data", "engine.tasks")]
         key = cache.find_key(rows, tokenizer, (self.encode.__module__, settings, self.labels, labelled, own), packages)
         file = Path(folder) / f"{key}.safetensors"
@@ -86,7 +89,7 @@ class RowEncoder:
 
         if self.tokenizer is None or not isinstance(examples, TextExamples) or not has_texts(rows, texts_of):
             return examples
-        notes = audit_texts(examples, rows, texts_of, self.tokenizer)
+        notes = audit_texts(without_masks(examples), rows, texts_of, self.tokenizer)
         if examples.target_ids is not None:
             notes += audit_targets([row.values[self.settings.data.label_column] for row in rows], self.tokenizer)
         return replace(examples, notes=(*examples.notes, *notes))

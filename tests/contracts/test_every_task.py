@@ -229,7 +229,7 @@ FROM_PREDICTIONS = {
     "translation": ("bleu", corpus_bleu),
     "image-classification": ("accuracy", lambda ps, rows: mean([p["label"] == p["id"].split("/")[0] for p in ps])),
 }
-CONTINUE_TEXTS = {"causal-lm", "dialogue"}  # their metrics are not computed from the texts they write
+WRITE_TEXTS = {"masked-lm", "causal-lm", "dialogue"}  # their metrics are not computed from the texts they write
 
 
 def test_the_commands_evaluate_and_predict_one_file_alike(trained, tmp_path, capsys):
@@ -241,7 +241,7 @@ def test_the_commands_evaluate_and_predict_one_file_alike(trained, tmp_path, cap
     predictions = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [p["id"] for p in predictions] == trained.unlabelled.ids
     assert metrics["examples"] == len(trained.labelled)
-    if name in CONTINUE_TEXTS:
+    if name in WRITE_TEXTS:
         assert all(isinstance(p["text"], str) for p in predictions)
         return
     rows = [json.loads(line) for line in Path(file).read_text().splitlines()] if name in DATA else []
@@ -338,7 +338,8 @@ def test_p04_resume_is_exact(task, tmp_path):
     assert_same_run(whole, stopped)
 
 
-REFUSE_TEXT_CHANGES = {"causal-lm", "dialogue", "image-classification"}  # the texts are targets, or there are none
+# The texts are targets, or there are none.
+REFUSE_TEXT_CHANGES = {"masked-lm", "causal-lm", "dialogue", "image-classification"}
 
 
 def test_p04_resume_is_exact_with_augmented_texts(task, tmp_path, capsys):

@@ -14,5 +14,6 @@ def test_streams_are_apart_and_unchanged():
         "STUDY_SAMPLE": 0x57D1,
         "BALANCED_CLASS": 0xBA1A,
         "BALANCED_EXAMPLE": 0xC1A55,
+        "MASKED_TOKENS": 0x3A5C,
     }
     assert len(set(values.values())) == len(values)

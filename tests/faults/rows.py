@@ -78,6 +78,7 @@ MINE: dict[str, dict[str, Callable[[Row, random.Random], Row]]] = {
         "tokens empty": lambda row, rng: {**row, "tokens": [], "tags": []},
         "token number": lambda row, rng: {**row, "tokens": [{}] * len(row["tokens"])},
     },
+    "masked-lm": TEXT,
     "causal-lm": TEXT,
     "dialogue": {
         "no turns": change("messages", []),

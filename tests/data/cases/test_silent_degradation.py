@@ -165,6 +165,7 @@ def test_what_a_model_cannot_write(targets, notes):
 ROW = {
     "text-classification": {"text": "a [SEP] cat", "label": "x"},
     "token-classification": {"tokens": ["a", "[SEP]", "cat"], "tags": ["O", "B-X", "O"]},
+    "masked-lm": {"text": "a [SEP] cat"},
     "causal-lm": {"text": "a [SEP] cat"},
     "dialogue": {"messages": ["a [SEP]", "cat"]},
     "summarization": {"text": "a [SEP] cat", "summary": "cat [SEP]"},

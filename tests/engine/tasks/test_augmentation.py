@@ -54,6 +54,7 @@ ALLOWED = {
     "token-classification": ("delete", "mask"),
     "question-answering": ("mask",),
     "relation-extraction": ("mask",),
+    "masked-lm": (),
     "causal-lm": (),
 }
 
