@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.config import RunSettings
-
-NUM_MOMENTS = 2  # of AdamW, for each trained weight; another optimizer may keep more or fewer numbers
+from engine.optimizer_state import state_bytes
 
 
 def describe_disk(
@@ -46,9 +45,8 @@ def describe_disk(
 
 def estimate_sizes(weights: Iterable[Tensor], optimizer: torch.optim.Optimizer, average: bool) -> dict[str, int]:
     """Return about how many bytes best/, last/ and previous/ take; beside the tensors there are only small files."""
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
     best = sum(tensor.nbytes for tensor in weights)
-    last = best + sum(p.nbytes for p in trained) * (NUM_MOMENTS + average)
+    last = best + sum(state_bytes(optimizer, average, part=lambda p: p))
     return {"best": best, "last": last, "previous": last}
 
 

@@ -28,7 +28,6 @@ OUT_OF_MEMORY = (
     *("_alloc_failed", "calling `cublascreate(", "failed to cuda calloc"),
 )
 NUM_PROBES = 4  # examples whose forward measures the bytes of a token
-NUM_STATES = 3  # tensors that a trained parameter will need in the optimizer: two of AdamW, one of the average
 
 
 @dataclass
@@ -106,6 +105,7 @@ def any_out_of_memory(caught: OutOfMemory, parallel: nn.Module, empty_batch: Bat
 def micro_batch_limits(
     settings: TrainSettings,
     objective: nn.Module,
+    states: Sequence[int],
     examples: Examples,
     amp: Precision,
     kept_limit: KeptLimit,
@@ -113,19 +113,22 @@ def micro_batch_limits(
 ) -> MicroBatching:
     """Return the limits of a micro-batch: those of [train], or for "auto" the largest that fit into memory.
 
+    states: bytes of what the optimizer will keep on this rank (optimizer_state.state_bytes).
     kept_limit: of an earlier attempt of this run, which ran out of memory.
     """
     fixed = settings.micro_batch_size if isinstance(settings.micro_batch_size, int) else 0
     limits = MicroBatching(fixed, settings.micro_batch_tokens, ranks.rank, ranks.world_size)
     if settings.micro_batch_size == "auto":
         with unchanged_buffers(objective):
-            limits = largest_micro_batches(limits, objective, examples, settings.global_batch_size, amp, ranks)
+            batch_size = settings.global_batch_size
+            limits = largest_micro_batches(limits, objective, states, examples, batch_size, amp, ranks)
     return kept_limit.apply(limits, ranks)
 
 
 def largest_micro_batches(
     limits: MicroBatching,
     objective: nn.Module,
+    states: Sequence[int],
     examples: Examples,
     global_batch_size: int,
     amp: Precision,
@@ -139,18 +142,19 @@ def largest_micro_batches(
        model is not tried, since a rank that ran out of memory could not join the others again.
     3. Take the smallest limit of all ranks.
 
-    objective: what the loop calls. Raises TrainingError where the longest example alone does not fit.
+    objective: what the loop calls. states: bytes, as for micro_batch_limits.
+    Raises TrainingError where the longest example alone does not fit.
     """
     share = -(-min(global_batch_size, len(examples)) // ranks.world_size)
     longest = longest_examples(examples.lengths, share)
     lengths = examples.lengths[longest]
     all_tokens, most = int(lengths.sum()), int(lengths.max())
     objective.train()
-    limit = min(all_tokens, _estimate(objective, examples, longest, amp, ranks.device))
+    limit = min(all_tokens, _estimate(objective, sum(states), examples, longest, amp, ranks.device))
     gathered = sharded_modules(objective)
     for module in gathered:
         module.reshard()  # which a backward would have done
-    while not gathered and not _fits(objective, examples, longest, limit, amp, ranks.device):
+    while not gathered and not _fits(objective, states, examples, longest, limit, amp, ranks.device):
         if limit <= most:
             raise TrainingError(_too_long_message(most))
         limit //= 2
@@ -184,7 +188,7 @@ def _too_long_message(tokens: int) -> str:
 
 
 def _estimate(
-    objective: nn.Module, examples: Examples, longest: np.ndarray, amp: Precision, device: torch.device
+    objective: nn.Module, states: int, examples: Examples, longest: np.ndarray, amp: Precision, device: torch.device
 ) -> int:
     """Return an estimate of the number of tokens that fit, from the bytes that autograd keeps of some long examples.
 
@@ -196,7 +200,7 @@ def _estimate(
     if out_of_memory:
         return int(examples.lengths[longest].max())
     trained = sum(local(p).nbytes for p in objective.parameters() if p.requires_grad)
-    usable = USABLE_SHARE * free_bytes(device) - (1 + NUM_STATES) * trained
+    usable = USABLE_SHARE * free_bytes(device) - trained - states
     return 2**62 if usable == float("inf") else max(1, int(usable * probes.num_tokens / max(1, kept)))
 
 
@@ -222,17 +226,22 @@ def kept_bytes(objective: nn.Module, batch: Batch, amp: Precision) -> int:
 
 
 def _fits(
-    objective: nn.Module, examples: Examples, longest: np.ndarray, limit: int, amp: Precision, device: torch.device
+    objective: nn.Module,
+    states: Sequence[int],
+    examples: Examples,
+    longest: np.ndarray,
+    limit: int,
+    amp: Precision,
+    device: torch.device,
 ) -> bool:
     """Try forward and backward of the largest micro-batch within `limit`, with memory set aside for the optimizer."""
     count = max(1, int(np.searchsorted(examples.lengths[longest].cumsum(), limit, side="right")))
-    trained = [p for p in objective.parameters() if p.requires_grad]
     try:
         with catch_out_of_memory() as out_of_memory:
-            states = [torch.empty(NUM_STATES * p.numel(), dtype=p.dtype, device=device) for p in trained]
+            set_aside = [torch.empty(size, dtype=torch.uint8, device=device) for size in states]
             output = amp.forward(objective, examples.batch(longest[:count]).to(device))
             output.loss_sum.backward()
-            del states  # allocated until here, as in training
+            del set_aside  # allocated until here, as in training
     finally:
         objective.zero_grad()
     return not out_of_memory

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.adamw import AdamW
+from engine.undecorated import AdamW
 
 PART = 2**25  # numbers of the parameters that are updated together: 128 MiB for each of their two states in fp32
 MOVED = ("exp_avg", "exp_avg_sq")  # what AdamW keeps for each number; the step count of a parameter is one number

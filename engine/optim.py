@@ -1,6 +1,7 @@
-"""The optimizers with their parameter groups, and the learning rate as a pure function of the step.
+"""The parameter groups of the optimizer, and the learning rate as a pure function of the step.
 
-OPTIMIZERS and SCHEDULES are plain tables. An entry added to one becomes a value of optim.name or optim.lr_schedule.
+OPTIMIZERS (engine/optimizers.py) and SCHEDULES are plain tables. An entry added to one becomes a value of optim.name or
+optim.lr_schedule.
 """
 
 from __future__ import annotations
@@ -17,11 +18,10 @@ import torch
 from torch import nn
 
 from data.notes import list_some
-from engine.adamw import AdamW
 from engine.config import ConfigError, OptimSettings, TrainSettings, choose_from
 from engine.config.schema import LARGEST
 from engine.errors import TrainingError
-from engine.offload import OffloadedAdamW
+from engine.optimizers import OPTIMIZERS, check_optimizer, fill_in
 from models import ARCHITECTURES
 
 LAYER = re.compile(r"(.*?layers)\.(\d+)\.")
@@ -30,34 +30,26 @@ MAX_STEPS = 2**53  # above it a float does not represent every integer
 MAX_NAMES_SHOWN = 8  # parameters in an error message
 
 
-def _adamw(groups: list[dict[str, Any]], optim: OptimSettings) -> AdamW:
-    chosen = OffloadedAdamW if optim.offload else AdamW
-    return chosen(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
-
-
-# {optim.name: function(parameter groups, [optim]) -> optimizer}. A group has "params", "weight_decay" and "lr_scale",
-# by which set_learning_rate multiplies its learning rate.
-OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], OptimSettings], torch.optim.Optimizer]] = {"adamw": _adamw}
-
-
 def build_optimizer(named_parameters: Mapping[str, nn.Parameter], optim: OptimSettings) -> torch.optim.Optimizer:
     """Return the optimizer `optim.name` of the parameters that require a gradient.
 
     named_parameters: {name as in model.named_parameters(): parameter}. Those of `decayed` have weight decay. There is
-    one group for each weight decay and multiple of the learning rate. Raises ConfigError as `lr_scales` and
-    `check_names` do.
+    one group for each weight decay and multiple of the learning rate; muon's say whether it trains them: the matrices
+    of the layers, but no embedding, head, bias or norm. Raises ConfigError as `lr_scales` and `check_names` do, and
+    where the optimizer cannot train these parameters.
     """
     check_names(optim)
     scales = lr_scales(named_parameters, optim)
     with_decay = decayed(named_parameters)
-    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
     for name, p in named_parameters.items():
         if p.requires_grad:
-            decays = name in with_decay
+            decays, use_muon = name in with_decay, optim.name == "muon" and p.ndim == 2 and bool(LAYER.match(name))
             new = {"params": [], "weight_decay": optim.weight_decay if decays else 0.0, "lr_scale": scales[name]}
-            groups.setdefault((scales[name], decays), new)["params"].append(p)
+            new |= {"use_muon": use_muon} if optim.name == "muon" else {}
+            groups.setdefault((scales[name], decays, use_muon), new)["params"].append(p)
     in_order = [group for _, group in sorted(groups.items(), key=lambda item: item[0], reverse=True)]
-    optimizer = OPTIMIZERS[optim.name](in_order, optim)
+    optimizer = OPTIMIZERS[optim.name](in_order, fill_in(optim))
     _check_optimizer(optimizer, {p: scales[name] for name, p in named_parameters.items()}, optim.name)
     return optimizer
 
@@ -183,10 +175,7 @@ def to_steps(share_or_steps: float, total_steps: int) -> int:
 
 
 def check_names(optim: OptimSettings) -> None:
-    """Raise ConfigError for an optim.name or optim.lr_schedule that is not in its table. It needs no data.
-
-    optim.offload is for adamw only: what another optimizer keeps, and changes in a group, is not known.
-    """
+    """Raise ConfigError for a name that is not in its table, and as `check_optimizer` does. It needs no data."""
     tables: dict[str, tuple[str, Iterable[str]]] = {
         "name": (optim.name, OPTIMIZERS),
         "lr_schedule": (optim.lr_schedule, SCHEDULES),
@@ -194,8 +183,7 @@ def check_names(optim: OptimSettings) -> None:
     for setting, (name, choices) in tables.items():
         if name not in choices:
             raise ConfigError(f"optim.{setting} = {name!r}: {choose_from(name, choices)}")
-    if optim.offload and optim.name != "adamw":
-        raise ConfigError(f"optim.offload moves the states of adamw, and optim.name = {optim.name!r}: leave it out")
+    check_optimizer(optim)
 
 
 def check_schedule(optim: OptimSettings, total_steps: int) -> None:

@@ -9,19 +9,67 @@ from __future__ import annotations
 import math
 import numbers
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from engine.dtensors import is_sharded
+from engine.dtensors import is_sharded, local
 from engine.errors import TrainingError
+from engine.optimizers import Lion
 from models.checkpoints.tensor_files import TensorFiles
 
 NO_PARAMETER = "no parameter"
-# What AdamW keeps of a parameter, and whether it is in the shape of the parameter. Its kernel does not check shapes.
-OF_ADAMW = {"step": False, "exp_avg": True, "exp_avg_sq": True}
+BLOCK = 256  # numbers of bitsandbytes that share a scale; a parameter with fewer than 16 blocks has states in fp32
+
+
+def expected(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor) -> dict[str, Tensor] | None:
+    """Return what an optimizer keeps of a parameter of a group after its first step, as tensors without memory.
+
+    None: an optimizer that is not the engine's, of which nothing is known.
+    """
+
+    def empty(*shape: int, dtype: torch.dtype = p.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    whole = empty(*p.shape)
+    count = {"step": empty(dtype=torch.float32)}
+    if isinstance(optimizer, torch.optim.AdamW) or group.get("use_muon") is False:
+        return count | {"exp_avg": whole, "exp_avg_sq": whole}
+    if isinstance(optimizer, torch.optim.SGD):
+        return {"momentum_buffer": whole} if group["momentum"] else {}
+    if isinstance(optimizer, Lion):
+        return {"exp_avg": whole}
+    if group.get("use_muon"):
+        return {"momentum_buffer": whole}
+    if isinstance(optimizer, torch.optim.Adafactor):
+        if p.ndim < 2:
+            return count | {"variance": whole}
+        *leading, rows, columns = p.shape
+        return count | {"row_var": empty(*leading, rows, 1), "col_var": empty(*leading, 1, columns)}
+    if type(optimizer).__name__ != "AdamW8bit":
+        return None
+    if p.numel() < 16 * BLOCK:
+        return {"state1": whole, "state2": whole}
+    quantised = {"state": empty(*p.shape, dtype=torch.uint8), "qmap": empty(256)}
+    quantised["absmax"] = empty(-(-p.numel() // BLOCK))
+    return {f"{kind}{i}": value for i in (1, 2) for kind, value in quantised.items()}
+
+
+def state_bytes(optimizer: torch.optim.Optimizer, average: bool, part: Callable[[Tensor], Tensor] = local) -> list[int]:
+    """Return about how many bytes the states of each parameter take; of an unknown optimizer as many as AdamW's.
+
+    average: whether an average of the weights is kept too. part: which part of a sharded parameter, by default this
+    rank's.
+    """
+    sizes = []
+    for group in optimizer.param_groups:
+        for p in map(part, group["params"]):
+            states = expected(optimizer, group, p)
+            known = 2 * p.nbytes if states is None else sum(value.nbytes for value in states.values())
+            sizes.append(known + average * p.nbytes)
+    return sizes
 
 
 def counters(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -117,13 +165,11 @@ def check(
     """Raise ValueError for a saved state that `collect` has not returned for this optimizer and these parameters.
 
     step: the steps that the optimizer has taken.
-    It may come from a stranger's file. So no attribute may be set that is no number, and no tensor of another shape may
-    get into a kernel.
+    It may come from a stranger's file. So no attribute may be set that is no number, and no tensor of another shape or
+    kind of number may get into a kernel, which does not check them.
     """
     groups = {f"group {i}": group for i, group in enumerate(optimizer.param_groups)}
-    is_adamw = isinstance(optimizer, torch.optim.AdamW)
-    has_shape = {"average": True} | (OF_ADAMW if is_adamw else {})
-    kinds = defaultdict(set)
+    of_parameters: defaultdict[str, dict[str, object]] = defaultdict(dict)
     for key, value in saved.items():
         kind, _, owner = key.partition("/")
         if owner == "optimizer" or owner in groups:
@@ -131,16 +177,30 @@ def check(
             if not isinstance(own, Tensor | int | float | None) or kind == "lr":
                 raise ValueError(f"{key} is not changed by {type(optimizer).__name__}")
         elif owner in parameters:
-            kinds[owner].add(kind)
-            shape = value.shape if isinstance(value, Tensor) else torch.Size()
-            wanted = parameters[owner].shape if has_shape.get(kind) else torch.Size()
-            if shape != wanted and kind in has_shape:
-                raise ValueError(f"{key} has shape {list(shape)}, not {list(wanted)}")
-    if is_adamw and step and not kinds:
+            of_parameters[owner][kind] = value
+    group_of = {p: group for group in optimizer.param_groups for p in group["params"]}
+    wanted = {name: expected(optimizer, group_of[p], p) or {} for name, p in parameters.items() if p in group_of}
+    if step and not of_parameters and any(wanted.values()):
         raise ValueError(f"no parameter has a state after {step:,} steps")
-    for owner, found in kinds.items():
-        if is_adamw and (missing := OF_ADAMW.keys() - found):
+    for owner, found in of_parameters.items():
+        if missing := wanted.get(owner, {}).keys() - found:
             raise ValueError(f"{min(missing)}/{owner} is missing")
+        for kind, value in found.items():
+            like = parameters[owner] if kind == "average" else wanted.get(owner, {}).get(kind)
+            _check_value(f"{kind}/{owner}", value, like)
+
+
+def _check_value(key: str, value: object, like: Tensor | None) -> None:
+    """Raise ValueError for a state that is not like that of its kind; None: nothing is known of the kind."""
+    shape = value.shape if isinstance(value, Tensor) else torch.Size()
+    if like is not None and shape != like.shape:
+        raise ValueError(f"{key} has shape {list(shape)}, not {list(like.shape)}")
+    if key.startswith("step/"):
+        number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+        if like is not None and not (isinstance(number, int | float) and 0 <= number < math.inf):
+            raise ValueError(f"{key} = {number!r:.80} is not a number of steps")
+    elif like is not None and (not isinstance(value, Tensor) or value.dtype != like.dtype):
+        raise ValueError(f"{key} is not a tensor of {like.dtype}")
 
 
 def load(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], saved: Mapping[str, object]) -> None:

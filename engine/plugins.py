@@ -34,7 +34,8 @@ import models
 from engine.config import ConfigError, choose_from
 from engine.errors import TrainingError
 from engine.objective import LOSSES
-from engine.optim import OPTIMIZERS, SCHEDULES
+from engine.optim import SCHEDULES
+from engine.optimizers import OPTIMIZERS
 from engine.tasks import TASKS, Task
 from models.architecture import Architecture
 from models.heads import Head

@@ -49,6 +49,8 @@ from engine.optim import (
     learning_rate,
     set_learning_rate,
 )
+from engine.optimizer_state import state_bytes
+from engine.optimizers import describe_optimizer
 from engine.plugins import load_plugins
 from engine.precision import Precision
 from engine.prefetch import StepFetcher
@@ -129,10 +131,13 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     notes += describe_kernels(ranks.device, cfg.train, cfg.run)
     notes += describe_sharding(cfg.distributed.strategy, shard, model)
     kept_limit = KeptLimit(Path(cfg.run.folder), cfg.train)
-    limits = micro_batch_limits(cfg.train, objective, train_set, amp, kept_limit, ranks)
+    has_average = cfg.regularize.ema_decay > 0
+    states = state_bytes(optimizer, has_average)
+    limits = micro_batch_limits(cfg.train, objective, states, train_set, amp, kept_limit, ranks)
     notes += kept_limit.describe(limits)
     weights = named_parameters(objective, model).values()
-    notes += disk.describe_disk(cfg.run, cfg.checkpoint.keep, weights, optimizer, cfg.regularize.ema_decay > 0)
+    notes += disk.describe_disk(cfg.run, cfg.checkpoint.keep, weights, optimizer, has_average)
+    notes += describe_optimizer(cfg.optim)
     if ranks.is_main:
         sets = (train_set, validation_set, test_set)
         print(summary.describe_run(cfg, model, processor, sets, notes, total_steps, limits), flush=True)

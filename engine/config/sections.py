@@ -123,12 +123,12 @@ class TrainSettings:
 class OptimSettings:
     """The optimizer and the learning rate."""
 
-    name: str = setting("adamw", "name of the optimizer: adamw, or one from a plugin (run.plugins)")
+    name: str = setting("adamw", "the optimizer: adamw, adamw8bit, sgd, adafactor, lion, muon, or a plugin's")
     lr: float = setting(5e-5, "learning rate at its peak, after the warm-up", within=">= 0")
     weight_decay: float = setting(
         0.01,
-        "decoupled weight decay, as in AdamW; never applied to biases, norms, and the class token and positions of a "
-        "ViT; 0: none",
+        "decoupled weight decay, as in AdamW, and for sgd added to the gradient; never applied to biases, norms, and "
+        "the class token and positions of a ViT; 0: none",
         within=">= 0",
     )
     lr_schedule: str = setting(
@@ -155,9 +155,18 @@ class OptimSettings:
     lr_scales: tuple[str, ...] = setting(
         (), "PATTERN=FACTOR: parameters whose names match have optim.lr times this factor; empty: none"
     )
-    beta1: float = setting(0.9, "AdamW's decay rate of the first moment", within="in [0, 1)")
-    beta2: float = setting(0.999, "AdamW's decay rate of the second moment", within="in [0, 1)")
+    beta1: float = setting(
+        0.9, "decay rate of AdamW's first moment; of lion: weight of the momentum in an update", within="in [0, 1)"
+    )
+    beta2: float | None = setting(
+        None,
+        "decay rate of AdamW's second moment, of lion's momentum; none: 0.999, of lion 0.99",
+        within="in [0, 1)",
+    )
     eps: float = setting(1e-8, "AdamW's epsilon, added to the denominator", within="> 0")
+    momentum: float | None = setting(
+        None, "Nesterov momentum of sgd and muon; none: 0.9, of muon 0.95; 0: none", within="in [0, 1)"
+    )
     offload: bool = setting(
         False,
         "keep AdamW's states, 8 bytes a weight, in the memory of the host; slower; with distributed.strategy = fsdp or "

@@ -19,7 +19,7 @@ from torch import nn
 import models
 from engine import offload
 from engine import optim as optimizers
-from engine.adamw import AdamW
+from engine.undecorated import AdamW
 from engine.config import ConfigError, OptimSettings, RegularizeSettings, TrainSettings
 from engine.errors import TrainingError
 from engine.optim import (
@@ -358,7 +358,7 @@ def test_unwrapped_method_is_torchs_own(owner, name):
 
 IMPORTS = """
 import sys, torch
-from engine.adamw import AdamW
+from engine.undecorated import AdamW
 model = torch.nn.Linear(2, 2)
 optimizer = AdamW(model.parameters(), lr=0.1, fused=True)
 model(torch.ones(1, 2)).sum().backward()
