@@ -92,7 +92,8 @@ def begin(task: str, folder: Path) -> tuple[Config, Examples, Any]:
     oracle = class_of.from_pretrained(start).eval()  # without dropout
     if row.head == "relation-classification":
         oracle = Relations(oracle, load_file(start / "model.safetensors"))
-    return config, row.encode(rows, row.load_processor(start), data, model.labels, True), oracle
+    encode = row.encoder(row.load_processor(start), data, model.labels)
+    return config, row.augment(encode(rows), rows, encode, config.augment, SEED), oracle
 
 
 def plain_loop(task: str, examples: Examples, oracle: Any) -> list[float]:
@@ -105,13 +106,13 @@ def plain_loop(task: str, examples: Examples, oracle: Any) -> list[float]:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / WARMUP, (STEPS - step) / (STEPS - WARMUP))
     )
-    order: list[np.ndarray] = []
+    order: list[tuple[int, np.ndarray]] = []  # the epoch and the examples of each step
     losses = []
     for epoch in range(STEPS):
         chosen = epoch_order(SEED, epoch, len(examples))
-        order += [chosen[i : i + BATCH] for i in range(0, len(chosen), BATCH)]
-    for indices in order[:STEPS]:
-        batch = examples.batch(np.sort(indices))
+        order += [(epoch, chosen[i : i + BATCH]) for i in range(0, len(chosen), BATCH)]
+    for epoch, indices in order[:STEPS]:
+        batch = examples.batch(np.sort(indices), epoch)
         if isinstance(oracle, Relations):
             loss = oracle.loss(batch)
         else:
