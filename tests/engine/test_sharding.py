@@ -27,7 +27,7 @@ from engine.sharding import plan_sharding
 # Relative. In bf16 and fp16 the sums of several micro-batches are in another order than under DDP: a number that is
 # then rounded to the next one changes a loss by 1e-4 some steps later. FGM divides by a small norm.
 TOLERANCE, OF_NORMS, ROUNDED = 2e-6, 1e-5, 1e-2
-SAMPLE = ("accumulation", "bf16 GPT-2", "average", "NaN is skipped")
+SAMPLE = ("accumulation", "bf16 GPT-2", "average", "SGD", "NaN is skipped")
 LAUNCHES = {  # name: (ranks, strategy, cases)
     "sample": (2, "fsdp", SAMPLE),
     "fsdp 2": (2, "fsdp", tuple(CASES)),
@@ -161,6 +161,13 @@ def test_parameter_beside_a_sharded_model_is_refused(launch):
         error = launch.read("own module", launch.strategy, rank)["error"]
         assert "scale" in error
         assert "distributed.strategy = ddp" in error
+
+
+@pytest.mark.parametrize("name", ["adafactor", "muon"])
+def test_optimizer_that_needs_whole_weights_is_refused(launch, name):
+    for rank in range(launch.ranks):
+        error = launch.read(name, launch.strategy, rank)["error"]
+        assert error.startswith(f"optim.name = '{name}' needs each weight as a whole, and a rank has a part of it")
 
 
 def test_out_of_memory_ends_sharded_ranks_with_a_sentence(launch):

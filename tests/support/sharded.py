@@ -85,6 +85,8 @@ CASES = {
     "scratch": Case({"model.init": "scratch"}),
     "automatic micro-batches": Case({"train.micro_batch_size": "auto"}, patch="little memory"),
     "layer decay": Case({"optim.layer_decay": 0.8, "optim.head_lr": 1e-2}),
+    "SGD": Case({"optim.name": "sgd", "optim.lr": 1e-2, "optim.eps": 1e-8}),
+    "Lion": Case({"optim.name": "lion", "optim.eps": 1e-8, "train.micro_batch_size": 3, "regularize.ema_decay": 0.9}),
     "mean pooling": Case({"model.pooling": "mean"}),
     "clipping": Case({"train.max_grad_norm": 0.1}),
     "all at once": Case(
@@ -125,6 +127,7 @@ CASES |= {
 # What ends the ranks, as the last case of a launch; what is refused.
 LAST = {"out of memory": Case({"train.micro_batch_size": 3}, patch="out of memory", is_last=True)}
 REFUSED = {"own module": Case(patch="own module")}
+REFUSED |= {name: Case({"optim.name": name, "optim.eps": 1e-8}) for name in ("adafactor", "muon")}
 
 
 def settings_of_case(case: Case, folder: Path) -> Config:
