@@ -7,8 +7,10 @@ import os
 
 import torch
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # values from glibc's malloc.h
-DEFAULT_TRIM_THRESHOLD, DEFAULT_MMAP_MAX = 128 * 1024, 65_536  # of mallopt(3)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # values from glibc's malloc.h
+KEEP = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}
+# The first values of glibc (mallopt(3)), which raises the threshold to the largest block that was ever freed.
+RETURN = {M_MMAP_MAX: 65_536, M_MMAP_THRESHOLD: 128 * 1024, M_TRIM_THRESHOLD: 128 * 1024}
 
 
 def keep_freed_memory(device: torch.device) -> bool:
@@ -20,7 +22,7 @@ def keep_freed_memory(device: torch.device) -> bool:
     - where the user has set GLIBC_TUNABLES or a MALLOC_... variable;
     - on a GPU, where torch keeps freed memory itself.
     """
-    return _set_malloc(device, mmap_max=0, trim_threshold=-1)
+    return _set_malloc(device, KEEP)
 
 
 def return_freed_memory(device: torch.device) -> bool:
@@ -29,13 +31,13 @@ def return_freed_memory(device: torch.device) -> bool:
     Layers are gathered and freed between states that stay. Kept blocks would lie in pieces between those: a rank of two
     had twice the memory.
     """
-    return _set_malloc(device, mmap_max=DEFAULT_MMAP_MAX, trim_threshold=DEFAULT_TRIM_THRESHOLD)
+    return _set_malloc(device, RETURN)
 
 
-def _set_malloc(device: torch.device, mmap_max: int, trim_threshold: int) -> bool:
-    """Set the two parameters of glibc, unless the user has set any; return whether they were set."""
+def _set_malloc(device: torch.device, parameters: dict[int, int]) -> bool:
+    """Set these parameters of glibc, unless the user has set any; return whether they were set."""
     is_tuned = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if device.type != "cpu" or is_tuned or mallopt is None:
         return False
-    return bool(mallopt(M_MMAP_MAX, mmap_max) and mallopt(M_TRIM_THRESHOLD, trim_threshold))
+    return all(mallopt(name, value) for name, value in parameters.items())

@@ -43,7 +43,6 @@ class Sharding:
         """
         from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-        return_freed_memory(torch.device(self.mesh.device_type))
         layers = sharded_layers(model)
         shared: dict[str, Any] = {"mesh": self.mesh}
         shared["offload_policy"] = CPUOffloadPolicy() if self.offload else OffloadPolicy()
@@ -102,6 +101,7 @@ def plan_sharding(strategy: str, precision: str, offload: bool, ranks: Ranks) ->
             shape = (ranks.world_size // counts[0], counts[0])
     mesh = init_device_mesh(ranks.device.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
     dtype = torch.bfloat16 if precision == "bf16" else None
+    return_freed_memory(ranks.device)  # before the model is built, whose whole parameters are freed when it is sharded
     return Sharding(mesh, dtype, offload and ranks.device.type == "cuda")
 
 
