@@ -39,6 +39,7 @@ ONLY_TRAINING_READS = (
     *("data.train", "data.validation", "data.validation_fraction", "data.max_train_examples", "data.test"),
     *("data.group_column", "data.labels", "data.teacher_file", "data.num_workers"),
 )
+PRINT_SECONDS = 2.0  # within which another rank of this machine reports the same error
 ECHO_SECONDS = 2.0  # within which torchrun passes a terminal's Ctrl-C on to ranks that have got it too
 
 Item = TypeVar("Item")
@@ -168,7 +169,7 @@ def _report(error: Exception) -> int:
 
 
 def _print_once(error: str) -> None:
-    """Print an error; if the first rank of this machine reports the same one within 2 s, only that rank prints it."""
+    """Print an error; if the first rank of this machine reports the same one soon, only that rank prints it."""
     try:
         rank, world_size = distributed.read_variable("RANK", 0), distributed.read_variable("WORLD_SIZE", 1)
         local_rank = distributed.read_variable("LOCAL_RANK", rank)
@@ -179,15 +180,23 @@ def _print_once(error: str) -> None:
         restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # of this machine
         printed = f"printed {heartbeat.own_machine()} {restarts} {error}"
         try:
-            store = distributed.connect(1, world_size, timeout_seconds=2)  # as a client of the store
+            store = distributed.connect(1, world_size, PRINT_SECONDS)  # as a client of the store
             if local_rank == 0:
                 store.set(printed, "yes")
-            else:
-                store.wait([printed])
+            elif _is_set_soon(store, printed):
                 return
         except (dist.DistError, *USER_ERRORS):
             pass
     print(f"error{own}: {error}", file=sys.stderr, flush=True)
+
+
+def _is_set_soon(store: Any, key: str) -> bool:
+    """Return whether a key is set within PRINT_SECONDS; torch's own wait prints warnings of C++ where it is not."""
+    deadline = time.monotonic() + PRINT_SECONDS
+    while not store.check([key]) and time.monotonic() < deadline:
+        time.sleep(PRINT_SECONDS / 20)
+    found: bool = store.check([key])
+    return found
 
 
 def open_model(

@@ -97,6 +97,11 @@ def plan_sharding(strategy: str, precision: str, offload: bool, ranks: Ranks) ->
                 f"distributed.strategy = hsdp needs the same number of ranks on each machine, and they have "
                 f"{min(counts)} to {max(counts)}: start them with one --nproc-per-node, or use fsdp"
             )
+        if not counts[0] or ranks.world_size % counts[0]:
+            raise ConfigError(
+                f"distributed.strategy = hsdp: LOCAL_WORLD_SIZE = {counts[0]} on each machine, which should divide "
+                f"WORLD_SIZE = {ranks.world_size}: start the ranks with torchrun"
+            )
         if counts[0] < ranks.world_size:
             shape = (ranks.world_size // counts[0], counts[0])
     mesh = init_device_mesh(ranks.device.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])

@@ -195,6 +195,13 @@ def test_machines_with_other_numbers_of_ranks_are_refused(monkeypatch):
         plan_sharding("hsdp", "fp32", False, Ranks(0, 6, torch.device("cpu")))
 
 
+@pytest.mark.parametrize("of_machine", [0, 2, 6])
+def test_numbers_of_ranks_that_do_not_divide_are_refused(of_machine, monkeypatch):
+    monkeypatch.setattr(sharding, "all_gather", lambda value: [of_machine] * 3)
+    with pytest.raises(ConfigError, match=f"LOCAL_WORLD_SIZE = {of_machine} on each machine, which should divide "):
+        plan_sharding("hsdp", "fp32", False, Ranks(0, 3, torch.device("cpu")))
+
+
 def test_cases_name_every_architecture():
     assert {case.data[1] for case in CASES.values() if case.data} == {*zoo.ZOO}
     assert {*SAMPLE} <= {*CASES}
