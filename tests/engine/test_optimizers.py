@@ -247,7 +247,7 @@ MORE = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_p04_resumed_optimizer_is_never_stopped(tiny, tmp_path, name):
+def test_resumed_optimizer_is_one_that_never_stopped(tiny, tmp_path, name):
     through = tiny(**MORE | CASES[name])
     run_training(through)
     stopped = override(through, {"run.folder": str(tmp_path / "stopped")})
@@ -260,7 +260,7 @@ def test_p04_resumed_optimizer_is_never_stopped(tiny, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-def test_f14_state_of_a_stranger_is_refused(name):
+def test_state_of_a_stranger_is_refused(name):
     """Each kind of state: missing, of another shape, of another kind of number, and a step that none has taken."""
     model = Small(torch.float32)
     named = dict(model.named_parameters())

@@ -396,7 +396,7 @@ def run_training_of(lab: Path, settings: Config, stop: StopAfter | None = None) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optim.name": "lion"}, "optim.name = 'lion'"),
+        ({"optim.name": "lamb"}, "optim.name = 'lamb'"),
         ({"optim.lr_schedule": "zigzag"}, "optim.lr_schedule = 'zigzag'"),
         ({"train.loss": "huber"}, "train.loss = 'huber': there is none; run.plugins names a file that defines LOSSES"),
         ({"run.task": "my-reviews"}, "run.task = 'my-reviews'"),
