@@ -129,7 +129,7 @@ def connect(rank: int, world_size: int, timeout_seconds: float) -> Any:
     The store is torchrun's, or that of rank 0 where another launcher started the ranks.
     """
     host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
-    if not host or not port.isdecimal() or int(port) > MAX_PORT:
+    if not host or not port.isdecimal() or not 0 < int(port) <= MAX_PORT:
         raise ConfigError(
             f"WORLD_SIZE = {world_size} needs MASTER_ADDR and MASTER_PORT, which are {host!r} and {port!r}: start "
             "the ranks with torchrun"

@@ -432,6 +432,7 @@ def test_a_closed_terminal_stops_a_run_unless_it_is_ignored(handlers):
         ({"WORLD_SIZE": "0"}, "RANK = 0 and WORLD_SIZE = 0"),
         ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK = 2 and WORLD_SIZE = 2"),
         ({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "99999"}, "needs MASTER_ADDR and MASTER_PORT"),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}, "needs MASTER_ADDR and MASTER_PORT"),
     ],
 )
 def test_variables_of_another_launcher_are_checked(monkeypatch, capsys, variables, message):
