@@ -33,6 +33,8 @@ from support.tiny_models import config_folder
 
 # Adam divides by |g| + eps. A gradient that is 0 but for rounding (of the bias of the keys) would be a step of its own.
 SMOOTH = {"model.dropout.all": 0.0, "optim.eps": 1e-3, "train.max_steps": 6, "eval.every_steps": 3}
+# Lion takes its sign.
+SIGNS = {"optim.name": "lion", "optim.eps": 1e-8, "model.freeze": ("*.key.bias",)}
 NO_MASK = {"model.dropout.all": 1e-7}  # R-Drop needs a rate that is not 0
 BAD_EXAMPLE = "r11"  # of the second step
 
@@ -86,7 +88,7 @@ CASES = {
     "automatic micro-batches": Case({"train.micro_batch_size": "auto"}, patch="little memory"),
     "layer decay": Case({"optim.layer_decay": 0.8, "optim.head_lr": 1e-2}),
     "SGD": Case({"optim.name": "sgd", "optim.lr": 1e-2, "optim.eps": 1e-8}),
-    "Lion": Case({"optim.name": "lion", "optim.eps": 1e-8, "train.micro_batch_size": 3, "regularize.ema_decay": 0.9}),
+    "Lion": Case(SIGNS | {"train.micro_batch_size": 3, "regularize.ema_decay": 0.9}),
     "mean pooling": Case({"model.pooling": "mean"}),
     "clipping": Case({"train.max_grad_norm": 0.1}),
     "all at once": Case(
