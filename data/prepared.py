@@ -34,6 +34,7 @@ from data.writing import replace_file, write_text
 
 VERSION = 1  # of the format of the folder
 MANIFEST, VALIDATION, SAMPLE = "manifest.json", "validation.jsonl", "sample.jsonl"
+PLAN = "plan.json"  # what a folder is made from, as long as it is not finished
 KIND = "__kind__"
 KINDS = {kind.__name__: kind for kind in (Answer, Turn, Entity, tuple, TarMember, Path)}
 AGAIN = "`python -m data.prepare` with the same recipe and folder makes it again"
@@ -165,7 +166,22 @@ def is_prepared(name: str) -> bool:
     return (locate(name) / MANIFEST).is_file() if name and ":" not in name else False
 
 
-def read_manifest(folder: Path) -> Manifest:
+def check_no_folder(name: str) -> None:
+    """Raise DataError where `name`, which should be a file of rows, is a prepared folder, or an unfinished one."""
+    if is_prepared(name):
+        raise DataError(f"{name}: this is a prepared folder, which only data.train may be; name the file")
+    if name and ":" not in name and (locate(name) / PLAN).is_file():
+        raise DataError(
+            f"{name}: this is a prepared folder that is not finished: give the same `python -m data.prepare` again"
+        )
+
+
+def read_source_name(name: str) -> str:
+    """Return the file that a prepared folder was made from; "" for anything else."""
+    return str(read_manifest(locate(name), check_shards=False).source["name"]) if is_prepared(name) else ""
+
+
+def read_manifest(folder: Path, check_shards: bool = True) -> Manifest:
     """Return the manifest; DataError where it, or a shard, is missing or has another size than it says."""
     try:
         values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -175,11 +191,13 @@ def read_manifest(folder: Path) -> Manifest:
                 "prepare the file again"
             )
         known = Manifest(**values | {"shards": [ShardEntry(**entry) for entry in values["shards"]]})
+    except FileNotFoundError:
+        raise DataError(f"{folder} is no finished folder of prepared data: it has no {MANIFEST}") from None
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{folder / MANIFEST} is damaged: {error}; {AGAIN}") from None
-    for entry in known.shards:
+        raise DataError(f"{folder / MANIFEST} is damaged: {error}; remove the folder, and prepare it again") from None
+    for entry in known.shards if check_shards else ():
         for name, size in entry.files.items():
             _check_size(folder / name, size)
     return known
@@ -326,7 +344,8 @@ def _to_json(value: Any) -> Any:
     if kind.__name__ in KINDS and kind is KINDS[kind.__name__]:
         items = value if isinstance(value, tuple) else [getattr(value, field.name) for field in fields(value)]
         return {KIND: kind.__name__, "fields": [_to_json(item) for item in items]}
-    raise DataError(f"a value {value!r:.80} of a row cannot be kept in a prepared folder: train from the file")
+    shown = f"{value!r:.80}" if isinstance(value, str | bytes) else f"of the type {kind.__name__}"
+    raise DataError(f"a value {shown} of a row cannot be kept in a prepared folder: train from the file")
 
 
 def _from_json(value: dict[str, Any]) -> Any:

@@ -18,6 +18,7 @@ import numpy as np
 
 from data import Rows
 from data.errors import BadRowsError, DataError, ErrorList
+from data.prepared import check_no_folder
 from data.windows import read_windows
 from engine.tasks import SKIP_HINT, Task, TaskSettings, read_file
 
@@ -80,6 +81,7 @@ class InputWindows:
 
 def check_input(task: Task, name: str, settings: TaskSettings, size: int) -> InputWindows:
     """Read a file to predict, in windows of `size` rows, and drop them; one DataError with all its errors."""
+    check_no_folder(name)
     found = _check(task, name, settings, size, {})
     hashes = np.sort(np.concatenate(found.hashes)) if found.held is None else np.empty(0, np.int64)
     repeated = frozenset(hashes[:-1][hashes[1:] == hashes[:-1]].tolist())

@@ -12,9 +12,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from data.notes import count_of
 from data.prepared import (
     AGAIN,
     MANIFEST,
+    PLAN,
     SAMPLE,
     VALIDATION,
     VERSION,
@@ -63,8 +65,8 @@ OPTIONS = {
     "workers": "number of processes that encode; by default one for each core",
 }
 FLAGS = {"--verify": "compare the checksums of a folder that is finished, and write nothing"}
-PLAN = "plan.json"  # what a folder is made from, as long as it is not finished
 TEMPORARY = ("rows-*.jsonl", "part-*.json", "validation-*.jsonl", "sample-*.jsonl", f"{WRITING}*", PLAN)
+SHARDS = ("shard-*.safetensors", "blocks-*.safetensors")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -143,7 +145,7 @@ def prepare(cfg: Config, folder: Path, workers: int) -> Manifest:
     }
     _claim(folder, about, source)
     if (folder / MANIFEST).is_file():
-        _remove_temporary(folder)
+        _remove(folder, TEMPORARY)
         try:
             return _verify(folder)
         except DataError as error:
@@ -172,10 +174,8 @@ def _check_usable(cfg: Config) -> None:
 def _claim(folder: Path, about: dict[str, Any], source: Path) -> None:
     """Make the folder, or check that it was begun from the same; ConfigError for another one."""
     folder.mkdir(parents=True, exist_ok=True)
-    plan = folder / PLAN
-    done = folder / MANIFEST
-    if done.is_file() or plan.is_file():
-        known = json.loads((done if done.is_file() else plan).read_text(encoding="utf-8"))
+    known = _read_origin(folder)
+    if known is not None:
         if difference := find_difference(about["settings"], known["settings"], folder):
             raise ConfigError(f"--out: {difference}")
         for key, what in (
@@ -186,16 +186,34 @@ def _claim(folder: Path, about: dict[str, Any], source: Path) -> None:
             ("source", "data.train"),
             ("code", "the code that encodes"),
         ):
-            if known[key] != about[key] and not (key == "code" and done.is_file()):
+            if known[key] != about[key] and not (key == "code" and (folder / MANIFEST).is_file()):
                 shown = "" if key in ("tokenizer", "code") else f": {about[key]!r}, and before {known[key]!r}"
                 raise ConfigError(
                     f"--out {str(folder)!r} was begun with another value of {what}{shown}; choose another folder, or "
                     "remove this one"
                 )
         return
-    if any(not path.name.startswith(WRITING) for path in folder.iterdir()):
+    if (folder / PLAN).is_file():
+        _remove(folder, (*TEMPORARY, *SHARDS))
+    elif any(not path.name.startswith(WRITING) for path in folder.iterdir()):
         raise ConfigError(f"--out {str(folder)!r} is a folder with other files; name a new one")
-    write_text(plan, [json.dumps(about, indent=1)])
+    write_text(folder / PLAN, [json.dumps(about, indent=1)])
+
+
+def _read_origin(folder: Path) -> dict[str, Any] | None:
+    """Return what a folder is made from; None where no part of it is done, as after an error in the file.
+
+    DataError for a damaged manifest.
+    """
+    if (folder / MANIFEST).is_file():
+        return asdict(read_manifest(folder, check_shards=False))
+    if not (folder / PLAN).is_file() or not any(folder.glob("part-*.json")):
+        return None
+    try:
+        known: dict[str, Any] = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{folder / PLAN} is damaged: {error}; remove the folder, and prepare it again") from None
+    return known
 
 
 def _read(task: Task, settings: TaskSettings, folder: Path, cfg: Config) -> tuple[Reading, Division]:
@@ -207,7 +225,7 @@ def _read(task: Task, settings: TaskSettings, folder: Path, cfg: Config) -> tupl
         size = locate(settings.data.train)
         shown = format_bytes(size.stat().st_size) if size.is_file() else "a folder"
         reading.notes.append(
-            f"{shown}, held in memory as a whole while it was read: .jsonl, .csv, .tsv, .txt or .parquet are not"
+            f"it was read into memory as a whole ({shown}); files of .jsonl, .csv, .tsv, .txt or .parquet are not"
         )
     return reading, division
 
@@ -272,12 +290,12 @@ def _finish(
         fingerprint = open_shards(job.folder, manifest, no_facts, None).compute_fingerprint()
     manifest = replace(manifest, fingerprint=fingerprint)
     write_manifest(job.folder, manifest)
-    _remove_temporary(job.folder)
+    _remove(job.folder, TEMPORARY)
     return manifest
 
 
-def _remove_temporary(folder: Path) -> None:
-    for pattern in TEMPORARY:
+def _remove(folder: Path, patterns: Sequence[str]) -> None:
+    for pattern in patterns:
         for path in folder.glob(pattern):
             path.unlink()
 
@@ -299,7 +317,7 @@ def _report(folder: Path, manifest: Manifest) -> None:
     shards = count_of(len(manifest.shards), "shard")
     print(f"{folder}: {count_of(examples, 'example')} in {shards}, {format_bytes(size)}")
     print("".join(f"  {note}\n" for note in (*manifest.notes, *manifest.encoding_notes)), end="")
-    print(f"train from it with --data.train {folder}")
+    print(f"train from it with --data.train {shlex.quote(str(folder))}")
 
 
 def _explain_os_error(folder: Path, error: OSError) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data.formats.lines import read_whole
+from data.prepared import read_source_name
 from engine.config import command_line, schema
 from engine.config.hf_names import HF_NAMES
 from engine.config.renamed import RENAMED, renamed_lines
@@ -71,12 +72,14 @@ def override_recipe(recipe: Config, values: Mapping[str, Any]) -> Config:
     its validation and test files, files about its rows by id, and the checksum of its checkpoint.
     """
     config, errors = override(recipe, values), []
+    theirs = recipe.data.train
+    is_other_file = theirs not in ("", config.data.train) and read_source_name(config.data.train) != theirs
     for key, instead in FILES_OF_TRAIN.items():
         own = get(recipe, key)
-        if config.data.train != recipe.data.train and recipe.data.train and own and key not in values:
+        if is_other_file and own and key not in values:
             errors.append(
                 f"data.train = {config.data.train!r} is not the recipe's, but {key} = {own!r} is, which belongs to the "
-                f'recipe\'s {recipe.data.train!r}: give --{key} FILE, or --{key} "" {instead}'
+                f'recipe\'s {theirs!r}: give --{key} FILE, or --{key} "" {instead}'
             )
     is_other_model = recipe.model.name not in ("", config.model.name)
     if is_other_model and config.model.revision and "model.revision" not in values:

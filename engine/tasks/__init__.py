@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 
 from data import Row, Rows, sample_rows, split_rows
 from data.errors import MEMORY, BadRowsError, DataError
-from data.prepared import VALIDATION, is_prepared, read_rows_file
+from data.prepared import VALIDATION, check_no_folder, is_prepared, read_rows_file
 from engine.config import ConfigError, choose_from, shipped_recipes
 from engine.tasks.causal_lm import CAUSAL_LM
 from engine.tasks.comparison import compare_splits
@@ -121,6 +121,7 @@ def _read_prepared(task: Task, settings: TaskSettings, seed: int) -> TrainingDat
 
 def read_file(task: Task, name: str, settings: TaskSettings, labelled: bool) -> Rows:
     """Return the rows of a file as the task reads them; DataError with all its errors, and the way to skip bad rows."""
+    check_no_folder(name)
     try:
         rows = task.read(name, settings, labelled)
     except BadRowsError as error:

@@ -11,7 +11,6 @@ from typing import Any
 
 import tokenizers
 
-from data.errors import DataError
 from data.formats.lines import locate
 from data.prepared import PreparedRows, read_manifest
 from engine.config import ConfigError
@@ -40,6 +39,12 @@ def find_difference(given: dict[str, Any], known: dict[str, Any], folder: Path) 
     if not different:
         return ""
     key = different[0]
+    if key == "data.validation":
+        was, now = ("a file of its own", "held out") if known[key] else ("held out", "a file of its own")
+        return (
+            f"{folder} was prepared with validation rows that are {was}, and now they are {now}: set data.validation "
+            "as then, or prepare another folder"
+        )
     more = f" (and {', '.join(different[1:])} differ{'s' if len(different) == 2 else ''} too)" if different[1:] else ""
     return (
         f"{key} = {given.get(key)!r}, but {folder} was prepared with {known.get(key)!r}{more}: give the same, or "
@@ -64,8 +69,6 @@ def open_prepared(task: Task, name: str, settings: TaskSettings, seed: int) -> P
             f"run.seed = {seed}, but {folder} was prepared with {known.seed}, which chose the rows that are held out: "
             "give the same, or prepare another folder"
         )
-    if settings.data.validation and Path(settings.data.validation) == folder:
-        raise DataError(f"data.validation = {settings.data.validation!r} is a prepared folder: name a file")
     rows = PreparedRows(folder, known)
     rows.notes.append(NOTE)
     if known.code != checksum_of_code():
