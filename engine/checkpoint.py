@@ -238,7 +238,7 @@ def write_small_files(
     run["scaler"] = contents.amp.scaler.state_dict()
     run["plugins"] = plugins.loaded_checksums()
     if optimizer_values is not None:
-        run["optimizer"] = {"class": type(contents.optimizer).__name__, "values": optimizer_values}
+        run["optimizer"] = {"class": optimizer_state.class_name(contents.optimizer), "values": optimizer_values}
     (temporary / "state.json").write_text(to_json(run, indent=2), encoding="utf-8")
 
 
@@ -280,7 +280,7 @@ def restore(folder: Path, contents: Contents, ranks: Ranks) -> TrainState:
     state: TrainState = run["train"]
     changes = [] if run["data"] == contents.fingerprint else ["the encoded training or validation data is not the same"]
     changes += plugins.changed_since(run["plugins"])
-    saved_class, own_class = run.get("optimizer", {}).get("class"), type(contents.optimizer).__name__
+    saved_class, own_class = run.get("optimizer", {}).get("class"), optimizer_state.class_name(contents.optimizer)
     if saved_class != own_class:
         changes.append(f"the optimizer: {saved_class} -> {own_class}, which starts without a state")
     on_main(ranks, _check_changes, folder, changes, contents.config)

@@ -72,6 +72,11 @@ def state_bytes(optimizer: torch.optim.Optimizer, average: bool, part: Callable[
     return sizes
 
 
+def class_name(optimizer: torch.optim.Optimizer) -> str:
+    """Return the name of an optimizer's class; optim.offload, a setting of the machine, does not change it."""
+    return type(optimizer).__name__.removeprefix("Offloaded")
+
+
 def counters(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Return what an optimizer may change outside the state of the parameters; tensors are copied.
 

@@ -259,6 +259,15 @@ def test_resumed_optimizer_is_one_that_never_stopped(tiny, tmp_path, name):
     assert ("average" in kinds, len(kinds) > 1) == (True, name != "sgd without momentum")
 
 
+def test_resumed_run_may_offload_its_states(tiny, tmp_path):
+    through = tiny(**{"train.max_steps": 4, "eval.every_steps": 2})
+    run_training(through)
+    stopped = override(through, {"run.folder": str(tmp_path / "stopped"), "optim.offload": True})
+    assert run_training(stopped, StopAfter(3)) is None
+    run_training(override(stopped, {"run.resume": "yes", "optim.offload": False}))
+    assert_same_run(through.run.folder, stopped.run.folder)
+
+
 @pytest.mark.parametrize("name", REFERENCES)
 def test_state_of_a_stranger_is_refused(name):
     """Each kind of state: missing, of another shape, of another kind of number, and a step that none has taken."""
