@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from data.errors import DataError
 from data.formats.image_files import MAX_PIXELS
@@ -23,8 +22,7 @@ from data.formats.tar_index import TarMember
 from data.image_classification import ImageExamples
 from data.image_preprocessing import Preprocessing
 from data.mapped import Facts, Part, Shard, ShardedArray, ShardedIds
-from data.prepared import PreparedRows, checksum_of, checksum_of_file, open_parts
-from data.writing import replace_file
+from data.prepared import PreparedRows, checksum_of, checksum_of_file, open_parts, save_arrays
 
 LOOSE = -1  # the offset of an image that is a file of its own
 T = TypeVar("T")
@@ -49,15 +47,14 @@ def write_image_shard(file: Path, examples: ImageExamples) -> dict[str, Any]:
     sizes = [path.stat().st_size for path in numbers]
     table = np.array(places, dtype=np.int64).reshape(-1, 3)
     digests = np.frombuffer(bytes.fromhex("".join(examples.digests)), dtype=np.uint8).reshape(-1, 32)
-    arrays = {"digests": digests, "places": table, "path_sizes": np.array(sizes, dtype=np.int64)}
+    arrays: dict[str, np.ndarray] = {"digests": digests, "places": table, "path_sizes": np.array(sizes, dtype=np.int64)}
     for name, texts in (("id", examples.ids), ("path", [str(path) for path in numbers])):
         encoded = [text.encode(errors="surrogateescape") for text in texts]
         arrays[f"{name}_offsets"] = np.cumsum([0, *map(len, encoded)])[:-1]
         arrays[f"{name}_bytes"] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
     if examples.labels is not None:
         arrays["labels"] = examples.labels
-    with replace_file(file) as temporary:
-        save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, temporary)
+    save_arrays(file, arrays)
     return {
         "files": {file.name: file.stat().st_size},
         "sha256": {file.name: checksum_of_file(file)},

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
@@ -297,8 +300,18 @@ def _collect_arrays(examples: TextExamples[Any]) -> tuple[dict[str, np.ndarray],
 def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays, whole numbers with 4 bytes, which are enough within a shard."""
     compact = {name: values.astype(np.int32) if values.dtype == np.int64 else values for name, values in arrays.items()}
-    with replace_file(file) as temporary:
-        save_file({name: np.ascontiguousarray(values) for name, values in compact.items()}, temporary)
+    save_arrays(file, compact)
+
+
+def save_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a safetensors file as a whole. Raises OSError, as of a full disk, which safetensors has in its message."""
+    try:
+        with replace_file(file) as temporary:
+            save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, temporary)
+    except SafetensorError as error:
+        if not (number := re.search(r"\(os error (\d+)\)", str(error))):
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from None
 
 
 # Rows

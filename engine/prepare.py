@@ -221,7 +221,7 @@ def _read(task: Task, settings: TaskSettings, folder: Path, cfg: Config) -> tupl
     with tqdm(desc="reading", unit="row", leave=False, delay=1, disable=not sys.stderr.isatty()) as bar:
         reading = read_source(task, settings, folder, bar.update)
     division = divide(reading, cfg.run.seed, cfg.eval.train_subset_size)
-    if reading.is_held:
+    if reading.is_held and task.noun != "image":  # of which the places alone are read
         size = locate(settings.data.train)
         shown = format_bytes(size.stat().st_size) if size.is_file() else "a folder"
         reading.notes.append(

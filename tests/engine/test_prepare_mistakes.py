@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 from support.task_data import write
 from support.task_settings import settings_of
 
+from data import prepared
 from data.errors import DataError
 from engine import config as configs
 from engine import prepare
 from engine.config import Config, ConfigError
+from engine.errors import TrainingError
 from engine.tasks import TASKS, read_file
 
 
@@ -62,3 +65,16 @@ def test_a_recipes_validation_file_goes_with_its_folder(tmp_path):
     recipe.write_text(recipe.read_text().replace(config.data.train, "another.jsonl"))
     with pytest.raises(ConfigError, match=r"is not the recipe's, but data.validation"):
         configs.parse([str(recipe), "--data.train", str(tmp_path / "prepared")], "")
+
+
+def test_a_disk_that_is_full_at_a_shard_is_one_sentence(reviews, tmp_path, monkeypatch):
+    """safetensors has an error of its own for what the system refuses."""
+
+    def fail(*given: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(configs.to_toml(reviews))
+    monkeypatch.setattr(prepared, "save_file", fail)
+    with pytest.raises(TrainingError, match="the disk is full, with"):
+        prepare.main([str(recipe), "--out", str(tmp_path / "out")])
