@@ -56,7 +56,7 @@ from engine.encoding import EncodingJob, encode_parts, make_blocks
 from engine.errors import TrainingError
 from engine.plugins import load_plugins
 from engine.preparation import Division, Reading, divide, merge_notes, part_file, read_source
-from engine.tasks import Task, TaskSettings, find_task
+from engine.tasks import Task, TaskSettings, check_fetched, find_task
 from engine.tasks.prepared import checksum_of_code, describe_settings, find_difference
 
 USAGE = "python -m data.prepare [RECIPE] --out FOLDER [--workers N] [--verify] [--section.key=value ...]"
@@ -169,6 +169,7 @@ def _check_usable(cfg: Config) -> None:
         raise ConfigError("data.train: rows in memory are trained on as they are; name a file")
     if is_prepared(name):
         raise ConfigError(f"data.train = {name!r} is a prepared folder; name the file that it was made from")
+    check_fetched(name)
 
 
 def _claim(folder: Path, about: dict[str, Any], source: Path) -> None:

@@ -79,7 +79,7 @@ def read_training_data(task: Task, settings: TaskSettings, seed: int) -> Trainin
     if is_prepared(data.train):
         return _read_prepared(task, settings, seed)
     names = [name for name in (data.train, data.validation, data.test) if name]
-    _for_each(names, _check_prepared)
+    _for_each(names, check_fetched)
     rows = _for_each(names, lambda name: read_file(task, name, settings, True))
     labels = task.find_labels(data.train, rows[data.train], settings)
     _for_each(names, lambda name: check_labels(task, name, rows[name], settings, labels))
@@ -137,7 +137,7 @@ def check_labels(task: Task, name: str, rows: Rows, settings: TaskSettings, labe
         raise DataError(f"{error}\n{SKIP_HINT}") from None
 
 
-def _check_prepared(name: str) -> None:
+def check_fetched(name: str) -> None:
     """Raise DataError for a file of a shipped recipe that the user has to prepare first."""
     path = Path(name)
     folder, recipe = [*path.parts, "", ""][:2]

@@ -78,3 +78,9 @@ def test_a_disk_that_is_full_at_a_shard_is_one_sentence(reviews, tmp_path, monke
     monkeypatch.setattr(prepared, "save_file", fail)
     with pytest.raises(TrainingError, match="the disk is full, with"):
         prepare.main([str(recipe), "--out", str(tmp_path / "out")])
+
+
+def test_data_to_be_fetched_first_is_named_with_its_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"no such file; `python -m benchmarks.prepare chinese_poems` writes it"):
+        prepare.main(["chinese_poems", "--out", "prepared"])
