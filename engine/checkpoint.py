@@ -205,7 +205,7 @@ def _save(target: Path, contents: Contents, state: TrainState) -> float:
         temporary.mkdir()
         models.save_pretrained(contents.model, temporary)
         if contents.config.model.lora.rank:
-            models.save_adapter(contents.model, temporary)
+            models.save_adapter(contents.model, temporary / models.adapter.FOLDER)
         if extra:
             save_file({key: tensor.cpu().contiguous() for key, tensor in extra.items()}, temporary / OBJECTIVE)
         tensors, values = _optimizer_state(contents)

@@ -13,6 +13,7 @@ from typing import Any
 
 from data.tokenizers.load import COMPANIONS, FILES
 from data.writing import to_json
+from models.adapter import FOLDER as ADAPTER
 from models.checkpoints import shards
 
 SCHEMA = 1
@@ -32,10 +33,11 @@ def seal(folder: Path, written: Mapping[str, Mapping[str, Any]] | None = None) -
     written: the entries of files that have been flushed already, by other ranks.
     """
     files = dict(written or {})
-    for path in sorted(folder.iterdir()):
-        if path.name not in files:
-            shutil.copymode(folder / "recipe.toml", path)  # Python wrote it; safetensors makes files of mode 0600
-            files[path.name] = flush(path)
+    for name in sorted(_names_of(folder) - files.keys()):
+        shutil.copymode(folder / "recipe.toml", folder / name)  # Python wrote it; safetensors' have mode 0600
+        files[name] = flush(folder / name)
+    if (folder / ADAPTER).is_dir():
+        flush_folder(folder / ADAPTER)
     with (folder / MANIFEST).open("w", encoding="utf-8") as stream:
         stream.write(to_json({"schema": SCHEMA, "files": files}, indent=2))
         stream.flush()
@@ -94,7 +96,7 @@ def _find_gap(name: str, files: Collection[str]) -> str:
 def _compare(folder: Path, name: str, size: int, sha256: str) -> str | None:
     """Return a sentence on how a file differs from what was written, or None."""
     path = folder / name
-    if Path(name).name != name:
+    if Path(name).name != name.removeprefix(f"{ADAPTER}/"):
         return f"{folder / MANIFEST} names {name!r}, which is not a file of its own folder"
     if not path.is_file():
         return f"{path} is not a file" if path.exists() else f"{path} is missing"
@@ -110,8 +112,15 @@ def _compare(folder: Path, name: str, size: int, sha256: str) -> str | None:
 
 def _added_files(folder: Path, files: dict[str, tuple[int, str]]) -> list[str]:
     """Return the names of files that a reader of the checkpoint would open, and that its manifest does not have."""
-    names = {path.name for path in folder.iterdir()} - files.keys()
-    return sorted(name for name in names if name in OPTIONAL or name.endswith(".safetensors"))
+    names = _names_of(folder) - files.keys()
+    return sorted(name for name in names if Path(name).name in OPTIONAL or name.endswith(".safetensors"))
+
+
+def _names_of(folder: Path) -> set[str]:
+    """Return the names of all files of a checkpoint, those of its adapter with their folder."""
+    inside = (folder / ADAPTER).iterdir() if (folder / ADAPTER).is_dir() else ()
+    own = {path.name for path in folder.iterdir() if path.name != ADAPTER}
+    return own | {f"{ADAPTER}/{path.name}" for path in inside}
 
 
 def _read_regular(path: Path) -> str:

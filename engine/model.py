@@ -81,7 +81,7 @@ def build_model(
     pretrained_folder = models.hub.resolve(start.name, start.revision)
     _drop_ambiguous_pad(model, pretrained_folder)
     if resumed is not None and start.lora.rank:
-        models.load_adapter(model, resumed)
+        models.load_adapter(model, models.adapter.find_adapter(resumed))
     return model, pretrained_folder
 
 

@@ -96,7 +96,7 @@ def save(target: Path, contents: Contents, state: TrainState, ranks: Ranks) -> f
     on_main(ranks, _begin, new, values if target.name == LAST else None)
     if contents.config.model.lora.rank:
         parts = adapter.adapter_tensors(contents.model)
-        _write_whole(new, adapter.WEIGHTS_FILE, parts.items(), _layouts(parts.items()), ranks)
+        _write_whole(new, f"{adapter.FOLDER}/{adapter.WEIGHTS_FILE}", parts.items(), _layouts(parts.items()), ranks)
     if target.name == LAST:
         kinds = {"model": dict(_exported(contents.model)), "optimizer": tensors}
         _write_shards(new, kinds | ({"objective": extra} if extra else {}))
@@ -131,7 +131,7 @@ def _begin(new: Save, optimizer_values: Mapping[str, Any] | None) -> None:
         new.temporary.mkdir()
         models.pretrained.save_config(new.contents.model, new.temporary)
         if new.contents.config.model.lora.rank:
-            adapter.save_adapter_config(new.contents.model, new.temporary)
+            adapter.save_adapter_config(new.contents.model, new.temporary / adapter.FOLDER)
         write_small_files(new.temporary, new.contents, new.state, optimizer_values)
 
     _try(new, write)

@@ -19,6 +19,9 @@ from models.lora import LoraLinear, lora_layers
 from models.task_model import TaskModel
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+# In a folder of its own within a checkpoint: transformers, where peft is installed, would add an adapter beside
+# model.safetensors to its weights, which have it already.
+FOLDER = "adapter"
 
 # An adapter_config.json may describe more than LoraLinear computes. IGNORED_FIELDS do not affect the result, or repeat
 # what the tensors say. Any other field must have one of the NEUTRAL_VALUES.
@@ -33,10 +36,14 @@ SUPPORTED_INITS: tuple[object, ...] = (None, True, False, "gaussian", "orthogona
 NEUTRAL_VALUES: tuple[object, ...] = (None, False, "none", "", [], {})
 
 
+def find_adapter(checkpoint: Path) -> Path:
+    """Return the folder of the adapter of a checkpoint: FOLDER in it, or in older ones the checkpoint itself."""
+    return checkpoint / FOLDER if (checkpoint / FOLDER).is_dir() else checkpoint
+
+
 def save_adapter(model: TaskModel, folder: str | Path) -> None:
     """Write A, B, a trained head and a config into a new or existing folder, as peft reads them."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     save_adapter_config(model, folder)
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in adapter_tensors(model).items()}
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -44,7 +51,8 @@ def save_adapter(model: TaskModel, folder: str | Path) -> None:
 
 
 def save_adapter_config(model: TaskModel, folder: Path) -> None:
-    """Write the adapter's config into a folder."""
+    """Write the adapter's config into a new or existing folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     config = _adapter_config(model, lora_layers(model))
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

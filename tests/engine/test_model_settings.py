@@ -76,11 +76,27 @@ def test_lora_checkpoint_has_adapter_and_merged_weights(tiny):
     losses = [row["loss"] for row in logged_rows(config.run.folder) if "lr" in row]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     best = Path(config.run.folder) / "best"
-    assert (best / "adapter_model.safetensors").stat().st_size < (best / "model.safetensors").stat().st_size / 2
-    assert json.loads((best / "adapter_config.json").read_text())["r"] == 4
+    assert (best / "adapter" / "adapter_model.safetensors").stat().st_size < (best / "model.safetensors").stat().st_size / 2
+    assert json.loads((best / "adapter" / "adapter_config.json").read_text())["r"] == 4
     optimizer = load_file(Path(config.run.folder) / "last" / "optimizer.safetensors")
     assert {key.partition("/")[2].rpartition(".")[2] for key in optimizer} == {"lora_a", "lora_b", "weight", "bias"}
     assert all("lora" in key or "/head." in key for key in optimizer)
+
+
+@pytest.mark.oracle
+def test_transformers_reads_a_merged_checkpoint_once(tiny):
+    """Where peft is installed, transformers adds an adapter that it finds beside the weights."""
+    pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    config = tiny(**{"model.lora.rank": 4, "train.max_steps": 30, "optim.lr": 1e-2, "model.pooling": "cls"})
+    run_training(config)
+    best = Path(config.run.folder) / "best"
+    ours = models.from_pretrained(best, head="sequence-classification").eval()
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(best).eval()
+    ids = [2, 7, 9, 11, 3]
+    with torch.no_grad():
+        expected = theirs(torch.tensor([ids])).logits
+        torch.testing.assert_close(ours(models.pack([ids])).logits, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +129,7 @@ def test_an_adapter_is_saved_with_the_dropout_that_was_asked_for(tiny):
     """Whatever a schedule has made of it by then."""
     config = tiny(**{"model.lora.rank": 2, "model.lora.dropout": 0.25, "model.dropout.schedule": "early"})
     run_training(config)
-    adapter = json.loads((Path(config.run.folder) / "last" / "adapter_config.json").read_text())
+    adapter = json.loads((Path(config.run.folder) / "last" / "adapter" / "adapter_config.json").read_text())
     assert adapter["lora_dropout"] == 0.25
 
 
