@@ -76,8 +76,9 @@ def test_lora_checkpoint_has_adapter_and_merged_weights(tiny):
     losses = [row["loss"] for row in logged_rows(config.run.folder) if "lr" in row]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     best = Path(config.run.folder) / "best"
-    assert (best / "adapter" / "adapter_model.safetensors").stat().st_size < (best / "model.safetensors").stat().st_size / 2
-    assert json.loads((best / "adapter" / "adapter_config.json").read_text())["r"] == 4
+    adapter = best / "adapter"
+    assert (adapter / "adapter_model.safetensors").stat().st_size < (best / "model.safetensors").stat().st_size / 2
+    assert json.loads((adapter / "adapter_config.json").read_text())["r"] == 4
     optimizer = load_file(Path(config.run.folder) / "last" / "optimizer.safetensors")
     assert {key.partition("/")[2].rpartition(".")[2] for key in optimizer} == {"lora_a", "lora_b", "weight", "bias"}
     assert all("lora" in key or "/head." in key for key in optimizer)
