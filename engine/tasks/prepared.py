@@ -20,6 +20,7 @@ from engine.tasks.task import Task
 # Settings of [data] that do not change the training examples.
 NOT_READ = ("train", "test", "teacher_file", "cache", "num_workers")
 OF_SPLIT = ("validation_fraction", "group_column")  # read where rows are held out
+OF_EVALUATION = ("question_answering.no_answer_threshold",)
 NOTE = "the texts of the splits are not compared with one another, as those of a file are"
 
 
@@ -30,7 +31,8 @@ def describe_settings(settings: TaskSettings, task: Task) -> dict[str, Any]:
         data = {key: value for key, value in data.items() if key not in OF_SPLIT} | {"validation": "(a file)"}
     own = {} if settings.own is None else asdict(settings.own)
     named = {f"data.{key}": value for key, value in data.items()} | {f"{task.section}.{k}": v for k, v in own.items()}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in named.items()}
+    read = {key: value for key, value in named.items() if key not in OF_EVALUATION}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in read.items()}
 
 
 def find_difference(given: dict[str, Any], known: dict[str, Any], folder: Path) -> str:
