@@ -63,9 +63,9 @@ class Watch:
         patch.setattr(train, "seed_dropout", self.watched_seed)
         patch.setattr(train, "training_steps", self.watched_steps)
 
-    def watched_wrap(self, model, ranks, empty_batch):
+    def watched_wrap(self, model, ranks, empty_batch, amp):
         self.seen["initial"] = sum(p.double().sum().item() for p in model.parameters())
-        parallel = self.wrap(model, ranks, empty_batch)
+        parallel = self.wrap(model, ranks, empty_batch, amp)
         self.seen["unused searched"] = parallel.find_unused_parameters
 
         def counted(state, bucket):
