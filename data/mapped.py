@@ -14,12 +14,14 @@ import json
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, cast, overload
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast, overload
 
 import numpy as np
 
 from data.batch import IGNORE_INDEX, Batch
 from data.examples import TextExamples
+
+T = TypeVar("T")
 
 DTYPES = {"I32": np.int32, "I64": np.int64, "U8": np.uint8, "F32": np.float32}
 # What an array has an entry for. Labels are of tokens, or of examples; those of spans are of sequences.
@@ -150,38 +152,52 @@ class ShardedArray:
         return found + shift if self.shifts is not None else found
 
 
-class ShardedIds(Sequence[str]):
-    """(N,) the ids of the examples, decoded where one is asked for; those of blocks are their numbers."""
+class ShardedSequence(Sequence[T]):
+    """(N,) a value of each example, read from its shard where an index asks for it."""
 
-    def __init__(self, parts: Sequence[Part], are_blocks: bool):
-        self.shards, self.are_blocks = [part.shard for part in parts], are_blocks
+    def __init__(self, parts: Sequence[Part]):
+        self.shards = [part.shard for part in parts]
         self.ends = list(itertools.accumulate(part.sizes["examples"] for part in parts))
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
 
     @overload
-    def __getitem__(self, key: int) -> str: ...
+    def __getitem__(self, key: int) -> T: ...
     @overload
-    def __getitem__(self, key: slice) -> list[str]: ...
-    def __getitem__(self, key: int | slice) -> str | list[str]:
+    def __getitem__(self, key: slice) -> list[T]: ...
+    def __getitem__(self, key: int | slice) -> T | list[T]:
         if isinstance(key, slice):
             return [self[i] for i in range(*key.indices(len(self)))]
         index = int(key) + (len(self) if key < 0 else 0)
         if not 0 <= index < len(self):
-            raise IndexError(f"id {key} of {len(self):,}")
+            raise IndexError(f"example {key} of {len(self):,}")
+        k = bisect.bisect_right(self.ends, index)
+        return self._read(index, self.shards[k], index - (self.ends[k - 1] if k else 0))
+
+    def __iter__(self) -> Iterator[T]:
+        return (self[i] for i in range(len(self)))
+
+    def _read(self, index: int, shard: Shard, place: int) -> T:
+        """Return the value of an example, which is at `place` in its shard."""
+        raise NotImplementedError
+
+
+class ShardedIds(ShardedSequence[str]):
+    """(N,) the ids of the examples; those of blocks are their numbers."""
+
+    def __init__(self, parts: Sequence[Part], are_blocks: bool):
+        super().__init__(parts)
+        self.are_blocks = are_blocks
+
+    def _read(self, index: int, shard: Shard, place: int) -> str:
         if self.are_blocks:
             return f"block {index + 1}"
-        k = bisect.bisect_right(self.ends, index)
-        place = index - (self.ends[k - 1] if k else 0)
-        begins, texts = self.shards[k].array("id_offsets"), self.shards[k].array("id_bytes")
+        begins, texts = shard.array("id_offsets"), shard.array("id_bytes")
         if begins is None or texts is None:
             return str(index)
         end = begins[place + 1] if place + 1 < len(begins) else len(texts)
         return texts[begins[place] : end].tobytes().decode(errors="surrogatepass")
-
-    def __iter__(self) -> Iterator[str]:
-        return (self[i] for i in range(len(self)))
 
 
 class MappedLengths:

@@ -6,13 +6,11 @@ paths, and for a member of a .tar archive its place there. Images themselves sta
 
 from __future__ import annotations
 
-import bisect
 import hashlib
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any
 
 import numpy as np
 
@@ -21,11 +19,10 @@ from data.formats.image_files import MAX_PIXELS
 from data.formats.tar_index import TarMember
 from data.image_classification import ImageExamples
 from data.image_preprocessing import Preprocessing
-from data.mapped import Facts, Part, Shard, ShardedArray, ShardedIds
+from data.mapped import Facts, Part, Shard, ShardedArray, ShardedIds, ShardedSequence
 from data.prepared import PreparedRows, checksum_of, checksum_of_file, open_parts, save_arrays
 
 LOOSE = -1  # the offset of an image that is a file of its own
-T = TypeVar("T")
 
 
 def write_image_shard(file: Path, examples: ImageExamples) -> dict[str, Any]:
@@ -70,48 +67,18 @@ def write_image_shard(file: Path, examples: ImageExamples) -> dict[str, Any]:
     }
 
 
-class _FromShards(Sequence[T], Generic[T]):
-    """(N,) values, each of which is read from its shard where it is asked for."""
-
-    def __init__(self, parts: Sequence[Part]):
-        self.shards = [part.shard for part in parts]
-        self.ends = list(itertools.accumulate(part.sizes["examples"] for part in parts))
-
-    def __len__(self) -> int:
-        return self.ends[-1] if self.ends else 0
-
-    @overload
-    def __getitem__(self, key: int) -> T: ...
-    @overload
-    def __getitem__(self, key: slice) -> list[T]: ...
-    def __getitem__(self, key: int | slice) -> T | list[T]:
-        if isinstance(key, slice):
-            return [self[i] for i in range(*key.indices(len(self)))]
-        index = int(key) + (len(self) if key < 0 else 0)
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {key} of {len(self):,}")
-        k = bisect.bisect_right(self.ends, index)
-        return self._read(self.shards[k], index - (self.ends[k - 1] if k else 0))
-
-    def __iter__(self) -> Iterator[T]:
-        return (self[i] for i in range(len(self)))
-
-    def _read(self, shard: Shard, place: int) -> T:
-        raise NotImplementedError
-
-
-class MappedDigests(_FromShards[str]):
+class MappedDigests(ShardedSequence[str]):
     """(N,) the checksums of the images."""
 
-    def _read(self, shard: Shard, place: int) -> str:
+    def _read(self, index: int, shard: Shard, place: int) -> str:
         digest: bytes = _array(shard, "digests")[place].tobytes()
         return digest.hex()
 
 
-class MappedPlaces(_FromShards[Path | TarMember]):
+class MappedPlaces(ShardedSequence[Path | TarMember]):
     """(N,) the images: files, or members of archives, which take their ids as names."""
 
-    def _read(self, shard: Shard, place: int) -> Path | TarMember:
+    def _read(self, index: int, shard: Shard, place: int) -> Path | TarMember:
         number, offset, size = _array(shard, "places")[place].tolist()
         path = Path(_read_text(shard, "path", number))
         return path if offset == LOOSE else TarMember(path, _read_text(shard, "id", place), offset, size)

@@ -70,7 +70,7 @@ def test_examples_are_those_of_the_rows(source, tmp_path, monkeypatch):
     assert mapped.fingerprint() == "f"
     assert [str(image) for image in mapped.images] == [str(image) for image in expected.images]
     assert mapped.images[-1] == expected.images[14]
-    with pytest.raises(IndexError, match="image 15 of 15"):
+    with pytest.raises(IndexError, match="example 15 of 15"):
         mapped.images[15]
     augmentation = ImageAugmentation(0, horizontal_flip=0.5, mixup=0.4)
     for change in (None, augmentation):
