@@ -32,9 +32,7 @@ from benchmarks.scaling.machines import GPUS, H100, Machine
 from benchmarks.scaling.measure import Measured, MeasureError
 from benchmarks.scaling.predict import Plan, Step, find_plans, fits, least_examples, predict_step
 from benchmarks.scaling.work import FP32, Work, describe_work
-from benchmarks.workloads import BERT_SMALL, T5, T5_BASE, VIT_BASE, WORKLOADS, prepare
-from engine import config as configs
-from engine.config import Config
+from benchmarks.workloads import BERT_SMALL, T5, T5_BASE, VIT_BASE, WORKLOADS, prepare, shrunk
 
 Row = dict[str, Any]
 DEVICES = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -95,9 +93,8 @@ def check_here(rounds: int, shrink: bool) -> list[Row]:
     config = record_config(shrink)
     work = describe_work(CHECKED, config, "sequence-classification", CHECKED_SIZES)
     each = WORKLOADS[CHECKED].global_batch_size if not shrink else 4
-    runs = [("ddp", 1, 1), *(run for run in RUNS if run[0] == "ddp" or HAS_STRATEGY)]
     alone, loaded = list[Measured](), list[Measured]()
-    found: dict[tuple[str, int, int], list[Measured]] = {run: [] for run in runs[1:]}
+    found: dict[tuple[str, int, int], list[Measured]] = {run: [] for run in RUNS}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         scratch = Path(temporary) / "runs"
         scratch.mkdir()
@@ -106,9 +103,8 @@ def check_here(rounds: int, shrink: bool) -> list[Row]:
         for _ in range(rounds):
             alone += measure.train(Path(recipe), scratch, 1, f"--train.global_batch_size={each}")
             loaded += measure.train(Path(recipe), scratch, 1, f"--train.global_batch_size={each}", copies=cores)
-            for strategy, ranks, machines in runs[1:]:
-                settings = [f"--train.global_batch_size={each * ranks}"]
-                settings += [f"--distributed.strategy={strategy}"] * HAS_STRATEGY
+            for strategy, ranks, machines in RUNS:
+                settings = (f"--train.global_batch_size={each * ranks}", f"--distributed.strategy={strategy}")
                 found[strategy, ranks, machines] += measure.train(
                     Path(recipe), scratch, ranks, *settings, machines=machines
                 )
@@ -122,13 +118,8 @@ def check_here(rounds: int, shrink: bool) -> list[Row]:
     return rows
 
 
-HAS_STRATEGY = "distributed.strategy" in configs.all_settings(Config())
-
-
 def record_config(shrink: bool) -> dict[str, Any]:
     """Return the config.json of the model that is checked."""
-    from benchmarks.workloads import shrunk
-
     return shrunk(WORKLOADS[CHECKED]).config if shrink else BERT_SMALL
 
 

@@ -1,4 +1,4 @@
-"""Measure the host memory of each rank while a model of 298 M parameters is loaded and trained on a CPU:
+"""Measure the host memory of each rank while a model of 297 M parameters is loaded and trained on a CPU:
 
     python -m benchmarks.sharded_memory [--size 300M] [--output FILE]
 

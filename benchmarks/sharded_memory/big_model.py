@@ -14,6 +14,7 @@ import models
 from benchmarks.prepare.wordpiece import write_wordpiece
 from benchmarks.workloads import SAMPLES
 from data.formats.rows import read_rows
+from models.checkpoints.tensor_files import read_header
 from models.checkpoints.tensor_writer import Layout, TensorWriter
 
 VOCABULARY, EXAMPLES = 30_522, 64
@@ -35,15 +36,16 @@ def write_model(size: str, folder: Path) -> None:
     (small / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
     model = models.from_pretrained(small, init="scratch")
     models.save_pretrained(model, small)
-    shapes = read_shapes(small / "model.safetensors")
+    with (small / "model.safetensors").open("rb") as stream:
+        entries = read_header(stream, small / "model.safetensors").entries
     for file in small.iterdir():
         file.unlink()
     small.rmdir()
     layouts: dict[str, Layout] = {}
-    for name, shape in shapes.items():
+    for name, entry in entries.items():
         layer = FIRST_LAYER.fullmatch(name)
         names = [f"{layer[1]}{i}{layer[2]}" for i in range(SIZES[size]["num_hidden_layers"])] if layer else [name]
-        layouts |= {each: Layout(torch.float32, shape) for each in names}
+        layouts |= {each: Layout(torch.float32, entry.shape) for each in names}
     with TensorWriter(folder / "model.safetensors", layouts, {"format": "pt"}) as writer:
         for name, layout in layouts.items():
             ones = name.endswith("LayerNorm.weight")
@@ -54,13 +56,6 @@ def write_model(size: str, folder: Path) -> None:
     write_wordpiece(folder, [row["text"] for row in rows], vocab_size=1000)
     lines = (json.dumps({"id": str(i), **row}) + "\n" for i, row in enumerate(rows))
     (folder / "train.jsonl").write_text("".join(lines), encoding="utf-8")
-
-
-def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return {name: shape} of a safetensors file."""
-    with path.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
 
 
 if __name__ == "__main__":

@@ -19,14 +19,13 @@ import torch
 
 from benchmarks.strategies.models_and_data import GLOBAL_BATCH_SIZE, SUBJECTS
 from benchmarks.strategies.ranks import ACCUMULATIONS
-from data import Batch, Examples, MicroBatching, training_steps
+from data import IGNORE_INDEX, Batch, Examples, MicroBatching, training_steps
 from engine import config as configs
 from engine.config import Config
 from engine.model import build_model
 from engine.tasks import find_task, read_training_data
 from engine.validate import task_settings
 
-IGNORE_INDEX = -100
 Feature = dict[str, Any]
 
 
