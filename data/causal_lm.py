@@ -164,8 +164,7 @@ def find_piece_mark(names: Collection[str]) -> str:
 def split_into_blocks(lengths: np.ndarray, max_length: int) -> np.ndarray:
     """Return (N + 1,) int64: the borders of blocks of max_length tokens in texts end to end; the last may be shorter.
 
-    lengths: (texts,) tokens of each text, its end included. Texts may also come in windows: what a window has in its
-    last block, if that is not full, are then the first texts of the next window, for this function and split_at_texts.
+    lengths: (texts,) tokens of each text, its end included.
     """
     total = int(lengths.sum())
     return np.append(np.arange(0, total, max_length, dtype=np.int64), total)
@@ -181,7 +180,7 @@ def split_at_texts(blocks: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray,
 
 
 def note_blocks(blocks: np.ndarray, lengths: np.ndarray, max_length: int) -> tuple[str, ...]:
-    """Return the note on texts in blocks: how many there are of both, and how many texts continue behind a block's end.
+    """Return the note on texts in blocks: how many there are of both, and how many texts continue after a block's end.
 
     blocks, lengths: as in split_at_texts.
     """

@@ -115,30 +115,19 @@ def test_a_document_mask_only_divides_the_blocks(by_bytes):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_texts_in_windows_make_the_blocks_of_all(seed):
-    """The oracle walks token by token; the windows carry what is left of a block to the next window."""
+def test_blocks_and_their_texts_are_those_found_by_token(seed):
+    """The oracle walks token by token."""
     rng = random.Random(seed)
     max_length = rng.choice([1, 2, 5, 16])
     lengths = [rng.choice([1, 2, 3, max_length, 40]) for _ in range(rng.randint(0, 60))]
     text_of = [i for i, length in enumerate(lengths) for _ in range(length)]
     blocks = [text_of[i : i + max_length] for i in range(0, len(text_of), max_length)]
-    expected = [[len([*part]) for _, part in itertools.groupby(block)] for block in blocks]
-
-    def parts_of_blocks(window: list[int]) -> list[list[int]]:
-        counts = np.array(window, dtype=np.int64)
-        borders = split_into_blocks(counts, max_length)
-        offsets, first = split_at_texts(borders, counts)
-        assert np.array_equal(offsets[first], borders)
-        return [np.diff(offsets[a : b + 1]).tolist() for a, b in itertools.pairwise(first.tolist())]
-
-    assert parts_of_blocks(lengths) == expected
-    found, left = [], []
-    while lengths:
-        size = rng.randint(1, 9)
-        found += parts_of_blocks(left + lengths[:size])
-        lengths = lengths[size:]
-        left = found.pop() if found and sum(found[-1]) < max_length else []
-    assert found + [left] * bool(left) == expected
+    counts = np.array(lengths, dtype=np.int64)
+    borders = split_into_blocks(counts, max_length)
+    offsets, first = split_at_texts(borders, counts)
+    assert np.array_equal(offsets[first], borders)
+    found = [np.diff(offsets[a : b + 1]).tolist() for a, b in itertools.pairwise(first.tolist())]
+    assert found == [[len([*part]) for _, part in itertools.groupby(block)] for block in blocks]
 
 
 def test_no_rows_make_no_examples(by_bytes):
