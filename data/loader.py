@@ -28,8 +28,8 @@ from data.order import Order, balanced_order, epoch_order
 class Examples(Protocol):
     """An encoded data set: texts (data/examples.py), images (data/image_classification.py), or augmented texts.
 
-    ids, lengths: (N,) of a set that is larger than memory they are no list and no array, but give what an index asks
-    for. Training asks for the examples of a step; evaluation and the largest micro-batch need all lengths.
+    ids, lengths: (N,). Those of a set that is larger than memory are read where an index asks for them. Training asks
+    for the examples of a step; evaluation, and the search for the largest micro-batch, ask for all lengths.
     notes: sentences about what was truncated, lost or repaired.
     epoch: the epoch of training, for which an augmented data set makes other examples; None: without augmentation.
     """

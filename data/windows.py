@@ -1,12 +1,12 @@
 """A file of rows that is read a window at a time, in memory that does not grow with the file.
 
-    for rows in read_windows(name, read, size=8192):  # read() is what reads the whole file elsewhere
-        ...
+    for window in read_windows(name, read, size=8192):  # elsewhere, read() reads the whole file
+        use(window.rows)
 
-Readers take their records from `open_source(name)`. While read_windows goes over that file, they get the records of one
-window, and the next call of the reader those of the next one. At other times they get all of them.
+Readers take their records from `open_source(name)`. While read_windows goes over that file, each call of a
+reader gets the records of the next window. At other times it gets all of them.
 
-These are read so: .jsonl, .csv, .tsv, .parquet, .arrow, .txt, and a word or a sentence a line. Other formats, such as
+Read in windows: .jsonl, .csv, .tsv, .parquet, .arrow, .txt, and a word or a sentence a line. Other formats, such as
 one JSON document, two parallel files or a folder of images, are held as a whole and divided into windows afterwards.
 """
 

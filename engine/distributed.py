@@ -165,7 +165,7 @@ def announce_failure(sentence: str) -> None:
 
 
 def wrap(model: nn.Module, ranks: Ranks, empty_batch: Batch, amp: Precision) -> nn.Module:
-    """Return the model in DDP, or the model itself on a single rank.
+    """Return the model in DDP, or the model itself where it is sharded or there is a single rank.
 
     empty_batch: a batch without examples, whose backward reaches the same parameters as that of any batch. It runs
     here once, for two reasons:

@@ -5,7 +5,7 @@ last one watches the first. So one other rank notices a rank that was killed or 
 end. The thread also watches torchrun: without it nobody would end the rank later.
 
 The store is on one machine. Where the connection to it breaks, a request to the store waits for minutes without an
-error. So a second thread of each rank ends it once the store has not answered for distributed.timeout_seconds.
+error. So a second thread of each rank ends the rank once the store has not answered for distributed.timeout_seconds.
 """
 
 from __future__ import annotations

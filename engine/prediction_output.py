@@ -1,8 +1,8 @@
 """Where predictions go, a window of rows at a time: a file that is resumed after a crash, or a device or pipe.
 
 A file of several windows is written as OUTPUT.partial, a line of JSON for each row, beside OUTPUT.partial.json, which
-says what it is of and how much of it is complete. Each window is on the disk before the next one is predicted. The file
-gets its own name, or is written as a table, once the last window is complete.
+says what the predictions are made of and how much of the file is complete. Each window is on the disk before the next
+one is predicted. Once the last window is complete, the file gets its own name, or is written as a table.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def check_format(output: Path) -> None:
 
 
 def open_output(output: Path, made_of: Mapping[str, Any], num_windows: int, stack: ExitStack) -> Output:
-    """Return where the windows go. made_of: what the predictions are made of, of which all has to be equal to resume.
+    """Return where the windows go. made_of: what the predictions are made of; all of it has to be equal to resume.
 
     Raises ConfigError where the partial file of another run is there, or is in use.
     """
@@ -62,6 +62,7 @@ def open_output(output: Path, made_of: Mapping[str, Any], num_windows: int, stac
 
 
 def _failure(output: Path, error: OSError, kept: str = "") -> TrainingError:
+    """Return the error of an output. kept: a phrase on what is kept of it."""
     return TrainingError(f"--output {str(output)!r} could not be written: {error.strerror or error}{kept}")
 
 
@@ -104,9 +105,7 @@ class WholeFile:
         try:
             write_table(self.path, lambda: map(json.loads, lines))
         except OSError as error:
-            raise TrainingError(
-                f"--output {str(self.path)!r} could not be written: {error.strerror or error}"
-            ) from None
+            raise _failure(self.path, error) from None
 
     def finish(self) -> None:
         """Do nothing: the file is complete."""
@@ -138,9 +137,7 @@ class StreamOutput:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise TrainingError(
-                f"--output {str(self.path)!r} could not be written: {error.strerror or error}"
-            ) from None
+            raise _failure(self.path, error) from None
         self._notes.add(notes)
         self.num_windows, self.num_rows = self.num_windows + 1, self.num_rows + len(lines)
 

@@ -143,7 +143,7 @@ def prepare(cfg: Config, folder: Path, workers: int) -> Manifest:
         "decoder_start_id": getattr(processor, "decoder_start_id", 0),
         "version": VERSION,
     }
-    _claim(folder, about, source)
+    _claim(folder, about)
     if (folder / MANIFEST).is_file():
         _remove(folder, TEMPORARY)
         try:
@@ -172,7 +172,7 @@ def _check_usable(cfg: Config) -> None:
     check_fetched(name)
 
 
-def _claim(folder: Path, about: dict[str, Any], source: Path) -> None:
+def _claim(folder: Path, about: dict[str, Any]) -> None:
     """Make the folder, or check that it was begun from the same; ConfigError for another one."""
     folder.mkdir(parents=True, exist_ok=True)
     known = _read_origin(folder)
@@ -218,13 +218,13 @@ def _read_origin(folder: Path) -> dict[str, Any] | None:
 
 
 def _read(task: Task, settings: TaskSettings, folder: Path, cfg: Config) -> tuple[Reading, Division]:
-    """Read the file again, as long as the folder is not finished: what is to be known of all rows is not kept."""
+    """Read the file, also where a command continues: what has to be known of all rows is not kept."""
     with tqdm(desc="reading", unit="row", leave=False, delay=1, disable=not sys.stderr.isatty()) as bar:
         reading = read_source(task, settings, folder, bar.update)
     division = divide(reading, cfg.run.seed, cfg.eval.train_subset_size)
     if reading.is_held and task.noun != "image":  # of which the places alone are read
-        size = locate(settings.data.train)
-        shown = format_bytes(size.stat().st_size) if size.is_file() else "a folder"
+        source = locate(settings.data.train)
+        shown = format_bytes(source.stat().st_size) if source.is_file() else "a folder"
         reading.notes.append(
             f"it was read into memory as a whole ({shown}); files of .jsonl, .csv, .tsv, .txt or .parquet are not"
         )

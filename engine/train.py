@@ -144,7 +144,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     if cfg.run.dry_run:
         return {}
 
-    # 5. The state of the run, the model in DDP, the log, and the micro-batches from where the run starts or resumes.
+    # 5. The state of the run, the model on all ranks, the log, the micro-batches from where the run starts or resumes.
     contents = checkpoint.Contents(
         cfg, objective, model, optimizer, amp, pretrained_folder, (train_set, validation_set), teacher
     )
@@ -226,11 +226,11 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
                 seed_dropout(seed, state.position, i, ranks.rank, ranks.device)
                 out = amp.forward(parallel, batch.to(ranks.device))
                 loss_sums.append(out.loss_sum.detach())
-                # DDP averages over the ranks; times world_size that is their sum.
+                # DDP and FSDP average over the ranks; times world_size that is their sum.
                 amp.backward(out.loss_sum * (ranks.world_size / max(num_targets, 1)))
             steps.fetch()  # the next step, while a GPU computes this one
         out = None  # frees the graph of the last forward
-        has_begun = len(loss_sums) == len(micro_batches)  # the last backward, in which DDP exchanges the gradients
+        has_begun = len(loss_sums) == len(micro_batches)  # the last backward, in which DDP exchanges gradients
         check_can_repeat(out_of_memory, parallel, micro_batches, has_begun, kept_limit, state.step, ranks)
         if any_out_of_memory(out_of_memory, parallel, empty_batch, ranks):
             optimizer.zero_grad()  # the same step again, in smaller micro-batches; what was fetched ahead is read again
