@@ -83,7 +83,7 @@ class Notes:
         return [
             note
             if count == 1
-            else f"{note} (of {count:,} parts of the rows the first; sentences of the others differ in numbers only)"
+            else f"{note} (in the first of {count:,} parts of the rows; the others differ in numbers only)"
             for note, count in self.found.values()
         ]
 

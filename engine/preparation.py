@@ -1,8 +1,8 @@
 """The first part of engine.prepare: a file is read and checked window by window, and its rows are divided.
 
-The readers are those of training, so that a file has the same rows, errors and notes. What has to be known of all rows
-is counted while they pass: their ids, labels and groups. The rows themselves lie in files of the folder, each of which
-becomes a shard.
+The readers are those of training, so that a file has the same rows, errors and notes. What has to be known of all rows,
+their ids, labels and groups, is collected window by window. The rows themselves lie in files of the folder, each of
+which becomes a shard.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Coded(Sequence[str]):
 
 @dataclass
 class Reading:
-    """The counts of a file's rows, made while they pass."""
+    """Facts about all rows of a file, collected window by window."""
 
     task: Task
     settings: TaskSettings
@@ -231,13 +231,13 @@ def _write_part(reading: Reading, folder: Path, lines: list[str]) -> None:
 
 
 def merge_notes(notes: Iterable[str]) -> list[str]:
-    """Return each note once; of notes that differ in numbers alone the first, with how many parts have others."""
+    """Return each note once; of notes that differ in numbers only the first, with the number of the others."""
     kinds: dict[str, dict[str, None]] = {}
     for note in notes:
         kinds.setdefault(_NUMBER.sub("#", note), {})[note] = None
     merged = []
     for found in kinds.values():
-        more = f" (and so, with other numbers, in {len(found) - 1:,} more parts of the file)" if len(found) > 1 else ""
+        more = f" (the same with other numbers in {len(found) - 1:,} more parts of the file)" if len(found) > 1 else ""
         merged.append(next(iter(found)) + more)
     return merged
 
