@@ -6,7 +6,7 @@ The score of query i and key j is the sum of up to three products:
 - of the key and the position of the query relative to it, k_j pq_b ("p2c").
 b is the bucket of the distance i - j. pk and pq are projections of an embedding of buckets that all layers share.
 
-Shapes: models/ops/packing.py, and: R the number of buckets, S = L the number of keys.
+Shapes: models/ops/packing.py, and: P the number of buckets.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class DisentangledAttention(nn.Module):
         self.scale = 1 / scale.sqrt().item()
 
     def forward(self, x: Tensor, packing: Packing, positions: Tensor) -> Tensor:
-        """(T, D) -> (T, D), or with a Selection (R, D). positions: (R, D), the embeddings of the buckets."""
+        """(T, D) -> (T, D), or with a Selection (R, D). positions: (P, D), the embeddings of the buckets."""
         whole = packing.whole
         q, k, v = (self.split_heads(y) for y in joint_linear(x, (self.query, self.key, self.value)))
         index, first, last = bucket_index(self.distances, whole.max_length, x.device)
@@ -101,7 +101,7 @@ def disentangled_attention(
 ) -> Tensor:
     """Return softmax((q k^T + q pk^T + (k pq^T)^T) * scale) v inside each sequence, (T, H K).
 
-    query, key, value: (T, H, K). position_key, position_query: (R, H, K); None: without this term.
+    query, key, value: (T, H, K). position_key, position_query: (P, H, K); None: without this term.
     index: (L, L) int64, the row of the positions for each pair of a query and a key, L the longest sequence.
 
     On a CPU it is one call for each run of neighbouring sequences of equal length, elsewhere one call with padding.
@@ -109,7 +109,7 @@ def disentangled_attention(
     if not len(query):  # all inputs stay in the graph, so that a rank without examples has gradients, which are zero
         unused = [x.sum(0) for x in (key, value, position_key, position_query) if x is not None]
         return (query + sum(unused)).flatten(1)
-    pk, pq = (None if x is None else x.movedim(0, -1) * scale for x in (position_key, position_query))  # (H, K, R)
+    pk, pq = (None if x is None else x.movedim(0, -1) * scale for x in (position_key, position_query))  # (H, K, P)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Return (B, H, L, K) of the same."""

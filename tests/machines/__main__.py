@@ -80,7 +80,7 @@ def write_report(path: Path, rows: list[dict[str, Any]]) -> None:
     merged = {row["scenario"]: row for row in old} | {row["scenario"]: row | {"commit": commit} for row in rows}
     report = {
         "schema": 1,
-        "command": "python -m tests.machines --count 20 --output benchmarks/results/machines.json",
+        "command": "python -m tests.machines --count N --output benchmarks/results/machines.json",
         "python": platform.python_version(),
         "torch": torch.__version__.partition("+")[0],
         "results": [merged[name] for name in SCENARIOS if name in merged],
