@@ -1,8 +1,9 @@
 """Checkpoints of a sharded run: last/ in shards that all ranks write while the run goes on, best/ in one file.
 
-last/ goes through torch.distributed.checkpoint. It copies the parts of each rank to the host, decides which of several
-ranks with the same part writes it, and runs in a thread with a process group of its own. Each rank writes, flushes and
-checksums its files. Rank 0 then writes the manifest and renames the folder. An error of any rank reaches all of them.
+last/ goes through torch.distributed.checkpoint. It copies the parts of each rank to the host, and decides which of
+several ranks with the same part writes it. It runs in a thread with a process group of its own. Each rank writes,
+flushes and checksums its files. Rank 0 then writes the manifest and renames the folder. An error of any rank reaches
+all of them.
 
 best/ has the same files as that of a run on one process: one tensor after another is gathered, and written by rank 0.
 """

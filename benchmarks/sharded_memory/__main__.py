@@ -3,8 +3,8 @@
     python -m benchmarks.sharded_memory [--size 300M] [--output FILE]
 
 A BERT with random weights in fp32 is written once. 1, 2 and 4 ranks then load it and take 3 steps of 4 short texts,
-with distributed.strategy = ddp and fsdp. For each phase the table has the memory above that of the process before it
-read the model (torch alone needs some 300 MB), of the rank that needs most, beside what the formula says:
+with distributed.strategy = ddp and fsdp. For each phase the table has the memory of the rank that needs most, above
+that of its process before it read the model (torch alone needs some 300 MB). Beside it is what the formula says:
 
 - load: 4 bytes a parameter, of fsdp divided by W.
 - train: 16 bytes a parameter (weight, gradient, two moments), of fsdp divided by W. fsdp also gathers what is outside
