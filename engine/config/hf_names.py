@@ -58,6 +58,9 @@ HF_NAMES: dict[str, tuple[str, str]] = {
     "dataloader_drop_last": ("", "The last step of an epoch has the examples that are left."),
     "dataloader_pin_memory": ("", "Memory is pinned whenever a GPU is used."),
     "ddp_timeout": ("distributed.timeout_seconds", ""),
+    "fsdp": ("distributed.strategy", "Its values are ddp, fsdp and hsdp."),
+    "fsdp_config": ("distributed.strategy", "Its values are ddp, fsdp and hsdp; each layer is gathered by itself."),
+    "deepspeed": ("distributed.strategy", "fsdp is ZeRO's stage 3; optim.offload moves states to the host."),
     "ddp_find_unused_parameters": ("", "A trained parameter that no gradient reaches is an error."),
     # the optimizer
     "learning_rate": ("optim.lr", ""),
