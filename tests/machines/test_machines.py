@@ -13,7 +13,7 @@ import pytest
 from machines.scenarios import BAD_INPUTS, SCENARIOS
 
 ROOT = Path(__file__).resolve().parents[2]
-DEFAULT = ("through",)  # the others take a minute each
+DEFAULT, SLOW = ("through",), ("cut", "bad input")  # the others, of a minute each, are for the command
 
 
 def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -22,9 +22,13 @@ def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in DEFAULT else [pytest.mark.slow]) for name in SCENARIOS]
-)
+def mark(name: str) -> list[pytest.MarkDecorator]:
+    if name in DEFAULT:
+        return []
+    return [pytest.mark.slow if name in SLOW else pytest.mark.long]
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=mark(name)) for name in SCENARIOS])
 def test_scenario(tmp_path, name):
     """In a process of its own, since a fork of one with threads, as pytest may have, can wait forever."""
     count = len(BAD_INPUTS) if name == "bad input" else 1
