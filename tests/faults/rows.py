@@ -99,8 +99,9 @@ MINE: dict[str, dict[str, Callable[[Row, random.Random], Row]]] = {
     },
     "question-answering": {
         "answer elsewhere": change("answers", [{"text": "nowhere to be found", "answer_start": 0}]),
-        "answer beyond": change("answers", [{"text": "anna", "answer_start": 100_000}]),
-        "answer before": change("answers", [{"text": "anna", "answer_start": -5}]),
+        # of texts that are not in the context, where a wrong place would be repaired
+        "answer beyond": change("answers", [{"text": "nowhere", "answer_start": 100_000}]),
+        "answer before": change("answers", [{"text": "nowhere", "answer_start": -5}]),
         "answers a number": change("answers", 5),
         "question empty": change("question", ""),
         "question missing": without("question"),
