@@ -20,7 +20,8 @@ from data.formats.tar_index import TarMember
 from data.image_classification import ImageExamples
 from data.image_preprocessing import Preprocessing
 from data.mapped import Facts, Part, Shard, ShardedArray, ShardedIds, ShardedSequence
-from data.prepared import PreparedRows, checksum_of, checksum_of_file, open_parts, save_arrays
+from data.prepared import PreparedRows, checksum_of, open_parts, save_arrays
+from data.writing import sha256_of
 
 LOOSE = -1  # the offset of an image that is a file of its own
 
@@ -54,7 +55,7 @@ def write_image_shard(file: Path, examples: ImageExamples) -> dict[str, Any]:
     save_arrays(file, arrays)
     return {
         "files": {file.name: file.stat().st_size},
-        "sha256": {file.name: checksum_of_file(file)},
+        "sha256": {file.name: sha256_of(file)},
         "sizes": {"examples": len(examples), "sequences": 0, "tokens": 0, "targets": 0},
         "arrays": {},
         "truncated": 0,

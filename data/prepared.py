@@ -33,7 +33,7 @@ from data.formats.tar_index import TarMember
 from data.mapped import Facts, MappedExamples, Part, Shard
 from data.relation_extraction import Entity
 from data.row import Row, Rows
-from data.writing import replace_file, write_text
+from data.writing import replace_file, sha256_of, write_text
 
 VERSION = 1  # of the format of the folder
 MANIFEST, VALIDATION, SAMPLE = "manifest.json", "validation.jsonl", "sample.jsonl"
@@ -232,12 +232,6 @@ def checksum_of(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def checksum_of_file(file: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 # Shards
 
 
@@ -255,7 +249,7 @@ def write_shard(file: Path, examples: TextExamples[Any]) -> dict[str, Any]:
     targets = examples.target_ids
     return {
         "files": {file.name: file.stat().st_size},
-        "sha256": {file.name: checksum_of_file(file)},
+        "sha256": {file.name: sha256_of(file)},
         "sizes": {
             "examples": len(examples),
             "sequences": len(lengths),

@@ -5,6 +5,7 @@ Commands write all their files by these functions, except those of a checkpoint,
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -91,6 +92,12 @@ def _find_descriptor(path: Path) -> int | None:
             return None
         path = path.parent / os.readlink(path)
     return None
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def to_json(value: Any, **options: Any) -> str:

@@ -25,9 +25,9 @@ from data.examples import TextExamples
 from data.image_classification import ImageExamples
 from data.mapped import Shard
 from data.mapped_images import write_image_shard
-from data.prepared import checksum_of_file, iterate_rows, write_arrays, write_rows_file, write_shard
+from data.prepared import iterate_rows, write_arrays, write_rows_file, write_shard
 from data.row import Row
-from data.writing import write_text
+from data.writing import sha256_of, write_text
 from engine.errors import TrainingError
 from engine.plugins import load_plugins
 from engine.preparation import HELD_OUT, SAMPLE, TRAIN, Division, apply_labels, part_file
@@ -140,7 +140,7 @@ def read_description(folder: Path, number: int) -> dict[str, Any] | None:
     """Return the description of a part that is done, whose shard is as it was written; None for another one."""
     try:
         known: dict[str, Any] = json.loads(part_file(folder, "part", number, "json").read_text())
-        is_same = all(checksum_of_file(folder / name) == checksum for name, checksum in known["sha256"].items())
+        is_same = all(sha256_of(folder / name) == checksum for name, checksum in known["sha256"].items())
     except (OSError, ValueError, LookupError):
         return None
     return known if is_same else None
@@ -169,7 +169,7 @@ def make_blocks(folder: Path, descriptions: list[dict[str, Any]], max_length: in
             known["arrays"]["sequences"] = ("int64", [])
         file = part_file(folder, "blocks", number, "safetensors")
         write_arrays(file, arrays)
-        known["files"][file.name], known["sha256"][file.name] = file.stat().st_size, checksum_of_file(file)
+        known["files"][file.name], known["sha256"][file.name] = file.stat().st_size, sha256_of(file)
         known["sizes"] |= {"examples": len(blocks), "sequences": len(offsets)}
         counts += np.bincount(lengths, minlength=max_length + 1)
         begin += size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.tokenizers.load import COMPANIONS, FILES
-from data.writing import to_json
+from data.writing import sha256_of, to_json
 from models.adapter import FOLDER as ADAPTER
 from models.checkpoints import shards
 
@@ -128,12 +127,6 @@ def _read_regular(path: Path) -> str:
     if not path.is_file() or path.stat().st_size > MAX_MANIFEST:
         raise FileNotFoundError(path)
     return path.read_text(encoding="utf-8")
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def flush_folder(folder: Path) -> None:

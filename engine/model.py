@@ -25,7 +25,7 @@ def build_model(
     resumed: Path | None,
     shard: Callable[[TaskModel], None] | None = None,
 ) -> tuple[TaskModel, Path]:
-    """Return (the model on the CPU, the folder of its tokenizer).
+    """Return (the model, on the CPU unless it is sharded; the folder of its tokenizer).
 
     resumed: a checkpoint of this run, whose weights replace those of model.name. With LoRA its weights are merged ones.
     Then the weights come from model.name, and only the adapter from the checkpoint.

@@ -27,12 +27,12 @@ import torch
 
 import models
 from data import Batch, Examples, Row, Rows, TextExamples
-from data.writing import to_json
+from data.writing import sha256_of, to_json
 from engine import cli, distributed, validate
 from engine.config import Config, ConfigError
 from engine.evaluate import EvaluationContext, load_trained, make_context, run_in_batches, start
 from engine.input_windows import InputWindows, check_input
-from engine.manifest import MANIFEST, sha256_of
+from engine.manifest import MANIFEST
 from engine.prediction_output import Output, check_format, open_output
 from engine.tasks import Task
 

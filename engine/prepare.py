@@ -41,14 +41,13 @@ from data.prepared import (
     Manifest,
     ShardEntry,
     checksum_of,
-    checksum_of_file,
     is_prepared,
     open_parts,
     open_shards,
     read_manifest,
     write_manifest,
 )
-from data.writing import WRITING, write_text
+from data.writing import WRITING, sha256_of, write_text
 from engine import cli, config, validate
 from engine.config import Config, ConfigError
 from engine.disk import format_bytes, free_bytes
@@ -306,7 +305,7 @@ def _verify(folder: Path) -> Manifest:
     manifest = read_manifest(folder)
     for entry in tqdm(manifest.shards, desc="verifying", leave=False, delay=1, disable=not sys.stderr.isatty()):
         for name, checksum in entry.sha256.items():
-            if checksum_of_file(folder / name) != checksum:
+            if sha256_of(folder / name) != checksum:
                 raise DataError(f"{folder / name} is damaged: its checksum is not that of the manifest; {AGAIN}")
     print(f"{folder} is complete: {count_of(len(manifest.shards), 'shard')}, all as they were written")
     return manifest

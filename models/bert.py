@@ -213,6 +213,17 @@ EMBEDDINGS_AND_LAYERS = (
     *linear_rows("backbone.layers.{i}.mlp_norm", "encoder.layer.{i}.output.LayerNorm"),
 )
 CLASSIFIER = linear_rows("head.classifier", "classifier", "head")
+# BERT's masked-LM head, shared with DeBERTa, and the second names of its tensors
+MASKED_LM = (
+    *linear_rows("head.dense", "cls.predictions.transform.dense", "head"),
+    *linear_rows("head.norm", "cls.predictions.transform.LayerNorm", "head"),
+    WeightRow("head.decoder.weight", "cls.predictions.decoder.weight", "head"),
+    WeightRow("head.decoder.bias", "cls.predictions.bias", "head", untied="cls.predictions.decoder.bias"),
+)
+TIED = {
+    "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
 HEAD_ROWS = {
     "token-classification": CLASSIFIER,
     "relation-classification": linear_rows("head.classifier", "relation_classifier", "head"),
@@ -292,17 +303,9 @@ BERT = Architecture(
         heads=HEAD_ROWS
         | {
             "sequence-classification": (*linear_rows("head.dense", "pooler.dense", "pooler"), *CLASSIFIER),
-            "masked-lm": (
-                *linear_rows("head.dense", "cls.predictions.transform.dense", "head"),
-                *linear_rows("head.norm", "cls.predictions.transform.LayerNorm", "head"),
-                WeightRow("head.decoder.weight", "cls.predictions.decoder.weight", "head"),
-                WeightRow("head.decoder.bias", "cls.predictions.bias", "head", untied="cls.predictions.decoder.bias"),
-            ),
+            "masked-lm": MASKED_LM,
         },
-        tied={
-            "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
-            "cls.predictions.decoder.bias": "cls.predictions.bias",
-        },
+        tied=TIED,
         renamed=LEGACY,
         ignored=(r"embeddings\.(position_ids|token_type_ids)", r"cls\.seq_relationship\..*"),
     ),

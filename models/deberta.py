@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.architecture import Architecture, check_divides, read_fields, read_rates
-from models.bert import CLASSIFIER, HEAD_ROWS, LEGACY, transformers_classes
+from models.bert import CLASSIFIER, HEAD_ROWS, LEGACY, MASKED_LM, TIED, transformers_classes
 from models.checkpoints.tensor_files import JsonObject
 from models.checkpoints.weights import WeightRow, WeightTable, linear_rows
 from models.errors import ModelError
@@ -288,17 +288,9 @@ DEBERTA_V2 = Architecture(
         heads=HEAD_ROWS
         | {
             "sequence-classification": (*linear_rows("head.dense", "pooler.dense", "head"), *CLASSIFIER),
-            "masked-lm": (
-                *linear_rows("head.dense", "cls.predictions.transform.dense", "head"),
-                *linear_rows("head.norm", "cls.predictions.transform.LayerNorm", "head"),
-                WeightRow("head.decoder.weight", "cls.predictions.decoder.weight", "head"),
-                WeightRow("head.decoder.bias", "cls.predictions.bias", "head", untied="cls.predictions.decoder.bias"),
-            ),
+            "masked-lm": MASKED_LM,
         },
-        tied={
-            "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
-            "cls.predictions.decoder.bias": "cls.predictions.bias",
-        },
+        tied=TIED,
         # The names of the published files, which compute the same
         renamed=(
             *LEGACY,

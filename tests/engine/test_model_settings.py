@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from data import load_tokenizer
 from data.errors import DataError
 from engine import predict_rows
 from engine.config import ConfigError
+from engine.manifest import seal
 from models import ModelError
 
 CHANGES = {
@@ -82,6 +84,23 @@ def test_lora_checkpoint_has_adapter_and_merged_weights(tiny):
     optimizer = load_file(Path(config.run.folder) / "last" / "optimizer.safetensors")
     assert {key.partition("/")[2].rpartition(".")[2] for key in optimizer} == {"lora_a", "lora_b", "weight", "bias"}
     assert all("lora" in key or "/head." in key for key in optimizer)
+
+
+def test_an_adapter_beside_the_weights_resumes(tiny, tmp_path):
+    """As checkpoints were written before the adapter had a folder of its own."""
+    changes = {"model.lora.rank": 2, "train.max_steps": 10, "model.dropout.all": 0.0}
+    whole = tiny(**changes, **{"run.folder": str(tmp_path / "whole")})
+    run_training(whole)
+    config = tiny(**changes, **{"run.folder": str(tmp_path / "old")})
+    run_training(config, StopAfter(6))
+    last = Path(config.run.folder) / "last"
+    for path in [*(last / "adapter").iterdir()]:
+        path.rename(last / path.name)
+    (last / "adapter").rmdir()
+    (last / "manifest.json").unlink()
+    seal(last)
+    run_training(replace(config, run=replace(config.run, resume="yes")))
+    assert_same_run(config.run.folder, whole.run.folder)
 
 
 @pytest.mark.oracle
