@@ -76,7 +76,7 @@ def _read_albert(raw: JsonObject) -> BertConfig:
     hidden = ("hidden_dropout_prob", 0.0)
     rates = read_rates(raw, embedding=hidden, attention=("attention_probs_dropout_prob", 0.0), hidden=hidden)
     head = read_rates(raw, head=("classifier_dropout_prob", 0.1))["head"]
-    heads = ("sequence-classification", "token-classification", "relation-classification")
+    heads = ("sequence-classification", "token-classification", "relation-classification", "multiple-choice")
     return replace(
         config,
         task_type_vocab_size=0,
@@ -115,7 +115,10 @@ ALBERT = Architecture(
         ),
         heads=HEAD_ROWS
         | {
-            "sequence-classification": (*linear_rows("head.dense", "pooler", "pooler"), *CLASSIFIER),
+            **dict.fromkeys(
+                ("sequence-classification", "multiple-choice"),
+                (*linear_rows("head.dense", "pooler", "pooler"), *CLASSIFIER),
+            ),
             "masked-lm": (
                 *linear_rows("head.dense", "predictions.dense", "head"),
                 *linear_rows("head.norm", "predictions.LayerNorm", "head"),

@@ -18,8 +18,8 @@ from models.architecture import Architecture, check_divides, read_fields, read_r
 from models.checkpoints.tensor_files import JsonObject
 from models.checkpoints.weights import WeightRow, WeightTable, linear_rows
 from models.errors import ModelError
-from models.heads import Head, HeadShape
-from models.inputs import ModelInputs, Reads, packing_to_read, require
+from models.heads import Head, HeadShape, MultipleChoice
+from models.inputs import ModelInputs, Reads, packing_of, packing_to_read, require
 from models.ops.attention import SelfAttention
 from models.ops.dropout import Dropout
 from models.ops.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, drop_path, init_normal
@@ -127,7 +127,7 @@ class BertModel(nn.Module):
 
         inputs.input_ids, inputs.token_type_ids: (T,).
         """
-        packing = Packing(inputs.lengths, inputs.cu_seqlens)
+        packing = packing_of(inputs)
         x = self.embed(inputs, packing)
         to_read = packing_to_read(packing, inputs, reads)
         *layers, last = self.computed_layers()
@@ -161,10 +161,7 @@ class BertModel(nn.Module):
         if not self.config.first_position:
             return packing.positions
         real = (input_ids != self.config.pad_token_id).long()
-        counted = torch.cat([real.new_zeros(1), real.cumsum(0)])
-        before = counted[packing.cu_seqlens[:-1].long()]
-        before = torch.repeat_interleave(before, packing.cu_seqlens.diff(), output_size=len(input_ids))
-        return (counted[1:] - before) * real + self.config.pad_token_id
+        return packing.running_sum(real) * real + self.config.pad_token_id
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator, modules: Iterable[nn.Module] = ()) -> None:
@@ -229,6 +226,7 @@ HEAD_ROWS = {
     "relation-classification": linear_rows("head.classifier", "relation_classifier", "head"),
     "question-answering": linear_rows("head.span", "qa_outputs", "head"),
 }
+POOLER_AND_CLASSIFIER = (*linear_rows("head.dense", "pooler.dense", "pooler"), *CLASSIFIER)
 
 
 def transformers_classes(name: str) -> dict[str | None, str]:
@@ -239,6 +237,7 @@ def transformers_classes(name: str) -> dict[str | None, str]:
         "token-classification": f"{name}ForTokenClassification",
         "question-answering": f"{name}ForQuestionAnswering",
         "relation-classification": f"{name}Model",
+        "multiple-choice": f"{name}ForMultipleChoice",
         "masked-lm": f"{name}ForMaskedLM",
     }
 
@@ -260,6 +259,8 @@ def bert_head_shape(
         width = config.embedding_width
         shape = replace(shape, vocab_size=config.vocab_size, embedding_size=width)
         return replace(shape, dense=lm_activation, layer_norm_eps=eps)
+    if issubclass(head, MultipleChoice):
+        return replace(shape, dense=pooler)
     if head.reads_pooled:
         dense = pooler if pooling == "cls" else ""
         return replace(shape, dense=dense, dropout_before_dense=dropout_before_pooler)
@@ -275,7 +276,7 @@ def read_encoder(raw: JsonObject) -> BertConfig:
     hidden = ("hidden_dropout_prob", 0.1)
     rates = read_rates(raw, embedding=hidden, attention=("attention_probs_dropout_prob", 0.1), hidden=hidden)
     head = read_rates(raw, head=("classifier_dropout", rates["hidden"]))["head"]
-    heads = ("sequence-classification", "token-classification", "relation-classification")
+    heads = ("sequence-classification", "token-classification", "relation-classification", "multiple-choice")
     return replace(config, rates=DropoutRates(**rates), head_rates=dict.fromkeys(heads, head))
 
 
@@ -302,7 +303,8 @@ BERT = Architecture(
         rows=EMBEDDINGS_AND_LAYERS,
         heads=HEAD_ROWS
         | {
-            "sequence-classification": (*linear_rows("head.dense", "pooler.dense", "pooler"), *CLASSIFIER),
+            "sequence-classification": POOLER_AND_CLASSIFIER,
+            "multiple-choice": POOLER_AND_CLASSIFIER,
             "masked-lm": MASKED_LM,
         },
         tied=TIED,
@@ -333,6 +335,7 @@ def _read_distilbert(raw: JsonObject) -> BertConfig:
     head_rates = {
         "sequence-classification": heads["sequence"],
         "relation-classification": heads["sequence"],
+        "multiple-choice": heads["sequence"],
         "question-answering": heads["span"],
         "token-classification": heads["token"],
     }
@@ -368,7 +371,10 @@ DISTILBERT = Architecture(
         ),
         heads=HEAD_ROWS
         | {
-            "sequence-classification": (*linear_rows("head.dense", "pre_classifier", "head"), *CLASSIFIER),
+            **dict.fromkeys(
+                ("sequence-classification", "multiple-choice"),
+                (*linear_rows("head.dense", "pre_classifier", "head"), *CLASSIFIER),
+            ),
             "masked-lm": (
                 *linear_rows("head.dense", "vocab_transform", "head"),
                 *linear_rows("head.norm", "vocab_layer_norm", "head"),

@@ -19,8 +19,8 @@ from models.bert import CLASSIFIER, HEAD_ROWS, LEGACY, MASKED_LM, TIED, transfor
 from models.checkpoints.tensor_files import JsonObject
 from models.checkpoints.weights import WeightRow, WeightTable, linear_rows
 from models.errors import ModelError
-from models.heads import Head, HeadShape
-from models.inputs import ModelInputs, Reads, packing_to_read, require
+from models.heads import Head, HeadShape, MultipleChoice
+from models.inputs import ModelInputs, Reads, packing_of, packing_to_read, require
 from models.ops.attention import to_packed, to_padded
 from models.ops.disentangled import DisentangledAttention, Distances
 from models.ops.dropout import Dropout
@@ -106,19 +106,13 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor, packing: Packing) -> Tensor:
         """Return (T, D). x: the input of the first layer, (T, D). y: its output, (T, D)."""
-        if len(x):
-            padded = to_padded(x, packing) * is_token(packing, x.dtype)  # (B, L, D)
+        if x.shape[0]:
+            padded = to_padded(x, packing) * packing.is_token.unsqueeze(-1).to(x.dtype)  # (B, L, D)
             mixed = to_packed(self.conv(padded.mT).mT.flatten(0, 1), packing)
         else:  # the parameters stay in the graph
             mixed = x + sum(parameter.sum() for parameter in self.conv.parameters())
         out: Tensor = self.norm(y + self.activation(self.dropout(mixed)))
         return out
-
-
-def is_token(packing: Packing, dtype: torch.dtype) -> Tensor:
-    """Return (B, L, 1): 1 at the tokens of a sequence, 0 at the padding behind them."""
-    places = torch.arange(packing.max_length, device=packing.cu_seqlens.device)
-    return (places < packing.cu_seqlens.diff()[:, None]).unsqueeze(-1).to(dtype)
 
 
 class DebertaModel(nn.Module):
@@ -157,7 +151,7 @@ class DebertaModel(nn.Module):
 
         inputs.input_ids, inputs.token_type_ids: (T,).
         """
-        packing = Packing(inputs.lengths, inputs.cu_seqlens)
+        packing = packing_of(inputs)
         x = self.word_embeddings(require(inputs.input_ids, "input_ids"))
         if self.position_embeddings is not None:
             x = x + self.position_embeddings(packing.positions)
@@ -226,6 +220,7 @@ def _read_deberta(raw: JsonObject) -> DebertaConfig:
         "sequence-classification": of_texts,
         "relation-classification": of_texts,
         "token-classification": rates["hidden"],
+        "multiple-choice": of_texts,
     }
     kinds = [kind for kind in KINDS if kind in kinds]
     config = replace(config, kinds=tuple(kinds), norm_positions="layer_norm" in norm)
@@ -250,7 +245,7 @@ def _deberta_head(config: DebertaConfig, name: str, head: type[Head], pooling: s
     if head.is_language_model:
         eps = config.layer_norm_eps
         return replace(shape, vocab_size=config.vocab_size, dense=config.hidden_act, layer_norm_eps=eps)
-    has_pooler = head.reads_pooled and pooling == "cls"
+    has_pooler = issubclass(head, MultipleChoice) or (head.reads_pooled and pooling == "cls")
     return replace(shape, dense=config.pooler_hidden_act) if has_pooler else shape
 
 
@@ -287,7 +282,10 @@ DEBERTA_V2 = Architecture(
         ),
         heads=HEAD_ROWS
         | {
-            "sequence-classification": (*linear_rows("head.dense", "pooler.dense", "head"), *CLASSIFIER),
+            **dict.fromkeys(
+                ("sequence-classification", "multiple-choice"),
+                (*linear_rows("head.dense", "pooler.dense", "head"), *CLASSIFIER),
+            ),
             "masked-lm": MASKED_LM,
         },
         tied=TIED,

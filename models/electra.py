@@ -5,10 +5,12 @@ The published discriminators are what is fine-tuned; a generator also has the he
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import replace
 
-from models.architecture import Architecture
+from models.architecture import Architecture, read_rates
 from models.bert import (
+    CLASSIFIER,
     EMBEDDINGS_AND_LAYERS,
     HEAD_ROWS,
     LEGACY,
@@ -20,17 +22,26 @@ from models.bert import (
 )
 from models.checkpoints.tensor_files import JsonObject
 from models.checkpoints.weights import WeightTable, linear_rows
+from models.errors import ModelError
 from models.heads import Head, HeadShape
 from models.roberta import CLASSIFIER_WITH_DENSE
 
 # Of transformers; they are BERT's where they are not here.
 DEFAULTS = {"embedding_size": 128, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
 
+# How the head of multiple choice reads a sequence, as in all published models
+SUMMARY = {"summary_type": "first", "summary_use_proj": True, "summary_activation": "gelu"}
+
 
 def _read_electra(raw: JsonObject) -> BertConfig:
     config = read_encoder(DEFAULTS | {name: value for name, value in raw.items() if value is not None})
     different = config.embedding_size != config.hidden_size
-    return replace(config, task_type_vocab_size=0, project_embeddings=different)
+    for name, supported in SUMMARY.items():
+        if raw.get(name, supported) != supported:
+            raise ModelError(f"config.json: {name} = {reprlib.repr(raw[name])} is not supported, only {supported!r}")
+    summary = read_rates(raw, multiple_choice=("summary_last_dropout", 0.1))["multiple_choice"]
+    head_rates = {**config.head_rates, "multiple-choice": summary}
+    return replace(config, task_type_vocab_size=0, project_embeddings=different, head_rates=head_rates)
 
 
 def _electra_head(config: BertConfig, name: str, head: type[Head], pooling: str) -> HeadShape:
@@ -53,6 +64,7 @@ ELECTRA = Architecture(
         heads=HEAD_ROWS
         | {
             "sequence-classification": CLASSIFIER_WITH_DENSE,
+            "multiple-choice": (*linear_rows("head.dense", "sequence_summary.summary", "head"), *CLASSIFIER),
             "masked-lm": (
                 *linear_rows("head.dense", "generator_predictions.dense", "head"),
                 *linear_rows("head.norm", "generator_predictions.LayerNorm", "head"),

@@ -16,116 +16,20 @@ Shapes: models/ops/packing.py, and: C classes, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.errors import ModelError
+from models.head import PROBLEMS, Head, HeadShape, require_labels
 from models.inputs import IGNORE_INDEX, ModelInputs, require
 from models.losses import classification_loss, find_supervised_positions
 from models.ops.dropout import Dropout
-from models.ops.layers import ACTIVATIONS, init_normal, mean_by_example, mean_pool, product_dtype, upcast
+from models.ops.layers import ACTIVATIONS, mean_by_example, mean_pool, product_dtype, upcast
 from models.ops.linear_cross_entropy import linear_cross_entropy
 from models.ops.packing import Packing, Selection, pad_sequences
 
-PROBLEMS = ("single-label", "multi-label", "regression")
-
-
-@dataclass(frozen=True)
-class HeadShape:
-    """The options from which a head is built; each architecture fills in those of its published checkpoints."""
-
-    hidden_size: int
-    dropout: float = 0.0
-    num_labels: int = 2
-    pooling: str = "cls"  # one of layers.POOLINGS
-    num_special: int = 0  # special tokens before the patches of an image, which are not part of the mean
-    dense: str = ""  # activation of a dense layer before the output; empty: no such layer
-    dropout_before_dense: bool = False
-    bias: bool = True
-    problem: str = "single-label"
-    label_smoothing: float = 0.0
-    class_weights: tuple[float, ...] = ()  # factors of the training loss, one per class; empty: all 1
-    pos_weight: tuple[float, ...] = ()  # factors of the training loss where a label applies, one per label; empty: 1
-    vocab_size: int = 0
-    tied: bool = True  # the output matrix of a language model is its embedding
-    layer_norm_eps: float = 1e-12
-    embedding_size: int = 0  # the width that the output matrix of a language model reads; 0: hidden_size
-    scale: float = 1.0  # factor of the features that the output matrix of a language model reads
-
-
-class Head(nn.Module):
-    """The base of all heads. The class attributes say what a head can do."""
-
-    is_language_model: ClassVar[bool] = False  # its logits are over the vocabulary; it has no dropout
-    generates_text: ClassVar[bool] = False
-    needs_decoder: ClassVar[bool] = False  # an encoder-decoder builds its decoder only for such a head
-    has_labels: ClassVar[bool] = False  # its classes have names
-    reads_pooled: ClassVar[bool] = False  # it reads one vector per example, pooled by shape.pooling
-    reads_windows: ClassVar[bool] = False  # an example may be several sequences, of whose logits it takes the mean
-    problems: ClassVar[tuple[str, ...]] = PROBLEMS[:1]  # the problem types that it supports; the first is the default
-    supports_distillation: ClassVar[bool] = False  # its logits are (B, C), like a teacher's
-    supports_label_smoothing: ClassVar[bool] = False
-    divergence_scale: ClassVar[float] = 1.0  # factor of a divergence of its log_probabilities, to match its loss
-
-    # Set it to False where training does not read the logits: a language model then needs less memory for its loss.
-    keep_logits: bool = True
-
-    def __init__(self, shape: HeadShape):
-        super().__init__()
-        self.shape = shape
-
-    def forward(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
-        """Return the logits and the sum of the losses, a scalar in fp32 or wider, 0 without labels.
-
-        hidden: (T, D); of an encoder-decoder (U, D), those of the decoder; or those that `reads` selects, (R, D).
-        """
-        raise NotImplementedError(f"{type(self).__name__}.forward")
-
-    def reads(self, packing: Packing, inputs: ModelInputs) -> Selection | None:
-        """Return the tokens whose hidden states forward reads; None: all.
-
-        The last layer computes only these. `forward` then gets (R, D) and the Selection as their packing; but all
-        tokens where the backbone has no such layer. A subclass with another forward also has to state what it reads:
-        without a `reads` of its own it gets all tokens.
-        """
-        return None
-
-    def select(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> Tensor:
-        """Return the hidden states that `reads` selects, (R, D), unless the backbone has computed only these."""
-        selection = None if isinstance(packing, Selection) else self.reads(packing, inputs)
-        return hidden if selection is None else selection.take(hidden)
-
-    def log_probabilities(self, logits: Tensor, inputs: ModelInputs) -> Tensor:
-        """Return the log-probabilities of all outcomes at each target, (targets, C), in fp32 or wider.
-
-        In a multi-label problem they are (B, C, 2): those of each label and of its absence. Among float labels what is
-        no target has zeros, which add nothing to a divergence; their number would make the host wait for the device.
-        logits: as forward returns them, (n, C). Raises TypeError without labels.
-        """
-        logits, labels = upcast(logits), _require_labels(inputs)
-        if self.shape.problem == "multi-label":
-            is_target = ~labels.isnan() & (labels != IGNORE_INDEX)
-            both = torch.stack([F.logsigmoid(logits), F.logsigmoid(-logits)], -1)
-            return both.where(is_target[..., None], 0.0)
-        if labels.is_floating_point():
-            return logits.log_softmax(-1).where(~labels.isnan().any(-1, keepdim=True), 0.0)
-        positions = find_supervised_positions(labels, inputs.num_targets)
-        return (logits if positions is None else logits.index_select(0, positions)).log_softmax(-1)
-
-    def init_weights(self, std: float, generator: torch.Generator, skip: Collection[Tensor] = ()) -> None:
-        """Initialise a new head: weights from Normal(0, std), biases 0, LayerNorms identity; other parameters stay.
-
-        skip: weights that are tied to the backbone's. Override this for another initialisation. The __init__ of a new
-        head runs with the seed of from_pretrained.
-        """
-        init_normal(self, std, generator, skip)
-
-    def tie(self, embedding: nn.Embedding) -> None:
-        """Use the embedding as the output matrix; does nothing for a head without one."""
+__all__ = ["HEADS", "PROBLEMS", "Head", "HeadShape", "MultipleChoice"]
 
 
 class SequenceClassification(Head):
@@ -172,7 +76,7 @@ class SequenceClassification(Head):
         if self.shape.pooling == "mean":
             return None
         is_last = self.shape.pooling == "last"
-        rows = packing.cu_seqlens[1:].long() - 1 if is_last else packing.cu_seqlens[:-1].long()
+        rows = packing.last_tokens if is_last else packing.first_tokens
         return Selection.of_each_sequence(rows.unsqueeze(1), packing, are_last=is_last)
 
 
@@ -203,7 +107,7 @@ class DistilledClassification(Head):
 
     def reads(self, packing: Packing, inputs: ModelInputs) -> Selection:
         """Return the first two tokens of each image."""
-        first = packing.cu_seqlens[:-1, None].long()
+        first = packing.first_tokens[:, None]
         return Selection.of_each_sequence(first + torch.arange(2, device=first.device), packing)
 
 
@@ -253,7 +157,7 @@ class QuestionAnswering(Head):
 
         They are 0 in a sequence without a target.
         """
-        logits, labels = upcast(logits), _require_labels(inputs)
+        logits, labels = upcast(logits), require_labels(inputs)
         packing = Packing(inputs.lengths, inputs.cu_seqlens)
         spans = pad_sequences(logits, packing, float("-inf")).log_softmax(1)  # (B, L, 2)
         of_tokens = spans[packing.rows, packing.positions]
@@ -290,6 +194,64 @@ class RelationClassification(Head):
         """Return the two markers of each sequence."""
         starts = packing.cu_seqlens[:-1, None].long()
         return Selection.of_each_sequence(starts + require(inputs.markers, "markers"), packing)
+
+
+class MultipleChoice(Head):
+    """Scores of choices: first token -> dense, activation -> dropout -> linear; softmax over the choices of an example.
+
+    Each sequence is a context with one of the choices; inputs.sequences has the number of choices of each example,
+    which may differ. An example is one target.
+    """
+
+    supports_label_smoothing = True
+
+    def __init__(self, shape: HeadShape):
+        super().__init__(shape)
+        self.dense = nn.Linear(shape.hidden_size, shape.hidden_size) if shape.dense else None
+        self.dropout = Dropout(shape.dropout)
+        self.classifier = nn.Linear(shape.hidden_size, 1, bias=shape.bias)
+
+    def forward(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
+        """Return logits (B,), a score for each sequence, and the sum of the losses.
+
+        hidden: (T, D) or (B, D). inputs.labels: (N,) the number of the right choice of each of N examples, or None.
+        """
+        x = self.select(hidden, packing, inputs)
+        if self.dense is not None:
+            x = ACTIVATIONS[self.shape.dense](self.dense(x))
+        logits = self.classifier(self.dropout(x)).squeeze(1)
+        if inputs.labels is None:
+            return logits, upcast(logits).new_zeros(())
+        log_p, choices = log_softmax_of_choices(logits, inputs)
+        smoothing = self.shape.label_smoothing if self.training else 0.0
+        loss = F.nll_loss(log_p, inputs.labels, ignore_index=IGNORE_INDEX, reduction="sum")
+        if not smoothing:
+            return logits, loss
+        is_target = (inputs.labels != IGNORE_INDEX)[choices.rows]
+        uniform = -log_p[choices.rows, choices.positions] / choices.cu_seqlens.diff()[choices.rows]
+        return logits, (1 - smoothing) * loss + smoothing * uniform.where(is_target, 0.0).sum()
+
+    def reads(self, packing: Packing, inputs: ModelInputs) -> Selection:
+        """Return the first token of each sequence."""
+        return Selection.of_each_sequence(packing.cu_seqlens[:-1, None].long(), packing)
+
+    def log_probabilities(self, logits: Tensor, inputs: ModelInputs) -> Tensor:
+        """Return (B,): the log-probability of each choice among those of its example; 0 without a target."""
+        is_target = require_labels(inputs) != IGNORE_INDEX
+        log_p, choices = log_softmax_of_choices(logits, inputs)
+        return log_p[choices.rows, choices.positions].where(is_target[choices.rows], 0.0)
+
+
+def log_softmax_of_choices(logits: Tensor, inputs: ModelInputs) -> tuple[Tensor, Packing]:
+    """Return the log-probabilities of the choices of each example, and where the choices of each example begin.
+
+    logits: (B,). Returns (N, most choices), -inf behind the last choice of an example, in fp32 or wider. Raises
+    ModelError where it is not known which sequences belong together.
+    """
+    if inputs.sequences is None:
+        raise ModelError("multiple choice reads the number of choices of each example, in `sequences`")
+    choices = Packing.from_lengths(inputs.sequences, logits.device)
+    return pad_sequences(upcast(logits), choices, float("-inf")).log_softmax(1), choices
 
 
 class LanguageModel(Head):
@@ -342,7 +304,7 @@ class LanguageModel(Head):
 
     def log_probabilities(self, logits: Tensor, inputs: ModelInputs) -> Tensor:
         """Return (targets, V). Raises TypeError for logits that were not kept, and without labels."""
-        labels, count = _require_labels(inputs), inputs.num_targets
+        labels, count = require_labels(inputs), inputs.num_targets
         if len(logits) != (int((labels != IGNORE_INDEX).sum()) if count is None else count):
             raise TypeError("log-probabilities need the logits of all targets; set keep_logits = True on the head")
         return upcast(logits).log_softmax(-1)
@@ -379,15 +341,10 @@ HEADS: dict[str, type[Head]] = {
     "token-classification": TokenClassification,
     "question-answering": QuestionAnswering,
     "relation-classification": RelationClassification,
+    "multiple-choice": MultipleChoice,
     "image-classification": SequenceClassification,
     "distilled-image-classification": DistilledClassification,
     "masked-lm": MaskedLM,
     "causal-lm": CausalLM,
     "seq2seq-lm": Seq2SeqLM,
 }
-
-
-def _require_labels(inputs: ModelInputs) -> Tensor:
-    if inputs.labels is None:
-        raise TypeError("log-probabilities need labels, and the micro-batch has none")
-    return inputs.labels

@@ -180,7 +180,7 @@ def _build(
         model_options.check_used(options, None, None)
         with Uninitialised(folder, *size_limits(files), mark=files is None):
             return TaskModel(architecture.build(config, None), None, ModelSpec(architecture, raw, None, ()))
-    if head_class.has_labels and head_in_file:
+    if head_in_file and not head_class.is_language_model:
         model_options.check_head(raw, architecture, name, pooling, folder)
     num_outputs = weights.num_outputs(files, architecture.weights, name) if files and head_in_file else None
     labels, note = model_options.choose_labels(options.labels, raw, head_class, head_in_file, num_outputs, folder)

@@ -12,6 +12,7 @@ from models.bert import (
     EMBEDDINGS_AND_LAYERS,
     HEAD_ROWS,
     LEGACY,
+    POOLER_AND_CLASSIFIER,
     BertConfig,
     BertModel,
     bert_head_shape,
@@ -32,7 +33,8 @@ CLASSIFIER_WITH_DENSE = (
 def _read_roberta(raw: JsonObject) -> BertConfig:
     pad = 1 if raw.get("pad_token_id") is None else raw["pad_token_id"]
     config = read_bert(raw | {"pad_token_id": pad})
-    return replace(config, first_position=config.pad_token_id + 1)
+    head_rates = {**config.head_rates, "multiple-choice": config.rates.hidden}
+    return replace(config, first_position=config.pad_token_id + 1, head_rates=head_rates)
 
 
 def _roberta_head(config: BertConfig, name: str, head: type[Head], pooling: str) -> HeadShape:
@@ -52,6 +54,7 @@ ROBERTA = Architecture(
         heads=HEAD_ROWS
         | {
             "sequence-classification": CLASSIFIER_WITH_DENSE,
+            "multiple-choice": POOLER_AND_CLASSIFIER,
             "masked-lm": (
                 *linear_rows("head.dense", "lm_head.dense", "head"),
                 *linear_rows("head.norm", "lm_head.layer_norm", "head"),
@@ -67,7 +70,7 @@ ROBERTA = Architecture(
         ignored=(
             r"embeddings\.(position_ids|token_type_ids)",
             r"pooler\.dense\.(weight|bias)",
-        ),  # no RoBERTa head reads the pooler
+        ),  # which no head of RoBERTa reads, but multiple choice
     ),
 )
 XLM_ROBERTA = replace(
