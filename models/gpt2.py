@@ -19,7 +19,7 @@ from models.checkpoints.tensor_files import JsonObject
 from models.checkpoints.weights import WeightRow, WeightTable, linear_rows
 from models.generation.cache import Cache
 from models.heads import Head, HeadShape
-from models.inputs import ModelInputs, Reads, packing_to_read, require
+from models.inputs import ModelInputs, Reads, packing_of, packing_to_read, require
 from models.ops.attention import packed_attention
 from models.ops.dropout import Dropout
 from models.ops.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, drop_path, init_normal, upcast
@@ -136,7 +136,7 @@ class GPT2Model(nn.Module):
 
         inputs.input_ids: (T,); with a cache, only the new tokens.
         """
-        packing = Packing(inputs.lengths, inputs.cu_seqlens)
+        packing = packing_of(inputs)
         positions = packing.positions if cache is None else cache.extend(packing)
         words = self.word_embeddings(require(inputs.input_ids, "input_ids"))
         x = self.dropout(words + self.position_embeddings(positions))

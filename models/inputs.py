@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.errors import ModelError
-from models.ops.packing import Packing, Selection, cumulative_lengths, to_device
+from models.ops.packing import Packing, Padded, Selection, cumulative_lengths, to_device
 
 IGNORE_INDEX = -100  # an integer label that is no target; torch's own default
 
@@ -107,6 +107,37 @@ class Inputs:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         on_device: dict[str, Any] = {name: x.to(device) for name, x in values.items() if isinstance(x, Tensor)}
         return replace(self, **on_device)
+
+
+@dataclass(frozen=True)
+class PaddedInputs(Inputs):
+    """Inputs of an exported graph: padded sequences, (B * L,) with the padding (models/padded.py)."""
+
+    packing: Padded | None = None
+    decoder_packing: Padded | None = None
+
+
+def packing_of(inputs: ModelInputs) -> Packing:
+    """Return the packing of the texts of a micro-batch, or of the sources of an encoder-decoder."""
+    if isinstance(inputs, PaddedInputs) and inputs.packing is not None:
+        return inputs.packing
+    return Packing(inputs.lengths, inputs.cu_seqlens)
+
+
+def packing_of_decoder(inputs: ModelInputs) -> Packing:
+    """Return the packing of the targets of an encoder-decoder."""
+    if isinstance(inputs, PaddedInputs) and inputs.decoder_packing is not None:
+        return inputs.decoder_packing
+    return Packing(inputs.decoder_lengths, require(inputs.decoder_cu_seqlens, "decoder_cu_seqlens"))
+
+
+def packing_of_images(inputs: ModelInputs, tokens: Tensor) -> Packing:
+    """Return the packing of the tokens of images of one size, (B, L, D)."""
+    if isinstance(inputs, PaddedInputs):
+        return Padded.from_shape(tokens, None)
+    count, length = tokens.shape[:2]
+    starts = torch.arange(count + 1, dtype=torch.int32, device=tokens.device) * length
+    return Packing((length,) * count, starts)
 
 
 def pack(

@@ -24,7 +24,7 @@ from models.checkpoints.weights import WeightRow, WeightTable, linear_rows
 from models.errors import ModelError
 from models.generation.cache import Cache
 from models.heads import Head, HeadShape
-from models.inputs import ModelInputs, Reads, packing_to_read, require
+from models.inputs import ModelInputs, Reads, packing_of, packing_of_decoder, packing_to_read, require
 from models.ops.attention import Bias, packed_attention
 from models.ops.dropout import Dropout
 from models.ops.feed_forward import FeedForward
@@ -218,13 +218,13 @@ class T5Model(nn.Module):
         if source is not None and cache is not None:
             cache.cross = Cache(causal=False)
             cache.cross.extend(source[1])
-        packing = Packing(inputs.decoder_lengths, require(inputs.decoder_cu_seqlens, "decoder_cu_seqlens"))
+        packing = packing_of_decoder(inputs)
         words = self.word_embeddings(require(inputs.decoder_input_ids, "decoder_input_ids"))
         return self.decoder(words, packing, source, cache), packing
 
     def encode(self, inputs: ModelInputs, reads: Reads | None = None) -> Source:
         """Return the hidden states of the encoder, (T, D) or (R, D), and their packing."""
-        packing = packing_to_read(Packing(inputs.lengths, inputs.cu_seqlens), inputs, reads)
+        packing = packing_to_read(packing_of(inputs), inputs, reads)
         return self.encoder(self.word_embeddings(require(inputs.input_ids, "input_ids")), packing), packing
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ from models.checkpoints.tensor_files import JsonObject
 from models.checkpoints.weights import WeightRow, WeightTable, linear_rows
 from models.errors import ModelError
 from models.heads import DistilledClassification, Head, HeadShape
-from models.inputs import ModelInputs, Reads, packing_to_read, require
+from models.inputs import ModelInputs, Reads, packing_of_images, packing_to_read, require
 from models.ops.attention import SelfAttention
 from models.ops.dropout import Dropout
 from models.ops.layers import ACTIVATIONS, MLP, NO_DROPOUT, DropoutRates, drop_path, init_normal
@@ -112,11 +112,9 @@ class ViTModel(nn.Module):
         patches = self.patch_embeddings(pixels)  # (B, D, Y, X)
         positions = self.positions(*patches.shape[2:])
         special = [token for token in (self.class_token, self.distillation_token) if token is not None]
-        tokens = [token.expand(len(patches), -1, -1) for token in special]
+        tokens = [token.expand(patches.shape[0], -1, -1) for token in special]  # len() would be a constant of a graph
         x = torch.cat([*tokens, patches.flatten(2).transpose(1, 2)], 1) + positions  # (B, L, D)
-        count, length = x.shape[:2]
-        starts = torch.arange(count + 1, dtype=torch.int32, device=x.device) * length
-        packing = Packing((length,) * count, starts)
+        packing = packing_of_images(inputs, x)
         x = self.dropout(x.flatten(0, 1))
         to_read = packing_to_read(packing, inputs, reads)
         *layers, last = self.layers

@@ -5,7 +5,8 @@ packed_attention chooses one of several equal computations:
 - where all sequences have one length, one call on views of the packed tensors (padded_attention without padding);
 - for sequences of several lengths, on a CPU one call for each run of equal lengths (attention_by_runs);
 - on a GPU in bf16 or fp16, a flash kernel for packed sequences (flash_attention);
-- on a GPU in fp32 or with a bias, one call with padding (padded_attention).
+- on a GPU in fp32 or with a bias, one call with padding (padded_attention);
+- in an exported graph, one call on tensors that are padded already (exported_attention).
 Shapes: models/ops/packing.py; S is the number of keys.
 """
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from models.ops.dropped_attention import Runs, dropped_attention
 from models.ops.joint_linear import joint_linear
 from models.ops.layers import product_dtype
-from models.ops.packing import Packing, aligned
+from models.ops.packing import Packing, Padded, aligned
 
 # A term of the scores. A function of (query length, key length) returns it for one sequence, (H, L, S). A tensor has it
 # for all padded sequences, (1, H, L, S) or (B, H, L, S), with -inf at the padding of the keys (pad_bias).
@@ -63,6 +64,8 @@ def packed_attention(
     Raises ValueError for causal attention to other tokens than those of the queries, which has no defined order.
     """
     keys = key_packing or packing
+    if isinstance(packing, Padded):
+        return exported_attention(query, key, value, packing, keys, causal, bias, scale)
     if causal and packing.lengths != keys.lengths:
         raise ValueError("causal attention needs queries and keys of the same tokens")
     if not len(query):
@@ -165,6 +168,34 @@ def padded_attention(
     return to_packed(out.transpose(1, 2).flatten(0, 1), packing).flatten(1)
 
 
+def exported_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Padded,
+    key_packing: Packing,
+    causal: bool,
+    bias: Bias | None,
+    scale: float | None,
+) -> Tensor:
+    """Return the result of packed_attention for sequences that are padded, without dropout.
+
+    Where padding has no token to attend to, its scores are all the lowest number, so that no NaN arises.
+    """
+    q = to_padded(query, packing).transpose(1, 2)  # (B, H, L, K)
+    k, v = (to_padded(x, key_packing).transpose(1, 2) for x in (key, value))
+    hidden = ~key_packing.is_token[:, None, None]  # (B, 1, 1, S)
+    if causal:
+        places = torch.arange(key_packing.max_length, device=q.device)
+        hidden = hidden | (places > places[:, None])
+    mask: Tensor = torch.zeros_like(hidden, dtype=q.dtype)
+    if bias is not None:
+        mask = mask + (bias if isinstance(bias, Tensor) else bias(packing.max_length, key_packing.max_length))
+    mask = mask.masked_fill(hidden, torch.finfo(q.dtype).min)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return out.transpose(1, 2).flatten(0, 1).flatten(1)
+
+
 def pad_bias(bias: Tensor, num_keys: int, padding: Packing | None, dtype: torch.dtype) -> Tensor:
     """Return the bias of all padded sequences, (1, H, L, S), or (B, H, L, S) with -inf at the padding of the keys.
 
@@ -202,7 +233,7 @@ def to_padded(x: Tensor, packing: Packing) -> Tensor:
     """Return (B, L, H, K) of (T, H, K): a view if all sequences have one length."""
     if not packing.is_uniform:
         x = _Pad.apply(x, packing.tokens_of_slots, packing.slots)
-    return torch.unflatten(x, 0, (len(packing.lengths), packing.max_length))
+    return torch.unflatten(x, 0, packing.shape)
 
 
 def to_packed(x: Tensor, packing: Packing) -> Tensor:

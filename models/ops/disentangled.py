@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from models.ops.attention import to_packed, to_padded
 from models.ops.dropout import Dropout
 from models.ops.joint_linear import joint_linear
-from models.ops.packing import Packing, to_device
+from models.ops.packing import Packing, Padded, to_device
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class DisentangledAttention(nn.Module):
         """(T, D) -> (T, D), or with a Selection (R, D). positions: (P, D), the embeddings of the buckets."""
         whole = packing.whole
         q, k, v = (self.split_heads(y) for y in joint_linear(x, (self.query, self.key, self.value)))
-        index, first, last = bucket_index(self.distances, whole.max_length, x.device)
+        index_of = graph_bucket_index if isinstance(whole, Padded) else bucket_index
+        index, first, last = index_of(self.distances, whole.max_length, x.device)
         positions = self.position_dropout(positions)[first:last]  # no longer distance occurs
         position_key = position_query = None
         if "c2p" in self.kinds:
@@ -106,7 +107,9 @@ def disentangled_attention(
 
     On a CPU it is one call for each run of neighbouring sequences of equal length, elsewhere one call with padding.
     """
-    if not len(query):  # all inputs stay in the graph, so that a rank without examples has gradients, which are zero
+    if not query.shape[
+        0
+    ]:  # all inputs stay in the graph, so that a rank without examples has gradients, which are zero
         unused = [x.sum(0) for x in (key, value, position_key, position_query) if x is not None]
         return (query + sum(unused)).flatten(1)
     pk, pq = (None if x is None else x.movedim(0, -1) * scale for x in (position_key, position_query))  # (H, K, P)
@@ -132,7 +135,8 @@ def disentangled_attention(
             outputs.append(attend(q, k, v, None).transpose(1, 2).flatten(0, 1).flatten(1))
         return torch.cat(outputs)
     q, k, v = (to_padded(x, packing).transpose(1, 2) for x in (query, key, value))
-    mask = None if packing.is_uniform else packing.padding_mask[..., : packing.max_length].to(query.dtype)
+    has_padding = isinstance(packing, Padded) or not packing.is_uniform
+    mask = packing.padding_mask[..., : packing.max_length].to(query.dtype) if has_padding else None
     return to_packed(attend(q, k, v, mask).transpose(1, 2).flatten(0, 1), packing).flatten(1)
 
 
@@ -156,6 +160,23 @@ def bucket_index(distances: Distances, length: int, device: torch.device) -> tup
         index = (distance + distances.size).clamp(0, 2 * distances.size - 1)
         first, last = (int(index.min()), int(index.max()) + 1) if length else (0, 0)
         return to_device((index - first).contiguous(), device), first, last
+
+
+def graph_bucket_index(distances: Distances, length: int, device: torch.device) -> tuple[Tensor, int, int]:
+    """Return bucket_index for a graph, which does not know the length: all buckets, by a table of distances."""
+    table, longest = _bucket_table(distances, device)
+    places = torch.arange(length, device=device)
+    distance = (places[:, None] - places).clamp(-longest, longest)
+    return table[distance + longest], 0, 2 * distances.size
+
+
+@functools.lru_cache(maxsize=8)
+def _bucket_table(distances: Distances, device: torch.device) -> tuple[Tensor, int]:
+    """Return the bucket of the distances -longest ... longest, and `longest`; longer ones have the same buckets."""
+    longest = max(distances.longest, distances.size)
+    distance = torch.arange(-longest, longest + 1, device="cpu")
+    bucket = _logarithmic(distance, distances) if distances.logarithmic else distance
+    return (bucket + distances.size).clamp(0, 2 * distances.size - 1).to(device), longest
 
 
 def _logarithmic(distance: Tensor, distances: Distances) -> Tensor:

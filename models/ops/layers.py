@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.ops.packing import Packing, to_device
+from models.ops.packing import Packing, Padded, to_device
 
 GELU_TANH = partial(F.gelu, approximate="tanh")
 # The names in config.json. transformers writes some functions in several ways, which differ by rounding only.
@@ -101,6 +101,8 @@ def drop_path(x: Tensor, packing: Packing, rate: float) -> Tensor:
 
 def mean_pool(hidden: Tensor, packing: Packing, skip: int = 0) -> Tensor:
     """Return (B, D), the mean of the token vectors of each sequence without its first `skip`. hidden: (T, D)."""
+    if isinstance(packing, Padded):
+        return packing.mean(hidden, skip)
     means = [
         torch.unflatten(hidden[tokens], 0, (count, length))[:, skip:].mean(1) for tokens, count, length in packing.runs
     ]
@@ -148,7 +150,8 @@ def init_normal(module: nn.Module, std: float, generator: torch.Generator, skip:
                 child.bias.zero_()
         elif isinstance(child, nn.LayerNorm):
             child.weight.fill_(1.0)
-            child.bias.zero_()
+            if child.bias is not None:
+                child.bias.zero_()
 
 
 class Layered(Protocol):

@@ -49,6 +49,33 @@ class Packing:
         """Return the rows of x, (T, ...), that are needed: all; those of a Selection are fewer."""
         return x
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, L) of the padded sequences, L the longest."""
+        return len(self.lengths), self.max_length
+
+    @property
+    def first_tokens(self) -> Tensor:
+        """(B,) int64: the index of the first token of each sequence."""
+        return self.cu_seqlens[:-1].long()
+
+    @property
+    def last_tokens(self) -> Tensor:
+        """(B,) int64: the index of the last token of each sequence."""
+        return self.cu_seqlens[1:].long() - 1
+
+    @cached_property
+    def is_token(self) -> Tensor:
+        """(B, L) bool: True at the tokens of the padded sequences, False at the padding."""
+        places = torch.arange(self.max_length, device=self.cu_seqlens.device)
+        return places < self.cu_seqlens.diff()[:, None]
+
+    def running_sum(self, x: Tensor) -> Tensor:
+        """Return (T,) int64: the sums of x, (T,), from the first token of each sequence to each token."""
+        sums = torch.cat([x.new_zeros(1), x.cumsum(0)])
+        before = torch.repeat_interleave(sums[self.first_tokens], self.cu_seqlens.diff(), output_size=len(x))
+        return sums[1:] - before
+
     @cached_property
     def rows(self) -> Tensor:
         """(T,) int64: the index of the sequence that each token belongs to."""
@@ -134,7 +161,8 @@ class Selection(Packing):
         """Return the selection of (B, N) indices, N of each sequence."""
         count, length = tokens.shape
         ends = torch.arange(count + 1, dtype=torch.int32, device=tokens.device) * length
-        return cls((length,) * count, ends, tokens.flatten(), micro_batch, are_last)
+        lengths = (length,) * count if micro_batch.lengths else ()
+        return cls(lengths, ends, tokens.flatten(), micro_batch, are_last)
 
     @classmethod
     def of_any(cls, tokens: Tensor, micro_batch: Packing) -> Selection:
@@ -149,6 +177,81 @@ class Selection(Packing):
     def take(self, x: Tensor) -> Tensor:
         """Return the rows of the selected tokens, (R, ...), of (T, ...)."""
         return x.index_select(0, self.tokens)
+
+
+@dataclass(eq=False)
+class Padded(Packing):
+    """Padded sequences for an exported graph: T = B * L, where the padding is computed and hidden from the tokens.
+
+    A graph takes any number of sequences of any length, so no number here is one of the host: `lengths` is empty.
+
+    grid: (B, L).
+    mask: (B, L) bool, True at the tokens, on either side of the padding; None without padding.
+    """
+
+    grid: tuple[int, int]
+    mask: Tensor | None
+
+    @classmethod
+    def from_shape(cls, x: Tensor, mask: Tensor | None) -> Padded:
+        """Return the packing of padded tokens x, (B, L, ...)."""
+        count, length = x.shape[:2]
+        borders = torch.arange(count + 1, dtype=torch.int32, device=x.device) * length
+        return cls((), borders, (count, length), mask)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, L)"""
+        return self.grid
+
+    @property
+    def max_length(self) -> int:  # type: ignore[override]
+        """The length L with its padding."""
+        return self.grid[1]
+
+    @property
+    def is_uniform(self) -> bool:  # type: ignore[override]
+        """True: (B, L, ...) is a view of (T, ...)."""
+        return True
+
+    @property
+    def is_token(self) -> Tensor:  # type: ignore[override]
+        """(B, L) bool: True at the tokens."""
+        every = self.cu_seqlens.new_ones(self.grid, dtype=torch.bool)
+        return every if self.mask is None else self.mask
+
+    @property
+    def first_tokens(self) -> Tensor:
+        """(B,) int64: the index of the first token of each sequence."""
+        return self.cu_seqlens[:-1].long() + self.is_token.long().argmax(1)
+
+    @property
+    def last_tokens(self) -> Tensor:
+        """(B,) int64: the index of the last token of each sequence."""
+        return self.cu_seqlens[:-1].long() + self.is_token.long().cumsum(1).argmax(1)
+
+    @property
+    def positions(self) -> Tensor:  # type: ignore[override]
+        """(T,) int64: the position of each token among the tokens of its sequence, from 0; 0 at padding before them."""
+        return (self.is_token.long().cumsum(1) - 1).clamp(min=0).flatten()
+
+    @property
+    def padding_mask(self) -> Tensor:  # type: ignore[override]
+        """(B, 1, 1, L) fp32: 0 at the tokens, the lowest number at padding, to be added to the scores of keys.
+
+        With -inf, the scores of padding without a token to attend to would be NaN.
+        """
+        mask = self.is_token[:, None, None]
+        return torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, torch.finfo(torch.float32).min)
+
+    def running_sum(self, x: Tensor) -> Tensor:
+        """Return (T,) int64: the sums of x, (T,), from the first token of each sequence to each token."""
+        return (torch.unflatten(x, 0, self.grid) * self.is_token).cumsum(1).flatten()
+
+    def mean(self, x: Tensor, skip: int = 0) -> Tensor:
+        """Return (B, D), the mean over the tokens of each sequence without its first `skip` places. x: (T, D)."""
+        weights = self.is_token[:, skip:, None].to(x.dtype)
+        return (torch.unflatten(x, 0, self.grid)[:, skip:] * weights).sum(1) / weights.sum(1)
 
 
 def cumulative_lengths(lengths: Sequence[int], device: torch.device | str | None = None) -> Tensor:

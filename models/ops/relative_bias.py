@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.ops.attention import Bias, pad_bias
 from models.ops.layers import product_dtype
-from models.ops.packing import Packing, aligned, to_device
+from models.ops.packing import Packing, Padded, aligned, to_device
 
 
 class RelativeBias(nn.Module):
@@ -48,6 +48,9 @@ class RelativeBias(nn.Module):
         a layer twice. Without a sequence the bias is still in the graph.
         """
         device = self.embedding.weight.device
+        if isinstance(packing, Padded):
+            of_all: Tensor = self(torch.arange(packing.max_length, device=device), packing.max_length)
+            return of_all
         if device.type != "cpu":
             return self.padded(packing)
         longest = max(packing.max_length, 1)
