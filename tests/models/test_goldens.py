@@ -20,7 +20,7 @@ def golden(kind, head):
     """(inputs, {name: tensor} of all that is expected)"""
     stored = load_file(make_goldens.FOLDER / f"{kind}-{head}" / "expected.safetensors")
     inputs = {name.removeprefix("inputs."): value for name, value in stored.items() if name.startswith("inputs.")}
-    lengths = {name: tuple(value.tolist()) for name, value in inputs.items() if name.endswith("lengths")}
+    lengths = {name: tuple(value.tolist()) for name, value in inputs.items() if name.endswith(("lengths", "sequences"))}
     empty = {"input_ids": None, "lengths": ()}
     expected = {name: value for name, value in stored.items() if not name.startswith("inputs.")}
     return Inputs(**(empty | inputs | lengths)), expected

@@ -118,8 +118,10 @@ def test_p01_a_micro_batch_of_nothing_has_gradients_all_zero(tmp_path, kind, hea
 
 
 def by_hand(head, logits, labels, lengths):
-    """The sum of the losses, one target after another, as the definition says."""
-    if head == "question-answering":
+    """The sum of the losses, one target after another, as the definition says; lengths: in what logits are split."""
+    if head == "multiple-choice":
+        picked = [F.log_softmax(scores, 0)[k] for scores, k in zip(logits.split(lengths), labels.tolist(), strict=True)]
+    elif head == "question-answering":
         sequences = zip(logits.split(lengths), labels, strict=True)
         picked = [F.log_softmax(scores, 0)[place, [0, 1]].sum() / 2 for scores, place in sequences]
     else:
@@ -144,7 +146,7 @@ def test_p13_targets_are_where_the_labels_are_whatever_the_ids(tmp_path, kind, h
             inputs.labels[:5] = torch.tensor([pad, IGNORE_INDEX, pad, 1, pad])
     out = model(inputs)
     logits = model(replace(inputs, labels=None)).logits
-    torch.testing.assert_close(out.loss_sum, by_hand(head, logits, inputs.labels, inputs.lengths))
+    torch.testing.assert_close(out.loss_sum, by_hand(head, logits, inputs.labels, inputs.sequences or inputs.lengths))
     if model.head is not None and model.head.shape.vocab_size:
         supervised = inputs.labels != IGNORE_INDEX
         torch.testing.assert_close(out.logits, logits[supervised])
@@ -172,7 +174,9 @@ def test_p16_every_parameter_is_used(tmp_path, kind, head, pooling):
     names, parameters = zip(*model.named_parameters(), strict=True)
     found = torch.autograd.grad(out.loss_sum, parameters, allow_unused=True)
     assert [name for name, gradient in zip(names, found, strict=True) if gradient is None] == []
-    assert [name for name, gradient in zip(names, found, strict=True) if not gradient.any()] == []
+    # A number that is added to the scores of all choices does not change their softmax.
+    useless = {"head.classifier.bias"} if head == "multiple-choice" else set()
+    assert {name for name, gradient in zip(names, found, strict=True) if not gradient.any()} <= useless
 
 
 # losses
@@ -200,7 +204,7 @@ def test_regression_is_the_squared_error_of_each_output(tmp_path, outputs):
     torch.testing.assert_close(out.loss_sum, (out.logits - inputs.labels).square().nansum())
 
 
-SINGLE = [(kind, head) for kind, head in PAIRS if head != "question-answering"]
+SINGLE = [(kind, head) for kind, head in PAIRS if head not in ("question-answering", "multiple-choice")]
 
 
 @pytest.mark.parametrize(("kind", "head"), SINGLE)
@@ -211,6 +215,19 @@ def test_label_smoothing_is_torchs_and_of_training_only(tmp_path, kind, head):
         loss = model.train(training)(inputs).loss_sum
         expected = F.cross_entropy(logits, inputs.labels, reduction="sum", label_smoothing=smoothing)
         torch.testing.assert_close(loss, expected)
+
+
+def test_label_smoothing_of_choices_is_over_those_of_an_example(tmp_path):
+    model, inputs = build(tmp_path, "bert", "multiple-choice", label_smoothing=0.2)
+    inputs.labels[1] = IGNORE_INDEX
+    logits = model(replace(inputs, labels=None)).logits
+    for training, smoothing in ((True, 0.2), (False, 0.0)):
+        loss = model.train(training)(inputs).loss_sum
+        examples = zip(logits.split(inputs.sequences), inputs.labels, strict=True)
+        expected = [F.cross_entropy(x, y, reduction="sum", label_smoothing=smoothing) for x, y in examples]
+        torch.testing.assert_close(loss, torch.stack(expected).sum())
+    with pytest.raises(models.ModelError, match="the number of choices of each example"):
+        model(replace(inputs, sequences=None))
 
 
 def test_loss_needs_labels_and_is_fp32_for_fp16_logits():

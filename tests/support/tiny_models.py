@@ -67,6 +67,15 @@ def select(inputs: Inputs, head: str | None, chosen: Sequence[int]) -> Inputs:
 
     index = torch.tensor(list(chosen), dtype=torch.int64)
     labels = inputs.labels
+    if inputs.sequences is not None:  # the sequences of these examples, which then are theirs again
+        numbers = torch.arange(len(inputs.lengths)).split(inputs.sequences)
+        sequences = [int(number) for i in chosen for number in numbers[i]]
+        counts = tuple(inputs.sequences[i] for i in chosen)
+        return replace(
+            select(replace(inputs, sequences=None, labels=None), head, sequences),
+            sequences=counts,
+            labels=None if labels is None else labels[index],
+        )
     if labels is not None and head in PER_TOKEN:
         labels = pick(labels, inputs.decoder_lengths if head == "seq2seq-lm" else inputs.lengths)
     elif labels is not None:
@@ -94,7 +103,8 @@ def select(inputs: Inputs, head: str | None, chosen: Sequence[int]) -> Inputs:
 
 
 def count_examples(inputs: Inputs) -> int:
-    return len(inputs.lengths) if inputs.pixel_values is None else len(inputs.pixel_values)
+    counts = inputs.lengths if inputs.sequences is None else inputs.sequences
+    return len(counts) if inputs.pixel_values is None else len(inputs.pixel_values)
 
 
 def replace_labels(inputs: Inputs, head: str | None, example: int, labels: Tensor) -> Inputs:

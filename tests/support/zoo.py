@@ -6,6 +6,7 @@ are compared under the names of the *file*: both sides write them into the param
 
 from __future__ import annotations
 
+import importlib
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -181,6 +182,41 @@ ZOO = {
             "tie_word_embeddings": (True,),
         },
     ),
+    "modernbert": Kind(
+        "ModernBertConfig",
+        {
+            "vocab_size": 31,
+            "hidden_size": 24,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 3,
+            "intermediate_size": 20,
+            "max_position_embeddings": 20,
+            "local_attention": 4,  # less than most of LENGTHS
+            "global_attn_every_n_layers": 2,
+            "initializer_range": 0.3,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "cls_token_id": 1,
+            "sep_token_id": 2,
+        },
+        {
+            "hidden_size": (12, 24),
+            "num_hidden_layers": (1, 2, 3, 4),
+            "num_attention_heads": (1, 2, 3, 6),
+            "intermediate_size": (7, 40),
+            "hidden_activation": ("gelu", "gelu_new", "relu", "silu"),
+            "local_attention": (1, 2, 3, 7, 12, 128),
+            "global_attn_every_n_layers": (1, 2, 3, 5),
+            "norm_eps": (1e-12, 1e-5, 1e-2),
+            **dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), (False, False, True)),
+            "decoder_bias": (True, True, False),
+            "classifier_pooling": ("cls", "mean"),
+            "classifier_activation": ("gelu", "tanh"),
+            "tie_word_embeddings": (True, True, False),
+        },
+        attention="sdpa",  # its eager attention has a softmax in fp32
+    ),
     "gpt2": Kind(
         "GPT2Config",
         {
@@ -262,6 +298,8 @@ def save_oracle(
     config = getattr(transformers, kind.config_class)(**{**kind.fields, **changes}, attn_implementation=kind.attention)
     name = models.ARCHITECTURES[model_type].heads[head]
     oracle = getattr(transformers, name)(config).eval()
+    if model_type == "modernbert":
+        importlib.import_module(type(oracle).__module__).apply_rotary_pos_emb = _rotate
     if kind.modality == "seq2seq":
         _finish_t5(oracle, untied=changes.get("tie_word_embeddings") is False)
     with torch.no_grad():
@@ -279,6 +317,14 @@ def _finish_t5(oracle: Any, untied: bool) -> None:
     for module in oracle.modules():
         if hasattr(module, "variance_epsilon"):
             module.forward = partial(_rms_norm, module)
+
+
+def _rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int) -> tuple[Tensor, ...]:
+    """Do what transformers does in fp32 for any precision of the model."""
+    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+    return tuple(
+        x * cos + torch.cat([-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]], -1) * sin for x in (q, k)
+    )
 
 
 def _rms_norm(module: Any, x: Tensor) -> Tensor:
@@ -315,6 +361,8 @@ def make_inputs(
         token_types=[torch.randint(0, types, (n,), generator=generator).sort().values.tolist() for n in LENGTHS],
         decoder=[[config.decoder_start_token_id, *random_ids(n - 1)] for n in TARGET_LENGTHS] if seq2seq else None,
     )
+    if head == "multiple-choice":
+        inputs = replace(inputs, sequences=(2, 1, 2, 2) if len(inputs.lengths) == 7 else (len(inputs.lengths),))
     labels = _labels(head, config, inputs, generator, problem)
     return replace(inputs, labels=labels)
 
@@ -334,6 +382,8 @@ def _labels(head: str | None, config: Any, inputs: Inputs, generator: torch.Gene
         return values.round() if problem == "multi-label" else values
     if head == "sequence-classification":
         return torch.randint(0, config.num_labels, (count,), generator=generator)
+    if head == "multiple-choice":
+        return torch.tensor([int(torch.randint(0, n, (), generator=generator)) for n in inputs.sequences])
     if head == "token-classification":
         labels = torch.randint(0, config.num_labels, (tokens,), generator=generator)
     elif head == "question-answering":
@@ -399,13 +449,17 @@ def run_oracle(oracle: Any, model_type: str, head: str | None, inputs: Inputs) -
     """(mean loss, logits in our layout) of transformers' model.
 
     Question answering goes one sequence at a time: in a padded batch, transformers' softmax over the tokens runs over
-    the padding too, so its loss depends on the company a text is in.
+    the padding too, so its loss depends on the company a text is in. Multiple choice goes one example at a time, since
+    all examples of a batch there have the same number of choices.
     """
     if ZOO[model_type].modality == "image":
         return run_image_oracle(oracle, head, inputs)
+    if head == "multiple-choice":
+        return run_choice_oracle(oracle, model_type, inputs)
     theirs = oracle_inputs(model_type, head, inputs)
     of_classes = head == "sequence-classification" and inputs.labels is not None and inputs.labels.ndim == 1
-    if inputs.labels is not None and (head == "causal-lm" or (model_type == "deberta-v2" and of_classes)):
+    in_fp32 = head == "causal-lm" or (model_type, head) == ("modernbert", "masked-lm")
+    if inputs.labels is not None and (in_fp32 or (model_type == "deberta-v2" and of_classes)):
         logits = oracle_logits(head, oracle(**theirs), inputs)  # its own loss is in fp32 even for a model in fp64
         return F.cross_entropy(logits, inputs.labels, ignore_index=IGNORE_INDEX), logits
     if head != "question-answering":
@@ -420,6 +474,20 @@ def run_oracle(oracle: Any, model_type: str, head: str | None, inputs: Inputs) -
         out = oracle(**one)
         losses.append(out.loss)
         logits.append(torch.stack([out.start_logits[0], out.end_logits[0]], -1))
+    return torch.stack(losses).mean(), torch.cat(logits)
+
+
+def run_choice_oracle(oracle: Any, model_type: str, inputs: Inputs) -> tuple[Tensor | None, Tensor]:
+    """run_oracle for multiple choice; the loss is taken from the logits, since some losses of transformers are fp32."""
+    theirs = oracle_inputs(model_type, None, inputs)
+    examples = [torch.split(value, inputs.sequences) for value in theirs.values()]
+    logits = [
+        oracle(**dict(zip(theirs, (value[None] for value in example), strict=True))).logits[0]
+        for example in zip(*examples, strict=True)
+    ]
+    if inputs.labels is None:
+        return None, torch.cat(logits)
+    losses = [F.cross_entropy(scores, label) for scores, label in zip(logits, inputs.labels, strict=True)]
     return torch.stack(losses).mean(), torch.cat(logits)
 
 

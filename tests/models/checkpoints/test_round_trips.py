@@ -287,7 +287,7 @@ def test_a_pretraining_file_under_any_head(tmp_path, head):
 def test_a_roberta_file_with_a_pooler(tmp_path):
     oracle_of(tmp_path, "roberta", None)
     assert any("pooler" in name for name in tensors_of(tmp_path))
-    for head in models.ARCHITECTURES["roberta"].heads:
+    for head in {*models.ARCHITECTURES["roberta"].heads} - {"multiple-choice"}:  # which reads the pooler
         model = models.from_pretrained(tmp_path, head=head)
         assert {name for name in model.report.ignored if "pooler" in name} == set(model.report.ignored) != set()
 
