@@ -88,6 +88,7 @@ class Architecture(Generic[ConfigT]):
     heads: Mapping[str | None, str]  # supported heads -> the class of transformers that reads their export
     depth: tuple[str, ...]  # the fields of config.json that say how many layers there are
     pooling: str = "cls"  # the default; a checkpoint or a recipe may have another
+    pooling_field: str = ""  # of config.json: the pooling of transformers' classifier, "cls" or "mean"; "": the default
     complete: Callable[[JsonObject], JsonObject] = dict  # add to config.json the fields that others imply
     # Names of parameters of two dimensions or more to which weight decay and the penalties (l1, l2, l2_sp) never apply,
     # in any model that has one. (Biases and norms, of one dimension, are never decayed; matrices and embeddings are,

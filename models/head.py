@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.inputs import IGNORE_INDEX, ModelInputs
 from models.losses import find_supervised_positions
-from models.ops.layers import init_normal, upcast
+from models.ops.layers import ACTIVATIONS, init_normal, upcast
 from models.ops.packing import Packing, Selection
 
 PROBLEMS = ("single-label", "multi-label", "regression")
@@ -31,7 +31,11 @@ class HeadShape:
     pooling: str = "cls"  # one of layers.POOLINGS
     num_special: int = 0  # special tokens before the patches of an image, which are not part of the mean
     dense: str = ""  # activation of a dense layer before the output; empty: no such layer
+    dense_bias: bool = True
     dropout_before_dense: bool = False
+    has_norm: bool = False  # a LayerNorm behind the dense layer, which a language model always has
+    norm_bias: bool = True
+    pools_choices: bool = False  # multiple choice may take the mean of a sequence, as `pooling` says
     bias: bool = True
     problem: str = "single-label"
     label_smoothing: float = 0.0
@@ -51,6 +55,7 @@ class Head(nn.Module):
     generates_text: ClassVar[bool] = False
     needs_decoder: ClassVar[bool] = False  # an encoder-decoder builds its decoder only for such a head
     has_labels: ClassVar[bool] = False  # its classes have names
+    prefers_mean: ClassVar[bool] = False  # its pooling is the mean where no checkpoint says another one
     reads_pooled: ClassVar[bool] = False  # it reads one vector per example, pooled by shape.pooling
     reads_windows: ClassVar[bool] = False  # an example may be several sequences, of whose logits it takes the mean
     problems: ClassVar[tuple[str, ...]] = PROBLEMS[:1]  # the problem types that it supports; the first is the default
@@ -64,6 +69,11 @@ class Head(nn.Module):
     def __init__(self, shape: HeadShape):
         super().__init__()
         self.shape = shape
+
+    @property
+    def heads(self) -> list[Head]:
+        """This head, or those of several tasks (models/multi_task.py)."""
+        return [self]
 
     def forward(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
         """Return the logits and the sum of the losses, a scalar in fp32 or wider, 0 without labels.
@@ -113,6 +123,18 @@ class Head(nn.Module):
 
     def tie(self, embedding: nn.Embedding) -> None:
         """Use the embedding as the output matrix; does nothing for a head without one."""
+
+    def add_dense(self, width: int, has_norm: bool) -> None:
+        """Add the layers of `transform`, if shape.dense: a dense layer of `width` outputs, and its LayerNorm."""
+        shape = self.shape
+        self.dense = nn.Linear(shape.hidden_size, width, bias=shape.dense_bias) if shape.dense else None
+        has_norm = has_norm and self.dense is not None
+        self.norm = nn.LayerNorm(width, shape.layer_norm_eps, bias=shape.norm_bias) if has_norm else None
+
+    def transform(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., width): dense -> activation -> LayerNorm, of those layers that add_dense has added."""
+        x = x if self.dense is None else ACTIVATIONS[self.shape.dense](self.dense(x))
+        return x if self.norm is None else self.norm(x)
 
 
 def require_labels(inputs: ModelInputs) -> Tensor:

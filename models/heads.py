@@ -25,7 +25,7 @@ from models.head import PROBLEMS, Head, HeadShape, require_labels
 from models.inputs import IGNORE_INDEX, ModelInputs, require
 from models.losses import classification_loss, find_supervised_positions
 from models.ops.dropout import Dropout
-from models.ops.layers import ACTIVATIONS, mean_by_example, mean_pool, product_dtype, upcast
+from models.ops.layers import mean_by_example, mean_pool, product_dtype, upcast
 from models.ops.linear_cross_entropy import linear_cross_entropy
 from models.ops.packing import Packing, Selection, pad_sequences
 
@@ -33,9 +33,10 @@ __all__ = ["HEADS", "PROBLEMS", "Head", "HeadShape", "MultipleChoice"]
 
 
 class SequenceClassification(Head):
-    """A classifier of one text or image: pool -> [dropout] -> [dense, activation] -> dropout -> linear.
+    """A classifier of one text or image: pool -> [dropout] -> [dense, activation, LayerNorm] -> dropout -> linear.
 
-    `dense` is the pooler of BERT and the additional layer of RoBERTa and DistilBERT; mean pooling does not have it.
+    `dense` is the pooler of BERT and the additional layer of RoBERTa and DistilBERT, which mean pooling does not have.
+    Only ModernBERT has the LayerNorm, and both with each pooling.
     Problems: single-label (cross entropy), multi-label (a sigmoid and binary cross entropy for each class), regression
     (squared error for each output).
     """
@@ -49,7 +50,7 @@ class SequenceClassification(Head):
 
     def __init__(self, shape: HeadShape):
         super().__init__(shape)
-        self.dense = nn.Linear(shape.hidden_size, shape.hidden_size) if shape.dense else None
+        self.add_dense(shape.hidden_size, shape.has_norm)
         self.dropout = Dropout(shape.dropout)
         self.classifier = nn.Linear(shape.hidden_size, shape.num_labels, bias=shape.bias)
 
@@ -63,21 +64,15 @@ class SequenceClassification(Head):
             x = mean_pool(hidden, packing, self.shape.num_special)
         else:
             x = self.select(hidden, packing, inputs)
-        if self.dense is not None:
-            x = self.dropout(x) if self.shape.dropout_before_dense else x
-            x = ACTIVATIONS[self.shape.dense](self.dense(x))
-        logits = self.classifier(self.dropout(x))
+        x = self.dropout(x) if self.shape.dropout_before_dense and self.dense is not None else x
+        logits = self.classifier(self.dropout(self.transform(x)))
         if inputs.sequences is not None:
             logits = mean_by_example(logits, inputs.sequences)
         return logits, classification_loss(logits, inputs.labels, self.shape, self.training)
 
     def reads(self, packing: Packing, inputs: ModelInputs) -> Selection | None:
         """Return the first or the last token of each sequence; None for the mean of all."""
-        if self.shape.pooling == "mean":
-            return None
-        is_last = self.shape.pooling == "last"
-        rows = packing.last_tokens if is_last else packing.first_tokens
-        return Selection.of_each_sequence(rows.unsqueeze(1), packing, are_last=is_last)
+        return select_pooled(packing, self.shape.pooling)
 
 
 class DistilledClassification(Head):
@@ -112,29 +107,34 @@ class DistilledClassification(Head):
 
 
 class TokenClassification(Head):
-    """A classifier of every token: dropout -> linear -> cross entropy."""
+    """A classifier of every token: [dense, activation, LayerNorm] -> dropout -> linear -> cross entropy."""
 
     has_labels = True
     supports_label_smoothing = True
 
     def __init__(self, shape: HeadShape):
         super().__init__(shape)
+        self.add_dense(shape.hidden_size, shape.has_norm)
         self.dropout = Dropout(shape.dropout)
         self.classifier = nn.Linear(shape.hidden_size, shape.num_labels, bias=shape.bias)
 
     def forward(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
         """Return logits (T, C) and the sum of the losses. hidden: (T, D). inputs.labels: (T,) or None."""
-        logits = self.classifier(self.dropout(hidden))
+        logits = self.classifier(self.dropout(self.transform(hidden)))
         return logits, classification_loss(logits, inputs.labels, self.shape, self.training)
 
 
 class QuestionAnswering(Head):
-    """Scores to be the first and the last token of an answer: linear -> softmax over the tokens of each sequence."""
+    """Scores to be the first and the last token of an answer: linear -> softmax over the tokens of each sequence.
+
+    Before the linear layer it may have those of TokenClassification.
+    """
 
     divergence_scale = 0.5  # the loss is the mean of two losses, those of the first and of the last token
 
     def __init__(self, shape: HeadShape):
         super().__init__(shape)
+        self.add_dense(shape.hidden_size, shape.has_norm)
         self.dropout = Dropout(shape.dropout)
         self.span = nn.Linear(shape.hidden_size, 2, bias=shape.bias)
 
@@ -144,7 +144,7 @@ class QuestionAnswering(Head):
         A sequence is one target. hidden: (T, D). inputs.labels: (B, 2), the positions of the first and the last token
         of the answer within its sequence, or None.
         """
-        logits = self.span(self.dropout(hidden))
+        logits = self.span(self.dropout(self.transform(hidden)))
         if inputs.labels is None:
             return logits, upcast(logits).new_zeros(())
         log_p = upcast(pad_sequences(logits, packing, float("-inf"))).log_softmax(1)  # (B, L, 2)
@@ -199,6 +199,7 @@ class RelationClassification(Head):
 class MultipleChoice(Head):
     """Scores of choices: first token -> dense, activation -> dropout -> linear; softmax over the choices of an example.
 
+    ModernBERT reads the mean of a sequence where its pooling says so, and has a LayerNorm behind the activation.
     Each sequence is a context with one of the choices; inputs.sequences has the number of choices of each example,
     which may differ. An example is one target.
     """
@@ -207,19 +208,18 @@ class MultipleChoice(Head):
 
     def __init__(self, shape: HeadShape):
         super().__init__(shape)
-        self.dense = nn.Linear(shape.hidden_size, shape.hidden_size) if shape.dense else None
+        self.add_dense(shape.hidden_size, shape.has_norm)
         self.dropout = Dropout(shape.dropout)
         self.classifier = nn.Linear(shape.hidden_size, 1, bias=shape.bias)
+        self.takes_mean = shape.pools_choices and shape.pooling == "mean"
 
     def forward(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
         """Return logits (B,), a score for each sequence, and the sum of the losses.
 
         hidden: (T, D) or (B, D). inputs.labels: (N,) the number of the right choice of each of N examples, or None.
         """
-        x = self.select(hidden, packing, inputs)
-        if self.dense is not None:
-            x = ACTIVATIONS[self.shape.dense](self.dense(x))
-        logits = self.classifier(self.dropout(x)).squeeze(1)
+        x = mean_pool(hidden, packing) if self.takes_mean else self.select(hidden, packing, inputs)
+        logits = self.classifier(self.dropout(self.transform(x))).squeeze(1)
         if inputs.labels is None:
             return logits, upcast(logits).new_zeros(())
         log_p, choices = log_softmax_of_choices(logits, inputs)
@@ -231,8 +231,10 @@ class MultipleChoice(Head):
         uniform = -log_p[choices.rows, choices.positions] / choices.cu_seqlens.diff()[choices.rows]
         return logits, (1 - smoothing) * loss + smoothing * uniform.where(is_target, 0.0).sum()
 
-    def reads(self, packing: Packing, inputs: ModelInputs) -> Selection:
-        """Return the first token of each sequence."""
+    def reads(self, packing: Packing, inputs: ModelInputs) -> Selection | None:
+        """Return the first token of each sequence; None for the mean of all."""
+        if self.takes_mean:
+            return None
         return Selection.of_each_sequence(packing.cu_seqlens[:-1, None].long(), packing)
 
     def log_probabilities(self, logits: Tensor, inputs: ModelInputs) -> Tensor:
@@ -254,6 +256,28 @@ def log_softmax_of_choices(logits: Tensor, inputs: ModelInputs) -> tuple[Tensor,
     return pad_sequences(upcast(logits), choices, float("-inf")).log_softmax(1), choices
 
 
+class SentenceEmbedding(Head):
+    """One vector for each sequence, pooled from its hidden states, without parameters.
+
+    Its loss is that of a whole optimizer step (engine/coupling.py), so it has none of its own.
+    """
+
+    reads_pooled = True
+    prefers_mean = True
+
+    def forward(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
+        """Return vectors (B, D) in fp32 or wider, and 0. hidden: (T, D) or (B, D)."""
+        if self.shape.pooling == "mean":
+            pooled = mean_pool(upcast(hidden), packing, self.shape.num_special)
+        else:
+            pooled = upcast(self.select(hidden, packing, inputs))
+        return pooled, pooled.new_zeros(())
+
+    def reads(self, packing: Packing, inputs: ModelInputs) -> Selection | None:
+        """Return the first or the last token of each sequence; None for the mean of all."""
+        return select_pooled(packing, self.shape.pooling)
+
+
 class LanguageModel(Head):
     """A language-model head: [dense -> activation -> LayerNorm] -> output matrix -> cross entropy.
 
@@ -271,8 +295,7 @@ class LanguageModel(Head):
     def __init__(self, shape: HeadShape):
         super().__init__(shape)
         width = shape.embedding_size or shape.hidden_size
-        self.dense = nn.Linear(shape.hidden_size, width) if shape.dense else None
-        self.norm = nn.LayerNorm(width, shape.layer_norm_eps) if shape.dense else None
+        self.add_dense(width, has_norm=True)
         self.decoder = nn.Linear(width, shape.vocab_size, bias=shape.bias)
 
     def forward(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
@@ -285,8 +308,7 @@ class LanguageModel(Head):
         if labels is not None and selection is not None:
             hidden = hidden if selection is packing else selection.take(hidden)
             labels = selection.take(labels)
-        if self.dense is not None and self.norm is not None:
-            hidden = self.norm(ACTIVATIONS[self.shape.dense](self.dense(hidden)))
+        hidden = self.transform(hidden)
         hidden = hidden * self.shape.scale if self.shape.scale != 1.0 else hidden
         if labels is not None and self._needs_no_logits(hidden):
             weight, bias = self.decoder.weight, self.decoder.bias
@@ -344,7 +366,17 @@ HEADS: dict[str, type[Head]] = {
     "multiple-choice": MultipleChoice,
     "image-classification": SequenceClassification,
     "distilled-image-classification": DistilledClassification,
+    "sentence-embedding": SentenceEmbedding,
     "masked-lm": MaskedLM,
     "causal-lm": CausalLM,
     "seq2seq-lm": Seq2SeqLM,
 }
+
+
+def select_pooled(packing: Packing, pooling: str) -> Selection | None:
+    """Return the first or the last token of each sequence; None for the mean of all."""
+    if pooling == "mean":
+        return None
+    is_last = pooling == "last"
+    rows = packing.last_tokens if is_last else packing.first_tokens
+    return Selection.of_each_sequence(rows.unsqueeze(1), packing, are_last=is_last)

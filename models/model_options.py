@@ -21,6 +21,7 @@ HUB_PROBLEMS = {
     "multi-label": "multi_label_classification",
     "regression": "regression",
 }
+HUB_POOLINGS = ("cls", "mean")  # of an architecture with a pooling_field
 SHOWN = 20  # labels in a message
 CHOICES = {"init": ("pretrained", "scratch"), "head_init": ("auto", "reset")}
 SITES = ("embedding", "attention", "hidden", "head", "drop_path")
@@ -142,7 +143,9 @@ def limit_layers(raw: JsonObject, architecture: AnyArchitecture, keep_layers: in
             f"model.keep_layers = {keep_layers}: the layers of this checkpoint share their weights in {groups} groups, "
             "of which a part of the layers would be other groups: leave it out"
         )
-    return raw | {name: min(keep_layers, value) for name, value in given.items()}
+    kinds = raw.get("layer_types")  # of each layer, in ModernBERT
+    kept: JsonObject = {"layer_types": kinds[:keep_layers]} if isinstance(kinds, list) else {}
+    return raw | kept | {name: min(keep_layers, value) for name, value in given.items()}
 
 
 def choose_problem(wanted: str | None, raw: JsonObject, head: str, head_in_file: bool, labels: Sequence[str]) -> str:
@@ -171,9 +174,15 @@ def choose_problem(wanted: str | None, raw: JsonObject, head: str, head_in_file:
     return problem
 
 
-def choose_pooling(wanted: str | None, raw: JsonObject, architecture: AnyArchitecture) -> str:
-    """Return the caller's pooling, else the checkpoint's, else the architecture's; ModelError for an unknown one."""
-    pooling = wanted or raw.get("pooling") or architecture.pooling
+def choose_pooling(
+    wanted: str | None, raw: JsonObject, architecture: AnyArchitecture, head: type[Head] | None = None
+) -> str:
+    """Return the caller's pooling, else the checkpoint's, else the head's or the architecture's.
+
+    A causal model keeps its own, since its last token alone depends on all. Raises ModelError for an unknown one.
+    """
+    means = head is not None and head.prefers_mean and architecture.pooling != "last"
+    pooling = wanted or raw.get("pooling") or ("mean" if means else architecture.pooling)
     if not isinstance(pooling, str) or pooling not in POOLINGS:
         raise ModelError(f"model.pooling = {reprlib.repr(pooling)}: choose from {', '.join(POOLINGS)}")
     return pooling
@@ -205,7 +214,8 @@ def saved_class(raw: JsonObject) -> str:
 
 def hub_class(architecture: AnyArchitecture, head: str, pooling: str) -> str:
     """Return the class of transformers that reads the export: the backbone's where it lacks the head or the pooling."""
-    known = head in architecture.heads and (not HEADS[head].reads_pooled or pooling == architecture.pooling)
+    poolings = HUB_POOLINGS if architecture.pooling_field else (architecture.pooling,)
+    known = head in architecture.heads and (not HEADS[head].reads_pooled or pooling in poolings)
     return architecture.heads[head if known else None]
 
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models import albert, bert, deberta, electra, ernie, gpt2, model_options, roberta, t5, vit
+from models import albert, bert, deberta, electra, ernie, gpt2, model_options, modernbert, roberta, t5, vit
 from models.architecture import AnyArchitecture, BackboneConfig
 from models.checkpoints import hub, weights
 from models.checkpoints.tensor_files import JsonObject, TensorFiles, open_checkpoint, read_json
@@ -37,6 +37,7 @@ ARCHITECTURES: dict[str, AnyArchitecture] = {
     "electra": electra.ELECTRA,
     "albert": albert.ALBERT,
     "deberta-v2": deberta.DEBERTA_V2,
+    "modernbert": modernbert.MODERNBERT,
     "gpt2": gpt2.GPT2,
     "vit": vit.VIT,
     "deit": vit.DEIT,
@@ -308,6 +309,8 @@ def _exported_config(model: TaskModel) -> JsonObject:
         return config | {"tie_word_embeddings": shape.tied}
     if head.reads_pooled or head.has_labels:
         config["pooling"] = shape.pooling
+        if (field := spec.architecture.pooling_field) and shape.pooling in model_options.HUB_POOLINGS:
+            config[field] = shape.pooling
     if head.has_labels or len(head.problems) > 1:
         config["problem_type"] = model_options.HUB_PROBLEMS[shape.problem]
     if head.has_labels:

@@ -32,9 +32,8 @@ class WeightRow:
 
     ours: str  # the name of the parameter
     theirs: str  # the name in the file
-    group: str = (
-        "backbone"  # or "decoder", "head", or "pooler": a layer of a head that a file may have without the head
-    )
+    # "decoder", "head", or a layer of a head that a file may have without the head: "pooler", or "dense" without prefix
+    group: str = "backbone"
     transpose: bool = False  # whether the file has it transposed (GPT-2's Conv1D)
     untied: str = ""  # a second name in files whose output is untied; it takes precedence where the file has it
 
@@ -99,7 +98,7 @@ class WeightTable:
         """Return the hub's name of a parameter in the file of a model with this head (None: no prefix)."""
         row = self.find_row(ours, head)
         prefixed = head is not None and (self.prefixed is None or head in self.prefixed)
-        return self.prefix + row.theirs if prefixed and row.group != "head" else row.theirs
+        return self.prefix + row.theirs if prefixed and row.group not in ("head", "dense") else row.theirs
 
     def knows(self, current_name: str, built: set[str], drop_from: int | None) -> bool:
         """Return whether the table explains a tensor of the file that this model does not read.

@@ -140,6 +140,10 @@ RATES = {  # one for each field of a config.json
     **dict.fromkeys(("bert", "roberta", "ernie", "electra"), BERT_RATES),
     "albert": {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3, "classifier_dropout_prob": 0.4},
     "deberta-v2": {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3, "cls_dropout": 0.4},
+    "modernbert": {
+        **{"embedding_dropout": 0.1, "mlp_dropout": 0.2, "attention_dropout": 0.3, "classifier_dropout": 0.4},
+        "local_attention": 14,  # as long as the texts, since the blocks have more elements than the texts
+    },
     "distilbert": {"dropout": 0.2, "attention_dropout": 0.3, "seq_classif_dropout": 0.4, "qa_dropout": 0.5},
     "gpt2": {"embd_pdrop": 0.1, "attn_pdrop": 0.3, "resid_pdrop": 0.2, "classifier_dropout": 0.4},
     "vit": {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3},
