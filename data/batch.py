@@ -48,6 +48,11 @@ class Batch:
         return sum(self.lengths) + sum(self.decoder_lengths) + self.image_tokens
 
     @property
+    def weighted_targets(self) -> float:
+        """What the loss of a step is divided by: the number of targets, unless those of some tasks count more."""
+        return self.num_targets
+
+    @property
     def required_labels(self) -> Tensor:
         """The labels; TypeError for an unlabelled batch."""
         if self.labels is None:
@@ -87,8 +92,8 @@ class Batch:
         return replace(self, **mapped)
 
 
-def totals(micro_batches: Sequence[Batch]) -> tuple[int, int, int]:
+def totals(micro_batches: Sequence[Batch]) -> tuple[float, int, int]:
     """Return (targets, examples, tokens that the model reads) of the micro-batches of a step."""
-    num_targets = sum(batch.num_targets for batch in micro_batches)
+    num_targets = sum(batch.weighted_targets for batch in micro_batches)
     num_examples = sum(len(batch.ids) for batch in micro_batches)
     return num_targets, num_examples, sum(batch.num_tokens for batch in micro_batches)

@@ -42,8 +42,8 @@ def training_objective(
         known = choose_from(loss, LOSSES) if LOSSES else "there is none; run.plugins names a file that defines LOSSES"
         raise ConfigError(f"train.loss = {loss!r}: {known}")
     _check(model, settings, teacher)
-    if model.head is not None:
-        model.head.keep_logits = bool(settings.r_drop_weight or loss)  # nothing else reads them in training
+    for head in model.head.heads if model.head is not None else []:
+        head.keep_logits = bool(settings.r_drop_weight or loss)  # nothing else reads them in training
     if loss or settings.r_drop_weight or settings.fgm_epsilon or settings.distillation_weight:
         return Objective(model, settings, teacher, LOSSES[loss] if loss else None)
     return model

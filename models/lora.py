@@ -80,8 +80,8 @@ def add_lora(
             f"model.lora.target_modules = {', '.join(targets)!r} matches no linear layer; these would: {matching}"
         )
     model.requires_grad_(False)
-    if model.head is not None and not model.head.is_language_model:
-        model.head.requires_grad_(True)
+    for head in model.head.heads if model.head is not None else []:
+        head.requires_grad_(not head.is_language_model)
     generator = torch.Generator().manual_seed(seed)
     for name in chosen:
         parent, _, last = name.rpartition(".")

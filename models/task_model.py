@@ -47,7 +47,7 @@ class TaskModel(nn.Module):
         self.report = LoadReport("not loaded")
         # Whether the last layer computes only what the head reads. It changes the speed, and which random numbers
         # dropout gets there; without dropout the results differ by rounding only.
-        self.skips_unread_tokens = head is not None and _states_what_it_reads(type(head)) and _takes_reads(backbone)
+        self.skips_unread_tokens = head is not None and states_what_it_reads(type(head)) and _takes_reads(backbone)
 
     def forward(self, inputs: ModelInputs) -> Output:
         """Return the sum of the losses and the logits. ModelError for a sequence longer than max_length."""
@@ -93,7 +93,7 @@ class TaskModel(nn.Module):
         return getattr(self.backbone, "embedding", None)
 
 
-def _states_what_it_reads(head: type[Head]) -> bool:
+def states_what_it_reads(head: type[Head]) -> bool:
     """Return whether `reads` belongs to the forward of this head, which no subclass below `reads` replaces."""
     return next(name for cls in head.__mro__ for name in ("reads", "forward") if name in vars(cls)) == "reads"
 
