@@ -192,8 +192,12 @@ def exported_attention(
     if bias is not None:
         mask = mask + (bias if isinstance(bias, Tensor) else bias(packing.max_length, key_packing.max_length))
     mask = mask.masked_fill(hidden, torch.finfo(q.dtype).min)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    return out.transpose(1, 2).flatten(0, 1).flatten(1)
+    return join_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale))
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """Return (B * L, H * K) of (B, H, L, K), copied: an exporter may compute x in another layout than it traced."""
+    return x.transpose(1, 2).clone(memory_format=torch.contiguous_format).flatten(0, 1).flatten(1)
 
 
 def pad_bias(bias: Tensor, num_keys: int, padding: Packing | None, dtype: torch.dtype) -> Tensor:
@@ -312,27 +316,29 @@ def has_flash(device: torch.device) -> bool:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention. `bias`: whether the query, key and value projections have one."""
+    """Multi-head self-attention. `bias`: whether the query, key and value projections have one; key_bias: the key's."""
 
-    def __init__(self, hidden_size: int, num_heads: int, dropout: float, bias: bool = True):
+    def __init__(
+        self, hidden_size: int, num_heads: int, dropout: float, bias: bool = True, key_bias: bool | None = None
+    ):
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
         self.query = nn.Linear(hidden_size, hidden_size, bias=bias)
-        self.key = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.key = nn.Linear(hidden_size, hidden_size, bias=bias if key_bias is None else key_bias)
         self.value = nn.Linear(hidden_size, hidden_size, bias=bias)
         self.output = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, x: Tensor, packing: Packing) -> Tensor:
-        """(T, D) -> (T, D), or with a Selection (R, D)"""
+    def forward(self, x: Tensor, packing: Packing, bias: Bias | None = None) -> Tensor:
+        """(T, D) -> (T, D), or with a Selection (R, D). bias: a term of the scores of whole sequences."""
         # Queries are computed for the selected tokens only, if the host knows how many of them each sequence has.
-        queries = packing if packing.lengths else packing.whole
+        queries = packing if packing.lengths and bias is None else packing.whole
         if queries is packing.whole:
             projected = joint_linear(x, (self.query, self.key, self.value))
         else:
             projected = [self.query(queries.take(x)), *joint_linear(x, (self.key, self.value))]
         q, k, v = (torch.unflatten(y, -1, (self.num_heads, -1)) for y in projected)
         dropout = self.dropout if self.training else 0.0
-        attended = packed_attention(q, k, v, queries, key_packing=packing.whole, dropout=dropout)
+        attended = packed_attention(q, k, v, queries, key_packing=packing.whole, bias=bias, dropout=dropout)
         out: Tensor = self.output(attended if queries is packing else packing.take(attended))
         return out

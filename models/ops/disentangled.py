@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.ops.attention import to_packed, to_padded
+from models.ops.attention import join_heads, to_packed, to_padded
 from models.ops.dropout import Dropout
 from models.ops.joint_linear import joint_linear
 from models.ops.packing import Packing, Padded, to_device
@@ -135,8 +135,9 @@ def disentangled_attention(
             outputs.append(attend(q, k, v, None).transpose(1, 2).flatten(0, 1).flatten(1))
         return torch.cat(outputs)
     q, k, v = (to_padded(x, packing).transpose(1, 2) for x in (query, key, value))
-    has_padding = isinstance(packing, Padded) or not packing.is_uniform
-    mask = packing.padding_mask[..., : packing.max_length].to(query.dtype) if has_padding else None
+    if isinstance(packing, Padded):
+        return join_heads(attend(q, k, v, packing.padding_mask.to(query.dtype)))
+    mask = None if packing.is_uniform else packing.padding_mask[..., : packing.max_length].to(query.dtype)
     return to_packed(attend(q, k, v, mask).transpose(1, 2).flatten(0, 1), packing).flatten(1)
 
 
