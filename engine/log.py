@@ -1,16 +1,15 @@
-"""The log of a run: a progress bar and lines on the console, metrics.jsonl, and TensorBoard if it is switched on."""
+"""The log of a run: a progress bar and lines on the console, metrics.jsonl, and the loggers of log.report_to."""
 
 from __future__ import annotations
 
 import errno
-import importlib.util
 import json
 import math
 import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.writing import replace_file, to_json, write_text
-from engine.config import ConfigError
+from engine.config import LogSettings
 from engine.distributed import Ranks, on_main
 from engine.errors import TrainingError
+from engine.loggers import Loggers, check_loggers
+from engine.profiling import StepProfiler, parse_profile_steps
 from engine.spikes import WINDOW, describe_norms, describe_spike
 
 
@@ -38,23 +39,31 @@ class RunLog:
     data_wait_seconds cover the steps since the last training line, without evaluation and saving.
 
     start: the step that the run resumes from. Later lines are removed, so that the file is that of one run.
-    hidden: metrics that are written to metrics.jsonl and not shown.
-    Raises, on every rank, ConfigError when log.tensorboard is true and TensorBoard cannot be imported, and
-    TrainingError when metrics.jsonl cannot be written.
+    hidden: metrics that are written to metrics.jsonl and not shown. recipe: all settings, for the loggers.
+    Raises, on every rank, ConfigError when a logger cannot be opened, and TrainingError when metrics.jsonl cannot be
+    written.
     """
 
     def __init__(
-        self, folder: Path, ranks: Ranks, *, start: int, total: int, tensorboard: bool, hidden: Collection[str] = ()
+        self,
+        folder: Path,
+        ranks: Ranks,
+        settings: LogSettings,
+        *,
+        start: int,
+        total: int,
+        hidden: Collection[str] = (),
+        recipe: Mapping[str, Any] | None = None,
     ):
         self.is_main, self.hidden = ranks.is_main, hidden
         self.device = ranks.device
-        writer = _import_summary_writer() if tensorboard else None
         self.path = folder / "metrics.jsonl"
         self.unwritten: list[str] = []  # lines that could not be written so far
+        self.profiler = StepProfiler(settings.profile_steps, folder, ranks.device, total)
         self.losses: list[float] = on_main(ranks, self._open, start)  # logged before a resume; the last ones
+        on_main(ranks, self._open_loggers, settings.report_to, start, recipe or {})
         if not self.is_main:
             return
-        self.tensorboard = writer(str(folder / "tensorboard"), purge_step=start + 1) if writer else None
         self.bar = tqdm(total=total, initial=start, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
         self._restart_rates()
 
@@ -71,13 +80,22 @@ class RunLog:
         self.grad_norms = [(row["step"], row["grad_norm"]) for row in training]
         return [row["loss"] for row in training[-WINDOW:]]
 
+    def _open_loggers(self, names: Collection[str], start: int, recipe: Mapping[str, Any]) -> None:
+        self.loggers = Loggers([*names], self.path.parent, start, recipe, self.say)
+
     def _restart_rates(self) -> None:
         self.since = time.perf_counter()
         self.samples = self.tokens = self.waited = 0.0
 
+    def begin_step(self, step: int) -> None:
+        """Start the trace of log.profile_steps, if this is its first step."""
+        if self.is_main:
+            self.profiler.begin_step(step)
+
     def count_step(self, step: int, samples: float, tokens: float, waited: float) -> None:
         """Add the examples and non-pad tokens of a step (all ranks), and the seconds rank 0 waited for its data."""
         if self.is_main:
+            self.say(self.profiler.end_step(step))
             self.bar.update(step - self.bar.n)  # by 0 for a skipped step
             self.samples += samples
             self.tokens += tokens
@@ -115,8 +133,8 @@ class RunLog:
         row |= {"training": on_training} if on_training else {}
         self.evaluations.append(_flatten_evaluation(row))
         self._write(row, "validation", step, metrics)
-        for name, value in on_training.items():
-            self._scalar("training", name, value, step)
+        if on_training:
+            self.loggers.log("training", on_training, step)
         self.say(f"step {step:>6}  validation  {self._format(metrics)}  ({seconds:.1f} s){'  best' if best else ''}")
         if on_training:
             self.say(f"{'':>11}  training    {self._format(on_training)}")
@@ -170,30 +188,28 @@ class RunLog:
         written = (name for name in ("best/", "last/", "metrics.jsonl") if (self.path.parent / name).exists())
         self.say(f"run folder {self.path.parent}: {', '.join(written)}")
         self._write({"step": step, "end": reason, **result}, "final", step, result)
-        self.close()
+        self.close(ended=True)
         if self.unwritten:
             raise TrainingError(
                 f"{self.path} lacks the last {len(self.unwritten)} lines, which could not be written; the run is "
                 "complete otherwise, and the same command with --resume writes its end"
             )
 
-    def close(self) -> None:
-        """Close the files and the bar."""
+    def close(self, ended: bool = False) -> None:
+        """Close the files, the bar and the loggers. ended: whether the run has; if not, a resume continues it."""
         if not self.is_main:
             return
+        self.say(self.profiler.finish())
         self.bar.close()
         self.file.close()
-        if self.tensorboard is not None:
-            self.tensorboard.close()
+        self.loggers.close(ended)
 
     def _format(self, metrics: dict[str, float]) -> str:
         return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name not in self.hidden)
 
     def _write(self, row: dict[str, Any], family: str, step: int, scalars: dict[str, Any]) -> None:
         self._append(to_json(row) + "\n")
-        for name, value in scalars.items():
-            if name != "step":
-                self._scalar(family, name, value, step)
+        self.loggers.log(family, {name: value for name, value in scalars.items() if name != "step"}, step)
 
     def _append(self, line: str) -> None:
         """Append a line, and those that could not be written before; of a failed write nothing stays in the file."""
@@ -228,10 +244,6 @@ class RunLog:
         self.file.close()
         self.file = self.path.open("a+b", buffering=0)
         self.say(f"warning: {self.path} was removed or replaced; it is written again, with all lines of the run")
-
-    def _scalar(self, family: str, name: str, value: float, step: int) -> None:
-        if self.tensorboard is not None:
-            self.tensorboard.add_scalar(f"{family}/{name}", value, step)
 
 
 def _flatten_evaluation(row: dict[str, Any]) -> dict[str, Any]:
@@ -283,21 +295,10 @@ def _remove_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
     return kept
 
 
-NO_TENSORBOARD = "log.tensorboard = true needs the tensorboard package: pip install tensorboard"
-
-
-def require_tensorboard(wanted: bool) -> None:
-    """Raise ConfigError if TensorBoard is wanted and not installed. It imports nothing, so that it can come first."""
-    if wanted and importlib.util.find_spec("tensorboard") is None:
-        raise ConfigError(NO_TENSORBOARD)
-
-
-def _import_summary_writer() -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ConfigError(NO_TENSORBOARD) from None
-    return SummaryWriter
+def check_log(settings: LogSettings) -> None:
+    """Raise ConfigError for a logger that is unknown or not installed, and for log.profile_steps that are none."""
+    check_loggers(settings.report_to)
+    parse_profile_steps(settings.profile_steps)
 
 
 def read_numbers(*values: Tensor | float) -> list[float]:

@@ -28,7 +28,7 @@ from engine.evaluate import EvaluationContext, evaluate, show_generations
 from engine.imbalance import apply_class_weights, apply_pos_weight, classes_to_balance, describe_sampler
 from engine.kept_limit import KeptLimit
 from engine.kernels import describe_kernels
-from engine.log import RunLog, read_numbers, require_tensorboard
+from engine.log import RunLog, check_log, read_numbers
 from engine.manifest import verify
 from engine.memory import (
     any_out_of_memory,
@@ -80,7 +80,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     seed, batch_size = cfg.run.seed, cfg.train.global_batch_size
     task, watched = find_task(cfg.run.task, cfg.eval.metric)
     direction = metric_direction(cfg.eval, watched)
-    require_tensorboard(cfg.log.tensorboard)
+    check_log(cfg.log)
     check_names(cfg.optim)
     settings = validate.task_settings(cfg, task)
     train_rows, validation_rows, test_rows, labels, notes = read_training_data(task, settings, seed)
@@ -158,7 +158,8 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     parallel = distributed.wrap(objective, ranks, empty_batch, amp).train()
     folder = Path(cfg.run.folder)
     hidden = {*task.details} - {watched}
-    log = RunLog(folder, ranks, start=state.step, total=total_steps, tensorboard=cfg.log.tensorboard, hidden=hidden)
+    recipe = config.to_dict(cfg)
+    log = RunLog(folder, ranks, cfg.log, start=state.step, total=total_steps, hidden=hidden, recipe=recipe)
     spikes = SpikeWatch(cfg.log.spike_deviations, log.losses)
     saves = SaveSchedule(cfg.checkpoint, ranks, state if resumed else None)
     context = EvaluationContext(task, amp, ranks, cfg.eval.batch_tokens, cfg.generate, stop.is_seen)
@@ -213,6 +214,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
 
         # Schedules.
         lr = learning_rate(state.step, total_steps, cfg.optim)
+        log.begin_step(state.step + 1)
         set_learning_rate(optimizer, lr)
         dropout.set_(state.step)
         if unfreezing.set_(state.step):  # DDP reduces the parameters that were trained when it was created

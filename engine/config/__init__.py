@@ -7,7 +7,7 @@ model_settings.py  the sections [model], [model.dropout] and [model.lora]
 task_sections.py   the sections that only some tasks read
 recipe.py          recipes (TOML files) and command lines become one checked Config
 command_line.py    split a command line; --help
-renamed.py         the names that settings had in schema 1
+renamed.py         the names that settings had before
 hf_names.py        Hugging Face's names of arguments, and ours
 """
 
@@ -26,6 +26,7 @@ from engine.config.recipe import (
     read_recipe,
     shipped_recipes,
     split_arguments,
+    to_dict,
     to_recipe,
     to_toml,
 )
@@ -108,3 +109,4 @@ __all__ = [
     "to_recipe",
     "to_toml",
 ]
+    "to_dict",

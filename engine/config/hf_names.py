@@ -89,7 +89,7 @@ HF_NAMES: dict[str, tuple[str, str]] = {
     "early_stopping_threshold": ("eval.min_delta", ""),
     "logging_steps": ("log.every_steps", ""),
     "logging_strategy": ("log.every_steps", ""),
-    "report_to": ("log.tensorboard", "metrics.jsonl is always written."),
+    "report_to": ("log.report_to", ""),
     "disable_tqdm": ("", "Progress bars appear only on a terminal."),
     # the data of the example scripts
     "task_name": ("run.task", "Name the task, and the file in data.train."),
@@ -155,4 +155,7 @@ HF_NAMES: dict[str, tuple[str, str]] = {
     "lora_alpha": ("model.lora.alpha", ""),
     "lora_dropout": ("model.lora.dropout", ""),
     "target_modules": ("model.lora.target_modules", ""),
+    "use_dora": ("model.lora.dora", ""),
+    "load_in_8bit": ("model.lora.frozen_weights", "int8 rounds the frozen linear layers to 8 bits."),
+    "load_in_4bit": ("model.lora.frozen_weights", "nf4 rounds the frozen linear layers to 4 bits."),
 }

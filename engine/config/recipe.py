@@ -16,7 +16,7 @@ from data.formats.lines import read_whole
 from data.prepared import read_source_name
 from engine.config import command_line, schema
 from engine.config.hf_names import HF_NAMES
-from engine.config.renamed import RENAMED, renamed_lines
+from engine.config.renamed import RENAMED, renamed_lines, with_report_to
 from engine.config.schema import ConfigError, all_settings, did_you_mean, get, out_of_range, sections, shorten
 from engine.config.sections import Config, RunSettings
 
@@ -138,6 +138,7 @@ def read_recipe(name: str) -> Config:
     declared = tree.pop("schema", None)
     values = dict(_flatten(tree))
     _check_schema(path, declared, values)
+    values = with_report_to(values)
     empty = [key for key, value in values.items() if value == {}]
     for key in empty:  # an empty section has no settings, but its name may be misspelt
         if key not in sections(Config()):
@@ -274,6 +275,11 @@ def to_toml(config: Config) -> str:
 
 
 def help_text(usage: str, recipe: str = "") -> str:
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Return {"section.key": value} of every setting."""
+    return {key: get(config, key) for key in all_settings(config)}
     """Return the text of --help: every setting with its type, default, meaning, and value in `recipe` if it differs."""
     defaults = Config()
     values = read_recipe(recipe) if recipe else defaults

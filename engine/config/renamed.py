@@ -58,6 +58,7 @@ RENAMED = {
     "eval.divergence": "eval.stop_if_worse_than",
     "eval.train_examples": "eval.train_subset_size",
     "eval.samples": "eval.num_shown_generations",
+    "log.tensorboard": "log.report_to",
 }
 RENAMED_VALUES = {  # (old name, old value): what to write now
     ("train.micro_batch", "auto"): 'train.micro_batch_size = "auto"',
@@ -74,3 +75,15 @@ def renamed_lines(values: Mapping[str, Any]) -> list[str]:
         elif key in RENAMED:
             lines.append(f"{key} -> {RENAMED[key]}")
     return lines
+
+
+def with_report_to(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a recipe with the switch log.tensorboard as log.report_to, which has followed it.
+
+    The resolved recipe of every older checkpoint has the switch.
+    """
+    switch = values.get("log.tensorboard")
+    if not isinstance(switch, bool):
+        return dict(values)
+    added = {"log.report_to": ["tensorboard"]} if switch else {}
+    return added | {key: value for key, value in values.items() if key != "log.tensorboard"}

@@ -303,7 +303,17 @@ class LogSettings:
         within=">= 0",
         machine=MACHINE,
     )
-    tensorboard: bool = setting(False, "write TensorBoard files too (needs the extra `tensorboard`)", machine=MACHINE)
+    report_to: tuple[str, ...] = setting(
+        (),
+        "loggers that get the numbers of metrics.jsonl too: tensorboard, wandb, mlflow, swanlab (each needs its "
+        "package); empty: none",
+        machine=MACHINE,
+    )
+    profile_steps: str = setting(
+        "",
+        "steps to trace with torch.profiler into the run folder, such as 10..12, on rank 0; empty: none",
+        machine=MACHINE,
+    )
 
 
 @dataclass(frozen=True)

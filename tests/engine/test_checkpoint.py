@@ -87,7 +87,7 @@ def test_checkpoint_has_known_files_and_a_manifest_of_all(run_folder):
 
 
 def test_f15_nothing_in_a_run_folder_is_a_pickle(tiny):
-    config = tiny(**{"train.max_steps": 10, "log.tensorboard": True})
+    config = tiny(**{"train.max_steps": 10, "log.report_to": ["tensorboard"]})
     run_training(config)
     for path in Path(config.run.folder).rglob("*"):
         if path.is_file():

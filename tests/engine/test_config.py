@@ -76,10 +76,10 @@ def test_the_default_recipe_is_read_without_a_name():
         (["--optim.lr", "2"], "optim.lr", 2.0),
         (["--train.global-batch-size", "8"], "train.global_batch_size", 8),
         (["--train.max_steps=1_000"], "train.max_steps", 1000),
-        (["--log.tensorboard"], "log.tensorboard", True),
-        (["--log.tensorboard", "False"], "log.tensorboard", False),
-        (["--log.tensorboard", "movie_reviews"], "log.tensorboard", True),  # the next argument is the recipe
-        (["--log.tensorboard", "--optim.lr=1"], "log.tensorboard", True),
+        (["--train.tf32"], "train.tf32", True),
+        (["--train.tf32", "False"], "train.tf32", False),
+        (["--train.tf32", "movie_reviews"], "train.tf32", True),  # the next argument is the recipe
+        (["--train.tf32", "--optim.lr=1"], "train.tf32", True),
         (["--train.micro_batch_size", "auto"], "train.micro_batch_size", "auto"),
         (["--train.micro_batch_size=16"], "train.micro_batch_size", 16),
         (["--run.plugins=a.py,b.py"], "run.plugins", ("a.py", "b.py")),
@@ -141,7 +141,7 @@ def test_a_negative_number_is_a_value():
         (["--x.y=1"], "unknown setting 'x.y'; sections are run, model, model.dropout, model.lora"),
         (["--optim.lr="], "optim.lr = '' should be a finite number"),
         (["--train.global_batch_size="], "train.global_batch_size = '' should be a whole number"),
-        (["--log.tensorboard="], "log.tensorboard = '' should be true or false"),
+        (["--train.tf32="], "train.tf32 = '' should be true or false"),
         (["--run.folder="], "run.folder is empty: name a folder for this run"),
     ],
 )
@@ -175,8 +175,8 @@ def test_a_wrong_command_line_says_what_would_work(argv, message):
         ("model.dropout.all", "true", "True should be a finite number or none"),
         ("model.dropout.all", '"some"', "'some' should be a finite number or none"),
         ("model.dropout.all", "nan", "nan should be a finite number or none"),
-        ("log.tensorboard", "1", "1 should be true or false"),
-        ("log.tensorboard", '"yes"', "'yes' should be true or false"),
+        ("train.tf32", "1", "1 should be true or false"),
+        ("train.tf32", '"yes"', "'yes' should be true or false"),
         ("run.folder", "3", "3 should be text"),
         ("run.folder", "2020-01-01", "datetime.date(2020, 1, 1) should be text"),
         ("data.labels", "3", "3 should be a list of texts"),
@@ -368,7 +368,7 @@ ODD = [
 @pytest.mark.parametrize("text", ODD)
 def test_a_written_recipe_reads_back_as_the_same(tmp_path, text):
     values = {"model.name": text, "data.labels": (text.strip(), "other, with a comma"), "model.dropout.drop_path": 0.3}
-    values |= {"optim.lr": 1e-29, "optim.eps": 0.1 + 0.2, "run.seed": 2**63 - 1, "log.tensorboard": True}
+    values |= {"optim.lr": 1e-29, "optim.eps": 0.1 + 0.2, "run.seed": 2**63 - 1, "train.tf32": True}
     values["train.micro_batch_size"] = "auto"
     config = override(Config(), values)
     assert read_recipe(recipe(tmp_path, to_toml(config))) == config
@@ -390,7 +390,7 @@ def test_differences_name_the_recipe_and_not_the_machine():
         "optim.lr: 5e-05 -> 0.5",
     ]
     machine = {"run.folder": "x", "run.resume": "yes", "run.device": "cpu", "train.micro_batch_size": 3}
-    machine |= {"data.num_workers": 2, "eval.batch_tokens": 1, "log.every_steps": 1, "log.tensorboard": True}
+    machine |= {"data.num_workers": 2, "eval.batch_tokens": 1, "log.every_steps": 1, "log.report_to": ("wandb",)}
     assert configs.differences(override(RUNNABLE, machine), RUNNABLE) == []
 
 
@@ -516,7 +516,7 @@ def test_values_of_python_are_taken(key, given, value):
         ({"train.max_steps": np.float32(2)}, "should be a whole number"),
         ({"run.folder": None}, "run.folder = None should be text in valid Unicode"),
         ({"run.folder": b"x"}, "run.folder = b'x' should be text in valid Unicode"),
-        ({"log.tensorboard": 1}, "log.tensorboard = 1 should be true or false"),
+        ({"train.tf32": 1}, "train.tf32 = 1 should be true or false"),
         ({"data.labels": {"a", "b"}}, "should be a list of texts"),
         ({"data.labels": ("a", "\udcff")}, "should be a list of texts"),
         ({"data.labels": [None] * 999}, "... should be a list of texts"),

@@ -525,7 +525,7 @@ def test_in_a_terminal_a_bar_shows_loss_rate_and_time_left(tiny, monkeypatch, ca
 
 def test_tensorboard_reads_as_one_run_after_a_resume(tiny):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    config = tiny(**{"log.tensorboard": True, "run.resume": "auto"})
+    config = tiny(**{"log.report_to": ["tensorboard"], "run.resume": "auto"})
     assert run_training(config, StopAfter(7)) is None
     run_training(config)
     events = accumulator.EventAccumulator(str(folder_of(config) / "tensorboard"))
@@ -539,5 +539,5 @@ def test_tensorboard_reads_as_one_run_after_a_resume(tiny):
 
 def test_tensorboard_that_is_not_installed_is_a_clear_error(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ConfigError, match=r"log\.tensorboard = true needs the tensorboard package: pip install"):
-        run_training(tiny(**{"log.tensorboard": True}))
+    with pytest.raises(ConfigError, match=r"log\.report_to = tensorboard needs the tensorboard package: pip install"):
+        run_training(tiny(**{"log.report_to": ["tensorboard"]}))
