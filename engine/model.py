@@ -53,12 +53,16 @@ def build_model(
         if start.lora.rank:
             lora = start.lora
             targets = lora.target_modules or models.lora.DEFAULT_TARGETS
-            models.add_lora(model, lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=targets, seed=seed)
+            models.add_lora(
+                model, lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=targets, dora=lora.dora, seed=seed
+            )
+            if lora.frozen_weights != "fp32":
+                model.report.notes.append(models.store_frozen_weights(model, lora.frozen_weights))
         if shard is not None:
             shard(model)
 
-    # Layers that are initialised again after loading need whole parameters.
-    streams = shard is not None and not start.reinit_layers
+    # Layers that are initialised again after loading, and the lengths of DoRA, need whole parameters.
+    streams = shard is not None and not start.reinit_layers and not start.lora.dora
     model = models.from_pretrained(
         start.name,
         head=task.head,

@@ -19,6 +19,7 @@ from engine.imbalance import warn_of_missing
 from engine.tasks import TASKS, find_task
 from engine.watch import warn_of_metric
 from models import TaskModel
+from models.frozen_linear import count_parameters
 
 
 def describe_run(
@@ -50,7 +51,7 @@ def describe_run(
         paragraphs.append(show_examples(train_set, processor, model.labels))
         augmented = TASKS[config.run.task].show_augmented(train_set, Path(f"{config.run.folder}-augmented.png"))
         paragraphs += [augmented] if augmented else []
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = count_parameters(model)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     global_batch_size = config.train.global_batch_size
     epochs = total_steps / steps_per_epoch(len(train_set), global_batch_size)

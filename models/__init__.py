@@ -14,6 +14,7 @@ from models import lora
 from models.adapter import load_adapter, save_adapter
 from models.checkpoints import hub
 from models.errors import ModelError
+from models.frozen_linear import store_frozen_weights
 from models.generation.generate import Generated, generate
 from models.generation.settings import GenerationSettings
 from models.heads import HEADS
@@ -50,4 +51,5 @@ __all__ = [
     "read_config",
     "save_adapter",
     "save_pretrained",
+    "store_frozen_weights",
 ]

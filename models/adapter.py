@@ -26,7 +26,7 @@ FOLDER = "adapter"
 # An adapter_config.json may describe more than LoraLinear computes. IGNORED_FIELDS do not affect the result, or repeat
 # what the tensors say. Any other field must have one of the NEUTRAL_VALUES.
 IGNORED_FIELDS = (
-    *("peft_type", "r", "lora_alpha", "init_lora_weights"),  # checked by _check_config
+    *("peft_type", "r", "lora_alpha", "init_lora_weights", "use_dora"),  # checked by _check_config
     *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
     *("target_modules", "exclude_modules", "modules_to_save", "lora_dropout", "fan_in_fan_out"),
     *("megatron_core", "qalora_group_size", "eva_config"),  # options of other features and of initialisation
@@ -42,7 +42,7 @@ def find_adapter(checkpoint: Path) -> Path:
 
 
 def save_adapter(model: TaskModel, folder: str | Path) -> None:
-    """Write A, B, a trained head and a config into a new or existing folder, as peft reads them."""
+    """Write an adapter, a trained head and a config into a new or existing folder, as peft reads them."""
     folder = Path(folder)
     save_adapter_config(model, folder)
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in adapter_tensors(model).items()}
@@ -104,6 +104,12 @@ def _check_config(path: Path, layers: dict[str, LoraLinear]) -> list[str]:
         if config.get(name) != value:
             theirs = reprlib.repr(config.get(name))
             raise ModelError(f"{path}: {name} = {theirs}, but this model has model.lora.{setting} = {value:g}")
+    has_lengths = first.lora_magnitude is not None
+    if bool(config.get("use_dora")) != has_lengths:
+        raise ModelError(
+            f"{path}: use_dora = {reprlib.repr(config.get('use_dora'))}, but this model has model.lora.dora = "
+            f"{str(has_lengths).lower()}"
+        )
     start = config.get("init_lora_weights")
     if start not in SUPPORTED_INITS:
         raise ModelError(f"{path}: init_lora_weights = {reprlib.repr(start)} is not supported: it changes the base too")
@@ -127,6 +133,8 @@ def adapter_tensors(model: TaskModel) -> dict[str, Tensor]:
     for name, layer in lora_layers(model).items():
         key = _peft_name(model, f"{name}.weight").removesuffix(".weight")
         tensors |= {f"{key}.lora_A.weight": layer.lora_a, f"{key}.lora_B.weight": layer.lora_b}
+        if layer.lora_magnitude is not None:
+            tensors[f"{key}.lora_magnitude_vector"] = layer.lora_magnitude
     if model.head is not None:
         for name, tensor in saved_tensors(model.head).items():
             if tensor.requires_grad or not isinstance(tensor, nn.Parameter):  # a buffer changes without a gradient
@@ -155,5 +163,6 @@ def _adapter_config(model: TaskModel, layers: dict[str, LoraLinear]) -> JsonObje
         "modules_to_save": modules or None,
         "fan_in_fan_out": any(table.find_row(f"{name}.weight", head).transpose for name in layers),
         "bias": "none",
+        "use_dora": first.lora_magnitude is not None,
         "inference_mode": True,
     }

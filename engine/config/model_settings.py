@@ -48,6 +48,12 @@ class LoraSettings:
     target_modules: tuple[str, ...] = setting(
         (), "patterns of layer names that get an adapter, as *.query,*.mlp.*; empty: queries and values"
     )
+    dora: bool = setting(False, "DoRA: also train the length of each row of the updated weights")
+    frozen_weights: str = setting(
+        "fp32",
+        "precision to which the frozen linear layers are rounded, to need less memory; nf4 needs bitsandbytes",
+        ("fp32", "bf16", "int8", "nf4"),
+    )
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,9 @@ class ModelSettings:
     )
     pooling: str = setting(
         "",
-        "vector of a text: of the first token (cls), the mean, or of the last token; empty: as the checkpoint says",
-        ("", "cls", "mean", "last"),
+        "vector of an example: of the first token (cls), the mean, of the last token, or of images the first one "
+        "beside the mean (cls_mean); empty: as the checkpoint says",
+        ("", "cls", "mean", "last", "cls_mean"),
     )
     freeze: tuple[str, ...] = setting(
         (), "patterns of parameter names that are not trained, as backbone.layers.0.*; empty: all are trained"

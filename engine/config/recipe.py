@@ -249,6 +249,14 @@ def check(config: Config) -> None:
         not (c.model.lora.rank and c.model.freeze),
         "model.lora.rank freezes all but the adapters and the head: remove model.freeze",
     )
+    for key, neutral in (("model.lora.dora", False), ("model.lora.frozen_weights", "fp32")):
+        has_effect = bool(c.model.lora.rank) or get(c, key) == neutral
+        need(has_effect, f"{key} has no effect without LoRA: set model.lora.rank, such as 8")
+    need(
+        c.model.lora.frozen_weights == "fp32" or c.distributed.strategy == "ddp",
+        f"model.lora.frozen_weights = {c.model.lora.frozen_weights!r} works with distributed.strategy = 'ddp', which "
+        "keeps the whole model on each device",
+    )
     if errors:
         raise ConfigError("\n".join(errors))
 
@@ -269,17 +277,17 @@ def to_recipe(config: Config) -> Config:
     return replace(config, run=run)
 
 
+def to_dict(config: Config) -> dict[str, Any]:
+    """Return {"section.key": value} of every setting."""
+    return {key: get(config, key) for key in all_settings(config)}
+
+
 def to_toml(config: Config) -> str:
     """Return the resolved recipe, every setting with its value; read_recipe reads it back as an equal Config."""
     return f"schema = {SCHEMA}\n{schema.to_toml(config)}"
 
 
 def help_text(usage: str, recipe: str = "") -> str:
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """Return {"section.key": value} of every setting."""
-    return {key: get(config, key) for key in all_settings(config)}
     """Return the text of --help: every setting with its type, default, meaning, and value in `recipe` if it differs."""
     defaults = Config()
     values = read_recipe(recipe) if recipe else defaults

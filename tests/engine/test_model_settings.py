@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.runs import StopAfter, assert_same_run, logged_rows, run_training
+from support.runs import StopAfter, assert_same_run, logged_rows, run_training, tiny_config
 from support.tiny_models import config_folder
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 
@@ -22,9 +22,21 @@ from engine.config import ConfigError
 from engine.manifest import seal
 from models import ModelError
 
+NF4_LEVELS = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635]
+NF4_LEVELS += [-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725]
+NF4_LEVELS += [
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+]
+
 CHANGES = {
     "lora": {"model.lora.rank": 2, "model.lora.dropout": 0.1},
     "lora-shallow": {"model.lora.rank": 2, "model.keep_layers": 1, "model.lora.target_modules": ("*.mlp.*",)},
+    "dora": {"model.lora.rank": 2, "model.lora.dora": True, "model.lora.dropout": 0.1},
     "frozen": {"model.freeze": ("backbone.*embeddings.*", "backbone.layers.0.*")},
     "shallow": {"model.keep_layers": 1},
     "restarted": {"model.reinit_layers": 1},
@@ -84,6 +96,52 @@ def test_lora_checkpoint_has_adapter_and_merged_weights(tiny):
     optimizer = load_file(Path(config.run.folder) / "last" / "optimizer.safetensors")
     assert {key.partition("/")[2].rpartition(".")[2] for key in optimizer} == {"lora_a", "lora_b", "weight", "bias"}
     assert all("lora" in key or "/head." in key for key in optimizer)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("storage", ["bf16", "int8", "nf4"])
+def test_stored_weights_train_as_a_checkpoint_of_the_rounded_ones(
+    tiny, tmp_path, checkpoint_folder, reviews, storage, dora, capsys
+):
+    """The same losses and weights, bit for bit, where the rounded weights are in the file and the run is in fp32."""
+    if storage == "nf4":
+        pytest.importorskip("bitsandbytes")
+    lora = {"model.lora.rank": 4, "model.lora.dora": dora, "model.lora.dropout": 0.1, "optim.lr": 1e-2}
+    config = tiny(**lora, **{"model.lora.frozen_weights": storage})
+    run_training(config)
+    assert "12 frozen linear layers are kept in " + storage in " ".join(capsys.readouterr().out.split())
+    rounded = models.from_pretrained(checkpoint_folder)
+    for layer in rounded.backbone.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.weight.data = rounded_by_hand(layer.weight.data, storage)
+    copy = shutil.copytree(checkpoint_folder, tmp_path / "rounded")
+    models.save_pretrained(rounded, copy)
+    by_hand = tiny_config(copy, reviews, tmp_path / "by_hand", lora)
+    run_training(by_hand)
+    for folder in ("best", "last"):
+        found = load_file(Path(config.run.folder) / folder / "model.safetensors")
+        expected = load_file(Path(by_hand.run.folder) / folder / "model.safetensors")
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    losses = [[row["loss"] for row in logged_rows(c.run.folder) if "loss" in row] for c in (config, by_hand)]
+    assert losses[0] == losses[1]
+    resumed = tiny(**lora, **{"model.lora.frozen_weights": storage, "run.folder": str(tmp_path / "cut")})
+    run_training(resumed, StopAfter(7))
+    run_training(replace(resumed, run=replace(resumed.run, resume="yes")))
+    assert_same_run(tmp_path / "cut", config.run.folder)
+
+
+def rounded_by_hand(weight, storage):
+    """The definitions of models/frozen_linear.py, written again; nf4 with the levels of the paper."""
+    if storage == "bf16":
+        return weight.bfloat16().float()
+    if storage == "int8":
+        scale = weight.abs().amax(1, keepdim=True) / 127
+        return torch.round(weight / scale) * scale
+    levels = torch.tensor(NF4_LEVELS)
+    blocks = weight.reshape(-1, 64)
+    scale = blocks.abs().amax(1, keepdim=True)
+    nearest = (blocks / scale).unsqueeze(-1).sub(levels).abs().argmin(-1)
+    return (levels[nearest] * scale).reshape(weight.shape)
 
 
 def test_an_adapter_beside_the_weights_resumes(tiny, tmp_path):

@@ -12,6 +12,7 @@ from support import zoo
 
 import models
 from models import ModelError
+from models.frozen_linear import FrozenLinear
 from models.lora import LoraLinear, lora_layers
 
 HEAD = "sequence-classification"
@@ -29,6 +30,8 @@ def disturb(model):
     with torch.no_grad():
         for layer in lora_layers(model).values():
             layer.lora_b.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
+            if layer.lora_magnitude is not None:
+                layer.lora_magnitude *= 1.3
 
 
 @pytest.mark.parametrize(("model_type", "head"), zoo.cases())
@@ -77,6 +80,62 @@ def test_the_layer_is_the_formula():
     assert layer.lora_a.abs().max() <= 6**-0.5
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.4])
+@pytest.mark.parametrize("bias", [False, True])
+def test_dora_is_the_formula(rate, bias):
+    """Outputs, and gradients where the norm of the sum is a constant; with dropout as peft's own layer computes it."""
+    generator = torch.Generator().manual_seed(0)
+    layer = LoraLinear(torch.nn.Linear(6, 5, bias=bias).double(), 2, 8.0, rate, generator, dora=True)
+    start = torch.randn(7, 6, dtype=torch.float64)
+    with torch.no_grad():
+        plain = start @ layer.weight.T + (layer.bias if bias else 0)
+        torch.testing.assert_close(layer.eval()(start), plain, rtol=1e-12, atol=1e-12)  # it starts as the base
+        layer.lora_b.normal_(generator=generator)
+        layer.lora_magnitude.uniform_(0.5, 2, generator=generator)
+    x = start.clone().requires_grad_()
+    torch.manual_seed(3)
+    found = layer.train()(x)
+    torch.manual_seed(3)
+    dropped = torch.nn.functional.dropout(x, rate)
+    total = layer.weight + (8.0 / 2) * layer.lora_b @ layer.lora_a
+    factor = layer.lora_magnitude / total.detach().norm(dim=1)
+    expected = x @ layer.weight.T + (layer.bias if bias else 0)
+    expected = expected + dropped @ (factor[:, None] * total - layer.weight).T
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    trained = [x, layer.lora_a, layer.lora_b, layer.lora_magnitude]
+    up = torch.randn(7, 5, dtype=torch.float64)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, trained, up), torch.autograd.grad(expected, trained, up), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    with torch.no_grad():
+        merged = x @ layer.merged_weight().T + (layer.bias if bias else 0)
+        torch.testing.assert_close(layer.eval()(x), merged, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("storage", ["bf16", "int8", "nf4"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_stored_product_has_the_gradients_of_the_restored_weight(storage, precision):
+    if storage == "nf4":
+        pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    base_layer = torch.nn.Linear(30, 7)  # an odd number of values, in blocks that are not full
+    layer = FrozenLinear(base_layer)
+    layer.store_as(storage)
+    plain = torch.nn.Linear(30, 7)
+    plain.weight.data, plain.bias = layer.whole_weight().data, base_layer.bias
+    inputs = [torch.randn(4, 30, requires_grad=True) for _ in range(2)]
+    inputs[1].data = inputs[0].data
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        outputs = [layer(inputs[0]), plain(inputs[1])]
+    tolerance = 0.0 if precision == "fp32" else 1e-2  # the bias is added in bf16
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=tolerance, atol=tolerance)
+    for out in outputs:
+        out.float().square().sum().backward()
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=tolerance, atol=5 * tolerance)
+    assert layer.weight.grad is None
+
+
 def test_the_seed_decides_the_adapter(tmp_path):
     adapters = []
     for seed in (1, 1, 2):
@@ -118,7 +177,7 @@ def edit_config(folder, **changes):
         ({"lora_alpha": 32}, r"lora_alpha = 32, but this model has model\.lora\.alpha = 1$"),
         ({"lora_alpha": None}, "lora_alpha = None"),
         ({"use_rslora": True}, "'use_rslora' = True is not supported"),
-        ({"use_dora": True}, "'use_dora' = True"),
+        ({"use_dora": True}, r"use_dora = True, but this model has model\.lora\.dora = false"),
         ({"bias": "lora_only"}, "'bias' = 'lora_only'"),
         ({"rank_pattern": {"query": 4}}, "'rank_pattern'"),
         ({"alpha_pattern": {"query": 4}}, "'alpha_pattern'"),
@@ -161,6 +220,7 @@ def test_adapter_needs_config_tensors_and_a_prepared_model(tmp_path):
 
 
 @pytest.mark.oracle
+@pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize(
     ("model_type", "head", "task", "targets"),
     [
@@ -169,19 +229,26 @@ def test_adapter_needs_config_tensors_and_a_prepared_model(tmp_path):
         ("gpt2", "causal-lm", "CAUSAL_LM", ["c_attn"]),
     ],
 )
-def test_an_adapter_that_peft_made_loads(tmp_path, model_type, head, task, targets):
+def test_an_adapter_that_peft_made_loads(tmp_path, model_type, head, task, targets, dora):
     peft = pytest.importorskip("peft")
     model, oracle, inputs = base(tmp_path / "base", model_type, head)
     theirs = peft.get_peft_model(
         oracle,
-        peft.LoraConfig(task_type=task, r=3, lora_alpha=5, target_modules=targets, fan_in_fan_out=model_type == "gpt2"),
+        peft.LoraConfig(
+            task_type=task,
+            r=3,
+            lora_alpha=5,
+            target_modules=targets,
+            fan_in_fan_out=model_type == "gpt2",
+            use_dora=dora,
+        ),
     ).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():
             if parameter.requires_grad:
                 parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
     theirs.save_pretrained(tmp_path / "adapter")
-    models.add_lora(model, 3, alpha=5.0)
+    models.add_lora(model, 3, alpha=5.0, dora=dora)
     with torch.no_grad():
         before = model.eval()(replace(inputs, labels=None)).logits
     models.load_adapter(model, tmp_path / "adapter")
@@ -219,11 +286,12 @@ def by_file_names():
 
 
 @pytest.mark.oracle
+@pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize(("model_type", "head"), by_file_names())
-def test_peft_reads_the_adapter(tmp_path, model_type, head):
+def test_peft_reads_the_adapter(tmp_path, model_type, head, dora):
     peft = pytest.importorskip("peft")
     model, oracle, inputs = base(tmp_path / "base", model_type, head)
-    models.add_lora(model, 3, alpha=5.0)
+    models.add_lora(model, 3, alpha=5.0, dora=dora)
     disturb(model)
     models.save_adapter(model, tmp_path / "adapter")
     theirs = peft.PeftModel.from_pretrained(oracle, str(tmp_path / "adapter")).eval()

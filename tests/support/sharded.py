@@ -74,6 +74,7 @@ CASES = {
         {"regularize.fgm_epsilon": 0.5, "regularize.r_drop_weight": 1.0, "train.micro_batch_size": 3} | NO_MASK
     ),
     "LoRA": Case({"model.lora.rank": 2, "train.micro_batch_size": 3}),
+    "DoRA": Case({"model.lora.rank": 2, "model.lora.dora": True, "train.micro_batch_size": 3}),
     "freezing": Case({"model.freeze": ("backbone.layers.0.*", "backbone.*embedding*")}),
     "gradual unfreezing": Case({"model.gradual_unfreezing": 1.0, "train.micro_batch_size": 3}),
     "activation checkpointing": Case({"train.activation_checkpointing": True, "train.micro_batch_size": 3}),
