@@ -106,7 +106,7 @@ __all__ = [
     "sections",
     "shipped_recipes",
     "split_arguments",
+    "to_dict",
     "to_recipe",
     "to_toml",
 ]
-    "to_dict",
