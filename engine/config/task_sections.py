@@ -138,6 +138,20 @@ class MaskedLMSettings:
 
 
 @dataclass(frozen=True)
+class MultiTaskSettings:
+    """Settings of the task multi-task alone: several tasks, each with its files and its head, on one model."""
+
+    recipes: tuple[str, ...] = setting(
+        (),
+        "recipes of the tasks, by path or name; each gives its run.task, [data], [augment], the task's own section, "
+        "and the metric it watches; all else is of this recipe",
+    )
+    weights: tuple[str, ...] = setting(
+        (), "how much an example of each task counts in the loss, in the order of recipes; empty: all 1"
+    )
+
+
+@dataclass(frozen=True)
 class CausalLMSettings:
     """Settings of the task causal-lm alone."""
 
