@@ -41,6 +41,9 @@ class Batch:
     pixel_values: Tensor | None = None  # (B, channels, height, width)
     image_tokens: int = 0  # tokens that the model makes of all images together
     sequences: tuple[int, ...] | None = None  # number of sequences of each example; None: one each
+    # Of a loss that couples the examples of a step (engine/coupling.py); None: the loss is that of this micro-batch.
+    output_gradients: Tensor | None = None  # (B, D) of the step's loss with respect to the model's vectors
+    output_loss: Tensor | None = None  # scalar: the part of these examples in that loss
 
     @property
     def num_tokens(self) -> int:

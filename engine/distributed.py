@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -287,6 +287,16 @@ def all_gather(value: Any) -> list[Any]:
     heartbeat.count_collective()
     dist.all_gather_object(values, value)
     return values
+
+
+def gather_rows(rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """Return the rows of all ranks, in rank order, on all ranks. counts: the number of rows of each rank."""
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts]
+    heartbeat.count_collective()
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 def check_agreement(values: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from data import Batch
 from engine.config import ConfigError, DropoutSettings, RegularizeSettings, choose_from
 from engine.errors import TrainingError
 from engine.regularize import DropoutSchedule
+from engine.step_loss import CoupledObjective, StepLoss
 from models import Output, TaskModel
 from models.heads import Head
 from models.ops.layers import upcast
@@ -30,17 +31,24 @@ FGM_LOSS_SCALE = 1024.0  # in fp16 small gradients would underflow; the directio
 
 
 def training_objective(
-    model: TaskModel, settings: RegularizeSettings, teacher: Tensor | None, loss: str = ""
+    model: TaskModel,
+    settings: RegularizeSettings,
+    teacher: Tensor | None,
+    loss: str = "",
+    step_loss: StepLoss | None = None,
 ) -> nn.Module:
     """Return the module that the loop calls: the model itself if its head's loss is all, else an Objective around it.
 
     teacher: (N, C) fp32 logits of the training examples, in the order of the training set (data/teacher.py).
-    loss: a key of LOSSES; "" is the head's own loss.
+    loss: a key of LOSSES; "" is the head's own loss. step_loss: that of a task whose examples depend on each other.
     Raises ConfigError for a setting that this model does not support, or that would have no effect on it.
     """
     if loss and loss not in LOSSES:
         known = choose_from(loss, LOSSES) if LOSSES else "there is none; run.plugins names a file that defines LOSSES"
         raise ConfigError(f"train.loss = {loss!r}: {known}")
+    if step_loss is not None:
+        _check_coupled(settings, loss)
+        return CoupledObjective(model, step_loss)
     _check(model, settings, teacher)
     for head in model.head.heads if model.head is not None else []:
         head.keep_logits = bool(settings.r_drop_weight or loss)  # nothing else reads them in training
@@ -82,6 +90,18 @@ def extra_state(objective: nn.Module, model: TaskModel) -> dict[str, Tensor]:
     own = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
     state = objective.state_dict(keep_vars=True)
     return {f"objective.{name}": tensor for name, tensor in state.items() if id(tensor) not in own}
+
+
+def _check_coupled(settings: RegularizeSettings, loss: str) -> None:
+    """Raise ConfigError for a setting that reads the loss of each example alone."""
+    given = {f"regularize.{name}": getattr(settings, name) for name in ("r_drop_weight", "fgm_epsilon")}
+    given |= {"regularize.distillation_weight": settings.distillation_weight, "train.loss": loss}
+    for name, value in given.items():
+        if value:
+            raise ConfigError(
+                f"{name} = {value!r} needs the loss of each example alone, and this task has one loss of all examples "
+                "of a step: leave it out"
+            )
 
 
 def _check(model: TaskModel, settings: RegularizeSettings, teacher: Tensor | None) -> None:

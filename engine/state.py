@@ -22,6 +22,8 @@ HIGHER_IS_BETTER = (
     *("roc_auc", "roc_auc_micro", "average_precision", "average_precision_micro"),
     *("pearson", "spearman", "bleu", "chrf", "character_f1"),
     *("rouge1", "rouge2", "rougeL", "rougeLsum"),
+    "mean",  # of several tasks (engine/tasks/multi_task.py)
+    *("mrr@10", "accuracy@1", "accuracy@10"),
 )
 # The values of state.json and their types; best/ has no optimizer.
 PARTS = {"train": dict, "data": str, "scaler": dict, "plugins": dict}

@@ -21,6 +21,7 @@ from data.teacher import read_teacher
 from engine import checkpoint, cli, config, diagnose, disk, distributed, machines, summary, validate
 from engine.cli import StopRequest
 from engine.config import Config
+from engine.coupling import couple_micro_batches
 from engine.distributed import Ranks
 from engine.ema import Ema
 from engine.errors import TrainingError
@@ -118,7 +119,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     # 4. The objective (the model and what else its loss needs), the optimizer and the regularisers. All errors in the
     # recipe have been found after this part.
     amp = Precision(cfg.train.precision, ranks.device)
-    objective = training_objective(model, cfg.regularize, teacher, cfg.train.loss)
+    objective = training_objective(model, cfg.regularize, teacher, cfg.train.loss, task.step_loss(settings))
     optimizer = build_optimizer(named_parameters(objective, model), cfg.optim)
     check_parameters(objective, optimizer)
     l2_sp = cfg.regularize.l2_sp
@@ -223,6 +224,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         # Forward and backward.
         loss_sums = []
         with catch_out_of_memory() as out_of_memory:
+            micro_batches = couple_micro_batches(objective, parallel, micro_batches, amp, seed, state.position, ranks)
             for i, batch in enumerate(micro_batches):
                 distributed.set_gradient_sync(parallel, last=i == len(micro_batches) - 1)
                 seed_dropout(seed, state.position, i, ranks.rank, ranks.device)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from models.architecture import AnyArchitecture
 from models.checkpoints import weights
+from models.checkpoints.sentence_files import read_sentence_files
 from models.checkpoints.tensor_files import JsonObject, TensorFiles
 from models.errors import ModelError
 from models.heads import HEADS, Head
@@ -179,12 +180,17 @@ def choose_pooling(
 ) -> str:
     """Return the caller's pooling, else the checkpoint's, else the head's or the architecture's.
 
-    A causal model keeps its own, since its last token alone depends on all. Raises ModelError for an unknown one.
+    A head that prefers the mean reads the files of sentence-transformers in the folder of the checkpoint, too. A causal
+    model keeps its own, since its last token alone depends on all. Raises ModelError for an unknown one.
     """
-    means = head is not None and head.prefers_mean and architecture.pooling != "last"
-    pooling = wanted or raw.get("pooling") or ("mean" if means else architecture.pooling)
-    if not isinstance(pooling, str) or pooling not in POOLINGS:
-        raise ModelError(f"model.pooling = {reprlib.repr(pooling)}: choose from {', '.join(POOLINGS)}")
+    pooling = wanted or raw.get("pooling")
+    if not pooling and head is not None and head.prefers_mean:
+        published = read_sentence_files(folder) if folder is not None else None
+        default = "mean" if architecture.pooling != "last" else "last"
+        pooling = published.pooling if published is not None else default
+    pooling = pooling or raw.get(architecture.pooling_field) or architecture.pooling
+    if not isinstance(pooling, str) or pooling not in architecture.poolings:
+        raise ModelError(f"model.pooling = {reprlib.repr(pooling)}: choose from {', '.join(architecture.poolings)}")
     return pooling
 
 

@@ -176,7 +176,7 @@ def _build(
 ) -> TaskModel:
     """Build the modules; tie a language model's output to the embedding where it should be."""
     name = options.head
-    pooling = model_options.choose_pooling(options.pooling, raw, architecture)
+    pooling = model_options.choose_pooling(options.pooling, raw, architecture, head_class, folder)
     if name is None or head_class is None:
         model_options.check_used(options, None, None)
         with Uninitialised(folder, *size_limits(files), mark=files is None):

@@ -59,6 +59,7 @@ from engine.config.task_sections import (
     QuestionAnsweringSettings,
     RelationExtractionSettings,
     Seq2SeqSettings,
+    SentenceEmbeddingSettings,
     TextAugmentSettings,
     TokenClassificationSettings,
 )
@@ -90,6 +91,7 @@ __all__ = [
     "RunSettings",
     "Seq2SeqSettings",
     "TextAugmentSettings",
+    "SentenceEmbeddingSettings",
     "TokenClassificationSettings",
     "TrainSettings",
     "all_settings",

@@ -23,6 +23,7 @@ from engine.config.task_sections import (
     QuestionAnsweringSettings,
     RelationExtractionSettings,
     Seq2SeqSettings,
+    SentenceEmbeddingSettings,
     TokenClassificationSettings,
 )
 
@@ -358,3 +359,4 @@ class Config:
     causal_lm: CausalLMSettings = field(default=CausalLMSettings())
     seq2seq: Seq2SeqSettings = field(default=Seq2SeqSettings())
     image_classification: ImageClassificationSettings = field(default=ImageClassificationSettings())
+    sentence_embedding: SentenceEmbeddingSettings = field(default=SentenceEmbeddingSettings())

@@ -138,6 +138,22 @@ class MaskedLMSettings:
 
 
 @dataclass(frozen=True)
+class SentenceEmbeddingSettings:
+    """Settings of the task sentence-embedding alone."""
+
+    similarity: str = setting(
+        "cosine",
+        "similarity of two vectors; cosine: of vectors that are divided by their length, also when they are written; "
+        "dot: the dot product",
+        ("cosine", "dot"),
+    )
+    scale: float = setting(20.0, "factor of the similarities in the loss: 1 / temperature", within="> 0")
+    negative_columns: tuple[str, ...] = setting(
+        (), "columns with texts that do not answer the anchor (hard negatives); a row may lack them; empty: none"
+    )
+
+
+@dataclass(frozen=True)
 class MultiTaskSettings:
     """Settings of the task multi-task alone: several tasks, each with its files and its head, on one model."""
 

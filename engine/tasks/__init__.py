@@ -21,6 +21,7 @@ from engine.tasks.question_answering import QUESTION_ANSWERING
 from engine.tasks.relation_extraction import RELATION_EXTRACTION
 from engine.tasks.settings import Columns, TaskSettings
 from engine.tasks.summarization import SUMMARIZATION
+from engine.tasks.sentence_embedding import SENTENCE_EMBEDDING
 from engine.tasks.task import Task, no_labels
 from engine.tasks.text_classification import TEXT_CLASSIFICATION
 from engine.tasks.text_regression import TEXT_REGRESSION
@@ -35,6 +36,7 @@ TASKS: dict[str, Task] = {
     "masked-lm": MASKED_LM,
     "causal-lm": CAUSAL_LM,
     "dialogue": DIALOGUE,
+    "sentence-embedding": SENTENCE_EMBEDDING,
     "summarization": SUMMARIZATION,
     "translation": TRANSLATION,
     "question-answering": QUESTION_ANSWERING,

@@ -27,7 +27,7 @@ a task that reads star ratings and watches, with `--eval.mode max`, the class th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,9 @@ from torch import Tensor
 from data import Batch, Examples, Row, Rows, load_tokenizer
 from data.augmentation import text as text_augmentation
 from engine.config import AugmentSettings, GenerateSettings
+from engine.metrics.by_example import add_rows
+from engine.own_metrics import OwnMetric
+from engine.step_loss import StepLoss
 from engine.tasks.augmentation import RowEncoder, refuse_augmentation
 from engine.tasks.settings import Columns, TaskSettings
 from models import TaskModel
@@ -69,6 +72,11 @@ def show_augmented_texts(examples: Examples, path: Path) -> str:
     return text_augmentation.show_augmented(examples)
 
 
+def no_step_loss(settings: TaskSettings) -> StepLoss | None:
+    """Return None, for a task whose examples are learned from independently of each other."""
+    return None
+
+
 def all_usable(examples: Examples, labels: Sequence[str]) -> dict[str, str]:
     """Return no metrics, for a task whose metrics can compare models on any data."""
     return {}
@@ -92,6 +100,8 @@ class Task:
     texts(row, settings) -> texts                       the texts of a row that the model reads; checksums of images
     augment(examples, rows, encode, augment, seed) -> examples         wrap the training examples as [augment] says
     show_augmented(examples, path) -> text              show augmented examples in a dry run; a picture goes to `path`
+    step_loss(settings) -> losses of outputs            the loss of all examples of a step together, if they depend on each
+                                                        other (engine/step_loss.py); None: the head's
     evaluate_batch(model, batch, examples, generate) -> statistics     evaluate one labelled batch
     compute_metrics(statistics, labels) -> {name: value}               compute the metrics from summed statistics
     format_table(statistics, labels) -> text            format what engine.evaluate prints after the metrics
@@ -133,5 +143,6 @@ class Task:
     show_generations: Callable[[TaskModel, Any, GenerateSettings, int], str] = no_text
 
     def encoder(self, processor: Any, settings: TaskSettings, labels: Sequence[str]) -> RowEncoder:
+    step_loss: Callable[[TaskSettings], StepLoss | None] = no_step_loss
         """Return the function that encodes rows; `augment` uses it too."""
         return RowEncoder(self.encode, self.read, processor, settings, tuple(labels), self.texts)

@@ -230,6 +230,7 @@ FROM_PREDICTIONS = {
     "image-classification": ("accuracy", lambda ps, rows: mean([p["label"] == p["id"].split("/")[0] for p in ps])),
 }
 WRITE_TEXTS = {"masked-lm", "causal-lm", "dialogue"}  # their metrics are not computed from the texts they write
+WRITE_VECTORS = {"sentence-embedding"}  # of anchors alone; tests/engine/tasks/test_sentence_embedding.py
 
 
 def test_the_commands_evaluate_and_predict_one_file_alike(trained, tmp_path, capsys):
@@ -243,6 +244,9 @@ def test_the_commands_evaluate_and_predict_one_file_alike(trained, tmp_path, cap
     assert metrics["examples"] == len(trained.labelled)
     if name in WRITE_TEXTS:
         assert all(isinstance(p["text"], str) for p in predictions)
+        return
+    if name in WRITE_VECTORS:
+        assert all(math.hypot(*p["embedding"]) == pytest.approx(1, rel=1e-6) for p in predictions)
         return
     rows = [json.loads(line) for line in Path(file).read_text().splitlines()] if name in DATA else []
     metric, function = FROM_PREDICTIONS[name]
@@ -339,7 +343,7 @@ def test_p04_resume_is_exact(task, tmp_path):
 
 
 # The texts are targets, or there are none.
-REFUSE_TEXT_CHANGES = {"masked-lm", "causal-lm", "dialogue", "image-classification"}
+REFUSE_TEXT_CHANGES = {"masked-lm", "sentence-embedding", "causal-lm", "dialogue", "image-classification"}
 
 
 def test_p04_resume_is_exact_with_augmented_texts(task, tmp_path, capsys):

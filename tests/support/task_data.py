@@ -90,6 +90,13 @@ def text_alone(rng: random.Random) -> Row:
     return {"text": " ".join(words(rng))}
 
 
+def answered(rng: random.Random) -> Row:
+    """Return a text, another one with the same words and names, and perhaps one with other ones."""
+    text = words(rng, 3)
+    row = {"anchor": " ".join(text), "positive": " ".join(rng.sample(text, len(text)))}
+    return row | ({"negative": " ".join(words(rng))} if rng.random() < 0.5 else {})
+
+
 def conversation(rng: random.Random) -> Row:
     turns = []
     for _ in range(rng.randint(1, 3)):
@@ -137,6 +144,7 @@ DATA: dict[str, Callable[[random.Random], Row]] = {
     "text-regression": text_score,
     "token-classification": tagged,
     "masked-lm": text_alone,
+    "sentence-embedding": answered,
     "causal-lm": text_alone,
     "dialogue": conversation,
     "summarization": summary,
@@ -185,6 +193,7 @@ MODELS = {
     "question-answering": BERT,
     "relation-classification": BERT,
     "masked-lm": BERT,
+    "sentence-embedding": BERT,
     "causal-lm": GPT2,
     "seq2seq-lm": T5,
     "image-classification": Kind("vit", {"image_size": SIDE}),
@@ -242,6 +251,8 @@ def write(task: str, folder: Path, count: int = 24, seed: int = 0) -> dict[str, 
         settings["generate.max_new_tokens"] = 6
     if TASKS[task].section == "question_answering":
         settings["question_answering.doc_stride"] = 4
+    if TASKS[task].section == "sentence_embedding":
+        settings["sentence_embedding.negative_columns"] = "negative"
     if TASKS[task].section == "seq2seq":
         settings["seq2seq.max_target_length"] = 8
     return settings
