@@ -135,6 +135,7 @@ class Task:
     texts: Callable[[Row, TaskSettings], Sequence[str]] = column_texts
     augment: Callable[[Any, list[Row], RowEncoder, AugmentSettings, int], Examples] = refuse_augmentation
     show_augmented: Callable[[Any, Path], str] = show_augmented_texts
+    step_loss: Callable[[TaskSettings], StepLoss | None] = no_step_loss
     evaluate_batch: Callable[[TaskModel, Batch, Any, GenerateSettings], Tensor]
     compute_metrics: Callable[[Tensor, Sequence[str]], dict[str, float]]
     format_table: Callable[[Tensor, Sequence[str]], str] = no_text
@@ -143,6 +144,5 @@ class Task:
     show_generations: Callable[[TaskModel, Any, GenerateSettings, int], str] = no_text
 
     def encoder(self, processor: Any, settings: TaskSettings, labels: Sequence[str]) -> RowEncoder:
-    step_loss: Callable[[TaskSettings], StepLoss | None] = no_step_loss
         """Return the function that encodes rows; `augment` uses it too."""
         return RowEncoder(self.encode, self.read, processor, settings, tuple(labels), self.texts)
