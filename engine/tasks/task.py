@@ -27,7 +27,7 @@ a task that reads star ratings and watches, with `--eval.mode max`, the class th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,6 @@ from torch import Tensor
 from data import Batch, Examples, Row, Rows, load_tokenizer
 from data.augmentation import text as text_augmentation
 from engine.config import AugmentSettings, GenerateSettings
-from engine.metrics.by_example import add_rows
-from engine.own_metrics import OwnMetric
 from engine.step_loss import StepLoss
 from engine.tasks.augmentation import RowEncoder, refuse_augmentation
 from engine.tasks.settings import Columns, TaskSettings
