@@ -29,7 +29,7 @@ from engine.state import HIGHER_IS_BETTER
 # then rounded to the next one changes a loss by 1e-4 some steps later. FGM divides by a small norm.
 TOLERANCE, OF_NORMS, ROUNDED = 2e-6, 1e-5, 1e-2
 OF_METRICS = 0.05  # in 16 bits, absolute: rounding may swap two examples of the validation data
-SAMPLE = ("accumulation", "bf16 GPT-2", "average", "SGD", "NaN is skipped")
+SAMPLE = ("accumulation", "bf16 GPT-2", "average", "SGD", "sentence embedding", "NaN is skipped")
 LAUNCHES = {  # name: (ranks, strategy, cases)
     "sample": (2, "fsdp", SAMPLE),
     "fsdp 2": (2, "fsdp", tuple(CASES)),

@@ -117,6 +117,13 @@ CASES = {
     "mT5": Case(data=("translation", "mt5")),
     "ViT": Case(data=("image-classification", "vit")),
     "DeiT": Case(data=("image-classification", "deit")),
+    "sentence embedding": Case({"train.global_batch_size": 7}, ("sentence-embedding", "bert")),  # one process: directly
+    "sentence embedding, dropout": Case(
+        {"model.dropout.all": 0.2, "train.micro_batch_size": 2}, ("sentence-embedding", "bert"), beside="ddp"
+    ),
+    "sentence embedding bf16": Case(
+        {"train.precision": "bf16", "train.micro_batch_size": 2}, ("sentence-embedding", "bert"), beside="ddp"
+    ),
     "NaN raises": Case(patch="bad example", beside="ddp"),
     "NaN is skipped": Case({"train.nan_policy": "skip"}, patch="bad example", beside="ddp"),
     "NaN in a gradient": Case({"train.nan_policy": "skip"}, patch="bad gradient", beside="ddp"),
