@@ -176,7 +176,11 @@ def choose_problem(wanted: str | None, raw: JsonObject, head: str, head_in_file:
 
 
 def choose_pooling(
-    wanted: str | None, raw: JsonObject, architecture: AnyArchitecture, head: type[Head] | None = None
+    wanted: str | None,
+    raw: JsonObject,
+    architecture: AnyArchitecture,
+    head: type[Head] | None = None,
+    folder: Path | None = None,
 ) -> str:
     """Return the caller's pooling, else the checkpoint's, else the head's or the architecture's.
 

@@ -20,6 +20,7 @@ from data import Batch
 from models.ops.packing import to_device
 
 MAX_VALUES = 16_000_000  # numbers of all vectors that are kept, 128 MB; of more, every second, third, ... example is
+ROUNDING = 1e-9  # of similarities that are equal, relative
 MAX_RANK = 10  # of mrr@10 and accuracy@10
 ANCHOR, POSITIVE, NEGATIVE = 1.0, 2.0, 3.0  # the first number of a row: which sequence of its example it is
 HEADER = 2  # the number of examples, and the same times the width of a row, from which the width is found
@@ -94,7 +95,7 @@ def pool_metrics(statistics: Tensor) -> dict[str, float]:
         positive = similarities.gather(1, target)
         wrong = similarities.masked_fill(is_right, -math.inf)
         best = similarities.masked_fill(~is_right, -math.inf).amax(1, keepdim=True)
-        ranks.append(1 + (wrong >= best).sum(1) + similarities.isnan().any(1) * len(pool))
+        ranks.append(1 + (wrong >= best - ROUNDING * best.abs()).sum(1) + similarities.isnan().any(1) * len(pool))
         losses.append(torch.logaddexp(positive, wrong.logsumexp(1, keepdim=True))[:, 0] - positive[:, 0])
     rank = torch.cat(ranks).double()
     return {
