@@ -54,7 +54,8 @@ class ModernBertConfig:
     classifier_activation: str = "gelu"
     initializer_range: float = 0.02
     initializer_cutoff_factor: float = 2.0
-    is_global: tuple[bool, ...] = ()  # of each layer: whether it attends to the whole text
+    global_attn_every_n_layers: int = 3
+    kinds: tuple[str, ...] = ()  # of each layer, one of KINDS; empty: as global_attn_every_n_layers says
     thetas: tuple[float, float] = (160_000.0, 10_000.0)  # of the rotary positions of global and of local layers
     rates: DropoutRates = NO_DROPOUT
     head_dropout: float = 0.0
@@ -66,6 +67,10 @@ class ModernBertConfig:
                 f"config.json: hidden_size = {self.hidden_size} gives heads of {self.head_width} numbers; "
                 "rotary positions need an even number"
             )
+
+    def is_global(self, layer: int) -> bool:
+        """Return whether a layer attends to the whole text."""
+        return self.kinds[layer] == KINDS[0] if self.kinds else layer % self.global_attn_every_n_layers == 0
 
     @property
     def head_width(self) -> int:
@@ -161,6 +166,7 @@ class ModernBertModel(nn.Module):
         self.dropout = Dropout(config.rates.embedding)
         self.layers = nn.ModuleList(ModernBertLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = build_norm(config)
+        self.are_global = [config.is_global(i) for i in range(config.num_hidden_layers)]
 
     @property
     def max_length(self) -> int:
@@ -181,7 +187,7 @@ class ModernBertModel(nn.Module):
         x = self.dropout(self.embedding_norm(self.word_embeddings(require(inputs.input_ids, "input_ids"))))
         places = self.find_places(packing, x.dtype)
         to_read = packing_to_read(packing, inputs, reads)
-        *layers, last = zip(self.layers, self.config.is_global, strict=True)
+        *layers, last = zip(self.layers, self.are_global, strict=True)
         for layer, is_global in layers:
             x = layer(x, packing, places[is_global])
         layer, is_global = last
@@ -194,7 +200,7 @@ class ModernBertModel(nn.Module):
         window = config.local_attention // 2
         if isinstance(packing, Padded):
             return {True: Places(of_global), False: Places(of_local, bias=window_bias(window))}
-        blocks = None if all(config.is_global) else split_into_blocks(packing, window)
+        blocks = None if all(self.are_global) else split_into_blocks(packing, window)
         return {True: Places(of_global), False: Places(of_local, blocks)}
 
     @torch.no_grad()
@@ -224,26 +230,16 @@ class ModernBertModel(nn.Module):
 NAMES = {"hidden_act": "hidden_activation", "layer_norm_eps": "norm_eps"}
 
 
-def _complete(raw: JsonObject) -> JsonObject:
-    """Return config.json with the kind of each layer, which only newer files list, and our name of the pooling."""
-    every, depth = raw.get("global_attn_every_n_layers", 3), raw.get("num_hidden_layers", 22)
-    if raw.get("layer_types") is None and type(depth) is int and type(every) is int and every > 0 and depth < 2**10:
-        raw = raw | {"layer_types": [KINDS[i % every > 0] for i in range(depth)]}
-    if raw.get("classifier_pooling") not in (None, "cls", "mean"):
-        shown = reprlib.repr(raw["classifier_pooling"])
-        raise ModelError(f"config.json: classifier_pooling = {shown} should be 'cls' or 'mean'")
-    return {"pooling": raw.get("classifier_pooling")} | raw
-
-
 def _read_config(raw: JsonObject) -> ModernBertConfig:
-    raw = {name: value for name, value in raw.items() if value is not None and name not in ("is_global", "thetas")}
+    raw = {name: value for name, value in raw.items() if value is not None and name not in ("kinds", "thetas")}
     supported = {"hidden_activation": tuple(ACTIVATIONS), "classifier_activation": tuple(ACTIVATIONS)}
     config = read_fields(ModernBertConfig, raw, NAMES, supported=supported)
     if raw.get("head_dim", config.head_width) != config.head_width:
         shown = reprlib.repr(raw["head_dim"])
         raise ModelError(f"config.json: head_dim = {shown} should be hidden_size / num_attention_heads")
-    kinds = raw.get("layer_types")
-    if not isinstance(kinds, list) or len(kinds) != config.num_hidden_layers or not all(k in KINDS for k in kinds):
+    kinds: Any = raw.get("layer_types", [])
+    is_list = isinstance(kinds, list) and all(kind in KINDS for kind in kinds)
+    if not is_list or (kinds and len(kinds) != config.num_hidden_layers):
         raise ModelError(
             f"config.json: layer_types = {reprlib.repr(kinds)} should name {' or '.join(KINDS)} for each of the "
             f"{config.num_hidden_layers} layers (or leave it out and set global_attn_every_n_layers)"
@@ -252,7 +248,7 @@ def _read_config(raw: JsonObject) -> ModernBertConfig:
     rates = read_rates(raw, embedding=("embedding_dropout", 0.0), attention=("attention_dropout", 0.0), hidden=hidden)
     return replace(
         config,
-        is_global=tuple(kind == KINDS[0] for kind in kinds),
+        kinds=tuple(kinds),
         thetas=_read_thetas(raw),
         rates=DropoutRates(**rates),
         head_dropout=read_rates(raw, head=("classifier_dropout", 0.0))["head"],
@@ -302,7 +298,7 @@ MODERNBERT = Architecture(
     head_shape=_head_shape,
     heads=transformers_classes("ModernBert"),
     depth=("num_hidden_layers",),
-    complete=_complete,
+    hub_poolings=("cls", "mean"),
     pooling_field="classifier_pooling",
     weights=WeightTable(
         model_type="modernbert",
