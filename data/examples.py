@@ -177,11 +177,15 @@ class TextExamples(Generic[RecordT]):
             first = int(self.sequences[index])
             count = int(self.sequences[index + 1]) - first
         head = f"id {self.ids[index]}"
-        if self.labels is not None and self.labels.ndim == 1:
+        is_choice = self.labels is not None and self.labels.ndim == 1 and not labels
+        if self.labels is not None and is_choice:
+            right = int(self.labels[index])
+            head, first = f"{head}  the right choice, {right + 1} of {count}", first + right
+        elif self.labels is not None and self.labels.ndim == 1:
             head += f"  {labels[self.labels[index]]}"
         elif self.labels is not None:
             head += f"  {self.labels[first if self._has_spans else index].tolist()}"
-        head += f"  first of {count} sequences" if count > 1 else ""
+        head += f"  first of {count} sequences" if count > 1 and not is_choice else ""
         ids = self.sequence(first)
         tokens = [str(tokenizer.id_to_token(k)) for k in ids]
         if self.token_labels is not None:

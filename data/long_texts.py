@@ -30,6 +30,7 @@ class LongTexts:
     mode: str
     max_length: int
     overlap: int = 0
+    keeps_second: bool = False  # whether the second text of a pair is shortened only where it is too long by itself
 
     def split(self, parts: np.ndarray) -> list[np.ndarray]:
         """Return the positions of the tokens of each sequence in which a long text is read.
@@ -60,6 +61,8 @@ class LongTexts:
         """Return how many tokens of each text of a pair fit into a sequence; of a text alone, (all, 0)."""
         first, second = int((parts == 0).sum()), int((parts == 1).sum())
         room = self.max_length - (len(parts) - first - second)
+        if self.keeps_second:
+            return (room - min(second, room), min(second, room))
         shorter = min(first, second, room // 2)
         return (shorter, room - shorter) if first <= second else (room - shorter, shorter)
 

@@ -77,13 +77,14 @@ def encode_texts(
     window_overlap: int = 0,
     limit: str = "data.max_length",
     nouns: str = "texts",
+    keeps_second: bool = False,
 ) -> TextExamples[None]:
     """Encode checked rows, truncated to `max_length` tokens including the special ones (the longest of a pair first).
 
-    label: a column, or "" for unlabelled rows. long_texts, window_overlap: how texts are read that are longer
-    (data/long_texts.py). limit, nouns: the setting of max_length and what the rows are, in notes.
+    label: a column, or "" for unlabelled rows. long_texts, window_overlap, keeps_second: how texts are read that are
+    longer (data/long_texts.py). limit, nouns: the setting of max_length and what the rows are, in notes.
     """
-    reading = LongTexts(long_texts, max_length, window_overlap)
+    reading = LongTexts(long_texts, max_length, window_overlap, keeps_second)
     inputs: list[Text] = [(r.values[text], r.values[text_pair]) if text_pair else r.values[text] for r in rows]
     encoded = _Encoded([np.empty(0, np.int32)], [np.empty(0, np.uint8)])  # no rows make an empty data set
     tokenizer.no_truncation()

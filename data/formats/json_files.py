@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError, ErrorList
-from data.formats.lines import TextFile
+from data.formats.lines import TextFile, locate
 from data.formats.options import FileOptions
 
 # The records of a file: (number from 1, which is the id; line, {column: value}); None where an error has been added.
@@ -287,6 +287,29 @@ def _rows_of_columns(value: dict[str, Any], required: Sequence[str], has_lists: 
 
 
 # JSON
+
+
+def read_document(name: str, options: FileOptions) -> Any:
+    """Return the value of a file that is one JSON value; DataError for a file that cannot be read as such."""
+    path = locate(name)
+    try:
+        text = TextFile(path, options).text()
+        values = parse_json(text)
+        if "\\u" in text:
+            check_surrogates(values)
+    except FileNotFoundError:
+        raise DataError(f"{name}: no such file") from None
+    except IsADirectoryError:
+        raise DataError(f"{name}: this is a folder; name a file") from None
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read: {error.strerror}") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    except (DataError, ValueError, RecursionError) as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise DataError(f"{path}: not JSON: {error}") from None
+    return values
 
 
 def parse_json(text: str) -> Any:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data.errors import DataError, ErrorList
 from data.formats.answers import START, Answer, read_answers, shorten
-from data.formats.json_files import check_surrogates, parse_json
+from data.formats.json_files import read_document
 from data.formats.lines import TextFile, locate, read_whole, suffix_of
 from data.formats.memory import is_in_memory
 from data.formats.options import FileOptions
@@ -131,7 +130,7 @@ def _read_nested(name: str, options: FileOptions) -> Any:
     if is_in_memory(name) or options.format not in ("squad", "auto"):
         return None
     if options.format == "squad":
-        return _read_json(name, options)
+        return read_document(name, options)
     path = locate(name)
     if suffix_of(path) != ".json" or not path.is_file():
         return None
@@ -140,7 +139,7 @@ def _read_nested(name: str, options: FileOptions) -> Any:
     if not any(key.encode() in raw or key.encode("utf-16-le") in raw for key in ('"paragraphs"', '"qas"')):
         return None
     try:
-        values = _read_json(name, options)
+        values = read_document(name, options)
     except DataError as error:
         if "Extra data" in str(error):
             return None  # an object a line
@@ -185,28 +184,6 @@ def _flatten(name: str, values: Any, labelled: bool, errors: ErrorList) -> tuple
     if not number:
         raise DataError(f"{name}: no questions")
     return rows, places
-
-
-def _read_json(name: str, options: FileOptions) -> Any:
-    path = locate(name)
-    try:
-        text = TextFile(path, options).text()
-        values = parse_json(text)
-        if "\\u" in text:
-            check_surrogates(values)
-    except FileNotFoundError:
-        raise DataError(f"{name}: no such file") from None
-    except IsADirectoryError:
-        raise DataError(f"{name}: this is a folder; name a file") from None
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read: {error.strerror}") from None
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
-    except (DataError, ValueError, RecursionError) as error:
-        if str(error).startswith(str(path)):
-            raise
-        raise DataError(f"{path}: not JSON: {error}") from None
-    return values
 
 
 def _iterate_questions(name: str, values: Any) -> Iterator[tuple[str, Any, Any, Any]]:

@@ -20,10 +20,12 @@ from engine.config.task_sections import (
     GenerateSettings,
     ImageClassificationSettings,
     MaskedLMSettings,
+    MultipleChoiceSettings,
+    MultiTaskSettings,
     QuestionAnsweringSettings,
     RelationExtractionSettings,
-    Seq2SeqSettings,
     SentenceEmbeddingSettings,
+    Seq2SeqSettings,
     TokenClassificationSettings,
 )
 
@@ -238,7 +240,26 @@ class EvalSettings:
     """Evaluation during training, and early stopping."""
 
     every_steps: int = setting(0, "steps between evaluations; 0: one evaluation an epoch", within=">= 0")
-    metric: str = setting("", "metric that chooses the best checkpoint; empty: the task's main metric")
+    at_start: bool = setting(False, "evaluate before the first step too, as step 0, which is never the best")
+    metric: str = setting(
+        "", "metric that chooses the best checkpoint, of the task or of a plugin; empty: the task's main metric"
+    )
+    confidence: float = setting(
+        0.0,
+        "level of the bootstrap intervals of all metrics, such as 0.95; 0: none",
+        within="in [0, 1)",
+    )
+    fit_temperature: bool = setting(
+        False,
+        "fit the temperature of a classifier's probabilities on the validation data at each new best, and keep it in "
+        "best/config.json",
+    )
+    tune_thresholds: str = setting(
+        "none",
+        "metric for which the thresholds of two classes, or of each of several labels, are tuned on the validation "
+        "data at each new best, and kept in best/config.json; none: one half",
+        ("none", "f1", "f1_positive", "accuracy", "mcc"),
+    )
     bleu_tokenizer: str = setting(
         "auto",
         "sacrebleu's tokenizer for BLEU; auto: zh, char or 13a, by the script of the targets",
@@ -356,7 +377,9 @@ class Config:
     question_answering: QuestionAnsweringSettings = field(default=QuestionAnsweringSettings())
     relation_extraction: RelationExtractionSettings = field(default=RelationExtractionSettings())
     masked_lm: MaskedLMSettings = field(default=MaskedLMSettings())
+    multiple_choice: MultipleChoiceSettings = field(default=MultipleChoiceSettings())
+    sentence_embedding: SentenceEmbeddingSettings = field(default=SentenceEmbeddingSettings())
     causal_lm: CausalLMSettings = field(default=CausalLMSettings())
     seq2seq: Seq2SeqSettings = field(default=Seq2SeqSettings())
     image_classification: ImageClassificationSettings = field(default=ImageClassificationSettings())
-    sentence_embedding: SentenceEmbeddingSettings = field(default=SentenceEmbeddingSettings())
+    multi_task: MultiTaskSettings = field(default=MultiTaskSettings())

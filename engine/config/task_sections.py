@@ -120,6 +120,18 @@ class RelationExtractionSettings:
 
 
 @dataclass(frozen=True)
+class MultipleChoiceSettings:
+    """Settings of the task multiple-choice alone."""
+
+    choice_columns: tuple[str, ...] = setting(
+        (),
+        "column with the list of choices, or a column for each choice; empty: choices, options, endings, or numbered "
+        "ones such as ending0, ending1",
+    )
+    first_label: int = setting(0, "number of the first choice, where labels are numbers", within="in [0, 1]")
+
+
+@dataclass(frozen=True)
 class MaskedLMSettings:
     """Settings of the task masked-lm alone."""
 

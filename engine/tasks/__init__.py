@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from data import Row, Rows, sample_rows, split_rows
 from data.errors import MEMORY, BadRowsError, DataError
+from data.folds import parse_fold, split_fold
+from data.multi_task import join_labels
 from data.prepared import VALIDATION, check_no_folder, is_prepared, read_rows_file
 from engine.config import ConfigError, choose_from, shipped_recipes
 from engine.tasks.causal_lm import CAUSAL_LM
@@ -16,12 +18,14 @@ from engine.tasks.dialogue import DIALOGUE
 from engine.tasks.image_classification import IMAGE_CLASSIFICATION
 from engine.tasks.masked_lm import MASKED_LM
 from engine.tasks.multi_label_classification import MULTI_LABEL_CLASSIFICATION
+from engine.tasks.multiple_choice import MULTIPLE_CHOICE
+from engine.tasks.multi_task import MULTI_TASK, MultiTask, mark_rows
 from engine.tasks.prepared import open_prepared
 from engine.tasks.question_answering import QUESTION_ANSWERING
 from engine.tasks.relation_extraction import RELATION_EXTRACTION
+from engine.tasks.sentence_embedding import SENTENCE_EMBEDDING
 from engine.tasks.settings import Columns, TaskSettings
 from engine.tasks.summarization import SUMMARIZATION
-from engine.tasks.sentence_embedding import SENTENCE_EMBEDDING
 from engine.tasks.task import Task, no_labels
 from engine.tasks.text_classification import TEXT_CLASSIFICATION
 from engine.tasks.text_regression import TEXT_REGRESSION
@@ -33,10 +37,11 @@ TASKS: dict[str, Task] = {
     "multi-label-classification": MULTI_LABEL_CLASSIFICATION,
     "text-regression": TEXT_REGRESSION,
     "token-classification": TOKEN_CLASSIFICATION,
+    "multiple-choice": MULTIPLE_CHOICE,
     "masked-lm": MASKED_LM,
+    "sentence-embedding": SENTENCE_EMBEDDING,
     "causal-lm": CAUSAL_LM,
     "dialogue": DIALOGUE,
-    "sentence-embedding": SENTENCE_EMBEDDING,
     "summarization": SUMMARIZATION,
     "translation": TRANSLATION,
     "question-answering": QUESTION_ANSWERING,
@@ -44,7 +49,17 @@ TASKS: dict[str, Task] = {
     "image-classification": IMAGE_CLASSIFICATION,
 }
 
-__all__ = ["TASKS", "Columns", "Task", "TaskSettings", "check_labels", "find_task", "read_file", "read_training_data"]
+__all__ = [
+    "MULTI_TASK",
+    "TASKS",
+    "Columns",
+    "Task",
+    "TaskSettings",
+    "check_labels",
+    "find_task",
+    "read_file",
+    "read_training_data",
+]
 
 T = TypeVar("T")
 SKIP_HINT = '(data.bad_rows = "skip" leaves such rows out)'
@@ -52,8 +67,10 @@ SKIP_HINT = '(data.bad_rows = "skip" leaves such rows out)'
 
 def find_task(name: str, metric: str = "") -> tuple[Task, str]:
     """Return the task and the metric to watch, by default the task's first; ConfigError for an unknown name."""
+    if name == MULTI_TASK:
+        raise ConfigError(f"run.task = {name!r} is trained by engine.train; here, use the recipe of one of its tasks")
     if name not in TASKS:
-        raise ConfigError(f"run.task = {name!r}: {choose_from(name, TASKS)}")
+        raise ConfigError(f"run.task = {name!r}: {choose_from(name, [*TASKS, MULTI_TASK])}")
     task = TASKS[name]
     if metric and metric not in task.metrics:
         raise ConfigError(f"eval.metric = {metric!r} is not a metric of {name}: {choose_from(metric, task.metrics)}")
@@ -78,6 +95,8 @@ def read_training_data(task: Task, settings: TaskSettings, seed: int) -> Trainin
     error, since the training file defines the known labels.
     """
     data = settings.data
+    if isinstance(task, MultiTask):
+        return _read_tasks(task, settings, seed)
     if is_prepared(data.train):
         return _read_prepared(task, settings, seed)
     names = [name for name in (data.train, data.validation, data.test) if name]
@@ -85,8 +104,12 @@ def read_training_data(task: Task, settings: TaskSettings, seed: int) -> Trainin
     rows = _for_each(names, lambda name: read_file(task, name, settings, True))
     labels = task.find_labels(data.train, rows[data.train], settings)
     _for_each(names, lambda name: check_labels(task, name, rows[name], settings, labels))
+    fold_notes: list[str] = []
     if data.validation:
         train_rows, validation_rows = list(rows[data.train]), list(rows[data.validation])
+    elif fold := parse_fold(data.fold):
+        to_share = _labels_to_share(task, rows[data.train], settings)
+        train_rows, validation_rows, fold_notes = split_fold(rows[data.train], fold, seed, data.group_column, to_share)
     else:
         stratified_by = data.label_column if task.stratify else ""
         to_cover = task.split_labels(rows[data.train], settings)
@@ -95,7 +118,7 @@ def read_training_data(task: Task, settings: TaskSettings, seed: int) -> Trainin
         )
     train_rows = sample_rows(train_rows, data.max_train_examples, seed)
     test_rows: list[Row] = rows.get(data.test, [])
-    notes = [f"{name.removeprefix(MEMORY)}: {note}" for name in rows for note in rows[name].notes]
+    notes = [f"{name.removeprefix(MEMORY)}: {note}" for name in rows for note in rows[name].notes] + fold_notes
     if task.find_labels is no_labels:  # the summary compares classes
         kinds = [
             {kind for found in task.split_labels(part, settings) for kind in found}
@@ -106,9 +129,40 @@ def read_training_data(task: Task, settings: TaskSettings, seed: int) -> Trainin
     return TrainingData(train_rows, validation_rows, test_rows, labels, notes)
 
 
+def _read_tasks(task: MultiTask, settings: TaskSettings, seed: int) -> TrainingData:
+    """Return the rows of several tasks, each read as for a run of this task alone."""
+    tasks = {part.name: part.task for part in task.parts}
+    found = _for_each([*tasks], lambda name: read_training_data(tasks[name], settings.own[name], seed))
+    notes = [
+        f"{part.name}: of its recipe, {', '.join(part.ignored)} have no effect; those of this recipe are for all tasks"
+        for part in task.parts
+        if part.ignored
+    ]
+    notes += [f"{name}: {note}" for name, data in found.items() for note in data.notes]
+    return TrainingData(
+        mark_rows({name: data.train for name, data in found.items()}),
+        mark_rows({name: data.validation for name, data in found.items()}),
+        mark_rows({name: data.test for name, data in found.items()}),
+        join_labels({name: data.labels for name, data in found.items()}),
+        notes,
+    )
+
+
+def _labels_to_share(task: Task, rows: Rows, settings: TaskSettings) -> Sequence[Collection[str]]:
+    """Return the labels of each row of which every fold should have its share; () for a task without any."""
+    if task.stratify:
+        return [(str(row.values.get(settings.data.label_column)),) for row in rows]
+    return task.split_labels(rows, settings)
+
+
 def _read_prepared(task: Task, settings: TaskSettings, seed: int) -> TrainingData:
     """Return the rows of a run on a prepared folder, whose training rows are in no memory."""
     data = settings.data
+    if data.fold:
+        raise ConfigError(
+            f"data.fold = {data.fold!r}: data.train = {data.train!r} is a prepared folder, "
+            "whose validation rows are fixed: name the file that it was made from"
+        )
     name = next(name for name, known in TASKS.items() if known is task)
     train = open_prepared(task, name, settings, seed)
     labels = train.manifest.labels
