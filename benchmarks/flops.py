@@ -141,7 +141,7 @@ def _last_layer(model: TaskModel) -> str:
 def _tokens_read(model: TaskModel, sizes: Sizes) -> int:
     """Return the number of tokens whose last hidden states the head reads."""
     head, everything = model.head, sum(sizes.lengths)
-    if sizes.decoder_lengths or model.head_name in PER_TOKEN or head.shape.pooling == "mean":
+    if sizes.decoder_lengths or model.head_name in PER_TOKEN or head.shape.pooling in ("mean", "cls_mean"):
         return everything
     if head.is_language_model:
         return sizes.targets

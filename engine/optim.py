@@ -44,7 +44,8 @@ def build_optimizer(named_parameters: Mapping[str, nn.Parameter], optim: OptimSe
     groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
     for name, p in named_parameters.items():
         if p.requires_grad:
-            decays, use_muon = name in with_decay, optim.name == "muon" and p.ndim == 2 and bool(LAYER.match(name))
+            decays = name in with_decay
+            use_muon = optim.name == "muon" and decays and p.ndim == 2 and bool(LAYER.match(name))
             new = {"params": [], "weight_decay": optim.weight_decay if decays else 0.0, "lr_scale": scales[name]}
             new |= {"use_muon": use_muon} if optim.name == "muon" else {}
             groups.setdefault((scales[name], decays, use_muon), new)["params"].append(p)
@@ -61,7 +62,8 @@ def decayed(named_parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parame
     positions; models.Architecture.no_weight_decay).
     """
     excluded = {name for architecture in ARCHITECTURES.values() for name in architecture.no_weight_decay}
-    return {name: p for name, p in named_parameters.items() if p.ndim >= 2 and name not in excluded}
+    generic = {name: re.sub(r"\.\d+\.", ".{i}.", name, count=1) for name in named_parameters}
+    return {name: p for name, p in named_parameters.items() if p.ndim >= 2 and generic[name] not in excluded}
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, scales: Mapping[nn.Parameter, float], name: str) -> None:

@@ -16,7 +16,7 @@ from models.errors import ModelError
 from models.generation.cache import Cache
 from models.heads import Head, HeadShape
 from models.inputs import ModelInputs, Reads
-from models.ops.layers import DropoutRates
+from models.ops.layers import POOLINGS, DropoutRates
 from models.ops.packing import Packing
 
 MAX_SIZE = 2**24  # the limit of every size in config.json, far above those of published models
@@ -88,7 +88,9 @@ class Architecture(Generic[ConfigT]):
     heads: Mapping[str | None, str]  # supported heads -> the class of transformers that reads their export
     depth: tuple[str, ...]  # the fields of config.json that say how many layers there are
     pooling: str = "cls"  # the default; a checkpoint or a recipe may have another
-    pooling_field: str = ""  # of config.json: the pooling of transformers' classifier, "cls" or "mean"; "": the default
+    poolings: tuple[str, ...] = POOLINGS[:3]  # the choices; images have another one instead of the last token
+    hub_poolings: tuple[str, ...] = ()  # those that transformers' classifier can have; (): only the default
+    pooling_field: str = ""  # of config.json, that says which of hub_poolings; "": none
     complete: Callable[[JsonObject], JsonObject] = dict  # add to config.json the fields that others imply
     # Names of parameters of two dimensions or more to which weight decay and the penalties (l1, l2, l2_sp) never apply,
     # in any model that has one. (Biases and norms, of one dimension, are never decayed; matrices and embeddings are,

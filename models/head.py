@@ -30,6 +30,7 @@ class HeadShape:
     num_labels: int = 2
     pooling: str = "cls"  # one of layers.POOLINGS
     num_special: int = 0  # special tokens before the patches of an image, which are not part of the mean
+    pooled_norm: bool = False  # a LayerNorm on the pooled vector (BEiT)
     dense: str = ""  # activation of a dense layer before the output; empty: no such layer
     dense_bias: bool = True
     dropout_before_dense: bool = False

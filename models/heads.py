@@ -35,6 +35,7 @@ __all__ = ["HEADS", "PROBLEMS", "Head", "HeadShape", "MultipleChoice"]
 class SequenceClassification(Head):
     """A classifier of one text or image: pool -> [dropout] -> [dense, activation, LayerNorm] -> dropout -> linear.
 
+    Of images, `pooled_norm` is a LayerNorm behind the pooling, as in BEiT.
     `dense` is the pooler of BERT and the additional layer of RoBERTa and DistilBERT, which mean pooling does not have.
     Only ModernBERT has the LayerNorm, and both with each pooling.
     Problems: single-label (cross entropy), multi-label (a sigmoid and binary cross entropy for each class), regression
@@ -50,9 +51,11 @@ class SequenceClassification(Head):
 
     def __init__(self, shape: HeadShape):
         super().__init__(shape)
+        self.pooled_norm = nn.LayerNorm(shape.hidden_size, shape.layer_norm_eps) if shape.pooled_norm else None
         self.add_dense(shape.hidden_size, shape.has_norm)
         self.dropout = Dropout(shape.dropout)
-        self.classifier = nn.Linear(shape.hidden_size, shape.num_labels, bias=shape.bias)
+        width = shape.hidden_size * (2 if shape.pooling == "cls_mean" else 1)
+        self.classifier = nn.Linear(width, shape.num_labels, bias=shape.bias)
 
     def forward(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
         """Return logits (B, C) and the sum of the losses.
@@ -60,10 +63,8 @@ class SequenceClassification(Head):
         hidden: (T, D) or (B, D). inputs.labels: (B,) classes, or (B, C) floats for multi-label and regression, or None.
         Where an example is several sequences (windows of a long text), B examples: their logits are the means.
         """
-        if self.shape.pooling == "mean":
-            x = mean_pool(hidden, packing, self.shape.num_special)
-        else:
-            x = self.select(hidden, packing, inputs)
+        x = pool(self, hidden, packing, inputs)
+        x = x if self.pooled_norm is None else self.pooled_norm(x)
         x = self.dropout(x) if self.shape.dropout_before_dense and self.dense is not None else x
         logits = self.classifier(self.dropout(self.transform(x)))
         if inputs.sequences is not None:
@@ -235,7 +236,7 @@ class MultipleChoice(Head):
         """Return the first token of each sequence; None for the mean of all."""
         if self.takes_mean:
             return None
-        return Selection.of_each_sequence(packing.cu_seqlens[:-1, None].long(), packing)
+        return Selection.of_each_sequence(packing.first_tokens[:, None], packing)
 
     def log_probabilities(self, logits: Tensor, inputs: ModelInputs) -> Tensor:
         """Return (B,): the log-probability of each choice among those of its example; 0 without a target."""
@@ -267,10 +268,7 @@ class SentenceEmbedding(Head):
 
     def forward(self, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
         """Return vectors (B, D) in fp32 or wider, and 0. hidden: (T, D) or (B, D)."""
-        if self.shape.pooling == "mean":
-            pooled = mean_pool(upcast(hidden), packing, self.shape.num_special)
-        else:
-            pooled = upcast(self.select(hidden, packing, inputs))
+        pooled = pool(self, upcast(hidden), packing, inputs)
         return pooled, pooled.new_zeros(())
 
     def reads(self, packing: Packing, inputs: ModelInputs) -> Selection | None:
@@ -373,9 +371,18 @@ HEADS: dict[str, type[Head]] = {
 }
 
 
+def pool(head: Head, hidden: Tensor, packing: Packing, inputs: ModelInputs) -> Tensor:
+    """Return the vector of each sequence that shape.pooling says, (B, D); of cls_mean (B, 2 D)."""
+    pooling = head.shape.pooling
+    if pooling not in ("mean", "cls_mean"):
+        return head.select(hidden, packing, inputs)
+    mean = mean_pool(hidden, packing, head.shape.num_special)
+    return mean if pooling == "mean" else torch.cat([hidden[packing.first_tokens], mean], 1)
+
+
 def select_pooled(packing: Packing, pooling: str) -> Selection | None:
-    """Return the first or the last token of each sequence; None for the mean of all."""
-    if pooling == "mean":
+    """Return the first or the last token of each sequence; None where the mean of all is read."""
+    if pooling in ("mean", "cls_mean"):
         return None
     is_last = pooling == "last"
     rows = packing.last_tokens if is_last else packing.first_tokens

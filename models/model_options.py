@@ -15,14 +15,12 @@ from models.checkpoints.sentence_files import read_sentence_files
 from models.checkpoints.tensor_files import JsonObject, TensorFiles
 from models.errors import ModelError
 from models.heads import HEADS, Head
-from models.ops.layers import POOLINGS
 
 HUB_PROBLEMS = {
     "single-label": "single_label_classification",
     "multi-label": "multi_label_classification",
     "regression": "regression",
 }
-HUB_POOLINGS = ("cls", "mean")  # of an architecture with a pooling_field
 SHOWN = 20  # labels in a message
 CHOICES = {"init": ("pretrained", "scratch"), "head_init": ("auto", "reset")}
 SITES = ("embedding", "attention", "hidden", "head", "drop_path")
@@ -224,7 +222,7 @@ def saved_class(raw: JsonObject) -> str:
 
 def hub_class(architecture: AnyArchitecture, head: str, pooling: str) -> str:
     """Return the class of transformers that reads the export: the backbone's where it lacks the head or the pooling."""
-    poolings = HUB_POOLINGS if architecture.pooling_field else (architecture.pooling,)
+    poolings = architecture.hub_poolings or (architecture.pooling,)
     known = head in architecture.heads and (not HEADS[head].reads_pooled or pooling in poolings)
     return architecture.heads[head if known else None]
 

@@ -16,7 +16,21 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models import albert, bert, deberta, electra, ernie, gpt2, model_options, modernbert, roberta, t5, vit
+from models import (
+    albert,
+    beit,
+    bert,
+    deberta,
+    dinov2,
+    electra,
+    ernie,
+    gpt2,
+    model_options,
+    modernbert,
+    roberta,
+    t5,
+    vit,
+)
 from models.architecture import AnyArchitecture, BackboneConfig
 from models.checkpoints import hub, weights
 from models.checkpoints.tensor_files import JsonObject, TensorFiles, open_checkpoint, read_json
@@ -41,6 +55,9 @@ ARCHITECTURES: dict[str, AnyArchitecture] = {
     "gpt2": gpt2.GPT2,
     "vit": vit.VIT,
     "deit": vit.DEIT,
+    "dinov2": dinov2.DINOV2,
+    "dinov2_with_registers": dinov2.DINOV2_WITH_REGISTERS,
+    "beit": beit.BEIT,
     "t5": t5.T5,
     "mt5": t5.MT5,
 }
@@ -74,7 +91,8 @@ def from_pretrained(
     labels: names of the classes, each once; None takes those of config.json. If the head is in the file, they must be
         its labels, in any order; `head_init="reset"` starts a new head instead.
     init: "pretrained", or "scratch" for random weights in the same shape, drawn from `seed` (as a new head is).
-    pooling: "cls", "mean" or "last" (not for images); None takes the checkpoint's, else the architecture's.
+    pooling: "cls", "mean", "last" (not for images) or "cls_mean" (of images); None takes the checkpoint's, else the
+        architecture's.
     problem: "single-label", "multi-label" or "regression"; None takes that of the head in the file (with one label and
         no problem_type: regression), and single-label for a new head.
     dropout: one rate for every site, or {"embedding" | "attention" | "hidden" | "drop_path" | "head": rate}. Other
@@ -309,8 +327,8 @@ def _exported_config(model: TaskModel) -> JsonObject:
         return config | {"tie_word_embeddings": shape.tied}
     if head.reads_pooled or head.has_labels:
         config["pooling"] = shape.pooling
-        if (field := spec.architecture.pooling_field) and shape.pooling in model_options.HUB_POOLINGS:
-            config[field] = shape.pooling
+        if head.has_labels and shape.pooling in spec.architecture.hub_poolings and spec.architecture.pooling_field:
+            config[spec.architecture.pooling_field] = shape.pooling
     if head.has_labels or len(head.problems) > 1:
         config["problem_type"] = model_options.HUB_PROBLEMS[shape.problem]
     if head.has_labels:

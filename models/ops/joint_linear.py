@@ -26,15 +26,16 @@ def joint_linear(x: Tensor, layers: Sequence[nn.Linear]) -> list[Tensor]:
     if not _can_join(x, layers):
         return [layer(x) for layer in layers]
     weights: list[Tensor] = [layer.weight for layer in layers]
-    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+    biases: list[Tensor] = []
+    if any(layer.bias is not None for layer in layers):  # a layer without one (BEiT's keys) adds zeros
+        biases = [x.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
     out = F.linear(x, torch.cat(weights), torch.cat(biases) if biases else None)
     return list(torch.split(out, [layer.out_features for layer in layers], -1))
 
 
 def _can_join(x: Tensor, layers: Sequence[nn.Linear]) -> bool:
     in_training_on_gpu = x.device.type == "cuda" and torch.is_grad_enabled() and len(layers) > 1
-    all_or_none_biased = len({layer.bias is None for layer in layers}) == 1
-    return in_training_on_gpu and all_or_none_biased and all(_is_plain(layer) for layer in layers)
+    return in_training_on_gpu and all(_is_plain(layer) for layer in layers)
 
 
 def _is_plain(layer: nn.Module) -> bool:

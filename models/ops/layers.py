@@ -37,7 +37,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "linear": lambda x: x,
 }
-POOLINGS = ("cls", "mean", "last")  # the first token of a sequence, the mean of all, the last
+# The first token of a sequence, the mean of all, the last; of an image the class token beside the mean of the patches.
+POOLINGS = ("cls", "mean", "last", "cls_mean")
 
 
 class DropoutRates(NamedTuple):

@@ -148,6 +148,10 @@ RATES = {  # one for each field of a config.json
     "gpt2": {"embd_pdrop": 0.1, "attn_pdrop": 0.3, "resid_pdrop": 0.2, "classifier_dropout": 0.4},
     "vit": {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3},
     "deit": {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3},
+    **dict.fromkeys(
+        ("dinov2", "dinov2_with_registers"), {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3}
+    ),
+    "beit": {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3},
     "t5": {"dropout_rate": 0.2, "classifier_dropout": 0.4},
     "mt5": {"dropout_rate": 0.2, "classifier_dropout": 0.4},
 }

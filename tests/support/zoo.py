@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import FunctionType, MethodType
 from typing import Any
 
 import pytest
@@ -85,6 +86,28 @@ VIT_SPACE = {
     "image_size": (8, 8, 16, [8, 16], [12, 4]),
     "patch_size": (2, 4, 4, [4, 2], [2, 4]),
     "image": (None, (8, 8), (16, 8), (4, 12), (20, 20)),  # of the inputs, where it is not image_size
+}
+# transformers takes no rectangular image_size of these, and of BEiT no rectangular patch.
+SQUARE = VIT_SPACE | {"image_size": (8, 8, 16)}
+DINOV2 = (
+    {name: value for name, value in VIT_FIELDS.items() if name != "intermediate_size"}
+    | {"mlp_ratio": 2, "layerscale_value": 0.5},
+    {name: value for name, value in SQUARE.items() if name != "intermediate_size"}
+    | {
+        "mlp_ratio": (1, 2, 3),
+        "layerscale_value": (0.1, 1.0),
+        "use_swiglu_ffn": (False, False, True),
+        "use_mask_token": (True, False),
+    },
+)
+BEIT_SPACE = {name: values for name, values in SQUARE.items() if name != "qkv_bias"} | {
+    "patch_size": (2, 4, 4),
+    "layer_scale_init_value": (0.0, 0.1, 1.0),
+    "use_absolute_position_embeddings": (True, False),
+    "use_relative_position_bias": (True, True, False),
+    "use_shared_relative_position_bias": (True, False, False),
+    "use_mask_token": (True, False),
+    "use_mean_pooling": (True, True, False),
 }
 T5_FIELDS = {
     "vocab_size": 31,
@@ -245,6 +268,24 @@ ZOO = {
     # Its eager attention has a softmax in fp32 even for a model in fp64.
     "vit": Kind("ViTConfig", VIT_FIELDS, VIT_SPACE, modality="image", attention="sdpa"),
     "deit": Kind("DeiTConfig", VIT_FIELDS, VIT_SPACE, modality="image", attention="sdpa"),
+    "dinov2": Kind("Dinov2Config", *DINOV2, modality="image", attention="sdpa"),
+    "dinov2_with_registers": Kind(
+        "Dinov2WithRegistersConfig",
+        DINOV2[0] | {"num_register_tokens": 3},
+        {name: values for name, values in DINOV2[1].items() if name != "use_mask_token"}
+        | {"num_register_tokens": (1, 4)},
+        modality="image",
+        attention="sdpa",
+        same_layers="dinov2",
+    ),
+    "beit": Kind(
+        "BeitConfig",
+        VIT_FIELDS
+        | {"use_relative_position_bias": True, "layer_scale_init_value": 0.5, "drop_path_rate": 0.0, "vocab_size": 31},
+        BEIT_SPACE,
+        modality="image",
+        attention="sdpa",
+    ),
     "t5": Kind("T5Config", T5_FIELDS, T5_SPACE | {"scale_decoder_outputs": (True, False)}, modality="seq2seq"),
     "mt5": Kind("MT5Config", T5_FIELDS, T5_SPACE, modality="seq2seq"),
 }
@@ -277,7 +318,9 @@ def reads_pooled(head: str | None) -> bool:
 
 def poolings(model_type: str) -> tuple[str, ...]:
     """Return the poolings of its classifiers; the last token of an image is one patch like any other."""
-    return ("cls", "mean") if ZOO[model_type].modality == "image" else ("cls", "mean", "last")
+    if model_type == "beit":  # the one that its config.json says
+        return ("mean",)
+    return ("cls", "mean", "cls_mean") if ZOO[model_type].modality == "image" else ("cls", "mean", "last")
 
 
 def odd_fields(model_type: str, seed: int) -> dict[str, Any]:
@@ -302,6 +345,8 @@ def save_oracle(
         importlib.import_module(type(oracle).__module__).apply_rotary_pos_emb = _rotate
     if kind.modality == "seq2seq":
         _finish_t5(oracle, untied=changes.get("tie_word_embeddings") is False)
+    if dtype == torch.float64 and model_type.startswith("dinov2"):
+        _interpolate_in_double(oracle.base_model.embeddings)
     with torch.no_grad():
         for parameter in oracle.parameters():
             if parameter.ndim == 1 or not parameter.any():
@@ -325,6 +370,20 @@ def _rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int) 
     return tuple(
         x * cos + torch.cat([-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]], -1) * sin for x in (q, k)
     )
+
+
+def _interpolate_in_double(embeddings: Any) -> None:
+    """Let a DINOv2 in fp64 interpolate its positions in fp64; transformers does it in fp32."""
+
+    class InDouble:
+        float32 = torch.float64
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch, name)
+
+    function = type(embeddings).interpolate_pos_encoding
+    changed = FunctionType(function.__code__, function.__globals__ | {"torch": InDouble()})
+    embeddings.interpolate_pos_encoding = MethodType(changed, embeddings)
 
 
 def _rms_norm(module: Any, x: Tensor) -> Tensor:
@@ -493,10 +552,11 @@ def run_choice_oracle(oracle: Any, model_type: str, inputs: Inputs) -> tuple[Ten
 
 def run_image_oracle(oracle: Any, head: str | None, inputs: Inputs) -> tuple[Tensor | None, Tensor]:
     """run_oracle for images; a distilled DeiT of transformers has no loss, so it is taken from its logits."""
-    pixels, labels = inputs.pixel_values, inputs.labels
-    interpolate = tuple(pixels.shape[2:]) != image_size(oracle.config)
-    labelled = {"labels": labels} if head == "image-classification" else {}
-    out = oracle(pixel_values=pixels, interpolate_pos_encoding=interpolate, **labelled)
+    pixels, labels = inputs.pixel_values.to(oracle.dtype), inputs.labels
+    options = {"labels": labels} if head == "image-classification" else {}
+    if not oracle.config.model_type.startswith("dinov2"):  # that one needs not be told
+        options["interpolate_pos_encoding"] = tuple(pixels.shape[2:]) != image_size(oracle.config)
+    out = oracle(pixel_values=pixels, **options)
     if head is None:
         return None, out.last_hidden_state.flatten(0, 1)
     if head == "image-classification" or labels is None:
@@ -518,13 +578,15 @@ def oracle_logits(head: str | None, out: Any, inputs: Inputs) -> Tensor:
 def oracle_gradients(oracle: Any, folder: Path) -> dict[str, Tensor]:
     """{name in the file: gradient}: the oracle saves its gradients as if they were its weights.
 
-    NaN for a parameter that it has and does not use (a second bias of RoBERTa's language model).
+    NaN for a parameter that it has and does not use (a second bias of RoBERTa's language model). Without mask tokens,
+    which are buffers of ours.
     """
     with torch.no_grad():
         for parameter in oracle.parameters():
             parameter.copy_(torch.full_like(parameter, torch.nan) if parameter.grad is None else parameter.grad)
     oracle.save_pretrained(folder)
-    return load_file(folder / "model.safetensors")
+    gradients = load_file(folder / "model.safetensors")
+    return {name: gradient for name, gradient in gradients.items() if not name.endswith("mask_token")}
 
 
 def our_gradients(model: models.TaskModel) -> dict[str, Tensor]:

@@ -465,7 +465,7 @@ def test_f14_every_field_of_config_json_with_bad_values(tmp_path, kind, init, ev
 def test_f14_model_larger_than_its_files_is_refused_unbuilt(tmp_path, kind):
     models.save_pretrained(tiny.scratch(tmp_path, kind, None), tmp_path)
     raw = json.loads((tmp_path / "config.json").read_text())
-    size = {"vit": "num_channels", "deit": "num_channels"}.get(kind, "vocab_size")
+    size = "num_channels" if ZOO[kind].modality == "image" else "vocab_size"
     for name in (size, models.ARCHITECTURES[kind].depth[0]):
         (tmp_path / "config.json").write_text(json.dumps(raw | {name: 10**7}))
         assert "config.json describes a model" in refusal(tmp_path, head=None)

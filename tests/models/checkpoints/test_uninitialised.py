@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 import models
 from models.checkpoints.uninitialised import Uninitialised
+from models.vit import LayerScale
 
 # Every kind of module that holds parameters in the architectures and heads, and how one is made.
 DRAWN = {
@@ -23,6 +24,7 @@ DRAWN = {
 CONSTANT = {
     nn.LayerNorm: lambda: nn.LayerNorm(7),
     nn.RMSNorm: lambda: nn.RMSNorm(7),
+    LayerScale: lambda: LayerScale(7),
 }
 MODULES = DRAWN | CONSTANT
 
