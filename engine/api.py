@@ -23,8 +23,8 @@ from data import Examples, Row, Rows
 from data.formats.memory import as_list, in_memory, is_in_memory
 from engine import checkpoint, cli, distributed, heartbeat, plugins, validate
 from engine.config import DEFAULT_RECIPE, Config, ConfigError, DataSettings, check, override_recipe, read_recipe
-from engine.evaluate import EvaluationContext, evaluate, open_trained
-from engine.predict import predict, with_left_out
+from engine.evaluate import EvaluationContext, evaluate, open_trained, predict
+from engine.predict import with_left_out
 from engine.tasks import find_task
 from models import TaskModel
 

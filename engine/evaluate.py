@@ -1,20 +1,24 @@
 """Evaluate a trained model on labelled data. As a command:
 
-    python -m engine.evaluate RUN --data.test FILE [--output FILE.json] [--section.key=value ...]
+    python -m engine.evaluate RUN --data.test FILE [--output FILE.json] [--against OTHER] [--section.key=value ...]
 
 RUN is a run folder, whose best/ is used, or a checkpoint folder. Settings are those of its recipe unless given.
+With --against, RUN and OTHER are compared on the same examples; each may also be a file that engine.predict wrote
+(engine/against.py).
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import models
 from data import Batch, Examples, MicroBatching, Rows, evaluation_batches
@@ -28,9 +32,12 @@ from engine.errors import TrainingError
 from engine.kernels import choose_kernels
 from engine.log import progress
 from engine.memory import OutOfMemory, catch_out_of_memory, free_bytes
+from engine.metrics.bootstrap import MAX_NUMBERS, Interval, confidence_intervals
 from engine.model import disable_cudnn_attention
 from engine.precision import Precision
 from engine.tasks import Task, TaskSettings, check_labels, find_task, read_file
+from engine.tasks.multi_task import MultiTask, join_metrics
+from models.multi_task import one_task
 
 USAGE = "python -m engine.evaluate RUN --data.test FILE [--output FILE.json] [--section.key=value ...]"
 OPTIONS = {"output FILE": "also write the metrics to this file, as one JSON object"}
@@ -48,6 +55,7 @@ class EvaluationContext:
 
     batch_tokens: eval.batch_tokens.
     should_stop: whether an evaluation should end, asked after each batch.
+    confidence: eval.confidence; 0: metrics have no intervals.
     max_tokens: the largest number of tokens of a batch on this rank. Where a batch does not fit into memory, it is
         halved for the rest of the run. It changes no result and no other rank.
     was_stopped: whether an evaluation ended so, the same on all ranks; it and those after it have no metrics.
@@ -59,6 +67,7 @@ class EvaluationContext:
     batch_tokens: int | Literal["auto"]
     generate: GenerateSettings
     should_stop: Callable[[], bool] = lambda: False
+    confidence: float = 0.0
     max_tokens: int = field(init=False)
     was_stopped: bool = field(init=False, default=False)
 
@@ -123,29 +132,154 @@ def _halve(tokens: int, count: int, doing: str, caught: OutOfMemory, ranks: Rank
     return tokens // 2
 
 
-def evaluate(model: models.TaskModel, examples: Examples, context: EvaluationContext) -> dict[str, float]:
+class Metrics(dict[str, float]):
+    """Metrics by name, and with eval.confidence the interval of each."""
+
+    intervals: dict[str, Interval]
+
+    def __init__(self, values: dict[str, float] | None = None, intervals: dict[str, Interval] | None = None):
+        super().__init__(values or {})
+        self.intervals = intervals or {}
+
+    def with_bounds(self) -> dict[str, float]:
+        """Return the metrics, and the bounds of each that has an interval as NAME_low and NAME_high."""
+        bounds = [{f"{name}_low": low, f"{name}_high": high} for name, (low, high) in self.intervals.items()]
+        return {name: value for values in (self, *bounds) for name, value in values.items()}
+
+
+class Evaluation(NamedTuple):
+    """The metrics of a model on examples, what they were computed from, and with eval.confidence a row an example."""
+
+    metrics: Metrics
+    statistics: Tensor
+    rows: Tensor | None
+
+
+def evaluate(model: models.TaskModel, examples: Examples, context: EvaluationContext) -> Metrics:
     """Return the metrics of the model on the examples, equal on all ranks; {} for no examples, or if it was stopped."""
     if not len(examples) or context.was_stopped:
-        return {}
-    statistics = sum_statistics(model, examples, context)
-    return {} if context.was_stopped else context.task.compute_metrics(statistics, model.labels)
+        return Metrics()
+    if isinstance(context.task, MultiTask):
+        return _evaluate_tasks(model, examples, context.task, context)
+    return evaluate_in_full(model, examples, context).metrics
 
 
-@torch.no_grad()
-def sum_statistics(model: models.TaskModel, examples: Examples, context: EvaluationContext) -> torch.Tensor:
-    """Return the task's statistics summed over all examples, equal on all ranks, in fp64 on the CPU.
+def _evaluate_tasks(model: models.TaskModel, examples: Any, task: MultiTask, context: EvaluationContext) -> Metrics:
+    """Return the metrics of several tasks, each evaluated alone, on the shared backbone and its own head."""
+    found = {}
+    for part in task.parts:
+        context.task = part.task
+        found[part.name] = evaluate(one_task(model, part.name), examples.parts[part.name], context)
+    context.task = task
+    intervals = {f"{name}/{key}": value for name, own in found.items() for key, value in own.intervals.items()}
+    return Metrics() if context.was_stopped else Metrics(join_metrics(task, found), intervals)
 
-    The model is in evaluation mode meanwhile; afterwards its mode is restored.
-    """
+
+def evaluate_in_full(model: models.TaskModel, examples: Examples, context: EvaluationContext) -> Evaluation:
+    """Return the metrics and what they were computed from, equal on all ranks; no metrics if it was stopped."""
+    task, ranks = context.task, context.ranks
+    rows = example_rows(model, examples, context) if context.confidence else None
+    statistics = sum_statistics(model, examples, context) if rows is None else task.collect(rows, model.labels)
+    if context.was_stopped:
+        return Evaluation(Metrics(), statistics, rows)
+    metrics = Metrics(task.compute_metrics(statistics, model.labels))
+    metrics.update(compute_own_metrics(model, examples, context))
+    if rows is not None and not context.was_stopped:
+        inputs = (rows, task.collect, task.compute_metrics, model.labels, context.confidence)
+        metrics.intervals = distributed.on_main(ranks, confidence_intervals, *inputs)
+    return Evaluation(Metrics() if context.was_stopped else metrics, statistics, rows)
+
+
+@contextmanager
+def _evaluating(model: models.TaskModel, context: EvaluationContext) -> Iterator[None]:
+    """Keep the model in evaluation mode, and the precision that of the context, around all batches."""
     was_training = model.training
     model.eval()
     if context.batch_tokens == "auto":
         context.max_tokens = min(context.max_tokens, tokens_that_fit(model, context.ranks.device))
+    with context.precision.autocast():  # around all batches, so that the weights are cast once
+        yield
+    model.train(was_training)
 
-    def compute(batch: Batch) -> torch.Tensor:
+
+@torch.no_grad()
+def example_rows(model: models.TaskModel, examples: Examples, context: EvaluationContext) -> Tensor | None:
+    """Return the task's row of each example, (N, K) fp64 on the CPU, equal on all ranks; None for too many numbers."""
+    task, ranks = context.task, context.ranks
+    if task.evaluate_examples is None:
+        raise ConfigError(f"eval.confidence = {context.confidence:g} needs a task with evaluate_examples")
+
+    def compute(batch: Batch) -> Tensor:
+        return task.evaluate_examples(model, batch, examples, context.generate)  # type: ignore[misc]
+
+    with _evaluating(model, context):
+        width = compute(examples.batch([]).upload(ranks.device)).shape[1]
+        if len(examples) * width > MAX_NUMBERS:
+            if ranks.is_main:
+                print(f"no intervals: {len(examples):,} examples x {width:,} numbers", file=sys.stderr, flush=True)
+            return None
+        rows = torch.zeros(len(examples), width, dtype=torch.float64)
+        for batch, found in run_in_batches(examples, context, compute, "evaluating"):
+            rows[list(batch.indices)] = found.double().cpu()
+            if context.should_stop():
+                break
+    context.was_stopped = any(distributed.all_sum(context.should_stop()))
+    return distributed.reduce_sum(rows)
+
+
+def compute_own_metrics(model: models.TaskModel, examples: Examples, context: EvaluationContext) -> dict[str, float]:
+    """Return the metrics of plugins that read all predictions and references, equal on all ranks."""
+    task = context.task
+    if not task.own_metrics or task.references is None:
+        return {}
+    was_training = model.training
+    found = [row.get(task.predicts, row) for row in predict(model, examples, context)]
+    model.train(was_training)
+    references = task.references(examples, model.labels)
+    context.was_stopped = any(distributed.all_sum(context.was_stopped))
+    if context.was_stopped:
+        return {}
+    values: dict[str, float] = distributed.on_main(
+        context.ranks, lambda: {name: metric(found, references) for name, metric in task.own_metrics.items()}
+    )
+    return values
+
+
+@torch.no_grad()
+def predict(model: models.TaskModel, examples: Examples, context: EvaluationContext) -> list[dict[str, Any]]:
+    """Return {"id": ..., **prediction of the task} for each example, in their order, on rank 0; [] on other ranks.
+
+    If context.should_stop ends it, some predictions are missing, and context.was_stopped is set.
+    """
+    model.eval()
+
+    def compute(batch: Batch) -> list[dict[str, Any]]:
+        return context.task.predict_batch(model, batch, examples, context.generate)
+
+    rows: list[tuple[int, dict[str, Any]]] = []
+    with context.precision.autocast():  # around all batches, so that the weights are cast once
+        for batch, predictions in run_in_batches(examples, context, compute, "predicting"):
+            for index, example_id, prediction in zip(batch.indices, batch.ids, predictions, strict=True):
+                rows.append((index, {"id": example_id, **prediction}))
+            if context.should_stop():
+                context.was_stopped = len(rows) < len(examples) or context.ranks.world_size > 1
+                break
+    if context.ranks.world_size > 1:
+        rows = [row for rank_rows in distributed.gather_on_main(rows) for row in rank_rows]
+    return [prediction for _, prediction in sorted(rows, key=lambda row: row[0])]
+
+
+@torch.no_grad()
+def sum_statistics(model: models.TaskModel, examples: Examples, context: EvaluationContext) -> Tensor:
+    """Return the task's statistics summed over all examples, equal on all ranks, in fp64 on the CPU.
+
+    The model is in evaluation mode meanwhile; afterwards its mode is restored.
+    """
+
+    def compute(batch: Batch) -> Tensor:
         return context.task.evaluate_batch(model, batch, examples, context.generate)
 
-    with context.precision.autocast():  # around all batches, so that the weights are cast once
+    with _evaluating(model, context):
         # Zeros, so that a rank without examples has statistics too. The sum is on a GPU where the task keeps it there:
         # it is read once, at the end.
         total = compute(examples.batch([]).upload(context.ranks.device))
@@ -153,7 +287,6 @@ def sum_statistics(model: models.TaskModel, examples: Examples, context: Evaluat
             total += statistics
             if context.should_stop():
                 break
-    model.train(was_training)
     context.was_stopped = any(distributed.all_sum(context.should_stop()))
     return distributed.reduce_sum(total)
 
@@ -210,7 +343,9 @@ def make_context(model: models.TaskModel, config: Config, task: Task, ranks: Ran
     model.to(ranks.device)
     choose_kernels(ranks.device, config.train.tf32, config.run.deterministic)
     disable_cudnn_attention(model)
-    return EvaluationContext(task, precision, ranks, config.eval.batch_tokens, config.generate)
+    return EvaluationContext(
+        task, precision, ranks, config.eval.batch_tokens, config.generate, confidence=config.eval.confidence
+    )
 
 
 def main(argv: Sequence[str]) -> int:

@@ -5,10 +5,13 @@ A plugin is a Python file (or an importable module) that defines one or more of 
     ARCHITECTURES  {model_type: models.architecture.Architecture}
     HEADS          {name: subclass of models.heads.Head}
     TASKS          {name: engine.tasks.Task}
-    METRICS        {task: {name: function(statistics, labels) -> float}}, from what the task's evaluate_batch sums
+    METRICS        {name: function(predictions, references) -> float}, of all examples (engine/own_metrics.py);
+                   {task: {name: function(statistics, labels) -> float}}, from what the task's evaluate_batch sums
     LOSSES         {name: function(logits, batch) -> scalar}, the sum over the targets of a micro-batch
     OPTIMIZERS     {name: function(parameter groups, [optim]) -> torch.optim.Optimizer}
     SCHEDULES      {name: function(step, total steps, [optim]) -> factor of optim.lr after the warm-up}
+
+A file without METRICS also adds each of its functions whose parameters are `predictions` and `references`.
 
 The user names it with `--run.plugins my_parts.py`, or as `plugins` under [run] of a recipe. Loading a checkpoint never
 imports a plugin by itself: its recipe has the names of its plugins and state.json their checksums, and the user names
@@ -36,6 +39,7 @@ from engine.errors import TrainingError
 from engine.objective import LOSSES
 from engine.optim import SCHEDULES
 from engine.optimizers import OPTIMIZERS
+from engine.own_metrics import PARAMETERS, OwnMetric, find_own_metrics, is_own_metric
 from engine.tasks import TASKS, Task
 from models.architecture import Architecture
 from models.heads import Head
@@ -52,6 +56,7 @@ TABLES: dict[str, tuple[dict[str, Any], str]] = {
     "SCHEDULES": (SCHEDULES, "a function"),
 }
 METRICS = "METRICS"
+MISTAKES = (NameError, TypeError, AttributeError, ImportError, LookupError)  # that other predictions would not mend
 RESERVED = ("step", "best")  # what stands beside the metrics in metrics.jsonl and in the result of a run
 
 _undo: list[tuple[dict[str, Any], str, Any]] = []  # (table, name, previous value or None), oldest first
@@ -181,20 +186,31 @@ def _import(plugin: str) -> ModuleType:
 def _add(plugin: str, module: ModuleType) -> None:
     """Add every table of the module; all entries are checked before the first is added."""
     tables = {name: getattr(module, name) for name in (*TABLES, METRICS) if hasattr(module, name)}
-    if not tables:
-        raise ConfigError(f"run.plugins: {plugin} defines none of {', '.join((*TABLES, METRICS))}: nothing to add")
+    found = {} if METRICS in tables else find_own_metrics(module)
+    if not tables and not found:
+        raise ConfigError(
+            f"run.plugins: {plugin} defines none of {', '.join((*TABLES, METRICS))}, and no metric, a function of "
+            f"{' and '.join(PARAMETERS)}: nothing to add"
+        )
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise ConfigError(f"run.plugins: {plugin}: {name} should be a dictionary, not a {type(table).__name__}")
         if name != METRICS:
             _check_entries(plugin, name, table)
-    metrics = tables.pop(METRICS, {})
+    metrics: dict[str, Any] = tables.pop(METRICS, {})
+    own = found | {name: value for name, value in metrics.items() if callable(value)}
+    metrics = {name: value for name, value in metrics.items() if name not in own}
     _check_metrics(plugin, metrics, TASKS | tables.get("TASKS", {}))
+    _check_own_metrics(plugin, own, TASKS | tables.get("TASKS", {}))
     for name, table in tables.items():
         for key, value in table.items():
             _put(TABLES[name][0], key, value)
     for task, functions in metrics.items():
         _put(TASKS, task, with_metrics(TASKS[task], functions))
+    for name, task in list(TASKS.items()) if own else ():
+        if task.references is not None:
+            metrics_of_all = {key: OwnMetric(key, function) for key, function in own.items()}
+            _put(TASKS, name, _with_own_metrics(task, metrics_of_all))
 
 
 def _check_entries(plugin: str, name: str, table: Mapping[str, Any]) -> None:
@@ -226,6 +242,24 @@ def _check_metrics(plugin: str, metrics: Mapping[str, Any], tasks: Mapping[str, 
                 raise ConfigError(f"run.plugins: {plugin}: {task} has a metric {name!r} already: choose another name")
 
 
+def _check_own_metrics(plugin: str, own: Mapping[str, Any], tasks: Mapping[str, Task]) -> None:
+    for name, function in own.items():
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"run.plugins: {plugin}: METRICS[{name!r}]: a name is a text, not empty")
+        if not is_own_metric(function):
+            raise ConfigError(
+                f"run.plugins: {plugin}: METRICS[{name!r}] should be a function of {' and '.join(PARAMETERS)}, by "
+                "these names"
+            )
+        for task, known in tasks.items():
+            if name in (*known.metrics, *RESERVED):
+                raise ConfigError(f"run.plugins: {plugin}: {task} has a metric {name!r} already: choose another name")
+
+
+def _with_own_metrics(task: Task, own: Mapping[str, OwnMetric]) -> Task:
+    return replace(task, metrics=(*task.metrics, *own), own_metrics={**task.own_metrics, **own})
+
+
 def with_metrics(task: Task, functions: Mapping[str, Metric]) -> Task:
     """Return the task with further metrics, each computed from the statistics that its evaluate_batch sums."""
 
@@ -234,6 +268,22 @@ def with_metrics(task: Task, functions: Mapping[str, Metric]) -> Task:
         return task.compute_metrics(statistics, labels) | added
 
     return replace(task, metrics=(*task.metrics, *functions), compute_metrics=compute_metrics)
+
+
+def try_own_metrics(task: Task, examples: Any, labels: Sequence[str]) -> None:
+    """Compute each metric of the user's own of the references with themselves; TrainingError for a mistake in its code.
+
+    So such a mistake ends a run before its first step. Other errors may come from these predictions alone.
+    """
+    if not task.own_metrics or task.references is None:
+        return
+    references = task.references(examples, labels)
+    for metric in task.own_metrics.values():
+        try:
+            metric(list(references), list(references))
+        except TrainingError as error:
+            if error.__cause__ is None or isinstance(error.__cause__, MISTAKES):
+                raise
 
 
 def _to_number(metric: str, value: Any) -> float:

@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 import models
-from data import Batch, Examples, Row, Rows, TextExamples
+from data import Examples, Row, Rows, TextExamples
 from data.writing import sha256_of, to_json
 from engine import cli, distributed, validate
 from engine.config import Config, ConfigError
-from engine.evaluate import EvaluationContext, load_trained, make_context, run_in_batches, start
+from engine.evaluate import EvaluationContext, load_trained, make_context, predict, start
 from engine.input_windows import InputWindows, check_input
 from engine.manifest import MANIFEST
 from engine.prediction_output import Output, check_format, open_output
@@ -46,30 +45,6 @@ OPTIONS = {
     "window ROWS": f"rows that are read, predicted and written at a time; default: {WINDOW:,}, or {WINDOW_OF_TEXTS:,} "
     "where texts are written. A command that was killed continues after its last complete window when it is repeated",
 }
-
-
-@torch.no_grad()
-def predict(model: models.TaskModel, examples: Examples, context: EvaluationContext) -> list[dict[str, Any]]:
-    """Return {"id": ..., **prediction of the task} for each example, in their order, on rank 0; [] on other ranks.
-
-    If context.should_stop ends it, some predictions are missing, and context.was_stopped is set.
-    """
-    model.eval()
-
-    def compute(batch: Batch) -> list[dict[str, Any]]:
-        return context.task.predict_batch(model, batch, examples, context.generate)
-
-    rows: list[tuple[int, dict[str, Any]]] = []
-    with context.precision.autocast():  # around all batches, so that the weights are cast once
-        for batch, predictions in run_in_batches(examples, context, compute, "predicting"):
-            for index, example_id, prediction in zip(batch.indices, batch.ids, predictions, strict=True):
-                rows.append((index, {"id": example_id, **prediction}))
-            if context.should_stop():
-                context.was_stopped = len(rows) < len(examples) or context.ranks.world_size > 1
-                break
-    if context.ranks.world_size > 1:
-        rows = [row for rank_rows in distributed.gather_on_main(rows) for row in rank_rows]
-    return [prediction for _, prediction in sorted(rows, key=lambda row: row[0])]
 
 
 def with_left_out(predictions: list[dict[str, Any]], rows: Rows, task: Task) -> list[dict[str, Any]]:

@@ -87,6 +87,7 @@ HF_NAMES: dict[str, tuple[str, str]] = {
     "greater_is_better": ("eval.mode", "max or min."),
     "early_stopping_patience": ("eval.patience", ""),
     "early_stopping_threshold": ("eval.min_delta", ""),
+    "eval_on_start": ("eval.at_start", ""),
     "logging_steps": ("log.every_steps", ""),
     "logging_strategy": ("log.every_steps", ""),
     "report_to": ("log.report_to", ""),

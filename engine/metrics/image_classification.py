@@ -23,18 +23,24 @@ METRICS = (
 
 
 def image_statistics(
-    loss_sum: Tensor, logits: Tensor, labels: Tensor, indices: Sequence[int] = (), count: int = 0
+    loss_sum: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    indices: Sequence[int] = (),
+    count: int = 0,
+    predicted: Tensor | None = None,
 ) -> Tensor:
     """Return [top-5 hits, *classification_statistics], fp64, whose length depends on C.
 
-    logits: (B, C), labels: (B,); indices, count: as in classification_statistics. Of equal logits the first class ranks
+    logits: (B, C), labels: (B,); the others: as in classification_statistics. Of equal logits the first class ranks
     first, as in argmax, so that a constant model is not always right. A NaN is never a hit.
     """
     true = logits.gather(1, labels[:, None])
     is_earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
     is_ahead = ~(logits <= true) | ((logits == true) & is_earlier)
     hits = (is_ahead.sum(1) < TOP_K).double().sum()
-    return torch.cat([hits.reshape(1), classification_statistics(loss_sum, logits, labels, indices, count)])
+    statistics = classification_statistics(loss_sum, logits, labels, indices, count, predicted)
+    return torch.cat([hits.reshape(1), statistics])
 
 
 def image_metrics(statistics: Tensor) -> dict[str, float]:

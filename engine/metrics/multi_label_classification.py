@@ -18,7 +18,12 @@ RANKINGS = {"roc_auc": roc_auc, "average_precision": average_precision}
 
 
 def multi_label_statistics(
-    loss_sum: Tensor, logits: Tensor, labels: Tensor, indices: Sequence[int] = (), count: int = 0
+    loss_sum: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    indices: Sequence[int] = (),
+    count: int = 0,
+    predicted: Tensor | None = None,
 ) -> Tensor:
     """Return [sum of losses, examples, examples with every label right, hits, predictions, occurrences of each label].
 
@@ -26,8 +31,9 @@ def multi_label_statistics(
     probability is above one half. Returns (3 + 3 * C,) fp64.
     indices: the positions of the examples in their data set of `count`. With them the scores of all examples follow,
     (2 * C * count,).
+    predicted: (B, C) bool, the predicted labels, where the model has thresholds of its own.
     """
-    predicted, actual = predicted_labels(logits), labels > 0.5
+    predicted, actual = predicted_labels(logits) if predicted is None else predicted, labels > 0.5
     counts = [(predicted & actual).sum(0), predicted.sum(0), actual.sum(0)]
     exact = (predicted == actual).all(-1).sum()
     header = torch.stack([loss_sum.double(), loss_sum.new_full((), len(logits), dtype=torch.float64), exact.double()])

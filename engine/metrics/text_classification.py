@@ -27,7 +27,12 @@ HEADER_SIZE_OF_TWO = 1 + 2 * 2  # numbers before the scores of two classes
 
 
 def classification_statistics(
-    loss_sum: Tensor, logits: Tensor, labels: Tensor, indices: Sequence[int] = (), count: int = 0
+    loss_sum: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    indices: Sequence[int] = (),
+    count: int = 0,
+    predicted: Tensor | None = None,
 ) -> Tensor:
     """Return [sum of losses, confusion matrix row by row], (1 + C * C,) fp64; rows: true classes, columns: predicted.
 
@@ -38,10 +43,11 @@ def classification_statistics(
     indices: the positions of the examples in their data set of `count`. With them, and for two classes, the scores of
     all examples follow, (2 * (count | 1),). Their number is odd, so that the length is 3 modulo 4, which neither
     1 + C * C nor 4 * C ever is.
+    predicted: (B,), the predicted classes; None: those with the largest logits, of equal ones the first.
     """
     num_labels = logits.shape[-1]
     weights = (labels != IGNORE_INDEX).double()
-    true, predicted = labels.clamp_min(0), logits.argmax(-1)
+    true, predicted = labels.clamp_min(0), logits.argmax(-1) if predicted is None else predicted
     if num_labels > MAX_MATRIX:
         rows = torch.zeros(4, num_labels, dtype=torch.float64, device=logits.device)
         rows[0, 0] = loss_sum.double()

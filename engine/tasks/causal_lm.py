@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from data import Batch, Row, TextExamples
 from data.causal_lm import LanguageModelRecord, PromptRecord, encode_prompts, encode_texts_for_lm, read_texts
 from engine.config import GenerateSettings
+from engine.metrics import by_example
 from engine.metrics import causal_lm as metrics
 from engine.tasks.generation import continue_tokens
 from engine.tasks.settings import Columns, TaskSettings
@@ -60,6 +62,15 @@ def evaluate_batch(
     out = model(batch)
     num_bytes = int(examples.record.num_bytes[list(batch.indices)].sum())
     return metrics.language_statistics(out.loss_sum, out.logits, labels, num_bytes)
+
+
+def evaluate_examples(
+    model: TaskModel, batch: Batch, examples: TextExamples[LanguageModelRecord], generate: GenerateSettings
+) -> Tensor:
+    """Return [sum of losses, right tokens, tokens, bytes] of each text or block, (B, 4)."""
+    rows = by_example.token_rows(model(batch).logits, batch)
+    num_bytes = torch.from_numpy(examples.record.num_bytes[list(batch.indices)]).to(rows)
+    return torch.cat([rows, num_bytes[:, None]], 1)
 
 
 def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
@@ -116,6 +127,7 @@ CAUSAL_LM = Task(
     read=read,
     encode=encode,
     evaluate_batch=evaluate_batch,
+    evaluate_examples=evaluate_examples,
     compute_metrics=compute_metrics,
     predict_batch=predict_batch,
     show_generations=show_generations,

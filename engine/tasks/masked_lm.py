@@ -28,6 +28,7 @@ from data.masked_lm import (
 )
 from data.segmentation import load_segmenter
 from engine.config import AugmentSettings, GenerateSettings
+from engine.metrics import by_example
 from engine.metrics import masked_lm as metrics
 from engine.tasks.augmentation import RowEncoder, refuse_augmentation
 from engine.tasks.settings import Columns, TaskSettings
@@ -94,6 +95,13 @@ def evaluate_batch(
     return metrics.masked_statistics(out.loss_sum, out.logits, labels)
 
 
+def evaluate_examples(
+    model: TaskModel, batch: Batch, examples: TextExamples[MaskedRecord], generate: GenerateSettings
+) -> Tensor:
+    """Return [sum of losses, right tokens, masked tokens] of each text or block, (B, 3)."""
+    return by_example.token_rows(model(batch).logits, batch)
+
+
 def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
     """Return perplexity, accuracy and loss."""
     return metrics.masked_metrics(statistics)
@@ -148,6 +156,7 @@ MASKED_LM = Task(
     augment=mask_dynamically,
     show_augmented=show_examples,
     evaluate_batch=evaluate_batch,
+    evaluate_examples=evaluate_examples,
     compute_metrics=compute_metrics,
     predict_batch=predict_batch,
 )

@@ -14,9 +14,11 @@ from torch import Tensor
 from data import Batch, Examples, Row, Rows, TextExamples, read_rows
 from data import multi_label_classification as label_sets
 from data.errors import DataError, ErrorList
+from engine.calibration import choose_labels, read_calibration
+from engine.calibration import probabilities as probabilities_of
 from engine.config import GenerateSettings
+from engine.metrics import by_example, unusable
 from engine.metrics import multi_label_classification as metrics
-from engine.metrics import unusable
 from engine.tasks import text_classification
 from engine.tasks.settings import Columns, TaskSettings
 from engine.tasks.task import Task
@@ -88,7 +90,19 @@ def evaluate_batch(model: TaskModel, batch: Batch, examples: Examples, generate:
     """Return [sum of losses, examples, all labels right, counts and scores of labels], (3 + 3 * C + 2 * C * N,)."""
     labels = batch.required_labels
     out = model(batch)
-    return metrics.multi_label_statistics(out.loss_sum, out.logits, labels, batch.indices, len(examples))
+    predicted = choose_labels(model, out.logits)
+    return metrics.multi_label_statistics(out.loss_sum, out.logits, labels, batch.indices, len(examples), predicted)
+
+
+def evaluate_examples(model: TaskModel, batch: Batch, examples: Examples, generate: GenerateSettings) -> Tensor:
+    """Return the label_set_rows of a batch."""
+    logits = model(batch).logits
+    return by_example.label_set_rows(logits, batch.required_labels, choose_labels(model, logits))
+
+
+def references(examples: Any, labels: Sequence[str]) -> list[list[str]]:
+    """Return the labels of each example."""
+    return [[labels[k] for k, value in enumerate(row) if value > 0.5] for row in examples.labels.tolist()]
 
 
 def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
@@ -99,11 +113,14 @@ def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, floa
 def predict_batch(
     model: TaskModel, batch: Batch, examples: Examples, generate: GenerateSettings
 ) -> list[dict[str, Any]]:
-    """Return the labels with a probability above one half, the likeliest first, and the values of every label."""
+    """Return the labels with a probability above one half, the likeliest first, and the values of every label.
+
+    A model may have other thresholds, and a temperature (engine/calibration.py).
+    """
     logits = model(batch).logits
-    in_fp64 = logits.double()
-    chosen = metrics.predicted_labels(logits).tolist()
-    by_label = text_classification.values_by_label(model.labels, in_fp64.sigmoid(), in_fp64)
+    p = probabilities_of(logits, "multi-label", read_calibration(model).temperature)
+    chosen = choose_labels(model, logits).tolist()
+    by_label = text_classification.values_by_label(model.labels, p, logits.double())
     rows = []
     for is_chosen, values in zip(chosen, by_label, strict=True):
         probabilities = values["probabilities"]
@@ -133,6 +150,10 @@ MULTI_LABEL_CLASSIFICATION = Task(
     encode=encode,
     augment=text_classification.augment,
     evaluate_batch=evaluate_batch,
+    has_thresholds=True,
+    evaluate_examples=evaluate_examples,
+    collect=by_example.collect_label_sets,
+    references=references,
     compute_metrics=compute_metrics,
     unusable_metrics=unusable.for_label_sets,
     format_table=metrics.per_label_table,

@@ -15,6 +15,7 @@ from data.augmentation import text as text_augmentation
 from data.formats.squad import Answer, read_questions
 from data.question_answering import Candidate, Windows, encode_questions
 from engine.config import AugmentSettings, GenerateSettings
+from engine.metrics import by_example
 from engine.metrics import question_answering as metrics
 from engine.tasks.augmentation import CHANGES_IN_PLACE, RowEncoder, augment_rows, check_text_changes, text_changes
 from engine.tasks.settings import Columns, TaskSettings
@@ -96,6 +97,24 @@ def evaluate_batch(
     return torch.cat([out.loss_sum.double().reshape(1), to_device(counts, out.loss_sum.device)])
 
 
+def evaluate_examples(
+    model: TaskModel, batch: Batch, examples: TextExamples[Windows], generate: GenerateSettings
+) -> Tensor:
+    """Return [sum of losses, windows, *metrics.COLUMNS] of each question of a batch, (B, 9)."""
+    out, windows = model(batch), examples.record
+    losses = by_example.question_losses(out.logits, batch).cpu()
+    rows = torch.zeros(len(batch.ids), len(metrics.COLUMNS), dtype=torch.float64)
+    for row, (index, found, no_answer, _) in zip(rows, _find_answers(out, batch, windows, count=1), strict=True):
+        text, margin = (found[0].text, no_answer - found[0].score) if found else ("", float("inf"))
+        row += metrics.answer_statistics(text, windows.gold_answers[index], margin, windows.no_answer_threshold)
+    return torch.cat([losses, rows], 1)
+
+
+def references(examples: TextExamples[Windows], labels: Sequence[str]) -> list[list[str]]:
+    """Return the accepted answers to each question, [] where it has none."""
+    return [list(answers) for answers in examples.record.gold_answers]
+
+
 def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
     """Return the loss of a window, and the metrics of the answers."""
     rows = statistics[2:].view(-1, len(metrics.COLUMNS))
@@ -148,6 +167,9 @@ QUESTION_ANSWERING = Task(
     encode=encode,
     augment=augment,
     evaluate_batch=evaluate_batch,
+    evaluate_examples=evaluate_examples,
+    collect=by_example.collect_answers,
+    references=references,
     compute_metrics=compute_metrics,
     predict_batch=predict_batch,
 )

@@ -16,8 +16,8 @@ from data.label_spelling import label_name
 from data.labels import check_label_names, find_label_names, warn_of_labels
 from data.relation_extraction import ROLES, Entity, RelationRecord, encode_relations, read_relations
 from engine.config import AugmentSettings, ConfigError, GenerateSettings, RelationExtractionSettings, choose_from
+from engine.metrics import by_example, unusable
 from engine.metrics import relation_extraction as metrics
-from engine.metrics import unusable
 from engine.tasks import text_classification
 from engine.tasks.augmentation import CHANGES_IN_PLACE, RowEncoder, augment_rows, check_text_changes, text_changes
 from engine.tasks.settings import Columns, TaskSettings
@@ -126,6 +126,13 @@ def evaluate_batch(
     return metrics.relation_statistics(out.loss_sum, out.logits, labels, examples.record.no_relation)
 
 
+def evaluate_examples(
+    model: TaskModel, batch: Batch, examples: TextExamples[RelationRecord], generate: GenerateSettings
+) -> Tensor:
+    """Return the relation_rows of a batch."""
+    return by_example.relation_rows(model(batch).logits, batch.required_labels, examples.record.no_relation)
+
+
 def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
     """Return the metrics over all relations except the label for no relation."""
     return metrics.relation_metrics(statistics)
@@ -158,6 +165,9 @@ RELATION_EXTRACTION = Task(
     texts=texts,
     augment=augment,
     evaluate_batch=evaluate_batch,
+    evaluate_examples=evaluate_examples,
+    collect=by_example.collect_relations,
+    references=text_classification.references,
     compute_metrics=compute_metrics,
     unusable_metrics=unusable.for_relations,
     format_table=metrics.relation_table,

@@ -12,6 +12,7 @@ import models
 from data import Batch, DataError, Examples, Row, TextExamples, load_tokenizer
 from data.seq2seq import PairTokenizer, Seq2SeqRecord, encode_pairs, read_pairs
 from engine.config import AugmentSettings, GenerateSettings
+from engine.metrics import by_example
 from engine.tasks.augmentation import RowEncoder, augment_columns
 from engine.tasks.generation import generation_settings
 from engine.tasks.settings import TaskSettings
@@ -103,6 +104,20 @@ def evaluate_texts(
     references = [examples.record.references[i] for i in batch.indices]
     written = [text for text, _ in write_texts(model, batch.indices, examples, settings)]
     return Evaluated(loss_sum, batch.num_targets, written, references)
+
+
+def evaluate_each_text(
+    model: TaskModel, batch: Batch, examples: TextExamples[Seq2SeqRecord], settings: GenerateSettings
+) -> tuple[Tensor, list[str], list[str]]:
+    """Return [sum of losses, targets] of each example, (B, 2) fp64 on the CPU, the texts written, the references."""
+    losses = by_example.token_rows(model(batch).logits, batch)[:, [0, 2]].cpu()
+    written = [text for text, _ in write_texts(model, batch.indices, examples, settings)]
+    return losses, written, [examples.record.references[i] for i in batch.indices]
+
+
+def references(examples: TextExamples[Seq2SeqRecord], labels: Sequence[str]) -> list[str]:
+    """Return the target of each example."""
+    return list(examples.record.references)
 
 
 def predict_batch(

@@ -18,6 +18,8 @@ from engine.tasks.task import Task
 from models import TaskModel
 from models.ops.packing import to_device
 
+NUM_COUNTS = 3 + len(metrics.ROUGES)
+
 
 def evaluate_batch(
     model: TaskModel, batch: Batch, examples: TextExamples[Seq2SeqRecord], generate: GenerateSettings
@@ -27,6 +29,15 @@ def evaluate_batch(
     counts = metrics.summary_statistics(written, references)
     numbers = to_device(torch.tensor([num_targets, *counts], dtype=torch.float64), loss_sum.device)
     return torch.cat([loss_sum.double().reshape(1), numbers])
+
+
+def evaluate_examples(
+    model: TaskModel, batch: Batch, examples: TextExamples[Seq2SeqRecord], generate: GenerateSettings
+) -> Tensor:
+    """Return the statistics of each text of a batch, (B, 9)."""
+    losses, written, references = seq2seq.evaluate_each_text(model, batch, examples, generate)
+    counts = [metrics.summary_statistics([ours], [theirs]) for ours, theirs in zip(written, references, strict=True)]
+    return torch.cat([losses, torch.tensor(counts, dtype=torch.float64).view(-1, NUM_COUNTS)], 1)
 
 
 def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
@@ -48,6 +59,8 @@ SUMMARIZATION = Task(
     encode=seq2seq.encode,
     augment=seq2seq.augment,
     evaluate_batch=evaluate_batch,
+    evaluate_examples=evaluate_examples,
+    references=seq2seq.references,
     compute_metrics=compute_metrics,
     unusable_metrics=unusable.for_summaries,
     predict_batch=seq2seq.predict_batch,

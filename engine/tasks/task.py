@@ -27,7 +27,7 @@ a task that reads star ratings and watches, with `--eval.mode max`, the class th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ from torch import Tensor
 from data import Batch, Examples, Row, Rows, load_tokenizer
 from data.augmentation import text as text_augmentation
 from engine.config import AugmentSettings, GenerateSettings
+from engine.metrics.by_example import add_rows
+from engine.own_metrics import OwnMetric
 from engine.step_loss import StepLoss
 from engine.tasks.augmentation import RowEncoder, refuse_augmentation
 from engine.tasks.settings import Columns, TaskSettings
@@ -101,6 +103,9 @@ class Task:
     step_loss(settings) -> losses of outputs            the loss of all examples of a step together, if they depend on each
                                                         other (engine/step_loss.py); None: the head's
     evaluate_batch(model, batch, examples, generate) -> statistics     evaluate one labelled batch
+    evaluate_examples(model, batch, examples, generate) -> rows        the same, a row of numbers for each example
+    collect(rows, labels) -> statistics                 turn the rows of any examples into statistics
+    references(examples, labels) -> values              what a metric of one's own compares predictions with
     compute_metrics(statistics, labels) -> {name: value}               compute the metrics from summed statistics
     format_table(statistics, labels) -> text            format what engine.evaluate prints after the metrics
     unusable_metrics(examples, labels) -> {metric: why}  the metrics that cannot compare models on these examples
@@ -109,6 +114,9 @@ class Task:
 
     Statistics are an fp64 vector that adds over batches and ranks; an empty batch gives zeros of the same shape. The
     dicts of predict_batch are in the order of the batch; engine.predict adds the ids.
+
+    A task without evaluate_examples has no confidence intervals, one without references no metric of the user's own
+    on predictions. engine/metrics/by_example.py has rows for classes, sets of labels, numbers, tokens and answers.
     """
 
     head: str  # a key of models.HEADS
@@ -123,6 +131,8 @@ class Task:
     long_texts: tuple[str, ...] = ("truncate",)  # the values of data.long_texts that it can read
     caches: bool = False  # whether data.cache can keep its examples
     predicts: str = "label"  # the key of a prediction that is null for a row that cannot be predicted
+    has_thresholds: bool = False  # whether it predicts by the thresholds of config.json (engine/calibration.py)
+    own_metrics: Mapping[str, OwnMetric] = field(default_factory=dict)  # of plugins, on predictions and references
 
     read: Callable[[str, TaskSettings, bool], list[Row]]
     find_labels: Callable[[str, Rows, TaskSettings], list[str]] = no_labels
@@ -135,6 +145,9 @@ class Task:
     show_augmented: Callable[[Any, Path], str] = show_augmented_texts
     step_loss: Callable[[TaskSettings], StepLoss | None] = no_step_loss
     evaluate_batch: Callable[[TaskModel, Batch, Any, GenerateSettings], Tensor]
+    evaluate_examples: Callable[[TaskModel, Batch, Any, GenerateSettings], Tensor] | None = None
+    collect: Callable[[Tensor, Sequence[str]], Tensor] = add_rows
+    references: Callable[[Any, Sequence[str]], list[Any]] | None = None
     compute_metrics: Callable[[Tensor, Sequence[str]], dict[str, float]]
     format_table: Callable[[Tensor, Sequence[str]], str] = no_text
     unusable_metrics: Callable[[Any, Sequence[str]], dict[str, str]] = all_usable

@@ -10,11 +10,14 @@ from torch import Tensor
 
 from data import Batch, Examples, Row, Rows, TextExamples, read_rows
 from data import text_classification as texts
+from data.batch import IGNORE_INDEX
 from data.errors import ErrorList
 from data.labels import check_label_names, find_label_names, warn_of_labels
+from engine.calibration import choose_class, read_calibration
+from engine.calibration import probabilities as class_probabilities
 from engine.config import AugmentSettings, GenerateSettings
+from engine.metrics import by_example, unusable
 from engine.metrics import text_classification as metrics
-from engine.metrics import unusable
 from engine.tasks.augmentation import RowEncoder, augment_columns
 from engine.tasks.settings import TaskSettings
 from engine.tasks.task import Task
@@ -95,7 +98,19 @@ def evaluate_batch(model: TaskModel, batch: Batch, examples: Examples, generate:
     """Return [sum of losses, confusion matrix], (1 + C * C,), and for two classes the scores of all examples."""
     labels = batch.required_labels
     out = model(batch)
-    return metrics.classification_statistics(out.loss_sum, out.logits, labels, batch.indices, len(examples))
+    predicted = choose_class(model, out.logits)
+    return metrics.classification_statistics(out.loss_sum, out.logits, labels, batch.indices, len(examples), predicted)
+
+
+def evaluate_examples(model: TaskModel, batch: Batch, examples: Examples, generate: GenerateSettings) -> Tensor:
+    """Return the class_rows of a batch."""
+    logits = model(batch).logits
+    return by_example.class_rows(logits, batch.required_labels, choose_class(model, logits))
+
+
+def references(examples: Any, labels: Sequence[str]) -> list[str | None]:
+    """Return the class of each example; None where it has none."""
+    return [labels[k] if k != IGNORE_INDEX else None for k in examples.labels.tolist()]
 
 
 def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
@@ -106,10 +121,14 @@ def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, floa
 def predict_batch(
     model: TaskModel, batch: Batch, examples: Examples, generate: GenerateSettings
 ) -> list[dict[str, Any]]:
-    """Return the likeliest class of each example, with the probability and the logit of every class."""
+    """Return the class of each example, with the probability and the logit of every class.
+
+    It is the likeliest one, unless the model has a temperature or a threshold (engine/calibration.py).
+    """
     logits = model(batch).logits.double().cpu()
-    probabilities = logits.softmax(-1)
-    chosen = [model.labels[k] for k in probabilities.argmax(-1).tolist()]
+    probabilities = class_probabilities(logits, "single-label", read_calibration(model).temperature)
+    classes = choose_class(model, logits)
+    chosen = [model.labels[k] for k in (probabilities.argmax(-1) if classes is None else classes).tolist()]
     by_label = values_by_label(model.labels, probabilities, logits)
     return [{"label": label, **values} for label, values in zip(chosen, by_label, strict=True)]
 
@@ -142,6 +161,10 @@ TEXT_CLASSIFICATION = Task(
     encode=encode,
     augment=augment,
     evaluate_batch=evaluate_batch,
+    has_thresholds=True,
+    evaluate_examples=evaluate_examples,
+    collect=by_example.collect_classes,
+    references=references,
     compute_metrics=compute_metrics,
     unusable_metrics=unusable.for_classes,
     format_table=metrics.per_class_table,

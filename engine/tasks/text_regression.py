@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from data import Batch, Examples, Row, TextExamples
 from data import text_regression as targets
 from engine.config import ConfigError, GenerateSettings
+from engine.metrics import by_example, unusable
 from engine.metrics import text_regression as metrics
-from engine.metrics import unusable
 from engine.tasks import text_classification
 from engine.tasks.settings import Columns, TaskSettings
 from engine.tasks.task import Task
@@ -49,6 +50,17 @@ def evaluate_batch(model: TaskModel, batch: Batch, examples: Examples, generate:
     return metrics.regression_statistics(logits[:, 0], labels[:, 0], batch.indices, len(examples))
 
 
+def evaluate_examples(model: TaskModel, batch: Batch, examples: Examples, generate: GenerateSettings) -> Tensor:
+    """Return a row (prediction, truth) for each example of the batch."""
+    return torch.stack([model(batch).logits[:, 0], batch.required_labels[:, 0]], 1).double()
+
+
+def references(examples: Any, labels: Sequence[str]) -> list[float]:
+    """Return the number of each example."""
+    numbers: list[float] = examples.labels[:, 0].tolist()
+    return numbers
+
+
 def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
     """Return correlations and errors."""
     return metrics.regression_metrics(statistics)
@@ -74,6 +86,9 @@ TEXT_REGRESSION = Task(
     encode=encode,
     augment=text_classification.augment,
     evaluate_batch=evaluate_batch,
+    evaluate_examples=evaluate_examples,
+    collect=by_example.collect_numbers,
+    references=references,
     compute_metrics=compute_metrics,
     unusable_metrics=unusable.for_scores,
     predict_batch=predict_batch,

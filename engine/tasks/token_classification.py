@@ -20,8 +20,8 @@ from data.tag_schemes import are_entity_tags, find_entities
 from data.token_classification import Words, encode_tagged
 from data.words import TEXT, locate_words
 from engine.config import AugmentSettings, GenerateSettings
+from engine.metrics import by_example, unusable
 from engine.metrics import token_classification as metrics
-from engine.metrics import unusable
 from engine.tasks.augmentation import CHANGES_IN_PLACE, RowEncoder, augment_rows, check_text_changes, text_changes
 from engine.tasks.settings import Columns, TaskSettings
 from engine.tasks.task import Task
@@ -114,6 +114,34 @@ def evaluate_batch(model: TaskModel, batch: Batch, examples: TextExamples[Words]
     )
 
 
+def evaluate_examples(
+    model: TaskModel, batch: Batch, examples: TextExamples[Words], generate: GenerateSettings
+) -> Tensor:
+    """Return the tagging_statistics of each example of a batch."""
+    words = examples.record
+    labels = cast("np.ndarray", words.labels)
+    out, predicted, _ = predict_tags(model, batch, words)
+    losses = by_example.token_rows(out.logits, batch).cpu()
+
+    def count(loss: Tensor, num_targets: int, num_unseen: int, sentences: list[metrics.Sentence]) -> Tensor:
+        units = (model.labels, words.entities, words.scheme)
+        return metrics.tagging_statistics(loss, num_targets, num_unseen, sentences, *units)
+
+    rows = [count(losses.new_zeros(()), 0, 0, [])]  # which an empty batch has too
+    for (loss, _, targets), i, tags in zip(losses, batch.indices, predicted, strict=True):
+        own = words.word_slice(i)
+        true = [model.labels[k] for k in labels[own].tolist()]
+        rows.append(count(loss, int(targets), int((words.first_tokens[own] < 0).sum()), [(true, tags)]))
+    return torch.stack(rows)[1:]
+
+
+def references(examples: TextExamples[Words], labels: Sequence[str]) -> list[list[str]]:
+    """Return the tags of each example."""
+    words = examples.record
+    known = cast("np.ndarray", words.labels)
+    return [[labels[k] for k in known[words.word_slice(i)].tolist()] for i in range(len(examples))]
+
+
 def predict_tags(model: TaskModel, batch: Batch, words: Words) -> tuple[Output, list[list[str]], list[list[float]]]:
     """Return (the model's output, the likeliest tag of each word of each example, the tags' probabilities).
 
@@ -189,6 +217,8 @@ TOKEN_CLASSIFICATION = Task(
     encode=encode,
     augment=augment,
     evaluate_batch=evaluate_batch,
+    evaluate_examples=evaluate_examples,
+    references=references,
     compute_metrics=metrics.tagging_metrics,
     unusable_metrics=unusable.for_tags,
     format_table=metrics.type_table,

@@ -20,6 +20,7 @@ from models import TaskModel
 from models.ops.packing import to_device
 
 NUM_TOKENIZERS = len(metrics.TOKENIZERS)
+NUM_COUNTS = NUM_TOKENIZERS + metrics.NUM_BLEU_COUNTS + metrics.NUM_CHRF_COUNTS
 
 
 def read(name: str, settings: TaskSettings, labelled: bool) -> list[Row]:
@@ -55,6 +56,20 @@ def evaluate_batch(
     return torch.cat([loss_sum.double().reshape(1), numbers])
 
 
+def evaluate_examples(
+    model: TaskModel, batch: Batch, examples: TextExamples[Seq2SeqRecord], generate: GenerateSettings
+) -> Tensor:
+    """Return the statistics of each text of a batch, (B, 2 + 7 + 28)."""
+    losses, written, references = seq2seq.evaluate_each_text(model, batch, examples, generate)
+    tokenizer = examples.record.bleu_tokenizer
+    own = [int(name == tokenizer) for name in metrics.TOKENIZERS]
+    counts = [
+        own + metrics.translation_statistics([ours], [theirs], tokenizer)
+        for ours, theirs in zip(written, references, strict=True)
+    ]
+    return torch.cat([losses, torch.tensor(counts, dtype=torch.float64).view(-1, NUM_COUNTS)], 1)
+
+
 def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
     """Return the loss per token, BLEU, chrF, and the translations' length divided by the references'."""
     loss_sum, num_targets, *rest = statistics.tolist()
@@ -80,6 +95,8 @@ TRANSLATION = Task(
     encode=encode,
     augment=seq2seq.augment,
     evaluate_batch=evaluate_batch,
+    evaluate_examples=evaluate_examples,
+    references=seq2seq.references,
     compute_metrics=compute_metrics,
     unusable_metrics=unusable.for_translations,
     format_table=format_table,

@@ -130,6 +130,24 @@ def test_p02_metrics_do_not_depend_on_batches_or_ranks(trained):
 
 
 @torch.no_grad()
+def test_rows_of_examples_give_the_metrics_of_the_sums(trained):
+    """Whatever the batches, the rows of eval.confidence are those of the examples, and collect makes sums of them."""
+    task, expected = trained.task, trained.metrics()
+    if task.evaluate_examples is None:
+        pytest.skip("it has no statistics of single examples")
+    for limits, world_size in BATCHINGS:
+        rows = {}
+        for batch in batches(trained.labelled, limits, world_size):
+            found = task.evaluate_examples(trained.model, batch, trained.labelled, trained.config.generate)
+            rows |= dict(zip(batch.indices, found.double(), strict=True))
+        statistics = task.collect(torch.stack([rows[i] for i in range(len(trained.labelled))]), trained.model.labels)
+        found = task.compute_metrics(statistics, trained.model.labels)
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-6, nan_ok=True), limits
+    empty = task.evaluate_examples(trained.model, trained.labelled.batch([]), trained.labelled, trained.config.generate)
+    assert empty.shape == (0, len(next(iter(rows.values()))))
+
+
+@torch.no_grad()
 def test_p03_each_example_is_predicted_once_alike_in_any_batch(trained):
     def rows(limits: MicroBatching, world_size: int) -> dict[int, dict[str, Any]]:
         found: dict[int, dict[str, Any]] = {}
@@ -225,6 +243,7 @@ FROM_PREDICTIONS = {
         lambda ps, rows: mean([p["answer"] == r["answers"][0]["text"] for p, r in zip(ps, rows, strict=True)]),
     ),
     "relation-extraction": ("accuracy", equal("relation", "relation")),
+    "multiple-choice": ("accuracy", equal("choice", "label")),
     "summarization": ("rougeL", mean_rouge),
     "translation": ("bleu", corpus_bleu),
     "image-classification": ("accuracy", lambda ps, rows: mean([p["label"] == p["id"].split("/")[0] for p in ps])),
