@@ -8,10 +8,16 @@ import torch
 from torch import Tensor
 
 
-def choice_statistics(loss_sum: Tensor, chosen: Tensor, labels: Tensor) -> Tensor:
-    """Return [sum of losses, right answers, examples], (3,) fp64. chosen, labels: (N,) numbers of choices."""
-    right, count = (chosen == labels).sum(), loss_sum.new_full((), len(labels), dtype=torch.float64)
-    return torch.stack([loss_sum.double(), right.double(), count])
+def choice_rows(log_probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Return [loss, whether the likeliest choice is the right one, 1] of each example, (N, 3) fp64.
+
+    log_probabilities: (N, most choices), -inf behind the last choice of an example. labels: (N,).
+    """
+    if not len(labels):
+        return log_probabilities.new_zeros(0, 3, dtype=torch.float64)
+    loss = -log_probabilities.gather(1, labels[:, None]).squeeze(1).double()
+    right = (log_probabilities.argmax(1) == labels).double()
+    return torch.stack([loss, right, torch.ones_like(loss)], 1)
 
 
 def choice_metrics(statistics: Tensor) -> dict[str, float]:

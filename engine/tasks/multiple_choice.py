@@ -67,11 +67,19 @@ def augment(examples: Examples, rows: list[Row], encode: RowEncoder, settings: A
 
 def evaluate_batch(model: TaskModel, batch: Batch, examples: Examples, generate: GenerateSettings) -> Tensor:
     """Return [sum of losses, right answers, examples], (3,)."""
+    return evaluate_examples(model, batch, examples, generate).sum(0)
+
+
+def evaluate_examples(model: TaskModel, batch: Batch, examples: Examples, generate: GenerateSettings) -> Tensor:
+    """Return [loss, whether the answer is right, 1] of each example, (N, 3)."""
     labels = batch.required_labels
-    out = model(batch)
-    log_p, _ = log_softmax_of_choices(out.logits, batch)
-    chosen = log_p.argmax(1) if len(labels) else labels
-    return metrics.choice_statistics(out.loss_sum, chosen, labels)
+    log_p, _ = log_softmax_of_choices(model(batch).logits, batch)
+    return metrics.choice_rows(log_p, labels)
+
+
+def references(examples: TextExamples[ChoiceRecord], labels: Sequence[str]) -> list[int]:
+    """Return the number of the right choice of each example."""
+    return [] if examples.labels is None else [int(label) for label in examples.labels]
 
 
 def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
@@ -105,6 +113,8 @@ MULTIPLE_CHOICE = Task(
     texts=texts,
     augment=augment,
     evaluate_batch=evaluate_batch,
+    evaluate_examples=evaluate_examples,
+    references=references,
     compute_metrics=compute_metrics,
     predict_batch=predict_batch,
 )

@@ -138,11 +138,20 @@ def relation(rng: random.Random) -> Row:
     return {"text": " ".join(text), "subject": spans[0], "object": spans[1], "relation": name}
 
 
+def choice(rng: random.Random) -> Row:
+    """Return words and two to four other words, of which one is the last word of the text."""
+    text = words(rng, 2, 30)
+    choices = rng.sample(WORDS[: rng.randint(4, 9)], rng.randint(2, 4))
+    label = rng.randrange(len(choices))
+    return {"context": " ".join([*text, choices[label]]), "question": "what is", "choices": choices, "label": label}
+
+
 DATA: dict[str, Callable[[random.Random], Row]] = {
     "text-classification": text_class,
     "multi-label-classification": text_labels,
     "text-regression": text_score,
     "token-classification": tagged,
+    "multiple-choice": choice,
     "masked-lm": text_alone,
     "sentence-embedding": answered,
     "causal-lm": text_alone,
@@ -192,6 +201,7 @@ MODELS = {
     "token-classification": BERT,
     "question-answering": BERT,
     "relation-classification": BERT,
+    "multiple-choice": BERT,
     "masked-lm": BERT,
     "sentence-embedding": BERT,
     "causal-lm": GPT2,
