@@ -1,4 +1,4 @@
-"""Image classification: one class for each image, with a vision transformer (ViT, DeiT)."""
+"""Image classification: one class for each image, with a vision transformer (ViT, DeiT, DINOv2, BEiT)."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ from data.image_preprocessing import FILE, Preprocessing, read_preprocessing
 from data.label_spelling import canonical_label, similar_key
 from data.labels import check_label_names, hint_at_similar, match_labels
 from data.notes import list_some
+from engine.calibration import choose_class
 from engine.config import AugmentSettings, ConfigError, GenerateSettings
+from engine.metrics import by_example, unusable
 from engine.metrics import image_classification as metrics
-from engine.metrics import unusable
 from engine.tasks import text_classification
 from engine.tasks.augmentation import RowEncoder, changed_settings
 from engine.tasks.settings import Columns, TaskSettings
@@ -102,7 +103,8 @@ def load_processor(folder: Path) -> Preprocessing:
     preprocessing, model = read_preprocessing(folder), models.read_config(folder)
     config = models.ARCHITECTURES[str(model["model_type"])].read_config(model)
     if not hasattr(config, "patch_size"):
-        raise DataError(f"{folder}: a {model['model_type']} model reads no images; name a ViT or a DeiT in model.name")
+        known = "name a ViT, DeiT, DINOv2 or BEiT in model.name"
+        raise DataError(f"{folder}: a {model['model_type']} model reads no images; {known}")
     if preprocessing.shape is None:
         raise DataError(
             f"{folder / FILE}: size = {preprocessing.size} is the shorter side, and there is no crop, so images would "
@@ -118,8 +120,7 @@ def load_processor(folder: Path) -> Preprocessing:
             f"{folder / FILE}: images of {height} x {width} pixels are not a multiple of the model's patches of "
             f"{patch_height} x {patch_width}"
         )
-    special_tokens = 2 if config.distilled else 1
-    return replace(preprocessing, tokens=special_tokens + (height // patch_height) * (width // patch_width))
+    return replace(preprocessing, tokens=config.num_special + (height // patch_height) * (width // patch_width))
 
 
 def encode(
@@ -159,7 +160,8 @@ def evaluate_batch(model: TaskModel, batch: Batch, examples: Examples, generate:
     """Return [hits among the first five, sum of losses, confusion matrix], (2 + C * C,), and scores of two classes."""
     labels = batch.required_labels
     out = model(batch)
-    return metrics.image_statistics(out.loss_sum, out.logits, labels, batch.indices, len(examples))
+    predicted = choose_class(model, out.logits)
+    return metrics.image_statistics(out.loss_sum, out.logits, labels, batch.indices, len(examples), predicted)
 
 
 def compute_metrics(statistics: Tensor, labels: Sequence[str]) -> dict[str, float]:
@@ -185,6 +187,10 @@ IMAGE_CLASSIFICATION = Task(
     augment=augment,
     show_augmented=show_augmented,
     evaluate_batch=evaluate_batch,
+    has_thresholds=True,
+    evaluate_examples=text_classification.evaluate_examples,
+    collect=by_example.collect_images,
+    references=text_classification.references,
     compute_metrics=compute_metrics,
     unusable_metrics=unusable.for_classes,
     format_table=metrics.image_table,
