@@ -33,6 +33,7 @@ ALWAYS_USED = (
     "train.precision",
     "train.tf32",
     "eval.batch_tokens",
+    "eval.confidence",
     "distributed.timeout_seconds",
 )
 ONLY_TRAINING_READS = (

@@ -33,7 +33,8 @@ class RunLog:
     metrics.jsonl has one JSON object a line:
 
     - a training line: {"step", "loss", "lr", "grad_norm", ...}, after a spike of the loss with {"spike": {...}};
-    - an evaluation: {"step", "evaluation": {...}}, with "training": {...} where training examples were evaluated too.
+    - an evaluation: {"step", "evaluation": {...}}, with "training": {...} where training examples were evaluated too,
+      and with eval.confidence "intervals": {metric: [low, high]}.
 
     A line that cannot be written is kept and written with a later one; the run goes on meanwhile. Rates and
     data_wait_seconds cover the steps since the last training line, without evaluation and saving.
@@ -132,6 +133,8 @@ class RunLog:
         row: dict[str, Any] = {"step": step, "evaluation": metrics, "best": best}
         row |= {"training": on_training} if on_training else {}
         self.evaluations.append(_flatten_evaluation(row))
+        intervals = getattr(metrics, "intervals", {})
+        row |= {"intervals": intervals} if intervals else {}
         self._write(row, "validation", step, metrics)
         if on_training:
             self.loggers.log("training", on_training, step)
@@ -205,7 +208,10 @@ class RunLog:
         self.loggers.close(ended)
 
     def _format(self, metrics: dict[str, float]) -> str:
-        return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name not in self.hidden)
+        intervals = getattr(metrics, "intervals", {})
+        bounds = {name: f" [{low:.4f}, {high:.4f}]" for name, (low, high) in intervals.items()}
+        shown = [name for name in metrics if name not in self.hidden]
+        return "  ".join(f"{name} {metrics[name]:.4f}{bounds.get(name, '')}" for name in shown)
 
     def _write(self, row: dict[str, Any], family: str, step: int, scalars: dict[str, Any]) -> None:
         self._append(to_json(row) + "\n")
@@ -289,7 +295,7 @@ def _remove_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
                 row = _parse(line)
             except ValueError:  # a line that a crash left incomplete
                 continue
-            if row["step"] <= step and "end" not in row and _has_numbers(row):
+            if 0 < step >= row["step"] and "end" not in row and _has_numbers(row):
                 kept.append(row)
         write_text(path, (to_json(row) + "\n" for row in kept))
     return kept

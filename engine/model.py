@@ -44,9 +44,6 @@ def build_model(
             keep_layers=0,
             reinit_layers=0,
         )
-    rates = start.dropout.rates()
-    if start.dropout.head is None and task.head in models.HEADS and models.HEADS[task.head].is_language_model:
-        rates.pop("head", None)  # this head has no dropout for model.dropout.all to set
 
     def prepare(model: TaskModel) -> None:
         models.freeze(model, start.freeze)
@@ -78,15 +75,18 @@ def build_model(
         seed=seed,
         revision=start.revision,
         sha256=start.sha256,
-        before_loading=prepare if streams else None,
+        before_loading=before_loading,
     )
-    if not streams:
-        prepare(model)
-    pretrained_folder = models.hub.resolve(start.name, start.revision)
-    _drop_ambiguous_pad(model, pretrained_folder)
-    if resumed is not None and start.lora.rank:
-        models.load_adapter(model, models.adapter.find_adapter(resumed))
-    return model, pretrained_folder
+    _drop_ambiguous_pad(model, models.hub.resolve(start.name, start.revision))
+    _drop_calibration(model, start.name)
+    return model
+
+
+def _drop_calibration(model: TaskModel, name: str) -> None:
+    """Leave out the temperature and thresholds of a checkpoint, which do not suit the weights of a training."""
+    if problem_of(model) and (found := [key for key in CALIBRATION_KEYS if key in model.spec.config]):
+        set_calibration(model, None)
+        model.report.notes.append(f"{' and '.join(found)} in config.json of {name}: left out, since training goes on")
 
 
 def _drop_ambiguous_pad(model: TaskModel, folder: Path) -> None:

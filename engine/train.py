@@ -26,6 +26,7 @@ from engine.distributed import Ranks
 from engine.ema import Ema
 from engine.errors import TrainingError
 from engine.evaluate import EvaluationContext, evaluate, show_generations
+from engine.judging import calibrate, evaluate_at_start, forget_calibration
 from engine.imbalance import apply_class_weights, apply_pos_weight, classes_to_balance, describe_sampler
 from engine.kept_limit import KeptLimit
 from engine.kernels import describe_kernels
@@ -52,7 +53,7 @@ from engine.optim import (
 )
 from engine.optimizer_state import state_bytes
 from engine.optimizers import describe_optimizer
-from engine.plugins import load_plugins
+from engine.plugins import load_plugins, try_own_metrics
 from engine.precision import Precision
 from engine.prefetch import StepFetcher
 from engine.regularize import (
@@ -98,12 +99,14 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     validate.check_metric(task, watched, model.labels)
     validate.check_fit(cfg, model, processor)
     encode = task.encoder(processor, settings, model.labels)
+    validate.check_thresholds(cfg, task, model.labels)
     train_set = encode(train_rows)
     validation_set = encode(validation_rows)
     test_set = encode(test_rows)
     validate.check_encoded(cfg, model, train_set, validation_set, test_set)
     counts = train_set.label_counts(len(model.labels))
     apply_class_weights(model, cfg.regularize, counts)
+    try_own_metrics(task, validation_set, model.labels)
     notes += apply_pos_weight(model, cfg.regularize, counts, len(train_set))
     classes = classes_to_balance(cfg.train.sampler, train_set)
     notes += describe_sampler(classes, model.labels, cfg.regularize)
@@ -163,7 +166,9 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     log = RunLog(folder, ranks, cfg.log, start=state.step, total=total_steps, hidden=hidden, recipe=recipe)
     spikes = SpikeWatch(cfg.log.spike_deviations, log.losses)
     saves = SaveSchedule(cfg.checkpoint, ranks, state if resumed else None)
-    context = EvaluationContext(task, amp, ranks, cfg.eval.batch_tokens, cfg.generate, stop.is_seen)
+    context = EvaluationContext(
+        task, amp, ranks, cfg.eval.batch_tokens, cfg.generate, stop.is_seen, cfg.eval.confidence
+    )
     step_loader = partial(
         training_steps,
         train_set,
@@ -182,6 +187,8 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     done = state.reason_to_stop(total_steps, cfg.eval, direction)
     while not done:
         # Evaluate, if this is due. It comes first, since a resumed run may have been stopped in an evaluation.
+    if cfg.eval.at_start and not state.step:
+        evaluate_at_start(model, validation_set, train_subset, context, log)
         if state.is_evaluation_due(evaluate_every, total_steps):
             clock = time.perf_counter()
             with ema.in_place_of_weights(), gathered(model):
@@ -197,7 +204,9 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
             if is_best:
                 saves.save_best(folder, contents, state, ema)
             log.restart_clock()
+                log.say(calibrate(model, validation_set, context, cfg.eval, ema))
             done = state.reason_to_stop(total_steps, cfg.eval, direction)
+                forget_calibration(model)
             continue
 
         # Fetch all micro-batches of the step, whose loss is divided by the number of targets in all of them. The ranks
@@ -288,7 +297,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         best = models.from_pretrained(folder / checkpoint.BEST, head=task.head, before_loading=shard).to(ranks.device)
         with gathered(best):
             test_metrics = evaluate(best, test_set, context)
-        result |= {f"test_{name}": value for name, value in test_metrics.items()}
+        result |= {f"test_{name}": value for name, value in test_metrics.with_bounds().items()}
     log.final(state.step, result, done, cfg.train.max_grad_norm)
     log.say(explain_best(state, watched, log.values_of(watched)))
     if problem:

@@ -64,6 +64,7 @@ def _check_used(config: Config, task: Task) -> None:
             "causal_lm.concatenate_texts = true"
         )
     if config.masked_lm.segmenter and not config.masked_lm.whole_words:
+    _check_judging(config, task)
         raise ConfigError(
             f"masked_lm.segmenter = {config.masked_lm.segmenter!r} has no effect where tokens are masked alone: leave "
             "it out, or set masked_lm.whole_words = true"
@@ -95,6 +96,39 @@ def _check_long_texts(config: Config, task: Task) -> None:
             "question-answering": "contexts are always read in windows that share question_answering.doc_stride tokens",
             "relation-extraction": "a long text is cut around its two entities",
             "masked-lm": "all of a text is read, in further examples where it is long",
+def _check_judging(config: Config, task: Task) -> None:
+    """Raise ConfigError for intervals, a temperature or thresholds that the task does not have."""
+    name, judged = config.run.task, config.eval
+    single = task.evaluate_examples
+    if judged.confidence and (
+        single is None or single.__module__.split(".")[0] != task.evaluate_batch.__module__.split(".")[0]
+    ):
+        raise ConfigError(
+            f"eval.confidence = {judged.confidence:g} needs the statistics of single examples, which {name} does not "
+            "have: leave it out, or give the task an evaluate_examples (engine/tasks/task.py)"
+        )
+    if judged.fit_temperature and task.problem not in ("single-label", "multi-label"):
+        raise ConfigError(
+            f"eval.fit_temperature = True has no effect on {name}, which predicts no class of an example: leave it out"
+        )
+    if judged.tune_thresholds != "none" and not task.has_thresholds:
+        raise ConfigError(
+            f"eval.tune_thresholds = {judged.tune_thresholds!r} has no effect on {name}: it serves "
+            f"{', '.join(other for other, known in TASKS.items() if known.has_thresholds)}"
+        )
+    if judged.tune_thresholds == "f1_positive" and task.problem == "multi-label":
+        raise ConfigError("eval.tune_thresholds = 'f1_positive' is of two classes: f1 is that of each label here")
+
+
+def check_thresholds(config: Config, task: Task, labels: Sequence[str]) -> None:
+    """Raise ConfigError for thresholds of classes where there are not two."""
+    if config.eval.tune_thresholds != "none" and task.problem == "single-label" and len(labels) != 2:
+        raise ConfigError(
+            f"eval.tune_thresholds = {config.eval.tune_thresholds!r} needs two classes, and there are {len(labels)}: "
+            "leave it out"
+        )
+
+
             "causal-lm": "causal_lm.concatenate_texts reads all of a text in blocks",
             "dialogue": "a reply is learned after the turns just before it",
             "image-classification": "an image is not a text",
