@@ -31,8 +31,11 @@ COMMON = {
 }
 VIT = COMMON | {"square": True, "size": 224, "resample": BILINEAR, "image_mean": HALF, "image_std": HALF}
 DEIT = VIT | {"size": 256, "resample": BICUBIC, "do_center_crop": True, "crop_size": 224}
+BEIT = VIT | {"resample": BICUBIC}
 BIT = DEIT | {"square": False, "size": 224, "image_mean": CLIP_MEAN, "image_std": CLIP_STD}  # DINOv2 uses this one
-PROCESSORS: dict[str, dict[str, Any]] = {"ViT": VIT, "DeiT": DEIT, "Bit": BIT}
+PROCESSORS: dict[str, dict[str, Any]] = {"ViT": VIT, "DeiT": DEIT, "Beit": BEIT, "Bit": BIT}
+# Settings without effect on images as they are read here: in RGB, and without maps of segments.
+UNUSED = ("do_convert_rgb", "do_reduce_labels")
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def read_preprocessing(folder: Path) -> Preprocessing:
         raise DataError(f"{path}: {name!r} is not supported; choose from {', '.join(PROCESSORS)} (ImageProcessor)")
     settings = PROCESSORS[family] | {key: value for key, value in raw.items() if value is not None}
     for key in settings:
-        known = key in PROCESSORS[family] or key in ("do_convert_rgb", "do_center_crop")
+        known = key in PROCESSORS[family] or key in UNUSED
         if (key.startswith("do_") or key == "crop_pct") and settings[key] and not known:
             raise DataError(f"{path}: {key} = {settings[key]!r} is not supported")
     try:

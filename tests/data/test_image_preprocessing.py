@@ -12,16 +12,21 @@ from PIL import Image
 from data import DataError
 from data.image_preprocessing import FILE, Preprocessing, preprocess, read_preprocessing
 
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 # (class of transformers without "ImageProcessor", settings that differ from its defaults)
 PROCESSORS = [
     ("ViT", {}),
     ("ViT", {"size": {"height": 30, "width": 45}, "resample": 3}),
     ("ViT", {"do_resize": False, "do_rescale": False}),
-    ("ViT", {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}),
+    ("ViT", {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}),
     ("ViT", {"do_normalize": False}),
     ("DeiT", {}),
     ("DeiT", {"size": {"height": 31, "width": 31}, "crop_size": {"height": 24, "width": 40}, "resample": 2}),
     ("Bit", {"size": {"shortest_edge": 256}}),
+    ("Bit", {"size": {"shortest_edge": 256}, "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}),  # DINOv2's
+    ("Beit", {}),
+    ("Beit", {"size": {"height": 256, "width": 256}, "do_center_crop": True, "resample": 2}),  # in older files
+    ("Beit", {"do_reduce_labels": True, "size": {"height": 40, "width": 40}}),
     ("Bit", {"size": {"shortest_edge": 25}, "crop_size": {"height": 18, "width": 60}}),
 ]
 SIZES = [(48, 64), (64, 37), (224, 224), (90, 301)]

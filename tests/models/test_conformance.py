@@ -136,6 +136,7 @@ def test_hidden_states_equal_left_padded_transformers(tmp_path, model_type):
 # training
 
 BERT_RATES = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3, "classifier_dropout": 0.4}
+VIT_RATES = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3}
 RATES = {  # one for each field of a config.json
     **dict.fromkeys(("bert", "roberta", "ernie", "electra"), BERT_RATES),
     "albert": {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3, "classifier_dropout_prob": 0.4},
@@ -146,12 +147,7 @@ RATES = {  # one for each field of a config.json
     },
     "distilbert": {"dropout": 0.2, "attention_dropout": 0.3, "seq_classif_dropout": 0.4, "qa_dropout": 0.5},
     "gpt2": {"embd_pdrop": 0.1, "attn_pdrop": 0.3, "resid_pdrop": 0.2, "classifier_dropout": 0.4},
-    "vit": {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3},
-    "deit": {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3},
-    **dict.fromkeys(
-        ("dinov2", "dinov2_with_registers"), {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3}
-    ),
-    "beit": {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3},
+    **dict.fromkeys(("vit", "deit", "dinov2", "dinov2_with_registers", "beit"), VIT_RATES),
     "t5": {"dropout_rate": 0.2, "classifier_dropout": 0.4},
     "mt5": {"dropout_rate": 0.2, "classifier_dropout": 0.4},
 }
