@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,12 +13,15 @@ from data import Examples, MicroBatching, steps_per_epoch
 from data.cache import notes_of
 from data.lengths import count_lengths, percentile
 from data.loader import split_into_micro_batches
+from data.multi_task import MultiTaskExamples, labels_of
 from data.notes import count_of, list_some
 from engine.config import Config, to_recipe, to_toml
 from engine.imbalance import warn_of_missing
-from engine.tasks import TASKS, find_task
+from engine.multi_task import describe_tasks, open_task
+from engine.tasks import Task
+from engine.tasks.multi_task import MultiTask
 from engine.watch import warn_of_metric
-from models import TaskModel
+from models import TaskModel, explain_export
 from models.frozen_linear import count_parameters
 
 
@@ -39,17 +42,24 @@ def describe_run(
     full = config.run.dry_run
     paragraphs = [to_toml(to_recipe(config))] if full else []
     paragraphs.append(str(model.report))
-    for name, examples in zip(("training", "validation", "test"), sets, strict=True):
-        if len(examples):
-            paragraphs.append(describe_examples(name, examples, model.labels))
-    task, watched = find_task(config.run.task, config.eval.metric)
-    if lines := [*notes, *warn_of_metric(task, watched, sets[1], model.labels)]:
+    task, watched = open_task(config)
+    views = view_tasks(task, watched, sets, model.labels)
+    for view in views:
+        for name, examples in zip(("training", "validation", "test"), view.sets, strict=True):
+            if len(examples):
+                paragraphs.append(describe_examples(f"{view.prefix}{name}", examples, view.labels))
+    warnings = [f"{view.prefix}{line}" for view in views for line in view.warn_of_metric()]
+    if sentence := explain_export(model):
+        paragraphs.append(sentence)
+    if lines := [*notes, *warnings]:
         paragraphs.append("\n".join(lines))
-    if lines := warn_of_missing(train_set, sets[1], model.labels, task.metrics):
+    if lines := [f"{view.prefix}{line}" for view in views for line in view.warn_of_missing()]:
         paragraphs.append("\n".join(lines))
+    if isinstance(task, MultiTask):
+        paragraphs.append(describe_tasks(task, train_set, model))
     if full:
         paragraphs.append(show_examples(train_set, processor, model.labels))
-        augmented = TASKS[config.run.task].show_augmented(train_set, Path(f"{config.run.folder}-augmented.png"))
+        augmented = task.show_augmented(train_set, Path(f"{config.run.folder}-augmented.png"))
         paragraphs += [augmented] if augmented else []
     parameters = count_parameters(model)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -61,6 +71,41 @@ def describe_run(
         f"{epochs:.4g} epoch{'' if epochs == 1 else 's'}\n" + describe_step(global_batch_size, train_set, limits)
     )
     return "\n\n".join(paragraphs) + "\n"
+
+
+class View(NamedTuple):
+    """The task of a run, or one of several, with its own data sets and labels. prefix: its name in lines."""
+
+    prefix: str
+    task: Task
+    watched: str
+    sets: tuple[Examples, ...]  # for training, validation and test
+    labels: tuple[str, ...]
+
+    def warn_of_metric(self) -> list[str]:
+        """Return a warning if the watched metric cannot compare models."""
+        return warn_of_metric(self.task, self.watched, self.sets[1], self.labels)
+
+    def warn_of_missing(self) -> list[str]:
+        """Return warnings of labels without examples."""
+        return warn_of_missing(self.sets[0], self.sets[1], self.labels, self.task.metrics)
+
+
+def view_tasks(task: Task, watched: str, sets: tuple[Examples, ...], labels: tuple[str, ...]) -> list[View]:
+    """Return the task of a run, or each of several, with its own part of the data."""
+    joint = [examples for examples in sets if isinstance(examples, MultiTaskExamples)]
+    if not isinstance(task, MultiTask):
+        return [View("", task, watched, sets, labels)]
+    return [
+        View(
+            f"{part.name}: ",
+            part.task,
+            part.watched,
+            tuple(examples.parts[part.name] for examples in joint),
+            labels_of(part.name, labels),
+        )
+        for part in task.parts
+    ]
 
 
 def describe_examples(name: str, examples: Examples, labels: tuple[str, ...]) -> str:

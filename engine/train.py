@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import models
 from data import sample_rows, steps_per_epoch, totals, training_steps
 from data.teacher import read_teacher
 from engine import checkpoint, cli, config, diagnose, disk, distributed, machines, summary, validate
@@ -26,8 +25,8 @@ from engine.distributed import Ranks
 from engine.ema import Ema
 from engine.errors import TrainingError
 from engine.evaluate import EvaluationContext, evaluate, show_generations
-from engine.judging import calibrate, evaluate_at_start, forget_calibration
 from engine.imbalance import apply_class_weights, apply_pos_weight, classes_to_balance, describe_sampler
+from engine.judging import calibrate, evaluate_at_start, forget_calibration
 from engine.kept_limit import KeptLimit
 from engine.kernels import describe_kernels
 from engine.log import RunLog, check_log, read_numbers
@@ -39,7 +38,9 @@ from engine.memory import (
     halve_micro_batches,
     micro_batch_limits,
 )
-from engine.model import apply_machine_settings, build_model
+from engine.model import apply_machine_settings, build_model, load_best
+from engine.model_card import write_card
+from engine.multi_task import open_task
 from engine.objective import named_parameters, training_objective
 from engine.optim import (
     build_optimizer,
@@ -67,8 +68,9 @@ from engine.save_schedule import SaveSchedule
 from engine.sharding import describe_sharding, gathered, plan_sharding
 from engine.spikes import SpikeWatch
 from engine.state import TrainState, metric_direction
-from engine.tasks import find_task, read_training_data
+from engine.tasks import read_training_data
 from engine.watch import explain_best
+from models import explain_export
 
 USAGE = "torchrun -m engine.train [RECIPE] [--section.key=value ...] [--resume] [--dry-run] [--help]"
 
@@ -80,7 +82,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     """
     # 1. The task, and the data as rows. All errors in the files are found here, before the model is loaded.
     seed, batch_size = cfg.run.seed, cfg.train.global_batch_size
-    task, watched = find_task(cfg.run.task, cfg.eval.metric)
+    task, watched = open_task(cfg)
     direction = metric_direction(cfg.eval, watched)
     check_log(cfg.log)
     check_names(cfg.optim)
@@ -97,16 +99,16 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     # 3. The data as examples. They are encoded once; augmentation changes the training examples in each epoch.
     processor = task.load_processor(pretrained_folder)
     validate.check_metric(task, watched, model.labels)
+    validate.check_thresholds(cfg, task, model.labels)
     validate.check_fit(cfg, model, processor)
     encode = task.encoder(processor, settings, model.labels)
-    validate.check_thresholds(cfg, task, model.labels)
     train_set = encode(train_rows)
     validation_set = encode(validation_rows)
     test_set = encode(test_rows)
     validate.check_encoded(cfg, model, train_set, validation_set, test_set)
+    try_own_metrics(task, validation_set, model.labels)
     counts = train_set.label_counts(len(model.labels))
     apply_class_weights(model, cfg.regularize, counts)
-    try_own_metrics(task, validation_set, model.labels)
     notes += apply_pos_weight(model, cfg.regularize, counts, len(train_set))
     classes = classes_to_balance(cfg.train.sampler, train_set)
     notes += describe_sampler(classes, model.labels, cfg.regularize)
@@ -185,10 +187,10 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     # signal stops the run after a checkpoint; until here there is nothing to save, and it ends the process.
     stop.listen(announce=ranks.is_main)
     done = state.reason_to_stop(total_steps, cfg.eval, direction)
-    while not done:
-        # Evaluate, if this is due. It comes first, since a resumed run may have been stopped in an evaluation.
     if cfg.eval.at_start and not state.step:
         evaluate_at_start(model, validation_set, train_subset, context, log)
+    while not done:
+        # Evaluate, if this is due. It comes first, since a resumed run may have been stopped in an evaluation.
         if state.is_evaluation_due(evaluate_every, total_steps):
             clock = time.perf_counter()
             with ema.in_place_of_weights(), gathered(model):
@@ -202,11 +204,11 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
             log.log_evaluation(state.step, metrics, train_metrics, is_best, seconds)
             log.say(generations)
             if is_best:
-                saves.save_best(folder, contents, state, ema)
-            log.restart_clock()
                 log.say(calibrate(model, validation_set, context, cfg.eval, ema))
-            done = state.reason_to_stop(total_steps, cfg.eval, direction)
+                saves.save_best(folder, contents, state, ema)
                 forget_calibration(model)
+            log.restart_clock()
+            done = state.reason_to_stop(total_steps, cfg.eval, direction)
             continue
 
         # Fetch all micro-batches of the step, whose loss is divided by the number of targets in all of them. The ranks
@@ -223,8 +225,8 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
                 saves.save(folder, contents, state)
 
         # Schedules.
-        lr = learning_rate(state.step, total_steps, cfg.optim)
         log.begin_step(state.step + 1)
+        lr = learning_rate(state.step, total_steps, cfg.optim)
         set_learning_rate(optimizer, lr)
         dropout.set_(state.step)
         if unfreezing.set_(state.step):  # DDP reduces the parameters that were trained when it was created
@@ -294,14 +296,18 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     has_test = bool(test_rows and state.best_step)
     problem = verify(folder / checkpoint.BEST) if has_test else None
     if has_test and not problem:
-        best = models.from_pretrained(folder / checkpoint.BEST, head=task.head, before_loading=shard).to(ranks.device)
+        best = load_best(folder / checkpoint.BEST, task, shard).to(ranks.device)
         with gathered(best):
             test_metrics = evaluate(best, test_set, context)
         result |= {f"test_{name}": value for name, value in test_metrics.with_bounds().items()}
     log.final(state.step, result, done, cfg.train.max_grad_norm)
     log.say(explain_best(state, watched, log.values_of(watched)))
+    log.say(explain_export(model))
     if problem:
         raise TrainingError(f"{problem}; so data.test was not evaluated. {checkpoint.LAST}/ has the weights of the end")
+    if ranks.is_main:
+        sets = (train_set, validation_set, test_set)
+        write_card(folder / checkpoint.BEST, cfg, model, sets, pretrained_folder, result)
     return result
 
 

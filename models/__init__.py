@@ -12,6 +12,7 @@ A new architecture is one file and one line in ARCHITECTURES; a new head is a cl
 
 from models import lora
 from models.adapter import load_adapter, save_adapter
+from models.auto_classes import auto_class, explain_export
 from models.checkpoints import hub
 from models.errors import ModelError
 from models.frozen_linear import store_frozen_weights
@@ -37,9 +38,11 @@ __all__ = [
     "Output",
     "TaskModel",
     "add_lora",
+    "auto_class",
     "checkpoint_activations",
     "compile_layers",
     "drop_graphs",
+    "explain_export",
     "freeze",
     "from_pretrained",
     "generate",

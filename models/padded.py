@@ -12,17 +12,21 @@ calling one for each new token with all tokens before it. Images have the size o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from models.errors import ModelError
-from models.heads import QuestionAnswering
-from models.inputs import ModelInputs, PaddedInputs
+from models.heads import LanguageModel, MultipleChoice, QuestionAnswering
+from models.inputs import IGNORE_INDEX, ModelInputs, PaddedInputs
+from models.losses import classification_loss
+from models.ops.layers import mean_by_example
 from models.ops.packing import Packing, Padded
-from models.task_model import TaskModel
+from models.task_model import Output, TaskModel
 
 EXAMPLE = (3, 4)  # (B, L) of the inputs that a graph is traced with
 
@@ -43,9 +47,17 @@ class Graph:
     outputs: tuple[str, ...]
     max_length: int
 
+    @property
+    def takes_all(self) -> bool:
+        """Whether the module takes its inputs as *inputs, rather than one argument each."""
+        return isinstance(self.module, PaddedModel)
+
 
 class PaddedModel(nn.Module):
-    """The model of a task: logits (B, C), or of each token (B, L, C); of spans two tensors (B, L)."""
+    """The model of a task: logits (B, C), or of each token (B, L, C); of spans two tensors (B, L).
+
+    Of multiple choice all inputs are (B, choices, L), and the logits (B, choices).
+    """
 
     def __init__(self, model: TaskModel, names: tuple[str, ...]):
         super().__init__()
@@ -54,15 +66,19 @@ class PaddedModel(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return the outputs; inputs: one tensor for each name."""
-        named = dict(zip(self.names, inputs, strict=True))
+        head = self.model.head
+        has_choices = isinstance(head, MultipleChoice)
+        choices = inputs[0].shape[:2]
+        named = dict(zip(self.names, (x.flatten(0, 1) if has_choices else x for x in inputs), strict=True))
         padded = pad_inputs(named)
         hidden, packing = self.model.backbone(padded)
-        head = self.model.head
         logits: Tensor = hidden if head is None else head(hidden, packing, padded)[0]
+        if has_choices:
+            return torch.unflatten(logits, 0, choices)
         if "pixel_values" in named or not is_per_token(self.model):
             return logits
         logits = torch.unflatten(logits, 0, packing_shape(padded))
-        return logits.unbind(-1) if isinstance(head, QuestionAnswering) else logits
+        return torch.unbind(logits, -1) if isinstance(head, QuestionAnswering) else logits
 
 
 class PaddedEncoder(nn.Module):
@@ -137,7 +153,9 @@ def is_per_token(model: TaskModel) -> bool:
 
 
 def graphs_of(model: TaskModel, image_size: tuple[int, int] | None = None) -> tuple[Graph, ...]:
-    """Return the graphs of a model, which is put in evaluation mode. image_size: (height, width) of images.
+    """Return the graphs of a model, which is put in evaluation mode.
+
+    image_size: (height, width) of all images, which a graph fixes.
 
     Raises ModelError for a backbone of a user's own whose forward does not take padded inputs.
     """
@@ -146,15 +164,18 @@ def graphs_of(model: TaskModel, image_size: tuple[int, int] | None = None) -> tu
         return _encoder_and_decoder(model)
     if model.embedding is None:
         channels = getattr(model.backbone.config, "num_channels", 3)
-        height, width = image_size or getattr(model.backbone.config, "image_size", (224, 224))
-        inputs = {"pixel_values": torch.zeros(EXAMPLE[0], channels, height, width)}
-        axes = {"pixel_values": {0: "batch_size"}}
+        height, width = image_size or (224, 224)
+        inputs: dict[str, Tensor] = {"pixel_values": torch.zeros(EXAMPLE[0], channels, height, width)}
+        axes: dict[str, dict[int, str]] = {"pixel_values": {0: "batch_size"}}
     else:
         inputs = _example_texts(model)
         axes = {name: {0: "batch_size", 1: "sequence_length"} for name in inputs}
+        if isinstance(model.head, MultipleChoice):
+            inputs = {name: torch.stack([x, x], 1) for name, x in inputs.items()}
+            axes = {name: {0: "batch_size", 1: "num_choices", 2: "sequence_length"} for name in inputs}
         if "markers" in axes:
             axes["markers"] = {0: "batch_size"}
-    outputs = ("logits",) if model.head is not None else ("last_hidden_state",)
+    outputs: tuple[str, ...] = ("logits",) if model.head is not None else ("last_hidden_state",)
     if isinstance(model.head, QuestionAnswering):
         outputs = ("start_logits", "end_logits")
     return (Graph("model", PaddedModel(model, tuple(inputs)), inputs, axes, outputs, model.max_length),)
@@ -205,8 +226,55 @@ def check_graph(graph: Graph) -> None:
         ) from None
 
 
-def pad_batch(inputs: ModelInputs, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """Return {name: tensor} of a packed micro-batch, padded on the right by zeros, for the graph "model"."""
+# {name: tensor} -> the outputs of a graph
+Runner: TypeAlias = Callable[[Mapping[str, Tensor]], Sequence[Tensor]]
+
+
+class GraphModel(TaskModel):
+    """A model whose logits are computed by exported graphs, for everything that evaluates or predicts with a model."""
+
+    def __init__(self, model: TaskModel, graphs: Sequence[Graph], runners: Sequence[Runner]):
+        super().__init__(model.backbone, model.head, model.spec)
+        self.graphs, self.runners = graphs, runners
+
+    def forward(self, inputs: ModelInputs) -> Output:
+        """Return the logits in the layout of TaskModel.forward, and the loss; NaN for a loss that is no cross entropy.
+
+        A cross entropy of classes or tokens is meant, or the loss of several labels or of a regression.
+        """
+        logits, lengths = self.compute(inputs)
+        if inputs.pixel_values is None and is_per_token(self):
+            logits = torch.cat([row[:n] for row, n in zip(logits, lengths, strict=True)])
+        head, labels = self.head, inputs.labels
+        if isinstance(head, LanguageModel) and labels is not None:
+            is_target = labels != IGNORE_INDEX
+            logits, labels = logits[is_target], labels[is_target]
+        if head is not None and head.reads_windows and inputs.sequences is not None:
+            logits = mean_by_example(logits, inputs.sequences)
+        if head is None or not (head.has_labels or head.is_language_model):
+            return Output(torch.tensor(math.nan), logits)
+        return Output(classification_loss(logits, labels, head.shape, training=False), logits)
+
+    def compute(self, inputs: ModelInputs) -> tuple[Tensor, tuple[int, ...]]:
+        """Return the padded logits of a micro-batch, and the lengths of its sequences, or of its targets."""
+        first = self.graphs[0]
+        if len(self.graphs) == 1:
+            outputs = self.runners[0](pad_batch(inputs, tuple(first.inputs), isinstance(self.head, MultipleChoice)))
+            logits = torch.stack([*outputs], -1) if len(outputs) > 1 else outputs[0]
+            return logits.squeeze(1) if isinstance(self.head, MultipleChoice) else logits, inputs.lengths
+        texts = pad_batch(inputs, ("input_ids", "attention_mask", "decoder_input_ids"))
+        target = texts.pop("decoder_input_ids")
+        (hidden,) = self.runners[0](texts)
+        mask = texts["attention_mask"]
+        decoder = {"encoder_attention_mask": mask, "input_ids": target, "encoder_hidden_states": hidden}
+        return self.runners[1](decoder)[0], inputs.decoder_lengths
+
+
+def pad_batch(inputs: ModelInputs, names: tuple[str, ...], one_choice: bool = False) -> dict[str, Tensor]:
+    """Return {name: tensor} of a packed micro-batch, padded on the right by zeros, for a graph with these inputs.
+
+    one_choice: whether each sequence is an example of a single choice, (B, 1, L).
+    """
     if inputs.pixel_values is not None:
         return {"pixel_values": inputs.pixel_values}
     padded = {
@@ -214,6 +282,8 @@ def pad_batch(inputs: ModelInputs, names: tuple[str, ...]) -> dict[str, Tensor]:
         "attention_mask": _pad_rows(torch.ones(sum(inputs.lengths), dtype=torch.int64), inputs.lengths),
         "token_type_ids": _pad_rows(inputs.token_type_ids, inputs.lengths),
     }
+    if one_choice:
+        padded = {name: x.unsqueeze(1) for name, x in padded.items()}
     if inputs.markers is not None:
         padded["markers"] = inputs.markers
     if inputs.decoder_input_ids is not None:
@@ -224,4 +294,4 @@ def pad_batch(inputs: ModelInputs, names: tuple[str, ...]) -> dict[str, Tensor]:
 def _pad_rows(values: Tensor | None, lengths: tuple[int, ...]) -> Tensor:
     """(T,) -> (B, L); zeros where there are no values."""
     values = torch.zeros(sum(lengths), dtype=torch.int64) if values is None else values
-    return nn.utils.rnn.pad_sequence(list(values.split(lengths)), batch_first=True)
+    return nn.utils.rnn.pad_sequence(list(torch.split(values, list(lengths))), batch_first=True)

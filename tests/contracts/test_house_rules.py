@@ -22,11 +22,11 @@ TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="u
 # Who may import whom, besides itself.
 MAY_IMPORT = {"engine": {"data", "models"}, "data": set(), "models": set()}
 COMMANDS = {"engine/train.py", "engine/evaluate.py", "engine/predict.py", "engine/study.py", "engine/api.py"}
-COMMANDS |= {"engine/prepare.py"}
+COMMANDS |= {"engine/export.py", "engine/prepare.py"}
 # These take the whole configuration for what they are: read, checked, written into each checkpoint, or printed.
 READ_CHECK_OR_SHOW_IT = {
     *("engine/config/__init__.py", "engine/config/recipe.py", "engine/config/sections.py", "engine/cli.py"),
-    *("engine/checkpoint.py", "engine/summary.py", "engine/validate.py"),
+    *("engine/checkpoint.py", "engine/summary.py", "engine/validate.py", "engine/model_card.py"),
 }
 # The one file that opens a pickle, when a user asks for that, and with the loader that runs no code.
 CONVERTER = "models/checkpoints/convert.py"
