@@ -288,8 +288,12 @@ def _head_shape(config: ModernBertConfig, name: str, head: type[Head], pooling: 
     return replace(shape, dropout=config.head_dropout)
 
 
-# A file of a masked language model has the dense layer that classifiers start from.
-DENSE = (*linear_rows("head.dense", "head.dense", "dense"), *linear_rows("head.norm", "head.norm", "dense"))
+def _dense_rows(group: str) -> tuple[WeightRow, ...]:
+    return (*linear_rows("head.dense", "head.dense", group), *linear_rows("head.norm", "head.norm", group))
+
+
+# A new classifier starts from the dense layer of a masked language model, as in transformers.
+DENSE = _dense_rows("dense")
 CLASSIFIER = (*DENSE, *linear_rows("head.classifier", "classifier", "head"))
 
 MODERNBERT = Architecture(
@@ -320,7 +324,7 @@ MODERNBERT = Architecture(
             "multiple-choice": CLASSIFIER,
             "token-classification": CLASSIFIER,
             "question-answering": (*DENSE, *linear_rows("head.span", "classifier", "head")),
-            "masked-lm": (*DENSE, *linear_rows("head.decoder", "decoder", "head")),
+            "masked-lm": (*_dense_rows("head"), *linear_rows("head.decoder", "decoder", "head")),
         },
         tied={"decoder.weight": "embeddings.tok_embeddings.weight"},
     ),

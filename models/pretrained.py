@@ -327,8 +327,10 @@ def _exported_config(model: TaskModel) -> JsonObject:
         return config | {"tie_word_embeddings": shape.tied}
     if head.reads_pooled or head.has_labels:
         config["pooling"] = shape.pooling
-        if head.has_labels and shape.pooling in spec.architecture.hub_poolings and spec.architecture.pooling_field:
-            config[spec.architecture.pooling_field] = shape.pooling
+        field = spec.architecture.pooling_field
+        if field and head.has_labels and shape.pooling in spec.architecture.hub_poolings:
+            config.pop(field, None)
+            config[field] = shape.pooling
     if head.has_labels or len(head.problems) > 1:
         config["problem_type"] = model_options.HUB_PROBLEMS[shape.problem]
     if head.has_labels:

@@ -142,7 +142,9 @@ RATES = {  # one for each field of a config.json
     "albert": {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3, "classifier_dropout_prob": 0.4},
     "deberta-v2": {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3, "cls_dropout": 0.4},
     "modernbert": {
-        **{"embedding_dropout": 0.1, "mlp_dropout": 0.2, "attention_dropout": 0.3, "classifier_dropout": 0.4},
+        **dict.fromkeys(("embedding_dropout", "classifier_dropout"), 0.4),
+        "attention_dropout": 0.3,
+        "mlp_dropout": 0.2,
         "local_attention": 14,  # as long as the texts, since the blocks have more elements than the texts
     },
     "distilbert": {"dropout": 0.2, "attention_dropout": 0.3, "seq_classif_dropout": 0.4, "qa_dropout": 0.5},

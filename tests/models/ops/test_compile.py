@@ -17,7 +17,7 @@ from models.ops import compile as compiled
 
 # Before and after attention. In T5 an encoder's 2 and a decoder's 3, of which the first is both's on torch 2.14. Up to
 # 2.11 a part without operations, as before the attention of BERT, is no graph.
-MAX_GRAPHS = {"t5": 5, "mt5": 5}
+MAX_GRAPHS = {"t5": 5, "mt5": 5, "modernbert": 3}
 BATCHES = ([0, 1, 2, 3, 4], [0, 3], [4, 4, 4, 2, 2, 1, 0], [2])
 
 
