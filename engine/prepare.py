@@ -168,6 +168,8 @@ def _check_usable(cfg: Config) -> None:
         raise ConfigError("data.train: rows in memory are trained on as they are; name a file")
     if is_prepared(name):
         raise ConfigError(f"data.train = {name!r} is a prepared folder; name the file that it was made from")
+    if cfg.data.fold:
+        raise ConfigError(f"data.fold = {cfg.data.fold!r} is of runs on the file itself: leave it out")
     check_fetched(name)
 
 
@@ -284,7 +286,7 @@ def _finish(
         are_blocks=job.makes_blocks,
     )
     if isinstance(processor, Preprocessing):
-        fingerprint = compute_fingerprint(open_parts(job.folder, manifest), processor)
+        fingerprint = compute_fingerprint(open_parts(job.folder, manifest), processor, manifest.arrays)
     else:
         no_facts = Facts("", (), 0, None, np.array(manifest.length_counts), {}, 0, 0, "")
         fingerprint = open_shards(job.folder, manifest, no_facts, None).compute_fingerprint()

@@ -39,6 +39,11 @@ class DataSettings:
     validation_fraction: float = setting(
         0.1, "share of data.train that is held out when data.validation is empty (between 0 and 1)"
     )
+    fold: str = setting(
+        "",
+        "K/N: hold out the K-th of N equal parts of data.train instead, chosen by run.seed and the ids, with equal "
+        "shares of the labels; engine.study --folds N runs all; empty: data.validation_fraction",
+    )
     text_column: str = setting(
         "",
         "column with the text (or tokens, question, source), or for CoNLL files its number (from 1, or from the end if "

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data.folds import parse_fold
 from data.formats.lines import read_whole
 from data.prepared import read_source_name
 from engine.config import command_line, schema
@@ -204,6 +205,15 @@ def check(config: Config) -> None:
     need(
         not (c.data.group_column and c.data.validation),
         "data.group_column decides how validation data is held out, but data.validation is given: remove one of them",
+    )
+    need(
+        not c.data.fold or parse_fold(c.data.fold) is not None,
+        f"data.fold = {shorten(c.data.fold)} should be K/N, the K-th of N folds, such as 1/5",
+    )
+    need(
+        not (c.data.fold and c.data.validation),
+        f"data.fold = {shorten(c.data.fold)} holds out a part of data.train, but data.validation is given: leave out "
+        'one of them (--data.validation "")',
     )
     need(
         len(set(c.data.labels)) == len(c.data.labels),
