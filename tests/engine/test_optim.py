@@ -169,6 +169,8 @@ def test_biases_and_norms_do_not_decay(checkpoint_folder, head):
     [
         ("vit", {"class_token", "position_embeddings"}),
         ("deit", {"class_token", "distillation_token", "position_embeddings"}),
+        ("dinov2_with_registers", {"class_token", "position_embeddings", "register_tokens"}),
+        ("beit", {"class_token", *(f"layers.{i}.attention.relative_positions.table.weight" for i in range(2))}),
         ("bert", set()),  # the positions of texts are embeddings like any other, as in transformers
         ("gpt2", set()),
         ("t5", set()),

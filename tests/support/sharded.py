@@ -117,6 +117,9 @@ CASES = {
     "mT5": Case(data=("translation", "mt5")),
     "ViT": Case(data=("image-classification", "vit")),
     "DeiT": Case(data=("image-classification", "deit")),
+    "DINOv2": Case({"train.micro_batch_size": 3}, ("image-classification", "dinov2")),
+    "DINOv2 with registers": Case(data=("image-classification", "dinov2_with_registers")),
+    "BEiT": Case({"train.micro_batch_size": 3}, ("image-classification", "beit")),
     "sentence embedding": Case(  # of which one process computes the loss directly; a large scale enlarges rounding
         {"train.global_batch_size": 7, "sentence_embedding.scale": 5.0}, ("sentence-embedding", "bert")
     ),
@@ -163,7 +166,7 @@ def _write_task(task: str, model_type: str, folder: Path) -> dict[str, Any]:
     model, kind, head = folder / "model", task_data.kind_of(task), TASKS[task].head
     vocabulary = len(task_data.VOCABULARY)
     changes = dict(kind.changes)
-    if model_type not in (kind.model_type, "mt5", "deit"):
+    if zoo.ZOO[model_type].modality != "image" and model_type not in (kind.model_type, "mt5"):
         positions = {"n_positions": 64, "max_position_embeddings": 40}
         changes = {"vocab_size": vocabulary}
         changes |= {name: value for name, value in positions.items() if name in zoo.ZOO[model_type].fields}

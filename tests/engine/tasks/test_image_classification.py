@@ -94,7 +94,9 @@ def test_preparation_that_does_not_fit_the_model(tmp_path, changes, preparation,
         TASK.load_processor(tmp_path)
 
 
-@pytest.mark.parametrize(("model_type", "tokens"), [("vit", 1 + 6), ("deit", 2 + 6)])
+@pytest.mark.parametrize(
+    ("model_type", "tokens"), [("vit", 1 + 6), ("deit", 2 + 6), ("dinov2_with_registers", 5 + 6), ("beit", 1 + 6)]
+)
 def test_the_tokens_of_an_image_are_those_of_the_model(tmp_path, model_type, tokens):
     config = {"model_type": model_type, "image_size": 16, "patch_size": 8, "hidden_size": 8, "num_attention_heads": 2}
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1, "intermediate_size": 8}))
