@@ -1,4 +1,4 @@
-"""Images with one class each: checked rows of any format, and examples that are decoded on demand.
+"""Images with one class each, or with several labels or none: checked rows of any format, and examples that are decoded on demand.
 
 The formats: a folder for each class, .tar archives, a list of paths with labels, MNIST's IDX files, and images in
 memory. Every image is decoded once before training starts, by the function that reads it later. So bad images are
@@ -8,7 +8,7 @@ reported with their paths, and a resumed run skips the same images.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,9 @@ from data.text_classification import check_texts
 from data.workers import note_example
 from data.writing import replace_file
 
+# (file, rows, label column, where errors are added): check the targets, and write them into the label column.
+ReadTargets = Callable[[str, list[Row], str, ErrorList], None]
+
 # Files -> rows
 
 
@@ -51,6 +54,8 @@ def read_images(
     labels: Sequence[str] = (),
     max_pixels: int = MAX_PIXELS,
     options: FileOptions = FileOptions(),
+    read_targets: ReadTargets | None = None,
+    target_columns: Sequence[str] = (),
 ) -> Rows:
     """Return rows with an image in column `image` and its `label` ("": without labels).
 
@@ -65,6 +70,8 @@ def read_images(
       or bytes.
 
     format "auto" decides by the name. group: a column that a file of rows must have.
+    read_targets: reads targets that are no classes, which folders and IDX files cannot have; None: they are classes.
+    target_columns: the columns of the targets in a file of rows, if these are not in the label column.
     Rows of image files and of images in memory get a column "digest", a checksum.
     Notes count what was left out or changed in decoding.
     """
@@ -72,6 +79,10 @@ def read_images(
     if group and format in ("folder", "idx", "tar"):
         raise DataError(
             f"{name}: data.group_column = {group!r} is a column, and there are none; list the images in a .csv file"
+        )
+    if label and read_targets is not None and format in ("folder", "idx"):
+        raise DataError(
+            f"{name}: a folder has one class for each image: list the images, with their labels, in a .csv or .jsonl file"
         )
     errors = ErrorList()
     classes: list[str] = []  # that have a folder
@@ -86,10 +97,16 @@ def read_images(
         classes = class_folders(path, labels) if label else []
         _check_images(name, rows, image, max_pixels, errors)
     elif format == "tar":
-        rows, classes = read_archives(path, image, label, errors, labels)
+        rows, classes = read_archives(path, image, label, errors, labels, has_sets=read_targets is not None)
+        if label and read_targets is not None:
+            read_targets(name, rows, label, errors)
         _check_images(name, rows, image, max_pixels, errors)
     else:
-        rows = _read_listed(name, image, label, group, replace(options, format=format), errors)
+        columns = [image, *filter(None, (*(target_columns or [label]), group))]
+        rows = read_rows(name, columns, replace(options, format=format), errors)
+        check_texts(name, rows, [], label if read_targets is None else "", errors)
+        if label and read_targets is not None:
+            read_targets(name, rows, label, errors)
         folder = Path() if is_in_memory(name) else path if path.is_dir() else path.parent
         given = find_images(name, folder, rows, image, errors)
         _check_images(name, rows, image, max_pixels, errors, given)
@@ -117,13 +134,6 @@ def find_format(name: str, options: FileOptions) -> str:
     if is_archive(path):
         return "tar"
     return "idx" if idx.is_image_file(path) else "auto"
-
-
-def _read_listed(name: str, image: str, label: str, group: str, options: FileOptions, errors: ErrorList) -> list[Row]:
-    """Return the rows of a list of paths, or of images in memory; labels that cannot be used are added to `errors`."""
-    rows = read_rows(name, [image, *filter(None, (label, group))], options, errors)
-    check_texts(name, rows, [], label, errors)
-    return rows
 
 
 def _check_images(
@@ -192,7 +202,7 @@ class ImageExamples:
 
     images: Sequence[Any] | np.ndarray  # (N,) a Path, TarMember, bytes or Pillow image; or (N, height, width) uint8
     digests: Sequence[str]  # (N,) checksums of the files; "" in an IDX file
-    labels: np.ndarray | None  # (N,) int64
+    labels: np.ndarray | None  # (N,) int64; (N, C) float32, 1 where the image has the label, for sets of labels
     ids: Sequence[str]
     preprocessing: Preprocessing  # of one size for all images
     num_labels: int = 0
@@ -211,7 +221,10 @@ class ImageExamples:
 
     def label_counts(self, num_labels: int) -> np.ndarray | None:
         """Return (num_labels,) the number of images of each class."""
-        return None if self.labels is None else np.bincount(self.labels, minlength=num_labels)
+        if self.labels is None or self.labels.ndim == 1:
+            return None if self.labels is None else np.bincount(self.labels, minlength=num_labels)
+        counts: np.ndarray = np.asarray(self.labels).sum(0).astype(np.int64)
+        return counts
 
     def fingerprint(self) -> str:
         """Return a checksum that changes with any image, label or id, their order, and the preprocessing."""
@@ -224,12 +237,18 @@ class ImageExamples:
     def show(self, index: int, processor: Any, labels: Sequence[str]) -> list[str]:
         """Return lines about one image: its id and label, its size, and the statistics of its tensor."""
         x = self.tensor(index, None)
-        label = "" if self.labels is None else f"  {labels[self.labels[index]]}"
+        label = "" if self.labels is None else f"  {self._label_names(index, labels)}"
         height, width = self.pixels(index).shape[1:]
         return [
             f"  id {self.ids[index]}{label}",
             f"    {width} x {height} pixels -> {list(x.shape)}, mean {x.mean():.3f}, deviation {x.std():.3f}",
         ]
+
+    def _label_names(self, index: int, labels: Sequence[str]) -> str:
+        own: Any = None if self.labels is None else self.labels[index]
+        if np.ndim(own) == 0:
+            return str(labels[own])
+        return ", ".join(labels[k] for k in np.flatnonzero(own).tolist()) or "no label"
 
     def pixels(self, index: int) -> Tensor:
         """Return (channels, height, width) uint8 in the file's size; DataError for a file that has changed."""
@@ -255,25 +274,32 @@ class ImageExamples:
     def batch(self, indices: Sequence[int] | np.ndarray, epoch: int | None = None) -> Batch:
         """Return the micro-batch of these images, in this order; an empty one for no indices.
 
-        epoch: of training, for the augmentation. Where it mixes images, labels are (B, C) shares of the classes.
+        epoch: of training, for the augmentation. Where it mixes images, labels are (B, C) shares of the classes,
+        or of the two sets of labels.
         """
         chosen = np.asarray(indices, dtype=np.int64)
         tensors = [self.tensor(int(i), epoch) for i in chosen]
         labels = None if self.labels is None else torch.from_numpy(self.labels[chosen])
         if epoch is not None and labels is not None and self.augmentation is not None and self.augmentation.mixes:
-            labels = torch.nn.functional.one_hot(labels, self.num_labels).float()
+            if labels.ndim == 1:
+                labels = torch.nn.functional.one_hot(labels, self.num_labels).float()
             self._mix(chosen, epoch, self.augmentation, tensors, labels)
         shape = (len(self.preprocessing.mean), *(self.preprocessing.shape or (0, 0)))
         return Batch(
             lengths=(),
             cu_seqlens=torch.zeros(1, dtype=torch.int32),
             labels=labels,
-            num_targets=0 if labels is None else len(labels),
+            num_targets=0 if labels is None else labels.numel() if self._has_sets else len(labels),
             indices=tuple(chosen.tolist()),
             ids=tuple(self.ids[i] for i in chosen),
             pixel_values=torch.stack(tensors) if tensors else torch.empty(0, *shape),
             image_tokens=self.preprocessing.tokens * len(chosen),
         )
+
+    @property
+    def _has_sets(self) -> bool:
+        """Whether an image has a set of labels, each of which is a target."""
+        return self.labels is not None and self.labels.ndim == 2
 
     def _mix(
         self, chosen: np.ndarray, epoch: int, augmentation: ImageAugmentation, images: list[Tensor], labels: Tensor
@@ -284,7 +310,10 @@ class ImageExamples:
             if mix is not None and self.labels is not None:
                 images[i], share = mix.blend(images[i], self.tensor(mix.partner, epoch))
                 labels[i] *= share
-                labels[i, self.labels[mix.partner]] += 1 - share
+                if self._has_sets:
+                    labels[i] += (1 - share) * torch.from_numpy(self.labels[mix.partner])
+                else:
+                    labels[i, self.labels[mix.partner]] += 1 - share
 
 
 def encode_images(

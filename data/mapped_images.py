@@ -7,7 +7,7 @@ paths, and for a member of a .tar archive its place there. Images themselves sta
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from data.prepared import PreparedRows, checksum_of, open_parts, save_arrays
 from data.writing import sha256_of
 
 LOOSE = -1  # the offset of an image that is a file of its own
+# The labels of a folder whose manifest does not describe them, as older ones: (dtype, shape of an element)
+OF_CLASSES: tuple[str, Sequence[int]] = ("int64", ())
 
 
 def write_image_shard(file: Path, examples: ImageExamples) -> dict[str, Any]:
@@ -50,14 +52,16 @@ def write_image_shard(file: Path, examples: ImageExamples) -> dict[str, Any]:
         encoded = [text.encode(errors="surrogateescape") for text in texts]
         arrays[f"{name}_offsets"] = np.cumsum([0, *map(len, encoded)])[:-1]
         arrays[f"{name}_bytes"] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+    dtypes: dict[str, tuple[str, list[int]]] = {}
     if examples.labels is not None:
         arrays["labels"] = examples.labels
+        dtypes["labels"] = (examples.labels.dtype.name, list(examples.labels.shape[1:]))
     save_arrays(file, arrays)
     return {
         "files": {file.name: file.stat().st_size},
         "sha256": {file.name: sha256_of(file)},
         "sizes": {"examples": len(examples), "sequences": 0, "tokens": 0, "targets": 0},
-        "arrays": {},
+        "arrays": dtypes,
         "truncated": 0,
         "encoding_notes": list(examples.notes),
         "length_counts": [],
@@ -123,12 +127,18 @@ def open_prepared_images(
         digest = hashlib.sha256(repr((facts.fingerprint, preprocessing)).encode())
         facts = facts._replace(fingerprint=digest.hexdigest()[:16])
     parts = open_parts(rows.folder, rows.manifest)
-    return open_images(parts, facts, preprocessing, len(labels), remap, max_pixels)
+    labels_as = rows.manifest.arrays.get("labels", OF_CLASSES)
+    return open_images(parts, facts, preprocessing, len(labels), remap, max_pixels, labels_as)
 
 
-def compute_fingerprint(parts: Sequence[Part], preprocessing: Preprocessing) -> str:
-    """Return the fingerprint of the images, which is that of the examples of their rows; all ids are in memory."""
-    labels: Any = ShardedArray(parts, "labels", np.int64)
+def compute_fingerprint(
+    parts: Sequence[Part], preprocessing: Preprocessing, arrays: Mapping[str, tuple[str, Sequence[int]]]
+) -> str:
+    """Return the fingerprint of the images, which is that of the examples of their rows; all ids are in memory.
+
+    arrays: as in the manifest.
+    """
+    labels: Any = ShardedArray(parts, "labels", *arrays.get("labels", OF_CLASSES))
     ids, digests = [*ShardedIds(parts, are_blocks=False)], [*MappedDigests(parts)]
     return ImageExamples([], digests, np.asarray(labels[:]), ids, preprocessing).fingerprint()
 
@@ -140,16 +150,18 @@ def open_images(
     num_labels: int,
     remap: np.ndarray | None = None,
     max_pixels: int = MAX_PIXELS,
+    labels_as: tuple[str, Sequence[int]] = OF_CLASSES,
 ) -> MappedImageExamples:
     """Return the images of an index; DataError for an archive that is missing or has another size than it had.
 
+    labels_as: their dtype, and the shape of those of an image; sets of labels are rows of 0 and 1.
     facts: its fingerprint has to depend on the shards, the labels and the preprocessing. remap: (C,) the model's number
     of each class of the shards.
     """
     for part in parts:
         _check_archives(part.shard)
     ids = ShardedIds(parts, are_blocks=False)
-    labels: Any = ShardedArray(parts, "labels", np.int64)
+    labels: Any = ShardedArray(parts, "labels", *labels_as)
     labels.remap = remap
     return MappedImageExamples(
         MappedPlaces(parts), MappedDigests(parts), labels, ids, preprocessing, num_labels, None, max_pixels, facts=facts

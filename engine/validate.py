@@ -14,12 +14,16 @@ from data.examples import TextExamples
 from data.image_preprocessing import Preprocessing
 from data.long_texts import WINDOWS, find_overlap_fault
 from data.mapped import MappedExamples
+from data.multi_task import MultiTaskExamples, labels_of
 from engine.config import Config, ConfigError, all_settings, get
 from engine.metrics.text_classification import POSITIVE_CLASS_METRICS
+from engine.multi_task import read_parts
 from engine.plugins import loaded_checksums
-from engine.tasks import TASKS, Task, TaskSettings
+from engine.tasks import MULTI_TASK, TASKS, Task, TaskSettings
+from engine.tasks.multi_task import MultiTask
 from engine.tasks.task import no_labels
 from models import TaskModel
+from models.multi_task import one_task
 
 # Names of files, which may lie elsewhere on another machine. What they contain is compared once it is read.
 NAMES_OF_FILES = ("run.folder", "run.plugins", "model.name", "data.train", "data.validation", "data.test", "data.cache")
@@ -32,7 +36,12 @@ def shared_settings(config: Config) -> dict[str, Any]:
 
 
 def task_settings(config: Config, task: Task) -> TaskSettings:
-    """Return the settings by which the task reads data, with every column named; ConfigError for unused settings."""
+    """Return the settings by which the task reads data, with every column named; ConfigError for unused settings.
+
+    Those of several tasks have the settings of each, by name, as their own.
+    """
+    if isinstance(task, MultiTask):
+        return TaskSettings(config.data, {part.name: task_settings(part.config, part.task) for part in task.parts})
     _check_used(config, task)
     own = getattr(config, task.section) if task.section else None
     return TaskSettings(
@@ -43,7 +52,7 @@ def task_settings(config: Config, task: Task) -> TaskSettings:
 def _check_used(config: Config, task: Task) -> None:
     """Raise ConfigError for a setting that is not at its default and that this task does not read."""
     default = Config()
-    unread = {other.section for other in TASKS.values()} - {task.section, ""}
+    unread = {other.section for other in TASKS.values()} - {task.section, ""} | {"multi_task"}
     unread |= set() if task.generates else {"generate"}
     unread |= set() if "bleu" in task.metrics else {"eval.bleu_tokenizer"}
     unread |= {"data.labels"} if task.find_labels is no_labels else set()
@@ -55,6 +64,7 @@ def _check_used(config: Config, task: Task) -> None:
         if {key, key.partition(".")[0]} & unread and get(config, key) != get(default, key):
             raise ConfigError(f"{key} = {get(config, key)!r} has no effect on {config.run.task}: leave it out")
     _check_format(config)
+    _check_judging(config, task)
     _check_long_texts(config, task)
     _check_cache(config, task)
     _check_imbalance(config, task)
@@ -64,7 +74,6 @@ def _check_used(config: Config, task: Task) -> None:
             "causal_lm.concatenate_texts = true"
         )
     if config.masked_lm.segmenter and not config.masked_lm.whole_words:
-    _check_judging(config, task)
         raise ConfigError(
             f"masked_lm.segmenter = {config.masked_lm.segmenter!r} has no effect where tokens are masked alone: leave "
             "it out, or set masked_lm.whole_words = true"
@@ -87,15 +96,6 @@ def _check_format(config: Config) -> None:
             raise ConfigError(f"data.{key} = {value!r} has no effect with data.format = {format!r}: leave it out")
 
 
-def _check_long_texts(config: Config, task: Task) -> None:
-    """Raise ConfigError for a way of reading long texts that the task does not have, with the reason."""
-    mode, overlap = config.data.long_texts, config.data.window_overlap
-    if mode not in task.long_texts:
-        reason = {
-            "token-classification": "each word has a tag, and those in the middle would be lost: windows reads all",
-            "question-answering": "contexts are always read in windows that share question_answering.doc_stride tokens",
-            "relation-extraction": "a long text is cut around its two entities",
-            "masked-lm": "all of a text is read, in further examples where it is long",
 def _check_judging(config: Config, task: Task) -> None:
     """Raise ConfigError for intervals, a temperature or thresholds that the task does not have."""
     name, judged = config.run.task, config.eval
@@ -129,9 +129,19 @@ def check_thresholds(config: Config, task: Task, labels: Sequence[str]) -> None:
         )
 
 
+def _check_long_texts(config: Config, task: Task) -> None:
+    """Raise ConfigError for a way of reading long texts that the task does not have, with the reason."""
+    mode, overlap = config.data.long_texts, config.data.window_overlap
+    if mode not in task.long_texts:
+        reason = {
+            "token-classification": "each word has a tag, and those in the middle would be lost: windows reads all",
+            "question-answering": "contexts are always read in windows that share question_answering.doc_stride tokens",
+            "relation-extraction": "a long text is cut around its two entities",
+            "masked-lm": "all of a text is read, in further examples where it is long",
             "causal-lm": "causal_lm.concatenate_texts reads all of a text in blocks",
             "dialogue": "a reply is learned after the turns just before it",
             "image-classification": "an image is not a text",
+            "multi-label-image-classification": "an image is not a text",
         }.get(config.run.task, "the text that is written would have no source for what was left out")
         raise ConfigError(f"data.long_texts = {mode!r} has no effect on {config.run.task}: {reason}")
     if overlap != Config().data.window_overlap and mode != "windows":
@@ -182,6 +192,9 @@ def _check_imbalance(config: Config, task: Task) -> None:
 
 def check_metric(task: Task, watched: str, labels: Sequence[str]) -> None:
     """Raise ConfigError for a metric of two classes where there are more or fewer."""
+    for part in task.parts if isinstance(task, MultiTask) else ():
+        prefix, _, name = watched.rpartition("/")
+        check_metric(part.task, name if prefix == part.name else part.watched, labels_of(part.name, labels))
     if task.problem == "single-label" and watched in POSITIVE_CLASS_METRICS and len(labels) != 2:
         raise ConfigError(
             f"eval.metric = {watched!r} needs two classes, and there are {len(labels)}; f1 is the mean over all classes"
@@ -189,7 +202,11 @@ def check_metric(task: Task, watched: str, labels: Sequence[str]) -> None:
 
 
 def check_fit(config: Config, model: TaskModel, processor: Any) -> None:
-    """Raise ConfigError if the inputs that `processor` prepares do not fit the model."""
+    """Raise ConfigError if the inputs that `processor` prepares do not fit the model. Several tasks have one each."""
+    for part in read_parts(config):
+        check_fit(part.config, one_task(model, part.name), processor[part.name])
+    if config.run.task == MULTI_TASK:
+        return
     if not isinstance(processor, Preprocessing):  # images of any size fit, since a ViT interpolates its positions
         _check_tokens(config, model, getattr(processor, "tokenizer", processor))  # a PairTokenizer holds one
 
@@ -236,6 +253,9 @@ def check_encoded(config: Config, model: TaskModel, *sets: Examples) -> None:
     A tokenizer's post-processor may add ids and token types that its vocabulary does not show, and its normalizer may
     leave nothing of a text.
     """
+    for part in read_parts(config):
+        own = [examples.parts[part.name] for examples in sets if isinstance(examples, MultiTaskExamples)]
+        check_encoded(part.config, one_task(model, part.name), *own)
     for examples in sets:
         if isinstance(examples, MappedExamples):
             facts = examples.facts

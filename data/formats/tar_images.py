@@ -37,13 +37,14 @@ def find_archives(path: Path) -> list[Path]:
 
 
 def read_archives(
-    path: Path, image: str, label: str, errors: ErrorList, labels: Sequence[str] = ()
+    path: Path, image: str, label: str, errors: ErrorList, labels: Sequence[str] = (), has_sets: bool = False
 ) -> tuple[list[Row], list[str]]:
     """Return a row for each image of an archive, or of all archives in a folder, and the names of the classes' folders.
 
     The rows are those of the unpacked folder: sorted by name, which is the id. Where two archives have a member of the
     same name, all ids begin with the name of the archive. label: "" where there are no classes; labels: the declared
-    names. Images that cannot be rows are added to `errors`; what else the archives have is counted in its notes.
+    names. has_sets: whether a label is a list or a text with several labels, which files beside the images have, and
+    folders do not. Images that cannot be rows are added to `errors`; what else the archives have is counted in its notes.
     """
     files: list[tuple[str, TarMember]] = []  # (id, member) of all that programs do not leave behind
     folders: set[str] = set()
@@ -61,6 +62,10 @@ def read_archives(
     files.sort(key=lambda item: item[0].split("/"))
     beside = _Beside(files)
     classes: list[str] = []
+    if label and has_sets and not beside.suffix:
+        raise DataError(
+            f"{path}: no {CLASS_FILE} or {JSON_FILE} file beside the images, which could have several labels"
+        )
     if label and not beside.suffix:
         folders |= {member.name.split("/")[0] for _, member in files if "/" in member.name}
         classes = sorted(name for name in folders if not is_left_behind(name, labels))
@@ -74,7 +79,9 @@ def read_archives(
             continue
         values: dict[str, Any] = {image: member}
         if label:
-            values[label], missing = beside.read_label(member, label) if beside.suffix else _folder_of(member, path)
+            in_folder = not beside.suffix
+            read = _folder_of(member, path) if in_folder else beside.read_label(member, label, has_sets)
+            values[label], missing = read
             reason = reason or missing
         rows.append(Row(as_utf8(name), len(rows) + 1, values))
         if reason:
@@ -114,8 +121,11 @@ class _Beside:
         """Return whether a member belongs to an image, as its label or a text about it does."""
         return _key_of(member) in self.keys
 
-    def read_label(self, member: TarMember, column: str) -> tuple[Any, str]:
-        """Return the label of an image and "", or None and the reason why there is none."""
+    def read_label(self, member: TarMember, column: str, has_sets: bool) -> tuple[Any, str]:
+        """Return the label of an image and "", or None and the reason why there is none.
+
+        has_sets: whether the label may be a list, and empty.
+        """
         file = self.members.get(_key_of(member))
         if file is None:
             return None, f"no {self.suffix} file beside it, as other images have"
@@ -128,6 +138,8 @@ class _Beside:
             value = text if self.suffix == CLASS_FILE else _column_of(json.loads(text), column)
         except (ValueError, RecursionError) as error:
             return None, f"its label {file.name} cannot be read: {error}"
+        if has_sets and isinstance(value, list | str):
+            return value, ""
         if isinstance(value, bool | int | float | str) and str(value).strip():
             return str(value), ""
         return None, f"its label in {file.name} is {value!r:.80}" if value else f"its label in {file.name} is empty"

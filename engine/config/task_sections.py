@@ -203,7 +203,7 @@ class Seq2SeqSettings:
 
 @dataclass(frozen=True)
 class ImageClassificationSettings:
-    """Settings of the task image-classification alone."""
+    """Settings of the tasks image-classification and multi-label-image-classification alone."""
 
     max_pixels: int = setting(
         89_478_485, "largest number of pixels (width x height) of an image; larger ones are bad rows", within="> 0"

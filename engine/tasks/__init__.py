@@ -18,6 +18,7 @@ from engine.tasks.dialogue import DIALOGUE
 from engine.tasks.image_classification import IMAGE_CLASSIFICATION
 from engine.tasks.masked_lm import MASKED_LM
 from engine.tasks.multi_label_classification import MULTI_LABEL_CLASSIFICATION
+from engine.tasks.multi_label_image_classification import MULTI_LABEL_IMAGE_CLASSIFICATION
 from engine.tasks.multiple_choice import MULTIPLE_CHOICE
 from engine.tasks.multi_task import MULTI_TASK, MultiTask, mark_rows
 from engine.tasks.prepared import open_prepared
@@ -47,6 +48,7 @@ TASKS: dict[str, Task] = {
     "question-answering": QUESTION_ANSWERING,
     "relation-extraction": RELATION_EXTRACTION,
     "image-classification": IMAGE_CLASSIFICATION,
+    "multi-label-image-classification": MULTI_LABEL_IMAGE_CLASSIFICATION,
 }
 
 __all__ = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,11 +17,12 @@ from data.errors import DataError, ErrorList
 from engine.calibration import choose_labels, read_calibration
 from engine.calibration import probabilities as probabilities_of
 from engine.config import GenerateSettings
-from engine.metrics import by_example, unusable
+from engine.metrics import by_example, tables, unusable
 from engine.metrics import multi_label_classification as metrics
 from engine.tasks import text_classification
 from engine.tasks.settings import Columns, TaskSettings
 from engine.tasks.task import Task
+from engine.tasks.text_classification import ReadTargets
 from models import TaskModel
 
 
@@ -30,11 +31,21 @@ def read(name: str, settings: TaskSettings, labelled: bool) -> Rows:
 
     The labels are in one column, or, where the file lacks it, in a column of 0 and 1 for each name in data.labels.
     """
+    return read_sets_or_columns(
+        name, settings, labelled, partial(text_classification.read_texts, name, settings, labelled)
+    )
+
+
+def read_sets_or_columns(
+    name: str, settings: TaskSettings, labelled: bool, read: Callable[[ReadTargets, Sequence[str]], Rows]
+) -> Rows:
+    """Return the rows that read(function that reads the targets, their columns) returns; [] is the label column.
+
+    Where the file lacks that column, they are the names in data.labels, if it has these.
+    """
     separator = settings.data.label_separator
     try:
-        return text_classification.read_texts(
-            name, settings, labelled, partial(label_sets.read_label_sets, separator=separator)
-        )
+        return read(partial(label_sets.read_label_sets, separator=separator), [])
     except DataError as error:
         if not labelled or not (columns := _label_columns(name, settings)):
             raise
@@ -42,9 +53,7 @@ def read(name: str, settings: TaskSettings, labelled: bool) -> Rows:
             listed = json.dumps(",".join(columns), ensure_ascii=False)
             raise DataError(f"{error}\n(data.labels = {listed} reads a column of 0 and 1 for each label)") from None
     columns = list(settings.data.labels)
-    return text_classification.read_texts(
-        name, settings, labelled, partial(label_sets.read_label_columns, columns), columns
-    )
+    return read(partial(label_sets.read_label_columns, columns), columns)
 
 
 def _label_columns(name: str, settings: TaskSettings) -> list[str]:
@@ -157,5 +166,6 @@ MULTI_LABEL_CLASSIFICATION = Task(
     compute_metrics=compute_metrics,
     unusable_metrics=unusable.for_label_sets,
     format_table=metrics.per_label_table,
+    tables=tables.of_label_sets,
     predict_batch=predict_batch,
 )

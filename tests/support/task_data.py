@@ -175,6 +175,25 @@ def write_images(folder: Path, count: int, rng: random.Random) -> Path:
     return folder
 
 
+def labelled_picture(rng: random.Random) -> Row:
+    """Return a picture as "path", with a label for each colour of which it has much."""
+    labels = [name for name in COLOURS if rng.random() < 0.4]
+    noise = [rng.randrange(100) for _ in range(3 * SIDE * SIDE)]
+    image = np.array(noise, dtype=np.uint8).reshape(SIDE, SIDE, 3)
+    image[..., [COLOURS.index(name) for name in labels]] += 100
+    return {"path": image, "labels": labels}
+
+
+def write_pictures(file: Path, count: int, rng: random.Random) -> Path:
+    """Write a list of pictures with several labels, and the pictures beside it; the list has absolute paths."""
+    rows = [{"id": f"{file.stem}-{i}", **labelled_picture(rng)} for i in range(count)]
+    for row in rows:
+        image, row["path"] = row["path"], str(file.with_name(f"{row['id']}.png").absolute())
+        Image.fromarray(image).save(row["path"])
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
 def write_rows(file: Path, task: str, count: int, rng: random.Random) -> Path:
     lines = [json.dumps({"id": f"{file.stem}-{i}", **DATA[task](rng)}) for i in range(count)]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -253,7 +272,9 @@ def write(task: str, folder: Path, count: int = 24, seed: int = 0) -> dict[str, 
         "log.every_steps": 1,
     }
     for name, size in (("train", count), ("validation", count // 2)):
-        if kind_of(task).model_type == "vit":
+        if TASKS[task].columns.label == "labels" and kind_of(task).model_type == "vit":
+            settings[f"data.{name}"] = str(write_pictures(folder / f"{name}.jsonl", size, rng))
+        elif kind_of(task).model_type == "vit":
             settings[f"data.{name}"] = str(write_images(folder / name, size, rng))
         else:
             settings[f"data.{name}"] = str(write_rows(folder / f"{name}.jsonl", task, size, rng))
