@@ -14,6 +14,7 @@ has model and optimizer in shards, a file a rank (engine/sharded_checkpoint.py).
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import time
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 
 import models
 from data import Examples, copy_tokenizer
+from data.multi_task import MultiTaskExamples
 from data.writing import WRITING, to_json
 from engine import config as configs
 from engine import disk, log, optimizer_state, pending_save, plugins
@@ -39,6 +41,7 @@ from engine.distributed import Ranks, check_shared_folder, on_main
 from engine.dtensors import is_sharded
 from engine.errors import TrainingError
 from engine.manifest import OBJECTIVE, OPTIMIZER, SCHEMA, seal, verify
+from engine.multi_task import read_parts
 from engine.objective import extra_state, named_parameters
 from engine.precision import Precision, load_scale
 from engine.run_folder import BEST as BEST
@@ -47,7 +50,9 @@ from engine.run_folder import LAST as LAST
 from engine.run_folder import OLD as OLD
 from engine.run_folder import PREVIOUS as PREVIOUS
 from engine.state import TrainState, read_state
+from engine.tasks.multi_task import Part
 from models.checkpoints.tensor_files import open_tensors
+from models.multi_task import one_task
 
 
 @dataclass(frozen=True)
@@ -63,9 +68,21 @@ class Contents:
     data: tuple[Examples, ...]
     teacher: Tensor | None = None  # (N, C) logits for the first of `data`
     counters: dict[str, Any] = field(init=False)  # of the optimizer, before it was used
+    parts: tuple[Part, ...] = field(init=False)  # of several tasks
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "counters", optimizer_state.counters(self.optimizer))
+        object.__setattr__(self, "parts", tuple(read_parts(self.config)))
+
+    @cached_property
+    def of_each_task(self) -> dict[str, Contents]:
+        """The contents of a run of each of several tasks alone, with the shared backbone; {} for one task."""
+        found = {}
+        for part in self.parts:
+            model = one_task(self.model, part.name)
+            data = tuple(examples.parts[part.name] for examples in self.data if isinstance(examples, MultiTaskExamples))
+            found[part.name] = dataclasses.replace(self, config=part.config, objective=model, model=model, data=data)
+        return found
 
     @cached_property
     def fingerprint(self) -> str:
@@ -140,7 +157,13 @@ def _find_checkpoint(folder: Path, config: Config) -> Path | None:
             )
         return None
     newest = _newest(folder)
-    _check_changes(newest, configs.differences(config, configs.read_recipe(str(newest / "recipe.toml"))), config)
+    changes = configs.differences(config, configs.read_recipe(str(newest / "recipe.toml")))
+    for part in read_parts(config):
+        saved = newest / f"recipe-{part.name}.toml"
+        if saved.is_file():  # else multi_task.recipes differs
+            found = configs.differences(part.config, configs.read_recipe(str(saved)))
+            changes += [f"{part.name}: {change}" for change in found]
+    _check_changes(newest, list(dict.fromkeys(changes)), config)
     return newest
 
 
@@ -208,10 +231,11 @@ def _save(target: Path, contents: Contents, state: TrainState) -> float:
             models.save_adapter(contents.model, temporary / models.adapter.FOLDER)
         if extra:
             save_file({key: tensor.cpu().contiguous() for key, tensor in extra.items()}, temporary / OBJECTIVE)
-        tensors, values = _optimizer_state(contents)
+        values = None
         if target.name == LAST:
+            tensors, values = _optimizer_state(contents)
             save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, temporary / OPTIMIZER)
-        write_small_files(temporary, contents, state, values if target.name == LAST else None)
+        write_small_files(temporary, contents, state, values)
         seal(temporary)
         replace(temporary, target, keep_previous=PREVIOUS in contents.config.checkpoint.keep)
     except (OSError, SafetensorError) as error:
@@ -233,7 +257,9 @@ def write_small_files(
 ) -> None:
     """Write what a checkpoint has beside tensors. optimizer_values: the plain ones of the optimizer; None: in best/."""
     copy_tokenizer(contents.tokenizer_folder, temporary)
-    (temporary / "recipe.toml").write_text(configs.to_toml(configs.to_recipe(contents.config)), encoding="utf-8")
+    recipes = {"recipe.toml": contents.config} | {f"recipe-{part.name}.toml": part.config for part in contents.parts}
+    for name, config in recipes.items():
+        (temporary / name).write_text(configs.to_toml(configs.to_recipe(config)), encoding="utf-8")
     run = {"schema": SCHEMA, "train": asdict(state), "data": contents.fingerprint}
     run["scaler"] = contents.amp.scaler.state_dict()
     run["plugins"] = plugins.loaded_checksums()

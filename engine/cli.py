@@ -23,7 +23,7 @@ from engine.config import Config, ConfigError, all_settings, check, did_you_mean
 from engine.errors import LOST_PROCESS_ERRORS, USER_ERRORS, LostRankError, OtherRankError, TrainingError
 from engine.kernels import explain_missing_kernel
 from engine.manifest import MANIFEST
-from engine.tasks import TASKS
+from engine.tasks import MULTI_TASK, TASKS
 
 # The settings that evaluation and prediction read, beside [data], [generate] and the section of the task.
 ALWAYS_USED = (
@@ -238,6 +238,11 @@ def configure(folder: Path, given: Mapping[str, Any], more: Sequence[str] = ()) 
         if key in all_settings(Config()) and not _is_used(key, more):
             raise ConfigError(f"--{key} has no effect on a trained model; --help lists the settings that have one")
     recipe = read_recipe(str(folder / "recipe.toml"))
+    if recipe.run.task == MULTI_TASK:
+        single = ", ".join(str(path) for path in sorted(folder.parent.glob(f"{checkpoint.BEST}-*")))
+        raise ConfigError(
+            f"{folder} has several tasks; name the folder of one of them: {single or 'there is none yet'}"
+        )
     named = override(Config(), {key: value for key, value in given.items() if key == "run.plugins"}).run.plugins
     plugins.check_named(named, recipe.run.plugins, folder)
     plugins.load_plugins(named)

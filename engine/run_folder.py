@@ -46,10 +46,9 @@ def remove_if_empty(folder: Path) -> None:
 
 def recover(folder: Path) -> None:
     """Undo the unfinished save of a process that died; the lock, which this process has, proves that it died."""
-    for name in (BEST, LAST):
-        old = folder / f"{OLD}{name}"
-        if old.exists() and not (folder / name).exists():
-            old.rename(folder / name)
+    for old in folder.glob(f"{OLD}*"):
+        if not (new := folder / old.name.removeprefix(OLD)).exists():
+            old.rename(new)
     for leftover in (*folder.glob(f"{OLD}*"), *folder.glob(f"{WRITING}*")):
         remove(leftover)
 

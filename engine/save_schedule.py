@@ -73,6 +73,8 @@ class SaveSchedule:
         pending_save.wait()
 
     def save_best(self, folder: Path, contents: checkpoint.Contents, state: TrainState, ema: Ema) -> None:
-        """Save best/ in a run folder, with the averaged weights where the run has them."""
+        """Save best/ in a run folder, with the averaged weights where the run has them; best-NAME/ of each task."""
         with ema.in_place_of_weights():
             checkpoint.save(folder / checkpoint.BEST, contents, state, self.ranks)
+            for name, own in contents.of_each_task.items():
+                checkpoint.save(folder / f"{checkpoint.BEST}-{name}", own, state, self.ranks)

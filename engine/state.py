@@ -112,11 +112,12 @@ def metric_direction(settings: EvalSettings, metric: str) -> str:
     """Return "max" or "min": which values of the watched metric are better."""
     if settings.mode != "auto":
         return settings.mode
-    if metric not in (*LOWER_IS_BETTER, *HIGHER_IS_BETTER):
+    name = metric.rpartition("/")[2]  # without the name of one of several tasks
+    if name not in (*LOWER_IS_BETTER, *HIGHER_IS_BETTER):
         raise ConfigError(
             f"eval.mode = auto does not know whether a higher or a lower {metric} is better: set it to max or min"
         )
-    return "min" if metric in LOWER_IS_BETTER else "max"
+    return "min" if name in LOWER_IS_BETTER else "max"
 
 
 def is_finite_number(value: object) -> bool:

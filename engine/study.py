@@ -42,7 +42,7 @@ from engine import cli, config, heartbeat, plugins
 from engine.config import ConfigError
 from engine.state import metric_direction
 from engine.study_report import VariantResult, add_gains, format_table, read_run, summarize_run, write_report
-from engine.tasks import find_task
+from engine.multi_task import open_task
 
 USAGE = (
     "python -m engine.study RECIPE [--vary KEY=VALUE,VALUE,... | --change 'NAME: KEY=VALUE KEY=VALUE ...']... "
@@ -142,7 +142,7 @@ def parse(argv: Sequence[str]) -> Study:
     folder = Path(options.get("folder", f"studies/{Path(recipe).stem}"))
     keep = options.get("keep_weights", "false").lower() == "true"
     given.pop("run.seed", None)
-    _, metric = find_task(base.run.task, base.eval.metric)
+    _, metric = open_task(base)
     mode = metric_direction(base.eval, metric)
     return Study(recipe, given, variants, seeds, folder, metric, mode, numbers["parallel"], keep)
 

@@ -58,7 +58,7 @@ def describe_run(
     if isinstance(task, MultiTask):
         paragraphs.append(describe_tasks(task, train_set, model))
     if full:
-        paragraphs.append(show_examples(train_set, processor, model.labels))
+        paragraphs += [view.show_examples(processor) for view in views]
         augmented = task.show_augmented(train_set, Path(f"{config.run.folder}-augmented.png"))
         paragraphs += [augmented] if augmented else []
     parameters = count_parameters(model)
@@ -89,6 +89,11 @@ class View(NamedTuple):
     def warn_of_missing(self) -> list[str]:
         """Return warnings of labels without examples."""
         return warn_of_missing(self.sets[0], self.sets[1], self.labels, self.task.metrics)
+
+    def show_examples(self, processor: Any) -> str:
+        """Return the first training examples. processor: of the task, or of each of several by name."""
+        own = processor[self.prefix.removesuffix(": ")] if self.prefix else processor
+        return self.prefix + show_examples(self.sets[0], own, self.labels)
 
 
 def view_tasks(task: Task, watched: str, sets: tuple[Examples, ...], labels: tuple[str, ...]) -> list[View]:
