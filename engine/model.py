@@ -10,10 +10,15 @@ import torch
 
 import models
 from data import load_tokenizer
-from engine.config import ModelSettings, TrainSettings
+from data.multi_task import labels_of
+from engine.calibration import KEYS as CALIBRATION_KEYS
+from engine.calibration import problem_of, set_calibration
+from engine.config import ConfigError, ModelSettings, TrainSettings
 from engine.kernels import choose_kernels
 from engine.tasks import Task
+from engine.tasks.multi_task import MultiTask, Part
 from models import TaskModel
+from models.multi_task import join_tasks, load_tasks
 
 
 def build_model(
@@ -32,7 +37,8 @@ def build_model(
     shard: replaces the parameters of a model by those of its rank (engine.sharding), before the weights are read.
     """
     start = settings
-    if resumed is not None and not settings.lora.rank:
+    parts = task.parts if isinstance(task, MultiTask) else ()
+    if resumed is not None and not settings.lora.rank and not parts:
         # keep_layers, reinit_layers and head_init were applied before the checkpoint was saved.
         start = replace(
             settings,
@@ -60,6 +66,66 @@ def build_model(
 
     # Layers that are initialised again after loading, and the lengths of DoRA, need whole parameters.
     streams = shard is not None and not start.reinit_layers and not start.lora.dora
+    if parts:
+        model = _build_tasks(start, parts, labels, label_smoothing, seed)
+    else:
+        model = _load(start, task, labels, label_smoothing, seed, prepare if streams else None)
+    if not streams or parts:
+        prepare(model)
+    if resumed is not None and start.lora.rank:
+        models.load_adapter(model, models.adapter.find_adapter(resumed))
+    elif resumed is not None and parts:
+        load_tasks(model, resumed)
+    return model, models.hub.resolve(start.name, start.revision)
+
+
+def load_best(folder: Path, task: Task, shard: Callable[[TaskModel], None] | None) -> TaskModel:
+    """Return the model of best/; that of several tasks is made from the folders of each."""
+    if not isinstance(task, MultiTask):
+        return models.from_pretrained(folder, head=task.head, before_loading=shard)
+    folders = {part: folder.with_name(f"{folder.name}-{part.name}") for part in task.parts}
+    return join_tasks({part.name: models.from_pretrained(folders[part], head=part.task.head) for part in task.parts})
+
+
+def _build_tasks(
+    start: ModelSettings, parts: Sequence[Part], labels: Sequence[str], label_smoothing: float, seed: int
+) -> TaskModel:
+    """Return the model of several tasks: each is loaded as for a run of this task alone, and the first lends its body.
+
+    model.pooling and label smoothing are of the heads that have them; ConfigError where none has.
+    """
+    heads = [models.HEADS[part.task.head] for part in parts]
+    pools = [head.reads_pooled for head in heads]
+    smooths = [
+        head.supports_label_smoothing and part.task.problem in (None, "single-label")
+        for head, part in zip(heads, parts, strict=True)
+    ]
+    for key, value, used in (
+        ("model.pooling", start.pooling, pools),
+        ("regularize.label_smoothing", label_smoothing, smooths),
+    ):
+        if value and not any(used):
+            raise ConfigError(f"{key} = {value!r} has no effect on any of these tasks: leave it out")
+    found = {}
+    for part, has_pooling, has_smoothing in zip(parts, pools, smooths, strict=True):
+        own = start if has_pooling else replace(start, pooling="")
+        smoothing = label_smoothing if has_smoothing else 0.0
+        found[part.name] = _load(own, part.task, labels_of(part.name, labels), smoothing, seed, None)
+    return join_tasks(found)
+
+
+def _load(
+    start: ModelSettings,
+    task: Task,
+    labels: Sequence[str],
+    label_smoothing: float,
+    seed: int,
+    before_loading: Callable[[TaskModel], None] | None,
+) -> TaskModel:
+    """Return the pretrained backbone with the head of a task."""
+    rates = start.dropout.rates()
+    if start.dropout.head is None and task.head in models.HEADS and models.HEADS[task.head].is_language_model:
+        rates.pop("head", None)  # this head has no dropout for model.dropout.all to set
     model = models.from_pretrained(
         start.name,
         head=task.head,
