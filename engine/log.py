@@ -25,6 +25,7 @@ from engine.errors import TrainingError
 from engine.loggers import Loggers, check_loggers
 from engine.profiling import StepProfiler, parse_profile_steps
 from engine.spikes import WINDOW, describe_norms, describe_spike
+from engine.study_link import report_evaluation
 
 
 class RunLog:
@@ -136,6 +137,7 @@ class RunLog:
         intervals = getattr(metrics, "intervals", {})
         row |= {"intervals": intervals} if intervals else {}
         self._write(row, "validation", step, metrics)
+        report_evaluation(row)
         if on_training:
             self.loggers.log("training", on_training, step)
         self.say(f"step {step:>6}  validation  {self._format(metrics)}  ({seconds:.1f} s){'  best' if best else ''}")

@@ -1,32 +1,31 @@
-"""The results of a study, from the metrics.jsonl of its runs: a table and a plot of means and spreads over seeds."""
+"""The results of a study, from the metrics.jsonl of its runs: tables of means and spreads, and all runs as JSON."""
 
 from __future__ import annotations
 
 import csv
-import importlib.util
 import math
-import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from data.writing import replace_file, write_text
+from data.writing import replace_file, to_json, write_text
 from engine.log import read_rows
 
 EVALUATIONS = {
     "best": "At the best evaluation, by the run's own metric",
     "last": "At the last evaluation",
 }
-COLOURS = {"best": "#1f6fb4", "last": "#d9541e"}
 NOTE = (
-    "Mean ± standard deviation over the seeds. A gap is how much better the model is on training examples than on "
+    "Mean ± standard deviation over the runs. A gap is how much better the model is on training examples than on "
     "validation. A gain is how much better a change is on validation than the unchanged recipe with the same seed."
 )
-GREY = "#555555"
+FEW_RUNS = 20  # of a variant, of which the table has each value
+LONG_CELL = 9  # characters of a number that the table shortens
 
 
 @dataclass(frozen=True)
@@ -34,24 +33,50 @@ class VariantResult:
     """A variant of the recipe, and the numbers of each of its finished runs."""
 
     labels: dict[str, str]  # {column: cell}
-    runs: dict[int, dict[str, float]]  # {seed: the run's summarize_run}
+    runs: dict[str, dict[str, float]]  # {name of the run, its seed and fold: its summarize_run}
 
     def title(self) -> str:
         """Return the name of a change, or `key=value` of each varied setting, without its section."""
-        labels = (x if key == "change" else f"{key.rpartition('.')[2]}={x}" for key, x in self.labels.items())
+        labels = (
+            x if key == "change" else f"{key.rpartition('.')[2]}={_shorten_number(x)}" for key, x in self.labels.items()
+        )
         return ", ".join(labels) or "as it is"
 
     def mean(self, name: str) -> float:
-        """Return the mean over the seeds; NaN if a run has no such number."""
+        """Return the mean over the runs; NaN if a run has no such number."""
         return fmean(self._values(name))
 
     def spread(self, name: str) -> float:
-        """Return the standard deviation over the seeds; NaN for a single seed."""
+        """Return the standard deviation over the runs; NaN for a single run."""
         values = self._values(name)  # numpy.std, since statistics.stdev fails on a NaN
         return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
     def _values(self, name: str) -> list[float]:
         return [run.get(name, math.nan) for run in self.runs.values()]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run of a study, for runs.json and the plot of the curves."""
+
+    title: str  # of its variant
+    name: str  # its seed and fold
+    state: str  # finished, pruned, failed or unfinished
+    folder: str
+    settings: dict[str, str]
+    problem: str = ""
+    best: dict[str, float] | None = None  # summarize_run of a finished run
+    evaluations: tuple[dict[str, Any], ...] = ()  # rows of metrics.jsonl
+    losses: tuple[tuple[int, float], ...] = ()  # (step, training loss)
+
+
+def read_curves(folder: Path) -> tuple[tuple[dict[str, Any], ...], tuple[tuple[int, float], ...]]:
+    """Return (the evaluations of a run, its (step, training loss)) so far; nothing of a run without a log."""
+    rows = []
+    with suppress(OSError, ValueError):
+        rows = read_rows(folder / "metrics.jsonl")
+    losses = tuple((row["step"], row["loss"]) for row in rows if "lr" in row)
+    return tuple(row for row in rows if "evaluation" in row), losses
 
 
 def read_run(folder: Path) -> list[dict[str, Any]] | None:
@@ -61,6 +86,12 @@ def read_run(folder: Path) -> list[dict[str, Any]] | None:
     except (OSError, ValueError):
         return None
     return rows if rows and "end" in rows[-1] else None
+
+
+def best_value(rows: Sequence[dict[str, Any]], metric: str) -> float:
+    """Return the metric at the best evaluation of a finished run; NaN where there is none."""
+    best = [row for row in rows if "evaluation" in row and row["step"] == int(rows[-1]["best_step"])]
+    return float(best[-1]["evaluation"].get(metric, math.nan)) if best else math.nan
 
 
 def summarize_run(rows: Sequence[dict[str, Any]], metric: str, mode: str) -> dict[str, float]:
@@ -126,30 +157,52 @@ def columns(results: Sequence[VariantResult]) -> list[str]:
 
 
 def format_table(results: Sequence[VariantResult]) -> str:
-    """Return a Markdown table with a row for each variant: mean and standard deviation over the seeds."""
+    """Return a Markdown table with a row for each variant: mean and standard deviation over the runs."""
     if not results:
         return "no run has ended"
     names = columns(results)
     if not any(name.startswith("last ") for name in names):
-        return _format_columns(results, {name: name for name in names})
+        return _format_columns(results, {name: name for name in names}, _first(names, "best "))
     tables = []
     for prefix, title in EVALUATIONS.items():
         own = {name: name.removeprefix(f"{prefix} ") for name in names if name.startswith(f"{prefix} ")}
-        tables.append(f"{title}:\n\n{_format_columns(results, own)}")
+        tables.append(f"{title}:\n\n{_format_columns(results, own, _first(names, f'{prefix} validation '))}")
     return "\n\n".join([*tables, NOTE])
 
 
-def _format_columns(results: Sequence[VariantResult], headings: dict[str, str]) -> str:
-    """Return one Markdown table. headings: {name of a number: heading of its column}."""
+def _first(names: Sequence[str], beginning: str) -> str:
+    """Return the first name with this beginning; "" for none."""
+    return next((name for name in names if name.startswith(beginning)), "")
+
+
+def _format_columns(results: Sequence[VariantResult], headings: dict[str, str], each: str) -> str:
+    """Return one Markdown table.
+
+    headings: {name of a number: heading of its column}. each: the number of which a last column has that of every run.
+    """
     labels = list(results[0].labels)
     rows = [[*labels, "runs", *headings.values()], ["---"] * (len(labels) + 1 + len(headings))]
+    most = max(len(result.runs) for result in results)
+    shows_each = bool(each) and 1 < most <= FEW_RUNS
+    if shows_each:
+        rows[0].append(f"{headings[each]} of each run")
+        rows[1].append("---")
     for result in results:
         cells = [
             _cell(result.mean(name), result.spread(name), ".0f" if name.endswith("step") else ".3f")
             for name in headings
         ]
-        rows.append([*result.labels.values(), str(len(result.runs)), *cells])
+        values = [f"{run.get(each, math.nan):.3f}" for run in result.runs.values()] if shows_each else []
+        shown = [_shorten_number(cell) for cell in result.labels.values()]
+        rows.append([*shown, str(len(result.runs)), *cells, *([" ".join(values)] if shows_each else [])])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _shorten_number(text: str) -> str:
+    """Return a long number with four digits, and any other text as it is."""
+    with suppress(ValueError):
+        return f"{float(text):.4g}" if len(text) > LONG_CELL else text
+    return text
 
 
 def _cell(mean: float, spread: float, form: str) -> str:
@@ -157,11 +210,12 @@ def _cell(mean: float, spread: float, form: str) -> str:
     return "" if math.isnan(mean) else f"{mean:{form}}{deviation}"
 
 
-def write_report(folder: Path, results: Sequence[VariantResult], metric: str) -> list[Path]:
-    """Write table.md, table.csv and, if matplotlib is installed, plot.png to a study's folder; return their paths."""
+def write_report(folder: Path, results: Sequence[VariantResult], records: Sequence[RunRecord]) -> list[Path]:
+    """Write table.md, table.csv and runs.json to a study's folder; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    markdown, spreadsheet = paths = [folder / "table.md", folder / "table.csv"]
+    markdown, spreadsheet, all_runs = paths = [folder / "table.md", folder / "table.csv", folder / "runs.json"]
     write_text(markdown, [format_table(results), "\n"])
+    write_text(all_runs, ["[\n", ",\n".join(to_json(asdict(record)) for record in records), "\n]\n"])
     names = columns(results)
     with replace_file(spreadsheet) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
@@ -170,100 +224,4 @@ def write_report(folder: Path, results: Sequence[VariantResult], metric: str) ->
         for result in results:
             numbers = [x for name in names for x in (result.mean(name), result.spread(name))]
             writer.writerow([*result.labels.values(), len(result.runs), *numbers])
-    if results and importlib.util.find_spec("matplotlib") is not None:
-        paths.append(folder / "plot.png")
-        plot(results, metric, paths[-1])
     return paths
-
-
-@dataclass(frozen=True)
-class Series:
-    """The two numbers of a variant that are plotted together: on training examples ("": none) and on validation."""
-
-    colour: str
-    train: str
-    validation: str
-
-
-def _panels(names: Sequence[str], metric: str) -> dict[str, list[Series]]:
-    """Return {title of a panel: its series}, for the numbers that the runs have."""
-    if any(name.startswith("last ") for name in names):
-        panels = {
-            measured: [
-                Series(colour, f"{prefix} train {measured}", f"{prefix} validation {measured}")
-                for prefix, colour in COLOURS.items()
-            ]
-            for measured in dict.fromkeys((metric, "loss"))
-        }
-    else:
-        panels = {f"best {metric}": [Series(COLOURS["best"], "", f"best {metric}")]}
-        panels["loss at the end"] = [Series(COLOURS["last"], "train loss", "validation loss")]
-    return {title: series for title, series in panels.items() if any(s.validation in names for s in series)}
-
-
-def plot(results: Sequence[VariantResult], metric: str, path: Path) -> None:
-    """Plot a row for each variant: hollow marks for training, filled marks for validation, bars for the spread."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    panels = _panels(columns(results), metric)
-    height = 1.3 + 0.45 * len(results)
-    figure, grid = pyplot.subplots(1, len(panels), figsize=(9, height), sharey=True, squeeze=False)
-    for axes, (title, series) in zip(grid[0], panels.items(), strict=True):
-        for index, one in enumerate(series):
-            _plot_series(axes, results, one, shift=0.26 * (index - (len(series) - 1) / 2))
-        axes.set_title(title, fontsize=11)
-        axes.grid(axis="x", alpha=0.25)
-        axes.tick_params(axis="y", length=0)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-    titles = [textwrap.fill(result.title(), 26) for result in results]
-    grid[0][0].set_yticks(range(len(results)), titles, fontsize=9)
-    grid[0][0].set_ylim(len(results) - 0.5, -0.5)
-    both = any(len(series) > 1 for series in panels.values())
-    figure.legend(handles=_legend(pyplot, both), loc="lower center", ncols=5, frameon=False, fontsize=9)
-    figure.tight_layout(rect=(0, 0.35 / height, 1, 1))
-    with replace_file(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
-    pyplot.close(figure)
-
-
-def _plot_series(axes: Any, results: Sequence[VariantResult], series: Series, shift: float) -> None:
-    """Plot the marks of a series, `shift` rows below the middle of their rows.
-
-    A dotted line shows the first result's validation for comparison.
-    """
-    colour = series.colour
-    axes.axvline(results[0].mean(series.validation), color=colour, linestyle=":", linewidth=1, alpha=0.7, zorder=0)
-    for row, result in enumerate(results):
-        ends = [result.mean(name) for name in (series.train, series.validation)]
-        axes.plot(ends, [row + shift] * 2, color=colour, linewidth=3, alpha=0.25, solid_capstyle="butt", zorder=1)
-        for name, filling in ((series.train, "white"), (series.validation, colour)):
-            spread = result.spread(name)
-            axes.errorbar(
-                result.mean(name),
-                row + shift,
-                xerr=None if math.isnan(spread) else spread,
-                fmt="o",
-                markersize=5.5,
-                color=colour,
-                markerfacecolor=filling,
-                elinewidth=1,
-                capsize=2,
-            )
-
-
-def _legend(pyplot: Any, both: bool) -> list[Any]:
-    """Return the handles of the legend. both: the best and the last evaluation are shown, each in its own colour."""
-    marks = [("training", "white"), ("validation", GREY)]
-    handles = [
-        pyplot.Line2D([], [], marker="o", linestyle="", color=GREY, markerfacecolor=filling, label=label)
-        for label, filling in marks
-    ]
-    if both:
-        handles += [
-            pyplot.Line2D([], [], color=colour, linewidth=3, label=f"{name} evaluation")
-            for name, colour in COLOURS.items()
-        ]
-    return [*handles, pyplot.Line2D([], [], color=GREY, linestyle=":", label="validation of the first row")]

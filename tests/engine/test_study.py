@@ -18,7 +18,7 @@ import pytest
 from support.runs import QuietStop, StopAfter, run_module, run_training
 
 from engine import config as configs
-from engine import plugins, study, study_report
+from engine import plugins, study, study_options, study_plots, study_report, study_runs
 from engine.config import ConfigError
 
 
@@ -35,13 +35,13 @@ def here(monkeypatch):
     """Run in this process; return (the commands, a box whose "steps" stops each run after this many)."""
     commands, box = [], {"steps": 0}
 
-    def launch(_study, command, _environment, output):
+    def launch(_study, command, _environment, output, _link=None):
         commands.append(command)
         output.write_text("")
         run_training(configs.parse(command[3:], ""), StopAfter(box["steps"]) if box["steps"] else QuietStop())
         return 128 + signal.SIGTERM if box["steps"] else 0
 
-    monkeypatch.setattr(study, "launch", launch)
+    monkeypatch.setattr(study_runs, "launch", launch)
     return commands, box
 
 
@@ -210,12 +210,12 @@ def test_a_stopped_study_continues_from_its_checkpoint(recipe, here, tmp_path, c
 def test_a_sample_of_a_grid_depends_on_the_seed_only(recipe):
     values = ",".join(str(i / 100) for i in range(10))
     arguments = [str(recipe), f"--vary=regularize.l2={values}", f"--vary=model.dropout.head={values}", "--sample=7"]
-    first, again = study.parse(arguments), study.parse(arguments)
+    first, again = (study_options.parse(arguments)[0] for _ in range(2))
     assert first.variants == again.variants
     assert len({tuple(one.settings.items()) for one in first.variants}) == 7
-    other = study.parse([*arguments, "--run.seed=1"])
+    other, _ = study_options.parse([*arguments, "--run.seed=1"])
     assert other.variants != first.variants
-    assert len(study.parse([*arguments[:-1], "--sample=500"]).variants) == 100
+    assert len(study_options.parse([*arguments[:-1], "--sample=500"])[0].variants) == 100
 
 
 def test_a_study_knows_the_metrics_of_its_plugins(recipe, tmp_path):
@@ -223,9 +223,9 @@ def test_a_study_knows_the_metrics_of_its_plugins(recipe, tmp_path):
     plugin.write_text("METRICS = {'text-classification': {'always_one': lambda statistics, labels: 1.0}}\n")
     try:
         with pytest.raises(ConfigError, match="always_one"):
-            study.parse([str(recipe), "--eval.metric=always_one"])
+            study_options.parse([str(recipe), "--eval.metric=always_one"])
         arguments = [str(recipe), f"--run.plugins={plugin}", "--eval.metric=always_one", "--eval.mode=max"]
-        assert study.parse(arguments).metric == "always_one"
+        assert study_options.parse(arguments)[0].metric == "always_one"
     finally:
         plugins.load_plugins(())
 
@@ -241,7 +241,7 @@ def test_a_study_knows_the_metrics_of_its_plugins(recipe, tmp_path):
         (["--vary=regularize.l2=1", "--vary=regularize.l2=2"], "is given twice"),
         (["--vary=regularize.l2=1,x"], "regularize.l2 = 'x' should be a finite number"),
         (["--vary=model.dropout.all=0.1,1.5"], "model.dropout.all = 1.5 must be in [0, 1)"),
-        (["--vary=run.seed=1,2"], "run.seed is set by the study itself; use its options --folder and --seeds"),
+        (["--vary=run.seed=1,2"], "run.seed is set by the study itself; use its options --folder, --seeds and --folds"),
         (["--run.folder=x"], "run.folder is set by the study itself"),
         (["--change=regularize.l2=1"], "should be a name and settings, each once, as in --change 'stop early: "),
         (["--change=model.name=package:x"], "should be a name and settings"),
@@ -276,15 +276,15 @@ def test_a_mistake_is_refused_before_any_run(recipe, here, arguments, message):
 
 
 def test_a_failed_run_is_named_and_the_others_are_run(recipe, here, tmp_path, monkeypatch, capsys):
-    ours = study.launch
+    ours = study_runs.launch
 
-    def launch(its_study, command, environment, output):
+    def launch(its_study, command, environment, output, link=None):
         if "--regularize.l2=0" in command:
             output.write_text("much\nerror: a sentence\n")
             return 2
         return ours(its_study, command, environment, output)
 
-    monkeypatch.setattr(study, "launch", launch)
+    monkeypatch.setattr(study_runs, "launch", launch)
     folder = tmp_path / "study"
     assert study.main([str(recipe), "--vary=regularize.l2=0,0.1", f"--folder={folder}"]) == 1
     captured = capsys.readouterr()
@@ -304,7 +304,7 @@ def test_a_plot_is_written(tmp_path, training):
                 {"change": f"change {i}"}, {k: study_report.summarize_run(rows, "f1", "max") for k in range(i + 1)}
             )
         )
-    assert tmp_path / "plot.png" in study_report.write_report(tmp_path, results, "f1")
+    study_plots.plot(results, "f1", tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -312,16 +312,16 @@ def test_a_plot_is_written(tmp_path, training):
 def test_f05_a_signal_stops_the_runs_of_a_study(recipe, here, tmp_path, monkeypatch, capsys, number):
     """The runs are processes that wait; two are in progress, and the third is not started."""
     monkeypatch.undo()
-    launch, before = study.launch, signal.getsignal(number)
+    launch, before = study_runs.launch, signal.getsignal(number)
     codes = []
 
-    def wait(its_study, command, environment, output):
+    def wait(its_study, command, environment, output, link=None):
         codes.append(launch(its_study, ["sleep", "60"], environment, output))
         return codes[-1]
 
-    monkeypatch.setattr(study, "launch", wait)
+    monkeypatch.setattr(study_runs, "launch", wait)
     threading.Timer(1, os.kill, (os.getpid(), number)).start()
-    arguments = [str(recipe), "--vary=regularize.l2=0,0.1,0.2", "--parallel=2", f"--folder={tmp_path / 'study'}"]
+    arguments = [str(recipe), "--vary=regularize.l2=0,0.1,0.2", "--workers=2", f"--folder={tmp_path / 'study'}"]
     assert study.main(arguments) == 128 + number
     assert codes == [-signal.SIGTERM] * 2
     assert capsys.readouterr().err == "stopped; the same command continues the study\n"
@@ -329,13 +329,13 @@ def test_f05_a_signal_stops_the_runs_of_a_study(recipe, here, tmp_path, monkeypa
 
 
 def test_a_run_that_was_killed_has_failed_and_the_others_are_run(recipe, here, tmp_path, monkeypatch, capsys):
-    ours = study.launch
+    ours = study_runs.launch
 
-    def kill(its_study, command, environment, output):
+    def kill(its_study, command, environment, output, link=None):
         output.write_text("step 1\n")
         return -signal.SIGKILL if "--regularize.l2=0" in command else ours(its_study, command, environment, output)
 
-    monkeypatch.setattr(study, "launch", kill)
+    monkeypatch.setattr(study_runs, "launch", kill)
     arguments = [str(recipe), "--vary=regularize.l2=0,0.1", f"--folder={tmp_path / 'study'}"]
     assert study.main(arguments) == 1
     assert "seed0: killed by SIGKILL; the same command continues it" in capsys.readouterr().err
@@ -344,16 +344,16 @@ def test_a_run_that_was_killed_has_failed_and_the_others_are_run(recipe, here, t
 
 def test_the_whole_error_of_a_run_is_shown(recipe):
     text = "step 1\nerror: a:1: one\na:2: two\n... and 3 more\n"
-    assert study._explain_failure(2, text) == "error: a:1: one\na:2: two\n... and 3 more"
-    assert study._explain_failure(1, "Traceback\n  in x\nValueError: y\n") == "ValueError: y"
-    assert study._explain_failure(3, "") == "ended with code 3"
+    assert study_runs.explain_failure(2, text) == "error: a:1: one\na:2: two\n... and 3 more"
+    assert study_runs.explain_failure(1, "Traceback\n  in x\nValueError: y\n") == "ValueError: y"
+    assert study_runs.explain_failure(3, "") == "ended with code 3"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_the_command_is_interrupted_and_continues(recipe, tmp_path, number):
     folder = tmp_path / "study"
-    arguments = [str(recipe), "--vary=regularize.l2=0,0.1", "--parallel=2", f"--folder={folder}"]
+    arguments = [str(recipe), "--vary=regularize.l2=0,0.1", "--workers=2", f"--folder={folder}"]
     longer = [*arguments, "--train.max_steps=400", "--eval.every_steps=100"]
     first = subprocess.Popen([sys.executable, "-m", "engine.study", *longer], stderr=subprocess.PIPE, text=True)
     logs = [folder / f"regularize.l2={value}" / "seed0" / "metrics.jsonl" for value in ("0", "0.1")]
