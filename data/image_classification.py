@@ -1,4 +1,4 @@
-"""Images with one class each, or with several labels or none: checked rows of any format, and examples that are decoded on demand.
+"""Images with one class each, or with sets of labels: checked rows of any format, and examples decoded on demand.
 
 The formats: a folder for each class, .tar archives, a list of paths with labels, MNIST's IDX files, and images in
 memory. Every image is decoded once before training starts, by the function that reads it later. So bad images are
@@ -82,7 +82,7 @@ def read_images(
         )
     if label and read_targets is not None and format in ("folder", "idx"):
         raise DataError(
-            f"{name}: a folder has one class for each image: list the images, with their labels, in a .csv or .jsonl file"
+            f"{name}: one class for each image; list the images, with their labels, in a .csv or .jsonl file"
         )
     errors = ErrorList()
     classes: list[str] = []  # that have a folder

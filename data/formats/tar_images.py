@@ -44,7 +44,7 @@ def read_archives(
     The rows are those of the unpacked folder: sorted by name, which is the id. Where two archives have a member of the
     same name, all ids begin with the name of the archive. label: "" where there are no classes; labels: the declared
     names. has_sets: whether a label is a list or a text with several labels, which files beside the images have, and
-    folders do not. Images that cannot be rows are added to `errors`; what else the archives have is counted in its notes.
+    folders do not. Images that cannot be rows are added to `errors`; what else there is is counted in its notes.
     """
     files: list[tuple[str, TarMember]] = []  # (id, member) of all that programs do not leave behind
     folders: set[str] = set()
@@ -63,9 +63,7 @@ def read_archives(
     beside = _Beside(files)
     classes: list[str] = []
     if label and has_sets and not beside.suffix:
-        raise DataError(
-            f"{path}: no {CLASS_FILE} or {JSON_FILE} file beside the images, which could have several labels"
-        )
+        raise DataError(f"{path}: no {CLASS_FILE} or {JSON_FILE} file with the labels beside each image")
     if label and not beside.suffix:
         folders |= {member.name.split("/")[0] for _, member in files if "/" in member.name}
         classes = sorted(name for name in folders if not is_left_behind(name, labels))

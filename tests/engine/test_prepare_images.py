@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from support.cases import settings_for
 from support.pictures import folder_of_colours
 from support.runs import StopAfter, assert_same_run, run_training
+from support.task_data import write
 from support.task_settings import settings_of
 
 from data import DataError
@@ -82,6 +84,35 @@ def test_examples_are_those_of_the_images(config, tmp_path):
     assert mine.fingerprint() == theirs.fingerprint()
     assert mine.label_counts(3).tolist() == theirs.label_counts(3).tolist()
     assert mine.labels[np.arange(len(mine))].tolist() == theirs.labels.tolist()
+
+
+@pytest.mark.parametrize("kind", ["list", "tar"])
+def test_sets_of_labels_are_prepared_as_they_are_read(tmp_path, kind):
+    """Of a list, and of webdataset's .json files; mixing gives the same shares, and a run the same losses."""
+    task = "multi-label-image-classification"
+    values = write(task, tmp_path) | {"run.folder": str(tmp_path / "file"), "train.max_steps": 3, "data.validation": ""}
+    if kind == "tar":
+        rows = [json.loads(line) for line in Path(values["data.train"]).read_text().splitlines()]
+        values["data.train"] = str(tmp_path / "set.tar")
+        with tarfile.open(values["data.train"], "w") as archive:
+            for row in rows:
+                image, labels = Path(row["path"]), tmp_path / "labels.json"
+                labels.write_text(json.dumps({"labels": row["labels"]}))
+                archive.add(image, image.name)
+                archive.add(labels, f"{image.stem}.json")
+    config = configs.override(Config(), values | {"augment.image.mixup": 0.4, "augment.image.cutmix": 0.4})
+    theirs = encoded(config)
+    from_folder = prepared(config, tmp_path)
+    mine = encoded(from_folder)
+    assert theirs.labels.ndim == 2
+    assert {0, 2} <= {*theirs.labels.sum(1).tolist()}
+    assert mine.fingerprint() == theirs.fingerprint()
+    assert mine.label_counts(3).tolist() == theirs.label_counts(3).tolist() == theirs.labels.sum(0).tolist()
+    assert mine.labels[np.arange(len(mine))].tolist() == theirs.labels.tolist()
+    assert mine.show(0, None, ("blue", "green", "red")) == theirs.show(0, None, ("blue", "green", "red"))
+    assert run_training(config) is not None
+    assert run_training(from_folder) is not None
+    assert_same_run(config.run.folder, from_folder.run.folder)
 
 
 def test_the_same_command_verifies_or_continues(config, tmp_path, capsys):
