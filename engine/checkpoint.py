@@ -51,6 +51,7 @@ from engine.run_folder import OLD as OLD
 from engine.run_folder import PREVIOUS as PREVIOUS
 from engine.state import TrainState, read_state
 from engine.tasks.multi_task import Part
+from engine.tasks.sentence_embedding import export_sentence_files
 from models.checkpoints.tensor_files import open_tensors
 from models.multi_task import one_task
 
@@ -257,6 +258,7 @@ def write_small_files(
 ) -> None:
     """Write what a checkpoint has beside tensors. optimizer_values: the plain ones of the optimizer; None: in best/."""
     copy_tokenizer(contents.tokenizer_folder, temporary)
+    export_sentence_files(contents.model, contents.config, temporary)
     recipes = {"recipe.toml": contents.config} | {f"recipe-{part.name}.toml": part.config for part in contents.parts}
     for name, config in recipes.items():
         (temporary / name).write_text(configs.to_toml(configs.to_recipe(config)), encoding="utf-8")

@@ -205,12 +205,23 @@ def open_model(
 ) -> tuple[Path, Config, dict[str, str]]:
     """Return (checkpoint folder, its recipe with overrides, values of `options`) of a command line.
 
+    Arguments and errors as for read_command; ConfigError for a setting that would have no effect, too.
+    """
+    name, given, own = read_command(argv, usage, options, more)
+    folder = checkpoint.open_run(name)
+    return folder, configure(folder, given, more), own
+
+
+def read_command(
+    argv: Sequence[str], usage: str, options: Mapping[str, str], more: Sequence[str] = ()
+) -> tuple[str, dict[str, str], dict[str, str]]:
+    """Return (the folder or name of a model, the settings given, values of `options`) of a command line.
+
     options: {"name PLACEHOLDER": meaning} of the command's own options. more: settings that this command reads beside
-    the usual ones.
-    Raises ConfigError for a setting that would have no effect; SystemExit(0) after --help.
+    the usual ones. Raises ConfigError for an unknown option; SystemExit(0) after --help.
     """
     known = all_settings(Config())
-    settings = {key: declared.metadata["doc"] for key, declared in known.items() if _is_used(key, more)}
+    settings = {key: declared.metadata["doc"] for key, declared in known.items() if is_used(key, more)}
     if "--help" in argv or "-h" in argv:
         shown = [usage, "", *(f"  --{name}\n        {doc}" for name, doc in options.items()), ""]
         shown += ["Settings, taken from the recipe of the run where they are not given:", ""]
@@ -224,8 +235,7 @@ def open_model(
             raise ConfigError(f"unknown option --{key}{did_you_mean(key, [*names, *settings])}")
     if len(positional) != 1:
         raise ConfigError(f"name one run folder: {usage}")
-    folder = checkpoint.open_run(positional[0])
-    return folder, configure(folder, given, more), own
+    return positional[0], given, own
 
 
 def configure(folder: Path, given: Mapping[str, Any], more: Sequence[str] = ()) -> Config:
@@ -235,7 +245,7 @@ def configure(folder: Path, given: Mapping[str, Any], more: Sequence[str] = ()) 
     model, and where the recipe names plugins and `given` does not.
     """
     for key in given:
-        if key in all_settings(Config()) and not _is_used(key, more):
+        if key in all_settings(Config()) and not is_used(key, more):
             raise ConfigError(f"--{key} has no effect on a trained model; --help lists the settings that have one")
     recipe = read_recipe(str(folder / "recipe.toml"))
     if recipe.run.task == MULTI_TASK:
@@ -254,7 +264,8 @@ def configure(folder: Path, given: Mapping[str, Any], more: Sequence[str] = ()) 
     return config
 
 
-def _is_used(key: str, more: Sequence[str]) -> bool:
+def is_used(key: str, more: Sequence[str]) -> bool:
+    """Return whether a trained model reads a setting. more: those of a command beside the usual ones."""
     section = key.partition(".")[0]
     if key in ALWAYS_USED or key in more:
         return True

@@ -14,16 +14,18 @@ from data.tokenizers.load import COMPANIONS, FILES
 from data.writing import sha256_of, to_json
 from models.adapter import FOLDER as ADAPTER
 from models.checkpoints import shards
+from models.checkpoints.sentence_files import POOLING
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+FOLDERS = (ADAPTER, POOLING)  # of a checkpoint, beside its own files
 OPTIMIZER, OBJECTIVE = "optimizer.safetensors", "objective.safetensors"
 CORE = ("model.safetensors", "config.json", "recipe.toml", "state.json")  # each checkpoint has them
 SHARDABLE = {"model.safetensors": "model", OPTIMIZER: "optimizer"}  # may be in shards of this kind instead
 MAX_MANIFEST = 1_000_000  # bytes; one has some two thousand, and 300 for each rank of a sharded run
 READERS = 8  # files that are compared at a time: a sharded checkpoint has several of many gigabytes
 # A reader of a checkpoint also opens files of these names, where they exist.
-OPTIONAL = (*FILES, *COMPANIONS, "adapter_config.json", "model.safetensors.index.json")
+OPTIONAL = (*FILES, *COMPANIONS, "adapter_config.json", "modules.json", "model.safetensors.index.json")
 
 
 def seal(folder: Path, written: Mapping[str, Mapping[str, Any]] | None = None) -> None:
@@ -35,8 +37,9 @@ def seal(folder: Path, written: Mapping[str, Mapping[str, Any]] | None = None) -
     for name in sorted(_names_of(folder) - files.keys()):
         shutil.copymode(folder / "recipe.toml", folder / name)  # Python wrote it; safetensors' have mode 0600
         files[name] = flush(folder / name)
-    if (folder / ADAPTER).is_dir():
-        flush_folder(folder / ADAPTER)
+    for name in FOLDERS:
+        if (folder / name).is_dir():
+            flush_folder(folder / name)
     with (folder / MANIFEST).open("w", encoding="utf-8") as stream:
         stream.write(to_json({"schema": SCHEMA, "files": files}, indent=2))
         stream.flush()
@@ -95,7 +98,7 @@ def _find_gap(name: str, files: Collection[str]) -> str:
 def _compare(folder: Path, name: str, size: int, sha256: str) -> str | None:
     """Return a sentence on how a file differs from what was written, or None."""
     path = folder / name
-    if Path(name).name != name.removeprefix(f"{ADAPTER}/"):
+    if Path(name).name not in {name, *(name.removeprefix(f"{inner}/") for inner in FOLDERS)}:
         return f"{folder / MANIFEST} names {name!r}, which is not a file of its own folder"
     if not path.is_file():
         return f"{path} is not a file" if path.exists() else f"{path} is missing"
@@ -116,10 +119,10 @@ def _added_files(folder: Path, files: dict[str, tuple[int, str]]) -> list[str]:
 
 
 def _names_of(folder: Path) -> set[str]:
-    """Return the names of all files of a checkpoint, those of its adapter with their folder."""
-    inside = (folder / ADAPTER).iterdir() if (folder / ADAPTER).is_dir() else ()
-    own = {path.name for path in folder.iterdir() if path.name != ADAPTER}
-    return own | {f"{ADAPTER}/{path.name}" for path in inside}
+    """Return the names of all files of a checkpoint, those in FOLDERS with their folder."""
+    own = {path.name for path in folder.iterdir() if path.name not in FOLDERS}
+    inner = [folder / name for name in FOLDERS if (folder / name).is_dir()]
+    return own | {f"{path.name}/{file.name}" for path in inner for file in path.iterdir()}
 
 
 def _read_regular(path: Path) -> str:

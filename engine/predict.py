@@ -26,12 +26,11 @@ import numpy as np
 
 import models
 from data import Examples, Row, Rows, TextExamples
-from data.writing import sha256_of, to_json
-from engine import cli, distributed, validate
+from data.writing import to_json
+from engine import cli, distributed, embeddings, validate
 from engine.config import Config, ConfigError
 from engine.evaluate import EvaluationContext, load_trained, make_context, predict, start
 from engine.input_windows import InputWindows, check_input
-from engine.manifest import MANIFEST
 from engine.prediction_output import Output, check_format, open_output
 from engine.tasks import Task
 
@@ -42,6 +41,8 @@ OPTIONS = {
     "input FILE": "a file of examples, in a format of the training files; labels are not needed and not read",
     "output FILE": "the predictions: a line of JSON for each example, in the order of the input; a table where the "
     "name ends in .csv or .parquet",
+    "embeddings": "write the pooled vector of each text or image instead of predictions; RUN may also be a published "
+    "model; model.pooling says how, else the checkpoint. --output may also end in .npy, with the ids beside it",
     "window ROWS": f"rows that are read, predicted and written at a time; default: {WINDOW:,}, or {WINDOW_OF_TEXTS:,} "
     "where texts are written. A command that was killed continues after its last complete window when it is repeated",
 }
@@ -128,20 +129,32 @@ def _made_of(folder: Path, config: Config, windows: InputWindows) -> dict[str, A
     settings = {
         name: value for name, value in validate.shared_settings(config).items() if not name.startswith("distributed.")
     }
-    parts = {"the rows of --input": windows.checksum, "the checkpoint": sha256_of(folder / MANIFEST)}
+    parts = {"the rows of --input": windows.checksum, "the checkpoint": embeddings.checksum_of(folder)}
     return parts | {"--window": windows.size} | settings
 
 
+def _open(argv: Sequence[str]) -> tuple[Path, Config, dict[str, str], bool]:
+    """Return (folder, configuration, values of OPTIONS, whether --embeddings is given) of a command line."""
+    if "--embeddings" not in argv:
+        return *cli.open_model(argv, USAGE, OPTIONS), False
+    others = [argument for argument in argv if argument != "--embeddings"]
+    name, given, options = cli.read_command(others, USAGE, OPTIONS, embeddings.SETTINGS)
+    return *embeddings.open_embedder(name, given), options, True
+
+
 def main(argv: Sequence[str]) -> int:
-    folder, config, options = cli.open_model(argv, USAGE, OPTIONS)
+    folder, config, options, embeds = _open(argv)
     for name in ("input", "output"):
         if name not in options:
             raise ConfigError(f"--{name} is missing: {USAGE}")
     path, stop = cli.check_output(options["output"], options["input"]), cli.StopRequest("batch")
-    check_format(path)
+    check_format(path, embeds)
     config, task, settings, ranks = start(config)
+    write = embeddings.find_writer(path, options["input"]) if embeds else None
+    if embeds:
+        task = embeddings.embedding_task(task, config.sentence_embedding.similarity, as_text=write is not None)
     windows = check_input(task, options["input"], settings, _window_size(options.get("window"), task))
-    model, processor = load_trained(folder, config, task)
+    model, processor = (embeddings.load_embedder if embeds else load_trained)(folder, config, task)
     encoder = task.encoder(processor, settings, model.labels)
 
     def encode(rows: list[Row]) -> Examples:
@@ -150,11 +163,13 @@ def main(argv: Sequence[str]) -> int:
         return examples
 
     made_of, outputs = _made_of(folder, config, windows), list[Output]()
+    if embeds:
+        made_of["the pooling"] = embeddings.describe_pooling(model, config)
     distributed.check_agreement(made_of)
     context = make_context(model, config, task, ranks)
     context.should_stop = stop.is_seen
     with ExitStack() as stack:
-        distributed.on_main(ranks, lambda: outputs.append(open_output(path, made_of, len(windows), stack)))
+        distributed.on_main(ranks, lambda: outputs.append(open_output(path, made_of, len(windows), stack, write)))
         if outputs and outputs[0].num_windows:
             print(f"{outputs[0].describe()}", file=sys.stderr)
         stack.callback(stop.restore_handlers)
@@ -167,7 +182,8 @@ def main(argv: Sequence[str]) -> int:
         distributed.on_main(ranks, lambda: outputs[0].finish())
     if outputs:
         console = cli.console_beside(path)
-        print(f"{windows.num_rows:,} predictions in {path}", file=console)
+        what = f"vectors, {embeddings.describe_pooling(model, config)}," if embeds else "predictions"
+        print(f"{windows.num_rows:,} {what} in {path}", file=console)
         notes = [*windows.notes, *outputs[0].notes()]
         print("".join(f"  {note}\n" for note in notes), end="", file=console)
     return 0

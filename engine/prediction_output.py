@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from io import FileIO
 from pathlib import Path
@@ -24,6 +24,7 @@ from engine.config import ConfigError
 from engine.errors import TrainingError
 
 SCHEMA = 1
+Write = Callable[[Path, Callable[[], Iterable[dict[str, Any]]]], None]  # (file, rows, which can be read twice)
 AGAIN = "the same command continues there"
 
 
@@ -39,24 +40,33 @@ class Output(Protocol):
     def notes(self) -> list[str]: ...
 
 
-def check_format(output: Path) -> None:
-    """Raise ConfigError for a table that cannot be written: without its package, or into a device or pipe."""
+def check_format(output: Path, embeds: bool = False) -> None:
+    """Raise ConfigError for a file that cannot be written: without its package, or .npy of what are no vectors."""
+    if output.suffix.lower() == ".npy" and not embeds:
+        raise ConfigError(
+            f"--output {str(output)!r}: a .npy file holds vectors, which --embeddings gives; name a .jsonl"
+        )
     if is_table(output) and not can_write(output):
         raise ConfigError(
             f"--output {str(output)!r}: .parquet files need the package pyarrow: pip install pyarrow; or name a .jsonl"
         )
 
 
-def open_output(output: Path, made_of: Mapping[str, Any], num_windows: int, stack: ExitStack) -> Output:
+def open_output(
+    output: Path, made_of: Mapping[str, Any], num_windows: int, stack: ExitStack, write: Write | None = None
+) -> Output:
     """Return where the windows go. made_of: what the predictions are made of; all of it has to be equal to resume.
+
+    write: writes all rows as a file of another format; None: by the end of the name a table, else lines of JSON.
 
     Raises ConfigError where the partial file of another run is there, or is in use.
     """
     if is_stream(output):
         return StreamOutput(output, stack)
-    partial = PartialFile(output)
+    write = write or (write_table if is_table(output) else None)
+    partial = PartialFile(output, write)
     if num_windows == 1 and not partial.state_file.exists():
-        return WholeFile(output)
+        return WholeFile(output, write)
     partial.open(made_of, stack)
     return partial
 
@@ -91,19 +101,20 @@ class Notes:
 class WholeFile:
     """A file of a single window."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, write: Write | None):
         self.path, self.num_windows, self.num_rows = path, 0, 0
+        self._write = write
         self._notes = Notes()
 
     def append(self, lines: Sequence[str], notes: Iterable[str]) -> None:
         """Write the file. Raises TrainingError."""
         self._notes.add(notes)
         self.num_windows, self.num_rows = 1, len(lines)
-        if not is_table(self.path):
+        if self._write is None:
             cli.write_output(self.path, lines)
             return
         try:
-            write_table(self.path, lambda: map(json.loads, lines))
+            self._write(self.path, lambda: map(json.loads, lines))
         except OSError as error:
             raise _failure(self.path, error) from None
 
@@ -156,9 +167,9 @@ class StreamOutput:
 class PartialFile:
     """The file that grows by windows, and the file with its state."""
 
-    def __init__(self, output: Path):
+    def __init__(self, output: Path, write: Write | None):
         target = Path(os.path.realpath(output))  # a link stays, and the file that it points to is written
-        self.output, self.target = output, target
+        self.output, self.target, self._write = output, target, write
         self.lines_file = target.with_name(f"{target.name}.partial")
         self.state_file = target.with_name(f"{target.name}.partial.json")
         self.num_windows = self.num_rows = self.num_bytes = 0
@@ -249,8 +260,8 @@ class PartialFile:
     def finish(self) -> None:
         """Give the file its own name, or write it as a table. Raises TrainingError; the partial file is kept then."""
         try:
-            if is_table(self.output):
-                write_table(self.output, self._rows)
+            if self._write is not None:
+                self._write(self.output, self._rows)
                 self.lines_file.unlink()
             else:
                 os.replace(self.lines_file, self.target)

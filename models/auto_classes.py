@@ -29,6 +29,8 @@ def explain_export(model: TaskModel) -> str:
     head, architecture, name = model.head, model.spec.architecture, model.head_name
     if head is None or name is None:
         return ""
+    if name == "sentence-embedding":
+        return ""  # AutoModel gives the hidden states, and SentenceTransformer the vectors
     model_type = architecture.weights.model_type
     if model_options.hub_class(architecture, name, head.shape.pooling) != architecture.heads[None]:
         return ""

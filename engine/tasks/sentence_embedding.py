@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -17,7 +18,7 @@ from torch import Tensor
 from data import Batch, Examples, Row, TextExamples
 from data import sentence_embedding as pairs
 from data.text_classification import encode_texts
-from engine.config import AugmentSettings, GenerateSettings
+from engine.config import AugmentSettings, Config, GenerateSettings
 from engine.config.task_sections import SentenceEmbeddingSettings
 from engine.contrastive import comparable_vectors, in_batch_negatives_loss
 from engine.metrics import sentence_embedding as metrics
@@ -27,6 +28,7 @@ from engine.tasks.augmentation import RowEncoder, check_text_changes
 from engine.tasks.settings import Columns, TaskSettings
 from engine.tasks.task import Task
 from models import TaskModel
+from models.checkpoints.sentence_files import SentenceFiles, write_sentence_files
 
 Embedded = TextExamples[SentenceEmbeddingSettings]
 
@@ -105,3 +107,12 @@ SENTENCE_EMBEDDING = Task(
     compute_metrics=compute_metrics,
     predict_batch=predict_batch,
 )
+
+
+def export_sentence_files(model: TaskModel, config: Config, folder: Path) -> None:
+    """Write the files of sentence-transformers beside the export of a model that embeds texts; else do nothing."""
+    if model.head is None or model.head_name != SENTENCE_EMBEDDING.head:
+        return
+    normalizes = config.sentence_embedding.similarity == "cosine"
+    files = SentenceFiles(model.head.shape.pooling, normalizes, config.data.max_length)
+    write_sentence_files(folder, files, model.head.shape.hidden_size)

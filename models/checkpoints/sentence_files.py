@@ -98,7 +98,7 @@ def _read_object(path: Path) -> JsonObject:
 
 
 def write_sentence_files(folder: Path, files: SentenceFiles, hidden_size: int) -> None:
-    """Write the files, so that SentenceTransformer(folder) computes the same vectors."""
+    """Write the files beside an export, so that SentenceTransformer(folder) computes the same vectors."""
     kinds = [("", "Transformer"), (POOLING, "Pooling"), *([("2_Normalize", "Normalize")] if files.normalize else [])]
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -115,7 +115,6 @@ def write_sentence_files(folder: Path, files: SentenceFiles, hidden_size: int) -
             "default_prompt_name": None,
         },
     }
-    for _, kind in kinds[1:]:
-        (folder / f"{1 if kind == 'Pooling' else 2}_{kind}").mkdir(exist_ok=True)
+    (folder / POOLING).mkdir(exist_ok=True)
     for name, content in contents.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

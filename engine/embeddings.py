@@ -1,0 +1,147 @@
+"""Vectors of texts by any checkpoint, for engine.predict --embeddings: how they are pooled, and the task that does it.
+
+The texts (or images) are read and encoded by themselves, as data.text_column says, whatever the checkpoint's task. The
+hidden states of its last layer are pooled. How, is said by, in this order:
+
+1. model.pooling and sentence_embedding.similarity of the command;
+2. the files of sentence-transformers in the folder (models/checkpoints/sentence_files.py);
+3. the pooling in config.json, as a trained classifier has it; else the mean of all tokens, in a causal model the last.
+
+Without 1. and 2. the vectors keep their length.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import models
+from data import Batch, Examples
+from data.vector_files import WRITERS, ids_file
+from data.writing import is_stream, sha256_of
+from engine import checkpoint, cli, validate
+from engine.config import Config, ConfigError, GenerateSettings, check, override
+from engine.contrastive import comparable_vectors
+from engine.manifest import MANIFEST
+from engine.prediction_output import Write
+from engine.tasks import TASKS, Task
+from models import TaskModel
+from models.checkpoints import hub
+from models.checkpoints.sentence_files import SentenceFiles, read_sentence_files
+
+HEAD, TASK, IMAGES = "sentence-embedding", "sentence-embedding", "image-classification"
+SETTINGS = ("model.pooling", "sentence_embedding.similarity")
+KEPT = ("device", "deterministic", "plugins")  # of [run]
+
+
+def open_embedder(name: str, given: Mapping[str, Any]) -> tuple[Path, Config]:
+    """Return the folder of a run, a checkpoint or a published model, and the configuration that embeds with it.
+
+    given: settings by their names. Raises ConfigError or ModelError where there is none, and for unused settings.
+    """
+    folder = Path(name)
+    is_run = folder.is_dir() and not (folder / "config.json").is_file()
+    if is_run or (folder / MANIFEST).is_file():
+        folder = checkpoint.open_run(name)
+        recipe = cli.configure(folder, dict(given), more=SETTINGS)
+    else:
+        folder = hub.resolve(name)
+        for key in given:
+            if not cli.is_used(key, SETTINGS):
+                raise ConfigError(f"--{key} has no effect on embeddings; --help lists the settings that have one")
+        recipe = override(Config(), {**dict(given), "model.name": str(folder), "data.train": "no file"})
+        check(recipe)
+    files = None if "model.pooling" in given else read_sentence_files(folder)
+    return folder, _config_of(folder, recipe, given, files)
+
+
+def _config_of(folder: Path, recipe: Config, given: Mapping[str, Any], files: SentenceFiles | None) -> Config:
+    """Return the configuration of the task that embeds, with what a recipe and the files say about reading texts."""
+    raw = models.read_config(folder)
+    architecture = models.ARCHITECTURES[str(raw["model_type"])]
+    is_run, is_images = (folder / MANIFEST).is_file(), IMAGES in architecture.heads
+    pooling = str(given.get("model.pooling", ""))
+    if is_images and not pooling:  # the mean of the patches is rarely what was trained
+        pooling = str(raw.get("pooling") or architecture.pooling)
+    data = replace(recipe.data, text_column=recipe.data.text_column or _column_of(recipe), labels=(), cache="")
+    if not is_images:
+        data = replace(data, label_column="", group_column="", long_texts=_long_texts(recipe, given))
+    if not is_run and "data.max_length" not in given:
+        most = raw.get("max_position_embeddings")
+        limit = files.max_length if files is not None else None
+        data = replace(data, max_length=limit or min(512, most if isinstance(most, int) and most > 0 else 512))
+    similarity = recipe.sentence_embedding.similarity
+    if "sentence_embedding.similarity" not in given and not (is_run and recipe.run.task == TASK):
+        similarity = "cosine" if files is not None and files.normalize else "dot"
+    default = Config()
+    return replace(
+        default,
+        run=replace(default.run, task=IMAGES if is_images else TASK, **{k: getattr(recipe.run, k) for k in KEPT}),
+        model=replace(default.model, name=str(folder), pooling=pooling),
+        data=data,
+        train=recipe.train,
+        eval=recipe.eval,
+        distributed=recipe.distributed,
+        image_classification=recipe.image_classification,
+        sentence_embedding=replace(default.sentence_embedding, similarity=similarity),
+    )
+
+
+def _column_of(recipe: Config) -> str:
+    """Return the column of texts of a recipe's task: that of one that reads one text, else "text"."""
+    return "text" if recipe.run.task not in TASKS else TASKS[recipe.run.task].columns.text
+
+
+def _long_texts(recipe: Config, given: Mapping[str, Any]) -> str:
+    return recipe.data.long_texts if "data.long_texts" in given or recipe.data.long_texts == "head+tail" else "truncate"
+
+
+def embedding_task(task: Task, similarity: str, as_text: bool) -> Task:
+    """Return a task that predicts vectors of what `task` reads. as_text: as base64 of fp32, for files of vectors."""
+
+    def predict_batch(
+        model: TaskModel, batch: Batch, examples: Examples, generate: GenerateSettings
+    ) -> list[dict[str, Any]]:
+        vectors = comparable_vectors(model(batch).logits, similarity)
+        if not as_text:
+            return [{"embedding": vector} for vector in vectors.tolist()]
+        rows = vectors.float().cpu().numpy().astype("<f4")
+        return [{"embedding": base64.b64encode(row.tobytes()).decode("ascii")} for row in rows]
+
+    return replace(task, head=HEAD, predicts="embedding", predict_batch=predict_batch)
+
+
+def load_embedder(folder: Path, config: Config, task: Task) -> tuple[TaskModel, Any]:
+    """Return the model of a checkpoint with a head that pools, without its own head, and its tokenizer or images'."""
+    model = models.from_pretrained(folder, head=HEAD, head_init="reset", pooling=config.model.pooling or None)
+    processor = task.load_processor(folder)
+    validate.check_fit(config, model, processor)
+    return model.eval(), processor
+
+
+def describe_pooling(model: TaskModel, config: Config) -> str:
+    """Return a phrase on how the vectors are made."""
+    pooling = model.head.shape.pooling if model.head is not None else ""
+    what = {"mean": "the mean of all tokens", "cls": "the first token", "last": "the last token"}.get(pooling, pooling)
+    length = "of length 1" if config.sentence_embedding.similarity == "cosine" else "of their own length"
+    return f"{what} ({pooling}), {length}"
+
+
+def checksum_of(folder: Path) -> str:
+    """Return a checksum of a checkpoint: of its manifest, else of its weights."""
+    if (folder / MANIFEST).is_file():
+        return sha256_of(folder / MANIFEST)
+    return ",".join(sha256_of(path) for path in sorted(folder.glob("*.safetensors")))
+
+
+def find_writer(output: Path, source: str) -> Write | None:
+    """Return what writes vectors into a file of this name, .npy or .parquet; None for other names, and for pipes."""
+    if is_stream(output) or output.suffix.lower() not in WRITERS:
+        return None
+    ids = ids_file(output)
+    if output.suffix.lower() == ".npy" and ids.exists() and Path(source).exists() and ids.samefile(source):
+        raise ConfigError(f"--output {str(output)!r} writes the ids into {str(ids)!r}, which is read; name another one")
+    return WRITERS[output.suffix.lower()]
