@@ -84,6 +84,8 @@ def _is_number(value: Any) -> bool:
 def set_calibration(model: TaskModel, calibration: Calibration | None) -> None:
     """Write into the model's config.json what is applied; None: nothing, as before any was fitted."""
     config = {key: value for key, value in model.spec.config.items() if key not in KEYS}
+    if calibration is None and len(config) == len(model.spec.config):
+        return
     if calibration is not None and calibration.temperature != 1:
         config["temperature"] = calibration.temperature
     if calibration is not None and calibration.thresholds:
@@ -212,6 +214,18 @@ def describe_bins(bins: Tensor) -> list[dict[str, float | int | None]]:
     return rows
 
 
+def describe_calibration(own: Calibration, bins: Tensor) -> dict[str, Any]:
+    """Return what engine.evaluate writes: the error and the bins, with a temperature also those without it.
+
+    bins: (2, 15, 3), of the model itself, and with its temperature.
+    """
+    result: dict[str, Any] = {"ece": calibration_error(bins[1]), "bins": describe_bins(bins[1])}
+    if own.temperature != 1:
+        result |= {"temperature": own.temperature, "ece_uncalibrated": calibration_error(bins[0])}
+        result["bins_uncalibrated"] = describe_bins(bins[0])
+    return result
+
+
 # ---- the logits of an evaluation
 
 
@@ -224,12 +238,16 @@ class Recorded:
         # (2, 15, 3): of the model itself, and with its temperature
         self.bins = torch.zeros(2, NUM_BINS, 3, dtype=torch.float64)
         self.kept: list[tuple[tuple[int, ...], Tensor, Tensor]] = []  # (indices, logits, labels) of each batch
+        self.seen: set[int] = set()  # examples that were added: a metric of one's own reads all of them again
 
     def add(self, batch: Batch, logits: Tensor) -> None:
         """Add a batch, unless its logits are not those of classes of its examples."""
         labels = batch.labels
         if not self.problem or labels is None or not len(labels) or len(logits) != len(batch.ids):
             return
+        if not self.seen.isdisjoint(batch.indices):
+            return
+        self.seen.update(batch.indices)
         for bins, temperature in zip(self.bins, (1.0, self.own.temperature), strict=True):
             bins += reliability_bins(logits, labels, self.problem, temperature).cpu()
         if self.keep_logits:

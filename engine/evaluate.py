@@ -26,21 +26,27 @@ from data.errors import DataError
 from data.loader import split_into_micro_batches
 from data.writing import to_json
 from engine import cli, distributed, validate
+from engine.calibration import calibration_error, describe_calibration, recorded
 from engine.config import Config, ConfigError, GenerateSettings
 from engine.distributed import Ranks
 from engine.errors import TrainingError
 from engine.kernels import choose_kernels
 from engine.log import progress
 from engine.memory import OutOfMemory, catch_out_of_memory, free_bytes
-from engine.metrics.bootstrap import MAX_NUMBERS, Interval, confidence_intervals
+from engine.metrics.bootstrap import MAX_NUMBERS, Interval, confidence_intervals, describe_metrics
 from engine.model import disable_cudnn_attention
 from engine.precision import Precision
 from engine.tasks import Task, TaskSettings, check_labels, find_task, read_file
 from engine.tasks.multi_task import MultiTask, join_metrics
 from models.multi_task import one_task
 
-USAGE = "python -m engine.evaluate RUN --data.test FILE [--output FILE.json] [--section.key=value ...]"
-OPTIONS = {"output FILE": "also write the metrics to this file, as one JSON object"}
+USAGE = (
+    "python -m engine.evaluate RUN --data.test FILE [--output FILE.json] [--against OTHER] [--section.key=value ...]"
+)
+OPTIONS = {
+    "output FILE": "also write the metrics to this file, as one JSON object",
+    "against OTHER": "compare RUN with another run, or checkpoint folder, or file of predictions, on the same examples",
+}
 
 AUTO_TOKENS = {"cpu": 4096, "cuda": 32_768}  # of a batch; more would not be faster
 BYTES_PER_LOGIT = 12  # of a language model: in 16 bits, in fp32, and its log-softmax, with a margin
@@ -300,18 +306,19 @@ def show_generations(model: models.TaskModel, examples: Examples, context: Evalu
 
 
 def open_trained(
-    folder: Path, config: Config, source: str, labelled: bool
+    folder: Path, config: Config, source: str, labelled: bool, labels: Sequence[str] = ()
 ) -> tuple[models.TaskModel, Examples, EvaluationContext, Rows]:
     """Return a trained model, the encoded examples of `source`, the context to evaluate or predict in, and the rows.
 
     The rows are those of the examples, with what is to be said about the file. Rows without a text are left out.
 
     folder: a checkpoint. config: its recipe with overrides. source: a file, a folder of images, or in-memory rows.
+    labels: the order of the classes; (): that of the checkpoint.
     Raises ConfigError, DataError or ModelError where these do not fit together.
     """
     config, task, settings, ranks = start(config)
     rows = read_file(task, source, settings, labelled)
-    model, processor = load_trained(folder, config, task)
+    model, processor = load_trained(folder, config, task, labels)
     if labelled:
         check_labels(task, source, rows, settings, model.labels)
     examples = task.encoder(processor, settings, model.labels)(rows, labelled)
@@ -329,9 +336,12 @@ def start(config: Config) -> tuple[Config, Task, TaskSettings, Ranks]:
     return config, task, replace(validate.task_settings(config, task), accept_empty=True), ranks
 
 
-def load_trained(folder: Path, config: Config, task: Task) -> tuple[models.TaskModel, Any]:
-    """Return the model of a checkpoint, and the tokenizer or image preprocessing that fits it."""
-    model = models.from_pretrained(folder, head=task.head)
+def load_trained(folder: Path, config: Config, task: Task, labels: Sequence[str] = ()) -> tuple[models.TaskModel, Any]:
+    """Return the model of a checkpoint, and the tokenizer or image preprocessing that fits it.
+
+    labels: the order of the classes; (): that of the checkpoint.
+    """
+    model = models.from_pretrained(folder, head=task.head, labels=labels or None)
     processor = task.load_processor(folder)
     validate.check_fit(config, model, processor)
     return model, processor
@@ -349,6 +359,10 @@ def make_context(model: models.TaskModel, config: Config, task: Task, ranks: Ran
 
 
 def main(argv: Sequence[str]) -> int:
+    if any(argument.partition("=")[0] == "--against" for argument in argv):
+        from engine.against import compare  # which imports this module
+
+        return compare(argv, USAGE, OPTIONS)
     folder, config, options = cli.open_model(argv, USAGE, OPTIONS, more=["data.test"])
     test = config.data.test
     if not test:
@@ -357,19 +371,26 @@ def main(argv: Sequence[str]) -> int:
     model, examples, context, rows = open_trained(folder, config, test, labelled=True)
     if not len(examples):
         raise DataError(f"{test}: every row is left out: {rows.left_out[0].reason}")
-    statistics = sum_statistics(model, examples, context)
+    with recorded(model) as classes:
+        metrics, statistics, _ = evaluate_in_full(model, examples, context)
+    bins = distributed.reduce_sum(classes.bins)
     if context.ranks.is_main:
-        metrics = context.task.compute_metrics(statistics, model.labels)
         console = cli.console_beside(output)
         print(f"{folder}: {len(examples):,} examples of {test}", file=console)
-        print("".join(f"  {note}\n" for note in (*rows.notes, *examples.notes)), end="", file=console)
-        width = max(10, *map(len, metrics))
-        print("\n".join(f"{name:>{width}}  {value:.4f}" for name, value in metrics.items()), file=console)
+        notes = (*rows.notes, *examples.notes, *classes.own.describe(model.labels))
+        print("".join(f"  {note}\n" for note in notes), end="", file=console)
+        print(describe_metrics(metrics, metrics.intervals, config.eval.confidence), file=console)
+        if classes.problem:
+            print(f"calibration error (ECE) {calibration_error(bins[1]):.4f}", file=console)
         if table := context.task.format_table(statistics, model.labels):
             print(table, file=console)
         if output is not None:
             counts = {"examples": len(examples), "left_out": len(rows.left_out)}
-            result = {"checkpoint": str(folder), "data": test, **counts, **metrics}
+            result: dict[str, Any] = {"checkpoint": str(folder), "data": test, **counts, **metrics}
+            if metrics.intervals:
+                result |= {"confidence": config.eval.confidence, "intervals": metrics.intervals}
+            result |= context.task.tables(statistics, model.labels)
+            result |= {"calibration": describe_calibration(classes.own, bins)} if classes.problem else {}
             cli.write_output(output, [to_json(result)])
     return 0
 

@@ -8,7 +8,7 @@ The resamples depend on the number of examples alone: the seed is fixed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -67,6 +67,16 @@ def confidence_intervals(
     """Return {metric: (low, high)} of all metrics."""
     values = resampled_metrics(rows, collect, compute, labels)
     return {name: interval_of(of_metric, confidence) for name, of_metric in values.items()}
+
+
+def describe_metrics(metrics: Mapping[str, float], intervals: Mapping[str, Interval], confidence: float) -> str:
+    """Return a line for each metric, with its interval where it has one."""
+    width = max(10, *map(len, metrics))
+    bounds = {name: f"  [{low:.4f}, {high:.4f}]" for name, (low, high) in intervals.items()}
+    lines = [f"{name:>{width}}  {value:.4f}{bounds.get(name, '')}" for name, value in metrics.items()]
+    if bounds:
+        lines.append(f"in brackets: {confidence:.4g} bootstrap intervals over the examples")
+    return "\n".join(lines)
 
 
 class Comparison(NamedTuple):

@@ -28,7 +28,7 @@ from data.labels import check_label_names, hint_at_similar, match_labels
 from data.notes import list_some
 from engine.calibration import choose_class
 from engine.config import AugmentSettings, ConfigError, GenerateSettings
-from engine.metrics import by_example, unusable
+from engine.metrics import by_example, tables, unusable
 from engine.metrics import image_classification as metrics
 from engine.tasks import text_classification
 from engine.tasks.augmentation import RowEncoder, changed_settings
@@ -194,5 +194,6 @@ IMAGE_CLASSIFICATION = Task(
     compute_metrics=compute_metrics,
     unusable_metrics=unusable.for_classes,
     format_table=metrics.image_table,
+    tables=tables.of_images,
     predict_batch=text_classification.predict_batch,
 )

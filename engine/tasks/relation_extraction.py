@@ -16,7 +16,7 @@ from data.label_spelling import label_name
 from data.labels import check_label_names, find_label_names, warn_of_labels
 from data.relation_extraction import ROLES, Entity, RelationRecord, encode_relations, read_relations
 from engine.config import AugmentSettings, ConfigError, GenerateSettings, RelationExtractionSettings, choose_from
-from engine.metrics import by_example, unusable
+from engine.metrics import by_example, tables, unusable
 from engine.metrics import relation_extraction as metrics
 from engine.tasks import text_classification
 from engine.tasks.augmentation import CHANGES_IN_PLACE, RowEncoder, augment_rows, check_text_changes, text_changes
@@ -171,5 +171,6 @@ RELATION_EXTRACTION = Task(
     compute_metrics=compute_metrics,
     unusable_metrics=unusable.for_relations,
     format_table=metrics.relation_table,
+    tables=tables.of_relations,
     predict_batch=predict_batch,
 )

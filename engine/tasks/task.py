@@ -38,6 +38,7 @@ from data import Batch, Examples, Row, Rows, load_tokenizer
 from data.augmentation import text as text_augmentation
 from engine.config import AugmentSettings, GenerateSettings
 from engine.metrics.by_example import add_rows
+from engine.metrics.tables import no_tables
 from engine.own_metrics import OwnMetric
 from engine.step_loss import StepLoss
 from engine.tasks.augmentation import RowEncoder, refuse_augmentation
@@ -108,6 +109,7 @@ class Task:
     references(examples, labels) -> values              what a metric of one's own compares predictions with
     compute_metrics(statistics, labels) -> {name: value}               compute the metrics from summed statistics
     format_table(statistics, labels) -> text            format what engine.evaluate prints after the metrics
+    tables(statistics, labels) -> {name: value}         what engine.evaluate --output has beside the metrics
     unusable_metrics(examples, labels) -> {metric: why}  the metrics that cannot compare models on these examples
     predict_batch(model, batch, examples, generate) -> dicts           predict one batch: a dict for each example
     show_generations(model, examples, generate, count) -> text         generate the texts that an evaluation prints
@@ -150,6 +152,7 @@ class Task:
     references: Callable[[Any, Sequence[str]], list[Any]] | None = None
     compute_metrics: Callable[[Tensor, Sequence[str]], dict[str, float]]
     format_table: Callable[[Tensor, Sequence[str]], str] = no_text
+    tables: Callable[[Tensor, Sequence[str]], dict[str, Any]] = no_tables
     unusable_metrics: Callable[[Any, Sequence[str]], dict[str, str]] = all_usable
     predict_batch: Callable[[TaskModel, Batch, Any, GenerateSettings], list[dict[str, Any]]]
     show_generations: Callable[[TaskModel, Any, GenerateSettings, int], str] = no_text

@@ -16,7 +16,7 @@ from data.labels import check_label_names, find_label_names, warn_of_labels
 from engine.calibration import choose_class, read_calibration
 from engine.calibration import probabilities as class_probabilities
 from engine.config import AugmentSettings, GenerateSettings
-from engine.metrics import by_example, unusable
+from engine.metrics import by_example, tables, unusable
 from engine.metrics import text_classification as metrics
 from engine.tasks.augmentation import RowEncoder, augment_columns
 from engine.tasks.settings import TaskSettings
@@ -168,5 +168,6 @@ TEXT_CLASSIFICATION = Task(
     compute_metrics=compute_metrics,
     unusable_metrics=unusable.for_classes,
     format_table=metrics.per_class_table,
+    tables=tables.of_classes,
     predict_batch=predict_batch,
 )

@@ -20,7 +20,7 @@ from data.tag_schemes import are_entity_tags, find_entities
 from data.token_classification import Words, encode_tagged
 from data.words import TEXT, locate_words
 from engine.config import AugmentSettings, GenerateSettings
-from engine.metrics import by_example, unusable
+from engine.metrics import by_example, tables, unusable
 from engine.metrics import token_classification as metrics
 from engine.tasks.augmentation import CHANGES_IN_PLACE, RowEncoder, augment_rows, check_text_changes, text_changes
 from engine.tasks.settings import Columns, TaskSettings
@@ -222,5 +222,6 @@ TOKEN_CLASSIFICATION = Task(
     compute_metrics=metrics.tagging_metrics,
     unusable_metrics=unusable.for_tags,
     format_table=metrics.type_table,
+    tables=tables.of_tags,
     predict_batch=predict_batch,
 )
