@@ -28,11 +28,13 @@ from data.loader import Examples
 from data.masked_lm import FillRecord, MaskedRecord
 from data.row import Row
 from data.seq2seq import Seq2SeqRecord
+from data.span_corruption import SpanRecord
 from data.writing import replace_file
 
 VERSION = "1"  # of the files
 RECORDS = {
-    record.__name__: record for record in (LanguageModelRecord, PromptRecord, Seq2SeqRecord, MaskedRecord, FillRecord)
+    record.__name__: record
+    for record in (LanguageModelRecord, PromptRecord, Seq2SeqRecord, MaskedRecord, FillRecord, SpanRecord)
 }
 JSON = "values"  # the name of the array that holds all other values, as JSON
 

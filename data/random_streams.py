@@ -13,3 +13,4 @@ STUDY_TRIAL = 0x7A1  # (seed, ., trial): the values of a trial in the ranges of 
 BALANCED_CLASS = 0xBA1A  # (seed, epoch, .): the order of the classes in train.sampler = balanced
 BALANCED_EXAMPLE = 0xC1A55  # (seed, class, .): the order of a class's examples there
 MASKED_TOKENS = 0x3A5C  # (seed, epoch, id, .): the masks of a text in training; (id, .): in evaluation
+CORRUPTED_SPANS = 0x5BA4  # (seed, epoch, id, .): the spans of a text in training; (id, .): in evaluation

@@ -137,7 +137,9 @@ def _check_long_texts(config: Config, task: Task) -> None:
             "token-classification": "each word has a tag, and those in the middle would be lost: windows reads all",
             "question-answering": "contexts are always read in windows that share question_answering.doc_stride tokens",
             "relation-extraction": "a long text is cut around its two entities",
-            "masked-lm": "all of a text is read, in further examples where it is long",
+            **dict.fromkeys(
+                ("masked-lm", "span-corruption"), "all of a text is read, in further examples where it is long"
+            ),
             "causal-lm": "causal_lm.concatenate_texts reads all of a text in blocks",
             "dialogue": "a reply is learned after the turns just before it",
             "image-classification": "an image is not a text",

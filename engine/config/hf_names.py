@@ -114,6 +114,7 @@ HF_NAMES: dict[str, tuple[str, str]] = {
         "causal_lm.concatenate_texts makes blocks of this length; causal_lm.document_mask separates the texts in them.",
     ),
     "mlm_probability": ("masked_lm.mask_probability", ""),
+    "mean_noise_span_length": ("span_corruption.mean_span_length", ""),
     "line_by_line": ("masked_lm.concatenate_texts", "false reads one text an example, as line_by_line does."),
     "max_target_length": ("seq2seq.max_target_length", ""),
     "val_max_target_length": ("generate.max_new_tokens", ""),

@@ -26,6 +26,7 @@ from engine.config.task_sections import (
     RelationExtractionSettings,
     SentenceEmbeddingSettings,
     Seq2SeqSettings,
+    SpanCorruptionSettings,
     TokenClassificationSettings,
 )
 
@@ -377,6 +378,7 @@ class Config:
     question_answering: QuestionAnsweringSettings = field(default=QuestionAnsweringSettings())
     relation_extraction: RelationExtractionSettings = field(default=RelationExtractionSettings())
     masked_lm: MaskedLMSettings = field(default=MaskedLMSettings())
+    span_corruption: SpanCorruptionSettings = field(default=SpanCorruptionSettings())
     multiple_choice: MultipleChoiceSettings = field(default=MultipleChoiceSettings())
     sentence_embedding: SentenceEmbeddingSettings = field(default=SentenceEmbeddingSettings())
     causal_lm: CausalLMSettings = field(default=CausalLMSettings())

@@ -150,6 +150,17 @@ class MaskedLMSettings:
 
 
 @dataclass(frozen=True)
+class SpanCorruptionSettings:
+    """Settings of the task span-corruption alone."""
+
+    noise_density: float = setting(0.15, "share of the tokens that are cut out of a text", within="in (0, 1]")
+    mean_span_length: float = setting(3.0, "mean number of tokens that are cut out together", within="> 0")
+    concatenate_texts: bool = setting(
+        False, "concatenate the texts and split them into blocks of data.max_length; false: one example per text"
+    )
+
+
+@dataclass(frozen=True)
 class SentenceEmbeddingSettings:
     """Settings of the task sentence-embedding alone."""
 

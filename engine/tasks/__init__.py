@@ -19,13 +19,14 @@ from engine.tasks.image_classification import IMAGE_CLASSIFICATION
 from engine.tasks.masked_lm import MASKED_LM
 from engine.tasks.multi_label_classification import MULTI_LABEL_CLASSIFICATION
 from engine.tasks.multi_label_image_classification import MULTI_LABEL_IMAGE_CLASSIFICATION
-from engine.tasks.multiple_choice import MULTIPLE_CHOICE
 from engine.tasks.multi_task import MULTI_TASK, MultiTask, mark_rows
+from engine.tasks.multiple_choice import MULTIPLE_CHOICE
 from engine.tasks.prepared import open_prepared
 from engine.tasks.question_answering import QUESTION_ANSWERING
 from engine.tasks.relation_extraction import RELATION_EXTRACTION
 from engine.tasks.sentence_embedding import SENTENCE_EMBEDDING
 from engine.tasks.settings import Columns, TaskSettings
+from engine.tasks.span_corruption import SPAN_CORRUPTION
 from engine.tasks.summarization import SUMMARIZATION
 from engine.tasks.task import Task, no_labels
 from engine.tasks.text_classification import TEXT_CLASSIFICATION
@@ -40,6 +41,7 @@ TASKS: dict[str, Task] = {
     "token-classification": TOKEN_CLASSIFICATION,
     "multiple-choice": MULTIPLE_CHOICE,
     "masked-lm": MASKED_LM,
+    "span-corruption": SPAN_CORRUPTION,
     "sentence-embedding": SENTENCE_EMBEDDING,
     "causal-lm": CAUSAL_LM,
     "dialogue": DIALOGUE,

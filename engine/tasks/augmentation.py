@@ -27,6 +27,7 @@ from data.mapped_images import open_prepared_images
 from data.masked_lm import without_masks
 from data.prepared import PreparedRows
 from data.segmentation import checksum_of_segmenter
+from data.span_corruption import with_spans
 from data.tokenizers.limits import panics_as_errors
 from engine.config import AugmentSettings, ConfigError, ImageAugmentSettings, TextAugmentSettings
 from engine.tasks.settings import TaskSettings
@@ -89,8 +90,8 @@ class RowEncoder:
 
         if self.tokenizer is None or not isinstance(examples, TextExamples) or not has_texts(rows, texts_of):
             return examples
-        notes = audit_texts(without_masks(examples), rows, texts_of, self.tokenizer)
-        if examples.target_ids is not None:
+        notes = audit_texts(with_spans(without_masks(examples)), rows, texts_of, self.tokenizer)
+        if examples.target_ids is not None and self.settings.data.label_column:
             notes += audit_targets([row.values[self.settings.data.label_column] for row in rows], self.tokenizer)
         return replace(examples, notes=(*examples.notes, *notes))
 

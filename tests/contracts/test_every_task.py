@@ -251,7 +251,7 @@ FROM_PREDICTIONS = {
     "translation": ("bleu", corpus_bleu),
     "image-classification": ("accuracy", lambda ps, rows: mean([p["label"] == p["id"].split("/")[0] for p in ps])),
 }
-WRITE_TEXTS = {"masked-lm", "causal-lm", "dialogue"}  # their metrics are not computed from the texts they write
+WRITE_TEXTS = {"masked-lm", "span-corruption", "causal-lm", "dialogue"}  # their metrics are not computed from the texts they write
 WRITE_VECTORS = {"sentence-embedding"}  # of anchors alone; tests/engine/tasks/test_sentence_embedding.py
 
 
@@ -366,7 +366,7 @@ def test_p04_resume_is_exact(task, tmp_path):
 
 # The texts are targets, or there are none.
 REFUSE_TEXT_CHANGES = {"masked-lm", "sentence-embedding", "causal-lm", "dialogue", "image-classification"}
-REFUSE_TEXT_CHANGES |= {"multi-label-image-classification"}
+REFUSE_TEXT_CHANGES |= {"span-corruption", "multi-label-image-classification"}
 
 
 def test_p04_resume_is_exact_with_augmented_texts(task, tmp_path, capsys):

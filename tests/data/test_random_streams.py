@@ -15,5 +15,6 @@ def test_streams_are_apart_and_unchanged():
         "BALANCED_CLASS": 0xBA1A,
         "BALANCED_EXAMPLE": 0xC1A55,
         "MASKED_TOKENS": 0x3A5C,
+        "CORRUPTED_SPANS": 0x5BA4,
     }
     assert len(set(values.values())) == len(values)

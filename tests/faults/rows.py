@@ -79,6 +79,7 @@ MINE: dict[str, dict[str, Callable[[Row, random.Random], Row]]] = {
         "token number": lambda row, rng: {**row, "tokens": [{}] * len(row["tokens"])},
     },
     "masked-lm": TEXT,
+    "span-corruption": TEXT,
     "causal-lm": TEXT,
     "dialogue": {
         "no turns": change("messages", []),

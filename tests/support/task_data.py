@@ -44,7 +44,8 @@ WORDS = [
     ".",
 ]
 MARKS = ["@", "#", "*", "^", "person", "place", "user", "assistant"]  # of entities, of roles
-VOCABULARY = {token: i for i, token in enumerate(SPECIAL + WORDS + MARKS)}
+SENTINELS = [f"<extra_id_{i}>" for i in (2, 1, 0)]
+VOCABULARY = {token: i for i, token in enumerate(SPECIAL + WORDS + MARKS + SENTINELS)}
 SIDE = 8  # of an image, in pixels
 
 Row = dict[str, Any]
@@ -153,6 +154,7 @@ DATA: dict[str, Callable[[random.Random], Row]] = {
     "token-classification": tagged,
     "multiple-choice": choice,
     "masked-lm": text_alone,
+    "span-corruption": text_alone,
     "sentence-embedding": answered,
     "causal-lm": text_alone,
     "dialogue": conversation,
