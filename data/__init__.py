@@ -8,7 +8,8 @@ from data.formats.rows import read_rows
 from data.loader import Examples, MicroBatching, evaluation_batches, steps_per_epoch, training_steps
 from data.row import Row, Rows
 from data.split import sample_rows, split_rows
-from data.tokenizers.load import copy_tokenizer, load_tokenizer
+from data.tokenizers.copying import copy_tokenizer
+from data.tokenizers.load import load_tokenizer
 
 __all__ = [
     "IGNORE_INDEX",

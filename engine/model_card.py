@@ -210,8 +210,8 @@ def limits(config: Config, model: TaskModel) -> list[str]:
     lines = ["It was evaluated on the data above only; on other texts, topics or times it may be worse."]
     if model.embedding is not None:
         longest = config.data.max_length
-        how = {"truncate": "are truncated", "head+tail": "are read without their middle"}
-        rest = how.get(config.data.long_texts, "are read in windows, whose logits are averaged")
+        phrases = {"truncate": "are truncated", "head+tail": "are read without their middle"}
+        rest = phrases.get(config.data.long_texts, "are read in windows, whose logits are averaged")
         lines.append(f"Texts of more than {longest:,} tokens {rest}." if longest else "Texts are read as a whole.")
     if model.labels and len(model.labels) <= MAX_LABELS:
         lines.append(f"It knows these labels and no other: {', '.join(f'`{label}`' for label in model.labels)}.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,18 +73,11 @@ def _load(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy a checkpoint's files beside its weights and config.json, byte for byte, from one folder to another."""
-    for name in (*FILES, *COMPANIONS):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-
-
 def _read_settings(folder: Path) -> Settings:
     """Return the content of tokenizer_config.json; DataError where a flag is neither true nor false."""
-    settings = _read_object(folder / "tokenizer_config.json")
+    settings = read_object(folder / "tokenizer_config.json")
     if "added_tokens_decoder" not in settings:  # a folder of an older version
-        settings |= _read_object(folder / "special_tokens_map.json")
+        settings |= read_object(folder / "special_tokens_map.json")
     for name in FLAGS:
         if not isinstance(settings.get(name), bool | None):
             path = folder / "tokenizer_config.json"
@@ -155,7 +147,7 @@ def _find_class(folder: Path, settings: Settings) -> tuple[str, TokenizerClass]:
         raise DataError(
             f"{folder}: no tokenizer.json and no vocab.txt, vocab.json with merges.txt, or a SentencePiece model"
         )
-    config = _read_object(folder / "config.json")
+    config = read_object(folder / "config.json")
     model_type = str(config.get("model_type") or "")
     name = settings.get("tokenizer_class") or config.get("tokenizer_class") or MODEL_TYPES.get(model_type)
     if not name and found == ["vocab.txt"] and not model_type:
@@ -177,7 +169,7 @@ def _listed_tokens(folder: Path, settings: Settings, special: set[str]) -> dict[
     """Return {id: token} of the tokens that were added after pretraining, sorted by id."""
     listed = {int(i): AddedToken(**token) for i, token in (settings.get("added_tokens_decoder") or {}).items()}
     if not listed:  # the older form: {token: id}
-        older = _read_object(folder / "added_tokens.json")
+        older = read_object(folder / "added_tokens.json")
         listed = {i: AddedToken(token, special=token in special) for token, i in older.items()}
     for token in listed.values():
         token.special = token.special or token.content in special
@@ -314,7 +306,7 @@ MODEL_TYPES = {
 
 def _read_vocab(path: Path) -> dict[str, int]:
     """Return {token: id}; the ids are 0 to N - 1, each once, else DataError."""
-    vocab = _read_object(path)
+    vocab = read_object(path)
     tokens: dict[int, str] = {}
     for token, i in vocab.items():
         if type(i) is not int or i < 0:
@@ -354,7 +346,7 @@ def _read_lines(path: Path) -> list[str]:
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; {} where there is no file."""
     try:
         values = json.loads(read_limited(path)) if path.is_file() else {}
