@@ -12,6 +12,9 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from data.tokenizers.copying import settings_of
+from data.writing import to_json
+
 SPECIAL_TOKENS = ["<pad>", "</s>", "<unk>"]  # with the ids of published T5 models
 CONFIG = {
     "model_type": "t5",
@@ -30,8 +33,13 @@ CONFIG = {
 }
 
 
-def write_small_t5(folder: Path, texts: Iterable[str], *, vocab_size: int, **changes: Any) -> None:
-    """Write config.json and a BPE tokenizer.json trained on `texts` to `folder`. changes: keys of config.json."""
+def write_small_t5(
+    folder: Path, texts: Iterable[str], *, vocab_size: int, num_sentinels: int = 0, **changes: Any
+) -> None:
+    """Write config.json and a BPE tokenizer.json trained on `texts` to `folder`. changes: keys of config.json.
+
+    num_sentinels: tokens that stand for spans which are cut out, added behind the others, <extra_id_0> at the end.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.NFC()
@@ -42,6 +50,9 @@ def write_small_t5(folder: Path, texts: Iterable[str], *, vocab_size: int, **cha
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
     )
+    tokenizer.add_special_tokens([f"<extra_id_{i}>" for i in reversed(range(num_sentinels))])
     tokenizer.save(str(folder / "tokenizer.json"))
     config = CONFIG | {"vocab_size": tokenizer.get_vocab_size()} | changes
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    settings = to_json(settings_of(folder), indent=2)  # transformers' own class for a T5 reads no BPE
+    (folder / "tokenizer_config.json").write_text(settings + "\n", encoding="utf-8")

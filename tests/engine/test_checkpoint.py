@@ -72,7 +72,8 @@ def claimed(contents, folder, resume="auto"):
 
 
 def test_checkpoint_has_known_files_and_a_manifest_of_all(run_folder):
-    expected = {"model.safetensors", "config.json", "tokenizer.json", "recipe.toml", "state.json"}
+    expected = {"model.safetensors", "config.json", "recipe.toml", "state.json"}
+    expected |= {"tokenizer.json", "tokenizer_config.json"}
     for name, extra in {
         "best": set(),
         "last": {"optimizer.safetensors"},
@@ -81,7 +82,7 @@ def test_checkpoint_has_known_files_and_a_manifest_of_all(run_folder):
         folder = run_folder / name
         listed = json.loads((folder / "manifest.json").read_text())["files"]
         assert set(listed) == expected | extra
-        assert {path.name for path in folder.iterdir()} == set(listed) | {"manifest.json"}
+        assert {path.name for path in folder.iterdir()} - {"README.md"} == set(listed) | {"manifest.json"}
         assert verify(folder) is None
     assert [step_of(run_folder / name) for name in ("best", "previous", "last")] == [5, 5, 10]
 
@@ -198,7 +199,7 @@ def test_f03_a_manifest_must_name_the_core_files(contents, run_folder, capsys, n
     assert (verify(run_folder / "best") is None) == name.startswith("optimizer")
 
 
-ADDED = ["tokenizer_config.json", "added_tokens.json", "vocab.txt", "generation_config.json", "adapter_config.json"]
+ADDED = ["special_tokens_map.json", "added_tokens.json", "vocab.txt", "generation_config.json", "adapter_config.json"]
 ADDED += ["model.safetensors.index.json", "model-00001-of-00002.safetensors", "objective.safetensors"]
 
 
