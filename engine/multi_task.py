@@ -134,7 +134,7 @@ def _check_settings(config: Config) -> None:
             continue
         if key in UNSUPPORTED:
             raise ConfigError(
-                f"{key} = {value!r} has no effect on {MULTI_TASK}, since {UNSUPPORTED[key]}: leave it out"
+                f"{key} = {value!r} does not fit {MULTI_TASK}, since {UNSUPPORTED[key]}: leave it out"
             )
         if key.startswith((*OF_EACH_RECIPE, *sections)):
             raise ConfigError(

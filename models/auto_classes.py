@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from models import model_options
+from models.multi_task import MultiTaskHead, one_task
 from models.task_model import TaskModel
 
 # The class of transformers that chooses the class of the model from config.json, by the head of the export.
@@ -29,6 +30,9 @@ def explain_export(model: TaskModel) -> str:
     head, architecture, name = model.head, model.spec.architecture, model.head_name
     if head is None or name is None:
         return ""
+    if isinstance(head, MultiTaskHead):  # of which each task has an export of its own
+        found = {task: explain_export(one_task(model, task)) for task in head.specs}
+        return "; ".join(f"{task}: {sentence}" for task, sentence in found.items() if sentence)
     if name == "sentence-embedding":
         return ""  # AutoModel gives the hidden states, and SentenceTransformer the vectors
     model_type = architecture.weights.model_type
