@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support.runs import run_training
+from support.runs import StopAfter, assert_same_run, run_training
 
 import models as native
 from data.formats.lines import locate
@@ -48,6 +48,19 @@ def test_a_recipe_trains_evaluates_and_predicts(tmp_path, monkeypatch, name):
         if few.suffix != ".json":
             assert predict.main([str(tmp_path / "run"), "--input", str(few), "--output", str(output)]) == 0
             assert all("id" in json.loads(line) for line in output.read_text().splitlines())
+
+
+def test_recipe_of_a_dinov2_resumes_exactly_and_dry_runs(tmp_path, capsys):
+    few = SHORT | {"data.max_train_examples": 48, "data.test": "", "train.max_steps": 4, "train.global_batch_size": 8}
+    recipe = configs.override(configs.read_recipe("fashion_mnist_dinov2"), few | {"run.folder": str(tmp_path / "run")})
+    assert not run_training(configs.override(recipe, {"run.dry_run": True}))
+    shown = capsys.readouterr().out
+    assert "parameters: 805,642, 805,642 of them trained" in shown
+    assert not (tmp_path / "run").exists()
+    whole = run_training(configs.override(recipe, {"run.folder": str(tmp_path / "whole")}))
+    assert run_training(recipe, StopAfter(3)) is None
+    assert run_training(configs.override(recipe, {"run.resume": "yes"})) == whole
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 def test_an_unknown_recipe_is_answered_with_the_shipped_ones():

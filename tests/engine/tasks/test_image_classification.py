@@ -13,6 +13,7 @@ from PIL import Image
 from support.evaluation import evaluation_context
 from support.pictures import folder_of_colours, picture, write
 from support.runs import StopAfter, assert_same_run, logged_rows, run_training
+from support.tiny_models import config_folder
 from support.task_settings import task_settings
 
 import models
@@ -133,6 +134,21 @@ def test_p04_resume_of_an_augmented_run_is_exact(vit, colours, tmp_path, workers
     through = recipe(vit, colours, tmp_path / "through", **AUGMENTED)
     result = run_training(through)
     stopped = recipe(vit, colours, tmp_path / "run", **AUGMENTED, **{"data.num_workers": workers})
+    assert run_training(stopped, StopAfter(5)) is None
+    assert run_training(override(stopped, {"run.resume": "yes"})) == result
+    assert_same_run(through.run.folder, stopped.run.folder)
+
+
+@pytest.mark.parametrize("model_type", ["dinov2_with_registers", "beit"])
+def test_p04_other_encoders_resume_on_images_of_other_sizes(colours, tmp_path, model_type):
+    """Their positions are interpolated; with dropout, drop path and LoRA."""
+    folder = config_folder(tmp_path / "model", model_type)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 16, "width": 12}}))
+    models.save_pretrained(models.from_pretrained(folder, init="scratch", seed=1), folder)
+    changes = {"model.dropout.all": 0.2, "model.dropout.drop_path": 0.2, "model.lora.rank": 2}
+    through = recipe(folder, colours, tmp_path / "through", **changes)
+    result = run_training(through)
+    stopped = recipe(folder, colours, tmp_path / "run", **changes)
     assert run_training(stopped, StopAfter(5)) is None
     assert run_training(override(stopped, {"run.resume": "yes"})) == result
     assert_same_run(through.run.folder, stopped.run.folder)
