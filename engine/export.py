@@ -26,7 +26,7 @@ from engine.config import Config, ConfigError
 from engine.errors import TrainingError
 from engine.evaluate import load_trained
 from engine.graphs import Comparison
-from engine.tasks import Task, TaskSettings, check_labels, find_task, read_file, read_training_data
+from engine.tasks import MULTI_TASK, Task, TaskSettings, check_labels, find_task, read_file, read_training_data
 from models import TaskModel
 from models.padded import Graph, GraphModel, graphs_of
 
@@ -92,6 +92,8 @@ def check_request(request: Request) -> Request:
 
 def export_graphs(folder: Path, config: Config, request: Request) -> None:
     """Export the graphs of a checkpoint, compare them with it, and print what was written and measured."""
+    if config.run.task == MULTI_TASK:
+        raise ConfigError(f"{folder} has the heads of several tasks; name the folder of one, such as {folder}/TASK")
     output = check_folder(Path(request.options.get("output", "") or f"{folder}-{request.to}"), folder)
     config = replace(config, run=replace(config.run, device="cpu"), train=replace(config.train, precision="fp32"))
     config = replace(config, data=replace(config.data, cache=""))

@@ -37,10 +37,10 @@ def upload(folder: Path, repo: str, private: bool, dry_run: bool) -> None:
     print(f"{folder} -> https://huggingface.co/{repo} ({kind}): {len(files)} files, {total:,} bytes")
     for path in files:
         print(f"  {path.stat().st_size:>14,}  {path.relative_to(folder)}")
-    print("recipe.toml and state.json have the settings of the run, such as the names of its files")
+    print("recipe.toml and state.json have the settings of the run, such as the names of its files", flush=True)
     card = folder / CARD
     if not card.is_file():
-        print(f"there is no {CARD}: the card is written at the end of a training")
+        print(f"there is no {CARD}: the card is written at the end of a training", flush=True)
     if dry_run:
         print(f"\n{card.read_text(encoding='utf-8')}" if card.is_file() else "", end="")
         print("dry run: nothing was sent", flush=True)
