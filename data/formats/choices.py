@@ -60,8 +60,9 @@ def read_choices(
     Raises one DataError with all errors of the file.
     """
     errors = ErrorList()
-    known = (*CONTEXTS, *QUESTIONS, *LABELS, *LISTS, *(f"ending{i}" for i in range(10)), "questions", "answers")
-    records = read_records(name, options, errors, known)
+    numbered = (f"{stem}{i}" for stem in ("ending", "choice", "option") for i in range(10))
+    known = (*CONTEXTS, *QUESTIONS, *LABELS, *LISTS, *numbered, "questions", "answers")
+    records = read_records(name, options, errors, (context, question, label, *choices, group, *known))
     names = dict.fromkeys(column for record in records for column in record.row.values)
     wanted = ChoiceColumns(context, question, tuple(choices), label)
     columns = _find_columns(name, list(names), wanted, options) if records else wanted
@@ -224,8 +225,7 @@ def read_choice_list(value: Any, column: str) -> tuple[list[str], list[str]]:
 
     {key: text} and lists as text are read too. Raises DataError, with the reason alone, for any other value.
     """
-    if isinstance(value, str):
-        value = parse_list_text(value)
+    given, value = value, parse_list_text(value) if isinstance(value, str) else value
     if isinstance(value, dict) and isinstance(texts := value.get("text"), list):
         keys = value.get("label") or []
         if keys and len(keys) != len(texts):
@@ -239,7 +239,7 @@ def read_choice_list(value: Any, column: str) -> tuple[list[str], list[str]]:
     elif isinstance(value, list):
         value = {"keys": [], "texts": value}
     else:
-        raise DataError(f"{column!r} should be a list of choices, not {value!r:.80}")
+        raise DataError(f"{column!r} should be a list of choices, not {given!r:.80}")
     return [_as_choice(item, column) for item in value["texts"]], [str(key).strip() for key in value["keys"]]
 
 
@@ -280,12 +280,13 @@ def find_right_choice(value: Any, choices: Sequence[str], keys: Sequence[str], f
         raise DataError(f"label {value!r} is none of the {count} choices, {known}{hint}")
     if keys:
         raise DataError(f"label {value!r} is none of the {count} choices, {', '.join(keys)}")
-    if _LETTER.fullmatch(text):
-        number = ord(text.upper()) - ord("A")
-        if number < count:
-            return number, False
-        raise DataError(f"label {value!r} is none of the {count} choices, A to {chr(ord('A') + count - 1)}")
     same = [i for i, choice in enumerate(choices) if choice.strip() == text]
+    letter = ord(text.upper()) - ord("A") if _LETTER.fullmatch(text) else count
+    if letter < count and same and same != [letter]:
+        raise DataError(f"label {value!r} is the letter of one choice and the text of another")
+    if letter < count:
+        return letter, False
     if not same:
-        raise DataError(f"label {value!r:.80} is none of the {count} choices, nor a number or a letter")
+        known = f"A to {chr(ord('A') + count - 1)}" if _LETTER.fullmatch(text) else "nor a number or a letter"
+        raise DataError(f"label {value!r:.80} is none of the {count} choices, {known}")
     return same[0], True
