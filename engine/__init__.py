@@ -5,7 +5,7 @@ python -m engine.evaluate runs/x    compute the metrics of a trained model on a 
 python -m engine.predict runs/x     write the predictions of a trained model for a file
 python -m engine.study RECIPE       train a recipe under several settings and seeds, and compare
 
-From Python: engine.run_training, engine.evaluate_rows and engine.predict_rows (engine/api.py).
+From Python: engine.run_training, evaluate_rows, predict_rows and embed_rows (engine/api.py).
 """
 
 import importlib.util
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.api import evaluate_rows, predict_rows, run_training
+    from engine.api import embed_rows, evaluate_rows, predict_rows, run_training
 
-__all__ = ["evaluate_rows", "predict_rows", "run_training"]
+__all__ = ["embed_rows", "evaluate_rows", "predict_rows", "run_training"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Train, evaluate and predict from Python, on rows in memory: run_training, evaluate_rows and predict_rows.
+"""Train, evaluate, predict and embed from Python, on rows in memory.
 
     import engine
     from data import Row
@@ -7,6 +7,7 @@
     engine.run_training("my_recipe.toml", train_rows=rows, **{"run.folder": "runs/mine", "train.epochs": 2})
     engine.evaluate_rows("runs/mine", rows)                      # {"accuracy": ..., ...}
     engine.predict_rows("runs/mine", ["A fine film.", "Dull."])  # [{"id": "1", "label": "good", ...}, ...]
+    engine.embed_rows("runs/mine", ["A fine film.", "Dull."])    # (2, D): their vectors
 
 Overrides are settings by their dotted names, `**{"optim.lr": 1e-4}`, or with two underscores, `optim__lr=1e-4`.
 Everything works in a notebook, and any number of times in one process.
@@ -19,13 +20,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data import Examples, Row, Rows
 from data.formats.memory import as_list, in_memory, is_in_memory
 from engine import checkpoint, cli, distributed, heartbeat, plugins, validate
 from engine.config import DEFAULT_RECIPE, Config, ConfigError, DataSettings, check, override_recipe, read_recipe
-from engine.evaluate import EvaluationContext, evaluate, open_trained, predict
+from engine.embeddings import embedding_task, load_embedder, open_embedder
+from engine.evaluate import EvaluationContext, evaluate, make_context, open_trained, predict, start
 from engine.predict import with_left_out
-from engine.tasks import find_task
+from engine.tasks import find_task, read_file
 from models import TaskModel
 
 
@@ -102,6 +106,30 @@ def predict_rows(run: str | Path, rows: Iterable[Any], **overrides: Any) -> list
     with in_memory(rows=[_to_columns(row, columns) for row in as_list("rows", rows)]) as sources:
         model, examples, context, rows = _open_rows(folder, config, sources["rows"], labelled=False)
         return with_left_out(predict(model, examples, context), rows, context.task)
+
+
+def embed_rows(model: str | Path, rows: Iterable[Any], **overrides: Any) -> np.ndarray:
+    """Return the vectors that engine.predict --embeddings writes, (N, D) fp32; NaN for a row without a text.
+
+    model: a run folder, a checkpoint folder, or a published model (package:NAME/FOLDER, or a name of the hub). Rows as
+    for predict_rows; overrides: settings that embeddings read, such as model__pooling="mean".
+    """
+    folder, config = open_embedder(str(model), _with_dotted_keys(overrides))
+    columns = validate.task_settings(config, find_task(config.run.task)[0]).data
+    given = [_to_columns(row, columns) for row in as_list("rows", rows)]
+    with in_memory(rows=given) as sources, _no_files_needed(config):
+        config, task, settings, ranks = start(config)
+        task = embedding_task(task, config.sentence_embedding.similarity, as_text=False)
+        read = read_file(task, sources["rows"], settings, False)
+        loaded, processor = load_embedder(folder, config, task)
+        examples = task.encoder(processor, settings, loaded.labels)(read, False)
+        validate.check_encoded(config, loaded, examples)
+        predictions = with_left_out(predict(loaded, examples, make_context(loaded, config, task, ranks)), read, task)
+    width = next((len(row["embedding"]) for row in predictions if row["embedding"] is not None), 0)
+    vectors = np.full((len(predictions), width), np.nan, dtype=np.float32)
+    for i, row in enumerate(predictions):
+        vectors[i] = np.nan if row["embedding"] is None else row["embedding"]
+    return vectors
 
 
 def _open_rows(
