@@ -175,6 +175,7 @@ DINOV2 = Architecture(
         prefix="dinov2.",
         rows=(*ROWS, *GATED_ROWS),
         heads={"image-classification": CLASSIFIER},
+        ignored=(r"embeddings\.mask_token",),  # where config.json says that there is none
     ),
 )
 DINOV2_WITH_REGISTERS = replace(
