@@ -26,10 +26,10 @@ Compute = Callable[[Tensor, Sequence[str]], dict[str, float]]
 Interval = tuple[float, float]
 
 
-def resamples(count: int, number: int = RESAMPLES) -> Iterator[np.ndarray]:
+def resamples(count: int) -> Iterator[np.ndarray]:
     """Yield the examples of each resample, (count,) int64."""
     rng = np.random.default_rng(SEED)
-    for _ in range(number):
+    for _ in range(RESAMPLES):
         yield rng.integers(0, count, count)
 
 

@@ -109,11 +109,10 @@ def best_threshold(scores: Tensor, has_answer: Tensor, not_empty: Tensor, margin
     are equal. Of equal means the first is taken. If no question is answered, the script reports the threshold 0, which
     suits its probabilities. Margins may be negative, so here the threshold is then below all of them.
     """
-    current = best = float((~has_answer).sum())
-    threshold = min(0.0, math.nextafter(margins.min().item(), -math.inf))
-    gains = torch.where(has_answer, scores, -not_empty.double())
-    for i in torch.argsort(margins, stable=True).tolist():
-        current += gains[i].item()
-        if current > best:
-            best, threshold = current, margins[i].item()
-    return best / len(scores), threshold
+    order = torch.argsort(margins, stable=True)
+    gains = torch.where(has_answer, scores, -not_empty.double())[order]
+    unanswered = (~has_answer).sum().double().reshape(1)
+    sums = torch.cat([unanswered, gains]).cumsum(0)  # with the first 0, 1, ... questions answered
+    first = int((sums == sums.max()).nonzero()[0])
+    threshold = margins[order[first - 1]].item() if first else math.nextafter(margins.min().item(), -math.inf)
+    return (sums[first] / len(scores)).item(), threshold if first else min(0.0, threshold)

@@ -1,0 +1,81 @@
+"""Bootstrap intervals and paired tests, against scipy and by hand on the same resamples."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from engine.metrics.bootstrap import SEED, compare_metrics, confidence_intervals, interval_of, mcnemar, resamples
+from engine.metrics.by_example import add_rows
+
+
+def mean_of(statistics: torch.Tensor, labels: object) -> dict[str, float]:
+    """The mean of the first column of rows (value, 1)."""
+    return {"mean": (statistics[0] / statistics[1]).item()}
+
+
+def rows_of(values: np.ndarray) -> torch.Tensor:
+    return torch.tensor(np.stack([values, np.ones(len(values))], 1))
+
+
+def test_the_interval_of_a_mean_is_that_of_scipy():
+    values = np.random.default_rng(3).exponential(size=37)
+    found = confidence_intervals(rows_of(values), add_rows, mean_of, [], 0.9)["mean"]
+    expected = scipy.stats.bootstrap(
+        (values,), np.mean, n_resamples=1000, confidence_level=0.9, method="percentile", rng=np.random.default_rng(SEED)
+    ).confidence_interval
+    assert found == pytest.approx(tuple(expected), rel=1e-12)
+
+
+def test_a_metric_of_the_corpus_is_computed_on_each_resample():
+    """F1 of counts is no mean of examples: here from hits, predictions and targets of each of 23 examples."""
+    counts = np.random.default_rng(1).integers(0, 4, (23, 3)).astype(float)
+
+    def f1(statistics: torch.Tensor, labels: object) -> dict[str, float]:
+        hits, predicted, actual = statistics.tolist()
+        return {"f1": 2 * hits / (predicted + actual)}
+
+    by_hand = [counts[chosen].sum(0) for chosen in resamples(23)]
+    values = np.array([2 * hits / (predicted + actual) for hits, predicted, actual in by_hand])
+    found = confidence_intervals(torch.tensor(counts), add_rows, f1, [], 0.95)["f1"]
+    assert found == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])), rel=1e-12)
+
+
+def test_resamples_where_a_metric_is_undefined_are_left_out():
+    assert interval_of(np.array([np.nan, 1.0, 2.0, np.nan, 3.0]), 0.5) == (1.5, 2.5)
+    assert np.isnan(interval_of(np.array([np.nan]), 0.5)).all()
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (3, 3), (1, 0), (12, 3), (2, 31), (400, 330)])
+def test_mcnemar_is_the_exact_binomial_test(only_a, only_b):
+    total = only_a + only_b
+    expected = scipy.stats.binomtest(only_a, total).pvalue if total else 1.0
+    assert mcnemar(only_a, only_b) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_pair_is_compared_on_the_same_resamples():
+    rng = np.random.default_rng(5)
+    a = rng.normal(size=60)
+    b = a - 0.15 + 0.5 * rng.normal(size=60)
+    found = compare_metrics((rows_of(a), rows_of(b)), add_rows, mean_of, [], 0.95)["mean"]
+    differences = [float((a - b)[chosen].mean()) for chosen in resamples(60)]
+    assert found.difference == pytest.approx((a - b).mean())
+    assert found.interval == pytest.approx(tuple(np.quantile(differences, [0.025, 0.975])))
+    expected = scipy.stats.permutation_test(
+        (a, b), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=5000, rng=1
+    )
+    assert found.p_value == pytest.approx(expected.pvalue, abs=0.03)
+    same = compare_metrics((rows_of(a), rows_of(a)), add_rows, mean_of, [], 0.95)["mean"]
+    assert (same.difference, same.interval, same.p_value) == (0, (0, 0), 1)
+
+
+@pytest.mark.slow
+def test_nineteen_of_twenty_intervals_have_the_true_mean():
+    rng = np.random.default_rng(7)
+    hits = 0
+    for _ in range(200):
+        low, high = confidence_intervals(rows_of(rng.normal(size=80)), add_rows, mean_of, [], 0.95)["mean"]
+        hits += low <= 0 <= high
+    assert 0.90 <= hits / 200 <= 0.985
