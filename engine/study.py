@@ -213,6 +213,7 @@ def main(argv: Sequence[str]) -> int:
     folds = f" x {study.folds} folds" if study.folds else ""
     runs = count * len(study.seeds) * max(study.folds, 1)
     print(f"{runs} runs: {count} {what} x {len(study.seeds)} seeds{folds}, in {study.folder}", flush=True)
+    print("".join(f"  {note}\n" for note in study.notes), end="", flush=True)
     with study_runs.stopped_by_signals(study):
         if search is None:
             run_all(study)

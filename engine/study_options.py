@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from engine import config, plugins
@@ -15,7 +15,8 @@ from engine.study_variants import (
     Space,
     Variant,
     change_variants,
-    ends_of,
+    corners,
+    describe_ranges,
     grid_variants,
     random_trials,
     ranges,
@@ -78,7 +79,12 @@ def parse(argv: Sequence[str]) -> tuple[Study, Space | None]:
     _check_options(options, numbers, sampler, space, bool(repeated["change"]))
     is_search = sampler == "tpe"
     variants = _known_variants(repeated["change"], space, numbers, base.run.seed) if not is_search else []
-    _check_variants(base, given, variants, [*ends_of(space), *_first_values(space)], bool(repeated["change"]))
+    _check_variants(base, given, variants, [*corners(space)] if ranges(space) or is_search else [])
+    for variant in variants if repeated["change"] else ():
+        if variant.settings and config.override(base, variant.settings) == base:
+            raise ConfigError(
+                f"--change {variant.labels['change']!r} changes no setting: the recipe has these values already"
+            )
     _, metric = open_task(base)
     study = Study(
         recipe,
@@ -95,6 +101,7 @@ def parse(argv: Sequence[str]) -> tuple[Study, Space | None]:
         prunes=_is_true(options, "prune"),
         plugins=base.run.plugins,
         uses_gpus=base.run.device != "cpu",
+        notes=describe_ranges(space),
     )
     if study.folds:
         config.check(config.override(base, {"data.fold": f"1/{study.folds}"}))
@@ -143,31 +150,17 @@ def _known_variants(changes: Sequence[str], space: Space, numbers: Numbers, seed
     return sample_variants(grid_variants(space), numbers.get("sample", 0), seed)
 
 
-def _first_values(space: Space) -> Iterable[dict[str, str]]:
-    """Yield each value of each list of a space alone."""
-    for key, values in space.items():
-        if isinstance(values, list):
-            yield from ({key: value} for value in values)
-
-
-def _check_variants(
-    base: Config, given: dict[str, str], variants: list[Variant], ends: list[dict[str, str]], has_changes: bool
-) -> None:
+def _check_variants(base: Config, given: dict[str, str], variants: list[Variant], more: list[dict[str, str]]) -> None:
     """Raise ConfigError for a setting that a study sets itself, and for one that a run would refuse.
 
-    ends: further settings to check, for variants that are not known.
+    more: settings of variants that are not known yet.
     """
-    all_settings = [variant.settings for variant in variants] + (ends if not variants else ends[:2])
+    all_settings = more + [variant.settings for variant in variants]
     for key in ("run.folder", "run.seed", "run.resume", "run.dry_run", "data.fold"):
         if any(key in settings for settings in all_settings) or (key != "run.seed" and key in given):
             raise ConfigError(f"{key} is set by the study itself; use its options --folder, --seeds and --folds")
     for settings in all_settings:  # before any of them is run
         config.check(config.override(base, settings))
-    for variant in variants if has_changes else ():
-        if variant.settings and config.override(base, variant.settings) == base:
-            raise ConfigError(
-                f"--change {variant.labels['change']!r} changes no setting: the recipe has these values already"
-            )
 
 
 def _take_own(argv: list[str]) -> tuple[dict[str, list[str]], dict[str, str], list[str]]:

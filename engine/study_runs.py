@@ -64,6 +64,7 @@ class Study:
     prunes: bool = False
     plugins: tuple[str, ...] = ()
     uses_gpus: bool = True
+    notes: list[str] = field(default_factory=list)  # to be printed first
     problems: dict[tuple[str, str], str] = field(default_factory=dict)  # {(variant, run): what went wrong}
     signal: int = 0  # that stopped the study, or one of its runs
     stopping: threading.Event = field(default_factory=threading.Event)

@@ -33,7 +33,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Range:
-    """The values from `low` to `high`, both included. is_log: equal factors are equally likely."""
+    """The numbers from `low` to `high`, both included. is_log: equal factors are equally likely."""
 
     low: float
     high: float
@@ -74,9 +74,12 @@ def _read_range(key: str, text: str) -> Range | None:
     found = RANGE.fullmatch(text)
     if declared is None or found is None or not str(declared.type).startswith(("int", "float")):
         return None
+    ends = found.groups()[:2]
     is_integer = str(declared.type).startswith("int")
     try:
-        low, high = (int(end) if is_integer else float(end) for end in found.groups()[:2])
+        # 2..5 epochs are whole ones, though fractions are allowed; a dropout of 0..1 is none.
+        is_integer = is_integer or (all(end.isdecimal() for end in ends) and int(ends[1]) > 1)
+        low, high = (int(end) if is_integer else float(end) for end in ends)
         if low < high and math.isfinite(low) and math.isfinite(high) and not (found[3] and low <= 0):
             return Range(low, high, bool(found[3]), is_integer)
     except ValueError:
@@ -93,10 +96,22 @@ def ranges(space: Space) -> dict[str, Range]:
     return {key: values for key, values in space.items() if isinstance(values, Range)}
 
 
-def ends_of(space: Space) -> Iterable[dict[str, str]]:
-    """Yield settings with the lowest and with the highest value of each range: if these are valid, all between are."""
-    for end in ("low", "high"):
-        yield {key: str(getattr(values, end)) for key, values in ranges(space).items()}
+def corners(space: Space) -> Iterable[dict[str, str]]:
+    """Yield settings with both ends of each range and each value of a list: if all are valid, all between are."""
+    first = {key: str(x.low) if isinstance(x, Range) else x[0] for key, x in space.items()}
+    yield first
+    for key, values in space.items():
+        for value in [str(values.high)] if isinstance(values, Range) else values[1:]:
+            yield first | {key: value}
+
+
+def describe_ranges(space: Space) -> list[str]:
+    """Return a line for each range, on how it was read."""
+    return [
+        f"{key}: {'whole numbers' if x.is_integer else 'numbers'} from {x.low:g} to {x.high:g}"
+        f"{', equal factors equally likely' if x.is_log else ''}"
+        for key, x in ranges(space).items()
+    ]
 
 
 def grid_variants(space: Mapping[str, Range | list[str]]) -> list[Variant]:
