@@ -128,7 +128,8 @@ def front_matter(config: Config, model: TaskModel, facts: Facts) -> dict[str, An
     ]
     found: dict[str, Any] = {"tags": [TAG, config.run.task]}
     if models.explain_export(model) == "":
-        found["library_name"] = "transformers"
+        is_embedding = model.head_name == "sentence-embedding"
+        found["library_name"] = "sentence-transformers" if is_embedding else "transformers"
     found |= {"pipeline_tag": pipeline} if pipeline else {}
     hub_name, license_name = models.hub.snapshot_name(facts.base), license_of(facts.base)
     found |= {"base_model": hub_name} if hub_name else {}
@@ -225,7 +226,9 @@ def how_to_load(config: Config, model: TaskModel) -> list[str]:
     ours = f'import models\n\nmodel = models.from_pretrained("FOLDER", head="{model.head_name}").eval()'
     rows = 'import engine\n\nengine.predict_rows("FOLDER", ["a text"])' if model.embedding is not None else ""
     blocks = [rows, ours]
-    if models.explain_export(model) == "":
+    if model.head_name == "sentence-embedding":
+        blocks.append('from sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("FOLDER")')
+    elif models.explain_export(model) == "":
         auto = models.auto_class(model)
         theirs = f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("FOLDER").eval()'
         blocks.append(theirs)

@@ -26,9 +26,12 @@ def auto_class(model: TaskModel) -> str:
 
 
 def explain_export(model: TaskModel) -> str:
-    """Return a sentence on a head that transformers does not have; "" where it gives the same results as here."""
+    """Return a sentence on a head that transformers does not have; "" where it gives the same results as here.
+
+    Vectors of texts have no head there: sentence-transformers pools the hidden states by the files of the checkpoint.
+    """
     head, architecture, name = model.head, model.spec.architecture, model.head_name
-    if head is None or name is None:
+    if head is None or name is None or name == "sentence-embedding":
         return ""
     if isinstance(head, MultiTaskHead):  # of which each task has an export of its own
         found = {task: explain_export(one_task(model, task)) for task in head.specs}
