@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import f1_score
 from support.cases import evaluation, predictions
-from support.runs import logged_rows, run_training, tiny_config, write_reviews
+from support.runs import StopAfter, assert_same_run, logged_rows, run_module, run_training, tiny_config, write_reviews
 
 import models
 from engine import evaluate
@@ -25,6 +25,7 @@ from engine.calibration import (
     set_calibration,
 )
 from engine.config import ConfigError, override
+from engine.metrics import bootstrap
 from engine.metrics.by_example import class_rows, collect_classes
 from engine.metrics.text_classification import classification_metrics
 from engine.tasks import TASKS
@@ -114,6 +115,13 @@ def test_one_half_stays_where_nothing_is_better_or_known():
     assert tune_thresholds(p, labels, "multi-label", "f1")[0] == pytest.approx((0.2, 0.5))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _few_resamples():
+    before, bootstrap.RESAMPLES = bootstrap.RESAMPLES, 40
+    yield
+    bootstrap.RESAMPLES = before
+
+
 @pytest.fixture(scope="module")
 def judged(checkpoint_folder: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(the run folder, the validation file) of a run with everything that [eval] can judge by."""
@@ -135,7 +143,7 @@ def judged(checkpoint_folder: Path, reviews: Path, tmp_path_factory: pytest.Temp
 
 
 def test_a_run_keeps_what_it_fitted_in_best_alone(judged):
-    run, validation = judged
+    run, _ = judged
     best, last = (json.loads((run / name / "config.json").read_text()) for name in ("best", "last"))
     assert best["temperature"] > 0
     assert list(best["thresholds"]) == ["positive"]
@@ -187,12 +195,8 @@ def test_a_config_that_cannot_be_meant_is_refused(judged):
     assert read_calibration(model) == Calibration()
     set_calibration(model, Calibration(2.0, (0.25,)))
     assert read_calibration(model) == Calibration(2.0, (0.25,))
-    for wrong in (
-        {"temperature": 0},
-        {"temperature": "2"},
-        {"thresholds": {"positive": 2}},
-        {"thresholds": {"x": 0.1}},
-    ):
+    wrong_thresholds = ({"thresholds": {"positive": 2}}, {"thresholds": {"x": 0.1}}, {"thresholds": 0.3})
+    for wrong in ({"temperature": 0}, {"temperature": "2"}, *wrong_thresholds):
         model.spec.config.clear()
         model.spec.config.update(wrong)
         with pytest.raises(ModelError, match=r"config\.json: (temperature|thresholds)"):
@@ -250,3 +254,34 @@ def test_rows_of_two_classes_keep_the_threshold():
     predicted = (logits.softmax(-1)[:, 1] > 0.3).long()
     metrics = classification_metrics(collect_classes(class_rows(logits, labels, predicted), ["a", "b"]))
     assert metrics["accuracy"] == pytest.approx((predicted == labels).double().mean().item())
+
+
+def test_p04_a_judged_run_resumes_exactly(checkpoint_folder, reviews, tmp_path):
+    given = {"train.max_steps": 8, "eval.every_steps": 4, "eval.at_start": True, "eval.confidence": 0.5}
+    given |= {"eval.tune_thresholds": "f1", "eval.fit_temperature": True}
+    run_training(tiny_config(checkpoint_folder, reviews, tmp_path / "whole", given))
+    for stop in (0, 4):
+        config = tiny_config(checkpoint_folder, reviews, tmp_path / f"part{stop}", given)
+        assert run_training(config, StopAfter(stop)) is None
+        run_training(override(config, {"run.resume": "yes"}))
+        assert_same_run(tmp_path / "whole", tmp_path / f"part{stop}")
+
+
+@pytest.mark.slow
+def test_two_ranks_judge_as_one_does(judged, tmp_path):
+    run, validation = judged
+    given = ["--eval.confidence=0.9", "--run.device=cpu", "--data.test", validation]
+    results = []
+    for ranks in (1, 2):
+        done = run_module("engine.evaluate", run, *given, "--output", tmp_path / f"{ranks}.json", ranks=ranks)
+        assert done.returncode == 0, done.stderr
+        results.append(json.loads((tmp_path / f"{ranks}.json").read_text()))
+    one, two = results
+    assert two["confusion_matrix"] == one["confusion_matrix"]
+    for name in one["intervals"]:
+        assert two["intervals"][name] == pytest.approx(one["intervals"][name], abs=1e-6), name
+    assert two["calibration"]["ece"] == pytest.approx(one["calibration"]["ece"], abs=1e-6)
+    arguments = [run / "best", "--against", run / "last", *given[1:], "--output", tmp_path / "pair.json"]
+    done = run_module("engine.evaluate", *arguments, ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "pair.json").read_text())["examples"] == 40

@@ -54,9 +54,7 @@ def test_a_mistake_in_it_is_one_sentence_before_the_first_step(checkpoint_folder
     path = plugin(tmp_path, "\n\ndef mine(predictions, references):\n    return len(predicted)\n")
     given = {"run.plugins": path, "eval.metric": "mine", "eval.mode": "max"}
     config = tiny_config(checkpoint_folder, reviews, tmp_path / "run", given)
-    with pytest.raises(
-        TrainingError, match=r"the metric 'mine' failed in .*my_metric\.py:4: NameError: name 'predicted'"
-    ):
+    with pytest.raises(TrainingError, match=r"'mine' failed in .*my_metric\.py:4: NameError: name 'predicted'"):
         run_training(config)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
@@ -65,7 +63,7 @@ def test_other_mistakes_are_named(tmp_path):
     plugin(tmp_path, "def mine(predictions, references):\n    return 'much'\n")
     with pytest.raises(TrainingError, match=r"'mine' in .*my_metric\.py:1 should return a number, not 'much'"):
         TASKS["text-classification"].own_metrics["mine"]([], [])
-    with pytest.raises(ConfigError, match="eval.metric = 'mine' is not a metric of causal-lm"):
+    with pytest.raises(ConfigError, match=r"eval\.metric = 'mine' is not a metric of causal-lm"):
         find_task("causal-lm", "mine")
     with pytest.raises(ConfigError, match=r"should be a function of predictions and references"):
         plugin(tmp_path, "METRICS = {'mine': len}\n")
