@@ -1,4 +1,4 @@
-"""Which AutoModelFor... of transformers opens an export: with the same logits and loss, or a sentence that none does."""
+"""Which class of transformers opens an export: with the same logits and loss, or a sentence says that none does."""
 
 from __future__ import annotations
 
