@@ -15,6 +15,7 @@ NAMES = (
     "capitals",
     "chinese_poems",
     "chinese_sentiment",
+    "clothes_collages",
     "django_messages",
     "fashion_mnist",
     "package_descriptions",

@@ -41,7 +41,7 @@ def test_a_recipe_trains_evaluates_and_predicts(tmp_path, monkeypatch, name):
     assert result is not None
     assert result["best_step"] == 2
     source = recipe.data.validation or recipe.data.test
-    if source and not source.endswith((".gz", "ubyte")):
+    if source and not source.endswith((".gz", "ubyte", ".tar")):
         output = tmp_path / "predictions.jsonl"
         few = tmp_path / f"few{Path(source).suffix}"
         few.write_text("".join(locate(source).read_text(encoding="utf-8").splitlines(keepends=True)[:8]))
