@@ -208,7 +208,7 @@ def _convert_kind(value: Any, kind: str) -> Any:
             return float(value)
         case "list", str():
             return _convert_kind(_split_list(value), "list")
-        case "list", list() if all(type(item) in (str, int) for item in value):
+        case "list", list() if all(type(item) in (str, int, float) for item in value):
             for item in value:
                 str(item).encode()
             return tuple(str(item).strip() for item in value)
