@@ -114,12 +114,12 @@ def embed_rows(model: str | Path, rows: Iterable[Any], **overrides: Any) -> np.n
     model: a run folder, a checkpoint folder, or a published model (package:NAME/FOLDER, or a name of the hub). Rows as
     for predict_rows; overrides: settings that embeddings read, such as model__pooling="mean".
     """
-    folder, config = open_embedder(str(model), _with_dotted_keys(overrides))
+    folder, config, similarity = open_embedder(str(model), _with_dotted_keys(overrides))
     columns = validate.task_settings(config, find_task(config.run.task)[0]).data
     given = [_to_columns(row, columns) for row in as_list("rows", rows)]
     with in_memory(rows=given) as sources, _no_files_needed(config):
         config, task, settings, ranks = start(config)
-        task = embedding_task(task, config.sentence_embedding.similarity, as_text=False)
+        task = embedding_task(task, similarity, as_text=False)
         read = read_file(task, sources["rows"], settings, False)
         loaded, processor = load_embedder(folder, config, task)
         examples = task.encoder(processor, settings, loaded.labels)(read, False)

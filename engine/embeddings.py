@@ -37,14 +37,14 @@ SETTINGS = ("model.pooling", "sentence_embedding.similarity")
 KEPT = ("device", "deterministic", "plugins")  # of [run]
 
 
-def open_embedder(name: str, given: Mapping[str, Any]) -> tuple[Path, Config]:
-    """Return the folder of a run, a checkpoint or a published model, and the configuration that embeds with it.
+def open_embedder(name: str, given: Mapping[str, Any]) -> tuple[Path, Config, str]:
+    """Return the folder of a run, a checkpoint or a published model, the configuration, and the similarity of vectors.
 
     given: settings by their names. Raises ConfigError or ModelError where there is none, and for unused settings.
     """
     folder = Path(name)
-    is_run = folder.is_dir() and not (folder / "config.json").is_file()
-    if is_run or (folder / MANIFEST).is_file():
+    is_run = (folder.is_dir() and not (folder / "config.json").is_file()) or (folder / MANIFEST).is_file()
+    if is_run:
         folder = checkpoint.open_run(name)
         recipe = cli.configure(folder, dict(given), more=SETTINGS)
     else:
@@ -55,7 +55,10 @@ def open_embedder(name: str, given: Mapping[str, Any]) -> tuple[Path, Config]:
         recipe = override(Config(), {**dict(given), "model.name": str(folder), "data.train": "no file"})
         check(recipe)
     files = None if "model.pooling" in given else read_sentence_files(folder)
-    return folder, _config_of(folder, recipe, given, files)
+    similarity = recipe.sentence_embedding.similarity
+    if "sentence_embedding.similarity" not in given and not (is_run and recipe.run.task == TASK):
+        similarity = "cosine" if files is not None and files.normalize else "dot"
+    return folder, _config_of(folder, recipe, given, files), similarity
 
 
 def _config_of(folder: Path, recipe: Config, given: Mapping[str, Any], files: SentenceFiles | None) -> Config:
@@ -66,16 +69,16 @@ def _config_of(folder: Path, recipe: Config, given: Mapping[str, Any], files: Se
     pooling = str(given.get("model.pooling", ""))
     if is_images and not pooling:  # the mean of the patches is rarely what was trained
         pooling = str(raw.get("pooling") or architecture.pooling)
-    data = replace(recipe.data, text_column=recipe.data.text_column or _column_of(recipe), labels=(), cache="")
+    data = replace(recipe.data, labels=(), cache="")
     if not is_images:
-        data = replace(data, label_column="", group_column="", long_texts=_long_texts(recipe, given))
+        column = recipe.data.text_column or _column_of(recipe)
+        pair = "anchor" if column == "positive" else "positive"  # another one, which is not read
+        long_texts = "head+tail" if recipe.data.long_texts == "head+tail" else "truncate"
+        data = replace(data, text_column=column, text_pair_column=pair, label_column="", long_texts=long_texts)
     if not is_run and "data.max_length" not in given:
         most = raw.get("max_position_embeddings")
         limit = files.max_length if files is not None else None
         data = replace(data, max_length=limit or min(512, most if isinstance(most, int) and most > 0 else 512))
-    similarity = recipe.sentence_embedding.similarity
-    if "sentence_embedding.similarity" not in given and not (is_run and recipe.run.task == TASK):
-        similarity = "cosine" if files is not None and files.normalize else "dot"
     default = Config()
     return replace(
         default,
@@ -86,17 +89,13 @@ def _config_of(folder: Path, recipe: Config, given: Mapping[str, Any], files: Se
         eval=recipe.eval,
         distributed=recipe.distributed,
         image_classification=recipe.image_classification,
-        sentence_embedding=replace(default.sentence_embedding, similarity=similarity),
     )
 
 
 def _column_of(recipe: Config) -> str:
-    """Return the column of texts of a recipe's task: that of one that reads one text, else "text"."""
-    return "text" if recipe.run.task not in TASKS else TASKS[recipe.run.task].columns.text
-
-
-def _long_texts(recipe: Config, given: Mapping[str, Any]) -> str:
-    return recipe.data.long_texts if "data.long_texts" in given or recipe.data.long_texts == "head+tail" else "truncate"
+    """Return the usual column of texts of a recipe's task; "text" where its column has lists."""
+    column = TASKS[recipe.run.task].columns.text if recipe.run.task in TASKS else "text"
+    return "text" if column in ("tokens", "messages") else column
 
 
 def embedding_task(task: Task, similarity: str, as_text: bool) -> Task:
@@ -122,11 +121,11 @@ def load_embedder(folder: Path, config: Config, task: Task) -> tuple[TaskModel, 
     return model.eval(), processor
 
 
-def describe_pooling(model: TaskModel, config: Config) -> str:
+def describe_pooling(model: TaskModel, similarity: str) -> str:
     """Return a phrase on how the vectors are made."""
     pooling = model.head.shape.pooling if model.head is not None else ""
     what = {"mean": "the mean of all tokens", "cls": "the first token", "last": "the last token"}.get(pooling, pooling)
-    length = "of length 1" if config.sentence_embedding.similarity == "cosine" else "of their own length"
+    length = "of length 1" if similarity == "cosine" else "of their own length"
     return f"{what} ({pooling}), {length}"
 
 

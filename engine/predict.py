@@ -133,17 +133,19 @@ def _made_of(folder: Path, config: Config, windows: InputWindows) -> dict[str, A
     return parts | {"--window": windows.size} | settings
 
 
-def _open(argv: Sequence[str]) -> tuple[Path, Config, dict[str, str], bool]:
-    """Return (folder, configuration, values of OPTIONS, whether --embeddings is given) of a command line."""
+def _open(argv: Sequence[str]) -> tuple[Path, Config, dict[str, str], str]:
+    """Return (folder, configuration, values of OPTIONS, with --embeddings their similarity, else "")."""
     if "--embeddings" not in argv:
-        return *cli.open_model(argv, USAGE, OPTIONS), False
+        return *cli.open_model(argv, USAGE, OPTIONS), ""
     others = [argument for argument in argv if argument != "--embeddings"]
     name, given, options = cli.read_command(others, USAGE, OPTIONS, embeddings.SETTINGS)
-    return *embeddings.open_embedder(name, given), options, True
+    folder, config, similarity = embeddings.open_embedder(name, given)
+    return folder, config, options, similarity
 
 
 def main(argv: Sequence[str]) -> int:
-    folder, config, options, embeds = _open(argv)
+    folder, config, options, similarity = _open(argv)
+    embeds = bool(similarity)
     for name in ("input", "output"):
         if name not in options:
             raise ConfigError(f"--{name} is missing: {USAGE}")
@@ -152,7 +154,7 @@ def main(argv: Sequence[str]) -> int:
     config, task, settings, ranks = start(config)
     write = embeddings.find_writer(path, options["input"]) if embeds else None
     if embeds:
-        task = embeddings.embedding_task(task, config.sentence_embedding.similarity, as_text=write is not None)
+        task = embeddings.embedding_task(task, similarity, as_text=write is not None)
     windows = check_input(task, options["input"], settings, _window_size(options.get("window"), task))
     model, processor = (embeddings.load_embedder if embeds else load_trained)(folder, config, task)
     encoder = task.encoder(processor, settings, model.labels)
@@ -164,7 +166,7 @@ def main(argv: Sequence[str]) -> int:
 
     made_of, outputs = _made_of(folder, config, windows), list[Output]()
     if embeds:
-        made_of["the pooling"] = embeddings.describe_pooling(model, config)
+        made_of["the pooling"] = embeddings.describe_pooling(model, similarity)
     distributed.check_agreement(made_of)
     context = make_context(model, config, task, ranks)
     context.should_stop = stop.is_seen
@@ -182,7 +184,7 @@ def main(argv: Sequence[str]) -> int:
         distributed.on_main(ranks, lambda: outputs[0].finish())
     if outputs:
         console = cli.console_beside(path)
-        what = f"vectors, {embeddings.describe_pooling(model, config)}," if embeds else "predictions"
+        what = f"vectors, {embeddings.describe_pooling(model, similarity)}," if embeds else "predictions"
         print(f"{windows.num_rows:,} {what} in {path}", file=console)
         notes = [*windows.notes, *outputs[0].notes()]
         print("".join(f"  {note}\n" for note in notes), end="", file=console)
