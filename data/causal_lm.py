@@ -179,15 +179,15 @@ def split_at_texts(blocks: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray,
     return offsets, np.searchsorted(offsets, blocks)
 
 
-def note_blocks(blocks: np.ndarray, lengths: np.ndarray, max_length: int) -> tuple[str, ...]:
+def note_blocks(blocks: np.ndarray, lengths: np.ndarray, max_length: int, size: str = "") -> tuple[str, ...]:
     """Return the note on texts in blocks: how many there are of both, and how many texts continue after a block's end.
 
-    blocks, lengths: as in split_at_texts.
+    blocks, lengths: as in split_at_texts. size: of a block in words; "": max_length tokens.
     """
     ends = np.cumsum(lengths)
     continued = len(np.unique(np.searchsorted(ends, np.setdiff1d(blocks, np.append(ends, 0)))))
-    size = f"data.max_length = {max_length}"
-    note = f"{count_of(len(lengths), 'text')} in {count_of(len(blocks) - 1, 'block')} of {size} tokens"
+    size = size or f"data.max_length = {max_length} tokens"
+    note = f"{count_of(len(lengths), 'text')} in {count_of(len(blocks) - 1, 'block')} of {size}"
     return (f"{note}; {continued:,} of them continue{'s' if continued == 1 else ''} in the next block",)
 
 

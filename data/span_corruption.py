@@ -56,6 +56,15 @@ class Corruption:
         num_noise = min(max(round(length * self.noise_density), 1), length - 1)
         return num_noise, min(max(round(num_noise / self.mean_span_length), 1), length - num_noise, num_noise)
 
+    def check_sentinels(self, longest: int) -> None:
+        """Raise DataError where a text of `longest` tokens has more spans than there are sentinels."""
+        needed, known = self.count_spans(longest)[1], len(self.sentinels)
+        if needed > known:
+            raise DataError(
+                f"a text of {longest:,} tokens makes {needed:,} spans, and the tokenizer has {known} sentinels: lower "
+                "data.max_length, or raise span_corruption.mean_span_length"
+            )
+
     def draw_mask(self, length: int, key: Sequence[int]) -> np.ndarray:
         """Return (length,) bool: the tokens that are cut out. Spans that stay and spans that do not take turns.
 
@@ -98,8 +107,8 @@ def _split_randomly(count: int, parts: int, generator: np.random.Generator) -> n
     return np.diff(np.concatenate([[0], borders, [count]]))
 
 
-def find_corruption(tokenizer: Tokenizer, noise_density: float, mean_span_length: float, max_length: int) -> Corruption:
-    """Return how spans are cut out of texts of `max_length` tokens; DataError where sentinels are missing for it."""
+def find_corruption(tokenizer: Tokenizer, noise_density: float, mean_span_length: float) -> Corruption:
+    """Return how spans are cut out of texts; DataError where the tokenizer has no sentinels for them."""
     found = {int(m[1]): i for token, i in tokenizer.get_vocab().items() if (m := SENTINEL.fullmatch(token))}
     sentinels = [found[k] for k in range(len(found)) if k in found]
     if not sentinels or len(sentinels) < len(found):
@@ -107,13 +116,7 @@ def find_corruption(tokenizer: Tokenizer, noise_density: float, mean_span_length
             "the tokenizer has no sentinels <extra_id_0>, <extra_id_1>, ..., which replace the spans that are cut out: "
             "choose another model.name, such as a T5's"
         )
-    corruption = Corruption(noise_density, mean_span_length, np.array(sentinels), tokenizer.encode("a").ids[-1])
-    if (needed := corruption.count_spans(max_length - 1)[1]) > len(sentinels):
-        raise DataError(
-            f"data.max_length = {max_length} makes {needed} spans of a text, and the tokenizer has {len(sentinels)} "
-            "sentinels: lower it, or raise span_corruption.mean_span_length"
-        )
-    return corruption
+    return Corruption(noise_density, mean_span_length, np.array(sentinels), tokenizer.encode("a").ids[-1])
 
 
 @dataclass(frozen=True)
@@ -230,7 +233,8 @@ def encode_texts_for_spans(
         lengths = np.array([len(text) for text in texts])
         borders = split_into_blocks(lengths, size)
         pieces = np.split(np.concatenate(texts), borders[1:-1])
-        ids, notes = [f"block {i}" for i in range(1, len(borders))], note_blocks(borders, lengths, size)
+        ids = [f"block {i}" for i in range(1, len(borders))]
+        notes = note_blocks(borders, lengths, size, f"{size} tokens, which the end token makes data.max_length")
     else:
         pieces = []
         for row, text in zip(rows, texts, strict=True):
@@ -241,6 +245,7 @@ def encode_texts_for_spans(
         verb = f"are longer than data.max_length = {max_length} and continue in further examples, {len(ids):,} in all"
         notes = count_part(num_long, len(rows), "texts", verb)
     notes += count_part(num_own, len(rows), "texts", "contain sentinels of their own, which are left out")
+    corruption.check_sentinels(max(map(len, pieces), default=0))
     pairs = [corruption.corrupt(p, [key_of(id), CORRUPTED_SPANS]) for p, id in zip(pieces, ids, strict=True)]
     return make_examples(pairs, ids, processor.decoder_start_id, tokenizer, tuple(notes))
 
@@ -278,7 +283,7 @@ def fill_spans(
     """Return (the source with its sentinels replaced by what was written for them, these spans).
 
     written: sentinels, each with its span behind it. A sentinel that was not written has an empty span, and of one that
-    was written twice the first span counts. The end token ends the last span, since it is in neither.
+    was written twice the first span counts. The end token is one like any other, which decoding leaves out.
     """
     known, spans, current = {*sentinels}, dict[int, list[int]](), list[int]()
     for token in written:

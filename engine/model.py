@@ -123,6 +123,7 @@ def _load(
     before_loading: Callable[[TaskModel], None] | None,
 ) -> TaskModel:
     """Return the pretrained backbone with the head of a task."""
+    _check_masked_lm(start, task)
     rates = start.dropout.rates()
     if start.dropout.head is None and task.head in models.HEADS and models.HEADS[task.head].is_language_model:
         rates.pop("head", None)  # this head has no dropout for model.dropout.all to set
@@ -153,6 +154,17 @@ def _drop_calibration(model: TaskModel, name: str) -> None:
     if problem_of(model) and (found := [key for key in CALIBRATION_KEYS if key in model.spec.config]):
         set_calibration(model, None)
         model.report.notes.append(f"{' and '.join(found)} in config.json of {name}: left out, since training goes on")
+
+
+def _check_masked_lm(start: ModelSettings, task: Task) -> None:
+    """Raise ModelError for a T5 that should predict masked tokens, with the task that trains it on raw texts."""
+    model_type = str(models.read_config(models.hub.resolve(start.name, start.revision))["model_type"])
+    heads = models.ARCHITECTURES[model_type].heads
+    if task.head == "masked-lm" and "masked-lm" not in heads and "seq2seq-lm" in heads:
+        raise models.ModelError(
+            f"{start.name}: a {model_type} model predicts no masked tokens; on raw texts it is trained by "
+            'run.task = "span-corruption"'
+        )
 
 
 def _drop_ambiguous_pad(model: TaskModel, folder: Path) -> None:

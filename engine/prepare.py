@@ -168,6 +168,11 @@ def _check_usable(cfg: Config) -> None:
         raise ConfigError("data.train: rows in memory are trained on as they are; name a file")
     if is_prepared(name):
         raise ConfigError(f"data.train = {name!r} is a prepared folder; name the file that it was made from")
+    if cfg.span_corruption.concatenate_texts:
+        raise ConfigError(
+            "span_corruption.concatenate_texts = True makes blocks before their spans are cut out, which a folder "
+            "cannot hold: leave it out, or name the file in data.train"
+        )
     if cfg.data.fold:
         raise ConfigError(f"data.fold = {cfg.data.fold!r} is of runs on the file itself: leave it out")
     check_fetched(name)

@@ -8,6 +8,7 @@ redistribution; the output is committed as data/samples/django_messages.
 Output:
 - messages.jsonl: {"id", "source", "target"};
 - model/: the configuration of a small T5 and a tokenizer trained on the messages. It is trained from scratch.
+- model_with_sentinels/: the same with 100 more tokens, <extra_id_0> and so on, for span corruption.
 
 Left out are
 - messages that are equal in both languages;
@@ -81,3 +82,4 @@ def prepare(folder: Path) -> None:
     (folder / "messages.jsonl").write_text("".join(lines), encoding="utf-8")
     texts = [text for row in rows for text in (row["source"], row["target"])]
     write_small_t5(folder / "model", texts, vocab_size=1200)
+    write_small_t5(folder / "model_with_sentinels", texts, vocab_size=1200, num_sentinels=100)

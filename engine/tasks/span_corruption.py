@@ -52,7 +52,7 @@ def encode(
 
 def _corruption(processor: PairTokenizer, settings: TaskSettings) -> Corruption:
     own = settings.own
-    return find_corruption(processor.tokenizer, own.noise_density, own.mean_span_length, settings.data.max_length)
+    return find_corruption(processor.tokenizer, own.noise_density, own.mean_span_length)
 
 
 def texts(row: Row, settings: TaskSettings) -> list[str]:

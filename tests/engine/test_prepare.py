@@ -48,6 +48,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "words in windows": ("token-classification", {"data.long_texts": "windows", "data.window_overlap": 4}),
     "whole words": ("masked-lm", {"masked_lm.whole_words": True, "data.max_length": 9}),
     "masked blocks": ("masked-lm", {"masked_lm.whole_words": True, "masked_lm.concatenate_texts": True}),
+    "spans of long texts": ("span-corruption", {"data.max_length": 9}),
     "blocks": ("causal-lm", {"causal_lm.concatenate_texts": True}),
     "documents": ("causal-lm", {"causal_lm.concatenate_texts": True, "causal_lm.document_mask": True}),
     "some": ("multi-label-classification", {"data.max_train_examples": 11}),
