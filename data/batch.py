@@ -64,10 +64,15 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return a copy on `device`; asynchronous from pinned memory."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return self._map(lambda tensor: tensor.to(device, non_blocking=device.type != "mps"))
 
     def upload(self, device: torch.device) -> Batch:
-        """Return a copy on `device`, to a GPU through pinned memory, so that the host does not wait for it."""
+        """Return a copy on `device`, to a GPU through pinned memory, so that the host does not wait for it.
+
+        For MPS the batch itself, since the model copies what it evaluates (engine/mps.py).
+        """
+        if device.type == "mps":
+            return self
         return (self.pin_memory() if device.type == "cuda" else self).to(device)
 
     @property

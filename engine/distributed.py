@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data import Batch
 from data.notes import list_some
-from engine import heartbeat, machines
+from engine import heartbeat, machines, mps
 from engine.allocator import keep_freed_memory
 from engine.config import ConfigError
 from engine.dtensors import is_sharded, sharded_modules
@@ -50,7 +50,7 @@ class Ranks:
 def setup(device: str, timeout_seconds: float = 300.0) -> Ranks:
     """Join the process group that torchrun describes in the environment; a single process needs none.
 
-    device: "auto" (a GPU where there is one), "cuda" or "cpu". timeout_seconds: how long to wait for another rank.
+    device: run.device; "auto": "cuda" where there is a GPU. timeout_seconds: how long to wait for another rank.
     Raises ConfigError for more processes than GPUs, LostRankError where a rank does not join.
     """
     world_size = read_variable("WORLD_SIZE", 1)
@@ -59,6 +59,8 @@ def setup(device: str, timeout_seconds: float = 300.0) -> Ranks:
         raise ConfigError(f"RANK = {rank} and WORLD_SIZE = {world_size}: start the ranks with torchrun")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == mps.DEVICE:
+        mps.check_available(world_size)
     if device == "cuda" and local_rank >= torch.cuda.device_count():
         raise ConfigError(
             f"run.device = cuda: process {local_rank} of this machine has no GPU of its own "

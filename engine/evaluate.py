@@ -35,6 +35,7 @@ from engine.log import progress
 from engine.memory import OutOfMemory, catch_out_of_memory, free_bytes
 from engine.metrics.bootstrap import MAX_NUMBERS, Interval, confidence_intervals, describe_metrics
 from engine.model import disable_cudnn_attention
+from engine.mps import move
 from engine.precision import Precision
 from engine.tasks import Task, TaskSettings, check_labels, find_task, read_file
 from engine.tasks.multi_task import MultiTask, join_metrics
@@ -48,7 +49,7 @@ OPTIONS = {
     "against OTHER": "compare RUN with another run, or checkpoint folder, or file of predictions, on the same examples",
 }
 
-AUTO_TOKENS = {"cpu": 4096, "cuda": 32_768}  # of a batch; more would not be faster
+AUTO_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 32_768}  # of a batch; more would not be faster
 BYTES_PER_LOGIT = 12  # of a language model: in 16 bits, in fp32, and its log-softmax, with a margin
 SHARE_OF_LOGITS = 0.5  # of a GPU's free memory
 
@@ -350,7 +351,7 @@ def load_trained(folder: Path, config: Config, task: Task, labels: Sequence[str]
 def make_context(model: models.TaskModel, config: Config, task: Task, ranks: Ranks) -> EvaluationContext:
     """Move the model to this rank's device, choose its kernels, and return the context of evaluations there."""
     precision = Precision(config.train.precision, ranks.device)
-    model.to(ranks.device)
+    move(model, ranks.device)
     choose_kernels(ranks.device, config.train.tf32, config.run.deterministic)
     disable_cudnn_attention(model)
     return EvaluationContext(

@@ -133,9 +133,9 @@ class RunLog:
         self.paused_at = time.perf_counter() - seconds
         row: dict[str, Any] = {"step": step, "evaluation": metrics, "best": best}
         row |= {"training": on_training} if on_training else {}
-        self.evaluations.append(_flatten_evaluation(row))
         intervals = getattr(metrics, "intervals", {})
         row |= {"intervals": intervals} if intervals else {}
+        self.evaluations.append(_flatten_evaluation(row))
         self._write(row, "validation", step, metrics)
         report_evaluation(row)
         if on_training:
@@ -312,7 +312,8 @@ def check_log(settings: LogSettings) -> None:
 def read_numbers(*values: Tensor | float) -> list[float]:
     """Return scalars as numbers on the host, which waits for the device once for all of them."""
     tensors = [value.detach() for value in values if isinstance(value, Tensor)]
-    on_host = iter(torch.stack([x.double() for x in tensors]).tolist() if tensors else [])
+    wide = torch.float32 if any(x.device.type == "mps" for x in tensors) else torch.float64  # MPS has no fp64
+    on_host = iter(torch.stack([x.to(wide) for x in tensors]).tolist() if tensors else [])
     return [next(on_host) if isinstance(value, Tensor) else value for value in values]
 
 

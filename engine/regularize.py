@@ -170,6 +170,9 @@ def seed_dropout(seed: int, position: int, micro_batch: int, rank: int, device: 
     Only the generator of `device` is seeded. torch.manual_seed seeds all devices, which is much slower.
     """
     entropy = np.random.SeedSequence([seed, position, micro_batch, rank])
+    if device.type == "mps":
+        torch.mps.manual_seed(int(entropy.generate_state(1, np.uint64)[0]) % 2**63)
+        return
     generators = torch.cuda.default_generators if device.type == "cuda" else [torch.default_generator]
     generators[device.index or 0].manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
 

@@ -40,6 +40,7 @@ from engine.memory import (
 )
 from engine.model import apply_machine_settings, build_model, load_best
 from engine.model_card import write_card
+from engine.mps import move
 from engine.multi_task import open_task
 from engine.objective import named_parameters, training_objective
 from engine.optim import (
@@ -94,7 +95,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     smoothing = cfg.regularize.label_smoothing
     shard = plan_sharding(cfg.distributed.strategy, cfg.train.precision, cfg.optim.offload, ranks)
     model, pretrained_folder = build_model(cfg.model, task, labels, smoothing, seed, resumed, shard)
-    model.to(ranks.device)
+    move(model, ranks.device)
 
     # 3. The data as examples. They are encoded once; augmentation changes the training examples in each epoch.
     processor = task.load_processor(pretrained_folder)
@@ -296,7 +297,8 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     has_test = bool(test_rows and state.best_step)
     problem = verify(folder / checkpoint.BEST) if has_test else None
     if has_test and not problem:
-        best = load_best(folder / checkpoint.BEST, task, shard).to(ranks.device)
+        best = load_best(folder / checkpoint.BEST, task, shard)
+        move(best, ranks.device)
         with gathered(best):
             test_metrics = evaluate(best, test_set, context)
         result |= {f"test_{name}": value for name, value in test_metrics.with_bounds().items()}

@@ -17,6 +17,7 @@ from data.mapped import MappedExamples
 from data.multi_task import MultiTaskExamples, labels_of
 from engine.config import Config, ConfigError, all_settings, get
 from engine.metrics.text_classification import POSITIVE_CLASS_METRICS
+from engine.mps import check_supported
 from engine.multi_task import read_parts
 from engine.plugins import loaded_checksums
 from engine.tasks import MULTI_TASK, TASKS, Task, TaskSettings
@@ -43,6 +44,7 @@ def task_settings(config: Config, task: Task) -> TaskSettings:
     if isinstance(task, MultiTask):
         return TaskSettings(config.data, {part.name: task_settings(part.config, part.task) for part in task.parts})
     _check_used(config, task)
+    check_supported(config.run.device, config.train.precision, task.generates, config.regularize.fgm_epsilon)
     own = getattr(config, task.section) if task.section else None
     return TaskSettings(
         task.columns.fill(config.data), own, generate=config.generate, bleu_tokenizer=config.eval.bleu_tokenizer

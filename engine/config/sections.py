@@ -46,7 +46,10 @@ class RunSettings:
         0, "seed of everything random: new weights, held-out split, order, dropout, augmentation", within=">= 0"
     )
     device: str = setting(
-        "auto", "device to train on; auto: the GPU, if there is one", ("auto", "cpu", "cuda"), machine=MACHINE
+        "auto",
+        "device to train on; auto: the NVIDIA or AMD GPU, if there is one; mps: Apple's GPU",
+        ("auto", "cpu", "cuda", "mps"),
+        machine=MACHINE,
     )
     deterministic: bool = setting(
         False,
