@@ -39,6 +39,7 @@ from data.text_classification import check_texts
 from data.workers import note_example
 from data.writing import replace_file
 
+SEVERAL = "multi-label-image-classification"  # the task that reads several labels to an image
 # (file, rows, label column, where errors are added): check the targets, and write them into the label column.
 ReadTargets = Callable[[str, list[Row], str, ErrorList], None]
 
@@ -104,7 +105,7 @@ def read_images(
     else:
         columns = [image, *filter(None, (*(target_columns or [label]), group))]
         rows = read_rows(name, columns, replace(options, format=format), errors)
-        check_texts(name, rows, [], label if read_targets is None else "", errors)
+        check_texts(name, rows, [], label if read_targets is None else "", errors, SEVERAL)
         if label and read_targets is not None:
             read_targets(name, rows, label, errors)
         folder = Path() if is_in_memory(name) else path if path.is_dir() else path.parent

@@ -31,10 +31,13 @@ Text = str | tuple[str, str]  # a text, or two texts that are read together
 SEVERAL = "multi-label-classification"  # the task that reads several labels to a text
 
 
-def check_texts(name: str, rows: Sequence[Row], columns: Sequence[str], label: str, errors: ErrorList) -> None:
+def check_texts(
+    name: str, rows: Sequence[Row], columns: Sequence[str], label: str, errors: ErrorList, several: str = SEVERAL
+) -> None:
     """Add to `errors` every row with an empty value, with no text in one of `columns`, or with a bad label.
 
     label: a column of texts or numbers, or "". A list of one, as doccano exports classes, is read as that one.
+    several: the task that reads several labels, in messages.
     """
     num_lists = 0
     for row in rows:
@@ -46,21 +49,21 @@ def check_texts(name: str, rows: Sequence[Row], columns: Sequence[str], label: s
                 errors.add(name, row.line, f"{column!r} is empty", is_empty=True)
         if label and isinstance(value := row.values[label], list) and len(value) == 1 and isinstance(value[0], str):
             row.values[label], num_lists = value[0], num_lists + 1
-        if label and (reason := _find_label_fault(row.values[label], label)):
+        if label and (reason := _find_label_fault(row.values[label], label, several)):
             errors.add(name, row.line, reason)
     if num_lists:
         errors.notes.append(f"{count_of(num_lists, 'label')} written as a list of one class, read as that class")
 
 
-def _find_label_fault(value: object, column: str) -> str:
+def _find_label_fault(value: object, column: str, several: str) -> str:
     """Return why a value of the label column is no class; "" for one that is."""
     if isinstance(value, dict | list | tuple | set | bytes):
-        hint = f'; run.task = "{SEVERAL}" reads lists' if isinstance(value, list) and len(value) > 1 else ""
+        hint = f'; run.task = "{several}" reads lists' if isinstance(value, list) and len(value) > 1 else ""
         return f"a label should be text or a number, not {value!r}{hint}"
     if not label_name(value):
         return f"the label in {column!r} is empty"
     if isinstance(value, str) and _LIKE_A_LIST.fullmatch(value.strip()) and parse_list_text(value) is not None:
-        return f'a label should be one class, not a list as text, {value!r}; run.task = "{SEVERAL}" reads lists'
+        return f'a label should be one class, not a list as text, {value!r}; run.task = "{several}" reads lists'
     return ""
 
 

@@ -59,7 +59,10 @@ def read_sets_or_columns(
 def _label_columns(name: str, settings: TaskSettings) -> list[str]:
     """Return the columns of 0 and 1 that the file has in the place of the label column; [] where there are no two."""
     data = settings.data
-    rows = read_rows(name, [], settings.file_options, ErrorList())
+    try:
+        rows = read_rows(name, [], settings.file_options, ErrorList())
+    except DataError:  # no file of rows
+        return []
     if not rows or data.label_column in rows[0].values:
         return []
     if rows[0].values.keys() >= set(data.labels) and data.labels:
