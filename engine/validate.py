@@ -137,6 +137,7 @@ def _check_long_texts(config: Config, task: Task) -> None:
     if mode not in task.long_texts:
         reason = {
             "token-classification": "each word has a tag, and those in the middle would be lost: windows reads all",
+            "multiple-choice": "each choice is read with its context once; head+tail keeps the end of a long one",
             "question-answering": "contexts are always read in windows that share question_answering.doc_stride tokens",
             "relation-extraction": "a long text is cut around its two entities",
             **dict.fromkeys(
@@ -239,7 +240,8 @@ def _check_tokens(config: Config, model: TaskModel, tokenizer: Tokenizer) -> Non
 
 def check_room(config: Config, tokenizer: Tokenizer) -> None:
     """Raise ConfigError for a data.max_length that has no room for text, or none for windows that overlap."""
-    data, is_pair = config.data, bool(config.data.text_pair_column)
+    data, task = config.data, TASKS[config.run.task]
+    is_pair = bool(data.text_pair_column or task.columns.text_pair)
     special = tokenizer.num_special_tokens_to_add(is_pair)
     if data.max_length <= special:
         raise ConfigError(

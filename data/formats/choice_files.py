@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.errors import DataError, ErrorList
+from data.formats.folders import split_of
 from data.formats.json_files import read_document
 from data.formats.lines import locate, read_first_line, suffix_of
 from data.formats.memory import is_in_memory
@@ -52,6 +53,9 @@ def _read_folder(name: str, path: Path, options: FileOptions, errors: ErrorList)
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
     if not files:
         raise DataError(f"{name}: this is a folder without a file {' or '.join(ENDINGS)}, as RACE has; name a file")
+    splits = [folder.name for folder in sorted(path.iterdir()) if folder.is_dir() and split_of(folder.name)]
+    if len(splits) > 1:
+        raise DataError(f"{name}: it has the splits {', '.join(splits)}; name one of these folders")
     for number, file in enumerate(files, start=1):
         key = str(file.relative_to(path))
         try:

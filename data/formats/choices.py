@@ -133,7 +133,7 @@ def _describe_columns(columns: ChoiceColumns, wanted: ChoiceColumns) -> str:
     if not wanted.choices and columns.choices != (CHOICES,):
         first, last = columns.choices[0], columns.choices[-1]
         found.append(f"the choices in {first!r}" + (f" to {last!r}" if last != first else ""))
-    return f"read by the names of their columns: {', '.join(found)}" if found else ""
+    return f"read by the names of its columns: {', '.join(found)}" if found else ""
 
 
 # Checks

@@ -114,6 +114,10 @@ def test_a_folder_of_race(tmp_path):
     with pytest.raises(DataError, match=r"2\.txt: the file: .*not JSON"):
         read(tmp_path)
     assert len(read(tmp_path, options=FileOptions(bad_rows="skip"))) == 2
+    for name in ("high", "middle"):
+        (tmp_path / name).rename(tmp_path / {"high": "dev", "middle": "train"}[name])
+    with pytest.raises(DataError, match="it has the splits dev, train; name one of these folders"):
+        read(tmp_path)
 
 
 def test_lines_with_several_questions(tmp_path):
@@ -195,7 +199,7 @@ def test_notes_count_what_was_guessed(tmp_path):
     ]
     content, _ = FORMS["swag.csv"]
     assert read(write(tmp_path / "swag.csv", content)).notes == [
-        "read by the names of their columns: the context in 'sent1', the question in 'sent2', "
+        "read by the names of its columns: the context in 'sent1', the question in 'sent2', "
         "the choices in 'ending0' to 'ending2'",
         "1 row has fewer choices than columns: the last ones are empty",
     ]
