@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from data import IGNORE_INDEX, Batch, DataError, Examples, Rows, copy_tokenizer
+from data import IGNORE_INDEX, Batch, DataError, Examples, Rows, copy_tokenizer, sample_rows
 from data.writing import WRITING, to_json
 from engine import cli, graphs, hub_upload, validate
 from engine.config import Config, ConfigError
@@ -38,8 +38,8 @@ FORMATS = ("onnx", "torch-export", "hub")
 OPTIONS = {
     "to FORMAT": "onnx: for onnxruntime; torch-export: a program of torch.export, *.pt2; hub: upload the checkpoint",
     "output FOLDER": "where the graph goes; default: beside the checkpoint, as in runs/mine/best-onnx",
-    "rows FILE": "rows in a format of the training files, on the first 100 of which the graph is compared with the "
-    "model; default: the validation rows of the run",
+    "rows FILE": "rows in a format of the training files, on 100 of which the graph is compared with the model; "
+    "default: the validation rows of the run",
     "repo USER/NAME": "the repository on the hub, which is created where there is none",
 }
 SWITCHES = {
@@ -156,7 +156,7 @@ def read_rows(
             raise DataError(f"{error}\n--rows FILE names rows to compare the graph on, in place of {source}") from None
     if not rows:
         raise DataError(f"{source}: there are no rows to compare the graph on; --rows FILE names others")
-    return Rows(rows[:MAX_ROWS]), source
+    return Rows(sample_rows(rows, MAX_ROWS, config.run.seed)), source  # not the first: a file may be sorted
 
 
 def write_all(
