@@ -21,8 +21,9 @@ from torch import Tensor
 
 from data.errors import DataError
 from data.writing import to_json
-from engine import checkpoint, cli, distributed
+from engine import checkpoint, cli
 from engine.config import Config, ConfigError, all_settings, did_you_mean, override, split_arguments
+from engine.distributed import Ranks
 from engine.evaluate import example_rows, open_trained, start
 from engine.metrics import by_example
 from engine.metrics.bootstrap import RESAMPLES, Comparison, compare_metrics, mcnemar
@@ -45,6 +46,7 @@ class Side:
     labels: tuple[str, ...]
     ids: list[str]
     rows: Tensor
+    ranks: Ranks
 
 
 def compare(argv: Sequence[str], usage: str, options: Mapping[str, str]) -> int:
@@ -66,7 +68,7 @@ def compare(argv: Sequence[str], usage: str, options: Mapping[str, str]) -> int:
     confidence = float(given.get("eval.confidence", 0)) or DEFAULT_CONFIDENCE
     _check_pair(sides[0], sides[1])
     found = compare_sides(sides[0], sides[1], confidence)
-    if distributed.read_variable("RANK", 0) == 0:
+    if sides[0].ranks.is_main:
         console = cli.console_beside(output)
         print(describe(names, test, len(sides[0].ids), found, confidence), file=console)
         if output is not None:
@@ -124,14 +126,16 @@ def _config_of_files(given: Mapping[str, str]) -> Config:
 def _open_run(name: str, folder: Path, config: Config, test: str, known: Side | None) -> Side:
     labels = known.labels if known else ()
     _check_task(known, name, config.run.task)
-    model, examples, context, _ = open_trained(folder, config, test, labelled=True, labels=labels)
+    ranks = known.ranks if known else None
+    model, examples, context, _ = open_trained(folder, config, test, labelled=True, labels=labels, ranks=ranks)
     context.confidence = context.confidence or DEFAULT_CONFIDENCE
     if context.task.evaluate_examples is None:
         raise ConfigError(f"{config.run.task} has no statistics of single examples, which a comparison needs")
     rows = example_rows(model, examples, context)
     if rows is None:
         raise ConfigError(f"{test}: too many examples, or classes, to keep a row of each for a comparison")
-    return Side(name, config.run.task, context.task, model.labels, [str(one) for one in examples.ids], rows)
+    ids = [str(one) for one in examples.ids]
+    return Side(name, config.run.task, context.task, model.labels, ids, rows, context.ranks)
 
 
 def _check_task(known: Side | None, name: str, task: str) -> None:
@@ -140,7 +144,7 @@ def _check_task(known: Side | None, name: str, task: str) -> None:
 
 
 def _open_file(name: str, config: Config, test: str, known: Side | None) -> Side:
-    config, task, settings, _ = start(config)
+    config, task, settings, ranks = start(config, known.ranks if known else None)
     predictions = read_predictions(Path(name))
     rows = read_file(task, test, settings, True)
     labels = known.labels if known else tuple(config.data.labels or labels_of(predictions))
@@ -151,7 +155,7 @@ def _open_file(name: str, config: Config, test: str, known: Side | None) -> Side
         raise DataError(f"{test}: every row is left out: {rows.left_out[0].reason}")
     matched = match(Path(name), predictions, test, rows, task)
     found = prediction_rows(task, matched, rows, labels, settings, Path(name))
-    return Side(name, config.run.task, task, labels, [row.id for row in rows], found)
+    return Side(name, config.run.task, task, labels, [row.id for row in rows], found, ranks)
 
 
 def _check_pair(a: Side, b: Side) -> None:

@@ -307,17 +307,17 @@ def show_generations(model: models.TaskModel, examples: Examples, context: Evalu
 
 
 def open_trained(
-    folder: Path, config: Config, source: str, labelled: bool, labels: Sequence[str] = ()
+    folder: Path, config: Config, source: str, labelled: bool, labels: Sequence[str] = (), ranks: Ranks | None = None
 ) -> tuple[models.TaskModel, Examples, EvaluationContext, Rows]:
     """Return a trained model, the encoded examples of `source`, the context to evaluate or predict in, and the rows.
 
     The rows are those of the examples, with what is to be said about the file. Rows without a text are left out.
 
     folder: a checkpoint. config: its recipe with overrides. source: a file, a folder of images, or in-memory rows.
-    labels: the order of the classes; (): that of the checkpoint.
+    labels: the order of the classes; (): that of the checkpoint. ranks: where they have been joined before.
     Raises ConfigError, DataError or ModelError where these do not fit together.
     """
-    config, task, settings, ranks = start(config)
+    config, task, settings, ranks = start(config, ranks)
     rows = read_file(task, source, settings, labelled)
     model, processor = load_trained(folder, config, task, labels)
     if labelled:
@@ -329,9 +329,9 @@ def open_trained(
     return model, examples, make_context(model, config, task, ranks), rows
 
 
-def start(config: Config) -> tuple[Config, Task, TaskSettings, Ranks]:
+def start(config: Config, ranks: Ranks | None = None) -> tuple[Config, Task, TaskSettings, Ranks]:
     """Join the other ranks; return the configuration for the use of a trained model, its task and its settings."""
-    ranks = distributed.setup(config.run.device, config.distributed.timeout_seconds)
+    ranks = ranks or distributed.setup(config.run.device, config.distributed.timeout_seconds)
     task, _ = find_task(config.run.task)
     config = replace(config, data=replace(config.data, cache=""))  # a folder of the training machine
     return config, task, replace(validate.task_settings(config, task), accept_empty=True), ranks

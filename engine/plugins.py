@@ -207,10 +207,10 @@ def _add(plugin: str, module: ModuleType) -> None:
             _put(TABLES[name][0], key, value)
     for task, functions in metrics.items():
         _put(TASKS, task, with_metrics(TASKS[task], functions))
-    for name, task in list(TASKS.items()) if own else ():
-        if task.references is not None:
-            metrics_of_all = {key: OwnMetric(key, function) for key, function in own.items()}
-            _put(TASKS, name, _with_own_metrics(task, metrics_of_all))
+    added = {name: OwnMetric(name, function) for name, function in own.items()}
+    for name, known in list(TASKS.items()) if added else ():
+        if known.references is not None:
+            _put(TASKS, name, _with_own_metrics(known, added))
 
 
 def _check_entries(plugin: str, name: str, table: Mapping[str, Any]) -> None:

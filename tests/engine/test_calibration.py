@@ -58,7 +58,7 @@ def test_the_temperature_has_the_smallest_log_loss(problem):
     assert fit_temperature(logits, labels, problem) == pytest.approx(1 / best, rel=1e-5)
 
 
-def test_the_temperature_of_a_model_that_is_always_right_or_wrong_is_a_bound():
+def test_always_right_or_wrong_the_temperature_is_a_bound():
     logits = torch.tensor([[3.0, 0.0], [0.0, 2.0]])
     assert fit_temperature(logits, torch.tensor([0, 1]), "single-label") == 0.01
     assert fit_temperature(logits, torch.tensor([1, 0]), "single-label") == 100
