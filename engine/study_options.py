@@ -75,7 +75,7 @@ def parse(argv: Sequence[str]) -> tuple[Study, Space | None]:
     sampler = options.get("sampler", "random")
     if sampler not in SAMPLERS:
         raise ConfigError(f"--sampler {sampler}: {config.choose_from(sampler, SAMPLERS)}")
-    space = read_space(repeated["vary"])
+    space = read_space(repeated["vary"], number_kinds())
     _check_options(options, numbers, sampler, space, bool(repeated["change"]))
     is_search = sampler == "tpe"
     variants = _known_variants(repeated["change"], space, numbers, base.run.seed) if not is_search else []
@@ -106,6 +106,12 @@ def parse(argv: Sequence[str]) -> tuple[Study, Space | None]:
     if study.folds:
         config.check(config.override(base, {"data.fold": f"1/{study.folds}"}))
     return study, space if is_search else None
+
+
+def number_kinds() -> dict[str, str]:
+    """Return {"section.key": int or float} of the settings that are numbers."""
+    kinds = {key: str(declared.type).partition(" ")[0] for key, declared in config.all_settings(Config()).items()}
+    return {key: kind for key, kind in kinds.items() if kind in ("int", "float")}
 
 
 def _read_integer(name: str, text: str) -> int:

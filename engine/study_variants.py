@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.random_streams import STUDY_SAMPLE, STUDY_TRIAL
-from engine.config import Config, ConfigError, all_settings
+from engine.config import ConfigError
 
 UNCHANGED = {"change": "as it is"}
 GRID_EXAMPLE = "regularize.l2=0,1e-4"  # in messages
@@ -54,28 +54,30 @@ class Range:
 Space = dict[str, Range | list[str]]  # {"section.key": its range, or the values to choose from}
 
 
-def read_space(texts: Iterable[str]) -> Space:
-    """Return what each "KEY=VALUE,VALUE,...", "KEY=A..B" or "KEY=A..B log" says; ConfigError for another form."""
+def read_space(texts: Iterable[str], kinds: Mapping[str, str]) -> Space:
+    """Return what each "KEY=VALUE,VALUE,...", "KEY=A..B" or "KEY=A..B log" says; ConfigError for another form.
+
+    kinds: the type of each setting that is a number, int or float. Of other settings, A..B is a value.
+    """
     space: Space = {}
     for text in texts:
         key, _, values = text.partition("=")
         if key in space:
             raise ConfigError(f"--vary {key} is given twice: name all its values in one")
-        space[key] = _read_range(key, values) or [value.strip() for value in values.split(",")]
+        space[key] = _read_range(key, values, kinds.get(key, "")) or [value.strip() for value in values.split(",")]
         found = space[key]
         if isinstance(found, list) and (len(set(found)) < len(found) or found == [""]):
             raise ConfigError(f"--vary {text!r} should name each value once, as in --vary {GRID_EXAMPLE}")
     return space
 
 
-def _read_range(key: str, text: str) -> Range | None:
+def _read_range(key: str, text: str, kind: str) -> Range | None:
     """Return the range that a text names for a setting that is a number; None for any other text."""
-    declared = all_settings(Config()).get(key)
     found = RANGE.fullmatch(text)
-    if declared is None or found is None or not str(declared.type).startswith(("int", "float")):
+    if not kind or found is None:
         return None
     ends = found.groups()[:2]
-    is_integer = str(declared.type).startswith("int")
+    is_integer = kind == "int"
     try:
         # 2..5 epochs are whole ones, though fractions are allowed; a dropout of 0..1 is none.
         is_integer = is_integer or (all(end.isdecimal() for end in ends) and int(ends[1]) > 1)

@@ -16,6 +16,7 @@ from data.folds import parse_fold
 from data.formats.lines import read_whole
 from data.prepared import read_source_name
 from engine.config import command_line, schema
+from engine.config.data_settings import DataSettings
 from engine.config.hf_names import HF_NAMES
 from engine.config.renamed import RENAMED, renamed_lines, with_report_to
 from engine.config.schema import ConfigError, all_settings, did_you_mean, get, out_of_range, sections, shorten
@@ -208,15 +209,7 @@ def check(config: Config) -> None:
         not (c.data.group_column and c.data.validation),
         "data.group_column decides how validation data is held out, but data.validation is given: remove one of them",
     )
-    need(
-        not c.data.fold or parse_fold(c.data.fold) is not None,
-        f"data.fold = {shorten(c.data.fold)} should be K/N, the K-th of N folds, such as 1/5",
-    )
-    need(
-        not (c.data.fold and c.data.validation),
-        f"data.fold = {shorten(c.data.fold)} holds out a part of data.train, but data.validation is given: leave out "
-        'one of them (--data.validation "")',
-    )
+    errors += _fold_faults(c.data)
     need(
         len(set(c.data.labels)) == len(c.data.labels),
         f"data.labels = {shorten(list(c.data.labels))} names a label twice",
@@ -271,6 +264,19 @@ def check(config: Config) -> None:
     )
     if errors:
         raise ConfigError("\n".join(errors))
+
+
+def _fold_faults(data: DataSettings) -> list[str]:
+    """Return what is wrong with data.fold, in a sentence each."""
+    faults = []
+    if data.fold and parse_fold(data.fold) is None:
+        faults.append(f"data.fold = {shorten(data.fold)} should be K/N, the K-th of N folds, such as 1/5")
+    if data.fold and data.validation:
+        faults.append(
+            f"data.fold = {shorten(data.fold)} holds out a part of data.train, but data.validation is given: leave out "
+            'one of them (--data.validation "")'
+        )
+    return faults
 
 
 def differences(config: Config, earlier: Config) -> list[str]:

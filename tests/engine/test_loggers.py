@@ -139,7 +139,7 @@ def test_f03_a_logger_that_fails_is_left_out_and_said_once(tiny, monkeypatch, ca
     assert shown.count("wandb (log.report_to) has failed: [Errno 28] No space left on device; the run goes on") == 1
 
 
-def test_a_logger_that_cannot_be_opened_is_an_error_before_step_1(tiny, monkeypatch, capsys):
+def test_a_logger_that_cannot_be_opened_is_an_error_at_once(tiny, monkeypatch, capsys):
     config = tiny(**STEPS | {"log.report_to": "wandb"})
     fake_logger(monkeypatch)
     run_training(config, StopAfter(6))

@@ -18,9 +18,10 @@ from support.runs import QuietStop, run_module, run_training
 
 import engine
 from engine import config as configs
-from engine import study, study_link, study_options, study_runs, study_search
+from engine import study, study_link, study_options, study_runs, study_search, study_variants
 from engine.config import ConfigError
-from engine.study_variants import Range, Variant, random_trials, read_space
+from engine.study_options import number_kinds
+from engine.study_variants import Range, Variant, random_trials
 
 SPACE = {
     "optim.lr": Range(1e-5, 1e-2, True, False),
@@ -29,6 +30,10 @@ SPACE = {
 }
 TRIALS = 18
 TEXTS = ["optim.lr=1e-5..1e-2 log", "train.epochs=1..6", "optim.name=adamw,sgd"]
+
+
+def read_space(texts):
+    return study_variants.read_space(texts, number_kinds())
 
 
 @pytest.fixture
@@ -249,7 +254,8 @@ def test_a_pruned_run_ends_at_its_evaluation(recipe, tmp_path, monkeypatch, caps
 def test_a_search_is_killed_and_continues(recipe, tmp_path):
     """The same command, killed in its first trial, gives the trials of a search that was not."""
     pytest.importorskip("optuna")
-    arguments = [str(recipe), "--vary=optim.lr=1e-4..1e-2 log", "--sampler=tpe", "--trials=2", "--train.max_steps=60"]
+    arguments = [str(recipe), "--vary=optim.lr=1e-4..1e-2 log", "--sampler=tpe", "--trials=2", "--train.max_steps=40"]
+    arguments += ["--eval.every_steps=20"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run_module("engine.study", *arguments, f"--folder={whole}").returncode == 0
     command = [sys.executable, "-m", "engine.study", *arguments, f"--folder={killed}"]
@@ -259,8 +265,11 @@ def test_a_search_is_killed_and_continues(recipe, tmp_path):
         time.sleep(0.05)
     first.kill()
     first.wait()
-    time.sleep(3)  # the run sees that the study has gone, and saves
-    assert run_module("engine.study", *arguments, f"--folder={killed}").returncode == 0
+    while time.monotonic() < deadline + 60:
+        done = run_module("engine.study", *arguments, f"--folder={killed}")
+        if "is in use by another run" not in done.stderr:  # the run has not yet seen that the study has gone
+            break
+    assert done.returncode == 0, done.stderr
     assert (killed / "table.csv").read_text() == (whole / "table.csv").read_text()
 
 
