@@ -39,6 +39,8 @@ SPANS = [
 ]
 SHAREGPT = [{"conversations": [{"from": "human", "value": "a ?"}, {"from": "gpt", "value": "b"}], "system": "s"}]
 ALPACA = [{"instruction": "a", "input": "", "output": "b", "history": [["x", "y"]]}]
+C3 = [[["a cat", "in rome"], [{"question": "what ?", "choice": ["red", "ulm"], "answer": "ulm"}], "1-1"]] * 2
+RACE = b'{"article": "a", "questions": ["b", "_"], "options": [["c", "d"], ["e", "f"]], "answers": ["A", "B"]}'
 
 
 def rows_of(task: str, rng: random.Random) -> list[dict[str, Any]]:
@@ -89,6 +91,7 @@ def seeds(rng: random.Random) -> list[tuple[str, str, dict[str, Any], bytes]]:
         found += [(tags, "a.json", columns | {"label_column": "label"}, json.dumps(STUDIO).encode())]
         found += [(tags, "a.jsonl", columns | {"label_column": "entities"}, json_lines(SPANS))]
     found += [(answers, "a.json", {"format": how}, json.dumps(SQUAD).encode()) for how in ("auto", "squad")]
+    found += [("multiple-choice", "a.json", {}, json.dumps(C3).encode()), ("multiple-choice", "a.txt", {}, RACE)]
     found += [("dialogue", "a.json", {}, json.dumps(rows).encode()) for rows in (SHAREGPT, ALPACA)]
     found += [("causal-lm", "a.txt", {"format": "text"}, b"a cat\n\nin rome\n")]
     found += [("multi-label-classification", "a.csv", {}, b"text,labels\na,\"red,blue\"\nb,['green']\nc,{red}\n")]

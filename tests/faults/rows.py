@@ -78,6 +78,17 @@ MINE: dict[str, dict[str, Callable[[Row, random.Random], Row]]] = {
         "tokens empty": lambda row, rng: {**row, "tokens": [], "tags": []},
         "token number": lambda row, rng: {**row, "tokens": [{}] * len(row["tokens"])},
     },
+    "multiple-choice": LABEL
+    | {
+        "label too large": change("label", 9),
+        "label of no choice": change("label", "Z"),
+        "choices missing": without("choices"),
+        "choices a text": change("choices", "red"),
+        "one choice": change("choices", ["red"]),
+        "choice empty": change("choices", ["red", ""]),
+        "choices equal": change("choices", ["red", "red"]),
+        "context a number": change("context", 7),
+    },
     "masked-lm": TEXT,
     "span-corruption": TEXT,
     "causal-lm": TEXT,
