@@ -193,7 +193,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(variant, tmp_path):
 @pytest.mark.slow
 def test_two_ranks_train_as_one_does(tmp_path):
     """A step of 3 examples leaves a rank without examples of some task, and then without any."""
-    joint = joint_config(tmp_path, JOINED[3:6], model__dropout__all=0.0, train__global_batch_size=3)
+    joint = joint_config(tmp_path, JOINED[3:6], model__dropout__all=0.0, train__global_batch_size=3, optim__name="sgd")
     for ranks in (1, 2):
         recipe = tmp_path / f"{ranks}.toml"
         folder = tmp_path / f"run{ranks}"
@@ -204,7 +204,7 @@ def test_two_ranks_train_as_one_does(tmp_path):
     assert [row["loss"] for row in two if "loss" in row] == pytest.approx([row["loss"] for row in one if "loss" in row])
     weights = [load_file(tmp_path / f"run{ranks}/last/model.safetensors") for ranks in (1, 2)]
     for key, weight in weights[0].items():
-        torch.testing.assert_close(weights[1][key], weight, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(weights[1][key], weight, atol=1e-6, rtol=1e-5)
 
 
 MISTAKES = {
