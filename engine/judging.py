@@ -31,6 +31,18 @@ from engine.thresholds import describe_tuning, tune_thresholds
 NO_THRESHOLDS = "none"  # eval.tune_thresholds
 
 
+def describe_judging(settings: EvalSettings) -> list[str]:
+    """Return what [eval] fits on the validation data, in words; [] for nothing."""
+    fitted = ["a temperature of the probabilities"] if settings.fit_temperature else []
+    fitted += [f"thresholds for {settings.tune_thresholds}"] if settings.tune_thresholds != NO_THRESHOLDS else []
+    if not fitted:
+        return []
+    return [
+        f"each new best is fitted on the validation data: {' and '.join(fitted)}; engine.evaluate, engine.predict and "
+        "the final test apply it, the evaluations of the run do not"
+    ]
+
+
 def evaluate_at_start(
     model: models.TaskModel, validation_set: Examples, train_subset: Examples, context: EvaluationContext, log: RunLog
 ) -> None:

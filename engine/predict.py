@@ -28,6 +28,7 @@ import models
 from data import Examples, Row, Rows, TextExamples
 from data.writing import to_json
 from engine import cli, distributed, embeddings, validate
+from engine.calibration import read_calibration
 from engine.config import Config, ConfigError
 from engine.evaluate import EvaluationContext, load_trained, make_context, predict, start
 from engine.input_windows import InputWindows, check_input
@@ -186,7 +187,7 @@ def main(argv: Sequence[str]) -> int:
         console = cli.console_beside(path)
         what = f"vectors, {embeddings.describe_pooling(model, similarity)}," if embeds else "predictions"
         print(f"{windows.num_rows:,} {what} in {path}", file=console)
-        notes = [*windows.notes, *outputs[0].notes()]
+        notes = [*windows.notes, *outputs[0].notes(), *read_calibration(model).describe(model.labels)]
         print("".join(f"  {note}\n" for note in notes), end="", file=console)
     return 0
 
