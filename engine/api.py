@@ -20,13 +20,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data import Examples, Row, Rows
 from data.formats.memory import as_list, in_memory, is_in_memory
 from engine import checkpoint, cli, distributed, heartbeat, plugins, validate
 from engine.config import DEFAULT_RECIPE, Config, ConfigError, DataSettings, check, override_recipe, read_recipe
-from engine.embeddings import embedding_task, load_embedder, open_embedder
+from engine.embeddings import as_matrix, embedding_task, load_embedder, open_embedder
 from engine.evaluate import EvaluationContext, evaluate, make_context, open_trained, predict, start
 from engine.predict import with_left_out
 from engine.tasks import find_task, read_file
@@ -108,7 +106,7 @@ def predict_rows(run: str | Path, rows: Iterable[Any], **overrides: Any) -> list
         return with_left_out(predict(model, examples, context), rows, context.task)
 
 
-def embed_rows(model: str | Path, rows: Iterable[Any], **overrides: Any) -> np.ndarray:
+def embed_rows(model: str | Path, rows: Iterable[Any], **overrides: Any) -> Any:
     """Return the vectors that engine.predict --embeddings writes, (N, D) fp32; NaN for a row without a text.
 
     model: a run folder, a checkpoint folder, or a published model (package:NAME/FOLDER, or a name of the hub). Rows as
@@ -125,11 +123,7 @@ def embed_rows(model: str | Path, rows: Iterable[Any], **overrides: Any) -> np.n
         examples = task.encoder(processor, settings, loaded.labels)(read, False)
         validate.check_encoded(config, loaded, examples)
         predictions = with_left_out(predict(loaded, examples, make_context(loaded, config, task, ranks)), read, task)
-    width = next((len(row["embedding"]) for row in predictions if row["embedding"] is not None), 0)
-    vectors = np.full((len(predictions), width), np.nan, dtype=np.float32)
-    for i, row in enumerate(predictions):
-        vectors[i] = np.nan if row["embedding"] is None else row["embedding"]
-    return vectors
+    return as_matrix(predictions)
 
 
 def _open_rows(

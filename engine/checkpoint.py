@@ -258,7 +258,8 @@ def write_small_files(
 ) -> None:
     """Write what a checkpoint has beside tensors. optimizer_values: the plain ones of the optimizer; None: in best/."""
     copy_tokenizer(contents.tokenizer_folder, temporary)
-    export_sentence_files(contents.model, contents.config, temporary)
+    own, max_length = contents.config.sentence_embedding, contents.config.data.max_length
+    export_sentence_files(contents.model, own, max_length, temporary)
     recipes = {"recipe.toml": contents.config} | {f"recipe-{part.name}.toml": part.config for part in contents.parts}
     for name, config in recipes.items():
         (temporary / name).write_text(configs.to_toml(configs.to_recipe(config)), encoding="utf-8")

@@ -18,6 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import models
 from data import Batch, Examples
 from data.vector_files import WRITERS, ids_file
@@ -144,3 +146,12 @@ def find_writer(output: Path, source: str) -> Write | None:
     if output.suffix.lower() == ".npy" and ids.exists() and Path(source).exists() and ids.samefile(source):
         raise ConfigError(f"--output {str(output)!r} writes the ids into {str(ids)!r}, which is read; name another one")
     return WRITERS[output.suffix.lower()]
+
+
+def as_matrix(predictions: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Return the vectors of predictions, (N, D) fp32; NaN where there is none."""
+    width = next((len(row["embedding"]) for row in predictions if row["embedding"] is not None), 0)
+    vectors = np.full((len(predictions), width), np.nan, dtype=np.float32)
+    for i, row in enumerate(predictions):
+        vectors[i] = np.nan if row["embedding"] is None else row["embedding"]
+    return vectors

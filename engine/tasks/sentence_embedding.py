@@ -109,10 +109,9 @@ SENTENCE_EMBEDDING = Task(
 )
 
 
-def export_sentence_files(model: TaskModel, config: Config, folder: Path) -> None:
+def export_sentence_files(model: TaskModel, own: SentenceEmbeddingSettings, max_length: int, folder: Path) -> None:
     """Write the files of sentence-transformers beside the export of a model that embeds texts; else do nothing."""
     if model.head is None or model.head_name != SENTENCE_EMBEDDING.head:
         return
-    normalizes = config.sentence_embedding.similarity == "cosine"
-    files = SentenceFiles(model.head.shape.pooling, normalizes, config.data.max_length)
+    files = SentenceFiles(model.head.shape.pooling, own.similarity == "cosine", max_length)
     write_sentence_files(folder, files, model.head.shape.hidden_size)

@@ -28,6 +28,7 @@ READ_CHECK_OR_SHOW_IT = {
     *("engine/config/__init__.py", "engine/config/recipe.py", "engine/config/sections.py", "engine/cli.py"),
     *("engine/checkpoint.py", "engine/summary.py", "engine/validate.py", "engine/model_card.py"),
     *("engine/multi_task.py", "engine/tasks/multi_task.py"),  # they make that of each task from several recipes
+    "engine/embeddings.py",  # it makes that of the task which embeds from another
 }
 # The one file that opens a pickle, when a user asks for that, and with the loader that runs no code.
 CONVERTER = "models/checkpoints/convert.py"
