@@ -72,10 +72,10 @@ class Corruption:
         """
         generator = np.random.default_rng(key)
         num_noise, num_spans = self.count_spans(length)
-        cut = _split_randomly(num_noise, num_spans, generator)
+        removed = _split_randomly(num_noise, num_spans, generator)
         kept = _split_randomly(max(length, 2) - num_noise, num_spans, generator)
         is_cut = np.tile([False, True], num_spans)
-        return np.repeat(is_cut, np.stack([kept, cut], 1).flatten())[:length]
+        return np.repeat(is_cut, np.stack([kept, removed], 1).flatten())[:length]
 
     def corrupt(self, ids: np.ndarray, key: Sequence[int]) -> Pair:
         """Return the source and the target of a text, each with the end token."""

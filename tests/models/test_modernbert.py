@@ -162,7 +162,7 @@ def test_classifier_pooling_is_read_and_written(tmp_path, pooling):
 
 
 @pytest.mark.parametrize("head", HEADS[:2])
-def test_new_classifiers_start_from_the_dense_layer_of_the_language_model(tmp_path, head):
+def test_new_classifiers_start_from_the_adapted_dense_layer(tmp_path, head):
     adapted = tiny.scratch(tmp_path / "config", "modernbert", "masked-lm")
     models.save_pretrained(adapted, tmp_path / "saved")
     model = models.from_pretrained(tmp_path / "saved", head=head, labels=["a", "b"])
