@@ -97,7 +97,8 @@ class RunLog:
     def count_step(self, step: int, samples: float, tokens: float, waited: float) -> None:
         """Add the examples and non-pad tokens of a step (all ranks), and the seconds rank 0 waited for its data."""
         if self.is_main:
-            self.say(self.profiler.end_step(step))
+            with self.paused():  # for the writing of a trace
+                self.say(self.profiler.end_step(step))
             self.bar.update(step - self.bar.n)  # by 0 for a skipped step
             self.samples += samples
             self.tokens += tokens

@@ -104,7 +104,9 @@ def parse(argv: Sequence[str]) -> tuple[Study, Space | None]:
         notes=describe_ranges(space),
     )
     if study.folds:
-        config.check(config.override(base, {"data.fold": f"1/{study.folds}"}))
+        folded = config.override(base, {"data.fold": f"1/{study.folds}"})
+        config.check(folded)
+        open_task(folded)
     return study, space if is_search else None
 
 
