@@ -178,7 +178,8 @@ def environment_of(study: Study, slot: int) -> dict[str, str]:
     if gpus:
         return environment | {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return environment | {"OMP_NUM_THREADS": str(max(1, cores // study.workers))}
+    share, given = max(1, cores // study.workers), os.environ.get("OMP_NUM_THREADS", "")
+    return environment | {"OMP_NUM_THREADS": str(min(share, int(given)) if given.isdecimal() else share)}
 
 
 def explain_failure(code: int, text: str) -> str:

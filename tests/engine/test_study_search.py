@@ -324,6 +324,7 @@ def test_the_gpus_are_those_that_the_study_may_use(monkeypatch, named, count, na
 def test_each_worker_has_a_gpu_or_a_share_of_the_cpu(tmp_path, monkeypatch, gpus):
     """Runs of very different lengths: never two at a time on one device, and no device waits."""
     monkeypatch.setattr(study_runs, "visible_gpus", lambda: gpus)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(study_runs.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     busy, used, lock = [], [], threading.Lock()
 
@@ -348,3 +349,5 @@ def test_each_worker_has_a_gpu_or_a_share_of_the_cpu(tmp_path, monkeypatch, gpus
     assert set(used) == (set(gpus) or {"4"})
     on_cpu = study_runs.Study("r", {}, [], [0], tmp_path, "f1", "max", workers=4, uses_gpus=False)
     assert study_runs.environment_of(on_cpu, 0)["OMP_NUM_THREADS"] == "2"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the user's own limit
+    assert study_runs.environment_of(on_cpu, 0)["OMP_NUM_THREADS"] == "1"
