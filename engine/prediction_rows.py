@@ -95,22 +95,12 @@ def prediction_rows(
     Raises ConfigError for a task whose predictions cannot be compared with a file, DataError for a prediction that is
     none of the task.
     """
-    kinds = {
-        "label": _classes,
-        "relation": _classes,
-        "labels": _label_sets,
-        "score": _numbers,
-        "choice": _choices,
-        "tags": _tags,
-        "text": _texts,
-        "answer": _answers,
-    }
     column = settings.data.label_column
-    if task.predicts not in kinds or not column or task.evaluate_examples is None:
+    if task.predicts not in KINDS or not column or task.evaluate_examples is None:
         raise ConfigError(f"{path}: predictions of this task cannot be compared with a file; name the two runs")
     truths = [row.values[column] for row in rows]
     try:
-        return kinds[task.predicts](task, predictions, truths, labels, settings)
+        return KINDS[task.predicts](task, predictions, truths, labels, settings)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"{path} does not have predictions of this task, with the key {task.predicts!r}: {type(error).__name__}: "
@@ -143,8 +133,8 @@ def _classes(
         rows[:, by_example.CLASS_COLUMNS.index("predicted")] = chosen.double()
     else:
         rows = by_example.class_rows(logits, true, chosen)
-    if not known:
-        rows[:, 0] = math.nan
+    if not known:  # and so no ranking
+        rows[:, [0, by_example.CLASS_COLUMNS.index("log_odds")]] = math.nan
     return rows
 
 
@@ -157,10 +147,8 @@ def _label_sets(
         for values in (truths, [row["labels"] for row in predictions])
     )
     logits = _logits(predictions, labels)
-    rows = by_example.label_set_rows(chosen.double() * 2 - 1 if logits is None else logits, true, chosen > 0)
-    if logits is None:
-        rows[:, 0] = math.nan
-    return rows
+    scores = torch.full_like(chosen, math.nan) if logits is None else logits  # no ranking without logits
+    return by_example.label_set_rows(scores, true, chosen > 0)
 
 
 def _numbers(
@@ -214,11 +202,24 @@ def _answers(
     for row, answers in zip(predictions, truths, strict=True):
         given, margin = str(row["answer"]), row.get("no_answer_margin")
         # The best span, even where no answer was given: best_f1 asks what another threshold would give.
-        spans = row.get("n_best") or [{"text": given}]
+        spans = row.get("n_best") or [{"answer": given}]
         threshold = settings.own.no_answer_threshold
         known = margin if isinstance(margin, int | float) else (0.0 if given else math.inf)
         gold = [answer.text for answer in answers]
-        statistics = question_answering.answer_statistics(str(spans[0]["text"]), gold, float(known), threshold)
+        statistics = question_answering.answer_statistics(str(spans[0]["answer"]), gold, float(known), threshold)
         statistics[question_answering.COLUMNS.index("answered")] = float(bool(given))
         rows.append(torch.cat([torch.tensor([math.nan, 1.0], dtype=torch.float64), statistics]))
     return torch.stack(rows)
+
+
+# {Task.predicts: the function of its predictions}
+KINDS = {
+    "label": _classes,
+    "relation": _classes,
+    "labels": _label_sets,
+    "score": _numbers,
+    "choice": _choices,
+    "tags": _tags,
+    "text": _texts,
+    "answer": _answers,
+}

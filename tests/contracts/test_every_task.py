@@ -23,6 +23,7 @@ from engine import config as configs
 from engine import evaluate, predict
 from engine.config import Config, ConfigError
 from engine.metrics.text_classification import POSITIVE_CLASS_METRICS
+from engine.prediction_rows import KINDS, prediction_rows
 from engine.tasks import TASKS, Task
 
 NO_LIMIT = MicroBatching()
@@ -148,6 +149,22 @@ def test_rows_of_examples_give_the_metrics_of_the_sums(trained):
 
 
 @torch.no_grad()
+def test_predictions_in_a_file_have_the_metrics_of_the_model(trained):
+    """What engine.evaluate --against computes from a file, but for the loss where that is of tokens."""
+    task, settings = trained.task, settings_of(trained.config)
+    if task.predicts not in KINDS or "perplexity" in task.metrics:
+        pytest.skip("its predictions are not compared with what is right")
+    rows, labels = task.read(trained.validation, settings, True), trained.model.labels
+    task.check_labels(trained.validation, rows, settings, labels)
+    made = trained.predict(trained.unlabelled.batch(range(len(rows))))
+    expected = trained.metrics()
+    statistics = task.collect(prediction_rows(task, made, rows, labels, settings, Path("p.jsonl")), labels)
+    for name, value in task.compute_metrics(statistics, labels).items():
+        if name != "loss" or not math.isnan(value):
+            assert value == pytest.approx(expected[name], rel=1e-5, abs=1e-5, nan_ok=True), name
+
+
+@torch.no_grad()
 def test_p03_each_example_is_predicted_once_alike_in_any_batch(trained):
     def rows(limits: MicroBatching, world_size: int) -> dict[int, dict[str, Any]]:
         found: dict[int, dict[str, Any]] = {}
@@ -251,7 +268,12 @@ FROM_PREDICTIONS = {
     "translation": ("bleu", corpus_bleu),
     "image-classification": ("accuracy", lambda ps, rows: mean([p["label"] == p["id"].split("/")[0] for p in ps])),
 }
-WRITE_TEXTS = {"masked-lm", "span-corruption", "causal-lm", "dialogue"}  # their metrics are not computed from the texts they write
+WRITE_TEXTS = {
+    "masked-lm",
+    "span-corruption",
+    "causal-lm",
+    "dialogue",
+}  # their metrics are not computed from the texts they write
 WRITE_VECTORS = {"sentence-embedding"}  # of anchors alone; tests/engine/tasks/test_sentence_embedding.py
 
 
