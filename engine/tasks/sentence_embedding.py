@@ -18,7 +18,7 @@ from torch import Tensor
 from data import Batch, Examples, Row, TextExamples
 from data import sentence_embedding as pairs
 from data.text_classification import encode_texts
-from engine.config import AugmentSettings, Config, GenerateSettings
+from engine.config import AugmentSettings, GenerateSettings
 from engine.config.task_sections import SentenceEmbeddingSettings
 from engine.contrastive import comparable_vectors, in_batch_negatives_loss
 from engine.metrics import sentence_embedding as metrics
