@@ -39,7 +39,7 @@ def run_eagerly(graph):
 
 @pytest.mark.parametrize(("kind", "head", "pooling"), CASES)
 @torch.no_grad()
-def test_padded_logits_and_loss_are_those_of_the_packed_model(tmp_path, kind, head, pooling):
+def test_logits_and_loss_are_those_of_the_packed_model(tmp_path, kind, head, pooling):
     model = model_of(tmp_path, kind, head, pooling)
     inputs = tiny.inputs_of(model)
     graphs = graphs_of(model, (8, 8))
@@ -65,7 +65,9 @@ def test_padding_on_the_left_and_its_ids_change_nothing(tmp_path, kind):
         right = pad_batch(inputs, tuple(graph.inputs), isinstance(model.head, MultipleChoice))
         longest = max(inputs.lengths)
         shifts = [longest - n for n in inputs.lengths]
-        left = {name: torch.stack([x.roll(s) for x, s in zip(rows, shifts, strict=True)]) for name, rows in right.items()}
+        left = {
+            name: torch.stack([x.roll(s) for x, s in zip(rows, shifts, strict=True)]) for name, rows in right.items()
+        }
         left["input_ids"] = left["input_ids"].where(left["attention_mask"].bool(), 3)
         expected, found = graph.module(*right.values()), graph.module(*left.values())
         if head != "sequence-classification":

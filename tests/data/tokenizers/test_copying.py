@@ -43,7 +43,7 @@ def test_every_sample_opens_in_transformers(tmp_path, source):
 
 
 @pytest.mark.parametrize("model_type", ["bert", "t5", "roberta", "gpt2", "unknown"])
-def test_a_tokenizer_whose_class_no_file_names_is_used_as_it_is(tmp_path, model_type):
+def test_without_a_named_class_it_is_used_as_it_is(tmp_path, model_type):
     """By model_type alone transformers would build another one, or none from a vocabulary that is not the usual."""
     source = runs.write_tiny_bert(tmp_path / "tiny")
     (source / "config.json").write_text(json.dumps({"model_type": model_type, "pad_token_id": 0}))

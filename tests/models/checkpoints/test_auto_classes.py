@@ -32,7 +32,7 @@ def save(folder, kind, head, pooling):
 
 
 @pytest.mark.parametrize(("kind", "head", "pooling"), PARAMETERS)
-def test_the_class_of_the_head_gives_the_same_logits_and_loss(tmp_path, kind, head, pooling):
+def test_its_class_gives_the_same_logits_and_loss(tmp_path, kind, head, pooling):
     transformers.logging.set_verbosity_error()
     model, folder = save(tmp_path, kind, head, pooling)
     name = models.auto_class(model)
