@@ -304,6 +304,17 @@ def test_a_published_head_comes_with_its_labels(tmp_path, kind, head):
         models.from_pretrained(tmp_path, head=head, labels=["PER", "O", "ORG"])
 
 
+@pytest.mark.parametrize(
+    ("of", "asked"), [("sequence-classification", "multiple-choice"), ("multiple-choice", "sequence-classification")]
+)
+def test_choices_and_classes_are_not_taken_for_each_other(tmp_path, of, asked):
+    """Both heads of BERT are called classifier."""
+    models.save_pretrained(tiny.scratch(tmp_path / "config", "bert", of), tmp_path)
+    with pytest.raises(ModelError, match=f"no {asked} head; --model.head_init reset starts a new head"):
+        models.from_pretrained(tmp_path, head=asked)
+    assert models.from_pretrained(tmp_path, head=of).report.initialised == []
+
+
 SAME_NAMES = [
     (kind, saved, asked)
     for kind, saved in PAIRS
