@@ -147,6 +147,8 @@ def _convert(key: str, value: Any, declared: Field[Any]) -> Any:
     kind, choices = KINDS[str(declared.type)], declared.metadata["choices"]
     if key.endswith("_column") and type(value) is int:  # CoNLL's columns have numbers
         value = str(value)
+    if key.endswith(("weights", "weight")) and isinstance(value, list | tuple):  # numbers; a label 1.5 may mean "1.50"
+        value = [str(item) if isinstance(item, float) else item for item in value]
     try:
         converted = _convert_kind(_to_python(value), kind.name)
     except (ValueError, OverflowError):
@@ -208,7 +210,7 @@ def _convert_kind(value: Any, kind: str) -> Any:
             return float(value)
         case "list", str():
             return _convert_kind(_split_list(value), "list")
-        case "list", list() if all(type(item) in (str, int, float) for item in value):
+        case "list", list() if all(type(item) in (str, int) for item in value):
             for item in value:
                 str(item).encode()
             return tuple(str(item).strip() for item in value)
