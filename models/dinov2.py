@@ -105,7 +105,7 @@ class Dinov2Model(ViTModel):
         x = super().embed(patches)
         if self.register_tokens is None:
             return x
-        return torch.cat([x[:, :1], self.register_tokens.expand(len(x), -1, -1), x[:, 1:]], 1)
+        return torch.cat([x[:, :1], self.register_tokens.expand(x.shape[0], -1, -1), x[:, 1:]], 1)
 
     def resize(self, grid: Tensor, size: tuple[int, int]) -> Tensor:
         """Return positions of the patches, (1, D, Y, X), interpolated to another size."""
