@@ -133,9 +133,7 @@ def _check_settings(config: Config) -> None:
         if value == get(default, key) or key in OF_THE_RUN:
             continue
         if key in UNSUPPORTED:
-            raise ConfigError(
-                f"{key} = {value!r} does not fit {MULTI_TASK}, since {UNSUPPORTED[key]}: leave it out"
-            )
+            raise ConfigError(f"{key} = {value!r} does not fit {MULTI_TASK}, since {UNSUPPORTED[key]}: leave it out")
         if key.startswith((*OF_EACH_RECIPE, *sections)):
             raise ConfigError(
                 f"{key} = {value!r} has no effect on {MULTI_TASK}, whose tasks each have their own recipe "

@@ -208,7 +208,7 @@ def _head_shape(config: BeitConfig, name: str, head: type[Head], pooling: str) -
     if head.reads_pooled and pooling != trained:
         raise ModelError(
             f"model.pooling = {pooling!r}: the config.json of this BEiT says use_mean_pooling = "
-            f"{str(config.use_mean_pooling).lower()}, so its norm belongs to {trained!r}: set it to that, or to \"\""
+            f'{str(config.use_mean_pooling).lower()}, so its norm belongs to {trained!r}: set it to that, or to ""'
         )
     return replace(shape, pooled_norm=config.use_mean_pooling, layer_norm_eps=config.layer_norm_eps)
 

@@ -90,7 +90,7 @@ def store_frozen_weights(model: TaskModel, storage: str) -> str:
     """
     if storage == "nf4":
         _bitsandbytes()
-    linear = {name: m for name, m in model.backbone.named_modules() if isinstance(m, nn.Linear)}
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and name.startswith("backbone.")}
     frozen = {name: layer for name, layer in linear.items() if not layer.weight.requires_grad}
     before = after = 0
     error = squares = 0.0
@@ -98,7 +98,7 @@ def store_frozen_weights(model: TaskModel, storage: str) -> str:
         if not isinstance(layer, FrozenLinear):
             layer = FrozenLinear(layer)
             parent, _, last = name.rpartition(".")
-            setattr(model.backbone.get_submodule(parent), last, layer)
+            setattr(model.get_submodule(parent), last, layer)
         exact = layer.weight.detach().double()
         before += layer.weight.nbytes
         layer.store_as(storage)

@@ -78,7 +78,8 @@ class LoraLinear(FrozenLinear):
         weight = self.whole_weight().detach()
         wide = torch.promote_types(weight.dtype, torch.float32)
         update = self.lora_b.detach().to(wide) @ self.lora_a.detach().to(wide)
-        return weight.to(wide) + self.scale * update
+        total: Tensor = weight.to(wide) + self.scale * update
+        return total
 
 
 def add_lora(

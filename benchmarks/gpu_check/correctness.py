@@ -21,7 +21,8 @@ from engine.precision import DTYPES
 from engine.regularize import seed_dropout
 from models.ops.dropout import dropout
 
-BATCHES = {"ragged": [*range(5)], "equal": [2, 3], "one token": [1], "empty": []}  # examples of zoo.LENGTHS, those that there are
+# Examples of zoo.LENGTHS, those that there are.
+BATCHES = {"ragged": [*range(5)], "equal": [2, 3], "one token": [1], "empty": []}
 LOSS_LIMITS = {"fp32": 2e-5, "bf16": 5e-2, "fp16": 1e-2}  # relative errors; of a loss below 1 absolute ones
 GRADIENT_LIMITS = {"fp32": 1e-4, "bf16": 0.15, "fp16": 0.05}
 LOSS_SCALE = 128.0  # so that gradients do not underflow in fp16

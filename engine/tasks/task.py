@@ -101,8 +101,8 @@ class Task:
     texts(row, settings) -> texts                       the texts of a row that the model reads; checksums of images
     augment(examples, rows, encode, augment, seed) -> examples         wrap the training examples as [augment] says
     show_augmented(examples, path) -> text              show augmented examples in a dry run; a picture goes to `path`
-    step_loss(settings) -> losses of outputs            the loss of all examples of a step together, if they depend on each
-                                                        other (engine/step_loss.py); None: the head's
+    step_loss(settings) -> losses of outputs            the loss of all examples of a step together, if they depend on
+                                                        each other (engine/step_loss.py); None: the head's
     evaluate_batch(model, batch, examples, generate) -> statistics     evaluate one labelled batch
     evaluate_examples(model, batch, examples, generate) -> rows        the same, a row of numbers for each example
     collect(rows, labels) -> statistics                 turn the rows of any examples into statistics

@@ -205,17 +205,17 @@ class Padded(Packing):
         return self.grid
 
     @property
-    def max_length(self) -> int:  # type: ignore[override]
+    def max_length(self) -> int:
         """The length L with its padding."""
         return self.grid[1]
 
     @property
-    def is_uniform(self) -> bool:  # type: ignore[override]
+    def is_uniform(self) -> bool:
         """True: (B, L, ...) is a view of (T, ...)."""
         return True
 
     @property
-    def is_token(self) -> Tensor:  # type: ignore[override]
+    def is_token(self) -> Tensor:
         """(B, L) bool: True at the tokens."""
         every = self.cu_seqlens.new_ones(self.grid, dtype=torch.bool)
         return every if self.mask is None else self.mask
@@ -231,12 +231,12 @@ class Padded(Packing):
         return self.cu_seqlens[:-1].long() + self.is_token.long().cumsum(1).argmax(1)
 
     @property
-    def positions(self) -> Tensor:  # type: ignore[override]
+    def positions(self) -> Tensor:
         """(T,) int64: the position of each token among the tokens of its sequence, from 0; 0 at padding before them."""
         return (self.is_token.long().cumsum(1) - 1).clamp(min=0).flatten()
 
     @property
-    def padding_mask(self) -> Tensor:  # type: ignore[override]
+    def padding_mask(self) -> Tensor:
         """(B, 1, 1, L) fp32: 0 at the tokens, the lowest number at padding, to be added to the scores of keys.
 
         With -inf, the scores of padding without a token to attend to would be NaN.

@@ -560,7 +560,8 @@ def test_help_lists_every_setting_with_its_meaning(flag, capsys):
     for key, declared in ALL.items():
         pattern = rf"^  --{re.escape(key)}\*? .*\) {re.escape(declared.metadata['doc'])}$"
         assert re.search(pattern, joined, re.MULTILINE), key
-    for part in ("{fp32,bf16,fp16}", "{'',cls,mean,last,cls_mean}", "--train.micro_batch_size* int or auto  (default 0)"):
+    poolings = "{'',cls,mean,last,cls_mean}"
+    for part in ("{fp32,bf16,fp16}", poolings, "--train.micro_batch_size* int or auto  (default 0)"):
         assert part in shown
     assert max(map(len, shown.partition("[run]")[2].splitlines())) <= 130
     assert set(configs.shipped_recipes()) <= set(re.split(r"[ ,]+", shown))

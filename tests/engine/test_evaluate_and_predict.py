@@ -304,7 +304,9 @@ def test_a_damaged_checkpoint_is_refused(trained, tmp_path):
 # ---- the command line itself
 
 
-@pytest.mark.parametrize(("command", "own"), [(evaluate, ["--output", "--against"]), (predict, ["--input", "--output"])])
+@pytest.mark.parametrize(
+    ("command", "own"), [(evaluate, ["--output", "--against"]), (predict, ["--input", "--output"])]
+)
 def test_help_shows_own_options_first_and_relevant_settings(capsys, command, own):
     with pytest.raises(SystemExit) as end:
         command.main(["--help"])

@@ -100,7 +100,7 @@ def test_lora_checkpoint_has_adapter_and_merged_weights(tiny):
 
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("storage", ["bf16", "int8", "nf4"])
-def test_stored_weights_train_as_a_checkpoint_of_the_rounded_ones(
+def test_stored_weights_train_as_a_file_of_rounded_ones(
     tiny, tmp_path, checkpoint_folder, reviews, storage, dora, capsys
 ):
     """The same losses and weights, bit for bit, where the rounded weights are in the file and the run is in fp32."""

@@ -115,7 +115,7 @@ def test_dora_is_the_formula(rate, bias):
 
 @pytest.mark.parametrize("storage", ["bf16", "int8", "nf4"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_stored_product_has_the_gradients_of_the_restored_weight(storage, precision):
+def test_a_stored_product_has_the_gradients_of_its_weight(storage, precision):
     if storage == "nf4":
         pytest.importorskip("bitsandbytes")
     torch.manual_seed(0)

@@ -13,8 +13,8 @@ from PIL import Image
 from support.evaluation import evaluation_context
 from support.pictures import folder_of_colours, picture, write
 from support.runs import StopAfter, assert_same_run, logged_rows, run_training
-from support.tiny_models import config_folder
 from support.task_settings import task_settings
+from support.tiny_models import config_folder
 
 import models
 from data import DataError, MicroBatching, evaluation_batches
