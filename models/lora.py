@@ -57,7 +57,8 @@ class LoraLinear(FrozenLinear):
         direct = self.product(dropped) if self.training and self.dropout.p else out
         if self.bias is not None:
             direct = direct - self.bias
-        return out + ((factor - 1) * direct + factor * self.scale * update).to(out.dtype)
+        change: Tensor = (factor - 1) * direct + factor * self.scale * update
+        return out + change.to(out.dtype)
 
     @torch.no_grad()
     def store_as(self, storage: str) -> None:
