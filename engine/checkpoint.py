@@ -93,6 +93,11 @@ class Contents:
             checksums.append(hashlib.sha256(self.teacher.numpy().tobytes()).hexdigest()[:16])
         return "-".join(checksums)
 
+    def verify_best(self, run_folder: Path) -> str | None:
+        """Return a sentence on what is wrong with best/, or with the best-NAME/ of one of several tasks, or None."""
+        names = [BEST, *(f"{BEST}-{part.name}" for part in self.parts)]
+        return next((problem for name in names if (problem := verify(run_folder / name))), None)
+
     @property
     def is_sharded(self) -> bool:
         """Whether each rank has a part of every parameter (engine/sharding.py)."""
@@ -323,7 +328,7 @@ def restore(folder: Path, contents: Contents, ranks: Ranks) -> TrainState:
         raise ConfigError(f"{folder} does not have the state of this optimizer: {error}") from None
     if ranks.is_main:
         print(f"resuming from {folder}, after step {state.step:,}\n", flush=True)
-    if ranks.is_main and state.best_step and (problem := verify(folder.with_name(BEST))):
+    if ranks.is_main and state.best_step and (problem := contents.verify_best(folder.parent)):
         print(f"warning: {problem}; the weights of step {state.best_step}, the best so far, are lost", flush=True)
     return state
 

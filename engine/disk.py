@@ -11,6 +11,8 @@ from torch import Tensor
 
 from engine.config import RunSettings
 from engine.optimizer_state import state_bytes
+from models import TaskModel
+from models.multi_task import each_task
 
 
 def describe_disk(
@@ -19,12 +21,16 @@ def describe_disk(
     weights: Iterable[Tensor],
     optimizer: torch.optim.Optimizer,
     average: bool,
+    model: TaskModel,
 ) -> list[str]:
     """Return the sizes of the checkpoints in a dry run, and in any run a warning if they do not fit on the disk.
 
-    keep: checkpoint.keep. weights: those of the model. average: whether an average of the weights is kept too.
+    keep: checkpoint.keep. weights: those of the objective. average: whether an average of the weights is kept too.
+    model: a model of several tasks has a folder of each beside best/.
     """
     sizes = estimate_sizes(weights, optimizer, average)
+    of_each = {f"best-{name}": sum(p.nbytes for p in own.parameters()) for name, own in each_task(model).items()}
+    sizes, keep = sizes | of_each, [*keep, *of_each]
     folder = Path(run.folder)
     # A new checkpoint is complete before an old one is removed.
     peak = sum(sizes[name] for name in keep) + max(sizes[name] for name in keep)
@@ -35,7 +41,7 @@ def describe_disk(
         lines.append(
             f"checkpoints: {listed}; about {format_bytes(peak)} while one is written, {format_bytes(free)} are free"
         )
-    if peak - _used_bytes(folder) > free:
+    if peak - _used_bytes(folder, keep) > free:
         lines.append(
             f"warning: the checkpoints take about {format_bytes(peak)} while one is written, and {format_bytes(free)} "
             f"are free for {folder}: free some, or keep fewer (checkpoint.keep)"
@@ -56,9 +62,9 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def _used_bytes(folder: Path) -> int:
-    """Return the bytes of the checkpoints that are there already."""
-    files = (path for name in ("best", "last", "previous") for path in (folder / name).glob("*"))
+def _used_bytes(folder: Path, names: Iterable[str]) -> int:
+    """Return the bytes of the checkpoints of these names that are there already."""
+    files = (path for name in names for path in (folder / name).glob("*"))
     return sum(path.stat().st_size for path in files if path.is_file())
 
 

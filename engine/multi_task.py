@@ -16,8 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from data.multi_task import count_all_targets
 from data.notes import list_some
 from data.prepared import is_prepared
@@ -29,7 +27,7 @@ from engine.tasks import MULTI_TASK, TASKS, Task, find_task
 from engine.tasks.multi_task import MultiTask, Part, combine
 from engine.tasks.task import no_step_loss
 from models import TaskModel
-from models.multi_task import one_task
+from models.multi_task import each_task, module_name
 
 # Settings of the run that several tasks do not have, and why.
 UNSUPPORTED = {
@@ -73,7 +71,7 @@ def read_parts(config: Config) -> list[Part]:
         for name, weight in zip(names, _read_weights(config.multi_task.weights, len(names)), strict=True)
     ]
     for i, part in enumerate(parts):
-        if part.name in [other.name for other in parts[:i]]:
+        if module_name(part.name) in [module_name(other.name) for other in parts[:i]]:
             raise ConfigError(f"multi_task.recipes names {part.name!r} twice: give the files different names")
     if len({part.task.noun == "image" for part in parts}) > 1:
         nouns = " and ".join(f"{part.name} reads {part.task.noun}s" for part in parts)
@@ -85,8 +83,6 @@ def _read_part(config: Config, recipe: str, weight: float) -> Part:
     """Return the task of a recipe, with the configuration of a run of this task alone."""
     inner, name = read_recipe(recipe), Path(recipe).stem
     where = f"multi_task.recipes: {recipe}: "
-    if "." in name or hasattr(nn.ModuleDict(), name):
-        raise ConfigError(f"{where}{name!r} cannot be the name of a task: rename the file")
     try:
         task, watched = find_task(inner.run.task, inner.eval.metric)
         direction = metric_direction(inner.eval, watched)
@@ -168,7 +164,7 @@ def describe_tasks(task: MultiTask, examples: Any, model: TaskModel) -> str:
         own = examples.parts[part.name]
         targets = count_all_targets(own) / max(1, len(own))
         lines.append(f"  {part.name}: {factor:.4g} (weight {part.weight:g}, {targets:.4g} targets an example)")
-    folders = list_some([f"best-{part.name}/ {_format_size(one_task(model, part.name))}" for part in task.parts])
+    folders = list_some([f"best-{name}/ {_format_size(own)}" for name, own in each_task(model).items()])
     lines.append(f"beside best/, which has all tasks, there is one for each, to evaluate and predict with: {folders}")
     return "\n".join(lines)
 

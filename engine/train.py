@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import models
 from data import sample_rows, steps_per_epoch, totals, training_steps
 from data.teacher import read_teacher
 from engine import checkpoint, cli, config, diagnose, disk, distributed, machines, summary, validate
@@ -30,7 +31,6 @@ from engine.judging import calibrate, describe_judging, evaluate_at_start, forge
 from engine.kept_limit import KeptLimit
 from engine.kernels import describe_kernels
 from engine.log import RunLog, check_log, read_numbers
-from engine.manifest import verify
 from engine.memory import (
     any_out_of_memory,
     catch_out_of_memory,
@@ -71,7 +71,6 @@ from engine.spikes import SpikeWatch
 from engine.state import TrainState, metric_direction
 from engine.tasks import read_training_data
 from engine.watch import explain_best
-from models import explain_export
 
 USAGE = "torchrun -m engine.train [RECIPE] [--section.key=value ...] [--resume] [--dry-run] [--help]"
 
@@ -143,7 +142,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     limits = micro_batch_limits(cfg.train, objective, states, train_set, amp, kept_limit, ranks)
     notes += kept_limit.describe(limits)
     weights = named_parameters(objective, model).values()
-    notes += disk.describe_disk(cfg.run, cfg.checkpoint.keep, weights, optimizer, has_average)
+    notes += disk.describe_disk(cfg.run, cfg.checkpoint.keep, weights, optimizer, has_average, model)
     notes += describe_optimizer(cfg.optim)
     notes += describe_judging(cfg.eval)
     if ranks.is_main:
@@ -296,7 +295,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     stop.restore_handlers()
     result = {f"best_{watched}": math.nan if state.best is None else state.best, "best_step": float(state.best_step)}
     has_test = bool(test_rows and state.best_step)
-    problem = verify(folder / checkpoint.BEST) if has_test else None
+    problem = contents.verify_best(folder) if has_test else None
     if has_test and not problem:
         best = load_best(folder / checkpoint.BEST, task, shard)
         move(best, ranks.device)
@@ -305,7 +304,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         result |= {f"test_{name}": value for name, value in test_metrics.with_bounds().items()}
     log.final(state.step, result, done, cfg.train.max_grad_norm)
     log.say(explain_best(state, watched, log.values_of(watched)))
-    log.say(explain_export(model))
+    log.say(models.explain_export(model))
     if problem:
         raise TrainingError(f"{problem}; so data.test was not evaluated. {checkpoint.LAST}/ has the weights of the end")
     if ranks.is_main:

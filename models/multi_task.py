@@ -56,7 +56,7 @@ class MultiTaskHead(Head):
 
     def __init__(self, heads: Mapping[str, Head], specs: Mapping[str, ModelSpec]):
         super().__init__(next(iter(heads.values())).shape)
-        self.tasks = nn.ModuleDict(heads)
+        self.tasks = nn.ModuleDict({module_name(name): head for name, head in heads.items()})
         self.specs = dict(specs)
 
     @property
@@ -113,6 +113,12 @@ class MultiTaskHead(Head):
                 head.tie(embedding)
 
 
+def module_name(task: str) -> str:
+    """Return the name of a task's head among the modules: without dots, and no attribute of ModuleDict."""
+    name = task.replace(".", "_")
+    return f"{name}_" if hasattr(nn.ModuleDict(), name) else name
+
+
 def split_packing(packing: Packing, counts: tuple[int, ...]) -> list[Packing]:
     """Return the packing of each task alone, which has `counts` neighbouring sequences."""
     parts, first, start = list[Packing](), 0, 0
@@ -139,7 +145,11 @@ def join_tasks(models: Mapping[str, TaskModel]) -> TaskModel:
     named = dict(joint.named_parameters())
     initialised = [name for name in first.report.initialised if not name.startswith("head.")]
     for task, model in models.items():
-        new = (f"head.tasks.{task}.{name[5:]}" for name in model.report.initialised if name.startswith("head."))
+        new = (
+            f"head.tasks.{module_name(task)}.{name[5:]}"
+            for name in model.report.initialised
+            if name.startswith("head.")
+        )
         initialised += [name for name in new if name in named]
     notes = [note for model in models.values() for note in model.report.notes]
     joint.report = replace(first.report, initialised=initialised, notes=list(dict.fromkeys(notes)))
@@ -151,10 +161,15 @@ def one_task(model: TaskModel, name: str) -> TaskModel:
     joint = model.head
     if not isinstance(joint, MultiTaskHead):
         raise TypeError("one_task needs a model of several tasks, as join_tasks makes it")
-    single = TaskModel(model.backbone, cast("Head", joint.tasks[name]), joint.specs[name])
+    single = TaskModel(model.backbone, cast("Head", joint.tasks[module_name(name)]), joint.specs[name])
     single.report = model.report
     single.training = model.training
     return single
+
+
+def each_task(model: TaskModel) -> dict[str, TaskModel]:
+    """Return the model of each of several tasks by its name; {} for a model of one task."""
+    return {name: one_task(model, name) for name in model.head.specs} if isinstance(model.head, MultiTaskHead) else {}
 
 
 def load_tasks(model: TaskModel, folder: Path) -> None:

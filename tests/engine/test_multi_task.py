@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from data import MicroBatching
 from data.loader import split_into_micro_batches
 from engine import config as configs
 from engine.config import Config, ConfigError
+from engine.errors import TrainingError
 from engine.model import build_model
 from engine.multi_task import open_task, read_parts
 from engine.objective import training_objective
+from engine.save_schedule import SaveSchedule
 from engine.tasks import read_training_data
 from engine.validate import task_settings
 from models.multi_task import one_task
@@ -237,3 +240,33 @@ def test_what_does_not_fit_is_said_in_one_sentence(mistake, recipes):
         open_task(joint_config(recipes, JOINED[:2], **changes))
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_tasks_may_have_names_of_methods_and_dots(tmp_path, capsys):
+    """The folders of both count in the room that the run needs."""
+    names = ["train", "my.reviews"]
+    for name in names:
+        write_recipe("text-classification", tmp_path, name)
+    joint = joint_config(tmp_path, names, run__dry_run=True)
+    run_training(joint)
+    shown = capsys.readouterr().out
+    assert shown.count("best-train/ ") == shown.count("best-my.reviews/ ") == 2
+    assert re.search(r"checkpoints: .*, best/ .*, best-train/ .*, best-my.reviews/ .*; about ", shown)
+    run_training(configs.override(joint, {"run.dry_run": False}))
+    found = load_file(tmp_path / "run/best/model.safetensors")
+    own = [load_file(tmp_path / f"run/best-{name}/model.safetensors") for name in names]
+    for module, of_task in zip(["train_", "my_reviews"], own, strict=True):
+        assert torch.equal(found[f"head.tasks.{module}.classifier.weight"], of_task["classifier.weight"])
+
+
+def test_the_folder_of_each_task_is_verified_before_the_test(tmp_path, monkeypatch):
+    for name in JOINED[:2]:
+        write_recipe(name, tmp_path, data__test=str(tmp_path / name / "validation.jsonl"))
+    damaged = tmp_path / f"run/best-{JOINED[1]}/model.safetensors"
+
+    def finish(*_: Any) -> None:
+        damaged.write_bytes(damaged.read_bytes()[:-4] + b"0123")
+
+    monkeypatch.setattr(SaveSchedule, "finish", finish)
+    with pytest.raises(TrainingError, match=f"{damaged} differs from what was written .sha256.; so data.test was not"):
+        run_training(joint_config(tmp_path, JOINED[:2], train__max_steps=2))
