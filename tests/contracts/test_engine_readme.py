@@ -27,7 +27,7 @@ PLUGINS = {
     if (match := re.match(r"# (my_\w+\.py): torchrun -m engine\.train (.*)\n", block))
 }
 LOOP = next(block for block in BLOCKS if block.startswith("# in my_loop.py"))
-REPLACED = "objective = training_objective(model, cfg.regularize, teacher, cfg.train.loss)"
+REPLACED = "objective = training_objective(model, cfg.regularize, teacher, cfg.train.loss, task.step_loss(settings))"
 
 
 def test_the_examples_are_those_that_were_promised_and_short():

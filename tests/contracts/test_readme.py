@@ -26,7 +26,8 @@ ROOT = Path(native.__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LEGEND = (ROOT / "tests" / "contracts" / "README.md").read_text(encoding="utf-8")
 PACKAGES = ("engine", "models", "data")
-PAGES = ("README.md", *(f"{name}/README.md" for name in (*PACKAGES, "benchmarks", "tests", "tests/contracts")))
+FOLDERS = (*PACKAGES, "engine/tasks", "engine/metrics", "benchmarks", "tests", "tests/contracts")
+PAGES = ("README.md", *(f"{name}/README.md" for name in FOLDERS))
 SAMPLE = Path("data/samples/movie_reviews/reviews.tsv")
 
 
