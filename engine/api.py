@@ -24,7 +24,7 @@ from data import Examples, Row, Rows
 from data.formats.memory import as_list, in_memory, is_in_memory
 from engine import checkpoint, cli, distributed, heartbeat, plugins, validate
 from engine.config import DEFAULT_RECIPE, Config, ConfigError, DataSettings, check, override_recipe, read_recipe
-from engine.embeddings import as_matrix, embedding_task, load_embedder, open_embedder
+from engine.embeddings import as_matrix, embedding_task, load_embedder, open_embedder, print_notes
 from engine.evaluate import EvaluationContext, evaluate, make_context, open_trained, predict, start
 from engine.predict import with_left_out
 from engine.tasks import find_task, read_file
@@ -112,9 +112,14 @@ def embed_rows(model: str | Path, rows: Iterable[Any], **overrides: Any) -> Any:
     model: a run folder, a checkpoint folder, or a published model (package:NAME/FOLDER, or a name of the hub). Rows as
     for predict_rows; overrides: settings that embeddings read, such as model__pooling="mean".
     """
-    folder, config, similarity = open_embedder(str(model), _with_dotted_keys(overrides))
+    folder, config, similarity, notes = open_embedder(str(model), _with_dotted_keys(overrides))
     columns = validate.task_settings(config, find_task(config.run.task)[0]).data
-    given = [_to_columns(row, columns) for row in as_list("rows", rows)]
+    rows = as_list("rows", rows)
+    for row in rows:
+        if isinstance(row, tuple):
+            raise ConfigError(f"the row {row!r:.200} is a pair, and a vector is of one text: give each as a row")
+    given = [_to_columns(row, columns) for row in rows]
+    print_notes(notes)
     with in_memory(rows=given) as sources, _no_files_needed(config):
         config, task, settings, ranks = start(config)
         task = embedding_task(task, similarity, as_text=False)

@@ -13,10 +13,11 @@ Without 1. and 2. the vectors keep their length.
 from __future__ import annotations
 
 import base64
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,14 +37,26 @@ from models.checkpoints.sentence_files import SentenceFiles, read_sentence_files
 
 HEAD, TASK, IMAGES = "sentence-embedding", "sentence-embedding", "image-classification"
 SETTINGS = ("model.pooling", "sentence_embedding.similarity")
+PAIR = "data.text_pair_column"
 KEPT = ("device", "deterministic", "plugins")  # of [run]
 
 
-def open_embedder(name: str, given: Mapping[str, Any]) -> tuple[Path, Config, str]:
-    """Return the folder of a run, a checkpoint or a published model, the configuration, and the similarity of vectors.
+class Embedder(NamedTuple):
+    """The folder of a checkpoint, and how it embeds. notes: what it leaves out of the texts or does not apply."""
+
+    folder: Path
+    config: Config
+    similarity: str
+    notes: list[str]
+
+
+def open_embedder(name: str, given: Mapping[str, Any]) -> Embedder:
+    """Open a run, a checkpoint or a published model.
 
     given: settings by their names. Raises ConfigError or ModelError where there is none, and for unused settings.
     """
+    if PAIR in given:
+        raise ConfigError(f"--{PAIR} has no effect on embeddings: a vector is of one text, that of data.text_column")
     folder = Path(name)
     is_run = (folder.is_dir() and not (folder / "config.json").is_file()) or (folder / MANIFEST).is_file()
     if is_run:
@@ -60,7 +73,24 @@ def open_embedder(name: str, given: Mapping[str, Any]) -> tuple[Path, Config, st
     similarity = recipe.sentence_embedding.similarity
     if "sentence_embedding.similarity" not in given and not (is_run and recipe.run.task == TASK):
         similarity = "cosine" if files is not None and files.normalize else "dot"
-    return folder, _config_of(folder, recipe, given, files), similarity
+    config = _config_of(folder, recipe, given, files)
+    return Embedder(folder, config, similarity, _describe_left_out(config, recipe, given, files))
+
+
+def _describe_left_out(
+    config: Config, recipe: Config, given: Mapping[str, Any], files: SentenceFiles | None
+) -> list[str]:
+    """Return notes on the second text of a pair, and on what the files of sentence-transformers want of the texts."""
+    notes = list[str]()
+    task = TASKS.get(recipe.run.task)
+    pair = recipe.data.text_pair_column or (task.columns.text_pair if task is not None else "")
+    if pair and config.run.task == TASK and "data.text_column" not in given:
+        column = config.data.text_column
+        notes.append(f"vectors of the column {column!r} alone, not of {pair!r}: --data.text_column {pair} embeds that")
+    if files is not None and files.unapplied:
+        found = "; ".join(files.unapplied)
+        notes.append(f"the files of sentence-transformers also have {found}: not applied, the texts are read as given")
+    return notes
 
 
 def _config_of(folder: Path, recipe: Config, given: Mapping[str, Any], files: SentenceFiles | None) -> Config:
@@ -98,6 +128,12 @@ def _column_of(recipe: Config) -> str:
     """Return the usual column of texts of a recipe's task; "text" where its column has lists."""
     column = TASKS[recipe.run.task].columns.text if recipe.run.task in TASKS else "text"
     return "text" if column in ("tokens", "messages") else column
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """Print notes for a caller whose standard output is its own."""
+    for note in notes:
+        print(note, file=sys.stderr)
 
 
 def embedding_task(task: Task, similarity: str, as_text: bool) -> Task:

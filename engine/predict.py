@@ -134,18 +134,18 @@ def _made_of(folder: Path, config: Config, windows: InputWindows) -> dict[str, A
     return parts | {"--window": windows.size} | settings
 
 
-def _open(argv: Sequence[str]) -> tuple[Path, Config, dict[str, str], str]:
-    """Return (folder, configuration, values of OPTIONS, with --embeddings their similarity, else "")."""
+def _open(argv: Sequence[str]) -> tuple[embeddings.Embedder, dict[str, str]]:
+    """Return (folder, configuration, with --embeddings their similarity, else "", notes), values of OPTIONS."""
     if "--embeddings" not in argv:
-        return *cli.open_model(argv, USAGE, OPTIONS), ""
+        folder, config, options = cli.open_model(argv, USAGE, OPTIONS)
+        return embeddings.Embedder(folder, config, "", []), options
     others = [argument for argument in argv if argument != "--embeddings"]
     name, given, options = cli.read_command(others, USAGE, OPTIONS, embeddings.SETTINGS)
-    folder, config, similarity = embeddings.open_embedder(name, given)
-    return folder, config, options, similarity
+    return embeddings.open_embedder(name, given), options
 
 
 def main(argv: Sequence[str]) -> int:
-    folder, config, options, similarity = _open(argv)
+    (folder, config, similarity, left_out), options = _open(argv)
     embeds = bool(similarity)
     for name in ("input", "output"):
         if name not in options:
@@ -187,7 +187,7 @@ def main(argv: Sequence[str]) -> int:
         console = cli.console_beside(path)
         what = f"vectors, {embeddings.describe_pooling(model, similarity)}," if embeds else "predictions"
         print(f"{windows.num_rows:,} {what} in {path}", file=console)
-        notes = [*windows.notes, *outputs[0].notes(), *read_calibration(model).describe(model.labels)]
+        notes = [*left_out, *windows.notes, *outputs[0].notes(), *read_calibration(model).describe(model.labels)]
         print("".join(f"  {note}\n" for note in notes), end="", file=console)
     return 0
 

@@ -2,7 +2,8 @@
 
 - modules.json: a list of modules, a Transformer, then a Pooling, then perhaps a Normalize;
 - 1_Pooling/config.json: flags pooling_mode_..., one of which is true;
-- sentence_bert_config.json: max_seq_length, in tokens with the special ones.
+- sentence_bert_config.json: max_seq_length, in tokens with the special ones;
+- config_sentence_transformers.json: prompts, texts to put before others. They and do_lower_case are not applied here.
 
 https://sbert.net/docs/package_reference/sentence_transformer/models.html
 """
@@ -17,6 +18,7 @@ from models.checkpoints.tensor_files import JsonObject, read_json
 from models.errors import ModelError
 
 MODULES, TRANSFORMER, POOLING = "modules.json", "sentence_bert_config.json", "1_Pooling"
+PROMPTS = "config_sentence_transformers.json"
 FLAGS = {
     "cls": "pooling_mode_cls_token",
     "mean": "pooling_mode_mean_tokens",
@@ -32,11 +34,15 @@ WAY_OUT = "give model.pooling (cls, mean or last) to pool the hidden states with
 
 @dataclass(frozen=True)
 class SentenceFiles:
-    """What the files say. max_length: tokens of a text, with the special ones; None: not said."""
+    """What the files say. max_length: tokens of a text, with the special ones; None: not said.
+
+    unapplied: what else they say about reading texts, in a phrase each, that is not done here.
+    """
 
     pooling: str
     normalize: bool  # whether the vectors are divided by their length
     max_length: int | None
+    unapplied: tuple[str, ...] = ()
 
 
 def read_sentence_files(folder: Path) -> SentenceFiles | None:
@@ -57,8 +63,10 @@ def read_sentence_files(folder: Path) -> SentenceFiles | None:
     inner = [PurePosixPath(str(entry.get("path", ""))) for entry in entries[:2]]
     if any(part.is_absolute() or ".." in part.parts for part in inner):
         raise ModelError(f"{path}: a path of a module should be a folder beside it; {WAY_OUT}")
-    max_length = _read_max_length(folder / inner[0] / TRANSFORMER)
-    return SentenceFiles(_read_pooling(folder / inner[1] / "config.json"), "Normalize" in kinds, max_length)
+    transformer = folder / inner[0] / TRANSFORMER
+    unapplied = (*_find_unapplied(transformer), *_find_prompts(folder / PROMPTS))
+    pooling = _read_pooling(folder / inner[1] / "config.json")
+    return SentenceFiles(pooling, "Normalize" in kinds, _read_max_length(transformer), unapplied)
 
 
 def _read_pooling(path: Path) -> str:
@@ -87,6 +95,29 @@ def _read_max_length(path: Path) -> int | None:
     return length
 
 
+def _find_unapplied(path: Path) -> list[str]:
+    """Return a phrase for each setting of the module Transformer that changes its vectors, and is not applied here."""
+    config = _read_object(path) if path.is_file() else {}
+    found = ["do_lower_case = true"] if config.get("do_lower_case") else []
+    found += [
+        f"{name} = {config[name]!r:.60}" for name in config if name.endswith(("_args", "_kwargs")) and config[name]
+    ]
+    task = config.get("transformer_task", "feature-extraction")
+    return found + ([f"transformer_task = {task!r:.60}"] if task != "feature-extraction" else [])
+
+
+def _find_prompts(path: Path) -> list[str]:
+    """Return a phrase on the texts that should stand before others; none where all are empty."""
+    config = _read_object(path) if path.is_file() else {}
+    prompts = config.get("prompts")
+    texts = {name: text for name, text in prompts.items() if text} if isinstance(prompts, dict) else {}
+    if not texts:
+        return []
+    default = config.get("default_prompt_name")
+    which = f", of which {default!r:.40} is the default" if default in texts else ""
+    return [f"prompts = {texts!r:.200}{which}"]
+
+
 def _read_object(path: Path) -> JsonObject:
     try:
         content = read_json(path)
@@ -109,7 +140,7 @@ def write_sentence_files(folder: Path, files: SentenceFiles, hidden_size: int) -
         MODULES: modules,
         f"{POOLING}/config.json": {"word_embedding_dimension": hidden_size, **flags, "include_prompt": True},
         TRANSFORMER: {"max_seq_length": files.max_length, "do_lower_case": False},
-        "config_sentence_transformers.json": {
+        PROMPTS: {
             "similarity_fn_name": "cosine" if files.normalize else "dot",
             "prompts": {},
             "default_prompt_name": None,

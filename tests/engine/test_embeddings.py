@@ -205,7 +205,37 @@ def test_unreadable_files_are_named_unless_a_pooling_is_given(checkpoint_folder,
     assert engine.embed_rows(folder, ["good film"], run__device="cpu", model__pooling="mean").shape == (1, 32)
 
 
+def test_what_sentence_transformers_would_do_more_is_said(checkpoint_folder, source, tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint_folder, folder)
+    write_sentence_files(folder, SentenceFiles("mean", True, 20), 32)
+    embed(folder, source, tmp_path / "v.npy")
+    assert "not applied" not in capsys.readouterr().out
+    prompts = {"prompts": {"query": "query: ", "document": ""}, "default_prompt_name": "query"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 20, "do_lower_case": true, "model_args": {}}')
+    embed(folder, source, tmp_path / "v.npy")
+    found = "also have do_lower_case = true; prompts = {'query': 'query: '}, of which 'query' is the default: not appli"
+    assert found in capsys.readouterr().out
+    engine.embed_rows(folder, ["good film"], run__device="cpu")
+    assert found in capsys.readouterr().err
+
+
+def test_only_one_text_of_a_pair_is_embedded_and_it_is_said(tmp_path, capsys):
+    settings = write_task("sentence-embedding", tmp_path) | {"run.folder": str(tmp_path / "run"), "train.max_steps": 1}
+    run_training(configs.override(Config(), settings))
+    file, note = settings["data.validation"], "alone, not of 'positive': --data.text_column positive embeds that"
+    embed(tmp_path / "run", file, tmp_path / "v.npy")
+    assert f"vectors of the column 'anchor' {note}" in capsys.readouterr().out
+    embed(tmp_path / "run", file, tmp_path / "w.npy", "--data.text_column=positive")
+    assert note not in capsys.readouterr().out
+    assert not np.array_equal(np.load(tmp_path / "v.npy"), np.load(tmp_path / "w.npy"))
+    with pytest.raises(ConfigError, match="is a pair, and a vector is of one text"):
+        engine.embed_rows(tmp_path / "run", [("a house", "a dog")], run__device="cpu")
+
+
 MISTAKES = {
+    "pair": (["RUN", "--embeddings", "--output", "v.npy", "--data.text_pair_column=b"], "a vector is of one text"),
     "matrix": (["RUN", "--output", "v.npy"], "a .npy file holds vectors, which --embeddings gives"),
     "training": (["RUN", "--embeddings", "--output", "v.npy", "--optim.lr=1"], "--optim.lr has no effect"),
     "plain": (["MODEL", "--embeddings", "--output", "v.npy", "--optim.lr=1"], "--optim.lr has no effect on embeddings"),
