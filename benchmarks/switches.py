@@ -17,7 +17,7 @@ CHUNKS = "models.ops.linear_cross_entropy"
 PIECES: dict[str, tuple[str, str, Any]] = {  # name -> (module, what is replaced, by what)
     "flash": ("models.ops.attention", "_can_use_flash", lambda *_: False),  # texts of several lengths are then padded
     "joint-projections": ("models.ops.joint_linear", "_can_join", lambda *_: False),  # of queries, keys and values
-    "skipped-tokens": ("models.task_model", "_states_what_it_reads", lambda _: False),  # that the head does not read
+    "skipped-tokens": ("models.task_model", "states_what_it_reads", lambda _: False),  # that the head does not read
     "large-chunks": (CHUNKS, "LARGEST_CHUNK_BYTES", 2**25),  # of a language model's logits; then those of a CPU
     "aligned-vocabulary": (CHUNKS, "VOCABULARY_MULTIPLE", 1),
 }

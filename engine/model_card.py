@@ -63,10 +63,13 @@ def write_card(
     base: Path,
     result: Mapping[str, float],
 ) -> None:
-    """Write the card of a run into its best/; TrainingError where that fails.
+    """Write the card of a run into its best/, if there is one (a loss that is never finite has none).
 
-    sets: the training, validation and test data. base: the folder of the pretrained checkpoint.
+    sets: the training, validation and test data. base: the folder of the pretrained checkpoint. Raises TrainingError
+    where the card cannot be written.
     """
+    if not folder.is_dir():
+        return
     evaluation = read_evaluation(folder.parent / "metrics.jsonl", int(result["best_step"]))
     text = model_card(config, model, sets, Facts(base, evaluation, result))
     try:
