@@ -63,13 +63,10 @@ def write_card(
     base: Path,
     result: Mapping[str, float],
 ) -> None:
-    """Write the card of a run into its best/, if there is one (a loss that is never finite has none).
+    """Write the card of a run into its best/; TrainingError where that fails.
 
-    sets: the training, validation and test data. base: the folder of the pretrained checkpoint. Raises TrainingError
-    where the card cannot be written.
+    sets: the training, validation and test data. base: the folder of the pretrained checkpoint.
     """
-    if not folder.is_dir():
-        return
     evaluation = read_evaluation(folder.parent / "metrics.jsonl", int(result["best_step"]))
     text = model_card(config, model, sets, Facts(base, evaluation, result))
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -174,16 +173,6 @@ def test_the_card_of_an_equal_run_is_equal(run, tmp_path):
     changed = override(config, {"run.folder": str(tmp_path / "mine")})
     runs.run_training(changed)
     assert (tmp_path / "mine" / "best" / CARD).read_text() == (run / "best" / CARD).read_text()
-
-
-def test_a_run_without_best_weights_has_no_card(tmp_path, monkeypatch):
-    """Its loss was never finite, so there is nothing to describe, and the run ends as it did before."""
-    reviews, tiny_bert = runs.write_reviews(tmp_path / "reviews.jsonl", 60), runs.write_tiny_bert(tmp_path / "tiny")
-    runs.script_metric(monkeypatch, [math.nan], loss=math.nan)
-    changes = {"train.max_steps": 2, "eval.every_steps": 2}
-    result = runs.run_training(runs.tiny_config(tiny_bert, reviews, tmp_path / "mine", changes))
-    assert result["best_step"] == 0
-    assert not (tmp_path / "mine" / "best").exists()
 
 
 def test_the_card_names_no_folder_of_this_machine():
