@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.metrics.by_example import add_rows
+from engine.metrics.resampled_rankings import WEIGHTED
 
 RESAMPLES = 1000
 SEED = 0
@@ -39,13 +39,14 @@ def resampled_metrics(rows: Tensor, collect: Collect, compute: Compute, labels: 
     rows: (N, K) fp64, those of the examples.
     """
     found: list[dict[str, float]] = []
+    weighted = WEIGHTED[collect](rows, labels) if collect in WEIGHTED else None
     for chosen in resamples(len(rows)):
-        if collect is add_rows:  # without a copy of the rows
-            counts = torch.from_numpy(np.bincount(chosen, minlength=len(rows)).astype(np.float64))
-            statistics = counts @ rows
-        else:
-            statistics = collect(rows[torch.from_numpy(chosen)], labels)
-        found.append(compute(statistics, labels))
+        if weighted is None:
+            found.append(compute(collect(rows[torch.from_numpy(chosen)], labels), labels))
+        else:  # without a copy of the rows, and without sorting the scores again
+            counts = np.bincount(chosen, minlength=len(rows)).astype(np.float64)
+            values = compute(torch.from_numpy(counts) @ weighted.additive, labels)
+            found.append(values | weighted.rank(counts))
     names = dict.fromkeys(name for values in found for name in values)
     return {name: np.array([values.get(name, math.nan) for values in found]) for name in names}
 

@@ -7,8 +7,10 @@ import pytest
 import scipy.stats
 import torch
 
+from engine.metrics import bootstrap, by_example, image_classification, text_classification
 from engine.metrics.bootstrap import SEED, compare_metrics, confidence_intervals, interval_of, mcnemar, resamples
 from engine.metrics.by_example import add_rows
+from engine.metrics.multi_label_classification import multi_label_metrics
 
 
 def mean_of(statistics: torch.Tensor, labels: object) -> dict[str, float]:
@@ -79,3 +81,41 @@ def test_nineteen_of_twenty_intervals_have_the_true_mean():
         low, high = confidence_intervals(rows_of(rng.normal(size=80)), add_rows, mean_of, [], 0.95)["mean"]
         hits += low <= 0 <= high
     assert 0.90 <= hits / 200 <= 0.985
+
+
+def random_rows(kind: str, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, list[str]]:
+    """Rows of examples with ties, examples without a target, and in some a label that nobody has."""
+    logits = torch.tensor(rng.normal(size=(count, 3 if kind == "label sets" else 2))).mul(4).round().div(4)
+    if kind == "label sets":
+        labels = torch.tensor(rng.choice([0.0, 1.0, -100.0], size=logits.shape, p=[0.5, 0.4, 0.1]))
+        labels[:, 2] *= rng.integers(0, 2)
+        return by_example.label_set_rows(logits, labels, logits > 0.5), ["a", "b", "c"]
+    classes = torch.tensor(rng.choice([0, 1, -100], size=count, p=[0.6, 0.3, 0.1]))
+    return by_example.class_rows(logits, classes), ["a", "b"]
+
+
+RANKED = {
+    "classes": (by_example.collect_classes, text_classification.classification_metrics),
+    "images": (by_example.collect_images, image_classification.image_metrics),
+    "label sets": (by_example.collect_label_sets, lambda statistics: multi_label_metrics(statistics, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", RANKED)
+def test_rankings_of_counts_are_those_of_the_chosen_rows(kind, monkeypatch):
+    """NaN where a resample has no positive, no negative or no target, or a NaN score, as in the metrics themselves."""
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 60)
+    collect, metrics = RANKED[kind]
+
+    def compute(statistics: torch.Tensor, labels: object) -> dict[str, float]:
+        return metrics(statistics)
+
+    for seed, count in enumerate([2, 5, 30, 30]):
+        rows, labels = random_rows("label sets" if kind == "label sets" else "", count, np.random.default_rng(seed))
+        if seed == 3:
+            rows[0, 1 if kind == "label sets" else 4] = torch.nan
+        found = bootstrap.resampled_metrics(rows, collect, compute, labels)
+        by_hand = [compute(collect(rows[torch.from_numpy(chosen)], labels), labels) for chosen in resamples(count)]
+        assert found.keys() == by_hand[0].keys()
+        for name, values in found.items():
+            np.testing.assert_allclose(values, [row[name] for row in by_hand], rtol=1e-12, atol=1e-15, err_msg=name)
