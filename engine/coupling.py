@@ -4,7 +4,7 @@ A model that embeds texts learns from all of the step: each text of another exam
 them, so the step is computed twice (Gao et al. 2021, "Scaling deep contrastive learning batch size under memory limited
 setup", GradCache):
 
-1. Without gradients, the outputs of all micro-batches, which every rank gets. They are few numbers: a vector each.
+1. The outputs of all micro-batches, which every rank gets. They are few numbers: a vector each.
 2. The loss L of the whole step, and its gradient g = dL/de with respect to each output e.
 3. The forward and backward of the loop, in which the loss of a micro-batch is <e, g>: its gradient is that of L.
 
@@ -47,12 +47,14 @@ def couple_micro_batches(
     if not isinstance(objective, CoupledObjective) or (len(micro_batches) == 1 and ranks.world_size == 1):
         return micro_batches
     own = list[Outputs]()
-    with catch_out_of_memory() as out_of_memory, torch.no_grad(), amp.autocast():
+    with catch_out_of_memory() as out_of_memory, amp.autocast():
         for i, batch in enumerate(micro_batches):
             seed_dropout(seed, position, i, ranks.rank, ranks.device)
             on_device = batch.to(ranks.device)
-            # Through the model alone: DDP has nothing to do without gradients, and a sharded model gathers itself.
-            own.append(outputs_of(objective.model(on_device).logits, on_device))
+            # Through the model alone: DDP has nothing to do without a backward, and a sharded model gathers itself.
+            # Gradients are on, since without them compiled layers run uncompiled, and draw another dropout.
+            vectors = objective.model(on_device).logits.detach()
+            own.append(outputs_of(vectors, on_device))
     if out_of_memory.error is not None and (ranks.world_size == 1 or sharded_modules(parallel)):
         raise out_of_memory.error
     gathered = distributed.all_gather(None if out_of_memory else [(len(x.vectors), x.sequences) for x in own])
