@@ -25,7 +25,8 @@ from data.formats.memory import as_list, in_memory, is_in_memory
 from engine import checkpoint, cli, distributed, heartbeat, plugins, validate
 from engine.config import DEFAULT_RECIPE, Config, ConfigError, DataSettings, check, override_recipe, read_recipe
 from engine.embeddings import as_matrix, embedding_task, load_embedder, open_embedder, print_notes
-from engine.evaluate import EvaluationContext, evaluate, make_context, open_trained, predict, start
+from engine.evaluate import evaluate, make_context, open_trained, predict, start
+from engine.evaluation_batches import EvaluationContext
 from engine.predict import with_left_out
 from engine.tasks import find_task, read_file
 from models import TaskModel

@@ -10,29 +10,25 @@ With --against, RUN and OTHER are compared on the same examples; each may also b
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import models
-from data import Batch, Examples, MicroBatching, Rows, evaluation_batches
+from data import Batch, Examples, Rows
 from data.errors import DataError
-from data.loader import split_into_micro_batches
 from data.writing import to_json
 from engine import cli, distributed, validate
 from engine.calibration import calibration_error, describe_calibration, recorded
-from engine.config import Config, ConfigError, GenerateSettings
+from engine.config import Config, ConfigError
 from engine.distributed import Ranks
-from engine.errors import TrainingError
+from engine.evaluation_batches import EvaluationContext, run_in_batches, tokens_that_fit
 from engine.kernels import choose_kernels
-from engine.log import progress
-from engine.memory import OutOfMemory, catch_out_of_memory, free_bytes
 from engine.metrics.bootstrap import MAX_NUMBERS, Interval, confidence_intervals, describe_metrics
 from engine.model import disable_cudnn_attention
 from engine.mps import move
@@ -48,95 +44,6 @@ OPTIONS = {
     "output FILE": "also write the metrics to this file, as one JSON object",
     "against OTHER": "compare RUN with another run, or checkpoint folder, or file of predictions, on the same examples",
 }
-
-AUTO_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 32_768}  # of a batch; more would not be faster
-BYTES_PER_LOGIT = 12  # of a language model: in 16 bits, in fp32, and its log-softmax, with a margin
-SHARE_OF_LOGITS = 0.5  # of a GPU's free memory
-
-Result = TypeVar("Result")
-
-
-@dataclass
-class EvaluationContext:
-    """What all evaluations and predictions of a run share.
-
-    batch_tokens: eval.batch_tokens.
-    should_stop: whether an evaluation should end, asked after each batch.
-    confidence: eval.confidence; 0: metrics have no intervals.
-    max_tokens: the largest number of tokens of a batch on this rank. Where a batch does not fit into memory, it is
-        halved for the rest of the run. It changes no result and no other rank.
-    was_stopped: whether an evaluation ended so, the same on all ranks; it and those after it have no metrics.
-    """
-
-    task: Task
-    precision: Precision
-    ranks: Ranks
-    batch_tokens: int | Literal["auto"]
-    generate: GenerateSettings
-    should_stop: Callable[[], bool] = lambda: False
-    confidence: float = 0.0
-    max_tokens: int = field(init=False)
-    was_stopped: bool = field(init=False, default=False)
-
-    def __post_init__(self) -> None:
-        tokens = self.batch_tokens
-        self.max_tokens = AUTO_TOKENS[self.ranks.device.type] if tokens == "auto" else tokens
-
-    @property
-    def limits(self) -> MicroBatching:
-        """The limits of a batch, and which of the ranks this one is."""
-        world_size = self.ranks.world_size  # 1 also where this rank has examples of its own
-        return MicroBatching(max_tokens=self.max_tokens, rank=self.ranks.rank % world_size, world_size=world_size)
-
-
-def run_in_batches(
-    examples: Examples, context: EvaluationContext, compute: Callable[[Batch], Result], doing: str
-) -> Iterator[tuple[Batch, Result]]:
-    """Yield this rank's batches of the examples and what `compute` returns for each, with a progress bar.
-
-    doing: the label of the bar. A batch that does not fit into memory and those after it are split into smaller ones.
-    Raises TrainingError where a single example does not fit.
-    """
-    ranks = context.ranks
-    update = progress(ranks, len(examples) // ranks.world_size, doing)
-    waiting = evaluation_batches(examples, context.limits)
-    while waiting:
-        indices = waiting[0]
-        with catch_out_of_memory() as out_of_memory:
-            batch = examples.batch(indices).upload(ranks.device)
-            result = compute(batch)
-        if out_of_memory:
-            context.max_tokens = _halve(int(examples.lengths[indices].sum()), len(indices), doing, out_of_memory, ranks)
-            limits = MicroBatching(max_tokens=context.max_tokens)
-            waiting = split_into_micro_batches(np.concatenate(waiting), examples.lengths, limits)
-            continue
-        del waiting[0]
-        update(len(indices))
-        yield batch, result
-
-
-def tokens_that_fit(model: models.TaskModel, device: torch.device) -> int:
-    """Return the tokens of a batch: AUTO_TOKENS; fewer where the logits of a language model would fill a GPU.
-
-    The 50,257 logits of GPT-2 need 0.6 MB a token: 20 GB for 32,768 tokens.
-    """
-    most = AUTO_TOKENS[device.type]
-    if device.type != "cuda" or model.head is None or not model.head.is_language_model:
-        return most
-    fitting = SHARE_OF_LOGITS * free_bytes(device) / (BYTES_PER_LOGIT * model.head.shape.vocab_size)
-    return min(most, max(1, int(fitting)))
-
-
-def _halve(tokens: int, count: int, doing: str, caught: OutOfMemory, ranks: Ranks) -> int:
-    """Return half the tokens of a batch of `count` examples that did not fit; TrainingError if it has one example."""
-    if count < 2:
-        raise TrainingError(
-            f"{doing}: one example of {tokens:,} tokens does not fit into memory; a lower data.max_length needs less"
-        ) from caught.error
-    if ranks.device.type == "cuda":
-        torch.cuda.empty_cache()  # libraries such as cuBLAS allocate what torch does not hold
-    print(f"{doing}: out of memory; from here on {tokens // 2:,} tokens at a time", file=sys.stderr, flush=True)
-    return tokens // 2
 
 
 class Metrics(dict[str, float]):
@@ -380,7 +287,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"{folder}: {len(examples):,} examples of {test}", file=console)
         notes = (*rows.notes, *examples.notes, *classes.own.describe(model.labels))
         print("".join(f"  {note}\n" for note in notes), end="", file=console)
-        print(describe_metrics(metrics, metrics.intervals, config.eval.confidence), file=console)
+        shown = describe_metrics(metrics, metrics.intervals, config.eval.confidence, config.data.group_column)
+        print(shown, file=console)
         if classes.problem:
             print(f"calibration error (ECE) {calibration_error(bins[1]):.4f}", file=console)
         if table := context.task.format_table(statistics, model.labels):

@@ -23,23 +23,27 @@ from engine.calibration import (
 )
 from engine.config import EvalSettings
 from engine.ema import Ema
-from engine.evaluate import EvaluationContext, evaluate, sum_statistics
+from engine.evaluate import evaluate, sum_statistics
+from engine.evaluation_batches import EvaluationContext
 from engine.log import RunLog
+from engine.metrics.bootstrap import explain_groups
 from engine.sharding import gathered
 from engine.thresholds import describe_tuning, tune_thresholds
 
 NO_THRESHOLDS = "none"  # eval.tune_thresholds
 
 
-def describe_judging(settings: EvalSettings) -> list[str]:
-    """Return what [eval] fits on the validation data, in words; [] for nothing."""
+def describe_judging(settings: EvalSettings, group_column: str) -> list[str]:
+    """Return what [eval] fits on the validation data, and what its intervals leave out, in words; [] for nothing."""
+    notes = [note] if settings.confidence and (note := explain_groups(group_column)) else []
     fitted = ["a temperature of the probabilities"] if settings.fit_temperature else []
     fitted += [f"thresholds for {settings.tune_thresholds}"] if settings.tune_thresholds != NO_THRESHOLDS else []
     if not fitted:
-        return []
+        return notes
     return [
+        *notes,
         f"each new best is fitted on the validation data: {' and '.join(fitted)}; engine.evaluate, engine.predict and "
-        "the final test apply it, the evaluations of the run do not"
+        "the final test apply it, the evaluations of the run do not",
     ]
 
 

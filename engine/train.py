@@ -25,7 +25,8 @@ from engine.coupling import couple_micro_batches
 from engine.distributed import Ranks
 from engine.ema import Ema
 from engine.errors import TrainingError
-from engine.evaluate import EvaluationContext, evaluate, show_generations
+from engine.evaluate import evaluate, show_generations
+from engine.evaluation_batches import EvaluationContext
 from engine.imbalance import apply_class_weights, apply_pos_weight, classes_to_balance, describe_sampler
 from engine.judging import calibrate, describe_judging, evaluate_at_start, forget_calibration
 from engine.kept_limit import KeptLimit
@@ -144,7 +145,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     weights = named_parameters(objective, model).values()
     notes += disk.describe_disk(cfg.run, cfg.checkpoint.keep, weights, optimizer, has_average, model)
     notes += describe_optimizer(cfg.optim)
-    notes += describe_judging(cfg.eval)
+    notes += describe_judging(cfg.eval, cfg.data.group_column)
     if ranks.is_main:
         sets = (train_set, validation_set, test_set)
         print(summary.describe_run(cfg, model, processor, sets, notes, total_steps, limits), flush=True)

@@ -70,13 +70,26 @@ def confidence_intervals(
     return {name: interval_of(of_metric, confidence) for name, of_metric in values.items()}
 
 
-def describe_metrics(metrics: Mapping[str, float], intervals: Mapping[str, Interval], confidence: float) -> str:
+def explain_groups(group_column: str) -> str:
+    """Return that groups are not resampled; "" where the data has none. group_column: data.group_column."""
+    if not group_column:
+        return ""
+    return (
+        f"the intervals resample examples, not the groups of data.group_column = {group_column!r}: they are too narrow "
+        "where the examples of a group are alike"
+    )
+
+
+def describe_metrics(
+    metrics: Mapping[str, float], intervals: Mapping[str, Interval], confidence: float, group_column: str = ""
+) -> str:
     """Return a line for each metric, with its interval where it has one."""
     width = max(10, *map(len, metrics))
     bounds = {name: f"  [{low:.4f}, {high:.4f}]" for name, (low, high) in intervals.items()}
     lines = [f"{name:>{width}}  {value:.4f}{bounds.get(name, '')}" for name, value in metrics.items()]
     if bounds:
         lines.append(f"in brackets: {confidence:.4g} bootstrap intervals over the examples")
+        lines += [note] if (note := explain_groups(group_column)) else []
     return "\n".join(lines)
 
 

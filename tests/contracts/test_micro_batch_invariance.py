@@ -15,7 +15,8 @@ from data import MicroBatching, load_tokenizer, training_steps
 from data.batch import IGNORE_INDEX
 from engine.config import GenerateSettings, override
 from engine.distributed import Ranks
-from engine.evaluate import EvaluationContext, sum_statistics
+from engine.evaluate import sum_statistics
+from engine.evaluation_batches import EvaluationContext
 from engine.optim import learning_rate
 from engine.precision import Precision
 from engine.predict import predict

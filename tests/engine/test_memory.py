@@ -12,19 +12,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.runs import CPU, arguments_of, logged_rows, run_module, run_training
+from support.runs import CPU, arguments_of, limit_memory, logged_rows, run_module, run_training
 
 from data import MicroBatching
-from engine import api, evaluate, memory
+from engine import api, evaluation_batches, memory
 from engine.allocator import keep_freed_memory
 from engine.config import TrainSettings
 from engine.distributed import Ranks
 from engine.errors import TrainingError
-from engine.evaluate import EvaluationContext, tokens_that_fit
+from engine.evaluation_batches import EvaluationContext, tokens_that_fit
 from engine.kept_limit import KeptLimit
 from engine.precision import Precision
 from engine.tasks import TASKS
-from models import TaskModel
 from models.heads import CausalLM, HeadShape, TokenClassification
 
 SHORT = {"model.dropout.all": 0.0, "train.max_steps": 8, "eval.every_steps": 100}
@@ -32,24 +31,6 @@ SHORT = {"model.dropout.all": 0.0, "train.max_steps": 8, "eval.every_steps": 100
 
 def losses_of(config):
     return [row["loss"] for row in logged_rows(config.run.folder) if "lr" in row]
-
-
-def limit_memory(monkeypatch, tokens, error=None, training=True):
-    """Raise out of memory for micro-batches of more than so many tokens; return the list of sizes that fitted.
-
-    training: whether in training, or in evaluation.
-    """
-    forward, fitted = TaskModel.forward, []
-
-    def limited(self, batch):
-        size = sum(batch.lengths)
-        if self.training == training and size > tokens:
-            raise error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        fitted.extend([size] * (self.training == training and size > 0))
-        return forward(self, batch)
-
-    monkeypatch.setattr(TaskModel, "forward", limited)
-    return fitted
 
 
 @pytest.fixture
@@ -326,7 +307,7 @@ def test_batches_of_an_evaluation_are_larger_on_a_gpu():
     ],
 )
 def test_logits_of_an_evaluation_fit_into_a_gpu(monkeypatch, head, vocabulary, free, expected):
-    monkeypatch.setattr(evaluate, "free_bytes", lambda device: free)
+    monkeypatch.setattr(evaluation_batches, "free_bytes", lambda device: free)
     model = SimpleNamespace(head=head(HeadShape(1, vocab_size=vocabulary)))
     assert tokens_that_fit(model, torch.device("cuda")) == expected
     assert tokens_that_fit(model, torch.device("cpu")) == 4096

@@ -37,7 +37,8 @@ from engine import checkpoint, diagnose, train, validate
 from engine.cli import StopRequest, run_command
 from engine.config import ConfigError, GenerateSettings, override
 from engine.errors import TrainingError
-from engine.evaluate import EvaluationContext, evaluate
+from engine.evaluate import evaluate
+from engine.evaluation_batches import EvaluationContext
 from engine.optim import learning_rate
 from engine.precision import Precision
 from engine.tasks import find_task

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from engine.config import GenerateSettings
-from engine.evaluate import EvaluationContext
+from engine.evaluation_batches import EvaluationContext
 from engine.precision import Precision
 from engine.tasks import TASKS
 from support.runs import CPU

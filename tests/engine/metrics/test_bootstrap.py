@@ -7,8 +7,18 @@ import pytest
 import scipy.stats
 import torch
 
+from engine.config import EvalSettings
+from engine.judging import describe_judging
 from engine.metrics import bootstrap, by_example, image_classification, text_classification
-from engine.metrics.bootstrap import SEED, compare_metrics, confidence_intervals, interval_of, mcnemar, resamples
+from engine.metrics.bootstrap import (
+    SEED,
+    compare_metrics,
+    confidence_intervals,
+    describe_metrics,
+    interval_of,
+    mcnemar,
+    resamples,
+)
 from engine.metrics.by_example import add_rows
 from engine.metrics.multi_label_classification import multi_label_metrics
 
@@ -119,3 +129,12 @@ def test_rankings_of_counts_are_those_of_the_chosen_rows(kind, monkeypatch):
         assert found.keys() == by_hand[0].keys()
         for name, values in found.items():
             np.testing.assert_allclose(values, [row[name] for row in by_hand], rtol=1e-12, atol=1e-15, err_msg=name)
+
+
+def test_that_groups_are_not_resampled_is_said():
+    metrics, intervals = {"f1": 0.5}, {"f1": (0.4, 0.6)}
+    assert "not the groups of data.group_column = 'author'" in describe_metrics(metrics, intervals, 0.95, "author")
+    assert "group" not in describe_metrics(metrics, intervals, 0.95)
+    assert "group" not in describe_metrics(metrics, {}, 0.0, "author")
+    assert ["data.group_column" in note for note in describe_judging(EvalSettings(confidence=0.9), "author")] == [True]
+    assert not describe_judging(EvalSettings(), "author")
