@@ -137,6 +137,7 @@ def _check_long_texts(config: Config, task: Task) -> None:
     if mode not in task.long_texts:
         reason = {
             "token-classification": "each word has a tag, and those in the middle would be lost: windows reads all",
+            "sentence-embedding": "a text has one vector; head+tail keeps the end of a long one",
             "multiple-choice": "each choice is read with its context once; head+tail keeps the end of a long one",
             "question-answering": "contexts are always read in windows that share question_answering.doc_stride tokens",
             "relation-extraction": "a long text is cut around its two entities",

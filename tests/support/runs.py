@@ -140,6 +140,26 @@ def script_metric(
     monkeypatch.setitem(TASKS, "text-classification", patched)
 
 
+def limit_memory(
+    monkeypatch: pytest.MonkeyPatch, tokens: int, error: Exception | None = None, training: bool = True
+) -> list[int]:
+    """Raise out of memory for micro-batches of more than so many tokens; return the list of sizes that fitted.
+
+    training: whether in training, or in evaluation.
+    """
+    forward, fitted = native.TaskModel.forward, list[int]()
+
+    def limited(self, batch):
+        size = sum(batch.lengths)
+        if self.training == training and size > tokens:
+            raise error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        fitted.extend([size] * (self.training == training and size > 0))
+        return forward(self, batch)
+
+    monkeypatch.setattr(native.TaskModel, "forward", limited)
+    return fitted
+
+
 MACHINE = {"samples_per_second", "tokens_per_second", "data_wait_seconds", "peak_memory_mb"}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from support.runs import CPU
+from support.runs import CPU, limit_memory, logged_rows, run_training
 from support.task_data import write
 from support.task_settings import settings_of
 
@@ -26,6 +26,7 @@ from engine.precision import Precision
 from engine.regularize import seed_dropout
 from engine.step_loss import CoupledObjective, Outputs, outputs_of
 from engine.tasks import TASKS
+from engine.validate import task_settings
 
 TASK = TASKS["sentence-embedding"]
 FP32 = Precision("fp32", CPU.device)
@@ -126,6 +127,39 @@ def undivided_loss(objective, batches):
     return objective.step_loss(outputs).sum().item()
 
 
+ALONE = {
+    "bf16": {"train.precision": "bf16"},
+    "fp16": {"train.precision": "fp16"},
+    "average": {"regularize.ema_decay": 0.9},
+    "LoRA": {"model.lora.rank": 4, "model.lora.frozen_weights": "int8"},
+    "recomputed": {"train.activation_checkpointing": True},
+    "short of memory": {},
+}
+TOGETHER = {key: value for name in ("average", "LoRA", "recomputed") for key, value in ALONE[name].items()}
+
+
+@pytest.mark.parametrize("name", ["together", *(pytest.param(name, marks=pytest.mark.slow) for name in ALONE)])
+def test_split_steps_are_the_undivided_with_each_setting(tmp_path, monkeypatch, capsys, name):
+    """With every setting of training, in micro-batches that are given or halved where memory is short."""
+    changes = (ALONE | {"together": TOGETHER})[name]
+    settings = write("sentence-embedding", tmp_path) | {
+        "train.max_steps": 4,
+        "model.dropout.all": 0.0,
+        "optim.lr": 1e-2,
+    }
+    losses, is_short = [], name in ("short of memory", "together")
+    for folder, more in (("whole", {}), ("split", {} if is_short else {"train.micro_batch_size": 3})):
+        if folder == "split" and is_short:
+            limit_memory(monkeypatch, 150)
+        config = configs.override(Config(), settings | changes | more | {"run.folder": str(tmp_path / folder)})
+        capsys.readouterr()
+        run_training(config)
+        losses.append([row["loss"] for row in logged_rows(config.run.folder) if "loss" in row])
+    assert ("step 1: out of memory; from here on" in capsys.readouterr().out) == is_short
+    assert len(losses[0]) >= 4
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2 if "16" in name else 1e-4)
+
+
 def random_outputs(texts, seed=0):
     """Return outputs with random vectors for rows of texts, as numbers, and the vectors."""
     flat = [text for row in texts for text in row]
@@ -222,6 +256,12 @@ def test_large_data_sets_keep_every_second_example(written, monkeypatch):
     assert (whole[2:].view(-1, 27)[:, 0] == 1).sum() == 12
     assert torch.equal(parts[0], torch.zeros_like(whole))
     assert sum((part[2:].view(-1, 27)[:, 0] == 1).sum() for part in parts) == 4  # the second, fourth, ... of 2 to 8
+
+
+def test_windows_are_refused_with_the_reason(written):
+    config = configs.override(written[0], {"data.long_texts": "windows"})
+    with pytest.raises(ConfigError, match="no effect on sentence-embedding: a text has one vector"):
+        task_settings(config, TASK)
 
 
 @pytest.mark.parametrize("name", ["r_drop_weight", "fgm_epsilon", "distillation_weight"])
