@@ -21,7 +21,7 @@ from engine.mps import check_supported
 from engine.multi_task import read_parts
 from engine.plugins import loaded_checksums
 from engine.tasks import MULTI_TASK, TASKS, Task, TaskSettings
-from engine.tasks.multi_task import MultiTask
+from engine.tasks.multi_task import MultiTask, of_task
 from engine.tasks.task import no_labels
 from models import TaskModel
 from models.multi_task import one_task
@@ -42,12 +42,16 @@ def task_settings(config: Config, task: Task) -> TaskSettings:
     Those of several tasks have the settings of each, by name, as their own.
     """
     if isinstance(task, MultiTask):
-        return TaskSettings(config.data, {part.name: task_settings(part.config, part.task) for part in task.parts})
+        own = {}
+        for part in task.parts:
+            with of_task(part.name):
+                own[part.name] = task_settings(part.config, part.task)
+        return TaskSettings(config.data, own)
     _check_used(config, task)
     check_supported(config.run.device, config.train.precision, task.generates, config.regularize.fgm_epsilon)
-    own = getattr(config, task.section) if task.section else None
+    section = getattr(config, task.section) if task.section else None
     return TaskSettings(
-        task.columns.fill(config.data), own, generate=config.generate, bleu_tokenizer=config.eval.bleu_tokenizer
+        task.columns.fill(config.data), section, generate=config.generate, bleu_tokenizer=config.eval.bleu_tokenizer
     )
 
 
@@ -200,7 +204,8 @@ def check_metric(task: Task, watched: str, labels: Sequence[str]) -> None:
     """Raise ConfigError for a metric of two classes where there are more or fewer."""
     for part in task.parts if isinstance(task, MultiTask) else ():
         prefix, _, name = watched.rpartition("/")
-        check_metric(part.task, name if prefix == part.name else part.watched, labels_of(part.name, labels))
+        with of_task(part.name):
+            check_metric(part.task, name if prefix == part.name else part.watched, labels_of(part.name, labels))
     if task.problem == "single-label" and watched in POSITIVE_CLASS_METRICS and len(labels) != 2:
         raise ConfigError(
             f"eval.metric = {watched!r} needs two classes, and there are {len(labels)}; f1 is the mean over all classes"
@@ -210,7 +215,8 @@ def check_metric(task: Task, watched: str, labels: Sequence[str]) -> None:
 def check_fit(config: Config, model: TaskModel, processor: Any) -> None:
     """Raise ConfigError if the inputs that `processor` prepares do not fit the model. Several tasks have one each."""
     for part in read_parts(config):
-        check_fit(part.config, one_task(model, part.name), processor[part.name])
+        with of_task(part.name):
+            check_fit(part.config, one_task(model, part.name), processor[part.name])
     if config.run.task == MULTI_TASK:
         return
     if not isinstance(processor, Preprocessing):  # images of any size fit, since a ViT interpolates its positions
@@ -262,7 +268,8 @@ def check_encoded(config: Config, model: TaskModel, *sets: Examples) -> None:
     """
     for part in read_parts(config):
         own = [examples.parts[part.name] for examples in sets if isinstance(examples, MultiTaskExamples)]
-        check_encoded(part.config, one_task(model, part.name), *own)
+        with of_task(part.name):
+            check_encoded(part.config, one_task(model, part.name), *own)
     for examples in sets:
         if isinstance(examples, MappedExamples):
             facts = examples.facts
