@@ -62,7 +62,7 @@ class Request:
 
 def main(argv: Sequence[str]) -> int:
     switches = {name for name in SWITCHES if f"--{name}" in argv}
-    rest = [argument for argument in argv if argument.removeprefix("--") not in switches]
+    rest = [argument for argument in argv if argument not in {f"--{name}" for name in SWITCHES}]
     folder, config, options = cli.open_model(rest, USAGE, OPTIONS | SWITCHES)
     request = check_request(Request(options.pop("to", ""), frozenset(switches), options))
     if request.to == "hub":
@@ -77,6 +77,9 @@ def check_request(request: Request) -> Request:
     if request.to not in FORMATS:
         raise ConfigError(f"--to {request.to!r}: choose from {', '.join(FORMATS)}: {USAGE}")
     of_hub = {"repo", "private", "dry-run"}
+    valued = next((name for name in SWITCHES if name in request.options), None)
+    if valued:  # --private=true is no --private, and would create a public repository
+        raise ConfigError(f"--{valued}={request.options[valued]}: --{valued} takes no value")
     unused = [
         name
         for name in (*request.options, *sorted(request.switches))
@@ -128,6 +131,14 @@ def export_graphs(folder: Path, config: Config, request: Request) -> None:
 
 def check_folder(output: Path, checkpoint: Path) -> Path:
     """Return the folder to write; ConfigError unless it is new or an earlier export, and outside the checkpoint."""
+    try:
+        return _check_folder(output, checkpoint)
+    except (OSError, ValueError) as error:  # a name that is too long, or with a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"--output {str(output)!r:.80} cannot be written: {reason}") from None
+
+
+def _check_folder(output: Path, checkpoint: Path) -> Path:
     if output.exists() and not (output / RESULT).is_file():
         raise ConfigError(f"--output {str(output)!r} exists and is no earlier export; name another folder")
     if checkpoint.resolve() in (output.resolve(), *output.resolve().parents):

@@ -126,6 +126,8 @@ def test_a_graph_that_differs_is_not_left_behind(run, monkeypatch, tmp_path):
         (("torch-export", {"repo": "a/b"}, ()), "--repo has no effect with --to torch-export"),
         (("hub", {"rows": "x"}, ()), "--rows has no effect with --to hub"),
         (("hub", {}, ()), "--to hub needs --repo USER/NAME"),
+        (("hub", {"repo": "a/b", "private": "true"}, ()), "--private=true: --private takes no value"),
+        (("onnx", {"int8": "yes"}, ()), "--int8=yes: --int8 takes no value"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(request_, message):
@@ -147,6 +149,17 @@ def test_folders_that_are_not_ours_are_never_replaced(run, tmp_path):
             check_folder(folder, run / "best")
     with pytest.raises(ConfigError, match="would be in the checkpoint"):
         check_folder(run / "best" / "onnx", run / "best")
+    for name, reason in (("a" * 300, "name too long"), ("a\0b", "null")):
+        with pytest.raises(ConfigError, match=f"cannot be written: .*{reason}"):
+            check_folder(tmp_path / name, run / "best")
+
+
+def test_a_value_may_be_the_name_of_a_switch(run, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(export, "export_graphs", lambda folder, config, request: asked.append(request))
+    monkeypatch.setattr(graphs, "check_packages", lambda to: None)
+    export_run(run, "--to", "onnx", "--int8", "--output", "int8")
+    assert asked == [Request("onnx", frozenset({"int8"}), {"output": "int8"})]
 
 
 # the card
