@@ -23,6 +23,7 @@ TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="u
 MAY_IMPORT = {"engine": {"data", "models"}, "data": set(), "models": set()}
 COMMANDS = {"engine/train.py", "engine/evaluate.py", "engine/predict.py", "engine/study.py", "engine/api.py"}
 COMMANDS |= {"engine/against.py", "engine/export.py", "engine/prepare.py", "engine/study_options.py"}
+COMMANDS |= {"engine/new.py", "engine/completion.py"}
 # These take the whole configuration for what they are: read, checked, written into each checkpoint, or printed.
 READ_CHECK_OR_SHOW_IT = {
     *("engine/config/__init__.py", "engine/config/recipe.py", "engine/config/sections.py", "engine/cli.py"),

@@ -1,0 +1,99 @@
+"""Print a script by which bash or zsh completes the commands: settings, recipes, tasks and files.
+
+    python -m engine.completion bash > ~/.finetune-completion     (or zsh)
+    echo "source ~/.finetune-completion" >> ~/.bashrc             (or ~/.zshrc)
+
+It completes `finetune-train` and the other console scripts, and `torchrun -m engine.train`. Names of settings, their
+values where only a few are allowed, and the names of recipes are written into the script, so that Tab starts no
+Python. Print it again after an update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from engine import cli, evaluate, export, new, predict, study_options
+from engine.commands import MODULES
+from engine.config import Config, ConfigError, all_settings, choose_from, shipped_recipes
+from engine.tasks import MULTI_TASK, TASKS
+
+USAGE = "python -m engine.completion bash|zsh"
+SHELLS = {"bash": "", "zsh": "autoload -Uz bashcompinit && bashcompinit\n"}  # zsh reads bash's completions so
+# {a module: {its own options, as it declares them: their meaning}}
+OPTIONS: dict[str, Iterable[str]] = {
+    "train": ("resume", "dry-run"),
+    "evaluate": evaluate.OPTIONS,
+    "predict": predict.OPTIONS,
+    "study": [*study_options.REPEATED, *study_options.OPTIONS],
+    "export": [*export.OPTIONS, *export.SWITCHES],
+    "report": ("output FILE",),
+    "new": [*new.OPTIONS, *new.SWITCHES],
+}
+SCRIPT = """\
+{start}_finetune() {{
+    local line="${{COMP_LINE:0:COMP_POINT}}" word before name words=""
+    word="${{line##* }}"
+    case "$line" in
+        *engine.*) name="${{line#*engine.}}"; name="${{name%% *}}" ;;
+        *) name="${{COMP_WORDS[0]##*/finetune-}}"; name="${{name#finetune-}}" ;;
+    esac
+    case "$word" in
+{values}
+        -*) case "$name" in
+{options}
+        esac ;;
+        *) case "$name" in
+            train|study) words="{recipes}" ;;
+            new) words="{tasks}" ;;
+            completion) words="bash zsh" ;;
+        esac ;;
+    esac
+    before="${{word%"${{COMP_WORDS[COMP_CWORD]}}"}}"  # bash takes a word apart at = and :
+    [ "${{COMP_WORDS[COMP_CWORD]}}" = "=" ] && before="$word"
+    COMPREPLY=($(compgen -W "$words" -- "$word"))
+    COMPREPLY=("${{COMPREPLY[@]#"$before"}}")
+    case "${{COMPREPLY[0]}}" in *=) compopt -o nospace 2>/dev/null ;; esac
+}}
+complete -o default -F _finetune {scripts} torchrun
+"""
+
+
+def script(shell: str) -> str:
+    """Return the script for a shell, a key of SHELLS."""
+    settings = all_settings(Config())
+    switches = {key for key, declared in settings.items() if declared.type == "bool"}
+    names = " ".join(f"--{key}" if key in switches else f"--{key}=" for key in settings)
+    choices = {key: declared.metadata["choices"] for key, declared in settings.items() if declared.metadata["choices"]}
+    choices["run.task"] = (*TASKS, MULTI_TASK)
+    values = [
+        f'        --{key}=*) words="{" ".join(f"--{key}={choice}" for choice in known if choice)}" ;;'
+        for key, known in choices.items()
+    ]
+    options = []
+    for module, declared_options in OPTIONS.items():
+        own = " ".join(
+            f"--{name}{'=' if value else ''}" for name, _, value in (x.partition(" ") for x in declared_options)
+        )
+        options.append(f'            {module}) words="{own} {names} --help" ;;')
+    return SCRIPT.format(
+        start=SHELLS[shell],
+        values="\n".join(values),
+        options="\n".join(options),
+        recipes=" ".join(shipped_recipes()),
+        tasks=" ".join(TASKS),
+        scripts=" ".join(f"finetune-{name}" for name in MODULES),
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    if {"--help", "-h"} & set(argv):
+        print(f"{USAGE}\n\n{__doc__}")
+        return 0
+    if len(argv) != 1 or argv[0] not in SHELLS:
+        raise ConfigError(f"name a shell: {USAGE}; {choose_from(argv[0] if argv else '', SHELLS)}")
+    print(script(argv[0]))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run_command(main)
