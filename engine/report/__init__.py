@@ -1,0 +1,13 @@
+"""The report of one or several runs: a page of HTML that needs no network and no script, and a table for the terminal.
+
+__main__.py     the command: python -m engine.report RUN [RUN ...]
+runs.py         what a run folder keeps: metrics.jsonl, the recipe, the model card
+predictions.py  what the best weights predict for the validation rows: metrics, tables, mistakes
+shown.py        one example as it is shown: its text with marks, or a small image
+charts.py       charts as inline SVG
+curves.py       the charts of metrics.jsonl, of one run or of several
+mistakes.py     the part of the page about predictions
+page.py         the page
+style.py        its style sheet, light and dark
+terminal.py     the table for the terminal
+"""
