@@ -15,7 +15,7 @@ from engine.calibration import KEYS as CALIBRATION_KEYS
 from engine.calibration import problem_of, set_calibration
 from engine.config import ConfigError, ModelSettings, TrainSettings
 from engine.kernels import choose_kernels
-from engine.tasks import Task
+from engine.tasks import Task, check_fetched
 from engine.tasks.multi_task import MultiTask, Part
 from models import TaskModel
 from models.multi_task import join_tasks, load_tasks
@@ -36,6 +36,7 @@ def build_model(
     Then the weights come from model.name, and only the adapter from the checkpoint.
     shard: replaces the parameters of a model by those of its rank (engine.sharding), before the weights are read.
     """
+    check_fetched([settings.name])
     start = settings
     parts = task.parts if isinstance(task, MultiTask) else ()
     if resumed is not None and not settings.lora.rank and not parts:

@@ -125,7 +125,7 @@ def make_recipe(request: Request) -> tuple[str, list[str]]:
     if request.task not in TASKS and request.task != "multi-task":
         raise ConfigError(f"TASK {request.task!r}: {choose_from(request.task, TASKS)}")
     task, _ = find_task(request.task, request.given.get("eval.metric", ""))
-    check_fetched(request.given["data.train"])
+    check_fetched([request.given["data.train"]])
     study = study_data(request, task)
     choices = study.choices | choose_settings(request, study)
     config = override(Config(), values_of(choices))

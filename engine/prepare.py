@@ -175,7 +175,7 @@ def _check_usable(cfg: Config) -> None:
         )
     if cfg.data.fold:
         raise ConfigError(f"data.fold = {cfg.data.fold!r} is of runs on the file itself: leave it out")
-    check_fetched(name)
+    check_fetched([name])
 
 
 def _claim(folder: Path, about: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -104,7 +105,7 @@ def read_training_data(task: Task, settings: TaskSettings, seed: int) -> Trainin
     if is_prepared(data.train):
         return _read_prepared(task, settings, seed)
     names = [name for name in (data.train, data.validation, data.test) if name]
-    _for_each(names, check_fetched)
+    check_fetched(names)
     rows = _for_each(names, lambda name: read_file(task, name, settings, True))
     labels = task.find_labels(data.train, rows[data.train], settings)
     _for_each(names, lambda name: check_labels(task, name, rows[name], settings, labels))
@@ -197,12 +198,21 @@ def check_labels(task: Task, name: str, rows: Rows, settings: TaskSettings, labe
         raise DataError(f"{error}\n{SKIP_HINT}") from None
 
 
-def check_fetched(name: str) -> None:
-    """Raise DataError for a file of a shipped recipe that the user has to prepare first."""
-    path = Path(name)
-    folder, recipe = [*path.parts, "", ""][:2]
-    if folder == "datasets" and recipe in shipped_recipes() and not path.exists():
-        raise DataError(f"{name}: no such file; `python -m benchmarks.prepare {recipe}` writes it")
+def check_fetched(names: Sequence[str]) -> None:
+    """Raise DataError for the files and folders of shipped recipes that the user has to prepare first."""
+    missing: dict[str, list[str]] = {}
+    for name in names:
+        folder, recipe = [*Path(name).parts, "", ""][:2]
+        if folder == "datasets" and recipe in shipped_recipes() and not Path(name).exists():
+            missing.setdefault(recipe, []).append(name)
+    where = "" if importlib.util.find_spec("benchmarks") else ", in a checkout of the repository,"
+    lines = []
+    for recipe, files in missing.items():
+        kind = "file" if Path(files[0]).suffix else "folder"
+        absent, object_ = (f"no such {kind}", "it") if len(files) == 1 else (f"no such {kind}s", "them")
+        lines.append(f"{', '.join(files)}: {absent}; `python -m benchmarks.prepare {recipe}`{where} writes {object_}")
+    if lines:
+        raise DataError("\n".join(lines))
 
 
 def _for_each(names: Sequence[str], function: Callable[[str], T]) -> dict[str, T]:
