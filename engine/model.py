@@ -16,7 +16,7 @@ from engine.calibration import problem_of, set_calibration
 from engine.config import ConfigError, ModelSettings, TrainSettings
 from engine.kernels import choose_kernels
 from engine.tasks import Task, check_fetched
-from engine.tasks.multi_task import MultiTask, Part
+from engine.tasks.multi_task import MultiTask, Part, of_task
 from models import TaskModel
 from models.multi_task import join_tasks, load_tasks
 
@@ -111,7 +111,8 @@ def _build_tasks(
     for part, has_pooling, has_smoothing in zip(parts, pools, smooths, strict=True):
         own = start if has_pooling else replace(start, pooling="")
         smoothing = label_smoothing if has_smoothing else 0.0
-        found[part.name] = _load(own, part.task, labels_of(part.name, labels), smoothing, seed, None)
+        with of_task(part.name):
+            found[part.name] = _load(own, part.task, labels_of(part.name, labels), smoothing, seed, None)
     return join_tasks(found)
 
 

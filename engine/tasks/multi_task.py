@@ -7,18 +7,21 @@ The rows of all tasks are one list, in which a row says to which task it belongs
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from data import Examples, Row
+from data.errors import DataError
 from data.multi_task import MultiTaskExamples, join_examples, labels_of
 from engine.config import AugmentSettings, Config, ConfigError
 from engine.tasks.augmentation import RowEncoder, changed_settings
 from engine.tasks.settings import TaskSettings
 from engine.tasks.task import Task
+from models import ModelError
 from models.multi_task import NAME
 
 MULTI_TASK = NAME  # the value of run.task, and the head
@@ -46,6 +49,16 @@ class MultiTask(Task):
     """A task of several parts; its slots are made by combine."""
 
     parts: tuple[Part, ...]
+
+
+@contextmanager
+def of_task(name: str) -> Iterator[None]:
+    """Put the name of a task before an error of its settings that is raised in the block."""
+    try:
+        yield
+    except (ConfigError, DataError, ModelError) as error:
+        error.args = (f"{name}: {error}",)
+        raise
 
 
 def combine(parts: Sequence[Part]) -> MultiTask:
@@ -130,9 +143,10 @@ def _augment(
     augmented = {}
     for part in parts:
         own = _encoder(part, encode.processor, encode.settings, encode.labels)
-        augmented[part.name] = part.task.augment(
-            examples.parts[part.name], _rows_of(part, rows), own, part.config.augment, seed
-        )
+        with of_task(part.name):
+            augmented[part.name] = part.task.augment(
+                examples.parts[part.name], _rows_of(part, rows), own, part.config.augment, seed
+            )
     changed: MultiTaskExamples = replace(examples, parts=augmented)
     return changed
 

@@ -270,3 +270,10 @@ def test_the_folder_of_each_task_is_verified_before_the_test(tmp_path, monkeypat
     monkeypatch.setattr(SaveSchedule, "finish", finish)
     with pytest.raises(TrainingError, match=f"{damaged} differs from what was written .sha256.; so data.test was not"):
         run_training(joint_config(tmp_path, JOINED[:2], train__max_steps=2))
+
+
+def test_the_task_of_a_setting_is_named(tmp_path, capsys):
+    """It is a setting of one recipe of several, and the same in no other."""
+    write_recipe("text-classification", tmp_path, data__max_length=400)
+    with pytest.raises(ConfigError, match=r"^text-classification: data.max_length = 400, but .* lower data.max_length"):
+        run_training(joint_config(tmp_path, JOINED[:2]))
