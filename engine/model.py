@@ -84,8 +84,9 @@ def load_best(folder: Path, task: Task, shard: Callable[[TaskModel], None] | Non
     """Return the model of best/; that of several tasks is made from the folders of each."""
     if not isinstance(task, MultiTask):
         return models.from_pretrained(folder, head=task.head, before_loading=shard)
-    folders = {part: folder.with_name(f"{folder.name}-{part.name}") for part in task.parts}
-    return join_tasks({part.name: models.from_pretrained(folders[part], head=part.task.head) for part in task.parts})
+    heads = {part.name: part.task.head for part in task.parts}
+    folders = {name: folder.with_name(f"{folder.name}-{name}") for name in heads}
+    return join_tasks({name: models.from_pretrained(folders[name], head=heads[name]) for name in heads})
 
 
 def _build_tasks(

@@ -259,6 +259,17 @@ def test_tasks_may_have_names_of_methods_and_dots(tmp_path, capsys):
         assert torch.equal(found[f"head.tasks.{module}.classifier.weight"], of_task["classifier.weight"])
 
 
+def test_the_final_test_is_that_of_the_folder_of_each_task(tmp_path):
+    for name in JOINED[:2]:
+        write_recipe(name, tmp_path, data__test=str(tmp_path / name / "validation.jsonl"))
+    result = run_training(joint_config(tmp_path, JOINED[:2], train__max_steps=2))
+    for name in JOINED[:2]:
+        found = evaluation(tmp_path / f"run/best-{name}", tmp_path / name / "validation.jsonl")
+        tested = {key: result[f"test_{name}/{key}"] for key in found if f"test_{name}/{key}" in result}
+        assert "loss" in tested
+        assert tested == pytest.approx({key: found[key] for key in tested}, rel=1e-5, nan_ok=True)
+
+
 def test_the_folder_of_each_task_is_verified_before_the_test(tmp_path, monkeypatch):
     for name in JOINED[:2]:
         write_recipe(name, tmp_path, data__test=str(tmp_path / name / "validation.jsonl"))
