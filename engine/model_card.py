@@ -8,6 +8,8 @@ part.
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,17 +64,21 @@ def write_card(
     sets: Sequence[Examples],
     base: Path,
     result: Mapping[str, float],
-) -> None:
-    """Write the card of a run into its best/; TrainingError where that fails.
+) -> str:
+    """Write the card of a run into its best/; return what is to be said, "" for nothing; TrainingError where it fails.
 
+    A card that is there already is kept, since its author may have edited it: a finished run was resumed.
     sets: the training, validation and test data. base: the folder of the pretrained checkpoint.
     """
+    if (folder / CARD).is_file():
+        return f"{folder / CARD} is kept as it is; without it, it is written again"
     evaluation = read_evaluation(folder.parent / "metrics.jsonl", int(result["best_step"]))
     text = model_card(config, model, sets, Facts(base, evaluation, result))
     try:
         write_text(folder / CARD, [text])
     except OSError as error:
         raise TrainingError(f"{folder / CARD} could not be written: {error.strerror}; the run is complete") from None
+    return ""
 
 
 def read_evaluation(path: Path, step: int) -> dict[str, float]:
@@ -90,13 +96,12 @@ def read_evaluation(path: Path, step: int) -> dict[str, float]:
 
 def model_card(config: Config, model: TaskModel, sets: Sequence[Examples], facts: Facts) -> str:
     """Return the text of a card; equal for equal runs, with no dates and no folders of this machine."""
-    name = Path(config.run.folder).name
-    title = f"{name}: {model.spec.architecture.weights.model_type} for {config.run.task}"
+    title = f"{run_name(config)}: {model.spec.architecture.weights.model_type} for {config.run.task}"
     parts = [
         "---",
-        *(f"{key}: {to_json(value)}" for key, value in front_matter(config, model, facts).items()),
+        *(f"{key}: {to_json(value, ensure_ascii=False)}" for key, value in front_matter(config, model, facts).items()),
         "---",
-        f"\n# {title}\n",
+        f"\n# {escaped(title)}\n",
         f"A model trained from {describe_base(facts.base, config)}\n",
         "## Data\n",
         *_describe_data(config, model, sets),
@@ -137,8 +142,30 @@ def front_matter(config: Config, model: TaskModel, facts: Facts) -> dict[str, An
     task = {"type": pipeline or config.run.task, "name": config.run.task}
     results = {"task": task, "dataset": dataset | {"split": "validation"}, "metrics": metrics}
     if metrics:
-        found["model-index"] = [{"name": Path(config.run.folder).name, "results": [results]}]
+        found["model-index"] = [{"name": run_name(config), "results": [results]}]
     return found
+
+
+def run_name(config: Config) -> str:
+    """Return the name of the run folder, which may be given as "." too."""
+    return os.path.basename(os.path.abspath(config.run.folder)) or "run"
+
+
+def one_line(text: str) -> str:
+    """Return a text with a space for each line break or other space."""
+    return " ".join(text.split())
+
+
+def escaped(text: str) -> str:
+    """Return a text in one line, in which nothing is Markdown or HTML; "_" within a word is none."""
+    return re.sub(r"([\\`*<|\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", one_line(text))
+
+
+def as_code(text: str) -> str:
+    """Return a text in one line as code of Markdown, which may have backticks."""
+    ticks = "`" * (max((len(found) for found in re.findall("`+", text)), default=0) + 1)
+    space = " " if text[:1] == "`" or text[-1:] == "`" else ""
+    return f"{ticks}{space}{one_line(text)}{space}{ticks}"
 
 
 def license_of(folder: Path) -> str:
@@ -161,7 +188,8 @@ def license_of(folder: Path) -> str:
 def describe_base(folder: Path, config: Config) -> str:
     """Return the name of the pretrained checkpoint, and its licence if that is known."""
     name = models.hub.snapshot_name(folder) or config.model.name
-    shown = f"`{name if name.startswith('package:') or name.count('/') < 2 else Path(name).name}`"
+    is_folder = os.path.isabs(name) or (name.count("/") > 1 and not name.startswith("package:"))
+    shown = as_code(Path(name).name if is_folder else name)
     if config.model.init == "scratch":
         return f"random weights in the shape of {shown}."
     license_name = license_of(folder)
@@ -175,11 +203,10 @@ def _describe_data(config: Config, model: TaskModel, sets: Sequence[Examples]) -
     for view in view_tasks(task, watched, tuple(sets), model.labels):
         for name, examples, file in zip(("training", "validation", "test"), view.sets, files, strict=True):
             if len(examples):
-                first, *more = describe_examples(f"{view.prefix}{name}", examples, view.labels).splitlines()
-                lines += [
-                    f"- {first}{f', of `{Path(file).name}`' if file else ''}",
-                    *(f"  - {x.strip()}" for x in more),
-                ]
+                labels = tuple(map(one_line, view.labels))
+                first, *more = describe_examples(f"{view.prefix}{name}", examples, labels).split("\n")
+                of_file = f", of {as_code(Path(file).name)}" if file else ""
+                lines += [f"- {escaped(first)}{of_file}", *(f"  - {escaped(x)}" for x in more)]
     return lines
 
 
@@ -193,7 +220,7 @@ def metric_table(facts: Facts, confidence: float) -> list[str]:
     lines = [f"Of the best weights, those of step {int(facts.result['best_step']):,}.{interval}\n"]
     lines += [f"| metric | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
     for name in names:
-        lines.append(f"| {name} | {' | '.join(_value(values, name) for values in columns.values())} |")
+        lines.append(f"| {escaped(name)} | {' | '.join(_value(values, name) for values in columns.values())} |")
     return lines
 
 
@@ -215,7 +242,7 @@ def limits(config: Config, model: TaskModel) -> list[str]:
         rest = phrases.get(config.data.long_texts, "are read in windows, whose logits are averaged")
         lines.append(f"Texts of more than {longest:,} tokens {rest}." if longest else "Texts are read as a whole.")
     if model.labels and len(model.labels) <= MAX_LABELS:
-        lines.append(f"It knows these labels and no other: {', '.join(f'`{label}`' for label in model.labels)}.")
+        lines.append(f"It knows these labels and no other: {', '.join(map(as_code, model.labels))}.")
     if problem := models.explain_export(model):
         lines.append(f"{problem[0].upper()}{problem[1:]}.")
     return lines
@@ -224,15 +251,34 @@ def limits(config: Config, model: TaskModel) -> list[str]:
 def how_to_load(config: Config, model: TaskModel) -> list[str]:
     """Return the code that loads the model, by transformers where that gives the same logits."""
     ours = f'import models\n\nmodel = models.from_pretrained("FOLDER", head="{model.head_name}").eval()'
-    rows = 'import engine\n\nengine.predict_rows("FOLDER", ["a text"])' if model.embedding is not None else ""
-    blocks = [rows, ours]
+    blocks = [f'import engine\n\nengine.predict_rows("FOLDER", [{example_row(config, model)}])', ours]
     if model.head_name == "sentence-embedding":
         blocks.append('from sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("FOLDER")')
     elif models.explain_export(model) == "":
         auto = models.auto_class(model)
         theirs = f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("FOLDER").eval()'
         blocks.append(theirs)
-    return [f"```python\n{block}\n```" for block in blocks if block]
+    return [f"```python\n{block}\n```" for block in blocks]
+
+
+def example_row(config: Config, model: TaskModel) -> str:
+    """Return a row that engine.predict_rows reads, as code."""
+    columns = open_task(config)[0].columns.fill(config.data)
+    first, second = columns.text_column, columns.text_pair_column
+    if model.embedding is None:
+        return to_json({first: "picture.png"}, ensure_ascii=False)
+    if model.head_name == "multiple-choice":
+        names = config.multiple_choice.choice_columns
+        texts = [f"choice {i + 1}" for i in range(max(len(names), 2))]
+        choices = dict(zip(names, texts, strict=True)) if len(names) > 1 else {(*names, "choices")[0]: texts}
+        return to_json({first: "a text", second: "a question"} | choices, ensure_ascii=False)
+    if model.head_name == "relation-classification":
+        return '"<e1>Anna</e1> lives in <e2>Rome</e2>."'
+    if config.run.task == "dialogue":
+        return '[{"role": "user", "content": "a message"}]'
+    if model.head_name == "question-answering":
+        return '("a question", "a text with the answer")'
+    return '("a text", "another text")' if second and model.head_name != "sentence-embedding" else '"a text"'
 
 
 def changed_settings(config: Config) -> list[str]:
@@ -244,7 +290,11 @@ def changed_settings(config: Config) -> list[str]:
 def without_folders(config: Config) -> Config:
     """Return the recipe with the names of files, but not the folders of absolute paths, which only one machine has."""
     recipe = to_recipe(config)
-    paths = {"run.folder": recipe.run.folder} | {
-        key: value for key, value in to_dict(recipe).items() if isinstance(value, str) and Path(value).is_absolute()
-    }
-    return override(recipe, {key: Path(value).name for key, value in paths.items()})
+
+    def shorten(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(shorten, value))
+        is_path = isinstance(value, str) and os.path.isabs(value) and value.rstrip("/").count("/") > 1
+        return Path(value).name if is_path else value  # "/" may be a separator of labels
+
+    return override(recipe, {key: shorten(x) for key, x in to_dict(recipe).items()} | {"run.folder": run_name(config)})

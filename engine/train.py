@@ -310,7 +310,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         raise TrainingError(f"{problem}; so data.test was not evaluated. {checkpoint.LAST}/ has the weights of the end")
     if ranks.is_main:
         sets = (train_set, validation_set, test_set)
-        write_card(folder / checkpoint.BEST, cfg, model, sets, pretrained_folder, result)
+        log.say(write_card(folder / checkpoint.BEST, cfg, model, sets, pretrained_folder, result))
     return result
 
 

@@ -6,10 +6,11 @@ import json
 import shutil
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-from support import runs, zoo
+from support import runs, task_data, zoo
 from support import tiny_models as tiny
 
 import models
@@ -19,6 +20,7 @@ from engine.errors import TrainingError
 from engine.export import Request, check_folder, check_request
 from engine.manifest import verify
 from engine.model_card import CARD, license_of, without_folders
+from engine.tasks import TASKS
 from models.padded import GraphModel, graphs_of
 
 CASES = [(kind, next(head for head in models.ARCHITECTURES[kind].heads if head)) for kind in zoo.CODES]
@@ -192,6 +194,64 @@ def test_the_card_names_no_folder_of_this_machine():
     config = override(Config(), {"data.train": "/home/me/secret/rows.csv", "model.name": "/home/me/model"})
     shown = without_folders(config)
     assert (shown.data.train, shown.model.name) == ("rows.csv", "model")
+    config = override(Config(), {"run.plugins": ("/home/me/mine.py",), "data.label_separator": "/", "run.folder": "."})
+    shown = without_folders(config)
+    assert (shown.run.plugins, shown.data.label_separator) == (("mine.py",), "/")  # which is no folder
+    assert shown.run.folder == Path.cwd().name
+
+
+LABELS = ("a|b", "<script>x</script>", "中文`x", "new\n- line", "_", "😀")
+
+
+def test_no_label_or_name_is_markdown_in_a_card(tmp_path):
+    """Each is read as it is, and none ends a list, a table or a code."""
+    rows = [{"text": "the film", "label": label} for label in LABELS for _ in range(9)]
+    (tmp_path / "评论<b>.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"train.max_steps": 1, "eval.every_steps": 1}
+    tiny_bert = runs.write_tiny_bert(tmp_path / "模型")
+    runs.run_training(runs.tiny_config(tiny_bert, tmp_path / "评论<b>.jsonl", tmp_path / "😀", changes))
+    card = (tmp_path / "😀" / "best" / CARD).read_text(encoding="utf-8")
+    assert "`<script>x</script>`, `_`, `a|b`, `new - line`, ``中文`x``, `😀`." in card
+    assert "\n  - labels: \\<script>x\\</script> " in card
+    assert "of `评论<b>.jsonl`" in card
+    assert yaml_of(card)["model-index"][0]["name"] == "😀"
+
+
+def yaml_of(card):
+    yaml = pytest.importorskip("yaml")
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_a_card_that_is_there_is_kept(run, capsys):
+    """Its author may have edited it, and resumes the finished run."""
+    path = run / "best" / CARD
+    text = path.read_text(encoding="utf-8")
+    path.write_text("my own words")
+    config = runs.configs.read_recipe(str(run / "best" / "recipe.toml"))
+    runs.run_training(override(config, {"run.resume": "yes"}))
+    assert path.read_text() == "my own words"
+    assert f"{path} is kept as it is" in capsys.readouterr().out
+    path.write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        pytest.param(name, marks=[] if name in ("multiple-choice", "relation-extraction") else [pytest.mark.slow])
+        for name, task in TASKS.items()
+        if task.section != "multi_task"
+    ],
+)
+def test_the_card_shows_a_row_that_the_model_reads(task, tmp_path, monkeypatch):
+    settings = task_data.write(task, tmp_path) | {"train.max_steps": 1, "run.folder": str(tmp_path / "mine")}
+    runs.run_training(override(Config(), settings))
+    card = (tmp_path / "mine" / "best" / CARD).read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    if "picture.png" in card:
+        shutil.copyfile(next(tmp_path.rglob("*.png")), "picture.png")
+    code = card.split("```python\n")[1].split("```")[0].replace("FOLDER", str(tmp_path / "mine"))
+    exec(compile(code.replace("engine.predict_rows", "found = engine.predict_rows"), CARD, "exec"), names := {})
+    assert len(names["found"]) == 1
 
 
 @pytest.mark.parametrize(

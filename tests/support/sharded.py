@@ -205,7 +205,7 @@ def train_case(case: Case, cfg: Config, ranks: Ranks) -> dict[str, Any]:
         patch.setattr(train, "build_model", kept)
         patch.setattr(train.diagnose, "explain_skipped_step", noted)
         patch.setattr(checkpoint, "save", lambda *args: 0.1)  # that it saves is tested elsewhere
-        patch.setattr(train, "write_card", lambda *args: None)  # there is no best/
+        patch.setattr(train, "write_card", lambda *args: "")  # there is no best/
         PATCHES[case.patch](patch, ranks)
         try:
             with checkpoint.claim(cfg, ranks) as resumed:
