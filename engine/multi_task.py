@@ -36,6 +36,8 @@ UNSUPPORTED = {
     "regularize.r_drop_weight": "it compares the outcomes of one task",
     "regularize.distillation_weight": "a teacher has logits for one task",
     "train.loss": "it is the loss of one task",
+    "eval.fit_temperature": "it is fitted to the probabilities of one task",
+    "eval.tune_thresholds": "they are those of one task",
     "train.sampler": "an example has the classes of its own task only",
 }
 OF_EACH_RECIPE = ("data.", "augment.", "generate.", "eval.bleu_tokenizer")  # settings that the run does not read

@@ -217,6 +217,8 @@ MISTAKES = {
     "section": ({"masked_lm__whole_words": True}, "masked_lm.whole_words = True has no effect on multi-task"),
     "balance": ({"train__sampler": "balanced"}, "train.sampler = 'balanced' does not fit multi-task"),
     "two passes": ({"regularize__r_drop_weight": 1.0}, "regularize.r_drop_weight = 1.0 does not fit multi-task"),
+    "temperature": ({"eval__fit_temperature": True}, "eval.fit_temperature = True does not fit multi-task"),
+    "thresholds": ({"eval__tune_thresholds": "f1"}, "eval.tune_thresholds = 'f1' does not fit multi-task"),
     "shards": ({"distributed__strategy": "fsdp"}, "distributed.strategy = 'fsdp' is not supported by multi-task"),
     "metric": ({"eval__metric": "f1"}, "eval.metric = 'f1' is not a metric of these tasks"),
     "a task that writes": ({"multi_task__recipes": ["dialogue"]}, "dialogue writes texts"),
