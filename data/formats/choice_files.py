@@ -112,10 +112,12 @@ def _split(record: Record, errors: ErrorList) -> Iterator[Record]:
         yield record
         return
     lists = {name: values.get(name) for name in ("options", "answers")}
-    wrong = [name for name, items in lists.items() if items is not None and len(items) != len(questions)]
-    if wrong or len(questions) >= MOST_QUESTIONS:
+    sizes = {name: len(items) if isinstance(items, list | str) else -1 for name, items in lists.items()}
+    wrong = [name for name, items in lists.items() if items is not None and sizes[name] != len(questions)]
+    if wrong or not 0 < len(questions) < MOST_QUESTIONS:
         line = row.line * MOST_QUESTIONS
-        reason = f"{len(questions)} questions, and {wrong[0] if wrong else 'that'} is a list of another length"
+        reason = f"{wrong[0]} is no list of that length" if wrong else f"1 to {MOST_QUESTIONS - 1} are read"
+        reason = f"{len(questions)} questions, and {reason}"
         errors.add(path, line, reason, place=place or f"line {row.line}")
         errors.broken[line] = row.id
         return

@@ -28,7 +28,7 @@ QUESTIONS = ("sent2", "ctx_b", "question_stem")
 LABELS = ("answer", "answerKey")
 LISTS = (CHOICES, "options", "endings", "choice")  # columns that have all choices of a row
 _NUMBERED = re.compile(r"(ending|choice|option|answer)_?(\d+)")  # columns with a choice each
-_NUMBER, _LETTER = re.compile(r"[-+]?\d+"), re.compile(r"[A-Za-z]")
+_NUMBER, _LETTER = re.compile(r"[-+]?\d{1,9}"), re.compile(r"[A-Za-z]")
 
 
 @dataclass(frozen=True)
@@ -228,6 +228,8 @@ def read_choice_list(value: Any, column: str) -> tuple[list[str], list[str]]:
     given, value = value, parse_list_text(value) if isinstance(value, str) else value
     if isinstance(value, dict) and isinstance(texts := value.get("text"), list):
         keys = value.get("label") or []
+        if not isinstance(keys, list):
+            raise DataError(f"the labels in {column!r} should be a list, not {keys!r:.80}")
         if keys and len(keys) != len(texts):
             raise DataError(f"{column!r} has {len(texts)} texts and {len(keys)} labels")
         value = {"keys": keys, "texts": texts}
@@ -268,6 +270,8 @@ def find_right_choice(value: Any, choices: Sequence[str], keys: Sequence[str], f
         raise DataError(f"no label: {json.dumps(value, default=repr):.80}")
     count = len(choices)
     text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+    if keys.count(text) > 1:
+        raise DataError(f"label {value!r:.80} is the key of {keys.count(text)} choices")
     if text in keys:
         return keys.index(text), False
     if _NUMBER.fullmatch(text):
@@ -277,9 +281,9 @@ def find_right_choice(value: Any, choices: Sequence[str], keys: Sequence[str], f
         hint = "; -1 marks rows without a label, as in SWAG's test file" if text == "-1" else ""
         hint = "; multiple_choice.first_label = 1 counts from 1" if number == count and not first_label else hint
         known = f"numbered from {first_label} to {first_label + count - 1}"
-        raise DataError(f"label {value!r} is none of the {count} choices, {known}{hint}")
+        raise DataError(f"label {value!r:.80} is none of the {count} choices, {known}{hint}")
     if keys:
-        raise DataError(f"label {value!r} is none of the {count} choices, {', '.join(keys)}")
+        raise DataError(f"label {value!r:.80} is none of the {count} choices, {', '.join(keys)}")
     same = [i for i, choice in enumerate(choices) if choice.strip() == text]
     letter = ord(text.upper()) - ord("A") if _LETTER.fullmatch(text) else count
     if letter < count and same and same != [letter]:

@@ -121,16 +121,19 @@ def test_a_folder_of_race(tmp_path):
 
 
 def test_lines_with_several_questions(tmp_path):
-    path = write(tmp_path / "race.jsonl", [RACE, RACE | {"answers": ["A"]}, RACE | {"answers": ["A", "D"]}])
+    others = [{"answers": ["A"]}, {"answers": ["A", "D"]}, {"options": 5}, {"questions": []}]
+    path = write(tmp_path / "race.jsonl", [RACE, *(RACE | changes for changes in others)])
     with pytest.raises(DataError) as error:
         read(path)
     assert str(error.value).split("\n") == [
-        f"{path}: line 2: 2 questions, and answers is a list of another length",
+        f"{path}: line 2: 2 questions, and answers is no list of that length",
         f"{path}: line 3, question 2: label 'D' is none of the 3 choices, A to C",
+        f"{path}: line 4: 2 questions, and options is no list of that length",
+        f"{path}: line 5: 0 questions, and options is no list of that length",
     ]
     rows = read(path, options=FileOptions(bad_rows="skip"))
     assert [row.id for row in rows] == ["1-1", "1-2", "3-1"]
-    assert [row.id for row in rows.left_out] == ["2", "3-2"]
+    assert [row.id for row in rows.left_out] == ["2", "3-2", "4", "5"]
 
 
 @pytest.mark.parametrize("indent", [None, 1])
@@ -168,6 +171,9 @@ FAULTS = [
     ({"choices": ["x", ["y"]]}, r"a choice in 'choices' should be text, not ['y']"),
     ({"choices": {"label": ["A"], "text": ["x", "y"]}}, "'choices' has 2 texts and 1 labels"),
     ({"choices": {"label": ["A", "B"], "text": ["x", "y"]}, "label": "C"}, "label 'C' is none of the 2 choices, A, B"),
+    ({"choices": {"label": 5, "text": ["x", "y"]}}, "the labels in 'choices' should be a list, not 5"),
+    ({"choices": [{"label": "A", "text": "x"}, {"label": "A", "text": "y"}], "label": "A"}, "is the key of 2 choices"),
+    ({"label": "9" * 5000}, "is none of the 3 choices, nor a number or a letter"),
     ({"context": "", "question": " "}, "'question' is empty"),
     ({"context": 5}, "'context' should be text, not 5"),
     ({"choices": ["B", "A"], "label": "A"}, "label 'A' is the letter of one choice and the text of another"),
