@@ -132,7 +132,10 @@ def make_recipe(request: Request) -> tuple[str, list[str]]:
     check(config)
     validate.task_settings(config, task)
     validate.check_fit(config, study.model, task.load_processor(find_folder(config)))
-    guesses = [f"{key} = {toml_value(get(config, key))}: {why}" for key, (_, why) in study.guessed.items()]
+    said = {key: choice.why for key, choice in study.guessed.items()}
+    if "model.name" not in request.given:
+        said["model.name"] = study.choices["model.name"].why.partition("\nPretrained")[0].replace("\n", " ")
+    guesses = [f"{key} = {toml_value(get(config, key))}: {why}" for key, why in said.items()]
     return format_recipe(request, config, choices, study), guesses + study.notes
 
 

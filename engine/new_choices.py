@@ -29,8 +29,8 @@ ENCODERS = (
 )
 # {a head: pretrained checkpoints of the hub}
 ON_THE_HUB = {
-    "causal-lm": "openai-community/gpt2 (English), uer/gpt2-chinese-cluecorpussmall",
-    "seq2seq-lm": "google-t5/t5-small (English), google/mt5-small (101 languages)",
+    "causal-lm": "openai-community/gpt2 (English)",
+    "seq2seq-lm": "google-t5/t5-small (English), or an mT5 for other languages",
     "image-classification": "google/vit-base-patch16-224-in21k, facebook/dinov2-small",
 }
 SMALL, LARGE = 50_000_000, 200_000_000  # parameters
@@ -94,7 +94,7 @@ def choose_learning_rate(parameters: int, model_type: str, head: str, init: str)
     small = f"fewer than {SMALL / 1e6:.0f} M parameters"
     if init == "scratch":
         value, rule = (1e-3, small) if parameters < SMALL else (3e-4, "more parameters")
-        rule = f"random weights, {rule}; this repository's recipes have 1e-3 to 2e-3 for 1 M to 10 M"
+        rule = f"random weights and {rule}; the recipes of this repository have 1e-3 to 2e-3"
     elif model_type in ("t5", "mt5"):
         value, rule = 3e-4, "T5 with AdamW; 1e-4 and 3e-4 are usual (documentation of transformers, T5)"
     elif head == "image-classification":
@@ -103,8 +103,8 @@ def choose_learning_rate(parameters: int, model_type: str, head: str, init: str)
         value, rule = 5e-5, "pretrained GPT models; Radford et al. (2018) have 6.25e-5"
     elif parameters < SMALL:
         value = 1e-4 if head == "sequence-classification" else 3e-4
-        what = "classes of texts" if head == "sequence-classification" else "other heads than classes of texts"
-        rule = f"{small}, {what}; Turc et al. (2019) try 3e-5 to 3e-4"
+        what = "classes of texts" if head == "sequence-classification" else "tasks other than classes of texts"
+        rule = f"{what} and {small}; Turc et al. (2019) try 3e-5 to 3e-4"
     elif parameters < LARGE:
         value, rule = (
             3e-5,
@@ -112,7 +112,7 @@ def choose_learning_rate(parameters: int, model_type: str, head: str, init: str)
         )
     else:
         value, rule = 1e-5, f"{LARGE / 1e6:.0f} M parameters and more; Liu et al. (2019, RoBERTa) try 1e-5 to 3e-5"
-    return Choice(value, f"the model has {parameters:,} parameters. Rule for {rule}")
+    return Choice(value, f"the model has {parameters:,} parameters. Rule: {value:g} for {rule}")
 
 
 def choose_batch_size(num_rows: int, parameters: int, head: str) -> Choice:
@@ -120,8 +120,8 @@ def choose_batch_size(num_rows: int, parameters: int, head: str) -> Choice:
     if head == "sentence-embedding":
         return Choice(min(64, num_rows), "the texts of a step are the wrong answers to each other, so larger is better")
     is_small = num_rows < FEW_ROWS or parameters >= LARGE
-    rule = f"16 for fewer than {FEW_ROWS:,} rows and for large models, else 32 (Devlin et al. 2019 try both)"
-    return Choice(16 if is_small else 32, f"examples of a step. Rule: {rule}")
+    rule = f"16 for fewer than {FEW_ROWS:,} rows and for large models, else 32 (Devlin et al. 2019)"
+    return Choice(16 if is_small else 32, f"Rule: {rule}")
 
 
 def choose_steps(num_rows: int, batch_size: int, init: str) -> Choices:

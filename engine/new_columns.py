@@ -57,7 +57,11 @@ class Column(NamedTuple):
     def is_text(self) -> bool:
         """Whether it has strings of many lengths."""
         varies = self.lengths >= min(3, self.rows)  # ids often have one length
-        return self.kind == "text" and varies and (self.distinct > self.rows / 2 or self.lengths > 20)
+        return (
+            self.kind == "text"
+            and varies
+            and (self.distinct > self.rows / 2 or (self.lengths > 20 and not self.is_class))
+        )
 
     @property
     def is_class(self) -> bool:
@@ -71,7 +75,7 @@ class Column(NamedTuple):
             return "a list of words in each row"
         if self.kind == "objects":
             return "an object or a list of them in each row"
-        if self.is_text:
+        if self.is_text or (self.kind == "text" and not self.is_class):
             return f"text of {self.shortest:,} to {self.longest:,} characters, {self.mean:.0f} in the mean"
         return f"{self.distinct:,} distinct values"
 
@@ -93,6 +97,7 @@ class Role(NamedTuple):
     setting: str  # text, text_pair or label, of data.text_column ...
     fits: Fits
     rank: Rank
+    otherwise: Fits = lambda column: False  # what will do where nothing fits
 
 
 def _longest(column: Column) -> float:
@@ -107,21 +112,21 @@ def _last(column: Column) -> float:
     return column.place
 
 
-TEXT = Role("text", lambda column: column.is_text, _longest)
+TEXT = Role("text", lambda column: column.is_text, _longest, lambda column: column.kind == "text")
 CLASS = Role("label", lambda column: column.is_class, _last)
 # The roles in the order in which they choose: what one has taken, no other can have.
 ROLES: dict[str, tuple[Role, ...]] = {
-    "text-classification": (CLASS, TEXT),
+    "text-classification": (TEXT, CLASS),
     "multi-label-classification": (
-        Role("label", lambda c: c.kind == "words" or c.is_class, lambda c: 1e6 * (c.kind == "words") + c.place),
         TEXT,
+        Role("label", lambda c: c.kind == "words" or c.is_class, lambda c: 1e6 * (c.kind == "words") + c.place),
     ),
-    "text-regression": (Role("label", lambda c: c.kind == "number" and c.distinct > 2, _last), TEXT),
+    "text-regression": (TEXT, Role("label", lambda c: c.kind == "number" and c.distinct > 2, _last)),
     "token-classification": (
         Role("label", lambda c: c.kind in ("words", "objects"), lambda c: -c.distinct),
         Role("text", lambda c: c.kind == "words" or c.is_text, lambda c: 1e6 * (c.kind == "words") + c.mean),
     ),
-    "multiple-choice": (CLASS, TEXT, Role("text_pair", lambda c: c.is_text, _longest)),
+    "multiple-choice": (TEXT, CLASS, Role("text_pair", lambda c: c.is_text, _longest)),
     "sentence-embedding": (
         Role("text", lambda c: c.is_text, _first),
         Role("text_pair", lambda c: c.is_text, _first),
@@ -134,7 +139,7 @@ ROLES: dict[str, tuple[Role, ...]] = {
         Role("text_pair", lambda c: c.is_text, _longest),
         Role("label", lambda c: c.kind in ("objects", "text", "words"), lambda c: 1e6 * (c.kind == "objects") - c.mean),
     ),
-    "relation-extraction": (CLASS, TEXT),
+    "relation-extraction": (TEXT, CLASS),
     "image-classification": (Role("text", lambda c: c.images > c.rows / 2, _first), CLASS),
     "multi-label-image-classification": (
         Role("text", lambda c: c.images > c.rows / 2, _first),
@@ -162,11 +167,12 @@ def guess_columns(
         for role, name in zip(("text", "text_pair"), pair, strict=True):
             guesses[f"data.{role}_column"] = Guess(name, "guessed: the names of a usual pair of texts")
             used.add(name)
-    for setting, fits, rank in ROLES.get(task, (TEXT,)):
+    for setting, fits, rank, otherwise in ROLES.get(task, (TEXT,)):
         default = names.get(setting, "")
         if setting in given or default in used or f"data.{setting}_column" in guesses:
             continue
-        free = [column for column in columns if column.name not in used and fits(column)]
+        left = [column for column in columns if column.name not in used]
+        free = [column for column in left if fits(column)] or [column for column in left if otherwise(column)]
         if not free:
             continue  # the reader says which column is missing
         usual = {*USUAL_NAMES.get(default, ()), *MORE_NAMES.get(default, ())}
@@ -175,6 +181,8 @@ def guess_columns(
         used.add(best.name)
         others = [column.name for column in free if column is not best]
         also = f"; others that would do: {name_all(others)}" if others else ""
+        if others and setting == "text" and names.get("text_pair") == "":
+            also += ", or data.text_pair_column = one of them, for two texts"
         guesses[f"data.{setting}_column"] = Guess(best.name, f"guessed: {best.describe()}{also}")
     return guesses
 

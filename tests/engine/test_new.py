@@ -1,0 +1,272 @@
+"""engine.new: the recipes that it writes can be trained on, for every task; what is guessed, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.task_data import write
+
+from data import Row
+from engine import commands, completion, new, new_choices, train
+from engine.config import Config, ConfigError, all_settings, read_recipe, shipped_recipes
+from engine.errors import USER_ERRORS
+from engine.new_columns import describe_columns, guess_columns
+from engine.tasks import TASKS
+
+ROOT = Path(new.__file__).parent.parent
+GOOD, BAD = ("a wonderful warm film", "great acting", "I liked it"), ("dull", "far too long a film", "there is no plot")
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_csv(name: str, rows: list[list[str]]) -> None:
+    with open(name, "w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows(rows)
+
+
+def reviews(header: list[str], count: int = 60) -> list[list[str]]:
+    rows = [[f"{(GOOD, BAD)[i % 2][i % 3]} {'very ' * (i % 7)}{i}", ("pos", "neg")[i % 2]] for i in range(count)]
+    return [header, *rows] if header else rows
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_recipe_of_every_task_passes_a_dry_run(task, tmp_path, capsys):
+    """The rows and the model of support/task_data.py, of which only the files are named."""
+    known = write(task, tmp_path)
+    given = [f"--data={known['data.train']}", f"--model={known['model.name']}", "--model.init=scratch"]
+    assert new.main([task, *given, "--run.device=cpu", "--output=mine.toml"]) == 0
+    config = read_recipe("mine.toml")
+    assert (config.run.task, config.data.train, config.run.folder) == (task, known["data.train"], "runs/mine")
+    assert config.eval.metric in TASKS[task].metrics
+    assert train.main(["mine.toml", "--dry-run"]) == 0
+    assert "1 rank" in capsys.readouterr().out
+
+
+def test_other_columns_are_guessed_said_and_trained_on(capsys):
+    write_csv("mine.csv", reviews(["What they wrote", "Verdict"]))
+    assert new.main(["text-classification", "--data=mine.csv", "--loop"]) == 0
+    said, text = capsys.readouterr().out, Path("my_recipe.toml").read_text(encoding="utf-8")
+    config = read_recipe("my_recipe.toml")
+    assert (config.data.text_column, config.data.label_column) == ("What they wrote", "Verdict")
+    assert 'data.label_column = "Verdict": guessed: 2 distinct values' in said
+    assert 'label_column = "Verdict"  # guessed: 2 distinct values' in text
+    assert "# 54 rows to train on, 6 to validate on.\n# Labels: neg 27, pos 27." in text
+    assert config.model.name == new_choices.MINILM
+    loop = Path("my_loop.py").read_text(encoding="utf-8")
+    assert loop.replace("my_loop.py", "-m engine.train") == Path(train.__file__).read_text(encoding="utf-8")
+    assert "torchrun my_loop.py my_recipe.toml" in said
+
+
+def test_texts_that_minilm_cannot_spell_get_a_shape_that_can():
+    words = "这部电影好看", "演员的表演", "太无聊了", "完全没有意义"
+    rows = [["，".join(words[(i + k) % 4] for k in range(1 + i % 5)), ("好", "差")[i % 2]] for i in range(40)]
+    write_csv("mine.csv", [["评论", "情感"], *rows])
+    text, notes = new.make_recipe(new.parse(["text-classification", "--data=mine.csv"]))
+    model = tomllib.loads(text)["model"]
+    assert model == {"name": new_choices.BYTES, "init": "scratch"}
+    assert any("random weights" in note for note in notes)
+
+
+def test_given_settings_are_written_as_given():
+    write_csv("mine.csv", reviews(["a", "b"]))
+    given = ["--data.label_column=b", "--train.epochs=1", "--optim.lr=7e-5", "--data.max_length=9"]
+    text, _ = new.make_recipe(new.parse(["text-classification", "--data=mine.csv", *given]))
+    tree = tomllib.loads(text)
+    assert tree["train"]["epochs"] == 1
+    assert tree["optim"]["lr"] == 7e-5
+    assert tree["data"]["max_length"] == 9
+
+
+def of(**columns: list[Any]) -> list[Row]:
+    count = len(next(iter(columns.values())))
+    return [Row(str(i), i, {name: values[i] for name, values in columns.items()}) for i in range(count)]
+
+
+LONG = [f"{'many ' * (i % 9)}words of a long text {i}" for i in range(30)]
+SHORT = [f"{'few ' * (i % 4)}{i}" for i in range(30)]
+FEW = [("yes", "no", "maybe")[i % 3] for i in range(30)]
+SPANS = [[{"start": 0, "end": 1, "label": "X"}]] * 30
+COLUMNS = {
+    "longest text": ("text-classification", of(a=SHORT, b=LONG, c=FEW), {"text": "b", "label": "c"}),
+    "usual name": (
+        "text-classification",
+        of(review=SHORT, b=LONG, x=FEW, stars=FEW),
+        {"text": "review", "label": "stars"},
+    ),
+    "pair": (
+        "text-classification",
+        of(premise=LONG, hypothesis=SHORT, y=FEW),
+        {"text": "premise", "text_pair": "hypothesis", "label": "y"},
+    ),
+    "ids": ("causal-lm", of(id=LONG, number=list(range(30)), x=SHORT), {"text": "x"}),
+    "numbers": ("text-regression", of(a=LONG, b=[str(i / 7) for i in range(30)]), {"text": "a", "label": "b"}),
+    "words": (
+        "token-classification",
+        of(w=[text.split() for text in LONG], t=[["O"] * len(text.split()) for text in LONG]),
+        {"text": "w", "label": "t"},
+    ),
+    "spans": ("token-classification", of(a=LONG, b=SPANS), {"text": "a", "label": "b"}),
+    "order": ("translation", of(xx=SHORT, yy=LONG), {"text": "xx", "label": "yy"}),
+    "longer": ("summarization", of(xx=SHORT, yy=LONG), {"text": "yy", "label": "xx"}),
+    "questions": (
+        "question-answering",
+        of(a=LONG, b=[f"{text}?" for text in SHORT], c=SPANS),
+        {"text": "b", "text_pair": "a", "label": "c"},
+    ),
+    "images": ("image-classification", of(a=[f"{i}.JPG" for i in range(30)], b=FEW), {"text": "a", "label": "b"}),
+}
+
+
+@pytest.mark.parametrize("case", COLUMNS)
+def test_columns_are_guessed_by_name_and_content(case):
+    task, rows, expected = COLUMNS[case]
+    columns = TASKS[task].columns
+    names = {role: getattr(columns, role) or "" for role in ("text", "text_pair", "label")}
+    guesses = guess_columns(task, names, {}, "id", rows)
+    assert {key: guess.column for key, guess in guesses.items()} == {
+        f"data.{role}_column": name for role, name in expected.items()
+    }
+
+
+def test_columns_that_are_as_usual_are_not_guessed():
+    names = {"text": "text", "text_pair": "", "label": "label"}
+    assert guess_columns("text-classification", names, {}, "id", of(text=SHORT, other=LONG, label=FEW, x=FEW)) == {}
+    only = guess_columns("text-classification", names, {"label": "x"}, "id", of(a=SHORT, label=FEW, x=FEW))
+    assert list(only) == ["data.text_column"]
+
+
+def test_a_column_of_nulls_is_no_column():
+    assert [column.name for column in describe_columns(of(a=[None] * 30, b=FEW, c=[""] * 30))] == ["b"]
+
+
+MISTAKES = {
+    "no data": (["text-classification"], r"--data is missing"),
+    "no task": (["--data=mine.csv"], r"name one task, of text-classification"),
+    "unknown task": (["text-clasification", "--data=mine.csv"], r"did you mean 'text-classification'"),
+    "no file": (["text-classification", "--data=other.csv"], r"other.csv: no such file"),
+    "unknown setting": (["text-classification", "--data=mine.csv", "--optim.lrr=1"], r"did you mean 'optim.lr'"),
+    "no recipe": (["text-classification", "--data=mine.csv", "--output=x.txt"], r"ends with .toml"),
+    "no folder": (["text-classification", "--data=mine.csv", "--output=no/x.toml"], r"there is no folder 'no'"),
+    "exists": (["text-classification", "--data=mine.csv", "--output=old.toml"], r"old.toml exists: --force overwrites"),
+    "no header": (["text-classification", "--data=rows.csv"], r"the first line of the file seems to be a row"),
+    "other task": (["text-regression", "--data=mine.csv"], r"no column 'score'"),
+    "no model": (
+        ["text-classification", "--data=mine.csv", "--model=./none"],
+        r"model.name = './none': no such folder",
+    ),
+    "multi-task": (["multi-task", "--data=mine.csv"], r"'multi-task'"),
+    "empty": (["text-classification", "--data=empty.csv"], r"empty.csv"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_sentence_and_writes_nothing(case):
+    write_csv("mine.csv", reviews(["text", "label"]))
+    write_csv("rows.csv", reviews([]))
+    Path("empty.csv").touch()
+    Path("old.toml").write_text("kept")
+    before = sorted(Path().iterdir())
+    argv, sentence = MISTAKES[case]
+    with pytest.raises(USER_ERRORS, match=re.escape(sentence).replace(r"\.", ".")):
+        new.main(argv)
+    assert sorted(Path().iterdir()) == before
+    assert Path("old.toml").read_text() == "kept"
+
+
+def test_force_overwrites_and_a_loop_is_kept_without_it():
+    write_csv("mine.csv", reviews(["text", "label"]))
+    Path("my_loop.py").write_text("mine")
+    with pytest.raises(ConfigError, match=r"my_loop.py exists"):
+        new.main(["text-classification", "--data=mine.csv", "--loop"])
+    assert not Path("my_recipe.toml").exists()
+    assert new.main(["text-classification", "--data=mine.csv", "--loop", "--force"]) == 0
+    assert Path("my_loop.py").read_text() != "mine"
+
+
+def test_lengths_cover_99_percent_within_the_limit():
+    assert new_choices.choose_length([10] * 99 + [500], 512, ()).value == 16
+    assert new_choices.choose_length(list(range(1, 101)), 512, ()).value == 104
+    assert new_choices.choose_length([10] * 96 + [400] * 4, 512, ()).value == 16  # those few cost too much
+    long = new_choices.choose_length([600] * 10, 512, ("windows",))
+    assert long.value == 512
+    assert 'long_texts = "windows"' in long.why
+
+
+def test_rates_fall_with_the_size_and_few_rows_get_more_epochs():
+    sizes = (20_000_000, 110_000_000, 340_000_000)
+    rates = [new_choices.choose_learning_rate(size, "bert", "sequence-classification", "pretrained") for size in sizes]
+    assert [rate.value for rate in rates] == [1e-4, 3e-5, 1e-5]
+    few, many = (new_choices.choose_steps(rows, 32, "pretrained") for rows in (200, 100_000))
+    assert few["train.epochs"].value == 20
+    assert many["train.epochs"].value == 3
+    assert (few["eval.every_steps"].value, many["eval.every_steps"].value) == (0, 500)
+
+
+def test_rare_classes_are_watched_by_f1():
+    metrics = TASKS["text-classification"].metrics
+    assert new_choices.choose_metric(metrics, (), [50, 50]).value == "accuracy"
+    assert new_choices.choose_metric(metrics, (), [95, 5]).value == "f1"
+
+
+# Console scripts and completion
+
+
+def test_console_scripts_are_functions_that_run_modules():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["scripts"] == {f"finetune-{name}": f"engine.commands:{name}" for name in commands.MODULES}
+    for name, module in commands.MODULES.items():
+        assert callable(getattr(commands, name))
+        assert find_spec(module) is not None, module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", commands.MODULES)
+def test_console_scripts_have_help_and_exit_codes(name):
+    call = [sys.executable, "-c", f"from engine.commands import {name}; {name}()"]
+    done = subprocess.run([*call, "--help"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"engine.{name}" in done.stdout
+    done = subprocess.run([*call, "--no.such.option=1"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+COMPLETED = {
+    "finetune-train movie_": {"movie_reviews"},
+    "finetune-train --optim.lr_sc": {"--optim.lr_schedule=", "--optim.lr_scales="},
+    "torchrun -m engine.train --optim.lr_sc": {"--optim.lr_schedule=", "--optim.lr_scales="},
+    "/some/where/finetune-new text-c": {"text-classification"},
+    "finetune-train --run.device=c": {"cpu", "cuda"},
+    "finetune-predict --inp": {"--input="},
+    "torchrun --nproc": set(),
+}
+
+
+@pytest.mark.parametrize("shell", completion.SHELLS)
+def test_completion_knows_settings_values_and_recipes(shell, tmp_path):
+    """bash takes a line apart at blanks and at "="; zsh's own part is left out, which bash does not know."""
+    script = completion.script(shell).removeprefix(completion.SHELLS[shell])
+    lines = [script]
+    for line in COMPLETED:
+        words = " ".join(json.dumps(word) for word in line.replace("=", " = ").split(" "))
+        lines.append(f"COMP_LINE={json.dumps(line)}; COMP_POINT={len(line)}; COMP_WORDS=({words}); COMPREPLY=()")
+        lines.append('COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _finetune 2>/dev/null; echo "${COMPREPLY[@]}"')
+    done = subprocess.run(["bash", "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    found = [set(line.split()) for line in done.stdout.split("\n")]
+    assert found[: len(COMPLETED)] == list(COMPLETED.values())
+    for name in (*(f"--{key}" for key in all_settings(Config())), *shipped_recipes(), *TASKS):
+        assert name in script
