@@ -220,7 +220,11 @@ class ModernBertModel(nn.Module):
         for module in [child for chosen in modules or [self] for child in chosen.modules()]:
             if isinstance(module, nn.Linear | nn.Embedding):
                 width = scaled if module in last else std
-                nn.init.trunc_normal_(module.weight, 0.0, width, -cutoff * width, cutoff * width, generator=generator)
+                limit = cutoff * width
+                if limit:
+                    nn.init.trunc_normal_(module.weight, 0.0, width, -limit, limit, generator=generator)
+                else:
+                    module.weight.zero_()
             elif isinstance(module, nn.LayerNorm):
                 module.weight.fill_(1.0)
             if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:

@@ -201,3 +201,10 @@ def test_shipped_tokenizer_is_that_of_transformers():
         assert ours.encode(text, "a pair").ids == theirs(text, "a pair")["input_ids"]
     vocabulary = models.read_config(folder)["vocab_size"]
     assert vocabulary == ours.get_vocab_size() == len(theirs)
+
+
+@pytest.mark.parametrize("field", ["initializer_range", "initializer_cutoff_factor"])
+def test_weights_may_start_at_zero(tmp_path, field):
+    tiny.config_folder(tmp_path, "modernbert", **{field: 0.0})
+    model = models.from_pretrained(tmp_path, init="scratch")
+    assert not model.backbone.word_embeddings.weight.any()
