@@ -66,6 +66,10 @@ def read_space(texts: Iterable[str], kinds: Mapping[str, str]) -> Space:
             raise ConfigError(f"--vary {key} is given twice: name all its values in one")
         space[key] = _read_range(key, values, kinds.get(key, "")) or [value.strip() for value in values.split(",")]
         found = space[key]
+        if isinstance(found, list) and key in kinds and ".." in values:
+            raise ConfigError(
+                f"--vary {text!r}: a range stands alone, as A..B or 'A..B log', as in --vary {RANGE_EXAMPLE}"
+            )
         if isinstance(found, list) and (len(set(found)) < len(found) or found == [""]):
             raise ConfigError(f"--vary {text!r} should name each value once, as in --vary {GRID_EXAMPLE}")
     return space

@@ -63,6 +63,12 @@ def test_a_range_that_is_none_is_refused(text):
         read_space([text])
 
 
+@pytest.mark.parametrize("text", ["optim.lr=1e-5..1e-4 log,1e-3", "data.max_length=16..64 lg"])
+def test_a_range_among_values_is_named(text):
+    with pytest.raises(ConfigError, match=r"a range stands alone, as A\.\.B or 'A\.\.B log'"):
+        read_space([text])
+
+
 def test_random_trials_depend_on_the_seed_and_their_number():
     trials = random_trials(SPACE, 400, 5)
     assert random_trials(SPACE, 30, 5) == trials[:30]

@@ -301,6 +301,37 @@ def test_peft_reads_the_adapter(tmp_path, model_type, head, dora):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.oracle
+@pytest.mark.parametrize("model_type", ["bert", "albert", "gpt2", "t5"])
+def test_peft_needs_the_rounded_weights_for_their_adapter(tmp_path, model_type):
+    """Over the frozen weights as they were rounded it is our model, over the original ones it is another."""
+    peft = pytest.importorskip("peft")
+    head = {"t5": "seq2seq-lm", "gpt2": "causal-lm"}.get(model_type, HEAD)
+    model, oracle, inputs = base(tmp_path / "base", model_type, head)
+    models.add_lora(model, 3, alpha=5.0)
+    assert "on the original weights it gives other values" in models.store_frozen_weights(model, "int8")
+    rounded = dict(models.lora.base_tensors(model))
+    disturb(model)
+    models.save_adapter(model, tmp_path / "adapter")
+    plain = models.from_pretrained(tmp_path / "base", head=head)
+    for name, parameter in plain.named_parameters():
+        parameter.data.copy_(rounded[name])
+    models.save_pretrained(plain, tmp_path / "rounded")
+    with torch.no_grad():
+        found = model.eval()(replace(inputs, labels=None)).logits
+        over_rounded, over_original = (
+            zoo.run_oracle(
+                peft.PeftModel.from_pretrained(base_model, str(tmp_path / "adapter")).eval(),
+                model_type,
+                head,
+                replace(inputs),
+            )[1]
+            for base_model in (type(oracle).from_pretrained(tmp_path / "rounded"), oracle)
+        )
+    torch.testing.assert_close(found, over_rounded, rtol=1e-4, atol=1e-5)
+    assert (found - over_original).abs().max() > 1e-4
+
+
 def test_target_pattern_without_a_match_is_named(tmp_path):
     model, _, _ = base(tmp_path)
     assert models.add_lora(model, 2, targets=["*layers.1.mlp.*"]) == [
