@@ -20,6 +20,7 @@ from engine.report.page import Examined, page
 from engine.report.predictions import MORE, MOST_EXAMPLES, MOST_TEXTS, examine
 from engine.report.runs import Run, open_runs
 from engine.report.terminal import format_table
+from engine.tasks import MULTI_TASK
 
 USAGE = "python -m engine.report RUN [RUN ...] [--output FILE.html] [--no-predict] [--max-examples N]"
 OPTIONS = {
@@ -64,6 +65,8 @@ def _examine(run: Run, given: dict[str, str], most: int | None, is_off: bool) ->
     """Return what the best weights predict, or why that cannot be said."""
     if is_off:
         return "Nothing was predicted, because of --no-predict."
+    if run.settings.get("run.task") == MULTI_TASK:
+        return f"A run of several tasks: engine.evaluate judges each, as {run.folder}/best-NAME."
     try:
         return examine(str(run.folder), given, most)
     except USER_ERRORS as error:

@@ -25,6 +25,7 @@ class Line:
     colour: int = 0
     kind: str = ""
     bars: Sequence[tuple[float, float]] = field(default=())
+    listed: bool = True  # whether the legend names it
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def line_chart(
     most = max(len(line.points) for line in lines)
     if most > MAX_POINTS:
         note = f"{note} {most:,} values are shown by {MAX_POINTS}.".strip()
-    names = [line for line in lines if line.name]
+    names = [line for line in lines if line.listed]
     return figure(title, y_label, "".join(body), legend(names) if len(names) > 1 else "", note)
 
 

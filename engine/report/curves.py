@@ -27,7 +27,9 @@ def main_charts(runs: Sequence[Run]) -> list[str]:
     figures += [_gap_chart(runs, name) for name in dict.fromkeys(("loss", *[run.watched for run in runs]))]
     for key, (title, unit) in NUMBERS_OF_STEPS.items():
         lines = [Line(_named(run, runs), curve(run.training, key), i) for i, run in enumerate(runs)]
-        figures.append(line_chart(title, lines, y_label=unit, from_zero=True))
+        highest = max((y for line in lines for _, y in line.points), default=0.0)
+        y_range = (0.0, 1.05 * highest) if key == "lr" and highest else None  # it ends near 0 by design: no log axis
+        figures.append(line_chart(title, lines, y_label=unit, y_range=y_range, from_zero=True))
     others = dict.fromkeys(key for run in runs for row in run.training for key in row if key not in NOT_SHOWN)
     for key in others:
         lines = [Line(_named(run, runs), curve(run.training, key), i) for i, run in enumerate(runs)]
@@ -75,21 +77,26 @@ def _loss_chart(runs: Sequence[Run]) -> str:
         else:
             lines.append(Line(_named(run, runs, "training"), raw, i))
         validation = curve(run.evaluations, "loss", "evaluation")
-        lines.append(Line(_named(run, runs, "validation"), validation, 1 if is_one else i, "" if is_one else "dashed"))
+        kind = "" if is_one else "dashed"
+        lines.append(Line(_named(run, runs, "validation"), validation, 1 if is_one else i, kind, listed=is_one))
+    note += "" if is_one else " Dashed: validation."
     return line_chart("Loss", lines, markers=_best_marker(runs), note=note)
 
 
 def _metric_chart(runs: Sequence[Run], name: str) -> str:
     """Return a metric of the validation data, with intervals, and of training examples where they were evaluated."""
-    lines, is_one, has_bars = list[Line](), len(runs) == 1, False
+    lines, is_one = list[Line](), len(runs) == 1
+    has_bars = has_training = False
     for i, run in enumerate(runs):
         points = curve(run.evaluations, name, "evaluation")
         bars = _intervals(run, name, points) if is_one else []
         has_bars |= bool(bars)
         lines.append(Line(_named(run, runs, "validation"), points, 1 if is_one else i, bars=bars))
         training = curve(run.evaluations, name, "training")
-        lines.append(Line(_named(run, runs, "training"), training, 0 if is_one else i, "dashed"))
+        has_training |= bool(training)
+        lines.append(Line(_named(run, runs, "training"), training, 0 if is_one else i, "dashed", listed=is_one))
     note = "Bars: the interval of eval.confidence." if has_bars else ""
+    note += "Dashed: training examples." if has_training and not is_one else ""
     watched = " (chooses the best weights)" if any(run.watched == name for run in runs) else ""
     return line_chart(f"{name}{watched}", lines, markers=_best_marker(runs), note=note)
 

@@ -18,6 +18,7 @@ MOST_CLASSES = 24  # of a matrix that can be read
 MOST_ROWS = 40  # of the table of classes, and of the list of confusions
 MOST_POINTS = 500
 NUM_BINS = 24  # of lengths
+MARKS = {"both": "right", "true": "missed", "predicted": "predicted, wrongly"}
 SMALLEST, LARGEST = 3.0, 11.0  # radius of a bin of confidences
 
 
@@ -183,7 +184,10 @@ def _per_class(classes: Mapping[str, Mapping[str, float]]) -> str:
 def _examples(title: str, examples: Sequence[Shown]) -> str:
     has_images = any(one.image for one in examples)
     shown = "".join(_example(one) for one in examples)
-    return f'<h3>{escape(title)}</h3><div class="{"images" if has_images else "examples"}">{shown}</div>'
+    marks = {part.mark for one in examples for part in one.parts} & {*MARKS}
+    key = " ".join(f"<mark class='{mark}'>{name}</mark>" for mark, name in MARKS.items() if mark in marks)
+    key = f"<p class='note'>{key}</p>" if marks - {"both"} else ""
+    return f'<h3>{escape(title)}</h3>{key}<div class="{"images" if has_images else "examples"}">{shown}</div>'
 
 
 def _example(one: Shown) -> str:
@@ -205,5 +209,5 @@ def _part(part: Part) -> str:
     text = escape(part.text)
     if not part.mark:
         return text
-    label = f"<small>{escape(part.label)}</small>" if part.label not in ("answer", "predicted") else ""
+    label = f"<small>{escape(part.label)}</small>" if part.label not in ("", "answer", "predicted") else ""
     return f"<mark class='{part.mark}'>{text}{label}</mark>"

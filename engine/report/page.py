@@ -30,7 +30,7 @@ def page(runs: Sequence[Run], examined: Sequence[Examined]) -> str:
         "Predictions": _predictions(runs, examined),
     }
     sections |= {"Recipe": _recipes(runs), "Data": _data(runs), "Environment": _environment()}
-    links = "".join(f'<a href="#{name.lower()}">{name}</a>' for name in sections)
+    links = " ".join(f'<a href="#{name.lower()}">{name}</a>' for name in sections)
     body = "".join(f'<h2 id="{name.lower()}">{name}</h2>{html}' for name, html in sections.items())
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -67,17 +67,17 @@ def _one_result(run: Run, found: Examined) -> str:
     columns: dict[str, Mapping[str, float]] = {"validation, best": best.get("evaluation", {})}
     columns |= {"training examples, best": best.get("training", {}), "test": run.test_metrics()}
     columns |= {"validation, last": last.get("evaluation", {}) if last is not best else {}}
-    columns |= {"validation, now": {} if isinstance(found, str) else found.metrics}
+    now = "validation, now"
+    if not isinstance(found, str):
+        now += "" if found.count == found.total else f" ({found.count:,} examples)"
+        columns |= {now: found.metrics}
     columns = {title: values for title, values in columns.items() if values}
     names = dict.fromkeys([*run.metric_names(), *(name for values in columns.values() for name in values)])
     rows = [[escape(name), *(_number(values.get(name)) for values in columns.values())] for name in names]
     table = table_html(["metric", *columns], rows) if rows else ""
     state = f"<p>Ended: {escape(str(run.end['end']))}.</p>" if run.end else ""
     applied = "<p class='note'>now: of best/ as it predicts, with the temperature and thresholds that it has.</p>"
-    return (
-        f'<dl class="numbers">{items}</dl>{state}{table}{applied if "validation, now" in columns else ""}'
-        f"{notes_html(run.notes)}"
-    )
+    return f'<dl class="numbers">{items}</dl>{state}{table}{applied if now in columns else ""}{notes_html(run.notes)}'
 
 
 def _pairs(runs: Sequence[Run]) -> str:

@@ -18,7 +18,8 @@ from engine.state import metric_direction
 from engine.tasks import find_task
 
 LOG = "metrics.jsonl"
-NOT_COMPARED = ("run.seed", "run.folder", "run.resume", "run.dry_run")  # runs that differ in these alone are repeats
+FOLDERS = ("run.folder", "run.resume", "run.dry_run")  # of no interest where runs are compared
+SAME_RESULTS = ("run.", "log.", "checkpoint.", "distributed.")  # sections; runs that differ in these alone are repeats
 Point = tuple[float, float]  # (step, value)
 
 
@@ -204,7 +205,7 @@ def curve(rows: Sequence[Mapping[str, Any]], key: str, inside: str = "") -> list
 def differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """Return {setting: its value in each run} of those that differ between the runs."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
-    values = {key: [run.settings.get(key) for run in runs] for key in keys if key not in NOT_COMPARED[1:]}
+    values = {key: [run.settings.get(key) for run in runs] for key in keys if key not in FOLDERS}
     return {key: own for key, own in values.items() if any(value != own[0] for value in own)}
 
 
@@ -229,10 +230,10 @@ class Paired:
 
 def pair_by_seed(runs: Sequence[Run], metric: str) -> list[Paired]:
     """Return the difference of each other recipe from the first run's, over the seeds that both were run with."""
-    differing = differing_settings(runs)
+    differing = {key: own for key, own in differing_settings(runs).items() if not key.startswith(SAME_RESULTS)}
     groups: dict[str, dict[Any, float]] = {}
     for i, run in enumerate(runs):
-        titles = [f"{key} = {values[i]!r}" for key, values in differing.items() if key != "run.seed"]
+        titles = [f"{key} = {values[i]!r}" for key, values in differing.items()]
         value = run.best.get("evaluation", {}).get(metric, math.nan)
         if run.settings and not math.isnan(value):
             groups.setdefault(", ".join(titles) or "as it is", {})[run.seed] = value

@@ -106,26 +106,26 @@ def _places_of(words: Sequence[str]) -> list[tuple[int, int]]:
 def mark_spans(text: str, true: Sequence[Span], predicted: Sequence[Span]) -> list[Part]:
     """Return the text in parts: those of a true span, of a predicted one, of both with one label, and the others.
 
-    Where the labels differ, the part is of the predicted span and says both.
+    Where the labels differ, the part is of the predicted span and says both. The last part of a span has its label.
     """
     edges = sorted({0, len(text), *(edge for start, end, _ in (*true, *predicted) for edge in (start, end))})
     parts = []
     for start, end in pairwise(edges):
-        right, found = (
-            next((label for first, last, label in spans if first <= start and end <= last), "")
-            for spans in (true, predicted)
-        )
+        right, found = (_span_over(spans, start, end) for spans in (true, predicted))
         if right and found:
-            same = right == found or (right, found) == ("answer", "predicted")
-            part = (
-                Part(text[start:end], "both", right)
-                if same
-                else Part(text[start:end], "predicted", f"{right} → {found}")
-            )
+            same = right[2] == found[2] or (right[2], found[2]) == ("answer", "predicted")
+            mark, label = ("both", right[2]) if same else ("predicted", f"{right[2]} → {found[2]}")
         else:
-            part = Part(text[start:end], "true" if right else "predicted" if found else "", right or found)
-        parts.append(part)
+            mark = "true" if right else "predicted" if found else ""
+            label = (right or found or (0, 0, ""))[2]
+        is_end = end in {span[1] for span in (right, found) if span}
+        parts.append(Part(text[start:end], mark, label if is_end else ""))
     return parts
+
+
+def _span_over(spans: Sequence[Span], start: int, end: int) -> Span | None:
+    """Return the first span that has all characters from start to end."""
+    return next((span for span in spans if span[0] <= start and end <= span[1]), None)
 
 
 def crop(parts: Sequence[Part], limit: int = MAX_CHARACTERS) -> list[Part]:

@@ -24,6 +24,9 @@ from engine import evaluate, predict
 from engine.config import Config, ConfigError
 from engine.metrics.text_classification import POSITIVE_CLASS_METRICS
 from engine.prediction_rows import KINDS, prediction_rows
+from engine.report.page import page
+from engine.report.predictions import examine
+from engine.report.runs import open_runs
 from engine.tasks import TASKS, Task
 
 NO_LIMIT = MicroBatching()
@@ -162,6 +165,25 @@ def test_predictions_in_a_file_have_the_metrics_of_the_model(trained):
     for name, value in task.compute_metrics(statistics, labels).items():
         if name != "loss" or not math.isnan(value):
             assert value == pytest.approx(expected[name], rel=1e-5, abs=1e-5, nan_ok=True), name
+
+
+def test_a_report_has_the_metrics_of_the_evaluation(trained):
+    """The page loads nothing, and its tables are those of engine.evaluate; the worst examples are there."""
+    folder = trained.config.run.folder
+    found = examine(folder, {}, None)
+    html = page(open_runs([folder]), [found])
+    assert not re.search(r"<script|https?://|@import|url\(|src=\"(?!data:)", html)
+    expected = {name: value for name, value in trained.metrics().items() if name in found.metrics}
+    assert expected.keys() >= set(trained.task.metrics) & trained.metrics().keys() - {"loss"}
+    assert found.metrics == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    tables = trained.task.tables(trained.statistics(), trained.model.labels)
+    for name, table in tables.items():
+        assert_alike(found.tables[name], table)
+    results = dict(re.findall(r"<tr><td>([^<]*)</td>(.*?)</tr>", html))
+    for name, value in found.metrics.items():
+        assert re.findall("<td>([^<]*)</td>", results[name])[-1] == f"{value:.4g}"
+    assert (len(found.lengths), found.total) == (len(trained.labelled), 12)
+    assert bool(found.worst) == (trained.task.evaluate_examples is not None)
 
 
 @torch.no_grad()
