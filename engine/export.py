@@ -133,12 +133,16 @@ def check_folder(output: Path, checkpoint: Path) -> Path:
     """Return the folder to write; ConfigError unless it is new or an earlier export, and outside the checkpoint."""
     try:
         return _check_folder(output, checkpoint)
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:  # a name that is too long, or with a NUL
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"--output {str(output)!r:.80} cannot be written: {reason}") from None
 
 
 def _check_folder(output: Path, checkpoint: Path) -> Path:
+    if output.is_symlink():
+        raise ConfigError(f"--output {str(output)!r} is a link; name the folder itself")
     if output.exists() and not (output / RESULT).is_file():
         raise ConfigError(f"--output {str(output)!r} exists and is no earlier export; name another folder")
     if checkpoint.resolve() in (output.resolve(), *output.resolve().parents):
@@ -153,18 +157,19 @@ def read_rows(
     task: Task, config: Config, settings: TaskSettings, name: str, model: TaskModel, labelled: bool
 ) -> tuple[Rows, str]:
     """Return up to MAX_ROWS rows and where they are from: the file `name`, or the validation rows of the run."""
-    name = name or config.data.validation
-    if name:
-        rows = read_file(task, name, settings, labelled)
-        if labelled:
-            check_labels(task, name, rows, settings, model.labels)
-        source = name
-    else:
-        source = f"the validation rows of {config.data.train}"
-        try:
+    file = name or config.data.validation
+    source = file or f"the validation rows of {config.data.train}"
+    try:
+        if file:
+            rows = read_file(task, file, settings, labelled)
+        else:
             rows = Rows(read_training_data(task, settings, config.run.seed).validation)
-        except (DataError, OSError) as error:
-            raise DataError(f"{error}\n--rows FILE names rows to compare the graph on, in place of {source}") from None
+        if file and labelled:
+            check_labels(task, file, rows, settings, model.labels)
+    except (DataError, OSError) as error:
+        if name:
+            raise
+        raise DataError(f"{error}\n--rows FILE names rows to compare the graph on, in place of {source}") from None
     if not rows:
         raise DataError(f"{source}: there are no rows to compare the graph on; --rows FILE names others")
     return Rows(sample_rows(rows, MAX_ROWS, config.run.seed)), source  # not the first: a file may be sorted

@@ -14,6 +14,7 @@ from support import runs, task_data, zoo
 from support import tiny_models as tiny
 
 import models
+from data import DataError
 from engine import export, graphs, hub_upload
 from engine.config import Config, ConfigError, override
 from engine.errors import TrainingError
@@ -147,8 +148,11 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch):
 def test_folders_that_are_not_ours_are_never_replaced(run, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     for folder in (tmp_path, run / "best", run):
-        with pytest.raises(ConfigError, match="exists and is no earlier export"):
+        with pytest.raises(ConfigError, match="'[^']*' exists and is no earlier export; name another folder"):
             check_folder(folder, run / "best")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="is a link; name the folder itself"):
+        check_folder(tmp_path / "link", run / "best")
     with pytest.raises(ConfigError, match="would be in the checkpoint"):
         check_folder(run / "best" / "onnx", run / "best")
     for name, reason in (("a" * 300, "name too long"), ("a\0b", "null")):
@@ -321,3 +325,19 @@ def test_named_rows_take_the_place_of_the_validation_rows(run, tmp_path, monkeyp
     for _ in range(2):  # the second replaces what the first has written
         export_run(run, "--to", "torch-export", "--rows", str(rows), "--output", str(tmp_path / "out"))
     assert json.loads((tmp_path / "out" / "export.json").read_text())["examples"] == export.MAX_ROWS
+
+
+def test_rows_of_the_run_that_are_gone_can_be_replaced(run, tmp_path, monkeypatch):
+    rows = runs.write_reviews(tmp_path / "rows.jsonl", 9)
+    asked = (
+        "--to",
+        "torch-export",
+        "--output",
+        str(tmp_path / "out"),
+        "--data.validation",
+        str(tmp_path / "gone.jsonl"),
+    )
+    with pytest.raises(DataError, match=r"gone\.jsonl: no such file\n--rows FILE names rows to compare the graph on"):
+        export_run(run, *asked)
+    skip_exporters(monkeypatch)
+    export_run(run, *asked, "--rows", str(rows))
