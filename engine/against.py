@@ -47,6 +47,7 @@ class Side:
     ids: list[str]
     rows: Tensor
     ranks: Ranks
+    confidence: float  # eval.confidence
 
 
 def compare(argv: Sequence[str], usage: str, options: Mapping[str, str]) -> int:
@@ -65,7 +66,7 @@ def compare(argv: Sequence[str], usage: str, options: Mapping[str, str]) -> int:
     sides = _open_sides(names, given)
     test = _labelled_file(names, given)
     output = cli.check_output(output_name, test) if output_name else None
-    confidence = float(given.get("eval.confidence", 0)) or DEFAULT_CONFIDENCE
+    confidence = sides[0].confidence or sides[1].confidence or DEFAULT_CONFIDENCE
     _check_pair(sides[0], sides[1])
     found = compare_sides(sides[0], sides[1], confidence)
     if sides[0].ranks.is_main:
@@ -111,7 +112,7 @@ def _open_sides(names: Sequence[str], given: Mapping[str, str]) -> list[Side]:
         else:
             folder = checkpoint.open_run(names[position])
             config = cli.configure(folder, _for_runs(given) | {"data.test": test}, more=["data.test"])
-            sides[position] = _open_run(names[position], folder, config, test, known)
+            sides[position] = _open_run(names[position], folder, config, test, given.get("run.task", ""), known)
     return [sides[0], sides[1]]
 
 
@@ -123,19 +124,22 @@ def _config_of_files(given: Mapping[str, str]) -> Config:
     return config
 
 
-def _open_run(name: str, folder: Path, config: Config, test: str, known: Side | None) -> Side:
+def _open_run(name: str, folder: Path, config: Config, test: str, task: str, known: Side | None) -> Side:
+    """Return the side of a run. task: run.task of the command, "" where it has none."""
     labels = known.labels if known else ()
     _check_task(known, name, config.run.task)
+    if task not in ("", config.run.task):
+        raise ConfigError(f"run.task = {task!r}, and {name} is a model of {config.run.task}: leave it out")
     ranks = known.ranks if known else None
     model, examples, context, _ = open_trained(folder, config, test, labelled=True, labels=labels, ranks=ranks)
-    context.confidence = context.confidence or DEFAULT_CONFIDENCE
+    context.confidence = config.eval.confidence or DEFAULT_CONFIDENCE
     if context.task.evaluate_examples is None:
         raise ConfigError(f"{config.run.task} has no statistics of single examples, which a comparison needs")
     rows = example_rows(model, examples, context)
     if rows is None:
         raise ConfigError(f"{test}: too many examples, or classes, to keep a row of each for a comparison")
     ids = [str(one) for one in examples.ids]
-    return Side(name, config.run.task, context.task, model.labels, ids, rows, context.ranks)
+    return Side(name, config.run.task, context.task, model.labels, ids, rows, context.ranks, config.eval.confidence)
 
 
 def _check_task(known: Side | None, name: str, task: str) -> None:
@@ -155,7 +159,8 @@ def _open_file(name: str, config: Config, test: str, known: Side | None) -> Side
         raise DataError(f"{test}: every row is left out: {rows.left_out[0].reason}")
     matched = match(Path(name), predictions, test, rows, task)
     found = prediction_rows(task, matched, rows, labels, settings, Path(name))
-    return Side(name, config.run.task, task, labels, [row.id for row in rows], found, ranks)
+    ids = [row.id for row in rows]
+    return Side(name, config.run.task, task, labels, ids, found, ranks, config.eval.confidence)
 
 
 def _check_pair(a: Side, b: Side) -> None:

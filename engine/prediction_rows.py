@@ -17,29 +17,36 @@ from torch import Tensor
 from data import Row
 from data.errors import DataError
 from data.multi_label_classification import multi_hot
+from data.notes import list_some
 from data.tag_schemes import are_entity_tags
 from engine.config import ConfigError
 from engine.metrics import by_example, question_answering, summarization, token_classification, translation
 from engine.tasks import Task, TaskSettings
 
 Prediction = dict[str, Any]
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError)
 NO_MATCH = 3  # ids that an error names
 
 
 def read_predictions(path: Path) -> list[Prediction]:
-    """Return the lines of a .jsonl file of predictions; DataError with the line of one that is none."""
+    """Return the lines of a .jsonl file of predictions, but empty ones; DataError with the line of one that is none."""
     found: list[Prediction] = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # other ends of lines may be in a text
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as a file of predictions: {error}") from None
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict) or "id" not in row:
-            raise DataError(f'{path}:{number}: {line!r:.80} is no prediction, a JSON object with an "id"')
+            raise DataError(
+                f'{path}:{number}: {line!r:.80} is no prediction, a JSON object with an "id": name the .jsonl file '
+                "that engine.predict --output wrote"
+            )
         found.append(row)
     return found
 
@@ -99,13 +106,27 @@ def prediction_rows(
     if task.predicts not in KINDS or not column or task.evaluate_examples is None:
         raise ConfigError(f"{path}: predictions of this task cannot be compared with a file; name the two runs")
     truths = [row.values[column] for row in rows]
+    read = KINDS[task.predicts]
     try:
-        return KINDS[task.predicts](task, predictions, truths, labels, settings)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"{path} does not have predictions of this task, with the key {task.predicts!r}: {type(error).__name__}: "
-            f"{error}"
-        ) from None
+        return read(task, predictions, truths, labels, settings)
+    except UNREADABLE as error:
+        problem = f"{type(error).__name__}: {error}"
+    for row, truth in zip(predictions, truths, strict=True):  # which one it is
+        try:
+            read(task, [row], [truth], labels, settings)
+        except UNREADABLE as error:
+            problem = f"the prediction with id {row['id']!r} {_explain(task, row, labels, error)}"
+            break
+    raise DataError(f"{path} does not have predictions of this task: {problem}")
+
+
+def _explain(task: Task, row: Prediction, labels: Sequence[str], error: Exception) -> str:
+    """Return a phrase on why a prediction cannot be read."""
+    if row.get(task.predicts) is None:
+        return f"has no {task.predicts!r}"
+    if KINDS[task.predicts] is _classes and row[task.predicts] not in labels:
+        return f"has the {task.predicts} {row[task.predicts]!r:.80}, and the classes are {list_some(labels)}"
+    return f"cannot be read: {type(error).__name__}: {error}"
 
 
 def _logits(predictions: Sequence[Prediction], labels: Sequence[str]) -> Tensor | None:

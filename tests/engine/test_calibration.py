@@ -15,6 +15,7 @@ from support.cases import evaluation, predictions
 from support.runs import StopAfter, assert_same_run, logged_rows, run_module, run_training, tiny_config, write_reviews
 
 import models
+from data.errors import DataError
 from engine import evaluate
 from engine.calibration import (
     Calibration,
@@ -229,7 +230,7 @@ def test_a_comparison_of_runs_is_that_of_their_predictions(judged, tmp_path, cap
         output = tmp_path / f"{kind}.json"
         given = ["--run.task=text-classification"] if kind == "files" else []
         argv = [str(a), "--against", str(b), "--data.test", str(validation), "--output", str(output), *given]
-        assert evaluate.main([*argv, "--run.device=cpu"]) == 0
+        assert evaluate.main([*argv, "--run.device=cpu", "--eval.confidence=0.9"]) == 0
         results[kind] = json.loads(output.read_text())["metrics"]
     assert "McNemar" in capsys.readouterr().out
     for kind in ("files", "mixed"):
@@ -247,6 +248,35 @@ def test_other_examples_are_counted_and_refused(judged, tmp_path):
     argv = [str(run), "--against", str(other), "--data.test", str(validation), "--run.device=cpu"]
     with pytest.raises(ValueError, match=r"3 of 40 examples have no prediction .*; 1 predictions are of other ids"):
         evaluate.main(argv)
+
+
+def test_a_file_of_predictions_may_have_other_forms(judged, tmp_path, capsys):
+    """A mark of its encoding, empty lines and another order; what is wrong is named with its line or its id."""
+    run, validation = judged
+    rows = predictions(run / "last", validation)
+    other, output = tmp_path / "other.jsonl", tmp_path / "pair.json"
+    argv = [str(run), "--against", str(other), "--data.test", str(validation), "--run.device=cpu"]
+
+    def write(rows: list[dict[str, object]]) -> None:
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        other.write_text(f"{lines}\n", encoding="utf-8-sig")
+
+    write(rows[::-1])
+    assert evaluate.main([*argv, "--output", str(output)]) == 0
+    assert json.loads(output.read_text())["confidence"] == 0.9  # of the recipe
+    wrong = {
+        "the prediction with id '.*' has no 'label'": [*rows[1:], {"id": rows[0]["id"]}],
+        "has the label 'neutral', and the classes are negative, positive": [*rows[1:], rows[0] | {"label": "neutral"}],
+    }
+    for sentence, changed in wrong.items():
+        write(changed)
+        with pytest.raises(DataError, match=sentence):
+            evaluate.main(argv)
+    other.write_text("id,label\n1,positive\n")
+    with pytest.raises(DataError, match=r"other.jsonl:1: 'id,label' is no prediction, .*: name the .jsonl file that"):
+        evaluate.main(argv)
+    with pytest.raises(ConfigError, match=r"run.task = 'masked-lm', and .* is a model of text-classification"):
+        evaluate.main([*argv, "--run.task", "masked-lm"])
 
 
 def test_rows_of_two_classes_keep_the_threshold():
