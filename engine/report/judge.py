@@ -1,4 +1,4 @@
-"""What is right and what was predicted, as text, and how wrong each prediction is."""
+"""The comparison of predictions with what is right: both as text, and how wrong each prediction is."""
 
 from __future__ import annotations
 

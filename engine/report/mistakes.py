@@ -25,7 +25,10 @@ SMALLEST, LARGEST = 3.0, 11.0  # radius of a bin of confidences
 def findings_html(found: Findings, anchor: str, shows_metrics: bool) -> str:
     """Return the charts, the tables and the mistakes. anchor: the start of the names of links, of this run alone."""
     some = "" if found.count == found.total else f" of {found.total:,}, drawn with the seed of the run"
-    parts = [f"<p>{count_of(found.count, 'example')}{some}, of {escape(found.source)}.</p>", notes_html(found.notes)]
+    parts = [
+        f"<p>{count_of(found.count, 'example')}{some}, of {escape(found.source)}, predicted by {found.weights}/.</p>",
+        notes_html(found.notes),
+    ]
     parts.append(_metrics(found.metrics) if shows_metrics else "")
     calibration = found.tables.get("calibration")
     charts = [_reliability(calibration) if calibration else "", _thresholds(found), _scores(found), _lengths(found)]

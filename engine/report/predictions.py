@@ -35,7 +35,8 @@ NUM_THRESHOLDS = 100
 class Findings:
     """What was found. Members are empty where the task has no such thing.
 
-    source: the file of the rows. count, total: examples that were predicted, and those of the file.
+    source: the file of the rows. weights: the folder of the checkpoint.
+    count, total: examples that were predicted, and those of the file.
     tables: per_class and confusion_matrix, and calibration, as engine.evaluate --output writes them.
     thresholds: (threshold, {"precision", "recall", "F1"}). applied: the threshold of config.json, or one half.
     lengths: of each example in tokens. is_wrong: of each example. pairs: (prediction, truth) of numbers.
@@ -43,6 +44,7 @@ class Findings:
     """
 
     source: str
+    weights: str
     count: int
     total: int
     metrics: Mapping[str, float]
@@ -116,7 +118,7 @@ def examine(name: str, given: Mapping[str, str], most: int | None) -> Findings:
     lengths = [int(n) for n in all_lengths(examples.lengths)]
     wrong = judged.is_wrong if judged is not None else []
     known = {name: float(value) for name, value in metrics.items() if not math.isnan(value)}
-    return Findings(source, len(used), len(rows), known, tables, notes, lengths, wrong, **chosen, **extra)
+    return Findings(source, folder.name, len(used), len(rows), known, tables, notes, lengths, wrong, **chosen, **extra)
 
 
 def _validation_rows(task: Task, settings: TaskSettings, seed: int, labels: Sequence[str]) -> tuple[list[Row], str]:

@@ -20,6 +20,7 @@ from engine.tasks import find_task
 LOG = "metrics.jsonl"
 FOLDERS = ("run.folder", "run.resume", "run.dry_run")  # of no interest where runs are compared
 SAME_RESULTS = ("run.", "log.", "checkpoint.", "distributed.")  # sections; runs that differ in these alone are repeats
+SAME_DATA = ("run.task", "data.train", "data.validation", "data.validation_fraction", "data.fold")
 Point = tuple[float, float]  # (step, value)
 
 
@@ -229,20 +230,22 @@ class Paired:
 
 
 def pair_by_seed(runs: Sequence[Run], metric: str) -> list[Paired]:
-    """Return the difference of each other recipe from the first run's, over the seeds that both were run with."""
-    differing = {key: own for key, own in differing_settings(runs).items() if not key.startswith(SAME_RESULTS)}
-    groups: dict[str, dict[Any, float]] = {}
+    """Return the difference of each other recipe from the first run's, over the seeds that both were run with.
+
+    Runs on other data, or of another task, are not compared. Settings of SAME_RESULTS make no recipe.
+    """
+    differing = differing_settings(runs)
+    groups: dict[str, dict[Any, float]] = {"": {}}  # of the first recipe
     for i, run in enumerate(runs):
-        titles = [f"{key} = {values[i]!r}" for key, values in differing.items()]
+        changed = {key: own[i] for key, own in differing.items() if own[i] != own[0]}
         value = run.best.get("evaluation", {}).get(metric, math.nan)
-        if run.settings and not math.isnan(value):
-            groups.setdefault(", ".join(titles) or "as it is", {})[run.seed] = value
-    if len(groups) < 2:
-        return []
-    (_, first), *others = groups.items()
-    sign = -1 if runs[0].mode == "min" else 1
+        if not run.settings or math.isnan(value) or changed.keys() & {*SAME_DATA}:
+            continue
+        named = [f"{key} = {own!r}" for key, own in changed.items() if not key.startswith(SAME_RESULTS)]
+        groups.setdefault(", ".join(named), {})[run.seed] = value
+    first, sign = groups.pop(""), -1 if runs[0].mode == "min" else 1
     found = []
-    for title, values in others:
+    for title, values in groups.items():
         common = {seed: sign * (value - first[seed]) for seed, value in values.items() if seed in first}
         found += [Paired(title, common)] if common else []
     return found

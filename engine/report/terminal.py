@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 from data.notes import count_of
@@ -52,7 +53,8 @@ def format_table(runs: Sequence[Run], width: int) -> str:
         lines.append("* has not ended")
     if dropped:
         lines.append(f"{dropped} more columns are in the page")
-    return "\n".join([*lines, *(describe_pair(pair, runs[0].watched) for pair in pair_by_seed(runs, runs[0].watched))])
+    pairs = [describe_pair(pair, runs[0].watched) for pair in pair_by_seed(runs, runs[0].watched)]
+    return "\n".join([*lines, *(textwrap.fill(pair, width, subsequent_indent="  ") for pair in pairs)])
 
 
 def describe_pair(pair: Paired, metric: str) -> str:

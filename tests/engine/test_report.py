@@ -104,7 +104,7 @@ def test_names_and_texts_are_escaped(tmp_path):
     }
     cells = {(HOSTILE, "b"): [example]}
     found = Findings(
-        HOSTILE, 6, 6, {HOSTILE: 0.5}, tables, [HOSTILE], [3, 4], [True, False], [example], "loss", cells=cells
+        HOSTILE, "best", 6, 6, {HOSTILE: 0.5}, tables, [HOSTILE], [3, 4], [True, False], [example], "loss", cells=cells
     )
     run = open_runs([str(write_run(tmp_path / "a <script> & b"))])[0]
     html = page([run], [found])
@@ -168,20 +168,21 @@ def test_equal_seeds_are_compared_with_the_first_recipe(tmp_path):
         write_run(tmp_path / "b0", accuracy=0.74, **{"run.seed": 0, "optim.lr": 9e-5}),
         write_run(tmp_path / "b1", accuracy=0.78, **{"run.seed": 1, "optim.lr": 9e-5}),
         write_run(tmp_path / "b2", accuracy=0.99, **{"run.seed": 2, "optim.lr": 9e-5}),
+        write_run(tmp_path / "c0", accuracy=0.99, **{"run.seed": 0, "data.train": "other.csv"}),
     ]
     runs = open_runs([str(name) for name in names])
     (pair,) = pair_by_seed(runs, "accuracy")
     assert pair.title == "optim.lr = 9e-05"
     assert pair.differences == pytest.approx({0: 0.04, 1: -0.02})
     assert (pair.mean, pair.spread) == pytest.approx((0.01, 0.06 / math.sqrt(2)))
-    html = page(runs, ["-"] * 5)
+    html = page(runs, ["-"] * 6)
     parse(html)
     assert "0: +0.0400, 1: -0.0200" in html
     for width in (50, 80, 200):
         table = format_table(runs, width)
         lines = table.splitlines()[: 1 + len(runs)]
         assert max(map(len, lines)) <= width
-        assert [line.split()[0] for line in lines] == ["run", "a0", "a1", "b0", "b1", "b2"]
+        assert [line.split()[0] for line in lines] == ["run", "a0", "a1", "b0", "b1", "b2", "c0"]
     assert "optim.lr = 9e-05: accuracy better by +0.0100 ± 0.0424 than the first recipe, 2 equal seeds" in table
 
 
