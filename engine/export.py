@@ -21,7 +21,7 @@ import torch
 
 from data import IGNORE_INDEX, Batch, DataError, Examples, Rows, copy_tokenizer, sample_rows
 from data.writing import WRITING, to_json
-from engine import cli, graphs, hub_upload, validate
+from engine import cli, disk, graphs, hub_upload, validate
 from engine.config import Config, ConfigError
 from engine.errors import TrainingError
 from engine.evaluate import load_trained
@@ -103,6 +103,7 @@ def export_graphs(folder: Path, config: Config, request: Request) -> None:
     task, _ = find_task(config.run.task)
     settings = validate.task_settings(config, task)
     model, processor = load_trained(folder, config, task)
+    check_space(output, sum(p.nbytes for p in model.parameters()))
     with_labels = "int8" in request.switches or task.generates or task.head.endswith("-lm")
     rows, source = read_rows(task, config, settings, request.options.get("rows", ""), model, with_labels)
     examples = task.encoder(processor, settings, model.labels)(rows, with_labels)
@@ -151,6 +152,15 @@ def _check_folder(output: Path, checkpoint: Path) -> Path:
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ConfigError(f"--output {str(output)!r}: {str(parent)!r} cannot be written")
     return output
+
+
+def check_space(output: Path, needed: int) -> None:
+    """Raise TrainingError where the weights do not fit on the disk: torch ends the process if it is full."""
+    if (free := disk.free_bytes(output)) < needed:
+        raise TrainingError(
+            f"--output {str(output)!r}: the weights take {disk.format_bytes(needed)}, and {disk.format_bytes(free)} "
+            "are free there"
+        )
 
 
 def read_rows(

@@ -120,6 +120,12 @@ def test_a_graph_that_differs_is_not_left_behind(run, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_is_seen_before_the_work(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(export.disk, "free_bytes", lambda path: 12_000)
+    with pytest.raises(TrainingError, match=r"the weights take \d+\.\d kB, and 12 kB are free there"):
+        export_run(run, "--to", "torch-export", "--output", str(tmp_path / "out"))
+
+
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
