@@ -24,6 +24,7 @@ from engine.config import ConfigError, choose_from
 
 IDS = "loggers.json"  # in the run folder: {logger: the id of the run there}
 PARAMETERS_AT_ONCE, LONGEST_PARAMETER = 100, 500  # of MLflow
+MLFLOW_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"  # of a request to its server
 
 
 class RunFacts(NamedTuple):
@@ -80,6 +81,7 @@ def open_wandb(run: RunFacts) -> Logger:
 def open_mlflow(run: RunFacts) -> Logger:
     """Start or continue a run of MLflow at MLFLOW_TRACKING_URI, by default mlflow.db in the current folder."""
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # two lines on the tables of a new data base
+    os.environ.setdefault(MLFLOW_RETRIES, "2")  # by default 7, for which a step would wait 4 minutes
     import mlflow
     from mlflow.entities import Metric, Param
 
@@ -134,6 +136,8 @@ def check_loggers(names: Sequence[str]) -> None:
         if name not in LOGGERS:
             raise ConfigError(f"log.report_to = {list(names)}: {choose_from(name, LOGGERS)}; or leave it empty")
         spec = importlib.util.find_spec(name)
+        if list(names).count(name) > 1:
+            raise ConfigError(f"log.report_to = {list(names)}: name {name} once")
         if spec is None or spec.origin is None:  # a folder ./wandb of a run is found as a package without a file
             raise ConfigError(_not_installed(name))
 
@@ -162,7 +166,7 @@ class Loggers:
                 raise ConfigError(f"{_not_installed(name)} ({error})") from None
             except Exception as error:  # each has errors of its own
                 if not start:
-                    raise ConfigError(f"log.report_to = {name}: it cannot be opened: {_first_line(error)}") from None
+                    raise ConfigError(f"log.report_to = {name}: it cannot be opened: {_one_line(error)}") from None
                 self._leave_out(name, error)
         ids |= {name: logger.id for name, logger in self.open.items() if logger.id}
         if ids or (folder / IDS).exists():
@@ -192,15 +196,15 @@ class Loggers:
     def _leave_out(self, name: str, error: Exception) -> None:
         self.open.pop(name, None)
         self.say(
-            f"warning: {name} (log.report_to) has failed: {_first_line(error)}; the run goes on without it, and "
+            f"warning: {name} (log.report_to) has failed: {_one_line(error)}; the run goes on without it, and "
             "metrics.jsonl has all numbers"
         )
 
 
-def _first_line(error: Exception) -> str:
-    """Return the first line of an error of another project, cut if it is long."""
-    lines = str(error).strip().splitlines()
-    return f"{lines[0]:.300}" if lines else type(error).__name__
+def _one_line(error: Exception) -> str:
+    """Return an error of another project in one line, cut if it is long."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{'; '.join(lines):.300}" if lines else type(error).__name__
 
 
 def _read_ids(path: Path) -> dict[str, str]:

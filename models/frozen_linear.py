@@ -108,7 +108,7 @@ def store_frozen_weights(model: TaskModel, storage: str) -> str:
     change = (error / max(squares, 1e-30)) ** 0.5
     return (
         f"{len(frozen)} frozen linear layers are kept in {storage}: {after / 1e6:,.1f} MB instead of "
-        f"{before / 1e6:,.1f} MB; their weights differ by {change:.2%} (root mean square) from those that were read, in "
+        f"{before / 1e6:,.1f} MB; their weights differ by {change:.2%} (root mean square) from those read, in "
         "best/ too. The adapter was trained with these: on the original weights it gives other values"
     )
 

@@ -6,8 +6,10 @@ import importlib
 import importlib.util
 import json
 import math
+import socket
 import struct
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -149,9 +151,9 @@ def test_a_logger_that_cannot_be_opened_is_an_error_at_once(tiny, monkeypatch, c
 
     monkeypatch.setitem(loggers.LOGGERS, "wandb", refuse)
     assert run_training(config) is not None  # a resumed run goes on without it
-    assert "wandb (log.report_to) has failed: no API key; the run goes on" in capsys.readouterr().out
+    assert "wandb (log.report_to) has failed: no API key; more; the run goes on" in capsys.readouterr().out
     other = configs.override(config, {"run.folder": f"{config.run.folder}-2"})
-    with pytest.raises(ConfigError, match=r"^log.report_to = wandb: it cannot be opened: no API key$"):
+    with pytest.raises(ConfigError, match=r"^log.report_to = wandb: it cannot be opened: no API key; more$"):
         run_training(other)
 
 
@@ -165,6 +167,41 @@ def test_loggers_that_are_unknown_or_missing_are_refused(tiny, tmp_path, monkeyp
     importlib.invalidate_caches()
     with pytest.raises(ConfigError, match=r"log.report_to = swanlab needs the swanlab package: pip install swanlab"):
         loggers.check_loggers(["swanlab"])
+
+
+def test_a_logger_named_twice_is_refused():
+    with pytest.raises(ConfigError, match="name tensorboard once"):
+        loggers.check_loggers(["tensorboard", "tensorboard"])
+
+
+def test_errors_of_several_lines_are_one_sentence(tmp_path, monkeypatch):
+    def open_it(run):
+        raise ValueError("1 validation error for Settings\nmode\n  Input should be 'offline'\n")
+
+    monkeypatch.setitem(loggers.LOGGERS, "wandb", open_it)
+    with pytest.raises(ConfigError, match="cannot be opened: 1 validation error for Settings; mode; Input should be"):
+        loggers.Loggers(["wandb"], tmp_path, 0, {}, print)
+
+
+@pytest.mark.slow
+def test_a_server_of_mlflow_that_hangs_up_is_asked_three_times(tmp_path, monkeypatch):
+    """Not eight times, with pauses that double, in which a training would stand still."""
+    pytest.importorskip("mlflow")
+    asked = list[int]()
+
+    def serve(listener):
+        while True:
+            connection, _ = listener.accept()
+            asked.append(1)
+            connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        monkeypatch.delenv(loggers.MLFLOW_RETRIES, raising=False)
+        with pytest.raises(ConfigError, match=r"log\.report_to = mlflow: it cannot be opened"):
+            loggers.Loggers(["mlflow"], tmp_path, 0, {}, print)
+    assert len(asked) == 3
 
 
 def test_older_recipes_with_the_switch_of_tensorboard_are_read(tmp_path):
