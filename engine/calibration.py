@@ -1,7 +1,8 @@
 """What a classifier's probabilities are worth: temperature scaling, thresholds, and the expected calibration error.
 
-Both are fitted on the validation data and kept in config.json, as `temperature` and as `thresholds`, {label:
-probability}. Evaluation and prediction of a model that has them apply them:
+Both are fitted on the validation data and kept in config.json, as `calibration_temperature` and as `thresholds`,
+{label: probability}. (`temperature` is a setting of generation there, and transformers does not keep it.) Evaluation
+and prediction of a model that has them apply them:
 
 - probabilities are those of logits / temperature (Guo et al. 2017, "On Calibration of Modern Neural Networks");
 - a label applies where its probability is above its threshold; of two classes the second has the threshold.
@@ -24,7 +25,8 @@ from data.batch import IGNORE_INDEX, Batch
 from data.notes import list_some
 from models import ModelError, Output, TaskModel
 
-KEYS = ("temperature", "thresholds")  # of config.json
+TEMPERATURE, THRESHOLDS = "calibration_temperature", "thresholds"
+KEYS = (TEMPERATURE, THRESHOLDS)  # of config.json
 DEFAULT_THRESHOLD = 0.5
 NUM_BINS = 15  # of equal width, as in Guo et al. 2017
 MAX_TEMPERATURE = 100.0  # and 1 / 100 at least; a model that is always right would have 0
@@ -60,11 +62,11 @@ def read_calibration(model: TaskModel) -> Calibration:
     config, problem = model.spec.config, problem_of(model)
     if not problem or not config.keys() & set(KEYS):
         return Calibration()
-    temperature: Any = config.get("temperature")
-    listed: Any = config.get("thresholds")
+    temperature: Any = config.get(TEMPERATURE)
+    listed: Any = config.get(THRESHOLDS)
     temperature = 1.0 if temperature is None else temperature
     if not _is_number(temperature) or not 0 < temperature < math.inf:
-        raise ModelError(f"config.json: temperature = {temperature!r:.80} should be a number above 0")
+        raise ModelError(f"config.json: {TEMPERATURE} = {temperature!r:.80} should be a number above 0")
     if listed is None:
         return Calibration(float(temperature))
     labels = model.labels if problem == "multi-label" else model.labels[1:]
@@ -87,10 +89,10 @@ def set_calibration(model: TaskModel, calibration: Calibration | None) -> None:
     if calibration is None and len(config) == len(model.spec.config):
         return
     if calibration is not None and calibration.temperature != 1:
-        config["temperature"] = calibration.temperature
+        config[TEMPERATURE] = calibration.temperature
     if calibration is not None and calibration.thresholds:
         labels = model.labels[-len(calibration.thresholds) :]
-        config["thresholds"] = dict(zip(labels, calibration.thresholds, strict=True))
+        config[THRESHOLDS] = dict(zip(labels, calibration.thresholds, strict=True))
     model.spec = replace(model.spec, config=config)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -146,9 +147,9 @@ def judged(checkpoint_folder: Path, reviews: Path, tmp_path_factory: pytest.Temp
 def test_a_run_keeps_what_it_fitted_in_best_alone(judged):
     run, _ = judged
     best, last = (json.loads((run / name / "config.json").read_text()) for name in ("best", "last"))
-    assert best["temperature"] > 0
+    assert best["calibration_temperature"] > 0
     assert list(best["thresholds"]) == ["positive"]
-    assert not {"temperature", "thresholds"} & last.keys()
+    assert not {"calibration_temperature", "thresholds"} & last.keys()
 
 
 def test_step_0_is_logged_with_intervals_and_is_not_the_best(judged):
@@ -169,7 +170,7 @@ def test_evaluation_and_prediction_apply_them(judged):
         above = row["probabilities"]["positive"] > kept["thresholds"]["positive"]
         assert row["label"] == ("positive" if above else "negative")
         logits = torch.tensor([*row["logits"].values()], dtype=torch.float64)
-        expected = (logits / kept["temperature"]).softmax(0).tolist()
+        expected = (logits / kept["calibration_temperature"]).softmax(0).tolist()
         assert [*row["probabilities"].values()] == pytest.approx(expected, rel=1e-9)
     right = np.mean([row["label"] == label for row, label in zip(rows, truth, strict=True)])
     assert result["accuracy"] == pytest.approx(right)
@@ -179,15 +180,36 @@ def test_evaluation_and_prediction_apply_them(judged):
     assert result["per_class"]["positive"]["count"] == truth.count("positive")
     calibration = result["calibration"]
     assert sum(one["count"] for one in calibration["bins"]) == len(truth)
-    assert calibration["temperature"] == kept["temperature"]
+    assert calibration["temperature"] == kept["calibration_temperature"]
     assert result["accuracy"] >= evaluation(run / "last", validation)["accuracy"] - 0.2
+
+
+@pytest.mark.oracle
+def test_transformers_ignores_them_and_keeps_them(judged, tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    best, validation = judged[0] / "best", judged[1]
+    theirs, tokenizer = AutoModelForSequenceClassification.from_pretrained(best), AutoTokenizer.from_pretrained(best)
+    text = json.loads(validation.read_text().splitlines()[0])["text"]
+    logits = theirs.eval()(**tokenizer(text, return_tensors="pt")).logits[0].tolist()
+    assert logits == pytest.approx([*predictions(best, validation)[0]["logits"].values()], abs=1e-5)
+    theirs.save_pretrained(tmp_path)
+    saved, kept = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path, best))
+    for key in ("calibration_temperature", "thresholds"):
+        assert saved[key] == kept[key]
+
+
+def test_a_temperature_of_generation_is_no_calibration(judged):
+    model = models.from_pretrained(judged[0] / "last", head="sequence-classification")
+    model.spec = replace(model.spec, config=dict(model.spec.config) | {"temperature": 0.7})
+    assert read_calibration(model) == Calibration()
 
 
 def test_training_goes_on_without_them(judged, checkpoint_folder, reviews, tmp_path, capsys):
     run, _ = judged
     given = {"model.name": str(run / "best"), "train.max_steps": 1, "eval.every_steps": 1}
     run_training(tiny_config(checkpoint_folder, reviews, tmp_path / "run", given))
-    assert "temperature and thresholds in config.json" in capsys.readouterr().out
+    assert "calibration_temperature and thresholds in config.json" in capsys.readouterr().out
     assert "thresholds" not in json.loads((tmp_path / "run" / "best" / "config.json").read_text())
 
 
@@ -197,10 +219,10 @@ def test_a_config_that_cannot_be_meant_is_refused(judged):
     set_calibration(model, Calibration(2.0, (0.25,)))
     assert read_calibration(model) == Calibration(2.0, (0.25,))
     wrong_thresholds = ({"thresholds": {"positive": 2}}, {"thresholds": {"x": 0.1}}, {"thresholds": 0.3})
-    for wrong in ({"temperature": 0}, {"temperature": "2"}, *wrong_thresholds):
+    for wrong in ({"calibration_temperature": 0}, {"calibration_temperature": "2"}, *wrong_thresholds):
         model.spec.config.clear()
         model.spec.config.update(wrong)
-        with pytest.raises(ModelError, match=r"config\.json: (temperature|thresholds)"):
+        with pytest.raises(ModelError, match=r"config\.json: (calibration_temperature|thresholds)"):
             read_calibration(model)
 
 
