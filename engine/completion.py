@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from engine import cli, evaluate, export, new, predict, study_options
 from engine.commands import MODULES
 from engine.config import Config, ConfigError, all_settings, choose_from, shipped_recipes
+from engine.report import __main__ as report
 from engine.tasks import MULTI_TASK, TASKS
 
 USAGE = "python -m engine.completion bash|zsh"
@@ -26,7 +27,7 @@ OPTIONS: dict[str, Iterable[str]] = {
     "predict": predict.OPTIONS,
     "study": [*study_options.REPEATED, *study_options.OPTIONS],
     "export": [*export.OPTIONS, *export.SWITCHES],
-    "report": ("output FILE",),
+    "report": report.OPTIONS,
     "new": [*new.OPTIONS, *new.SWITCHES],
 }
 SCRIPT = """\

@@ -60,7 +60,9 @@ def default_models(task: str, head: str) -> list[Choices]:
         return [{"model.name": Choice(shape, why), "model.init": Choice("scratch", "random weights")}]
     minilm = {"model.name": Choice(MINILM, f"MiniLM, a small pretrained BERT for English.\n{others}")}
     if head == "sequence-classification":
-        minilm["model.pooling"] = Choice("mean", "as it was pretrained")
+        minilm["model.pooling"] = Choice(
+            "mean", "as it was pretrained; transformers opens the result only without this line"
+        )
     if head == "relation-classification":  # which the shape below does not have
         return [minilm]
     why = (

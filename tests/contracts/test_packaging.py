@@ -83,6 +83,7 @@ def test_wheel_has_the_code_recipes_and_samples_only(wheel):
         names = set(archive.namelist())
         license_text = archive.read(next(n for n in names if n.endswith("licenses/LICENSE"))).decode()
         metadata = archive.read(next(n for n in names if n.endswith("METADATA"))).decode()
+        scripts = archive.read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"engine", "models", "data", "finetune_engine"}
     for package in ("engine", "models", "data"):
         expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / package).rglob("*.py")}
@@ -99,6 +100,7 @@ def test_wheel_has_the_code_recipes_and_samples_only(wheel):
         files = {path.relative_to(ROOT).as_posix() for path in sample.rglob("*") if path.is_file()}
         assert files <= names
         assert {f"data/samples/{sample.name}/LICENSE.txt", f"data/samples/{sample.name}/README.md"} <= files
+    assert "finetune-train = engine.commands:train" in scripts
     assert license_text.startswith("MIT License")
     assert "# finetune-engine" in metadata
 
