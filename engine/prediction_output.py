@@ -25,6 +25,7 @@ from engine.errors import TrainingError
 
 SCHEMA = 1
 Write = Callable[[Path, Callable[[], Iterable[dict[str, Any]]]], None]  # (file, rows, which can be read twice)
+OTHER_FORMATS = tuple(".npz .pt .safetensors .pkl .h5 .xlsx .tsv .arrow .feather .gz .zip".split())  # not written
 AGAIN = "the same command continues there"
 
 
@@ -41,7 +42,10 @@ class Output(Protocol):
 
 
 def check_format(output: Path, embeds: bool = False) -> None:
-    """Raise ConfigError for a file that cannot be written: without its package, or .npy of what are no vectors."""
+    """Raise ConfigError for a file of another format, one without its package, or .npy of what are no vectors."""
+    if output.suffix.lower() in OTHER_FORMATS and not is_stream(output):
+        more = ", .parquet or .npy" if embeds else " or .parquet"
+        raise ConfigError(f"--output {str(output)!r}: {output.suffix} files are not written; name a .jsonl, .csv{more}")
     if output.suffix.lower() == ".npy" and not embeds:
         raise ConfigError(
             f"--output {str(output)!r}: a .npy file holds vectors, which --embeddings gives; name a .jsonl"

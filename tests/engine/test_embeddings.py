@@ -237,6 +237,8 @@ def test_only_one_text_of_a_pair_is_embedded_and_it_is_said(tmp_path, capsys):
 MISTAKES = {
     "pair": (["RUN", "--embeddings", "--output", "v.npy", "--data.text_pair_column=b"], "a vector is of one text"),
     "matrix": (["RUN", "--output", "v.npy"], "a .npy file holds vectors, which --embeddings gives"),
+    "zipped": (["RUN", "--embeddings", "--output", "v.npz"], "name a .jsonl, .csv, .parquet or .npy"),
+    "other": (["RUN", "--output", "v.tsv"], "'v.tsv': .tsv files are not written; name a .jsonl, .csv or .parquet"),
     "training": (["RUN", "--embeddings", "--output", "v.npy", "--optim.lr=1"], "--optim.lr has no effect"),
     "plain": (["MODEL", "--embeddings", "--output", "v.npy", "--optim.lr=1"], "--optim.lr has no effect on embeddings"),
     "nothing": (["no/such/folder", "--embeddings", "--output", "v.npy"], "no such folder"),
