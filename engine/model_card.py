@@ -23,7 +23,9 @@ from engine.config.schema import toml_value
 from engine.errors import TrainingError
 from engine.multi_task import open_task
 from engine.summary import describe_examples, view_tasks
+from engine.tasks.multi_task import MULTI_TASK, MultiTask
 from models import TaskModel
+from models.multi_task import one_task
 
 CARD = "README.md"
 TAG = "finetune-engine"
@@ -132,7 +134,7 @@ def front_matter(config: Config, model: TaskModel, facts: Facts) -> dict[str, An
         if not name.endswith(INTERVAL_ENDS) and value == value
     ]
     found: dict[str, Any] = {"tags": [TAG, config.run.task]}
-    if models.explain_export(model) == "":
+    if models.explain_export(model) == "" and config.run.task != MULTI_TASK:
         is_embedding = model.head_name == "sentence-embedding"
         found["library_name"] = "sentence-transformers" if is_embedding else "transformers"
     found |= {"pipeline_tag": pipeline} if pipeline else {}
@@ -236,11 +238,13 @@ def _value(values: Mapping[str, float], name: str) -> str:
 def limits(config: Config, model: TaskModel) -> list[str]:
     """Return sentences on what the model cannot do, as far as the run knows."""
     lines = ["It was evaluated on the data above only; on other texts, topics or times it may be worse."]
-    if model.embedding is not None:
-        longest = config.data.max_length
+    for name, part in tasks_of(config).items():
+        longest = part.data.max_length
         phrases = {"truncate": "are truncated", "head+tail": "are read without their middle"}
-        rest = phrases.get(config.data.long_texts, "are read in windows, whose logits are averaged")
-        lines.append(f"Texts of more than {longest:,} tokens {rest}." if longest else "Texts are read as a whole.")
+        rest = phrases.get(part.data.long_texts, "are read in windows, whose logits are averaged")
+        if model.embedding is not None:
+            found = f"Texts of more than {longest:,} tokens {rest}." if longest else "Texts are read as a whole."
+            lines.append(f"{escaped(name)}: {found}" if name else found)
     if model.labels and len(model.labels) <= MAX_LABELS:
         lines.append(f"It knows these labels and no other: {', '.join(map(as_code, model.labels))}.")
     if problem := models.explain_export(model):
@@ -251,6 +255,13 @@ def limits(config: Config, model: TaskModel) -> list[str]:
 def how_to_load(config: Config, model: TaskModel) -> list[str]:
     """Return the code that loads the model, by transformers where that gives the same logits."""
     ours = f'import models\n\nmodel = models.from_pretrained("FOLDER", head="{model.head_name}").eval()'
+    if config.run.task == MULTI_TASK:
+        calls = [
+            f'engine.predict_rows("RUN/best-{name}", [{example_row(part, one_task(model, name))}])'
+            for name, part in tasks_of(config).items()
+        ]
+        block = "\n".join(["import engine\n", *calls])
+        return ["Each task has a folder of its own beside this one:\n", *code_blocks([block])]
     blocks = [f'import engine\n\nengine.predict_rows("FOLDER", [{example_row(config, model)}])', ours]
     if model.head_name == "sentence-embedding":
         blocks.append('from sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("FOLDER")')
@@ -258,7 +269,18 @@ def how_to_load(config: Config, model: TaskModel) -> list[str]:
         auto = models.auto_class(model)
         theirs = f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("FOLDER").eval()'
         blocks.append(theirs)
+    return code_blocks(blocks)
+
+
+def code_blocks(blocks: Sequence[str]) -> list[str]:
+    """Return Python code as blocks of Markdown."""
     return [f"```python\n{block}\n```" for block in blocks]
+
+
+def tasks_of(config: Config) -> dict[str, Config]:
+    """Return {"": the recipe}, or the recipes of several tasks by their names."""
+    task = open_task(config)[0]
+    return {part.name: part.config for part in task.parts} if isinstance(task, MultiTask) else {"": config}
 
 
 def example_row(config: Config, model: TaskModel) -> str:

@@ -265,7 +265,11 @@ def test_the_final_test_is_that_of_the_folder_of_each_task(tmp_path):
     for name in JOINED[:2]:
         write_recipe(name, tmp_path, data__test=str(tmp_path / name / "validation.jsonl"))
     result = run_training(joint_config(tmp_path, JOINED[:2], train__max_steps=2))
+    card = (tmp_path / "run/best/README.md").read_text(encoding="utf-8")
+    assert "library_name" not in card  # no class of transformers has the heads
     for name in JOINED[:2]:
+        assert f'engine.predict_rows("RUN/best-{name}", ' in card
+        assert f"\n- {name}: Texts of more than 24 tokens are truncated." in card
         found = evaluation(tmp_path / f"run/best-{name}", tmp_path / name / "validation.jsonl")
         tested = {key: result[f"test_{name}/{key}"] for key in found if f"test_{name}/{key}" in result}
         assert "loss" in tested
