@@ -25,7 +25,8 @@ from engine.errors import TrainingError
 
 SCHEMA = 1
 Write = Callable[[Path, Callable[[], Iterable[dict[str, Any]]]], None]  # (file, rows, which can be read twice)
-OTHER_FORMATS = tuple(".npz .pt .safetensors .pkl .h5 .xlsx .tsv .arrow .feather .gz .zip".split())  # not written
+# What a name can promise, and is not written.
+OTHER_FORMATS = (".npz", ".pt", ".safetensors", ".pkl", ".h5", ".xlsx", ".tsv", ".arrow", ".feather", ".gz", ".zip")
 AGAIN = "the same command continues there"
 
 
