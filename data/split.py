@@ -16,6 +16,8 @@ from data.prepared import PreparedRows
 from data.random_streams import TRAINING_SAMPLE, VALIDATION_SPLIT
 from data.row import Row
 
+GROUP_NOUNS = {"same_context": "the context"}  # of a column that readers add (data/formats/choices.py), for messages
+
 
 def sample_rows(rows: list[Row], count: int, seed: int) -> list[Row]:
     """Return `count` rows chosen by `seed`, in the order of the file; all rows for 0, or where there are fewer.
@@ -88,7 +90,7 @@ def hold_out(
     num_held_out = max(1, round(len(candidates) * fraction))
     if num_held_out >= units:
         what = (
-            f"{count_of(units, 'value')} of {group!r}, whose rows stay in one split"
+            f"{count_of(units, 'value')} of {GROUP_NOUNS.get(group, repr(group))}, whose rows stay in one split"
             if group
             else count_of(units, "row")
         )

@@ -363,6 +363,8 @@ def test_a_split_that_leaves_nothing_to_train_on(count, fraction, what):
         split_rows(numbered(count, label=str), fraction, 0)
     with pytest.raises(DataError, match="only 1 value of 'patient'"):
         split_rows(numbered(10, patient=lambda i: 5), 0.1, 0, "patient")
+    with pytest.raises(DataError, match="only 1 value of the context, whose rows stay in one split"):
+        split_rows(numbered(10, same_context=lambda i: "Choose."), 0.1, 0, "same_context")
 
 
 def test_a_sample_of_rows_depends_on_the_seed_and_nests():
