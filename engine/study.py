@@ -50,17 +50,26 @@ from engine.study_runs import NOT_STARTED, PRUNED, WAS_STOPPED, Run, Study, trai
 from engine.study_search import TpeSearch
 from engine.study_variants import UNCHANGED, Variant
 
+ALIKE = 3  # runs that fail with one sentence on the recipe or the data, before another has ended: so would the others
+
 
 def run_all(study: Study) -> None:
-    """Train the runs of the known variants, `workers` at a time; the problems are in study.problems."""
-    runs = study.runs()
+    """Train the runs of the known variants, `workers` at a time; the problems are in study.problems.
+
+    Where the first ALIKE runs fail alike, the others are not started.
+    """
+    runs, ended = study.runs(), list[str]()  # the problems of the runs that have ended, "" for none
     with (
         tqdm(total=len(runs), unit="run", disable=not sys.stderr.isatty()) as bar,
         ThreadPoolExecutor(study.workers) as pool,
     ):
 
         def run_one(run: Run) -> None:
-            _note(study, run, _try_run(study, run))
+            fail_alike = len(ended) >= ALIKE and len({*ended}) == 1 and ended[0].startswith("error: ")
+            problem = NOT_STARTED if fail_alike else _try_run(study, run)
+            if not fail_alike:
+                ended.append(problem.removeprefix(f"{study.run_folder(run)}: "))
+            _note(study, run, problem)
             bar.update()
 
         list(pool.map(run_one, runs))
@@ -178,6 +187,9 @@ def report(study: Study) -> None:
     for problem in study.problems.values():
         if not problem.endswith((NOT_STARTED, WAS_STOPPED)):
             print(problem, file=sys.stderr)
+    left = [*study.problems.values()].count(NOT_STARTED)
+    if left and not study.stopping.is_set():
+        print(f"{left} other runs were not started, since the first {ALIKE} failed alike", file=sys.stderr)
 
 
 def describe_best(study: Study) -> str:

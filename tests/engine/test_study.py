@@ -292,6 +292,23 @@ def test_a_failed_run_is_named_and_the_others_are_run(recipe, here, tmp_path, mo
     assert "| 0.1 | 1 |" in captured.out
 
 
+@pytest.mark.parametrize(("sentence", "started"), [("error: no column", 3), ("error: seed {}", 8), ("killed", 8)])
+def test_a_mistake_that_all_runs_share_is_said_thrice(recipe, tmp_path, monkeypatch, capsys, sentence, started):
+    """Not of each of a hundred folds; what may be a mistake of some runs alone is tried in all."""
+    outputs = []
+
+    def launch(its_study, command, environment, output, link=None):
+        outputs.append(output)
+        output.write_text(sentence.format(len(outputs)))
+        return 2
+
+    monkeypatch.setattr(study_runs, "launch", launch)
+    assert study.main([str(recipe), "--seeds=8", f"--folder={tmp_path / 'study'}"]) == 1
+    assert len(outputs) == started
+    shown = capsys.readouterr().err
+    assert ("5 other runs were not started, since the first 3 failed alike" in shown) == (started == 3)
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["with_training_examples", "without"])
 def test_a_plot_is_written(tmp_path, training):
     pytest.importorskip("matplotlib")
