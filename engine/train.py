@@ -66,6 +66,7 @@ from engine.regularize import (
     seed_dropout,
     seed_everything,
 )
+from engine.report.page import write_page
 from engine.save_schedule import SaveSchedule
 from engine.sharding import describe_sharding, gathered, plan_sharding
 from engine.spikes import SpikeWatch
@@ -311,6 +312,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     if ranks.is_main:
         sets = (train_set, validation_set, test_set)
         log.say(write_card(folder / checkpoint.BEST, cfg, model, sets, pretrained_folder, result))
+        write_page(folder)
     return result
 
 

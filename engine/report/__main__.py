@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from engine import cli
 from engine.config import ConfigError, split_arguments
 from engine.errors import USER_ERRORS
-from engine.report.page import Examined, page
+from engine.report.page import PAGE, Examined, page
 from engine.report.predictions import MORE, MOST_EXAMPLES, MOST_TEXTS, examine
 from engine.report.runs import Run, open_runs
 from engine.report.terminal import format_table
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     if useless := [key for key in given if not cli.is_used(key, MORE)]:
         raise ConfigError(f"--{useless[0]} has no effect on a trained model; --help lists the settings that have one")
     runs = open_runs(names)
-    output = cli.check_output(output_name or str(runs[0].folder / "report.html"), "")
+    output = cli.check_output(output_name or str(runs[0].folder / PAGE), "")
     examined = [_examine(run, given, most, flag in argv) for run in runs]
     cli.write_output(output, [page(runs, examined)])
     console = cli.console_beside(output)

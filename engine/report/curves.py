@@ -72,10 +72,10 @@ def _loss_chart(runs: Sequence[Run]) -> str:
         if is_smoothed:
             span = max(5.0, len(raw) / SMOOTHED)
             lines += [Line("training, each line", raw, 0, "faint")] if is_one else []
-            lines.append(Line(_named(run, runs, "training, smoothed"), smooth(raw, span), i))
+            lines.append(Line(_named(run, runs, "training, smoothed" if is_one else ""), smooth(raw, span), i))
             note = f"Smoothed: the moving average of about {span:.0f} lines of the log."
         else:
-            lines.append(Line(_named(run, runs, "training"), raw, i))
+            lines.append(Line(_named(run, runs, "training" if is_one else ""), raw, i))
         validation = curve(run.evaluations, "loss", "evaluation")
         kind = "" if is_one else "dashed"
         lines.append(Line(_named(run, runs, "validation"), validation, 1 if is_one else i, kind, listed=is_one))
@@ -91,7 +91,7 @@ def _metric_chart(runs: Sequence[Run], name: str) -> str:
         points = curve(run.evaluations, name, "evaluation")
         bars = _intervals(run, name, points) if is_one else []
         has_bars |= bool(bars)
-        lines.append(Line(_named(run, runs, "validation"), points, 1 if is_one else i, bars=bars))
+        lines.append(Line(_named(run, runs, "validation" if is_one else ""), points, 1 if is_one else i, bars=bars))
         training = curve(run.evaluations, name, "training")
         has_training |= bool(training)
         lines.append(Line(_named(run, runs, "training"), training, 0 if is_one else i, "dashed", listed=is_one))

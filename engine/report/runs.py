@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from engine.state import metric_direction
 from engine.tasks import find_task
 
 LOG = "metrics.jsonl"
+ESCAPED = re.compile(r"\\([\\`*<|\[\]_])")  # in a model card, a character that is no Markdown
 FOLDERS = ("run.folder", "run.resume", "run.dry_run")  # of no interest where runs are compared
 SAME_RESULTS = ("run.", "log.", "checkpoint.", "distributed.")  # sections; runs that differ in these alone are repeats
 SAME_DATA = ("run.task", "data.train", "data.validation", "data.validation_fraction", "data.fold")
@@ -186,7 +188,7 @@ def _data_lines(card: Path, notes: list[str]) -> list[str]:
     for line in lines:
         inside = line == "## Data" if line.startswith("## ") else inside
         if inside and line.lstrip().startswith("- "):
-            found.append(line)
+            found.append(ESCAPED.sub(r"\1", line))
     return found
 
 

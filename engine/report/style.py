@@ -1,11 +1,11 @@
-"""The style sheet of the page. Colours are those of Okabe and Ito (2008), which the colour-blind can tell apart."""
+"""The style sheet. Its colours are near those of Okabe and Ito (2008), which the colour-blind can tell apart."""
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1c2126; --soft: #59636e; --rule: #d8dde3; --panel: #f5f7f9;
-  --c0: #0072b2; --c1: #d55e00; --c2: #009e73; --c3: #b5588f; --c4: #2c8fc9; --c5: #b57d00; --c6: #59636e;
+  --c0: #0072b2; --c1: #d55e00; --c2: #009e73; --c3: #b5588f; --c4: #b57d00; --c5: #7a5cc4; --c6: #59636e;
   --right: #0072b2; --wrong: #d55e00; --hit: #c5ebdc; --miss: #cfe4f4; --false: #fbdcc6; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14181c; --ink: #e4e8ec; --soft: #9aa5b1; --rule: #343c45;
-  --panel: #1c2228; --c0: #56b4e9; --c1: #f08a4b; --c2: #35c79b; --c3: #e08fbf; --c4: #8fd0f5; --c5: #e6b23c;
+  --panel: #1c2228; --c0: #56b4e9; --c1: #f08a4b; --c2: #35c79b; --c3: #e08fbf; --c4: #e6b23c; --c5: #b7a2f2;
   --c6: #9aa5b1; --right: #2f86bf; --wrong: #c8652a; --hit: #14523d; --miss: #17466b; --false: #6d3512; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.2rem clamp(.8rem, 3vw, 2rem) 4rem; max-width: 82rem; background: var(--paper);

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from engine.config import Config, ConfigError, override, to_toml
+from engine.model_card import escaped
 from engine.report.__main__ import main
 from engine.report.charts import MAX_POINTS, Line, line_chart, smooth, thin, ticks
 from engine.report.mistakes import findings_html
@@ -72,7 +73,7 @@ def write_run(folder: Path, *, steps: int = 40, accuracy: float = 0.7, ended: bo
     config = override(Config(), {"run.folder": str(folder), **settings})
     (folder / "best" / "recipe.toml").write_text(to_toml(config))
     (folder / "best" / "README.md").write_text(
-        f"# x\n## Data\n\n- training: 7 examples {HOSTILE}\n\n## Metrics\n- no\n"
+        f"# x\n## Data\n\n- training: 7 examples {escaped(HOSTILE)} a\\_\n\n## Metrics\n- no\n"
     )
     return folder
 
@@ -87,7 +88,7 @@ def test_the_page_says_what_the_log_and_the_recipe_say(tmp_path):
     row = re.search("<tr><td>accuracy</td>(.*?)</tr>", html)
     assert re.findall("<td>([^<]*)</td>", row.group(1)) == ["0.7", "0.9", "0.66"]
     assert "optim.lr = 0.0003" in html
-    assert "training: 7 examples &lt;script&gt;" in html
+    assert "training: 7 examples &lt;script&gt;alert(&#x27;x&#x27;)" in html
     assert "no</pre>" not in html  # the other sections of the card
     titles = [title.strip() for title in re.findall("<figcaption>([^<]*)", html)]
     assert titles[:2] == ["Loss", "accuracy (chooses the best weights)"]
@@ -152,7 +153,9 @@ def test_ticks_are_few_and_round(ends):
     assert f"{step:.1e}"[:3] in ("1.0", "2.0", "2.5", "5.0")
 
 
-@pytest.mark.parametrize("values", [[1.0], [0.0, 0.0], [1e-9, 1e9], [-5.0, 5.0], [0.0, 1e-12], [3.0] * 1_000])
+@pytest.mark.parametrize(
+    "values", [[1.0], [0.0, 0.0], [1e-9, 1e9], [-3e38, 3e38], [-5.0, 5.0], [0.0, 1e-12], [3.0] * 1_000]
+)
 def test_every_chart_has_finite_places(values):
     svg = line_chart("x", [Line("a", [(float(i), y) for i, y in enumerate(values)])], markers=[(0.0, "best")])
     parse(svg)
