@@ -1,5 +1,6 @@
 """A fine-tuning engine: the recipe defines the mathematics, the machine only defines the speed.
 
+python -m engine.new TASK           write a recipe for data of one's own
 torchrun -m engine.train            fine-tune (engine/train.py is the loop, to read and to copy)
 python -m engine.evaluate runs/x    compute the metrics of a trained model on a labelled file
 python -m engine.predict runs/x     write the predictions of a trained model for a file

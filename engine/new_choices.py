@@ -37,7 +37,7 @@ SMALL, LARGE = 50_000_000, 200_000_000  # parameters
 LONGEST = 512  # tokens: the cost of attention grows with the square
 FEW_ROWS = 1_000
 FEW_STEPS, MOST_EPOCHS = 300, 20
-EVALUATE_EVERY = 500  # steps, where an epoch is longer
+EVALUATE_EVERY = 500  # steps, where an epoch is much longer
 MOST_UNKNOWN = 0.05  # share of the tokens
 
 
@@ -136,7 +136,7 @@ def choose_steps(num_rows: int, batch_size: int, init: str) -> Choices:
         source = f"more for {FEW_STEPS} steps on few rows, up to {MOST_EPOCHS} (Mosbach et al. 2021)"
     why = f"an epoch has {count_of(epoch_steps, 'step')}. Rule: {usual}; {source}"
     steps: Choices = {"train.epochs": Choice(epochs, why)}
-    if epoch_steps > EVALUATE_EVERY:
+    if epoch_steps > 2 * EVALUATE_EVERY:
         steps["eval.every_steps"] = Choice(EVALUATE_EVERY, "an epoch is long; 0 evaluates once an epoch")
     else:
         steps["eval.every_steps"] = Choice(0, "one evaluation an epoch")
