@@ -11,6 +11,7 @@ import models
 from data import Examples
 from engine import distributed
 from engine.calibration import (
+    MAX_TEMPERATURE,
     Calibration,
     Recorded,
     calibration_error,
@@ -76,12 +77,12 @@ def calibrate(
     logits, labels = gather_logits(found, len(validation_set), len(model.labels))
     problem, temperature, lines = found.problem, 1.0, list[str]()
     if settings.fit_temperature:
-        temperature = fit_temperature(logits, labels, problem)
+        temperature, note = _fit_temperature(logits, labels, problem)
         pairs = [(_error(logits, labels, problem, t), log_loss(logits, labels, problem, t)) for t in (1.0, temperature)]
         (ece, loss), (new_ece, new_loss) = pairs
         lines.append(
             f"temperature {temperature:.4g}: calibration error {ece:.4f} -> {new_ece:.4f}, "
-            f"log-loss {loss:.4f} -> {new_loss:.4f} on the validation data"
+            f"log-loss {loss:.4f} -> {new_loss:.4f} on the validation data{note}"
         )
     thresholds: tuple[float, ...] = ()
     if settings.tune_thresholds != NO_THRESHOLDS:
@@ -107,6 +108,18 @@ def gather_logits(found: Recorded, count: int, num_labels: int) -> tuple[torch.T
         labels[list(indices)] = own.double().view(len(indices), -1)
     logits, labels = distributed.reduce_sum(logits), distributed.reduce_sum(labels)
     return logits, labels[:, 0].long() if is_single else labels
+
+
+def _fit_temperature(logits: torch.Tensor, labels: torch.Tensor, problem: str) -> tuple[float, str]:
+    """Return the temperature, and a note where the validation data cannot determine it.
+
+    Where all of it is right, a smaller one is always better there, and 1 / 100 would make the probabilities of other
+    examples far too sure: 1 stays.
+    """
+    temperature = fit_temperature(logits, labels, problem)
+    if temperature <= 1 / MAX_TEMPERATURE:
+        return 1.0, "; it stays 1, since all of these examples are right, which sets no smallest temperature"
+    return temperature, "; this is the largest one that is tried" if temperature >= MAX_TEMPERATURE else ""
 
 
 def _error(logits: torch.Tensor, labels: torch.Tensor, problem: str, temperature: float) -> float:

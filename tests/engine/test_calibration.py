@@ -17,7 +17,7 @@ from support.runs import StopAfter, assert_same_run, logged_rows, run_module, ru
 
 import models
 from data.errors import DataError
-from engine import evaluate
+from engine import evaluate, judging
 from engine.calibration import (
     Calibration,
     calibration_error,
@@ -182,6 +182,18 @@ def test_evaluation_and_prediction_apply_them(judged):
     assert sum(one["count"] for one in calibration["bins"]) == len(truth)
     assert calibration["temperature"] == kept["calibration_temperature"]
     assert result["accuracy"] >= evaluation(run / "last", validation)["accuracy"] - 0.2
+
+
+@pytest.mark.parametrize(("fitted", "kept", "note"), [(0.01, None, "it stays 1, since all"), (100.0, 100.0, "largest")])
+def test_validation_data_that_sets_no_temperature(
+    fitted, kept, note, monkeypatch, checkpoint_folder, reviews, tmp_path, capsys
+):
+    monkeypatch.setattr(judging, "fit_temperature", lambda *_: fitted)
+    given = {"train.max_steps": 1, "eval.every_steps": 1, "eval.fit_temperature": True}
+    run_training(tiny_config(checkpoint_folder, reviews, tmp_path / "run", given))
+    config = json.loads((tmp_path / "run" / "best" / "config.json").read_text())
+    assert config.get("calibration_temperature") == kept
+    assert note in capsys.readouterr().out
 
 
 @pytest.mark.oracle
