@@ -66,7 +66,7 @@ from engine.regularize import (
     seed_dropout,
     seed_everything,
 )
-from engine.report.page import write_page
+from engine.report import write_page
 from engine.save_schedule import SaveSchedule
 from engine.sharding import describe_sharding, gathered, plan_sharding
 from engine.spikes import SpikeWatch

@@ -11,3 +11,24 @@ page.py         the page
 style.py        its style sheet, light and dark
 terminal.py     the table for the terminal
 """
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data.writing import write_text
+from engine.errors import TrainingError
+
+PAGE = "report.html"
+
+
+def write_page(folder: Path) -> None:
+    """Write report.html of a run that has ended, without predictions; TrainingError where that fails."""
+    from engine.report.page import page  # here, since only the end of a run needs it
+    from engine.report.runs import open_runs
+
+    hint = f"`python -m engine.report {folder}` adds what the best weights predict."
+    try:
+        write_text(folder / PAGE, [page(open_runs([str(folder)]), [hint])])
+    except OSError as error:
+        raise TrainingError(f"{folder / PAGE} could not be written: {error.strerror}; the run is complete") from None

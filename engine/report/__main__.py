@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from engine import cli
 from engine.config import ConfigError, split_arguments
 from engine.errors import USER_ERRORS
-from engine.report.page import PAGE, Examined, page
+from engine.report import PAGE
+from engine.report.page import Examined, page
 from engine.report.predictions import MORE, MOST_EXAMPLES, MOST_TEXTS, examine
 from engine.report.runs import Run, open_runs
 from engine.report.terminal import format_table

@@ -5,23 +5,19 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 
 import torch
 
 from data.notes import count_of
-from data.writing import write_text
-from engine.errors import TrainingError
 from engine.report.charts import MAX_POINTS
 from engine.report.curves import main_charts, other_charts
 from engine.report.mistakes import findings_html, notes_html, table_html
 from engine.report.predictions import Findings
-from engine.report.runs import Run, differing_settings, open_runs, pair_by_seed
+from engine.report.runs import Run, differing_settings, pair_by_seed
 from engine.report.style import STYLE
 from engine.report.terminal import columns_of
 from engine.report.terminal import shown as _number
 
-PAGE = "report.html"
 Examined = Findings | str  # what was predicted, or why nothing was
 
 
@@ -42,16 +38,6 @@ def page(runs: Sequence[Run], examined: Sequence[Examined]) -> str:
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
         f"<h1>{escape(title)}</h1><p>{escape(_subtitle(runs))}</p><nav>{links}</nav>{body}</body></html>\n"
     )
-
-
-def write_page(folder: Path) -> None:
-    """Write report.html of a run that has ended, without predictions; TrainingError where that fails."""
-    path = folder / PAGE
-    command = f"python -m engine.report {folder}"
-    try:
-        write_text(path, [page(open_runs([str(folder)]), [f"`{command}` adds what the best weights predict."])])
-    except OSError as error:
-        raise TrainingError(f"{path} could not be written: {error.strerror}; the run is complete") from None
 
 
 def _subtitle(runs: Sequence[Run]) -> str:

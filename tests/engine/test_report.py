@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from engine.config import Config, ConfigError, override, to_toml
+from engine.errors import TrainingError
 from engine.model_card import escaped
+from engine.report import write_page
 from engine.report.__main__ import main
 from engine.report.charts import MAX_POINTS, Line, line_chart, smooth, thin, ticks
 from engine.report.mistakes import findings_html
@@ -217,6 +219,18 @@ def test_a_page_without_predictions_needs_no_weights(tmp_path, capsys):
     assert "nothing is predicted" in printed.err
     assert f"report: {tmp_path / 'b.html'}" in printed.out
     assert "Nothing was predicted: " in (tmp_path / "b.html").read_text()
+
+
+def test_the_end_of_a_run_writes_the_page(tmp_path):
+    folder = write_run(tmp_path / "a")
+    write_page(folder)
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    parse(html)
+    assert f"python -m engine.report {folder}" in html
+    (folder / "report.html").unlink()
+    (folder / "report.html").mkdir()
+    with pytest.raises(TrainingError, match=r"could not be written: .*; the run is complete"):
+        write_page(folder)
 
 
 @pytest.mark.parametrize(
