@@ -17,6 +17,7 @@ from typing import Any
 
 import models
 from data import Examples
+from data.multi_task import MultiTaskExamples
 from data.writing import to_json, write_text
 from engine.config import Config, override, to_dict, to_recipe
 from engine.config.schema import toml_value
@@ -25,7 +26,7 @@ from engine.multi_task import open_task
 from engine.summary import describe_examples, view_tasks
 from engine.tasks.multi_task import MULTI_TASK, MultiTask
 from models import TaskModel
-from models.multi_task import one_task
+from models.multi_task import each_task, one_task
 
 CARD = "README.md"
 TAG = "finetune-engine"
@@ -58,6 +59,13 @@ class Facts:
     evaluation: Mapping[str, float]
     result: Mapping[str, float]
 
+    def of_task(self, name: str) -> Facts:
+        """Return those of one of several tasks, whose metrics are TASK/NAME and test_TASK/NAME."""
+        own, test = f"{name}/", f"test_{name}/"
+        evaluation = {key.removeprefix(own): x for key, x in self.evaluation.items() if key.startswith(own)}
+        result = {f"test_{key.removeprefix(test)}": x for key, x in self.result.items() if key.startswith(test)}
+        return Facts(self.base, evaluation, result | {"best_step": self.result["best_step"]})
+
 
 def write_card(
     folder: Path,
@@ -75,11 +83,17 @@ def write_card(
     if (folder / CARD).is_file():
         return f"{folder / CARD} is kept as it is; without it, it is written again"
     evaluation = read_evaluation(folder.parent / "metrics.jsonl", int(result["best_step"]))
-    text = model_card(config, model, sets, Facts(base, evaluation, result))
-    try:
-        write_text(folder / CARD, [text])
-    except OSError as error:
-        raise TrainingError(f"{folder / CARD} could not be written: {error.strerror}; the run is complete") from None
+    facts = Facts(base, evaluation, result)
+    texts = {folder / CARD: model_card(config, model, sets, facts)}
+    for name, own in each_task(model).items():
+        parts = [examples.parts[name] for examples in sets if isinstance(examples, MultiTaskExamples)]
+        part = override(tasks_of(config)[name], {"run.folder": f"{config.run.folder}-{name}"})
+        texts[Path(f"{folder}-{name}") / CARD] = model_card(part, own, parts, facts.of_task(name))
+    for path, text in texts.items():
+        try:
+            write_text(path, [text])
+        except OSError as error:
+            raise TrainingError(f"{path} could not be written: {error.strerror}; the run is complete") from None
     return ""
 
 

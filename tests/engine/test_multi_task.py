@@ -269,6 +269,9 @@ def test_the_final_test_is_that_of_the_folder_of_each_task(tmp_path):
     assert "library_name" not in card  # no class of transformers has the heads
     for name in JOINED[:2]:
         assert f'engine.predict_rows("RUN/best-{name}", ' in card
+        own = (tmp_path / f"run/best-{name}" / "README.md").read_text(encoding="utf-8")
+        assert f"\n# run-{name}: bert for {name}\n" in own
+        assert f"| loss | {result[f'test_{name}/loss']:.4g} | {result[f'test_{name}/loss']:.4g} |" in own
         assert f"\n- {name}: Texts of more than 24 tokens are truncated." in card
         found = evaluation(tmp_path / f"run/best-{name}", tmp_path / name / "validation.jsonl")
         tested = {key: result[f"test_{name}/{key}"] for key in found if f"test_{name}/{key}" in result}
