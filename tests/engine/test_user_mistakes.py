@@ -21,6 +21,7 @@ from support.runs import arguments_of, run_module, run_training
 
 import models
 from engine import cli, train
+from engine.config import RECIPES, shipped_recipes
 
 pytestmark = pytest.mark.filterwarnings("ignore:Unable to enable fault handler")  # torch's, about pytest's stderr
 
@@ -313,12 +314,20 @@ def test_mistake_is_answered_in_one_message(bench, make, named, monkeypatch, cap
     assert tree(bench.folder) == before
 
 
-def test_recipe_without_data_names_its_prepare_command(tmp_path, monkeypatch, capsys):
+PREPARED = [
+    name for name in shipped_recipes() if '"datasets/' in (RECIPES / f"{name}.toml").read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("recipe", PREPARED)
+def test_recipe_without_its_files_names_its_prepare_command(recipe, tmp_path, monkeypatch, capsys):
+    """Its data or its model, in one sentence for all of them; the hub is not asked for a model of that name."""
     monkeypatch.chdir(tmp_path)
-    code, _, stderr = outcome(["capitals"], monkeypatch, capsys)
+    code, _, stderr = outcome([recipe], monkeypatch, capsys)
     assert code == 2
-    missing = "datasets/capitals/names.jsonl: no such file; `python -m benchmarks.prepare capitals` writes it"
-    assert stderr == f"error: {missing}\n"
+    assert stderr.startswith(f"error: datasets/{recipe}")
+    assert re.search(rf": no such \w+; `python -m benchmarks.prepare {recipe}` writes (it|them)\n$", stderr)
+    assert stderr.count("\n") == 1
 
 
 def test_mistake_ends_the_command_without_a_traceback(bench):
