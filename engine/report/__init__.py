@@ -10,6 +10,7 @@ mistakes.py     the part of the page about predictions
 page.py         the page
 style.py        its style sheet, light and dark
 terminal.py     the table for the terminal
+judge.py        predictions beside what is right, and how wrong they are
 """
 
 from __future__ import annotations
