@@ -13,7 +13,16 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import f1_score
 from support.cases import evaluation, predictions
-from support.runs import StopAfter, assert_same_run, logged_rows, run_module, run_training, tiny_config, write_reviews
+from support.runs import (
+    StopAfter,
+    arguments_of,
+    assert_same_run,
+    logged_rows,
+    run_module,
+    run_training,
+    tiny_config,
+    write_reviews,
+)
 
 import models
 from data.errors import DataError
@@ -349,3 +358,21 @@ def test_two_ranks_judge_as_one_does(judged, tmp_path):
     done = run_module("engine.evaluate", *arguments, ranks=2)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "pair.json").read_text())["examples"] == 40
+
+
+@pytest.mark.slow
+def test_two_ranks_with_shards_fit_what_one_does(checkpoint_folder, reviews, tmp_path):
+    """On the averaged weights, which are gathered for it; so is the evaluation before the first step."""
+    given = {"train.max_steps": 4, "eval.every_steps": 4, "eval.at_start": True, "regularize.ema_decay": 0.5}
+    given |= {"eval.tune_thresholds": "f1", "eval.fit_temperature": True, "model.dropout.all": 0.0}
+    one = tiny_config(checkpoint_folder, reviews, tmp_path / "one", given)
+    run_training(one)
+    two = override(one, {"run.folder": str(tmp_path / "two"), "distributed.strategy": "fsdp"})
+    done = run_module("engine.train", *arguments_of(two, tmp_path / "two.toml"), ranks=2)
+    assert done.returncode == 0, done.stderr
+    configs = [json.loads((tmp_path / name / "best/config.json").read_text()) for name in ("one", "two")]
+    assert configs[1]["calibration_temperature"] == pytest.approx(configs[0]["calibration_temperature"], rel=1e-4)
+    assert configs[1]["thresholds"] == pytest.approx(configs[0]["thresholds"], abs=1e-4)
+    starts = [logged_rows(tmp_path / name)[0] for name in ("one", "two")]
+    assert starts[0]["step"] == starts[1]["step"] == 0
+    assert starts[1]["evaluation"]["loss"] == pytest.approx(starts[0]["evaluation"]["loss"], rel=1e-5)

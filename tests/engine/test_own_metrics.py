@@ -35,7 +35,7 @@ def plugin(folder: Path, text: str) -> str:
 
 
 @pytest.mark.parametrize("table", ["", '\nMETRICS = {"share_of_positives": share_of_positives}\n'])
-def test_it_is_watched_evaluated_and_the_metric_of_the_predictions(table, checkpoint_folder, reviews, tmp_path):
+def test_it_is_watched_and_is_that_of_the_predictions(table, checkpoint_folder, reviews, tmp_path):
     path = plugin(tmp_path, SHARE + table)
     given = {"run.plugins": path, "eval.metric": "share_of_positives", "eval.mode": "max", "train.max_steps": 5}
     config = tiny_config(checkpoint_folder, reviews, tmp_path / "run", given)
