@@ -46,7 +46,7 @@ def test_a_bias_belongs_to_the_offset_of_two_patches(grid):
     assert torch.equal(found[:, 0, 0], table[last + 2])
 
 
-def test_a_bias_of_a_larger_rectangle_is_interpolated_along_each_axis():
+def test_a_bias_is_interpolated_along_each_axis():
     """A bias that is linear in both offsets stays so between the outermost centres."""
     positions = RelativePositions(1, (2, 4))
     down, right = torch.meshgrid(torch.arange(3.0), torch.arange(7.0), indexing="ij")
@@ -78,7 +78,7 @@ def test_every_token_and_position_learns_from_rectangular_images(tmp_path, kind)
             assert parameter.grad.any() or name.endswith("key.bias"), name
 
 
-def test_files_of_masked_image_modelling_and_old_indices_are_read(tmp_path):
+def test_mask_tokens_and_old_indices_of_files_are_read(tmp_path):
     folder = saved(tmp_path, "beit", head=None, config={"use_mask_token": True})
     tensors = {f"beit.{name}": tensor for name, tensor in load_file(folder / "model.safetensors").items()}
     index = "beit.encoder.layer.0.attention.attention.relative_position_bias.relative_position_index"
@@ -107,7 +107,7 @@ def test_a_mask_token_is_kept_unless_config_denies_it(tmp_path, kind):
     assert models.from_pretrained(folder, head=HEAD).report.ignored == [name]
 
 
-def test_new_factors_and_relative_positions_are_those_of_the_config(tmp_path):
+def test_new_factors_and_positions_are_those_of_the_config(tmp_path):
     model = scratch(tmp_path, "beit", config={"layer_scale_init_value": 0.25, "drop_path_rate": 0.4})
     for name, parameter in model.named_parameters():
         if name.endswith("_scale.weight"):
