@@ -254,14 +254,8 @@ def check(config: Config) -> None:
         not (c.model.lora.rank and c.model.freeze),
         "model.lora.rank freezes all but the adapters and the head: remove model.freeze",
     )
-    for key, neutral in (("model.lora.dora", False), ("model.lora.frozen_weights", "fp32")):
-        has_effect = bool(c.model.lora.rank) or get(c, key) == neutral
-        need(has_effect, f"{key} has no effect without LoRA: set model.lora.rank, such as 8")
-    need(
-        c.model.lora.frozen_weights == "fp32" or c.distributed.strategy == "ddp",
-        f"model.lora.frozen_weights = {c.model.lora.frozen_weights!r} works with distributed.strategy = 'ddp', which "
-        "keeps the whole model on each device",
-    )
+    errors += _lora_faults(c)
+    errors += _negatives_faults(c)
     if errors:
         raise ConfigError("\n".join(errors))
 
@@ -277,6 +271,31 @@ def _fold_faults(data: DataSettings) -> list[str]:
             'one of them (--data.validation "")'
         )
     return faults
+
+
+def _lora_faults(c: Config) -> list[str]:
+    """Return what is wrong with model.lora, in a sentence each."""
+    lora, faults = c.model.lora, []
+    for key, neutral in (("model.lora.dora", False), ("model.lora.frozen_weights", "fp32")):
+        if not lora.rank and get(c, key) != neutral:
+            faults.append(f"{key} has no effect without LoRA: set model.lora.rank, such as 8")
+    if lora.frozen_weights != "fp32" and c.distributed.strategy != "ddp":
+        faults.append(
+            f"model.lora.frozen_weights = {lora.frozen_weights!r} works with distributed.strategy = 'ddp', which keeps "
+            "the whole model on each device"
+        )
+    return faults
+
+
+def _negatives_faults(c: Config) -> list[str]:
+    """Return a sentence where no anchor of a step of sentence embedding has another text than its positive."""
+    is_alone = c.train.global_batch_size == 1 and not c.sentence_embedding.negative_columns
+    if c.run.task != "sentence-embedding" or not is_alone:
+        return []
+    return [
+        "train.global_batch_size = 1 leaves each anchor without other texts to tell its positive from, and nothing is "
+        "learned: take more, such as 64, or name sentence_embedding.negative_columns"
+    ]
 
 
 def differences(config: Config, earlier: Config) -> list[str]:

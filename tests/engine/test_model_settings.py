@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 import models
 from data import load_tokenizer
 from data.errors import DataError
+from engine import config as configs
 from engine import predict_rows
 from engine.config import ConfigError
 from engine.manifest import seal
@@ -128,6 +129,30 @@ def test_stored_weights_train_as_a_file_of_rounded_ones(
     run_training(resumed, StopAfter(7))
     run_training(replace(resumed, run=replace(resumed.run, resume="yes")))
     assert_same_run(tmp_path / "cut", config.run.folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.lora.dora": True}, "model.lora.dora has no effect without LoRA"),
+        ({"model.lora.frozen_weights": "int8"}, "model.lora.frozen_weights has no effect without LoRA"),
+        (
+            {"model.lora.rank": 2, "model.lora.frozen_weights": "int8", "distributed.strategy": "fsdp"},
+            "frozen_weights = 'int8' works with distributed.strategy = 'ddp'",
+        ),
+    ],
+)
+def test_settings_of_lora_without_effect_are_refused(tiny, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny(**changes)
+
+
+def test_other_frozen_weights_are_refused_in_a_resume(tiny):
+    config = tiny(**{"model.lora.rank": 4, "model.lora.frozen_weights": "int8"})
+    run_training(config, StopAfter(7))
+    changed = configs.override(config, {"model.lora.frozen_weights": "bf16", "run.resume": "yes"})
+    with pytest.raises(ConfigError, match=r"model\.lora\.frozen_weights: 'int8' -> 'bf16'"):
+        run_training(changed)
 
 
 def rounded_by_hand(weight, storage):

@@ -257,6 +257,13 @@ def test_large_data_sets_keep_every_second_example(written, monkeypatch):
     assert sum((part[2:].view(-1, 27)[:, 0] == 1).sum() for part in parts) == 4  # the second, fourth, ... of 2 to 8
 
 
+def test_steps_of_one_pair_without_negatives_are_refused(written):
+    alone = configs.override(written[0], {"train.global_batch_size": 1})
+    configs.check(alone)  # it has a column of negatives
+    with pytest.raises(ConfigError, match="global_batch_size = 1 leaves each anchor without other texts"):
+        configs.check(configs.override(alone, {"sentence_embedding.negative_columns": ""}))
+
+
 def test_windows_are_refused_with_the_reason(written):
     config = configs.override(written[0], {"data.long_texts": "windows"})
     with pytest.raises(ConfigError, match="no effect on sentence-embedding: a text has one vector"):
