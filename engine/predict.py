@@ -30,7 +30,8 @@ from data.writing import to_json
 from engine import cli, distributed, embeddings, validate
 from engine.calibration import read_calibration
 from engine.config import Config, ConfigError
-from engine.evaluate import EvaluationContext, load_trained, make_context, predict, start
+from engine.evaluate import load_trained, make_context, predict, start
+from engine.evaluation_batches import EvaluationContext
 from engine.input_windows import InputWindows, check_input
 from engine.prediction_output import Output, check_format, open_output
 from engine.tasks import Task
