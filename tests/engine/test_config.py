@@ -230,7 +230,8 @@ def test_every_range_is_enforced_and_its_default_lies_within(key):
     outside = {"> 0": (0, -1), ">= 0": (-1,), "in [0, 1)": (-0.1, 1), "in [0, 1]": (-0.1, 1.1)}
     outside |= {"in (0, 1]": (0, 1.1), "in [0, 180]": (-1, 181), "in [0, 1000]": (-1, 1001)}
     outside |= {"in [0, 10000]": (-1, 10_001), "in [-10, 10]": (-11, 11)}
-    for value in outside[within]:
+    whole = {"in [0, 1]": (-1, 2)} if ALL[key].type == "int" else {}
+    for value in (outside | whole)[within]:
         error = error_of(check, override(RUNNABLE, {key: value}))
         assert f"{key} = {settings.get(override(Config(), {key: value}), key)} must be {within}" in error
 
