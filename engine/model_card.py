@@ -77,9 +77,12 @@ def write_card(
 ) -> str:
     """Write the card of a run into its best/; return what is to be said, "" for nothing; TrainingError where it fails.
 
-    A card that is there already is kept, since its author may have edited it: a finished run was resumed.
+    A card that is there already is kept, since its author may have edited it: a finished run was resumed. Without best
+    weights there is no card.
     sets: the training, validation and test data. base: the folder of the pretrained checkpoint.
     """
+    if not folder.is_dir():
+        return ""
     if (folder / CARD).is_file():
         return f"{folder / CARD} is kept as it is; without it, it is written again"
     evaluation = read_evaluation(folder.parent / "metrics.jsonl", int(result["best_step"]))

@@ -49,7 +49,8 @@ def recover(folder: Path) -> None:
     for old in folder.glob(f"{OLD}*"):
         if not (new := folder / old.name.removeprefix(OLD)).exists():
             old.rename(new)
-    for leftover in (*folder.glob(f"{OLD}*"), *folder.glob(f"{WRITING}*")):
+    unfinished = (*folder.glob(f"{WRITING}*"), *folder.glob(f"best*/{WRITING}*"))  # a model card is written into best/
+    for leftover in (*folder.glob(f"{OLD}*"), *unfinished):
         remove(leftover)
 
 

@@ -12,6 +12,7 @@ def test_streams_are_apart_and_unchanged():
         "TRAINING_SAMPLE": 0x11317,
         "IMAGE_MIX": 0x313C,
         "STUDY_SAMPLE": 0x57D1,
+        "STUDY_TRIAL": 0x7A1,
         "BALANCED_CLASS": 0xBA1A,
         "BALANCED_EXAMPLE": 0xC1A55,
         "MASKED_TOKENS": 0x3A5C,

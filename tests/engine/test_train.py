@@ -406,7 +406,7 @@ def handlers():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("where", ["find_task", "build_model", "StepFetcher"])
+@pytest.mark.parametrize("where", ["open_task", "build_model", "StepFetcher"])
 def test_f05_a_signal_before_the_loop_ends_at_once(tiny, tmp_path, monkeypatch, handlers, where):
     config = tiny()
 

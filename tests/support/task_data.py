@@ -94,8 +94,8 @@ def text_alone(rng: random.Random) -> Row:
 def answered(rng: random.Random) -> Row:
     """Return a text, another one with the same words and names, and perhaps one with other ones."""
     text = words(rng, 3)
-    row = {"anchor": " ".join(text), "positive": " ".join(rng.sample(text, len(text)))}
-    return row | ({"negative": " ".join(words(rng))} if rng.random() < 0.5 else {})
+    negative = " ".join(words(rng)) if rng.random() < 0.5 else ""
+    return {"anchor": " ".join(text), "positive": " ".join(rng.sample(text, len(text))), "negative": negative}
 
 
 def conversation(rng: random.Random) -> Row:

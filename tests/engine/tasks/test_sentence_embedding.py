@@ -212,7 +212,7 @@ def test_metrics_equal_a_search_by_hand(written):
     vectors = [list(part) for part in F.normalize(model(batch).logits, dim=1).split(list(batch.sequences))]
     candidates = {}
     for row, own in zip(rows, vectors, strict=True):
-        texts = [row["positive"], *([row["negative"]] if "negative" in row else [])]
+        texts = [row["positive"], *([row["negative"]] if row["negative"] else [])]
         candidates |= {text.strip(): vector for text, vector in zip(texts, own[1:], strict=True)}
     ranks, losses = [], []
     for row, own in zip(rows, vectors, strict=True):

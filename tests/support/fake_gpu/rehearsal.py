@@ -153,7 +153,7 @@ def _phases(gpu: Any) -> Iterator[None]:
             around(seq2seq, "generate", GENERATION),
             _counted(RunLog, "count_step", one_more("steps")),
             _counted(importlib.import_module("models.generation.generate")._Reader, "_read", one_more("reads")),
-            patch.object(loop, "find_task", _with_phases(loop.find_task, gpu, one_more("batches"))),
+            patch.object(loop, "open_task", _with_phases(loop.open_task, gpu, one_more("batches"))),
         ]
         for context in contexts:
             stack.enter_context(context)
@@ -170,9 +170,9 @@ def _counted(owner: Any, name: str, count: Callable[[], None]) -> Any:
     return patch.object(owner, name, function)
 
 
-def _with_phases(find_task: Callable[..., Any], gpu: Any, count: Callable[[], None]) -> Callable[..., Any]:
+def _with_phases(open_task: Callable[..., Any], gpu: Any, count: Callable[[], None]) -> Callable[..., Any]:
     def found(*args: Any) -> tuple[Task, str]:
-        task, watched = find_task(*args)
+        task, watched = open_task(*args)
 
         def show(*arguments: Any) -> str:
             with gpu.during(SAMPLES):
