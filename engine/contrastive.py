@@ -34,7 +34,8 @@ def in_batch_negatives_loss(outputs: Outputs, similarity: str, scale: float) -> 
     is_negative = torch.ones(int(counts.sum()), dtype=torch.bool)
     is_negative[starts] = is_negative[starts + 1] = False
     order = torch.cat([starts, starts + 1, is_negative.nonzero().squeeze(1)])
-    vectors, labels = (x[to_device(order, x.device)] for x in (vectors, outputs.labels))
+    order = to_device(order, vectors.device)  # the one copy of a step that cannot be made ahead: it is of all ranks
+    vectors, labels = vectors[order], outputs.labels[order]
     number = len(starts)
     similarities = scale * (vectors[:number] @ vectors[number:].T)  # (N, M), the positive of row i in column i
     is_known = find_known_fits(labels[:, 1] * 2**31 + labels[:, 2], number)

@@ -128,6 +128,7 @@ def _find_late_copies(report: Report) -> list[str]:
             waited = event.step
         elif isinstance(event, Copy) and event.phase == LOOP and event.step + waited > -1:
             is_early = any("prefetch.py" in place for place in event.where) and waited < event.step
+            is_early |= any("in_batch_negatives_loss" in place for place in event.where)  # the order of a whole step
             problems += [] if is_early else [f"not copied ahead: {event}"]
     return problems
 
