@@ -545,9 +545,9 @@ def test_every_setting_is_declared_in_full():
         assert override(Config(), {key: declared.default}) == Config(), key
 
 
-def test_there_are_at_most_180_settings():
+def test_there_are_at_most_175_settings():
     """A budget: what a setting would switch is often better a line of the loop."""
-    assert len(ALL) <= 180
+    assert len(ALL) <= 175
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
