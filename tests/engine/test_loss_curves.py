@@ -126,7 +126,8 @@ def plain_loop(task: str, examples: Examples, oracle: Any) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("task", TASKS)
+# transformers has no head of sentence embeddings: tests/engine/tasks/test_sentence_embedding.py has their oracles.
+@pytest.mark.parametrize("task", [name for name in TASKS if name != "sentence-embedding"])
 def test_loss_of_30_steps_equals_a_plain_loops(task, tmp_path):
     config, examples, oracle = begin(task, tmp_path)
     assert run_training(config) is not None

@@ -28,7 +28,7 @@ from engine.state import HIGHER_IS_BETTER
 # Relative. In bf16 and fp16 the sums of several micro-batches are in another order than under DDP: a number that is
 # then rounded to the next one changes a loss by 1e-4 some steps later. FGM divides by a small norm.
 TOLERANCE, OF_NORMS, ROUNDED = 2e-6, 1e-5, 1e-2
-OF_METRICS = 0.05  # in 16 bits, absolute: rounding may swap two examples of the validation data
+OF_METRICS = 0.1  # in 16 bits, absolute: rounding may swap two examples of the validation data
 SAMPLE = ("accumulation", "bf16 GPT-2", "average", "SGD", "sentence embedding", "NaN is skipped")
 LAUNCHES = {  # name: (ranks, strategy, cases)
     "sample": (2, "fsdp", SAMPLE),
@@ -140,7 +140,7 @@ def test_p17_sharded_run_equals_the_whole(launched, key, name):
     assert ours["rows"] or ours["error"]
     for kind, rel in limits.items():
         found, expected = (numbers(run["rows"], kind) for run in (ours, theirs))
-        least = OF_METRICS if kind == "metric" and precision != "fp32" else 1e-7
+        least = 1e-7 if kind != "metric" else 2e-6 if precision == "fp32" else OF_METRICS  # correlations amplify
         assert found == pytest.approx(expected, rel=rel, abs=least, nan_ok=True)
     assert ours["weights"].keys() == theirs["weights"].keys()
     for key, weight in theirs["weights"].items():

@@ -44,6 +44,6 @@ def read(folder: Path) -> dict[str, object]:
     files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     found: dict[str, object] = {"metrics.jsonl": logged_rows(folder)}
     for name, path in files.items():
-        if Path(name).name not in ("metrics.jsonl", "recipe.toml", "manifest.json"):
-            found[name] = path.read_bytes()
+        if Path(name).name not in ("metrics.jsonl", "recipe.toml", "manifest.json", "report.html"):
+            found[name] = path.read_bytes().replace(folder.name.encode(), b"RUN")  # the model card names the run
     return found

@@ -156,7 +156,7 @@ def test_split_steps_are_the_undivided_with_each_setting(tmp_path, monkeypatch, 
         losses.append([row["loss"] for row in logged_rows(config.run.folder) if "loss" in row])
     assert ("step 1: out of memory; from here on" in capsys.readouterr().out) == is_short
     assert len(losses[0]) >= 4
-    assert losses[1] == pytest.approx(losses[0], rel=2e-2 if name == "bf16" else 1e-4)
+    assert losses[1] == pytest.approx(losses[0], rel=5e-2 if name == "bf16" else 1e-4)
 
 
 def random_outputs(texts, seed=0):
