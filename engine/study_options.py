@@ -164,7 +164,7 @@ def _check_variants(base: Config, given: dict[str, str], variants: list[Variant]
     more: settings of variants that are not known yet.
     """
     all_settings = more + [variant.settings for variant in variants]
-    for key in ("run.folder", "run.seed", "run.resume", "run.dry_run", "data.fold"):
+    for key in ("run.folder", "run.seed", "run.resume", "run.dry_run", "run.show_all", "data.fold"):
         if any(key in settings for settings in all_settings) or (key != "run.seed" and key in given):
             raise ConfigError(f"{key} is set by the study itself; use its options --folder, --seeds and --folds")
     for settings in all_settings:  # before any of them is run

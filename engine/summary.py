@@ -15,7 +15,7 @@ from data.lengths import count_lengths, percentile
 from data.loader import split_into_micro_batches
 from data.multi_task import MultiTaskExamples, labels_of
 from data.notes import count_of, list_some
-from engine.config import Config, to_recipe, to_toml
+from engine.config import Config, to_recipe, to_short_toml, to_toml
 from engine.imbalance import warn_of_missing
 from engine.multi_task import describe_tasks, open_task
 from engine.tasks import Task
@@ -40,7 +40,8 @@ def describe_run(
     """
     train_set = sets[0]
     full = config.run.dry_run
-    paragraphs = [to_toml(to_recipe(config))] if full else []
+    recipe = (to_toml if config.run.show_all else to_short_toml)(to_recipe(config))
+    paragraphs = [recipe] if full else []
     paragraphs.append(str(model.report))
     task, watched = open_task(config)
     views = view_tasks(task, watched, sets, model.labels)

@@ -28,6 +28,7 @@ from engine.config.recipe import (
     split_arguments,
     to_dict,
     to_recipe,
+    to_short_toml,
     to_toml,
 )
 from engine.config.schema import (
@@ -116,5 +117,6 @@ __all__ = [
     "split_arguments",
     "to_dict",
     "to_recipe",
+    "to_short_toml",
     "to_toml",
 ]

@@ -25,7 +25,11 @@ from engine.config.sections import Config, RunSettings
 SCHEMA = 2  # of recipes; raised when an older recipe would be read wrongly
 RECIPES = Path(__file__).parent.parent / "recipes"
 DEFAULT_RECIPE = "movie_reviews"
-FLAGS = {"--resume": ("run.resume", "yes"), "--dry-run": ("run.dry_run", "true")}
+FLAGS = {
+    "--resume": ("run.resume", "yes"),
+    "--dry-run": ("run.dry_run", "true"),
+    "--show-all": ("run.show_all", "true"),
+}
 HELP = ("--help", "-h")
 KEPT_FOLDERS = (["best"], ["best", "last"], ["best", "last", "previous"])  # what checkpoint.keep may name, sorted
 # {a file about the rows of data.train: what an empty value means}
@@ -198,6 +202,10 @@ def check(config: Config) -> None:
             errors.append(message)
 
     need(
+        c.run.dry_run or not c.run.show_all,
+        "run.show_all has no effect without a dry run: give --dry-run --show-all",
+    )
+    need(
         not c.model.sha256 or re.fullmatch("[0-9a-fA-F]{64}", c.model.sha256) is not None,
         f"model.sha256 = {shorten(c.model.sha256)} is not a checksum: 64 hexadecimal digits, as sha256sum prints them",
     )
@@ -308,10 +316,10 @@ def differences(config: Config, earlier: Config) -> list[str]:
 
 
 def to_recipe(config: Config) -> Config:
-    """Return the config as a recipe to run again: without --resume, --dry-run and run.allow_changes."""
+    """Return the config as a recipe to run again: without --resume, --dry-run, --show-all and run.allow_changes."""
     default = RunSettings()
-    run = replace(config.run, resume=default.resume, allow_changes=default.allow_changes, dry_run=default.dry_run)
-    return replace(config, run=run)
+    usual = {name: getattr(default, name) for name in ("resume", "allow_changes", "dry_run", "show_all")}
+    return replace(config, run=replace(config.run, **usual))
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -322,6 +330,11 @@ def to_dict(config: Config) -> dict[str, Any]:
 def to_toml(config: Config) -> str:
     """Return the resolved recipe, every setting with its value; read_recipe reads it back as an equal Config."""
     return f"schema = {SCHEMA}\n{schema.to_toml(config)}"
+
+
+def to_short_toml(config: Config) -> str:
+    """Return the recipe with what differs from the defaults alone; read_recipe reads it back as an equal Config."""
+    return f"schema = {SCHEMA}\n{schema.to_toml(config, Config())}"
 
 
 def help_text(usage: str, recipe: str = "") -> str:

@@ -269,16 +269,23 @@ def _explain_unknown(key: Any, tree: Any) -> str:
     return f"unknown setting {key!r}{hint}"
 
 
-def to_toml(tree: Any) -> str:
-    """Return every setting with its value, section by section; TOML that reads back as equal values."""
+def to_toml(tree: Any, default: Any = None) -> str:
+    """Return every setting with its value, section by section; TOML that reads back as equal values.
+
+    default: leave out the settings that are as in this tree, and write its value as a comment behind the others.
+    """
     lines: list[str] = []
     before = ""
     for key in all_settings(tree):
         section, _, name = key.rpartition(".")
+        value = get(tree, key)
+        if default is not None and value == get(default, key):
+            continue
         if section != before:
             lines += ["", f"[{section}]"]
             before = section
-        lines.append(f"{name} = {toml_value(get(tree, key))}")
+        comment = "" if default is None else f"  # default: {toml_value(get(default, key))}"
+        lines.append(f"{name} = {toml_value(value)}{comment}")
     return "\n".join(lines) + "\n"
 
 

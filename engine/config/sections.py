@@ -75,6 +75,9 @@ class RunSettings:
     dry_run: bool = setting(
         False, "(or --dry-run) print what would be trained on which data, then exit", machine=MACHINE
     )
+    show_all: bool = setting(
+        False, "(or --show-all) in a dry run, print the defaults of the recipe too", machine=MACHINE
+    )
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from engine.tasks import find_task
 
 LOG = "metrics.jsonl"
 ESCAPED = re.compile(r"\\([\\`*<|\[\]_])")  # in a model card, a character that is no Markdown
-FOLDERS = ("run.folder", "run.resume", "run.dry_run")  # of no interest where runs are compared
+FOLDERS = ("run.folder", "run.resume", "run.dry_run", "run.show_all")  # of no interest where runs are compared
 SAME_RESULTS = ("run.", "log.", "checkpoint.", "distributed.")  # sections; runs that differ in these alone are repeats
 SAME_DATA = ("run.task", "data.train", "data.validation", "data.validation_fraction", "data.fold")
 Point = tuple[float, float]  # (step, value)

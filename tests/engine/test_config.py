@@ -20,6 +20,7 @@ from engine.config import (
     parse,
     read_recipe,
     split_arguments,
+    to_short_toml,
     to_toml,
 )
 from engine.config import schema as settings
@@ -85,6 +86,7 @@ def test_the_default_recipe_is_read_without_a_name():
         (["--run.plugins=a.py,b.py"], "run.plugins", ("a.py", "b.py")),
         (["--resume"], "run.resume", "yes"),
         (["--dry-run"], "run.dry_run", True),
+        (["--dry-run", "--show-all"], "run.show_all", True),
         (["--model.dropout.hidden=0.1"], "model.dropout.hidden", 0.1),
         (["--model.dropout.all", "none"], "model.dropout.all", None),
         (["--model.dropout.all="], "model.dropout.all", None),
@@ -372,7 +374,19 @@ def test_a_written_recipe_reads_back_as_the_same(tmp_path, text):
     values |= {"optim.lr": 1e-29, "optim.eps": 0.1 + 0.2, "run.seed": 2**63 - 1, "train.tf32": True}
     values["train.micro_batch_size"] = "auto"
     config = override(Config(), values)
-    assert read_recipe(recipe(tmp_path, to_toml(config))) == config
+    for written in (to_toml(config), to_short_toml(config)):
+        assert read_recipe(recipe(tmp_path, written)) == config
+
+
+@pytest.mark.parametrize("name", configs.shipped_recipes())
+def test_a_short_recipe_is_the_same_recipe(tmp_path, name):
+    shipped = read_recipe(name)
+    short = to_short_toml(shipped)
+    assert read_recipe(recipe(tmp_path, short)) == shipped
+    keys = [key for key in ALL if settings.get(shipped, key) != settings.get(Config(), key)]
+    lines = [line for line in short.splitlines() if " = " in line]
+    assert [line.partition(" = ")[0] for line in lines] == ["schema", *(key.rpartition(".")[2] for key in keys)]
+    assert all("  # default: " in line for line in lines[1:])
 
 
 def test_every_setting_is_written(tmp_path):

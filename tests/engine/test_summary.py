@@ -16,7 +16,7 @@ import models
 from data import MicroBatching, TextExamples, load_tokenizer
 from data.examples import count_notes
 from data.notes import count_of
-from engine.config import ConfigError, read_recipe
+from engine.config import ConfigError, read_recipe, to_recipe
 from engine.summary import describe_examples, describe_run, describe_step
 from engine.tasks import TASKS, read_training_data
 from engine.validate import check_fit
@@ -176,7 +176,9 @@ def test_dry_run_prints_everything_and_leaves_no_file(tiny, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
     recipe, _, rest = done.stdout.partition("\nweights: ")
     (tmp_path / "printed.toml").write_text(recipe)
-    assert read_recipe(str(tmp_path / "printed.toml")).train == config.train
+    assert read_recipe(str(tmp_path / "printed.toml")) == config
+    assert "micro_batch_size = 4  # default: 0\n" in recipe
+    assert "beta1" not in recipe, "a default"
     for expected in (
         "loaded ",
         "initialised ",
@@ -192,6 +194,15 @@ def test_dry_run_prints_everything_and_leaves_no_file(tiny, tmp_path):
     ):
         assert expected in rest
     assert "loss" not in done.stdout.partition("first encoded")[2], "nothing was trained"
+
+
+@pytest.mark.parametrize("shows_all", [False, True])
+def test_a_dry_run_prints_the_recipe_in_short_or_in_full(tiny, tmp_path, shows_all):
+    config = tiny(**{"run.dry_run": True, "run.show_all": shows_all})
+    printed = described(config, MicroBatching()).partition("\nweights: ")[0]
+    (tmp_path / "printed.toml").write_text(printed)
+    assert read_recipe(str(tmp_path / "printed.toml")) == to_recipe(config)
+    assert ("beta1 = 0.9" in printed) == shows_all
 
 
 def test_texts_and_ids_must_fit_the_model(tiny, checkpoint_folder):
