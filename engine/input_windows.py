@@ -20,6 +20,7 @@ from data import Rows
 from data.errors import BadRowsError, DataError, ErrorList
 from data.prepared import check_no_folder
 from data.windows import read_windows
+from engine.kept_columns import check_kept, find_columns
 from engine.tasks import SKIP_HINT, Task, TaskSettings, read_file
 
 DIGITS = 32  # of a checksum
@@ -87,6 +88,7 @@ def check_input(task: Task, name: str, settings: TaskSettings, size: int) -> Inp
     repeated = frozenset(hashes[:-1][hashes[1:] == hashes[:-1]].tolist())
     if repeated and (lines := _first_lines(task, name, settings, size, repeated)):
         found = _check(task, name, settings, size, lines)  # with their errors
+    check_kept(name, settings.kept, found.columns)
     checksum = found.digest.hexdigest()[:DIGITS]
     return InputWindows(
         task, name, settings, size, checksum, found.checksums, found.num_rows, found.held, found.repeated
@@ -95,7 +97,7 @@ def check_input(task: Task, name: str, settings: TaskSettings, size: int) -> Inp
 
 @dataclass
 class _Check:
-    """What one pass over a file has found. hashes: of the ids of each window."""
+    """What one pass over a file has found. hashes: of the ids of each window. columns: where some are to be kept."""
 
     repeated: Mapping[str, int]
     digest: Digest = field(default_factory=hashlib.sha256)
@@ -103,6 +105,7 @@ class _Check:
     hashes: list[np.ndarray] = field(default_factory=list)
     num_rows: int = 0
     held: list[Rows] | None = None
+    columns: dict[str, None] = field(default_factory=dict)
 
 
 def _check(task: Task, name: str, settings: TaskSettings, size: int, repeated: Mapping[str, int]) -> _Check:
@@ -125,6 +128,7 @@ def _check(task: Task, name: str, settings: TaskSettings, size: int, repeated: M
             for window in windows:
                 rows = window.rows
                 found.num_rows += len(rows) + len(rows.left_out)
+                found.columns.update(find_columns(name, rows, settings.kept))
                 found.checksums.append(_checksum(rows, found.digest))
                 found.hashes.append(np.fromiter((hash(row.id) for row in rows), np.int64, len(rows)))
                 if window.is_held or (window.is_last and len(found.checksums) == 1):

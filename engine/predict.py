@@ -1,11 +1,12 @@
 """Predict the examples of a file, in its order. As a command:
 
-    python -m engine.predict RUN --input FILE --output FILE.jsonl [--section.key=value ...]
+    python -m engine.predict RUN --input FILE --output FILE.jsonl [--keep COLUMNS] [--section.key=value ...]
 
 RUN is a run folder, whose best/ is used, or a checkpoint folder. Each line of the output is {"id": ...} and what the
 task predicts. For classes that is {"label": ..., "probabilities": {label: probability}, "logits": {label: number}};
 another model can learn from the logits (data.teacher_file). A task that writes texts predicts {"text": ...}.
-An output that ends in .csv or .parquet is a table (data/table_writing.py).
+An output that ends in .csv or .parquet is a table (data/table_writing.py). `--keep text,label` adds {"input": {"text":
+..., "label": ...}}, the values of the input row (engine/kept_columns.py).
 
 The file is read, predicted and written a window of rows at a time, so it may be larger than memory. A command that was
 killed continues after the last complete window when it is given again (engine/prediction_output.py). On several ranks
@@ -33,16 +34,19 @@ from engine.config import Config, ConfigError
 from engine.evaluate import load_trained, make_context, predict, start
 from engine.evaluation_batches import EvaluationContext
 from engine.input_windows import InputWindows, check_input
+from engine.kept_columns import keep, parse_names
 from engine.prediction_output import Output, check_format, open_output
 from engine.tasks import Task
 
-USAGE = "python -m engine.predict RUN --input FILE --output FILE.jsonl [--section.key=value ...]"
+USAGE = "python -m engine.predict RUN --input FILE --output FILE.jsonl [--keep COLUMNS] [--section.key=value ...]"
 WINDOW, WINDOW_OF_TEXTS = 8192, 1024  # rows; a text that is written takes much longer than a class
 MAX_DIGITS = 9
 OPTIONS = {
     "input FILE": "a file of examples, in a format of the training files; labels are not needed and not read",
     "output FILE": "the predictions: a line of JSON for each example, in the order of the input; a table where the "
     "name ends in .csv or .parquet",
+    "keep COLUMNS": "columns of the input that each prediction carries, such as text,label. They are in its member "
+    '"input", in a table columns such as input.label, as a prediction may have a label of its own',
     "embeddings": "write the pooled vector of each text or image instead of predictions; RUN may also be a published "
     "model; model.pooling says how, else the checkpoint. --output may also end in .npy, with the ids beside it",
     "window ROWS": f"rows that are read, predicted and written at a time; default: {WINDOW:,}, or {WINDOW_OF_TEXTS:,} "
@@ -50,14 +54,19 @@ OPTIONS = {
 }
 
 
-def with_left_out(predictions: list[dict[str, Any]], rows: Rows, task: Task) -> list[dict[str, Any]]:
+def with_left_out(
+    predictions: list[dict[str, Any]], rows: Rows, task: Task, kept: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """Return a prediction for each row of the file, in its order.
 
     predictions: those of `rows`. A row that was left out gets {"id": ..., "reason": ...} and null for what the task
-    predicts, so that the output has as many lines as the file has rows.
+    predicts, so that the output has as many lines as the file has rows. kept: columns of the rows to add.
     """
-    by_line = [(row.line, prediction) for row, prediction in zip(rows, predictions, strict=True)]
-    by_line += [(row.line, {"id": row.id, task.predicts: None, "reason": row.reason}) for row in rows.left_out]
+    pairs = zip(rows, predictions, strict=True)
+    by_line = [(row.line, keep(prediction, row.values, kept)) for row, prediction in pairs]
+    for row in rows.left_out:
+        prediction = {"id": row.id, task.predicts: None, "reason": row.reason}
+        by_line.append((row.line, keep(prediction, {}, kept)))
     return [prediction for _, prediction in sorted(by_line, key=lambda item: item[0])]
 
 
@@ -89,7 +98,7 @@ def predict_windows(
     for number, rows in enumerate(windows, 1):
         if number > num_complete:
             parts = distributed.gather_on_main(predict_part(rows, num_rows))
-            if distributed.on_main(ranks, _append, output, rows, parts, context.task, number == len(windows)):
+            if distributed.on_main(ranks, _append, output, rows, parts, windows, number == len(windows)):
                 return True
             del parts  # before the next window is read
         num_rows += len(rows)
@@ -105,14 +114,15 @@ class Part(NamedTuple):
     is_stopping: bool
 
 
-def _append(output: Output, rows: Rows, parts: list[Part], task: Task, is_last: bool) -> bool:
+def _append(output: Output, rows: Rows, parts: list[Part], windows: InputWindows, is_last: bool) -> bool:
     """Append the predictions of all ranks for a window, if they are complete; return whether to stop after it."""
     if not all(part.is_complete for part in parts):
         return True
     predictions: list[dict[str, Any]] = [{}] * len(rows)
     for rank, part in enumerate(parts):
         predictions[rank :: len(parts)] = part.predictions
-    lines = [to_json(prediction, ensure_ascii=False) for prediction in with_left_out(predictions, rows, task)]
+    complete = with_left_out(predictions, rows, windows.task, windows.settings.kept)
+    lines = [to_json(prediction, ensure_ascii=False) for prediction in complete]
     output.append(lines, [*rows.notes, *(note for part in parts for note in part.notes)])
     return not is_last and any(part.is_stopping for part in parts)
 
@@ -132,7 +142,8 @@ def _made_of(folder: Path, config: Config, windows: InputWindows) -> dict[str, A
         name: value for name, value in validate.shared_settings(config).items() if not name.startswith("distributed.")
     }
     parts = {"the rows of --input": windows.checksum, "the checkpoint": embeddings.checksum_of(folder)}
-    return parts | {"--window": windows.size} | settings
+    kept = {"--keep": ",".join(windows.settings.kept)} if windows.settings.kept else {}
+    return parts | {"--window": windows.size} | kept | settings
 
 
 def _open(argv: Sequence[str]) -> tuple[embeddings.Embedder, dict[str, str]]:
@@ -155,6 +166,7 @@ def main(argv: Sequence[str]) -> int:
     check_format(path, embeds)
     config, task, settings, ranks = start(config)
     write = embeddings.find_writer(path, options["input"]) if embeds else None
+    settings = replace(settings, kept=parse_names(options.get("keep"), path if write else None))
     if embeds:
         task = embeddings.embedding_task(task, similarity, as_text=write is not None)
     windows = check_input(task, options["input"], settings, _window_size(options.get("window"), task))

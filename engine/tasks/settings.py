@@ -42,6 +42,7 @@ class TaskSettings:
     accept_empty: bool = False  # leave rows without a text out, as evaluation and prediction do
     generate: GenerateSettings = field(default_factory=GenerateSettings)  # of a task that writes texts
     bleu_tokenizer: str = "auto"  # eval.bleu_tokenizer
+    kept: tuple[str, ...] = ()  # more columns that are read where a file has them
 
     @property
     def file_options(self) -> FileOptions:
@@ -60,7 +61,7 @@ class TaskSettings:
             accept_empty=self.accept_empty,
             # A task's own group is another column of it, whose own setting is the one to name.
             settings={column: key for key, column in reversed(named.items()) if column},
-        )
+        ).also_reading(self.kept)
 
     def is_training_split(self, name: str, labelled: bool) -> bool:
         """Return whether `name` is the file that is split into training and validation examples."""
