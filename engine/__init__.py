@@ -5,8 +5,10 @@ torchrun -m engine.train            fine-tune (engine/train.py is the loop, to r
 python -m engine.evaluate runs/x    compute the metrics of a trained model on a labelled file
 python -m engine.predict runs/x     write the predictions of a trained model for a file
 python -m engine.study RECIPE       train a recipe under several settings and seeds, and compare
+python -m engine.report runs/x      write a page with the curves and the mistakes of a run
 
-From Python: engine.run_training, evaluate_rows, predict_rows and embed_rows (engine/api.py).
+From Python: engine.run_training, evaluate_rows, predict_rows, embed_rows, write_recipe and write_report
+(engine/api.py).
 """
 
 import importlib.util
@@ -15,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.api import embed_rows, evaluate_rows, predict_rows, run_training
+    from engine.api import embed_rows, evaluate_rows, predict_rows, run_training, write_recipe, write_report
 
-__all__ = ["embed_rows", "evaluate_rows", "predict_rows", "run_training"]
+__all__ = ["embed_rows", "evaluate_rows", "predict_rows", "run_training", "write_recipe", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

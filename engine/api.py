@@ -8,6 +8,8 @@
     engine.evaluate_rows("runs/mine", rows)                      # {"accuracy": ..., ...}
     engine.predict_rows("runs/mine", ["A fine film.", "Dull."])  # [{"id": "1", "label": "good", ...}, ...]
     engine.embed_rows("runs/mine", ["A fine film.", "Dull."])    # (2, D): their vectors
+    engine.write_recipe("text-classification", "mine.csv")       # a commented recipe for a file: my_recipe.toml
+    engine.write_report("runs/mine")                             # runs/mine/report.html
 
 Overrides are settings by their dotted names, `**{"optim.lr": 1e-4}`, or with two underscores, `optim__lr=1e-4`.
 Everything works in a notebook, and any number of times in one process.
@@ -130,6 +132,46 @@ def embed_rows(model: str | Path, rows: Iterable[Any], **overrides: Any) -> Any:
         validate.check_encoded(config, loaded, examples)
         predictions = with_left_out(predict(loaded, examples, make_context(loaded, config, task, ranks)), read, task)
     return as_matrix(predictions)
+
+
+def write_recipe(
+    task: str, data: str | Path, output: str | Path = "my_recipe.toml", force: bool = False, **overrides: Any
+) -> Path:
+    """Write a recipe for a file of one's own as `python -m engine.new` does, and return its path.
+
+    data: a file, or a folder or .tar of images. force: overwrite a recipe that exists. overrides: settings that are
+    written as given, such as model__name. What was guessed is printed. Raises ConfigError, DataError or ModelError.
+    """
+    from engine import new  # imported here, because only this function writes one
+
+    given = [f"--{key}={_as_argument(value)}" for key, value in _with_dotted_keys(overrides).items()]
+    new.main([task, f"--data={data}", f"--output={output}", *given, *(["--force"] if force else [])])
+    return Path(output)
+
+
+def write_report(*runs: str | Path, output: str | Path = "", predict: bool = True, **overrides: Any) -> Path:
+    """Write the page of one or several run folders as `python -m engine.report` does, and return its path.
+
+    output: a name that ends with .html; default: report.html in the folder of the first run. predict: add what the best
+    weights predict for the validation rows. overrides: settings that a trained model reads. The table of the runs is
+    printed. Raises ConfigError, DataError or ModelError.
+    """
+    from engine.report import PAGE  # imported here, because only this function writes one
+    from engine.report.__main__ import main
+    from engine.report.runs import open_runs
+
+    names = list(map(str, runs))
+    page = Path(output) if output else open_runs(names)[0].folder / PAGE if names else Path()
+    given = [f"--{key}={_as_argument(value)}" for key, value in _with_dotted_keys(overrides).items()]
+    main([*names, f"--output={page}", *given, *(["--no-predict"] if not predict else [])])
+    return page
+
+
+def _as_argument(value: Any) -> str:
+    """Return a value of a setting as a command line has it."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _open_rows(

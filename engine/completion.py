@@ -19,7 +19,6 @@ from engine.report import __main__ as report
 from engine.tasks import MULTI_TASK, TASKS
 
 USAGE = "python -m engine.completion bash|zsh"
-SHELLS = {"bash": "", "zsh": "autoload -Uz bashcompinit && bashcompinit\n"}  # zsh reads bash's completions so
 # {a module: {its own options, as it declares them: their meaning}}
 OPTIONS: dict[str, Iterable[str]] = {
     "train": ("resume", "dry-run"),
@@ -30,33 +29,55 @@ OPTIONS: dict[str, Iterable[str]] = {
     "report": report.OPTIONS,
     "new": [*new.OPTIONS, *new.SWITCHES],
 }
-SCRIPT = """\
-{start}_finetune() {{
-    local line="${{COMP_LINE:0:COMP_POINT}}" word before name words=""
+# _finetune_words COMMAND WORD: print what may stand where WORD is begun, separated by blanks.
+WORDS = """\
+_finetune_words() {{
+    local found=""
+    case "$2" in
+{values}
+        -*) case "$1" in
+{options}
+        esac ;;
+        *) case "$1" in
+            train|study) found="{recipes}" ;;
+            new) found="{tasks}" ;;
+            completion) found="bash zsh" ;;
+        esac ;;
+    esac
+    echo "$found"
+}}
+"""
+BASH = """\
+_finetune() {{
+    local line="${{COMP_LINE:0:COMP_POINT}}" word before name
     word="${{line##* }}"
     case "$line" in
         *engine.*) name="${{line#*engine.}}"; name="${{name%% *}}" ;;
         *) name="${{COMP_WORDS[0]##*/finetune-}}"; name="${{name#finetune-}}" ;;
     esac
-    case "$word" in
-{values}
-        -*) case "$name" in
-{options}
-        esac ;;
-        *) case "$name" in
-            train|study) words="{recipes}" ;;
-            new) words="{tasks}" ;;
-            completion) words="bash zsh" ;;
-        esac ;;
-    esac
     before="${{word%"${{COMP_WORDS[COMP_CWORD]}}"}}"  # bash takes a word apart at = and :
     [ "${{COMP_WORDS[COMP_CWORD]}}" = "=" ] && before="$word"
-    COMPREPLY=($(compgen -W "$words" -- "$word"))
+    COMPREPLY=($(compgen -W "$(_finetune_words "$name" "$word")" -- "$word"))
     COMPREPLY=("${{COMPREPLY[@]#"$before"}}")
     case "${{COMPREPLY[0]}}" in *=) compopt -o nospace 2>/dev/null ;; esac
 }}
 complete -o default -F _finetune {scripts} torchrun
 """
+ZSH = """\
+(( $+functions[compdef] )) || {{ autoload -Uz compinit && compinit; }}
+_finetune() {{
+    local name="${{${{words[1]:t}}#finetune-}}" module="${{words[(r)engine.*]}}"
+    [[ -n "$module" ]] && name="${{module#engine.}}"
+    local -a found=(${{(s: :)"$(_finetune_words "$name" "$PREFIX")"}})
+    compadd -S "" -- ${{(M)found:#*=}}
+    compadd -- ${{found:#*=}}
+    (( compstate[nmatches] )) && return
+    compset -P "*="  # a file as the value of a setting
+    _files
+}}
+compdef _finetune {scripts} torchrun
+"""
+SHELLS = {"bash": BASH, "zsh": ZSH}
 
 
 def script(shell: str) -> str:
@@ -67,7 +88,7 @@ def script(shell: str) -> str:
     choices = {key: declared.metadata["choices"] for key, declared in settings.items() if declared.metadata["choices"]}
     choices["run.task"] = (*TASKS, MULTI_TASK)
     values = [
-        f'        --{key}=*) words="{" ".join(f"--{key}={choice}" for choice in known if choice)}" ;;'
+        f'        --{key}=*) found="{" ".join(f"--{key}={choice}" for choice in known if choice)}" ;;'
         for key, known in choices.items()
     ]
     options = []
@@ -75,9 +96,8 @@ def script(shell: str) -> str:
         own = " ".join(
             f"--{name}{'=' if value else ''}" for name, _, value in (x.partition(" ") for x in declared_options)
         )
-        options.append(f'            {module}) words="{own} {names} --help" ;;')
-    return SCRIPT.format(
-        start=SHELLS[shell],
+        options.append(f'            {module}) found="{own} {names} --help" ;;')
+    return (WORDS + SHELLS[shell]).format(
         values="\n".join(values),
         options="\n".join(options),
         recipes=" ".join(shipped_recipes()),

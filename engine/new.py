@@ -22,12 +22,13 @@ from data import DataError, Examples, Row, TextExamples, read_rows, sample_rows
 from data.errors import ErrorList
 from data.multi_label_classification import find_flag_columns
 from data.notes import count_of, list_some, percent
-from engine import cli, new_choices, validate
+from engine import cli, help_pages, new_choices, validate
 from engine.config import SCHEMA, Config, ConfigError, all_settings, check, choose_from, get, override, split_arguments
 from engine.config.schema import toml_value
 from engine.model import build_model
 from engine.new_choices import Choice, Choices
 from engine.new_columns import guess_columns
+from engine.new_reading import guess_reading
 from engine.plugins import load_plugins
 from engine.tasks import TASKS, Task, check_fetched, find_task, read_training_data
 from engine.tasks.task import no_labels
@@ -98,11 +99,8 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> Request:
     """Read a command line; ConfigError, or SystemExit(0) after printing --help."""
-    if {"--help", "-h"} & set(argv):
-        options = [f"  --{name}\n        {meaning}" for name, meaning in (OPTIONS | SWITCHES).items()]
-        tasks = textwrap.wrap(f"TASK: one of {', '.join(TASKS)}", WIDTH, break_on_hyphens=False)
-        print("\n".join([USAGE, "", *tasks, "", *options, "", "All other settings: python -m engine.train --help"]))
-        raise SystemExit(0)
+    tasks = f"TASK is one of {', '.join(TASKS)}. --help tasks says what a row of each has."
+    help_pages.answer(argv, USAGE, (tasks,), OPTIONS | SWITCHES)
     switches = frozenset(name for name in SWITCHES if f"--{name}" in argv)
     positional, given = split_arguments([x for x in argv if x.removeprefix("--") not in switches])
     if len(positional) != 1:
@@ -190,23 +188,23 @@ def read_data(request: Request, task: Task) -> tuple[Any, Choices]:
     try:
         return read_training_data(task, validate.task_settings(config, task), config.run.seed), guessed
     except DataError as error:
-        names = ", ".join(f"--{key} {choice.value}" for key, choice in guessed.items() if key.endswith("_column"))
-        raise DataError(f"{error}\n(guessed {names}; give another name if this is wrong)") from None
+        values = ", ".join(f"--{key} {toml_value(choice.value)}" for key, choice in guessed.items())
+        raise DataError(f"{error}\n(guessed {values}; give another value if this is wrong)") from None
 
 
 def guess_settings(config: Config, task: Task) -> Choices:
-    """Return the columns of a file that has others than the task's usual ones; {} for a file without columns."""
+    """Return how a file is read and its columns, where these are not the usual ones; {} for one without columns."""
     names = {role: getattr(task.columns, role) or "" for role in ("text", "text_pair", "label")}
     given = {role: name for role in names if (name := getattr(config.data, f"{role}_column"))}
+    guesses: Choices = {}
     try:
-        options = validate.task_settings(config, task).file_options
+        guesses |= guess_reading(config.data.train, validate.task_settings(config, task).file_options)
+        options = validate.task_settings(override(config, values_of(guesses)), task).file_options
         rows = read_rows(config.data.train, [], options, ErrorList())
     except DataError:  # no table: the reader's own error says more
         return {}
-    guesses: Choices = {
-        key: Choice(guess.column, guess.why)
-        for key, guess in guess_columns(config.run.task, names, given, config.data.id_column, rows).items()
-    }
+    for key, guess in guess_columns(config.run.task, names, given, config.data.id_column, rows).items():
+        guesses[key] = Choice(guess.column, guess.why)
     label = given.get("label") or names["label"]
     if task.problem == "multi-label" and rows and label not in rows[0].values and not config.data.labels:
         others = {*names.values(), *given.values(), config.data.id_column, *(c.value for c in guesses.values())}
@@ -257,7 +255,8 @@ def choose_settings(request: Request, study: Study) -> Choices:
     chosen["train.global_batch_size"] = new_choices.choose_batch_size(num_rows, parameters, task.head)
     batch_size = int(study.choices.get("train.global_batch_size", chosen["train.global_batch_size"]).value)
     chosen |= new_choices.choose_steps(num_rows, batch_size, init)
-    chosen["optim.lr"] = new_choices.choose_learning_rate(parameters, model_type_of(model), task.head, init)
+    rank = study.config.model.lora.rank
+    chosen["optim.lr"] = new_choices.choose_learning_rate(parameters, model_type_of(model), task.head, init, rank)
     chosen["eval.metric"] = new_choices.choose_metric(
         task.metrics, task.details, () if counts is None or task.problem != "single-label" else counts.tolist()
     )

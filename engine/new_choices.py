@@ -34,6 +34,7 @@ ON_THE_HUB = {
     "image-classification": "google/vit-base-patch16-224-in21k, facebook/dinov2-small",
 }
 SMALL, LARGE = 50_000_000, 200_000_000  # parameters
+LORA_FACTOR = 10  # times the learning rate of all weights; Schulman et al. (2025) measure about this ratio
 LONGEST = 512  # tokens: the cost of attention grows with the square
 FEW_ROWS = 1_000
 FEW_STEPS, MOST_EPOCHS = 300, 20
@@ -91,8 +92,11 @@ def choose_length(lengths: Sequence[int] | np.ndarray, limit: int, long_texts: S
     return Choice(value, why)
 
 
-def choose_learning_rate(parameters: int, model_type: str, head: str, init: str) -> Choice:
-    """Return optim.lr by the number of parameters and the kind of model, with the rule and its source."""
+def choose_learning_rate(parameters: int, model_type: str, head: str, init: str, lora_rank: int = 0) -> Choice:
+    """Return optim.lr by the number of parameters and the kind of model, with the rule and its source.
+
+    With LoRA (lora_rank > 0) on pretrained weights, it is that of all weights times LORA_FACTOR.
+    """
     small = f"fewer than {SMALL / 1e6:.0f} M parameters"
     if init == "scratch":
         value, rule = (1e-3, small) if parameters < SMALL else (3e-4, "more parameters")
@@ -114,7 +118,11 @@ def choose_learning_rate(parameters: int, model_type: str, head: str, init: str)
         )
     else:
         value, rule = 1e-5, f"{LARGE / 1e6:.0f} M parameters and more; Liu et al. (2019, RoBERTa) try 1e-5 to 3e-5"
-    return Choice(value, f"the model has {parameters:,} parameters. Rule: {value:g} for {rule}")
+    why = f"the model has {parameters:,} parameters. Rule: {value:g} for {rule}"
+    if lora_rank and init != "scratch":
+        value = float(f"{value * LORA_FACTOR:g}")
+        why += f".\nTimes {LORA_FACTOR} with LoRA (Hu et al. 2021 have 2e-4 to 5e-4 for RoBERTa)"
+    return Choice(value, why)
 
 
 def choose_batch_size(num_rows: int, parameters: int, head: str) -> Choice:

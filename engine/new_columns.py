@@ -7,7 +7,7 @@ one with a usual name comes first, then the longest text, or the last class of a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from data import Row
@@ -157,7 +157,7 @@ def guess_columns(
     rows: of the file. Raises DataError for a file without names of columns.
     """
     columns = [
-        column for column in describe_columns(rows) if column.name.casefold() not in (*NUMBERS_OF_ROWS, id_column)
+        column for column in describe_columns(rows) if _last_part(column.name) not in (*NUMBERS_OF_ROWS, id_column)
     ]
     found = [column.name for column in columns]
     used = {name for role, default in names.items() if (name := given.get(role) or default) in found}
@@ -176,12 +176,12 @@ def guess_columns(
         if not free:
             continue  # the reader says which column is missing
         usual = {*USUAL_NAMES.get(default, ()), *MORE_NAMES.get(default, ())}
-        best = max(free, key=lambda column: (column.name.casefold() in usual, rank(column)))
+        best = max(free, key=lambda column: (_last_part(column.name) in usual, rank(column)))
         _check_header(best, rows)
         used.add(best.name)
         others = [column.name for column in free if column is not best]
         also = f"; others that would do: {name_all(others)}" if others else ""
-        if others and setting == "text" and names.get("text_pair") == "":
+        if others and setting == "text" and task in ("text-classification", "text-regression"):
             also += ", or data.text_pair_column = one of them, for two texts"
         guesses[f"data.{setting}_column"] = Guess(best.name, f"guessed: {best.describe()}{also}")
     return guesses
@@ -201,10 +201,23 @@ def describe_columns(rows: Sequence[Row]) -> list[Column]:
     looked_at = rows[:LOOKED_AT]
     values: dict[str, list[Any]] = {}
     for row in looked_at:
-        for name, value in row.values.items():
+        for name, value in _with_members(row.values):
             if value is not None and value != "":
                 values.setdefault(name, []).append(value)
     return [_describe(name, place, found) for place, (name, found) in enumerate(values.items())]
+
+
+def _with_members(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (name, value) of each column, and of the members of objects by their dotted names."""
+    for name, value in values.items():
+        yield prefix + name, value
+        if isinstance(value, dict):
+            yield from _with_members(value, f"{prefix}{name}.")
+
+
+def _last_part(name: str) -> str:
+    """Return the end of a dotted name, in lower case."""
+    return name.rpartition(".")[2].casefold()
 
 
 def _describe(name: str, place: int, values: list[Any]) -> Column:

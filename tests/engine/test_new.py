@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 import subprocess
 import sys
@@ -15,11 +14,13 @@ from typing import Any
 import pytest
 from support.task_data import write
 
-from data import Row
-from engine import commands, completion, new, new_choices, train
-from engine.config import Config, ConfigError, all_settings, read_recipe, shipped_recipes
+from data import Row, read_rows
+from data.formats.options import FileOptions
+from engine import commands, new, new_choices, train
+from engine.config import ConfigError, read_recipe
 from engine.errors import USER_ERRORS
 from engine.new_columns import describe_columns, guess_columns
+from engine.new_reading import guess_reading
 from engine.tasks import TASKS
 
 ROOT = Path(new.__file__).parent.parent
@@ -80,6 +81,50 @@ def test_texts_that_minilm_cannot_spell_get_a_shape_that_can():
     assert any("random weights" in note for note in notes)
 
 
+def write_lines(name: str, lines: list[str], encoding: str = "utf-8") -> None:
+    Path(name).write_bytes("".join(f"{line}\n" for line in lines).encode(encoding))
+
+
+CHINESE = [f"{'很好看，' * (i % 5)}这部电影 {i};{('好', '差')[i % 2]}" for i in range(40)]
+GERMAN = [f"{'sehr ' * (i % 5)}schön, {i};{('gut', 'schlecht')[i % 2]}" for i in range(40)]
+READINGS = {  # {file: (header, lines, encoding, what is guessed)}
+    "a.csv": ("评论;情感", CHINESE, "gb18030", {"data.encoding": "gb18030", "data.delimiter": ";"}),
+    "b.csv": ("text;label", GERMAN, "cp1252", {"data.encoding": "cp1252", "data.delimiter": ";"}),
+    "c.csv": ("text;label", GERMAN, "utf-16", {"data.encoding": "utf-16", "data.delimiter": ";"}),
+    "d.csv": ("text|label", [x.replace(";", "|") for x in GERMAN], "utf-8", {"data.delimiter": "|"}),
+    "e.tsv": ("Kommentar,Urteil", ["ja,gut", "nein,schlecht"] * 5, "utf-8", {"data.delimiter": ","}),
+}
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_encodings_and_delimiters_are_guessed(name):
+    header, lines, encoding, expected = READINGS[name]
+    write_lines(name, [header, *lines], encoding)
+    guesses = guess_reading(name, FileOptions())
+    assert {key: guess.value for key, guess in guesses.items()} == expected
+    given = FileOptions(encoding=encoding, delimiter=expected["data.delimiter"])
+    assert guess_reading(name, given) == {}
+    assert len(read_rows(name, header.split(given.delimiter), given)) == len(lines)
+
+
+def test_usual_files_are_read_as_they_are():
+    """One damaged line makes a file of UTF-8 no file of another encoding."""
+    write_lines("a.csv", ["text,label", *["schön,gut"] * 3])
+    write_lines("b.csv", ["text;with,label", "a;b,c"])
+    Path("c.csv").write_bytes("text,label\nschön,gut\nschön,gut\n".encode() + b"sch\xf6n,gut\n")
+    write_lines("d.jsonl", ['{"a;b": 1}'])
+    for name in ("a.csv", "b.csv", "c.csv", "d.jsonl", "no.csv", "."):
+        assert guess_reading(name, FileOptions()) == {}, name
+
+
+def test_a_recipe_has_how_its_file_is_read():
+    write_lines("mine.csv", ["评论;情感", *CHINESE], "gb18030")
+    tree = tomllib.loads(new.make_recipe(new.parse(["text-classification", "--data=mine.csv"]))[0])
+    assert tree["data"]["encoding"] == "gb18030"
+    assert tree["data"]["delimiter"] == ";"
+    assert (tree["data"]["text_column"], tree["data"]["label_column"]) == ("评论", "情感")
+
+
 def test_given_settings_are_written_as_given():
     write_csv("mine.csv", reviews(["a", "b"]))
     given = ["--data.label_column=b", "--train.epochs=1", "--optim.lr=7e-5", "--data.max_length=9"]
@@ -125,6 +170,16 @@ COLUMNS = {
         "question-answering",
         of(a=LONG, b=[f"{text}?" for text in SHORT], c=SPANS),
         {"text": "b", "text_pair": "a", "label": "c"},
+    ),
+    "members": (
+        "text-classification",
+        of(meta=[{"id": str(i), "by": "x"} for i in range(30)], a=[{"en": LONG[i], "mood": FEW[i]} for i in range(30)]),
+        {"text": "a.en", "label": "a.mood"},
+    ),
+    "languages": (
+        "translation",
+        of(translation=[{"de": SHORT[i], "en": LONG[i]} for i in range(30)]),
+        {"text": "translation.en", "label": "translation.de"},
     ),
     "images": ("image-classification", of(a=[f"{i}.JPG" for i in range(30)], b=FEW), {"text": "a", "label": "b"}),
 }
@@ -209,6 +264,11 @@ def test_rates_fall_with_the_size_and_few_rows_get_more_epochs():
     sizes = (20_000_000, 110_000_000, 340_000_000)
     rates = [new_choices.choose_learning_rate(size, "bert", "sequence-classification", "pretrained") for size in sizes]
     assert [rate.value for rate in rates] == [1e-4, 3e-5, 1e-5]
+    lora = [
+        new_choices.choose_learning_rate(size, "bert", "sequence-classification", "pretrained", 8) for size in sizes
+    ]
+    assert [rate.value for rate in lora] == [1e-3, 3e-4, 1e-4]
+    assert new_choices.choose_learning_rate(sizes[0], "bert", "sequence-classification", "scratch", 8).value == 1e-3
     few, many = (new_choices.choose_steps(rows, 32, "pretrained") for rows in (200, 100_000))
     assert few["train.epochs"].value == 20
     assert many["train.epochs"].value == 3
@@ -221,7 +281,7 @@ def test_rare_classes_are_watched_by_f1():
     assert new_choices.choose_metric(metrics, (), [95, 5]).value == "f1"
 
 
-# Console scripts and completion
+# Console scripts
 
 
 def test_console_scripts_are_functions_that_run_modules():
@@ -243,30 +303,3 @@ def test_console_scripts_have_help_and_exit_codes(name):
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
-
-
-COMPLETED = {
-    "finetune-train movie_": {"movie_reviews"},
-    "finetune-train --optim.lr_sc": {"--optim.lr_schedule=", "--optim.lr_scales="},
-    "torchrun -m engine.train --optim.lr_sc": {"--optim.lr_schedule=", "--optim.lr_scales="},
-    "/some/where/finetune-new text-c": {"text-classification"},
-    "finetune-train --run.device=c": {"cpu", "cuda"},
-    "finetune-predict --inp": {"--input="},
-    "torchrun --nproc": set(),
-}
-
-
-@pytest.mark.parametrize("shell", completion.SHELLS)
-def test_completion_knows_settings_values_and_recipes(shell, tmp_path):
-    """bash takes a line apart at blanks and at "="; zsh's own part is left out, which bash does not know."""
-    script = completion.script(shell).removeprefix(completion.SHELLS[shell])
-    lines = [script]
-    for line in COMPLETED:
-        words = " ".join(json.dumps(word) for word in line.replace("=", " = ").split(" "))
-        lines.append(f"COMP_LINE={json.dumps(line)}; COMP_POINT={len(line)}; COMP_WORDS=({words}); COMPREPLY=()")
-        lines.append('COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _finetune 2>/dev/null; echo "${COMPREPLY[@]}"')
-    done = subprocess.run(["bash", "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
-    found = [set(line.split()) for line in done.stdout.split("\n")]
-    assert found[: len(COMPLETED)] == list(COMPLETED.values())
-    for name in (*(f"--{key}" for key in all_settings(Config())), *shipped_recipes(), *TASKS):
-        assert name in script
