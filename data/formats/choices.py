@@ -78,7 +78,8 @@ def read_choices(
         found = {context: values[0], question: values[1], CHOICES: values[2]} | ({label: values[3]} if label else {})
         if group:
             found = {group: row.values.get(group) or values[0] or row.id} | found
-        rows.append(Row(row.id, row.line, found))
+        others = {column: row.values[column] for column in options.kept if column in row.values}
+        rows.append(Row(row.id, row.line, others | found))
     errors.notes += checks.describe()
     if not rows and not errors:
         raise DataError(f"{name}: no rows")

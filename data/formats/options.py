@@ -17,6 +17,7 @@ class FileOptions:
     quotes: str = "auto"  # whether quotes enclose fields: yes, no, backslash (before inner ones); auto: in csv they do
     bad_rows: str = "raise"  # or skip
     accept_empty: bool = False  # leave rows without a text out instead of raising an error, as predictions do
+    kept: tuple[str, ...] = ()  # columns that the rows have beside those that the task needs, where the file has them
     has_lists: bool = False  # whether a row may have a list in its first column; then a list of texts is not a column
     # {column: the setting that names it}, for messages
     settings: Mapping[str, str] = field(default_factory=dict)

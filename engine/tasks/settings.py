@@ -59,6 +59,7 @@ class TaskSettings:
             quotes=data.quotes,
             bad_rows=data.bad_rows,
             accept_empty=self.accept_empty,
+            kept=self.kept,
             # A task's own group is another column of it, whose own setting is the one to name.
             settings={column: key for key, column in reversed(named.items()) if column},
         ).also_reading(self.kept)
