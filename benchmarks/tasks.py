@@ -181,8 +181,8 @@ def measure(recipe: str, part: str, known: Measured, settings: Sequence[str], se
     row = {"recipe": recipe, "task": cfg.run.task} | of_now
     if all(known.get(key) == value for key, value in of_now.items()):
         row = known
-    if part in row:
-        return row
+    if part in row or (part == "before" and "after" not in row):
+        return row if "after" in row else known
     try:
         row = row | PARTS[part](cfg, recipe, ["--run.seed", str(seed), *settings], threads)
     except (FailedError, ConfigError) as error:
