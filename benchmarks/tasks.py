@@ -215,7 +215,7 @@ def table(rows: Sequence[Measured]) -> list[str]:
             row = known[shown.recipe]
             mark = " (1)" if shown.recipe in PREPARED and "django" not in shown.recipe else ""
             mark = " (3)" if row["task"] == "translation" else mark
-            metric = METRICS.get(row["metric"], row["metric"])
+            metric = METRICS.get(row["metric"]) or str(row["metric"])
             cells = (shown.task, f"`{shown.recipe}`{mark}", shown.data, shown.model, metric, *numbers(row))
             lines.append(f"| {' | '.join(cells)} |")
     return lines

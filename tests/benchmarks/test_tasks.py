@@ -45,7 +45,7 @@ def test_recipe_is_trained_and_compared_and_not_again(tmp_path, capsys):
     assert record.read(output)["results"] == [row]
 
 
-def test_largest_class_is_that_of_the_examples_that_are_evaluated():
+def test_largest_class_is_that_of_the_evaluated_examples():
     """Film reviews: 524 of the 1,057 held-out sentences have the other label."""
     assert tasks.share_of_largest_class(read_recipe("review_modernbert")) == pytest.approx(533 / 1057)
     assert tasks.share_of_largest_class(read_recipe("fashion_mnist_scratch")) == pytest.approx(0.115)
