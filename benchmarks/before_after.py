@@ -25,6 +25,7 @@ from typing import Any
 from benchmarks.loading import format_spread
 from benchmarks.timed_training import WARM_UP
 from benchmarks.workloads import WORKLOADS
+from data.notes import count_of
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ("movie_reviews", "review_sentences", "django_messages", "review_modernbert")  # BERT, GPT-2, T5, ModernBERT
@@ -90,7 +91,8 @@ def describe(before: dict[str, Any], after: dict[str, Any]) -> str:
     if not different:
         return f"all {len(before)} numbers are identical"
     first = different[0]
-    return f"{len(different)} numbers differ, first {first}: {before.get(first)!r} before, {after.get(first)!r} after"
+    differ = f"{count_of(len(different), 'number')} {'differs' if len(different) == 1 else 'differ'}"
+    return f"{differ}, first {first}: {before.get(first)!r} before, {after.get(first)!r} after"
 
 
 def compare_speed(trees: Sequence[Path], arguments: argparse.Namespace, settings: Sequence[str]) -> None:
