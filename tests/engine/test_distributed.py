@@ -234,7 +234,7 @@ def launched(request, checkpoint_folder, reviews, tmp_path_factory):
         write_reviews(folder / f"{count}.jsonl", count, seed=3)
     begun = override(base, SETTINGS["from one rank"] | {"run.folder": str(folder / "from one rank")})
     assert run_training(begun, StopAfter(3)) is None
-    done = run_module("test_distributed", folder, ranks=request.param, cwd=Path(__file__).parent)
+    done = run_module("test_distributed", folder, ranks=request.param, cwd=Path(__file__).parent, is_new=True)
     assert done.returncode == 0, done.stdout + done.stderr
     results = {
         name: [json.loads((folder / f"{name}.{rank}.json").read_text()) for rank in range(request.param)]

@@ -57,7 +57,7 @@ class Launch:
     def start(self) -> str:
         """Run the cases; return what the ranks print to stderr. hsdp: two launches, as of two machines."""
         if self.strategy != "hsdp":
-            done = run_module("support.sharded", self.folder, ranks=self.ranks, timeout=600)
+            done = run_module("support.sharded", self.folder, ranks=self.ranks, timeout=600, is_new=True)
             assert done.returncode != 0  # the last case ends it
             return done.stderr
         with socket.socket() as listener:

@@ -23,6 +23,7 @@ from engine.cli import StopRequest
 from engine.config import Config
 from engine.distributed import Ranks
 from engine.tasks import TASKS
+from support import warm
 
 WORDS = ["good", "great", "fine", "lovely", "bad", "awful", "poor", "dull", "film", "story", "actor", "plot", "scene"]
 WORDS += ["music", "the", "a", "of", "and", "very", "so"]
@@ -193,12 +194,17 @@ def run_module(
     restarts: int = 0,
     cwd: Path | None = None,
     timeout: int = 300,
+    is_new: bool = False,
     **env: str,
 ):
-    """Run `torchrun --nproc-per-node RANKS -m MODULE ...`, or python for one rank; return the finished process."""
-    launcher = [sys.executable, "-m", module]
+    """Run `torchrun --nproc-per-node RANKS -m MODULE ...`, or python for one rank; return the finished process.
+
+    is_new: whether each process is a new Python, with hashes of its own, or a fork of one with torch (support/warm.py).
+    """
+    python = sys.executable if is_new else str(warm.folder() / "python")
+    launcher = [python, "-m", module]
     if ranks > 1:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        launcher = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
         launcher += ["--max-restarts", str(restarts), "-m", module]
     root = Path(native.__file__).parent.parent
     environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}", "OMP_NUM_THREADS": "1"} | env
