@@ -2,6 +2,7 @@
 
 __main__.py     the command: python -m engine.report RUN [RUN ...]
 runs.py         what a run folder keeps: metrics.jsonl, the recipe, the model card
+summary_file.py what a run said before its first step: the model, the data, the steps
 predictions.py  what the best weights predict for the validation rows: metrics, tables, mistakes
 shown.py        one example as it is shown: its text with marks, or a small image
 charts.py       charts as inline SVG

@@ -12,15 +12,17 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from engine import cli
 from engine.config import ConfigError, split_arguments
 from engine.errors import USER_ERRORS
 from engine.report import PAGE
-from engine.report.page import Examined, page
+from engine.report.page import Examined, OfTasks, page
 from engine.report.predictions import MORE, MOST_EXAMPLES, MOST_TEXTS, examine
 from engine.report.runs import Run, open_runs
 from engine.report.terminal import format_table
+from engine.run_folder import BEST
 from engine.tasks import MULTI_TASK
 
 USAGE = "python -m engine.report RUN [RUN ...] [--output FILE.html] [--no-predict] [--max-examples N]"
@@ -37,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; return its exit code."""
     flag = "--no-predict"
     if {"--help", "-h"} & set(argv):
-        cli.read_command(["--help"], USAGE, OPTIONS, MORE)
+        cli.read_command(argv, USAGE, OPTIONS, MORE)
     names, given = split_arguments([argument for argument in argv if argument != flag])
     if not names:
         raise ConfigError(f"name a run folder: {USAGE}")
@@ -62,16 +64,25 @@ def _read_most(text: str) -> int | None:
     return int(text) if text else None
 
 
-def _examine(run: Run, given: dict[str, str], most: int | None, is_off: bool) -> Examined:
-    """Return what the best weights predict, or why that cannot be said."""
+def _examine(run: Run, given: dict[str, str], most: int | None, is_off: bool) -> Examined | OfTasks:
+    """Return what the best weights predict, of several tasks each, or why that cannot be said."""
     if is_off:
         return "Nothing was predicted, because of --no-predict."
-    if run.settings.get("run.task") == MULTI_TASK:
-        return f"A run of several tasks: engine.evaluate judges each, as {run.folder}/best-NAME."
+    if run.settings.get("run.task") != MULTI_TASK:
+        return _examine_one(run.name, run.folder, given, most)
+    folders = {path.name.removeprefix(f"{BEST}-"): path for path in sorted(run.folder.glob(f"{BEST}-*"))}
+    if not folders:
+        return f"Nothing was predicted: there is no {BEST}-NAME/ yet, which a run of several tasks saves for each."
+    if key := next((key for key in MORE if key in given), ""):
+        raise ConfigError(f"--{key} has no effect on {run.name}, a run of several tasks: leave it out")
+    return {name: _examine_one(f"{run.name}, {name}", path, given, most) for name, path in folders.items()}
+
+
+def _examine_one(name: str, folder: Path, given: dict[str, str], most: int | None) -> Examined:
     try:
-        return examine(str(run.folder), given, most)
+        return examine(str(folder), given, most)
     except USER_ERRORS as error:
-        print(f"{run.name}: nothing is predicted: {error}", file=sys.stderr)
+        print(f"{name}: nothing is predicted: {error}", file=sys.stderr)
         return f"Nothing was predicted: {error}"
 
 

@@ -15,13 +15,15 @@ from engine.report.mistakes import findings_html, notes_html, table_html
 from engine.report.predictions import Findings
 from engine.report.runs import Run, differing_settings, pair_by_seed
 from engine.report.style import STYLE
+from engine.report.summary_file import DATA, MODEL, STEPS
 from engine.report.terminal import columns_of
 from engine.report.terminal import shown as _number
 
 Examined = Findings | str  # what was predicted, or why nothing was
+OfTasks = Mapping[str, Examined]  # the same for each of several tasks
 
 
-def page(runs: Sequence[Run], examined: Sequence[Examined]) -> str:
+def page(runs: Sequence[Run], examined: Sequence[Examined | OfTasks]) -> str:
     """Return the page as HTML. examined: of each run what was found; a sentence where nothing was predicted."""
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs: {', '.join(run.name for run in runs)}"
     sections = {
@@ -29,9 +31,12 @@ def page(runs: Sequence[Run], examined: Sequence[Examined]) -> str:
         "Curves": _curves(runs),
         "Predictions": _predictions(runs, examined),
     }
-    sections |= {"Recipe": _recipes(runs), "Data": _data(runs), "Environment": _environment()}
-    links = " ".join(f'<a href="#{name.lower()}">{name}</a>' for name in sections)
-    body = "".join(f'<h2 id="{name.lower()}">{name}</h2>{html}' for name, html in sections.items())
+    sections |= {"Recipe": _recipes(runs), DATA: _paragraphs(runs, DATA), MODEL: _paragraphs(runs, MODEL)}
+    sections |= {"Environment": _paragraphs(runs, STEPS) + _environment()}
+    sections = {name: html for name, html in sections.items() if html}
+    ids = {name: name.lower().replace(" ", "-") for name in sections}
+    links = " ".join(f'<a href="#{ids[name]}">{name}</a>' for name in sections)
+    body = "".join(f'<h2 id="{ids[name]}">{name}</h2>{html}' for name, html in sections.items())
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -46,7 +51,7 @@ def _subtitle(runs: Sequence[Run]) -> str:
     return "; ".join(dict.fromkeys(names))
 
 
-def _results(runs: Sequence[Run], examined: Sequence[Examined]) -> str:
+def _results(runs: Sequence[Run], examined: Sequence[Examined | OfTasks]) -> str:
     columns = columns_of(runs)
     if len(runs) == 1:
         return _one_result(runs[0], examined[0])
@@ -57,7 +62,17 @@ def _results(runs: Sequence[Run], examined: Sequence[Examined]) -> str:
     return f"{table}{unfinished}{_pairs(runs)}{notes_html(notes)}"
 
 
-def _one_result(run: Run, found: Examined) -> str:
+def _metrics_now(found: Examined | OfTasks) -> tuple[str, dict[str, float]]:
+    """Return the heading and the metrics of what was predicted, TASK/NAME for several tasks; {} for nothing."""
+    of_tasks = found.items() if isinstance(found, Mapping) else [("", found)]
+    all_found = {f"{name}/" if name else "": one for name, one in of_tasks if not isinstance(one, str)}
+    metrics = {f"{prefix}{key}": value for prefix, one in all_found.items() for key, value in one.metrics.items()}
+    counts = [f"{one.count:,}" for one in all_found.values()]
+    is_part = any(one.count < one.total for one in all_found.values())
+    return f"validation, now ({' and '.join(counts)} examples)" if is_part else "validation, now", metrics
+
+
+def _one_result(run: Run, found: Examined | OfTasks) -> str:
     """Return the numbers of a run, and a table of all its metrics: of the best weights, of the end, and of the test."""
     best, last = run.best, run.evaluations[-1] if run.evaluations else {}
     facts = {"steps": f"{run.last_step:,}", "seed": "-" if run.seed is None else str(run.seed)}
@@ -67,10 +82,8 @@ def _one_result(run: Run, found: Examined) -> str:
     columns: dict[str, Mapping[str, float]] = {"validation, best": best.get("evaluation", {})}
     columns |= {"training examples, best": best.get("training", {}), "test": run.test_metrics()}
     columns |= {"validation, last": last.get("evaluation", {}) if last is not best else {}}
-    now = "validation, now"
-    if not isinstance(found, str):
-        now += "" if found.count == found.total else f" ({found.count:,} examples)"
-        columns |= {now: found.metrics}
+    now, metrics = _metrics_now(found)
+    columns |= {now: metrics}
     columns = {title: values for title, values in columns.items() if values}
     names = dict.fromkeys([*run.metric_names(), *(name for values in columns.values() for name in values)])
     rows = [[escape(name), *(_number(values.get(name)) for values in columns.values())] for name in names]
@@ -116,10 +129,16 @@ def _grid(figures: Sequence[str]) -> str:
     return f'<div class="charts">{"".join(figures)}</div>'
 
 
-def _predictions(runs: Sequence[Run], examined: Sequence[Examined]) -> str:
+def _predictions(runs: Sequence[Run], examined: Sequence[Examined | OfTasks]) -> str:
     parts = []
     for i, (run, found) in enumerate(zip(runs, examined, strict=True)):
-        html = f"<p>{escape(found)}</p>" if isinstance(found, str) else findings_html(found, f"cell-{i}", len(runs) > 1)
+        is_several = isinstance(found, Mapping)
+        of_tasks = found if isinstance(found, Mapping) else {"": found}
+        html = ""
+        for j, (name, one) in enumerate(of_tasks.items()):
+            anchor = f"task-{j}-cell-{i}" if is_several else f"cell-{i}"
+            html += f"<h3 class='task'>{escape(name)}</h3>" if is_several else ""
+            html += f"<p>{escape(one)}</p>" if isinstance(one, str) else findings_html(one, anchor, len(runs) > 1)
         if len(runs) == 1:
             return html
         parts.append(f"<details{' open' if i == 0 else ''}><summary>{escape(run.name)}</summary>{html}</details>")
@@ -142,16 +161,21 @@ def _recipes(runs: Sequence[Run]) -> str:
     return "".join(parts)
 
 
-def _data(runs: Sequence[Run]) -> str:
-    parts = []
+def _paragraphs(runs: Sequence[Run], title: str) -> str:
+    """Return what each run said of the model, the data or the steps, where it is equal once; "" where nobody did."""
+    names: dict[str, list[str]] = {}
     for run in runs:
-        title = "" if len(runs) == 1 else f"<h3>{escape(run.name)}</h3>"
-        parts.append(f"{title}<pre>{escape(chr(10).join(run.data))}</pre>" if run.data else f"{title}<p>Not known.</p>")
-    return "".join(parts)
+        text = run.summary.get(title, "\n".join(run.data) if title == DATA else "")
+        names.setdefault(text, []).append(run.name)
+    if not any(names):
+        return "<p>Not known.</p>" if title == DATA else ""
+    heads = [f"<h3>{escape(', '.join(own))}</h3>" if len(names) > 1 else "" for own in names.values()]
+    texts = [f"<pre>{escape(text)}</pre>" if text else "<p>Not known.</p>" for text in names]
+    return "".join(head + text for head, text in zip(heads, texts, strict=True))
 
 
 def _environment() -> str:
-    """Return where this report was written; the run itself keeps no such record."""
+    """Return where this report was written; where a run has run is in its own summary."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     here = (
         f"Python {platform.python_version()}, torch {torch.__version__}, {platform.system()} {platform.machine()}{gpu}"

@@ -14,9 +14,10 @@ from typing import Any
 
 from engine.config import ConfigError, EvalSettings, read_recipe, to_dict
 from engine.model_card import CARD, changed_settings
+from engine.report.summary_file import DATA, read_summary
 from engine.run_folder import BEST, LAST
 from engine.state import metric_direction
-from engine.tasks import find_task
+from engine.tasks import MULTI_TASK, find_task
 
 LOG = "metrics.jsonl"
 ESCAPED = re.compile(r"\\([\\`*<|\[\]_])")  # in a model card, a character that is no Markdown
@@ -33,7 +34,8 @@ class Run:
     training, evaluations, end: lines of metrics.jsonl (engine/log.py); end: {} where the run has not ended.
     settings, changed: all settings of its recipe, and as TOML those that differ from the defaults.
     watched, mode: the metric that chose the best weights, and whether "max" or "min" is better; "" where unknown.
-    data: the lines of the model card about the data. details: metrics that a run of the task does not print.
+    summary: what it said before its first step (summary_file.py). data: the lines of the model card about the data,
+    of a run without a summary. details: metrics that a run of the task does not print.
     notes: what is missing or damaged.
     """
 
@@ -48,6 +50,7 @@ class Run:
     mode: str
     data: Sequence[str]
     details: Sequence[str]
+    summary: Mapping[str, str]
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -117,9 +120,11 @@ def open_run(folder: Path, name: str) -> Run:
         notes.append("the run has not ended, or was stopped; `--resume` continues it")
     settings, changed = _read_settings(folder, notes)
     watched = _watched(settings, evaluations, end)
+    summary = read_summary(folder)
+    data = [] if DATA in summary else _data_lines(folder / BEST / CARD, notes)
     return Run(
         name, folder, training, evaluations, end, settings, changed, watched, _mode(settings, watched),
-        _data_lines(folder / BEST / CARD, notes), _details(settings), notes,
+        data, _details(folder, settings, evaluations), summary, notes,
     )  # fmt: skip
 
 
@@ -169,11 +174,27 @@ def _mode(settings: Mapping[str, Any], watched: str) -> str:
     return ""
 
 
-def _details(settings: Mapping[str, Any]) -> Sequence[str]:
-    """Return the metrics that a run of the task does not print; () for a task that is not known here."""
+def _details(folder: Path, settings: Mapping[str, Any], evaluations: Sequence[dict[str, Any]]) -> Sequence[str]:
+    """Return the metrics that a run of the task does not print; () for a task that is not known here.
+
+    Of several tasks they are all but the one that each task watches.
+    """
+    if settings.get("run.task") == MULTI_TASK:
+        names = [name for row in evaluations[:1] for name in row["evaluation"]]
+        parts = {path.name.removeprefix(f"{BEST}-"): path for path in folder.glob(f"{BEST}-*")}
+        watched = {f"{name}/{_first_metric(path)}" for name, path in parts.items()}
+        return [name for name in names if name not in watched]
     with suppress(ConfigError):
         return find_task(str(settings.get("run.task")))[0].details
     return ()
+
+
+def _first_metric(folder: Path) -> str:
+    """Return the metric that the recipe of a checkpoint watches; "" where that is not known."""
+    with suppress(ConfigError):
+        run = read_recipe(str(folder / "recipe.toml"))
+        return find_task(run.run.task, run.eval.metric)[1]
+    return ""
 
 
 def _data_lines(card: Path, notes: list[str]) -> list[str]:

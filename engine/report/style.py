@@ -13,6 +13,7 @@ body { margin: 0 auto; padding: 1.2rem clamp(.8rem, 3vw, 2rem) 4rem; max-width: 
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .3rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin: 2.4rem 0 .8rem; padding-top: .6rem; border-top: 1px solid var(--rule); }
 h3 { font-size: 1.02rem; margin: 1.8rem 0 .5rem; }
+.task { font-size: 1.15rem; margin-top: 2.4rem; }
 p { margin: .4rem 0; }
 a { color: var(--c0); }
 nav a { margin-right: 1rem; white-space: nowrap; }
@@ -44,7 +45,9 @@ th:first-child, td:first-child { text-align: left; }
 .settings td, .settings th { text-align: left; overflow-wrap: anywhere; font-family: ui-monospace, monospace; }
 .settings .differs td { background: var(--panel); }
 .matrix td { min-width: 2.7rem; text-align: center; border: 1px solid var(--paper); padding: .4rem; }
-.matrix th { border: 0; text-align: center; } .matrix th[scope=row] { text-align: right; }
+td:first-child { max-width: 24rem; overflow-wrap: anywhere; }
+.matrix th { border: 0; text-align: center; min-width: 3.6rem; max-width: 9rem; overflow-wrap: anywhere;
+  vertical-align: bottom; } .matrix th[scope=row] { text-align: right; }
 .matrix .corner { font-weight: 400; font-size: .78rem; white-space: nowrap; }
 .matrix .right { background: color-mix(in srgb, var(--right) var(--share), var(--panel)); }
 .matrix .wrong { background: color-mix(in srgb, var(--wrong) var(--share), var(--panel)); }
@@ -57,7 +60,8 @@ th:first-child, td:first-child { text-align: left; }
 .images { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); }
 article { background: var(--panel); border-radius: 6px; padding: .5rem .8rem; overflow-wrap: anywhere;
   font-size: .92rem; }
-article p { white-space: pre-wrap; } article .facts { color: var(--soft); font-size: .8rem; white-space: normal; }
+article p { white-space: pre-wrap; max-height: 10.5rem; overflow-y: auto; }
+article .facts { color: var(--soft); font-size: .8rem; white-space: normal; }
 .facts b { color: var(--ink); } .true { color: var(--c0); } .predicted { color: var(--c1); }
 img { width: 96px; min-height: 48px; image-rendering: auto; border-radius: 3px; display: block; }
 mark { color: inherit; border-radius: 3px; padding: 0 .15em; border-bottom: 2px solid transparent; }

@@ -1,0 +1,23 @@
+"""What a run said before its first step, which it keeps as summary.txt: the model, the data, the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+FILE = "summary.txt"
+MODEL, DATA, STEPS = "Model loading", "Data", "Steps"
+BEGINS = {"weights:": MODEL, "parameters:": STEPS}  # of a paragraph; all others are about the data
+
+
+def read_summary(folder: Path) -> Mapping[str, str]:
+    """Return {MODEL, DATA or STEPS: its paragraphs} of a run; {} for a run that kept no summary."""
+    try:
+        text = (folder / FILE).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    found: dict[str, list[str]] = {}
+    for paragraph in filter(None, (part.strip("\n") for part in text.split("\n\n"))):
+        title = next((name for start, name in BEGINS.items() if paragraph.startswith(start)), DATA)
+        found.setdefault(title, []).append(paragraph)
+    return {title: "\n\n".join(own) for title, own in found.items()}
