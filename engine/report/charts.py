@@ -9,7 +9,7 @@ from html import escape
 
 WIDTH, HEIGHT = 420, 230  # the units of the picture, which is scaled to its column
 LEFT, RIGHT, TOP, BOTTOM = 54, 14, 10, 36
-NUM_COLOURS = 7  # of style.py
+NUM_COLOURS = 8  # of style.py
 MAX_POINTS = 300  # of a line
 LOG_RATIO = 50.0  # from here on, positive values have a logarithmic axis
 FEW_POINTS = 40  # with marks

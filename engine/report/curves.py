@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.report.charts import Line, line_chart, smooth
+from engine.report.charts import Line, legend, line_chart, smooth
 from engine.report.runs import Point, Run, curve
 
 NUMBERS_OF_STEPS = {  # key of a training line: (title, unit)
@@ -26,14 +26,13 @@ def main_charts(runs: Sequence[Run]) -> list[str]:
     figures = [_loss_chart(runs), *(_metric_chart(runs, name) for name in _main_metrics(runs))]
     figures += [_gap_chart(runs, name) for name in dict.fromkeys(("loss", *[run.watched for run in runs]))]
     for key, (title, unit) in NUMBERS_OF_STEPS.items():
-        lines = [Line(_named(run, runs), curve(run.training, key), i) for i, run in enumerate(runs)]
+        lines = [_line(run, runs, curve(run.training, key)) for run in runs]
         highest = max((y for line in lines for _, y in line.points), default=0.0)
         y_range = (0.0, 1.05 * highest) if key == "lr" and highest else None  # it ends near 0 by design: no log axis
         figures.append(line_chart(title, lines, y_label=unit, y_range=y_range, from_zero=True))
     others = dict.fromkeys(key for run in runs for row in run.training for key in row if key not in NOT_SHOWN)
     for key in others:
-        lines = [Line(_named(run, runs), curve(run.training, key), i) for i, run in enumerate(runs)]
-        figures.append(line_chart(key, lines))
+        figures.append(line_chart(key, [_line(run, runs, curve(run.training, key)) for run in runs]))
     return [figure for figure in figures if figure]
 
 
@@ -58,6 +57,16 @@ def _named(run: Run, runs: Sequence[Run], what: str = "") -> str:
     return " ".join(filter(None, (run.name if len(runs) > 1 else "", what))) or run.name
 
 
+def legend_of(runs: Sequence[Run]) -> str:
+    """Return the names of several runs beside their colours, which all charts have."""
+    return legend([Line(run.name, [], i) for i, run in enumerate(runs)])
+
+
+def _line(run: Run, runs: Sequence[Run], points: Sequence[Point], what: str = "") -> Line:
+    """Return the line of a run in its colour; of several runs legend_of has the names, once."""
+    return Line(_named(run, runs, what), points, runs.index(run), listed=len(runs) == 1)
+
+
 def _best_marker(runs: Sequence[Run]) -> list[tuple[float, str]]:
     """Return the step of the best weights; none for several runs, whose lines would cover each other."""
     return [(float(runs[0].best["step"]), "best")] if len(runs) == 1 and runs[0].best else []
@@ -72,10 +81,10 @@ def _loss_chart(runs: Sequence[Run]) -> str:
         if is_smoothed:
             span = max(5.0, len(raw) / SMOOTHED)
             lines += [Line("training, each line", raw, 0, "faint")] if is_one else []
-            lines.append(Line(_named(run, runs, "training, smoothed" if is_one else ""), smooth(raw, span), i))
+            lines.append(_line(run, runs, smooth(raw, span), "training, smoothed" if is_one else ""))
             note = f"Smoothed: the moving average of about {span:.0f} lines of the log."
         else:
-            lines.append(Line(_named(run, runs, "training" if is_one else ""), raw, i))
+            lines.append(_line(run, runs, raw, "training" if is_one else ""))
         validation = curve(run.evaluations, "loss", "evaluation")
         kind = "" if is_one else "dashed"
         lines.append(Line(_named(run, runs, "validation"), validation, 1 if is_one else i, kind, listed=is_one))
@@ -91,7 +100,8 @@ def _metric_chart(runs: Sequence[Run], name: str) -> str:
         points = curve(run.evaluations, name, "evaluation")
         bars = _intervals(run, name, points) if is_one else []
         has_bars |= bool(bars)
-        lines.append(Line(_named(run, runs, "validation" if is_one else ""), points, 1 if is_one else i, bars=bars))
+        name_of_line = _named(run, runs, "validation" if is_one else "")
+        lines.append(Line(name_of_line, points, 1 if is_one else i, bars=bars, listed=is_one))
         training = curve(run.evaluations, name, "training")
         has_training |= bool(training)
         lines.append(Line(_named(run, runs, "training"), training, 0 if is_one else i, "dashed", listed=is_one))
@@ -111,11 +121,11 @@ def _intervals(run: Run, name: str, points: Sequence[Point]) -> list[tuple[float
 def _gap_chart(runs: Sequence[Run], name: str) -> str:
     """Return how much better a metric is on training examples than on validation; "" where it was not evaluated."""
     lines = []
-    for i, run in enumerate(runs):
+    for run in runs:
         training = dict(curve(run.evaluations, name, "training"))
         validation = dict(curve(run.evaluations, name, "evaluation"))
         sign = -1 if name == "loss" or (name == run.watched and run.mode == "min") else 1
         points = [(step, sign * (training[step] - validation[step])) for step in training if step in validation]
-        lines.append(Line(_named(run, runs), points, i))
+        lines.append(_line(run, runs, points))
     title = f"Gap of {name}"
     return line_chart(title, lines, y_label="how much better on training examples", markers=_best_marker(runs))

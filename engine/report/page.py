@@ -10,7 +10,7 @@ import torch
 
 from data.notes import count_of
 from engine.report.charts import MAX_POINTS
-from engine.report.curves import main_charts, other_charts
+from engine.report.curves import legend_of, main_charts, other_charts
 from engine.report.mistakes import findings_html, notes_html, table_html
 from engine.report.predictions import Findings
 from engine.report.runs import Run, differing_settings, pair_by_seed
@@ -62,9 +62,13 @@ def _results(runs: Sequence[Run], examined: Sequence[Examined | OfTasks]) -> str
     return f"{table}{unfinished}{_pairs(runs)}{notes_html(notes)}"
 
 
+def _of_tasks(found: Examined | OfTasks) -> OfTasks:
+    return found if isinstance(found, Mapping) else {"": found}
+
+
 def _metrics_now(found: Examined | OfTasks) -> tuple[str, dict[str, float]]:
     """Return the heading and the metrics of what was predicted, TASK/NAME for several tasks; {} for nothing."""
-    of_tasks = found.items() if isinstance(found, Mapping) else [("", found)]
+    of_tasks = _of_tasks(found).items()
     all_found = {f"{name}/" if name else "": one for name, one in of_tasks if not isinstance(one, str)}
     metrics = {f"{prefix}{key}": value for prefix, one in all_found.items() for key, value in one.metrics.items()}
     counts = [f"{one.count:,}" for one in all_found.values()]
@@ -89,8 +93,10 @@ def _one_result(run: Run, found: Examined | OfTasks) -> str:
     rows = [[escape(name), *(_number(values.get(name)) for values in columns.values())] for name in names]
     table = table_html(["metric", *columns], rows) if rows else ""
     state = f"<p>Ended: {escape(str(run.end['end']))}.</p>" if run.end else ""
-    applied = "<p class='note'>now: of best/ as it predicts, with the temperature and thresholds that it has.</p>"
-    return f'<dl class="numbers">{items}</dl>{state}{table}{applied if now in columns else ""}{notes_html(run.notes)}'
+    weights = [f"{one.weights}/" for one in _of_tasks(found).values() if not isinstance(one, str)]
+    applied = f"now: of {escape(' and '.join(weights))}, with the temperature and thresholds of config.json."
+    applied = f"<p class='note'>{applied}</p>" if metrics else ""
+    return f'<dl class="numbers">{items}</dl>{state}{table}{applied}{notes_html(run.notes)}'
 
 
 def _pairs(runs: Sequence[Run]) -> str:
@@ -122,7 +128,7 @@ def _curves(runs: Sequence[Run]) -> str:
     most = max(len(run.training) for run in runs)
     kept = "a curve keeps the lowest and the highest value of each of equal stretches"
     thinned = f"<p class='note'>Lines of a log: up to {most:,}; {kept}.</p>" if most > MAX_POINTS else ""
-    return f"{_grid(figures)}{thinned}{more}"
+    return f"{legend_of(runs) if len(runs) > 1 else ''}{_grid(figures)}{thinned}{more}"
 
 
 def _grid(figures: Sequence[str]) -> str:
@@ -132,10 +138,8 @@ def _grid(figures: Sequence[str]) -> str:
 def _predictions(runs: Sequence[Run], examined: Sequence[Examined | OfTasks]) -> str:
     parts = []
     for i, (run, found) in enumerate(zip(runs, examined, strict=True)):
-        is_several = isinstance(found, Mapping)
-        of_tasks = found if isinstance(found, Mapping) else {"": found}
-        html = ""
-        for j, (name, one) in enumerate(of_tasks.items()):
+        html, is_several = "", isinstance(found, Mapping)
+        for j, (name, one) in enumerate(_of_tasks(found).items()):
             anchor = f"task-{j}-cell-{i}" if is_several else f"cell-{i}"
             html += f"<h3 class='task'>{escape(name)}</h3>" if is_several else ""
             html += f"<p>{escape(one)}</p>" if isinstance(one, str) else findings_html(one, anchor, len(runs) > 1)

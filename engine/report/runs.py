@@ -94,9 +94,21 @@ def _has_log(folder: Path) -> bool:
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:
-    """Return the last part of each path; the whole path where two have the same."""
-    last = [folder.resolve().name for folder in folders]
-    return [name if last.count(name) == 1 else str(folder) for name, folder in zip(last, folders, strict=True)]
+    """Return the last part of each path; where two have the same, the parts between what all paths begin and end with.
+
+    So runs/a/run and runs/b/run are a and b.
+    """
+    paths = [folder.resolve().parts for folder in folders]
+    last = [parts[-1] if parts else "" for parts in paths]
+    if len({*last}) == len(last):
+        return last
+    begin, end = _num_equal(paths), _num_equal([parts[::-1] for parts in paths])
+    return ["/".join(parts[begin : len(parts) - end]) or str(Path(*parts)) for parts in paths]
+
+
+def _num_equal(paths: Sequence[Sequence[str]]) -> int:
+    """Return how many parts all paths begin with."""
+    return next((i for i, parts in enumerate(zip(*paths, strict=False)) if len({*parts}) > 1), min(map(len, paths)))
 
 
 def open_run(folder: Path, name: str) -> Run:

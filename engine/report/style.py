@@ -3,10 +3,11 @@
 STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1c2126; --soft: #59636e; --rule: #d8dde3; --panel: #f5f7f9;
   --c0: #0072b2; --c1: #d55e00; --c2: #009e73; --c3: #b5588f; --c4: #b57d00; --c5: #7a5cc4; --c6: #59636e;
-  --right: #0072b2; --wrong: #d55e00; --hit: #c5ebdc; --miss: #cfe4f4; --false: #fbdcc6; }
+  --c7: #8c4a2f;  --right: #0072b2; --wrong: #d55e00; --hit: #c5ebdc; --miss: #cfe4f4; --false: #fbdcc6; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14181c; --ink: #e4e8ec; --soft: #9aa5b1; --rule: #343c45;
   --panel: #1c2228; --c0: #56b4e9; --c1: #f08a4b; --c2: #35c79b; --c3: #e08fbf; --c4: #e6b23c; --c5: #b7a2f2;
-  --c6: #9aa5b1; --right: #2f86bf; --wrong: #c8652a; --hit: #14523d; --miss: #17466b; --false: #6d3512; } }
+  --c6: #9aa5b1; --c7: #cf9a7c;
+  --right: #2f86bf; --wrong: #c8652a; --hit: #14523d; --miss: #17466b; --false: #6d3512; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.2rem clamp(.8rem, 3vw, 2rem) 4rem; max-width: 82rem; background: var(--paper);
   color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", "Noto Sans", "Noto Sans CJK SC", sans-serif; }
@@ -31,9 +32,9 @@ svg text { fill: var(--soft); font-size: 12px; }
 .dashed { stroke-dasharray: 5 4; } .faint { stroke-width: 1; opacity: .4; } .bar { stroke-width: 1.3; opacity: .7; }
 .dot { opacity: .75; }
 .s0 { stroke: var(--c0); } .s1 { stroke: var(--c1); } .s2 { stroke: var(--c2); } .s3 { stroke: var(--c3); }
-.s4 { stroke: var(--c4); } .s5 { stroke: var(--c5); } .s6 { stroke: var(--c6); }
+.s4 { stroke: var(--c4); } .s5 { stroke: var(--c5); } .s6 { stroke: var(--c6); } .s7 { stroke: var(--c7); }
 .f0 { fill: var(--c0); } .f1 { fill: var(--c1); } .f2 { fill: var(--c2); } .f3 { fill: var(--c3); }
-.f4 { fill: var(--c4); } .f5 { fill: var(--c5); } .f6 { fill: var(--c6); }
+.f4 { fill: var(--c4); } .f5 { fill: var(--c5); } .f6 { fill: var(--c6); } .f7 { fill: var(--c7); }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem 1rem; margin: .2rem 0 0; font-size: .82rem; color: var(--soft); }
 .legend span { display: inline-flex; align-items: center; gap: .35rem; overflow-wrap: anywhere; }
 .key { width: 22px; flex: none; }
@@ -41,12 +42,12 @@ svg text { fill: var(--soft); font-size: 12px; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .28rem .7rem; text-align: right; border-bottom: 1px solid var(--rule); }
 th { color: var(--soft); font-weight: 600; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
 .settings td, .settings th { text-align: left; overflow-wrap: anywhere; font-family: ui-monospace, monospace; }
 .settings .differs td { background: var(--panel); }
 .matrix td { min-width: 2.7rem; text-align: center; border: 1px solid var(--paper); padding: .4rem; }
-td:first-child { max-width: 24rem; overflow-wrap: anywhere; }
-.matrix th { border: 0; text-align: center; min-width: 3.6rem; max-width: 9rem; overflow-wrap: anywhere;
+td:first-child { max-width: 24rem; overflow-wrap: break-word; }
+.matrix th { border: 0; text-align: center; min-width: 3.6rem; max-width: 9rem; overflow-wrap: break-word;
   vertical-align: bottom; } .matrix th[scope=row] { text-align: right; }
 .matrix .corner { font-weight: 400; font-size: .78rem; white-space: nowrap; }
 .matrix .right { background: color-mix(in srgb, var(--right) var(--share), var(--panel)); }

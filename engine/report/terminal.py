@@ -58,10 +58,11 @@ def format_table(runs: Sequence[Run], width: int) -> str:
 
 
 def describe_pair(pair: Paired, metric: str) -> str:
-    """Return how much better a recipe is than the first one, over the seeds that both have."""
+    """Return how much better or worse a recipe is than the first one, over the seeds that both have."""
     deviation = "" if math.isnan(pair.spread) else f" ± {pair.spread:.4f}"
     seeds = count_of(len(pair.differences), "equal seed")
-    return f"{pair.title}: {metric} better by {pair.mean:+.4f}{deviation} than the first recipe, {seeds}"
+    how = "worse" if pair.mean < 0 else "better"
+    return f"{pair.title}: {metric} {how} by {abs(pair.mean):.4f}{deviation} than the first recipe, {seeds}"
 
 
 def _shorten(name: str, length: int) -> str:

@@ -188,7 +188,7 @@ def test_equal_seeds_are_compared_with_the_first_recipe(tmp_path):
         lines = table.splitlines()[: 1 + len(runs)]
         assert max(map(len, lines)) <= width
         assert [line.split()[0] for line in lines] == ["run", "a0", "a1", "b0", "b1", "b2", "c0"]
-    assert "optim.lr = 9e-05: accuracy better by +0.0100 ± 0.0424 than the first recipe, 2 equal seeds" in table
+    assert "optim.lr = 9e-05: accuracy better by 0.0100 ± 0.0424 than the first recipe, 2 equal seeds" in table
 
 
 def test_what_is_missing_or_damaged_is_said(tmp_path):
