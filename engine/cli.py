@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from data.workers import LoaderStopped, stop_signals
 from data.writing import is_same_stream, is_stream, write_text
-from engine import checkpoint, console, distributed, heartbeat, plugins
+from engine import checkpoint, config, console, distributed, heartbeat, help_pages, plugins
 from engine.config import Config, ConfigError, all_settings, check, did_you_mean, override, read_recipe, split_arguments
 from engine.errors import LOST_PROCESS_ERRORS, USER_ERRORS, LostRankError, OtherRankError, TrainingError
 from engine.kernels import explain_missing_kernel
@@ -38,7 +38,7 @@ ALWAYS_USED = (
 )
 ONLY_TRAINING_READS = (
     *("data.train", "data.validation", "data.validation_fraction", "data.max_train_examples", "data.test"),
-    *("data.group_column", "data.labels", "data.teacher_file", "data.num_workers"),
+    *("data.group_column", "data.labels", "data.teacher_file", "data.num_workers", "data.fold", "data.cache"),
 )
 PRINT_SECONDS = 2.0  # within which another rank of this machine reports the same error
 ECHO_SECONDS = 2.0  # within which torchrun passes a terminal's Ctrl-C on to ranks that have got it too
@@ -200,6 +200,15 @@ def _is_set_soon(store: Any, key: str) -> bool:
     return found
 
 
+def parse(argv: Sequence[str], usage: str, options: Mapping[str, str] | None = None) -> Config:
+    """Return the checked configuration of `[RECIPE] --section.key=value ...`.
+
+    options: of the command itself, for its --help. Raises ConfigError, or SystemExit(0) after --help.
+    """
+    help_pages.answer(argv, usage, options=options)
+    return config.parse(list(argv), usage)
+
+
 def open_model(
     argv: Sequence[str], usage: str, options: Mapping[str, str], more: Sequence[str] = ()
 ) -> tuple[Path, Config, dict[str, str]]:
@@ -221,12 +230,8 @@ def read_command(
     the usual ones. Raises ConfigError for an unknown option; SystemExit(0) after --help.
     """
     known = all_settings(Config())
-    settings = {key: declared.metadata["doc"] for key, declared in known.items() if is_used(key, more)}
-    if "--help" in argv or "-h" in argv:
-        shown = [usage, "", *(f"  --{name}\n        {doc}" for name, doc in options.items()), ""]
-        shown += ["Settings, taken from the recipe of the run where they are not given:", ""]
-        print("\n".join([*shown, *(f"  --{key}\n        {doc}" for key, doc in settings.items())]))
-        raise SystemExit(0)
+    settings = [key for key in known if is_used(key, more)]
+    help_pages.answer_for_run(argv, usage, options, settings, more)
     positional, given = split_arguments(list(argv))
     names = [name.partition(" ")[0] for name in options]
     own = {key: given.pop(key) for key in names if key in given}

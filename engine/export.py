@@ -37,15 +37,14 @@ USAGE = (
 FORMATS = ("onnx", "torch-export", "hub")
 OPTIONS = {
     "to FORMAT": "onnx: for onnxruntime; torch-export: a program of torch.export, *.pt2; hub: upload the checkpoint",
-    "output FOLDER": "where the graph goes; default: beside the checkpoint, as in runs/mine/best-onnx",
-    "rows FILE": "rows in a format of the training files, on 100 of which the graph is compared with the model; "
-    "default: the validation rows of the run",
+    "output FOLDER": "where the graph goes; default: beside the checkpoint, as runs/mine/best-onnx",
+    "rows FILE": "rows to compare graph and model on; default: validation rows of the run",
     "repo USER/NAME": "the repository on the hub, which is created where there is none",
 }
 SWITCHES = {
-    "int8": "with --to onnx: also write the graph with its matrices in int8, and measure what that costs and gains",
+    "int8": "with --to onnx: also a graph in int8, and what that costs and gains",
     "private": "with --to hub: create the repository as a private one",
-    "dry-run": "with --to hub: list the files and show the model card; nothing is sent",
+    "dry-run": "with --to hub: show the files and the model card; send nothing",
 }
 MAX_ROWS = 100
 RESULT = "export.json"  # what was exported and measured; a folder with it may be replaced

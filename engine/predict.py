@@ -42,15 +42,15 @@ USAGE = "python -m engine.predict RUN --input FILE --output FILE.jsonl [--keep C
 WINDOW, WINDOW_OF_TEXTS = 8192, 1024  # rows; a text that is written takes much longer than a class
 MAX_DIGITS = 9
 OPTIONS = {
-    "input FILE": "a file of examples, in a format of the training files; labels are not needed and not read",
+    "input FILE": "examples, in a format of the training files; labels are not needed and not read",
     "output FILE": "the predictions: a line of JSON for each example, in the order of the input; a table where the "
     "name ends in .csv or .parquet",
-    "keep COLUMNS": "columns of the input that each prediction carries, such as text,label. They are in its member "
-    '"input", in a table columns such as input.label, as a prediction may have a label of its own',
-    "embeddings": "write the pooled vector of each text or image instead of predictions; RUN may also be a published "
-    "model; model.pooling says how, else the checkpoint. --output may also end in .npy, with the ids beside it",
-    "window ROWS": f"rows that are read, predicted and written at a time; default: {WINDOW:,}, or {WINDOW_OF_TEXTS:,} "
-    "where texts are written. A command that was killed continues after its last complete window when it is repeated",
+    "keep COLUMNS": 'columns that each prediction carries in its member "input" (in a table as input.NAME), such as '
+    "text,label",
+    "embeddings": "write a vector of each text or image instead (model.pooling); RUN may also be a published model, "
+    "and the name of --output end in .npy",
+    "window ROWS": f"rows at a time (default {WINDOW:,}, or {WINDOW_OF_TEXTS:,} where texts are written); a command "
+    "that was killed continues after the last ones",
 }
 
 

@@ -48,7 +48,7 @@ from data.prepared import (
     write_manifest,
 )
 from data.writing import WRITING, sha256_of, write_text
-from engine import cli, config, validate
+from engine import cli, config, help_pages, validate
 from engine.config import Config, ConfigError
 from engine.disk import format_bytes, free_bytes
 from engine.encoding import EncodingJob, encode_parts, make_blocks
@@ -60,15 +60,16 @@ from engine.tasks.prepared import checksum_of_code, describe_settings, find_diff
 
 USAGE = "python -m data.prepare [RECIPE] --out FOLDER [--workers N] [--verify] [--section.key=value ...]"
 OPTIONS = {
-    "out": "the folder to write; one that was begun is continued",
-    "workers": "number of processes that encode; by default one for each core",
+    "out FOLDER": "the folder to write; one that was begun is continued",
+    "workers N": "number of processes that encode; by default one for each core",
 }
-FLAGS = {"--verify": "compare the checksums of a folder that is finished, and write nothing"}
+SWITCHES = {"verify": "compare the checksums of a folder that is finished, and write nothing"}
 TEMPORARY = ("rows-*.jsonl", "part-*.json", "validation-*.jsonl", "sample-*.jsonl", f"{WRITING}*", PLAN)
 SHARDS = ("shard-*.safetensors", "blocks-*.safetensors")
 
 
 def main(argv: Sequence[str]) -> int:
+    help_pages.answer(argv, USAGE, options=OPTIONS | SWITCHES)
     options, rest = _take_options(list(argv))
     cfg = config.parse(rest, USAGE)
     if "out" not in options:
@@ -91,15 +92,13 @@ def main(argv: Sequence[str]) -> int:
 
 def _take_options(argv: list[str]) -> tuple[dict[str, str], list[str]]:
     """Return (the command's own options, the other arguments)."""
-    if "--help" in argv or "-h" in argv:
-        print("\n".join(f"  --{name}\n        {doc}" for name, doc in OPTIONS.items()))
-        print("\n".join(f"  {name}\n        {doc}" for name, doc in FLAGS.items()) + "\n")
-        return {}, argv
-    own, rest = {name.removeprefix("--"): "true" for name in FLAGS if name in argv}, list[str]()
-    arguments = iter(argument for argument in argv if argument not in FLAGS)
+    names = [name.partition(" ")[0] for name in OPTIONS]
+    own = {name: "true" for name in SWITCHES if f"--{name}" in argv}
+    rest = list[str]()
+    arguments = iter(argument for argument in argv if argument.removeprefix("--") not in SWITCHES)
     for argument in arguments:
         name, equals, value = argument.removeprefix("--").partition("=")
-        if argument.startswith("--") and name in OPTIONS:
+        if argument.startswith("--") and name in names:
             own[name] = value if equals else next(arguments, "")
             if not own[name] or own[name].startswith("--"):
                 raise ConfigError(f"--{name} needs a value: --{name}=VALUE")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine import config, plugins
+from engine import config, help_pages, plugins
 from engine.config import Config, ConfigError
 from engine.multi_task import open_task
 from engine.state import metric_direction
@@ -25,27 +25,26 @@ from engine.study_variants import (
 )
 
 USAGE = (
-    "python -m engine.study RECIPE [--vary KEY=VALUE,VALUE,... | --vary 'KEY=A..B log' | --change 'NAME: KEY=VALUE "
-    "KEY=VALUE ...']... [--seeds N] [--folds K] [--section.key=value ...]"
+    "python -m engine.study RECIPE [--vary KEY=VALUE,...]... [--change 'NAME: KEY=VALUE ...']... [--seeds N] "
+    "[--folds K] [--section.key=value ...]"
 )
 REPEATED = {
-    "vary": "KEY=VALUE,VALUE,...: a setting and its values; if given several times, all combinations are run; "
-    "KEY=A..B: a range, in which --trials values are tried; 'KEY=A..B log' where factors matter, as of a learning rate",
+    "vary": "KEY=VALUE,VALUE,...: a setting and its values; given several times, all combinations are run. KEY=A..B or "
+    "'KEY=A..B log': a range, in which --trials values are tried",
     "change": "'NAME: KEY=VALUE KEY=VALUE ...': settings that are changed together; the recipe is run unchanged, and "
-    "with each change alone; may be given several times",
+    "with each change alone",
 }
 OPTIONS = {
-    "seeds": "number of seeds for each variant: run.seed, run.seed + 1, ... (default 1)",
-    "folds": "number of parts of data.train, each of which is held out by one run; stratified by the labels, groups of "
-    "data.group_column stay whole (default: none)",
-    "sample": "number of the combinations of --vary to run, chosen at random from run.seed (default: all)",
+    "seeds": "number of seeds of each variant: run.seed, run.seed + 1, ...",
+    "folds": "parts of data.train, each of which is held out by one run",
+    "sample": "combinations to run, chosen at random (default: all)",
     "trials": "number of trials in the ranges of --vary",
-    "sampler": "how the values of a trial are chosen; random; tpe: by Optuna, from the results of the trials before",
-    "prune": "true: end a trial of the sampler tpe whose metric is below the median of the trials before, after an "
-    "evaluation, or after a run where a trial has several (default false)",
-    "workers": "number of runs at a time; each has a GPU, or a share of the CPU's threads (default 1)",
-    "folder": "folder for the runs and their table (default: studies/NAME of the recipe)",
-    "keep_weights": "true: keep best/ and last/ of finished runs (default: only their metrics and recipe)",
+    "sampler": "random, or tpe: Optuna chooses values by the results so far",
+    "prune": "true: end a trial of tpe that is worse than the median of those before, after an evaluation, or after "
+    "one of its runs",
+    "workers": "runs at a time; each has a GPU, or a share of the CPU",
+    "folder": "for the runs and their table (default: studies/NAME of the recipe)",
+    "keep_weights": "true: keep best/ and last/ of finished runs",
 }
 SMALLEST = {"seeds": 1, "folds": 2, "sample": 1, "trials": 1, "workers": 1}
 SWITCHES = ("prune", "keep_weights")
@@ -59,10 +58,7 @@ def parse(argv: Sequence[str]) -> tuple[Study, Space | None]:
     The second value is what Optuna searches in, which then chooses the variants; None: they are known.
     Raises ConfigError, or SystemExit(0) after printing --help.
     """
-    if "--help" in argv or "-h" in argv:
-        lines = [USAGE, "", *(f"  --{name}\n        {doc}" for name, doc in (REPEATED | OPTIONS).items())]
-        print("\n".join([*lines, "", "Any setting of the recipe can be given too: python -m engine.train --help"]))
-        raise SystemExit(0)
+    help_pages.answer(argv, USAGE, options=REPEATED | OPTIONS)
     repeated, options, rest = _take_own(list(argv))
     positional, given = config.split_arguments(rest)
     if len(positional) != 1:

@@ -55,9 +55,8 @@ def task_settings(config: Config, task: Task) -> TaskSettings:
     )
 
 
-def _check_used(config: Config, task: Task) -> None:
-    """Raise ConfigError for a setting that is not at its default and that this task does not read."""
-    default = Config()
+def unread_settings(task: Task) -> set[str]:
+    """Return the sections, and the settings "section.key", that other tasks read and this one does not."""
     unread = {other.section for other in TASKS.values()} - {task.section, ""} | {"multi_task"}
     unread |= set() if task.generates else {"generate"}
     unread |= set() if "bleu" in task.metrics else {"eval.bleu_tokenizer"}
@@ -66,12 +65,20 @@ def _check_used(config: Config, task: Task) -> None:
     unread |= {"data.text_pair_column"} if task.columns.text_pair is None else set()
     unread |= set() if task.problem in ("single-label", "multi-label") else {"data.teacher_file"}
     unread |= {"data.split_special_tokens"} if task.head == "image-classification" else set()
+    unread |= {"data.long_texts"} if task.long_texts == ("truncate",) else set()
+    unread |= set() if WINDOWS in task.long_texts else {"data.window_overlap"}
+    return unread
+
+
+def _check_used(config: Config, task: Task) -> None:
+    """Raise ConfigError for a setting that is not at its default and that this task does not read."""
+    default, unread = Config(), unread_settings(task)
+    _check_long_texts(config, task)  # first, since it says why
     for key in all_settings(default):
         if {key, key.partition(".")[0]} & unread and get(config, key) != get(default, key):
             raise ConfigError(f"{key} = {get(config, key)!r} has no effect on {config.run.task}: leave it out")
     _check_format(config)
     _check_judging(config, task)
-    _check_long_texts(config, task)
     _check_cache(config, task)
     _check_imbalance(config, task)
     if config.causal_lm.document_mask and not config.causal_lm.concatenate_texts:
@@ -154,7 +161,7 @@ def _check_long_texts(config: Config, task: Task) -> None:
             "multi-label-image-classification": "an image is not a text",
         }.get(config.run.task, "the text that is written would have no source for what was left out")
         raise ConfigError(f"data.long_texts = {mode!r} has no effect on {config.run.task}: {reason}")
-    if overlap != Config().data.window_overlap and mode != "windows":
+    if overlap != Config().data.window_overlap and mode != WINDOWS and WINDOWS in task.long_texts:
         raise ConfigError(
             f"data.window_overlap = {overlap} has no effect with data.long_texts = {mode!r}: leave it out, or set "
             'data.long_texts = "windows"'

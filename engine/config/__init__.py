@@ -6,7 +6,7 @@ data_settings.py   the section [data]
 model_settings.py  the sections [model], [model.dropout] and [model.lora]
 task_sections.py   the sections that only some tasks read
 recipe.py          recipes (TOML files) and command lines become one checked Config
-command_line.py    split a command line; --help
+command_line.py    split a command line; describe a setting
 renamed.py         the names that settings had before
 hf_names.py        Hugging Face's names of arguments, and ours
 """
@@ -19,7 +19,6 @@ from engine.config.recipe import (
     SCHEMA,
     check,
     differences,
-    help_text,
     override,
     override_recipe,
     parse,
@@ -107,7 +106,6 @@ __all__ = [
     "did_you_mean",
     "differences",
     "get",
-    "help_text",
     "override",
     "override_recipe",
     "parse",

@@ -1,15 +1,15 @@
-"""Command lines and --help: split arguments into {"section.key": text}, and list every setting with its meaning."""
+"""Command lines: split arguments into {"section.key": text}, and describe settings for --help."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from operator import attrgetter
 from typing import Any
 
 from engine.config.schema import KINDS, ConfigError, all_settings, did_you_mean, get, toml_value
 
-WIDTH = 110
+HELP = ("--help", "-h", "-help")
 
 
 def split_arguments(
@@ -56,31 +56,36 @@ def split_arguments(
     return positional, values
 
 
-def help_lines(defaults: Any, values: Any, values_of: str) -> list[str]:
-    """Return every setting with its type, default and meaning, section by section.
+def describe_section(name: str, keys: Collection[str], values: Any, values_of: str, width: int) -> list[str]:
+    """Return the settings of a section that are in `keys`, each with its type, default and meaning.
 
     values: the settings of the recipe named `values_of`, shown where they differ from the defaults.
     """
-    lines: list[str] = []
-    before = ""
-    for key, declared in all_settings(defaults).items():
-        known, value = declared.metadata, get(values, key)
-        section = key.rpartition(".")[0]
-        if section != before:
-            about = str(attrgetter(section)(defaults).__doc__).partition("\n")[0]
-            lines += ["", f"[{section}]  {about}"]
-            before = section
-        kind = KINDS[str(declared.type)].name
-        if known["choices"]:
-            kind = "{" + ",".join(choice or "''" for choice in known["choices"]) + "}"
-        own = "" if value == declared.default else f"; {values_of} has {_format_value(value)}"
-        star = "*" if known["machine"] else ""
-        lines.append(f"  --{key}{star} {kind}  (default {_format_value(declared.default)}{own})")
-        indent = " " * 8
-        lines += textwrap.wrap(
-            known["doc"], WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
-        )
+    defaults = type(values)()
+    about = str(attrgetter(name)(defaults).__doc__).partition("\n")[0]
+    lines = textwrap.wrap(f"[{name}]  {about}", width, break_on_hyphens=False)
+    for key in keys:
+        if key.rpartition(".")[0] == name:
+            lines += describe_setting(key, values, values_of, width)
     return lines
+
+
+def describe_setting(key: str, values: Any, values_of: str, width: int) -> list[str]:
+    """Return lines with a setting, its type, default and meaning, and its value in the recipe `values_of`."""
+    defaults = type(values)()
+    declared = all_settings(defaults)[key]
+    known, value = declared.metadata, get(values, key)
+    kind = KINDS[str(declared.type)].name
+    if known["choices"]:
+        kind = "{" + ", ".join(choice or "''" for choice in known["choices"]) + "}"
+    own = "" if value == declared.default else f"; {values_of} has {_format_value(value)}"
+    star = "*" if known["machine"] else ""
+    head = f"--{key}{star} {kind}  (default {_format_value(declared.default)}{own})"
+    lines = textwrap.wrap(head, width, initial_indent="  ", subsequent_indent=" " * 10, break_on_hyphens=False)
+    indent = " " * 6
+    return lines + textwrap.wrap(
+        known["doc"], width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+    )
 
 
 def _format_value(value: Any) -> str:

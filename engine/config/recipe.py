@@ -30,7 +30,6 @@ FLAGS = {
     "--dry-run": ("run.dry_run", "true"),
     "--show-all": ("run.show_all", "true"),
 }
-HELP = ("--help", "-h")
 KEPT_FOLDERS = (["best"], ["best", "last"], ["best", "last", "previous"])  # what checkpoint.keep may name, sorted
 # {a file about the rows of data.train: what an empty value means}
 FILES_OF_TRAIN = {
@@ -42,14 +41,7 @@ FILES_OF_TRAIN = {
 
 
 def parse(argv: list[str], usage: str) -> Config:
-    """Read `[RECIPE] --section.key=value ...` into a checked Config.
-
-    Raises ConfigError, or SystemExit(0) after printing --help.
-    """
-    if any(flag in argv for flag in HELP):
-        others = [argument for argument in argv if argument not in HELP]
-        print(help_text(usage, others[0] if others and not others[0].startswith("-") else DEFAULT_RECIPE))
-        raise SystemExit(0)
+    """Read `[RECIPE] --section.key=value ...` into a checked Config; ConfigError where that is not possible."""
     positional, overrides = split_arguments(argv)
     if len(positional) > 1:
         raise ConfigError(f"one recipe at a time, not {' and '.join(map(repr, positional))}")
@@ -335,18 +327,3 @@ def to_toml(config: Config) -> str:
 def to_short_toml(config: Config) -> str:
     """Return the recipe with what differs from the defaults alone; read_recipe reads it back as an equal Config."""
     return f"schema = {SCHEMA}\n{schema.to_toml(config, Config())}"
-
-
-def help_text(usage: str, recipe: str = "") -> str:
-    """Return the text of --help: every setting with its type, default, meaning, and value in `recipe` if it differs."""
-    defaults = Config()
-    values = read_recipe(recipe) if recipe else defaults
-    lines = [
-        usage,
-        "",
-        f"Recipes: a .toml file, or one of {', '.join(shipped_recipes())} (default: {DEFAULT_RECIPE}).",
-        "Every setting of a recipe can be given as --section.key=value or --section.key value; a list has commas,",
-        'or is one of TOML where a comma belongs to an item: --data.labels=\'["a, b", "c"]\'.',
-        "A setting marked * changes the speed or the output of a run, not its result; it may differ on resume.",
-    ]
-    return "\n".join(lines + command_line.help_lines(defaults, values, recipe))

@@ -27,6 +27,7 @@ COMMANDS |= {"engine/new.py", "engine/completion.py"}
 # These take the whole configuration for what they are: read, checked, written into each checkpoint, or printed.
 READ_CHECK_OR_SHOW_IT = {
     *("engine/config/__init__.py", "engine/config/recipe.py", "engine/config/sections.py", "engine/cli.py"),
+    "engine/help_pages.py",
     *("engine/checkpoint.py", "engine/summary.py", "engine/validate.py", "engine/model_card.py"),
     *("engine/multi_task.py", "engine/tasks/multi_task.py"),  # they make that of each task from several recipes
     "engine/embeddings.py",  # it makes that of the task which embeds from another

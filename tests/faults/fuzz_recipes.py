@@ -10,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from engine import help_pages
 from engine.config import Config, all_settings, override, parse, shipped_recipes, to_toml
 from engine.config.recipe import RECIPES
 from faults.mutation import attempt, count, mutate
@@ -88,6 +89,7 @@ def command_line(rng: random.Random) -> list[str]:
 def read(arguments: list[str]) -> None:
     try:
         with redirect_stdout(StringIO()):
+            help_pages.answer(arguments, "usage")
             config = parse(arguments, "usage")
     except SystemExit as error:  # of --help
         if error.code:
