@@ -74,7 +74,7 @@ from engine.state import TrainState, metric_direction
 from engine.tasks import read_training_data
 from engine.watch import explain_best
 
-USAGE = "torchrun -m engine.train [RECIPE] [--section.key=value ...] [--resume] [--dry-run] [--help]"
+USAGE = "python -m engine.train [RECIPE] [--section.key=value ...] [--resume] [--dry-run]"
 
 
 def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = None) -> dict[str, float] | None:
@@ -317,7 +317,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
 
 
 def main(argv: Sequence[str]) -> int:
-    cfg = config.parse(list(argv), USAGE)
+    cfg = cli.parse(argv, USAGE)
     load_plugins(cfg.run.plugins)
     stop = StopRequest()
     ranks = distributed.setup(cfg.run.device, cfg.distributed.timeout_seconds)
