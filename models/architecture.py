@@ -125,7 +125,8 @@ def read_fields(
         value = raw.get(name)
         if declared.name in ("rates", "head_rates") or value is None:
             continue
-        given[declared.name] = _check_field(name, value, str(declared.type), declared.default)
+        annotation = getattr(declared.type, "__name__", str(declared.type))  # a type, or its name as text
+        given[declared.name] = _check_field(name, value, annotation, declared.default)
     return cls(**given)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -223,9 +222,8 @@ def test_own_head_starts_as_it_says_and_from_the_seed(tmp_path, init):
 
 def test_readme_example_trains_on_a_batch_and_on_an_empty_one(tmp_path, monkeypatch):
     readme = (Path(models.__file__).parent / "README.md").read_text(encoding="utf-8")
-    block = readme[readme.index("    class TwoLayers") : readme.index("\nA micro-batch may be empty")]
     scope = dict(globals())
-    exec(textwrap.dedent(block), scope)
+    exec(readme[readme.index("class TwoLayers") : readme.index("\n\nHEADS =")], scope)
     monkeypatch.setitem(models.HEADS, "of-readme", scope["TwoLayers"])
     model = scratch(tmp_path, "bert", "of-readme")
     inputs = labelled(model)
