@@ -49,6 +49,7 @@ from engine.run_folder import DAMAGED, lock, remove, replace
 from engine.run_folder import LAST as LAST
 from engine.run_folder import OLD as OLD
 from engine.run_folder import PREVIOUS as PREVIOUS
+from engine.screen import Screen
 from engine.state import TrainState, read_state
 from engine.tasks.multi_task import Part
 from engine.tasks.sentence_embedding import export_sentence_files
@@ -162,7 +163,7 @@ def _find_checkpoint(folder: Path, config: Config) -> Path | None:
                 "(checkpoint.keep): another --run.folder starts a new one"
             )
         return None
-    newest = _newest(folder)
+    newest = _newest(folder, Screen(config.log))
     changes = configs.differences(config, configs.read_recipe(str(newest / "recipe.toml")))
     for part in read_parts(config):
         saved = newest / f"recipe-{part.name}.toml"
@@ -189,10 +190,10 @@ def _check_changes(folder: Path, changes: list[str], config: Config) -> None:
                 f"{folder} cannot go on with another pooling, even by run.allow_changes:\n  {change}\nrestore it, or "
                 f"start a new run in another --run.folder with --model.name {folder} --model.head_init reset"
             )
-    print(f"warning: resuming from {folder} with changes (run.allow_changes):\n  {listed}", flush=True)
+    Screen(config.log).say(f"warning: resuming from {folder} with changes (run.allow_changes):\n  {listed}")
 
 
-def _newest(folder: Path) -> Path:
+def _newest(folder: Path, screen: Screen) -> Path:
     """Return the newest complete checkpoint: last/, or previous/ with a warning."""
     problems: list[str] = []
     for name in (LAST, PREVIOUS):
@@ -200,7 +201,7 @@ def _newest(folder: Path) -> Path:
         problem = verify(checkpoint, to_resume=True) if checkpoint.exists() else f"{checkpoint} does not exist"
         if problem is None:
             if problems:
-                print(f"warning: {problems[0]}; resuming from {checkpoint}", flush=True)
+                screen.say(f"warning: {problems[0]}; resuming from {checkpoint}")
                 if os.path.lexists(folder / LAST):  # renamed, so that it never replaces a complete previous/
                     remove(folder / DAMAGED)
                     (folder / LAST).rename(folder / DAMAGED)
@@ -326,10 +327,10 @@ def restore(folder: Path, contents: Contents, ranks: Ranks) -> TrainState:
             load_scale(contents.amp.scaler, run["scaler"])
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(f"{folder} does not have the state of this optimizer: {error}") from None
-    if ranks.is_main:
-        print(f"resuming from {folder}, after step {state.step:,}\n", flush=True)
+    screen = Screen(contents.config.log, ranks.is_main)
+    screen.say(f"resuming from {folder}, after step {state.step:,}\n")
     if ranks.is_main and state.best_step and (problem := contents.verify_best(folder.parent)):
-        print(f"warning: {problem}; the weights of step {state.best_step}, the best so far, are lost", flush=True)
+        screen.say(f"warning: {problem}; the weights of step {state.best_step}, the best so far, are lost")
     return state
 
 

@@ -35,6 +35,7 @@ class EvaluationContext:
     batch_tokens: eval.batch_tokens.
     should_stop: whether an evaluation should end, asked after each batch.
     confidence: eval.confidence; 0: metrics have no intervals.
+    has_bar: whether a terminal shows how far an evaluation is.
     max_tokens: the largest number of tokens of a batch on this rank. Where a batch does not fit into memory, it is
         halved for the rest of the run. It changes no result and no other rank.
     was_stopped: whether an evaluation ended so, the same on all ranks; it and those after it have no metrics.
@@ -47,6 +48,7 @@ class EvaluationContext:
     generate: GenerateSettings
     should_stop: Callable[[], bool] = lambda: False
     confidence: float = 0.0
+    has_bar: bool = True
     max_tokens: int = field(init=False)
     was_stopped: bool = field(init=False, default=False)
 
@@ -70,7 +72,7 @@ def run_in_batches(
     Raises TrainingError where a single example does not fit.
     """
     ranks = context.ranks
-    update = progress(ranks, len(examples) // ranks.world_size, doing)
+    update = progress(ranks.is_main and context.has_bar, len(examples) // ranks.world_size, doing)
     waiting = evaluation_batches(examples, context.limits)
     while waiting:
         indices = waiting[0]

@@ -1,4 +1,4 @@
-"""The log of a run: a progress bar and lines on the console, metrics.jsonl, and the loggers of log.report_to."""
+"""The log of a run: metrics.jsonl, what the screen shows of it, and the loggers of log.report_to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,15 @@ from data.writing import replace_file, to_json, write_text
 from engine.config import LogSettings
 from engine.distributed import Ranks, on_main
 from engine.errors import TrainingError
+from engine.first_screen import Summary
 from engine.loggers import Loggers, check_loggers
 from engine.profiling import StepProfiler, parse_profile_steps
+from engine.run_end import describe_folder, evaluation_table, format_metrics, next_commands, result_line
+from engine.screen import ProgressBar, Screen, step_line, terminal_width
 from engine.spikes import WINDOW, describe_norms, describe_spike
 from engine.study_link import report_evaluation
+
+SUMMARY = "summary.txt"  # of a run folder: the summary of the run in full
 
 
 class RunLog:
@@ -41,7 +46,8 @@ class RunLog:
     data_wait_seconds cover the steps since the last training line, without evaluation and saving.
 
     start: the step that the run resumes from. Later lines are removed, so that the file is that of one run.
-    hidden: metrics that are written to metrics.jsonl and not shown. recipe: all settings, for the loggers.
+    columns: the metrics that the screen shows, first the watched one; (): all. recipe: all settings, for the loggers.
+    summary: for summary.txt; None: there is no such file. screen: of the run; None: another one.
     Raises, on every rank, ConfigError when a logger cannot be opened, and TrainingError when metrics.jsonl cannot be
     written.
     """
@@ -54,11 +60,14 @@ class RunLog:
         *,
         start: int,
         total: int,
-        hidden: Collection[str] = (),
+        columns: Sequence[str] = (),
         recipe: Mapping[str, Any] | None = None,
+        summary: Summary | None = None,
+        screen: Screen | None = None,
     ):
-        self.is_main, self.hidden = ranks.is_main, hidden
+        self.is_main, self.columns = ranks.is_main, columns
         self.device = ranks.device
+        self.screen = screen or Screen(settings, ranks.is_main)
         self.path = folder / "metrics.jsonl"
         self.unwritten: list[str] = []  # lines that could not be written so far
         self.profiler = StepProfiler(settings.profile_steps, folder, ranks.device, total)
@@ -66,7 +75,8 @@ class RunLog:
         on_main(ranks, self._open_loggers, settings.report_to, start, recipe or {})
         if not self.is_main:
             return
-        self.bar = tqdm(total=total, initial=start, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        self.bar = ProgressBar(start, total, self.screen.is_quiet)
+        self._write_summary(summary.full if summary else "")
         self._restart_rates()
 
     def _open(self, start: int) -> list[float]:
@@ -85,6 +95,15 @@ class RunLog:
     def _open_loggers(self, names: Collection[str], start: int, recipe: Mapping[str, Any]) -> None:
         self.loggers = Loggers([*names], self.path.parent, start, recipe, self.say)
 
+    def _write_summary(self, text: str) -> None:
+        if not text:
+            return
+        path = self.path.with_name(SUMMARY)
+        try:
+            write_text(path, [text])
+        except OSError as error:
+            self.warn(f"warning: {path} cannot be written ({error.strerror}); the run goes on")
+
     def _restart_rates(self) -> None:
         self.since = time.perf_counter()
         self.samples = self.tokens = self.waited = 0.0
@@ -99,7 +118,7 @@ class RunLog:
         if self.is_main:
             with self.paused():  # for the writing of a trace
                 self.say(self.profiler.end_step(step))
-            self.bar.update(step - self.bar.n)  # by 0 for a skipped step
+            self.bar.move_to(step)
             self.samples += samples
             self.tokens += tokens
             self.waited += waited
@@ -115,11 +134,11 @@ class RunLog:
         row |= {"data_wait_seconds": round(self.waited, 4), "peak_memory_mb": peak_memory_mb(self.device)}
         self.grad_norms.append((step, grad_norm))
         self._write(row, "train", step, {name: value for name, value in row.items() if name != "spike"})
-        self.bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2e}, {rate:.1f} examples/s", refresh=False)
-        if not sys.stderr.isatty():
-            self.say(f"step {step:>6}  loss {loss:.4f}  lr {lr:.2e}  norm {grad_norm:.2f}  {rate:.1f} examples/s")
+        self.bar.show_step(loss, lr, rate)
+        if self.bar.is_line_due(step):
+            self.screen.show(step_line(terminal_width(), step, loss, lr, grad_norm, rate))
         if "spike" in more:
-            self.say(describe_spike(step, loss, more["spike"]))
+            self.warn(describe_spike(step, loss, more["spike"]))
         self._restart_rates()
 
     def log_evaluation(
@@ -141,9 +160,10 @@ class RunLog:
         report_evaluation(row)
         if on_training:
             self.loggers.log("training", on_training, step)
-        self.say(f"step {step:>6}  validation  {self._format(metrics)}  ({seconds:.1f} s){'  best' if best else ''}")
+        shown = format_metrics(metrics, self.columns)
+        self.screen.show(f"step {step:>6}  validation  {shown}  ({seconds:.1f} s){'  best' if best else ''}", 13, "  ")
         if on_training:
-            self.say(f"{'':>11}  training    {self._format(on_training)}")
+            self.screen.show(f"{'':>11}  training    {format_metrics(on_training, self.columns)}", 2, "  ")
 
     def restart_clock(self) -> None:
         """Exclude the time since the evaluation began from the rates."""
@@ -158,41 +178,32 @@ class RunLog:
         self.restart_clock()
 
     def say(self, text: str) -> None:
-        """Print a text above the progress bar, unless the text is empty."""
-        if self.is_main and text:
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
+        """Print a note, or a warning, unless the text is empty."""
+        self.screen.say(text)
+
+    def warn(self, text: str) -> None:
+        """Print a warning, unless the text is empty."""
+        self.screen.warn(text)
 
     def table(self) -> str:
         """Return the evaluations of the run, one a line, the best one marked."""
-        if not self.evaluations:
-            return "no evaluation"
-        names = [name for name in self.evaluations[0] if name not in ("step", "best", *self.hidden)]
-        last_best = max((i for i, row in enumerate(self.evaluations) if row["best"]), default=-1)
-        widths = {name: max(9, len(name)) for name in names}
-        lines = ["  step  " + "  ".join(f"{name:>{widths[name]}}" for name in names)]
-        for i, row in enumerate(self.evaluations):
-            values = "  ".join(f"{row.get(name, math.nan):>{widths[name]}.4f}" for name in names)
-            lines.append(f"{row['step']:>6}  {values}{'  <- best' if i == last_best else ''}")
-        return "\n".join(lines)
+        return evaluation_table(self.evaluations, self.columns, terminal_width())
 
     def values_of(self, metric: str) -> list[float]:
         """Return a metric of the validation data in all evaluations of the run, in their order; [] on other ranks."""
         return [row[metric] for row in self.evaluations if metric in row] if self.is_main else []
 
     def final(self, step: int, result: dict[str, float], reason: str, max_grad_norm: float) -> None:
-        """Print why the run ended, its evaluations, gradient norms and result; write it to metrics.jsonl; close.
+        """Show why the run ended, its evaluations, gradient norms and result; write it to metrics.jsonl; close.
 
         max_grad_norm: train.max_grad_norm.
         """
         if not self.is_main:
             return
         self.bar.close()
-        self.say(f"\n{reason}\n{self.table()}\n")
-        self.say(describe_norms(self.grad_norms, max_grad_norm))
-        self.say("  ".join(f"{name} {value:.4g}" for name, value in result.items()))
-        written = (name for name in ("best/", "last/", "metrics.jsonl") if (self.path.parent / name).exists())
-        self.say(f"run folder {self.path.parent}: {', '.join(written)}")
+        self.screen.show(f"\n{reason}\n{self.table()}\n")
+        self.screen.show(describe_norms(self.grad_norms, max_grad_norm))
+        self.screen.result(result_line(result, self.columns))
         self._write({"step": step, "end": reason, **result}, "final", step, result)
         self.close(ended=True)
         if self.unwritten:
@@ -200,6 +211,13 @@ class RunLog:
                 f"{self.path} lacks the last {len(self.unwritten)} lines, which could not be written; the run is "
                 "complete otherwise, and the same command with --resume writes its end"
             )
+
+    def show_next(self, labelled: str) -> None:
+        """Show what the run wrote, its time, and the commands to go on with. labelled: a labelled file, or ""."""
+        if self.is_main:
+            folder = self.path.parent
+            self.screen.show(describe_folder(folder, time.monotonic() - self.screen.started))
+            self.screen.show_commands(next_commands(folder, labelled))
 
     def close(self, ended: bool = False) -> None:
         """Close the files, the bar and the loggers. ended: whether the run has; if not, a resume continues it."""
@@ -210,14 +228,9 @@ class RunLog:
         self.file.close()
         self.loggers.close(ended)
 
-    def _format(self, metrics: dict[str, float]) -> str:
-        intervals = getattr(metrics, "intervals", {})
-        bounds = {name: f" [{low:.4f}, {high:.4f}]" for name, (low, high) in intervals.items()}
-        shown = [name for name in metrics if name not in self.hidden]
-        return "  ".join(f"{name} {metrics[name]:.4f}{bounds.get(name, '')}" for name in shown)
-
     def _write(self, row: dict[str, Any], family: str, step: int, scalars: dict[str, Any]) -> None:
         self._append(to_json(row) + "\n")
+        self.screen.write_row(row)
         self.loggers.log(family, {name: value for name, value in scalars.items() if name != "step"}, step)
 
     def _append(self, line: str) -> None:
@@ -325,9 +338,9 @@ def peak_memory_mb(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def progress(ranks: Ranks, total: int, what: str) -> Callable[[int], object]:
-    """Return update(n) of a progress bar of `total` examples, which only rank 0 shows, and only on a terminal."""
-    bar = tqdm(total=total, desc=what, unit="ex", leave=False, disable=not (ranks.is_main and sys.stderr.isatty()))
+def progress(is_shown: bool, total: int, what: str) -> Callable[[int], object]:
+    """Return update(n) of a progress bar of `total` examples, which is shown on a terminal only."""
+    bar = tqdm(total=total, desc=what, unit="ex", leave=False, disable=not (is_shown and sys.stderr.isatty()))
     update: Callable[[int], object] = bar.update
     return update
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from data import Examples, MicroBatching, steps_per_epoch
 from data.cache import notes_of
@@ -16,6 +17,16 @@ from data.loader import split_into_micro_batches
 from data.multi_task import MultiTaskExamples, labels_of
 from data.notes import count_of, list_some
 from engine.config import Config, to_recipe, to_short_toml, to_toml
+from engine.first_screen import (
+    SHOWN_LABELS,
+    Summary,
+    describe_data,
+    describe_device,
+    describe_model,
+    shorten_step,
+    split_warnings,
+    unusual_report,
+)
 from engine.imbalance import warn_of_missing
 from engine.multi_task import describe_tasks, open_task
 from engine.tasks import Task
@@ -33,45 +44,70 @@ def describe_run(
     notes: Sequence[str],
     total_steps: int,
     limits: MicroBatching,
-) -> str:
+    device: torch.device,
+) -> Summary:
     """Return the load report, the data and the steps; in a dry run also the resolved recipe and the first examples.
 
-    sets: the training, validation and test data. notes: sentences about the files.
+    sets: the training, validation and test data. notes: sentences about the files and settings.
     """
     train_set = sets[0]
-    full = config.run.dry_run
-    recipe = (to_toml if config.run.show_all else to_short_toml)(to_recipe(config))
-    paragraphs = [recipe] if full else []
-    paragraphs.append(str(model.report))
     task, watched = open_task(config)
     views = view_tasks(task, watched, sets, model.labels)
-    for view in views:
-        for name, examples in zip(("training", "validation", "test"), view.sets, strict=True):
-            if len(examples):
-                paragraphs.append(describe_examples(f"{view.prefix}{name}", examples, view.labels))
-    warnings = [f"{view.prefix}{line}" for view in views for line in view.warn_of_metric()]
-    if sentence := explain_export(model):
-        paragraphs.append(sentence)
-    if lines := [*notes, *warnings]:
-        paragraphs.append("\n".join(lines))
-    if lines := [f"{view.prefix}{line}" for view in views for line in view.warn_of_missing()]:
-        paragraphs.append("\n".join(lines))
-    if isinstance(task, MultiTask):
-        paragraphs.append(describe_tasks(task, train_set, model))
-    if full:
+    own_notes = [*notes, *(f"{view.prefix}{line}" for view in views for line in view.warn_of_metric())]
+    own_notes += [sentence] if (sentence := explain_export(model)) else []
+    own_notes += [f"{view.prefix}{line}" for view in views for line in view.warn_of_missing()]
+    own_notes += [describe_tasks(task, train_set, model)] if isinstance(task, MultiTask) else []
+    found = [split_warnings(own_notes)]
+    found += [split_warnings(model.report.notes, "model: ")]
+    paragraphs = [describe_examples(name, examples, labels) for name, examples, labels in each_set(views)]
+    found += [split_warnings(notes_of(examples), f"{name}: ") for name, examples, _ in each_set(views)]
+    warnings, others = ([line for lines in of_kind for line in lines] for of_kind in zip(*found, strict=True))
+    if config.run.dry_run:
         paragraphs += [view.show_examples(processor) for view in views]
         augmented = task.show_augmented(train_set, Path(f"{config.run.folder}-augmented.png"))
         paragraphs += [augmented] if augmented else []
-    parameters = count_parameters(model)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    global_batch_size = config.train.global_batch_size
-    epochs = total_steps / steps_per_epoch(len(train_set), global_batch_size)
-    paragraphs.append(
-        f"parameters: {parameters:,}, {trained:,} of them trained\n"
-        f"{count_of(total_steps, 'step')} of {count_of(global_batch_size, 'example')}, "
-        f"{epochs:.4g} epoch{'' if epochs == 1 else 's'}\n" + describe_step(global_batch_size, train_set, limits)
-    )
-    return "\n\n".join(paragraphs) + "\n"
+    size = count_parameters(model), sum(p.numel() for p in model.parameters() if p.requires_grad)
+    batch_size = config.train.global_batch_size
+    epoch_steps = steps_per_epoch(len(train_set), batch_size)
+    epochs = total_steps / epoch_steps
+    steps = f"{count_of(total_steps, 'step')} of {count_of(batch_size, 'example')}"
+    steps += f", {epochs:.4g} epoch{'' if epochs == 1 else 's'}"
+    step = describe_step(batch_size, train_set, limits)
+    where = f"{describe_device(device)}, {config.train.precision}"
+    recipe = (to_toml if config.run.show_all else to_short_toml)(to_recipe(config))
+    whole = [recipe] if config.run.dry_run else []
+    whole += [str(model.report), *(["\n".join(own_notes)] if own_notes else []), *paragraphs]
+    whole.append("parameters: {:,}, {:,} of them trained\n".format(*size) + f"{steps}\n{step}\ndevice: {where}")
+    facts = {
+        "model": describe_model(model, *size, config.model, config.run.folder),
+        "task": [f"{config.run.task}{describe_labels(views)}"],
+        "data": [describe_data(sets)],
+        "device": [f"{where}; {shorten_step(step)}"],
+        "steps": [f"{steps}; best by {watched}, every {count_of(config.eval.every_steps or epoch_steps, 'step')}"],
+        "output": [config.run.folder],
+    }
+    return Summary("\n\n".join(whole) + "\n", facts, warnings, others, unusual_report(model.report, config.model))
+
+
+def describe_labels(views: Sequence[View]) -> str:
+    """Return the labels of a task with their counts in the training data, or the tasks of a run of several."""
+    if len(views) > 1 or views[0].prefix:
+        return "; " + list_some([f"{view.prefix}best by {view.watched}" for view in views])
+    counts, labels = views[0].sets[0].label_counts(len(views[0].labels)), views[0].labels
+    if counts is None or not labels:
+        return ""
+    shown = [f"{label} {n:,}" for label, n in zip(labels, counts, strict=False)]
+    return f"; {count_of(len(labels), 'label')}: {list_some(shown, most=SHOWN_LABELS)}"
+
+
+def each_set(views: Sequence[View]) -> list[tuple[str, Examples, tuple[str, ...]]]:
+    """Return (name, examples, labels) of each data set that is not empty."""
+    named = [
+        (f"{view.prefix}{name}", examples, view.labels)
+        for view in views
+        for name, examples in zip(("training", "validation", "test"), view.sets, strict=True)
+    ]
+    return [entry for entry in named if len(entry[1])]
 
 
 class View(NamedTuple):

@@ -15,10 +15,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import models
 from data import sample_rows, steps_per_epoch, totals, training_steps
 from data.teacher import read_teacher
-from engine import checkpoint, cli, config, diagnose, disk, distributed, machines, summary, validate
+from engine import checkpoint, cli, config, diagnose, disk, distributed, first_screen, machines, summary, validate
 from engine.cli import StopRequest
 from engine.config import Config
 from engine.coupling import couple_micro_batches
@@ -67,7 +66,9 @@ from engine.regularize import (
     seed_everything,
 )
 from engine.report import write_page
+from engine.run_end import choose_columns
 from engine.save_schedule import SaveSchedule
+from engine.screen import Screen
 from engine.sharding import describe_sharding, gathered, plan_sharding
 from engine.spikes import SpikeWatch
 from engine.state import TrainState, metric_direction
@@ -82,6 +83,8 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
 
     resumed: the checkpoint of this run to continue from (checkpoint.claim finds it).
     """
+    screen = Screen(cfg.log, ranks.is_main)
+
     # 1. The task, and the data as rows. All errors in the files are found here, before the model is loaded.
     seed, batch_size = cfg.run.seed, cfg.train.global_batch_size
     task, watched = open_task(cfg)
@@ -147,9 +150,9 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     notes += disk.describe_disk(cfg.run, cfg.checkpoint.keep, weights, optimizer, has_average, model)
     notes += describe_optimizer(cfg.optim)
     notes += describe_judging(cfg.eval, cfg.data.group_column)
-    if ranks.is_main:
-        sets = (train_set, validation_set, test_set)
-        print(summary.describe_run(cfg, model, processor, sets, notes, total_steps, limits), flush=True)
+    facts = (model, processor, (train_set, validation_set, test_set), notes, total_steps, limits, ranks.device)
+    described = summary.describe_run(cfg, *facts) if ranks.is_main else None
+    first_screen.show(described, screen, cfg.run.dry_run)
     if cfg.run.dry_run:
         return {}
 
@@ -166,13 +169,29 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     empty_batch = train_set.batch([])
     parallel = distributed.wrap(objective, ranks, empty_batch, amp).train()
     folder = Path(cfg.run.folder)
-    hidden = {*task.details} - {watched}
-    recipe = config.to_dict(cfg)
-    log = RunLog(folder, ranks, cfg.log, start=state.step, total=total_steps, hidden=hidden, recipe=recipe)
+    columns = choose_columns(watched, task.metrics, task.details, [*task.own_metrics])
+    log = RunLog(
+        folder,
+        ranks,
+        cfg.log,
+        start=state.step,
+        total=total_steps,
+        columns=columns,
+        recipe=config.to_dict(cfg),
+        summary=described,
+        screen=screen,
+    )
     spikes = SpikeWatch(cfg.log.spike_deviations, log.losses)
     saves = SaveSchedule(cfg.checkpoint, ranks, state if resumed else None)
     context = EvaluationContext(
-        task, amp, ranks, cfg.eval.batch_tokens, cfg.generate, stop.is_seen, cfg.eval.confidence
+        task,
+        amp,
+        ranks,
+        cfg.eval.batch_tokens,
+        cfg.generate,
+        should_stop=stop.is_seen,
+        confidence=cfg.eval.confidence,
+        has_bar=not screen.is_quiet,
     )
     step_loader = partial(
         training_steps,
@@ -253,7 +272,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         if any_out_of_memory(out_of_memory, parallel, empty_batch, ranks):
             optimizer.zero_grad()  # the same step again, in smaller micro-batches; what was fetched ahead is read again
             limits = halve_micro_batches(limits, micro_batches, out_of_memory, state.step, ranks)
-            log.say(f"step {state.step + 1}: out of memory; from here on {limits.max_tokens:,} tokens at a time")
+            log.warn(f"step {state.step + 1}: out of memory; from here on {limits.max_tokens:,} tokens at a time")
             steps = StepFetcher(stop.guard(step_loader, limits, start=state.position), ranks.device)
             continue
 
@@ -270,7 +289,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
             if state.step == 1:  # not first at a save, perhaps hours later
                 checkpoint.check_optimizer(contents)
         else:  # raises, unless the policy is to skip such a step
-            log.say(diagnose.explain_skipped_step(contents, state, micro_batches, loss_sums, ranks))
+            log.warn(diagnose.explain_skipped_step(contents, state, micro_batches, loss_sums, ranks))
         optimizer.zero_grad()
         distributed.share_buffers(objective)  # of rank 0 to all, such as the running statistics of a BatchNorm
 
@@ -306,13 +325,13 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         result |= {f"test_{name}": value for name, value in test_metrics.with_bounds().items()}
     log.final(state.step, result, done, cfg.train.max_grad_norm)
     log.say(explain_best(state, watched, log.values_of(watched)))
-    log.say(models.explain_export(model))
     if problem:
         raise TrainingError(f"{problem}; so data.test was not evaluated. {checkpoint.LAST}/ has the weights of the end")
     if ranks.is_main:
         sets = (train_set, validation_set, test_set)
         log.say(write_card(folder / checkpoint.BEST, cfg, model, sets, pretrained_folder, result))
         write_page(folder)
+    log.show_next(cfg.data.test or cfg.data.validation)
     return result
 
 
@@ -321,6 +340,7 @@ def main(argv: Sequence[str]) -> int:
     load_plugins(cfg.run.plugins)
     stop = StopRequest()
     ranks = distributed.setup(cfg.run.device, cfg.distributed.timeout_seconds)
+    Screen(cfg.log, ranks.is_main).show(first_screen.name_default_recipe(argv))
     distributed.check_agreement(validate.shared_settings(cfg))
     with checkpoint.claim(cfg, ranks) as resumed:
         result = train(cfg, ranks, stop, resumed)

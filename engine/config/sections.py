@@ -324,6 +324,12 @@ class CheckpointSettings:
 class LogSettings:
     """The log of a run."""
 
+    level: str = setting(
+        "info", "what is printed; quiet: only warnings, errors and the result", ("info", "quiet"), machine=MACHINE
+    )
+    json: bool = setting(
+        False, "print one JSON object a line: the rows of metrics.jsonl, warnings and notes", machine=MACHINE
+    )
     every_steps: int = setting(10, "steps between lines of metrics.jsonl", within="> 0", machine=MACHINE)
     spike_deviations: float = setting(
         6.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -67,8 +68,8 @@ def test_training_examples_are_evaluated_if_the_recipe_says_so(tiny, capsys):
     assert all(row["training"].keys() == row["evaluation"].keys() for row in rows)
     assert all(row["training"] != row["evaluation"] for row in rows)
     shown = capsys.readouterr().out
-    assert "training: 60 examples" in shown
-    assert shown.count("  training    loss ") == 4
+    assert "60 training and 12 validation examples" in shown
+    assert len(re.findall(r"^ +training    accuracy \S+  .*loss ", shown, re.MULTILINE)) == 4
     plain = tiny(**{"data.max_train_examples": 60, "run.folder": f"{config.run.folder}-plain"})
     run_training(plain)
     assert [{k: v for k, v in row.items() if k != "training"} for row in logged_rows(config.run.folder)] == logged_rows(

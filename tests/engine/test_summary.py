@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from support.runs import arguments_of, run_module
 from support.task_settings import settings_of
 
@@ -17,6 +18,7 @@ from data import MicroBatching, TextExamples, load_tokenizer
 from data.examples import count_notes
 from data.notes import count_of
 from engine.config import ConfigError, read_recipe, to_recipe
+from engine.first_screen import Summary
 from engine.summary import describe_examples, describe_run, describe_step
 from engine.tasks import TASKS, read_training_data
 from engine.validate import check_fit
@@ -128,7 +130,7 @@ def test_count_of(count, noun, text):
     assert count_of(count, noun) == text
 
 
-def described(config, limits: MicroBatching) -> str:
+def described(config) -> Summary:
     """Return the summary of a run of this recipe."""
     task = TASKS[config.run.task]
     settings = settings_of(config)
@@ -137,11 +139,11 @@ def described(config, limits: MicroBatching) -> str:
     tokenizer = load_tokenizer(models.hub.resolve(config.model.name))
     encode = task.encoder(tokenizer, settings, model.labels)
     sets = (encode(train_rows), encode(validation_rows), encode(test_rows))
-    return describe_run(config, model, tokenizer, sets, notes, total_steps=20, limits=limits)
+    return describe_run(config, model, tokenizer, sets, notes, 20, MicroBatching(), torch.device("cpu"))
 
 
 def test_summary_of_a_run_has_model_data_and_plan(tiny, reviews):
-    text = described(tiny(**{"data.test": str(reviews)}), MicroBatching())
+    text = described(tiny(**{"data.test": str(reviews)})).full
     assert "weights: " in text
     assert "initialised" in text
     assert "training: 108 examples" in text
@@ -150,20 +152,19 @@ def test_summary_of_a_run_has_model_data_and_plan(tiny, reviews):
     assert "parameters: 18,338, 18,338 of them trained\n20 steps of 16 examples, 2.857 epochs\n" in text
     assert "schema = " not in text, "the recipe is in the run folder; only a dry run prints it"
     assert "first encoded" not in text
-    assert "test: " not in described(tiny(), MicroBatching())
+    assert "test: " not in described(tiny()).full
 
 
 def test_class_without_training_examples_is_a_warning(tiny, tmp_path):
     rows = [{"text": "good film", "label": f"class{i % 3}", "film": f"f{i % 3}"} for i in range(30)]
     (tmp_path / "films.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {"data.train": str(tmp_path / "films.jsonl"), "train.global_batch_size": 4}
-    assert "warning: no training" not in described(tiny(**settings), MicroBatching())
-    text = described(
-        tiny(**settings | {"data.group_column": "film"}), MicroBatching()
-    )  # the validation data is one film of three: all examples of a class
+    assert "warning: no training" not in described(tiny(**settings)).full
+    # The validation data is one film of three: all examples of a class.
+    text = described(tiny(**settings | {"data.group_column": "film"})).full
     assert re.search(r"^warning: no training example of 'class\d'$", text, re.MULTILINE)
     names = tuple(f"class{i}" for i in range(30))
-    text = described(tiny(**settings | {"data.labels": names}), MicroBatching())
+    text = described(tiny(**settings | {"data.labels": names})).full
     assert f"warning: no training example of {', '.join(map(repr, names[3:23]))}, and 7 more" in text
 
 
@@ -199,7 +200,7 @@ def test_dry_run_prints_everything_and_leaves_no_file(tiny, tmp_path):
 @pytest.mark.parametrize("shows_all", [False, True])
 def test_a_dry_run_prints_the_recipe_in_short_or_in_full(tiny, tmp_path, shows_all):
     config = tiny(**{"run.dry_run": True, "run.show_all": shows_all})
-    printed = described(config, MicroBatching()).partition("\nweights: ")[0]
+    printed = described(config).full.partition("\nweights: ")[0]
     (tmp_path / "printed.toml").write_text(printed)
     assert read_recipe(str(tmp_path / "printed.toml")) == to_recipe(config)
     assert ("beta1 = 0.9" in printed) == shows_all

@@ -339,14 +339,13 @@ def test_p16_a_parameter_that_no_gradient_reaches_is_named(tiny, monkeypatch):
 @pytest.mark.parametrize(
     "number",
     [
-        signal.SIGHUP,
         signal.SIGTERM,
-        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGUSR1)),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)),
     ],
 )
 def test_f05_signal_leaves_a_checkpoint_that_resumes_exactly(tiny, tmp_path, number):
     """All processes of the run get it, as from a terminal or a scheduler: the workers of the loader too."""
-    through = tiny(**{"train.max_steps": 150, "eval.every_steps": 75, "run.folder": str(tmp_path / "through")})
+    through = tiny(**{"train.max_steps": 100, "eval.every_steps": 50, "run.folder": str(tmp_path / "through")})
     config = override(through, {"run.folder": str(tmp_path / "run"), "data.num_workers": 2})
     command = [sys.executable, "-m", "engine.train", *arguments_of(config, tmp_path / "recipe.toml")]
     environment = os.environ | {"PYTHONPATH": str(Path(models.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
@@ -359,7 +358,7 @@ def test_f05_signal_leaves_a_checkpoint_that_resumes_exactly(tiny, tmp_path, num
     out, err = process.communicate(timeout=180)
     assert process.returncode == 128 + number, err
     stopped = int(re.search(r"stopped at step (\d+); the same command with --resume continues the run", out)[1])
-    assert state_of(config)["step"] == stopped < 150
+    assert state_of(config)["step"] == stopped < 100
     assert checkpoint.verify(folder_of(config) / "last") is None
     if number == signal.SIGTERM:
         run_training(through)
@@ -492,8 +491,8 @@ def test_without_a_terminal_there_are_lines_only(tiny, capsys):
     assert "\r" not in out
     assert "\x1b" not in out
     assert len(re.findall(r"^step +\d+  loss \S+  lr \S+  norm \S+  \S+ examples/s$", out, re.MULTILINE)) == 20
-    assert len(re.findall(r"^step +\d+  validation  loss .* accuracy ", out, re.MULTILINE)) == 2
-    assert re.search(r"\n +step +loss +accuracy .*\n +10 .*\n +20 .*\n", out)
+    assert len(re.findall(r"^step +\d+  validation  accuracy .* loss ", out, re.MULTILINE)) == 2
+    assert re.search(r"\n +step +accuracy .* loss\n +10 .*\n +20 .*\n", out)
     assert out.count("<- best") == 1
 
 
@@ -521,7 +520,7 @@ def test_in_a_terminal_a_bar_shows_loss_rate_and_time_left(tiny, monkeypatch, ca
     assert re.search(
         r"20/20 \[\d\d:\d\d<\d\d:\d\d, .*step/s, loss \d\.\d{4}, lr \d\.\d\de-\d\d, [\d.]+ examples/s\]", last
     )
-    assert not re.search(r"^step +\d+  loss", capsys.readouterr().out, re.MULTILINE)
+    assert len(re.findall(r"^step +\d+  loss", capsys.readouterr().out, re.MULTILINE)) == 20, "stdout is a file"
 
 
 def test_tensorboard_reads_as_one_run_after_a_resume(tiny):
