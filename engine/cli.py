@@ -19,6 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from data.workers import LoaderStopped, stop_signals
 from data.writing import is_same_stream, is_stream, write_text
 from engine import checkpoint, config, console, distributed, heartbeat, help_pages, plugins
+from engine.commands import as_started
 from engine.config import Config, ConfigError, all_settings, check, did_you_mean, override, read_recipe, split_arguments
 from engine.errors import LOST_PROCESS_ERRORS, USER_ERRORS, LostRankError, OtherRankError, TrainingError
 from engine.kernels import explain_missing_kernel
@@ -163,9 +164,10 @@ def _report(error: Exception) -> int:
     if isinstance(error, OtherRankError):
         heartbeat.explain_lost_connection(error)
     else:
-        distributed.announce_failure(str(error))
-        heartbeat.write_error_file(f"error: {error}")
-        _print_once(str(error))
+        sentence = as_started(str(error))
+        distributed.announce_failure(sentence)
+        heartbeat.write_error_file(sentence)
+        _print_once(sentence)
     return heartbeat.EXIT_CODE if isinstance(error, LOST_PROCESS_ERRORS) else 2
 
 

@@ -390,9 +390,14 @@ def _explain_lost_connection(own: Heartbeat, store: Store, error: BaseException)
     return ""
 
 
-def write_error_file(message: str) -> None:
-    """Give torchrun the sentence that ends its own report."""
+def write_error_file(error: str) -> None:
+    """Give torchrun the sentence that ends its own report, on a line of its own.
+
+    torchrun prints after its ranks have ended, so nothing of a rank can come later; after this sentence it only rules
+    a line.
+    """
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        message = f"none, since the reason is known:\n\nerror: {error}"
         entry = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
         with suppress(OSError):  # the sentence has been printed
             Path(path).write_text(json.dumps({"message": entry}), encoding="utf-8")
