@@ -17,9 +17,10 @@ from engine.tasks import TASKS, read_training_data
 
 HEAD = "sequence-classification"
 KINDS = [name for name in zoo.KINDS if HEAD in models.ARCHITECTURES[name].heads]
+SAMPLE = ("bert", "modernbert", "deberta-v2", "gpt2")  # the others are slow: their layers are alike
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[k if k in SAMPLE else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])
 def checkpoint(request, tmp_path, checkpoint_folder) -> Path:
     """Return a random tiny checkpoint of each architecture, with conftest's tokenizer."""
     vocabulary = {"vocab_size": len(WORDS) + len(SPECIAL), "pad_token_id": 0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import random
 import re
 import socket
 import subprocess
@@ -33,11 +34,13 @@ SAMPLE = ("accumulation", "bf16 GPT-2", "average", "SGD", "sentence embedding", 
 LAUNCHES = {  # name: (ranks, strategy, cases)
     "sample": (2, "fsdp", SAMPLE),
     "fsdp 2": (2, "fsdp", tuple(CASES)),
-    "fsdp 3": (3, "fsdp", tuple(CASES)),
-    "fsdp 4": (4, "fsdp", tuple(CASES)),
-    "hsdp 2x2": (4, "hsdp", tuple(CASES)),
+    "fsdp 3": (3, "fsdp", tuple(random.Random(3).sample([*CASES], 30))),
+    "hsdp 2x2": (4, "hsdp", tuple(random.Random(4).sample([*CASES], 20))),
+    "fsdp 3, all": (3, "fsdp", tuple(CASES)),
+    "fsdp 4, all": (4, "fsdp", tuple(CASES)),
+    "hsdp 2x2, all": (4, "hsdp", tuple(CASES)),
 }
-MARKS = {name: [] if name == "sample" else [pytest.mark.slow] for name in LAUNCHES}
+MARKS = {name: [pytest.mark.long if name.endswith("all") else pytest.mark.slow] for name in LAUNCHES} | {"sample": []}
 
 
 class Launch:

@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SOCKET = "TEST_WARM_SOCKET"  # environment variable: where the server of this folder listens
 HERE = Path(__file__).parent
 IMPORTED: tuple[str, ...] = ("torch.distributed.run", "torch.distributed.fsdp", "torch.utils.data", "tokenizers")
 IMPORTED += ("safetensors.torch", "tqdm", "tarfile", "tomllib", "pynvml", "cuda.bindings.driver")
@@ -41,7 +40,7 @@ def folder() -> Path:
     for name in ("python", "torchrun"):
         (home / name).write_text(client.replace("REAL_PYTHON", sys.executable), encoding="utf-8")
         (home / name).chmod(0o755)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", SOCKET: str(home / "socket")}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(HERE / "warm.py"), str(home)]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
     assert server.stdin is not None
@@ -79,7 +78,8 @@ def receive(link: socket.socket) -> tuple[Request, list[int]]:
 def serve(home: Path) -> tuple[Request, list[int]]:
     """Start forks until the starter of this server ends; in a fork, return its request."""
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(home / "socket"))
+    os.chdir(home)
+    listener.bind("socket")
     listener.listen(64)
     os.write(1, b"ready")
     os.close(1)

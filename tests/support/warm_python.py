@@ -25,7 +25,8 @@ def main() -> int:
     request = {"arguments": wanted(), "environment": dict(os.environ), "folder": os.getcwd(), "python": sys.argv[0]}
     text, parent = json.dumps(request).encode(), os.getppid()
     with socket.socket(socket.AF_UNIX) as link:
-        link.connect(os.path.join(os.path.dirname(sys.argv[0]), "socket"))
+        os.chdir(os.path.dirname(sys.argv[0]))
+        link.connect("socket")  # a short name: sockets have no long ones
         socket.send_fds(link, [len(text).to_bytes(8, "big")], [0, 1, 2])
         link.sendall(text)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -433,7 +433,7 @@ MORE += (
 MORE += ("num_channels", "position_embedding_type", "is_encoder_decoder", "intermediate_size", "scale_decoder_outputs")
 
 
-@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [16, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("init", ["scratch", "pretrained"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_f14_every_field_of_config_json_with_bad_values(tmp_path, kind, init, every):
@@ -520,7 +520,7 @@ print(before, status("VmHWM"), status("RssAnon"))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of a process from /proc")
-@pytest.mark.parametrize("kind", ["bert", "gpt2"])  # as it is in the file, and transposed
+@pytest.mark.parametrize("kind", ["gpt2", pytest.param("bert", marks=pytest.mark.slow)])  # transposed; as in the file
 def test_loading_needs_the_memory_of_the_weights_once(tmp_path, kind, checkpoint_folder):
     sizes = {
         "bert": {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "num_hidden_layers": 8},
