@@ -173,6 +173,8 @@ def guess_columns(
             continue
         left = [column for column in columns if column.name not in used]
         free = [column for column in left if fits(column)] or [column for column in left if otherwise(column)]
+        if not free and fits is CLASS.fits:
+            raise DataError(_explain_no_classes(default, columns, task))
         if not free:
             continue  # the reader says which column is missing
         usual = {*USUAL_NAMES.get(default, ()), *MORE_NAMES.get(default, ())}
@@ -185,6 +187,17 @@ def guess_columns(
             also += ", or data.text_pair_column = one of them, for two texts"
         guesses[f"data.{setting}_column"] = Guess(best.name, f"guessed: {best.describe()}{also}")
     return guesses
+
+
+def _explain_no_classes(default: str, columns: Sequence[Column], task: str) -> str:
+    """Return the sentence on a file in which no column has classes, and the tasks that could read it."""
+    names = name_all([column.name for column in columns])
+    reason = f"no column {default!r}, and no other has a few values that repeat, as classes do; the columns are {names}"
+    others = ["--data.label_column names one"]
+    if task == "text-classification":
+        others += ["text-regression learns numbers"] * any(column.kind == "number" for column in columns)
+        others += ["masked-lm and causal-lm learn from texts without labels"]
+    return f"{reason}: {', '.join(others)}"
 
 
 def _check_header(column: Column, rows: Sequence[Row]) -> None:

