@@ -68,12 +68,14 @@ def first_screen(found: Summary, width: int) -> list[str]:
     notes = [block("", [line], width) for line in found.notes]
     facts = {name: block(name, lines, width) for name, lines in found.facts.items()}
     if width:
-        where = "--dry-run shows all, and summary.txt in the output folder"
         room = LINES - 1 - sum(map(len, facts.values())) - bool(notes or warnings)
         kept = max(1, sum(sum(map(len, warnings[: i + 1])) <= room for i in range(len(warnings))))
         more = [count_of(len(warnings) - kept, "more warning")] if len(warnings) > kept else []
         more += [count_of(len(notes), "note")] if notes else []
-        warnings, notes = warnings[:kept], [block("", [f"{join(more)}: {where}"], width)] if more else []
+        warnings, notes = (
+            warnings[:kept],
+            [block("", [f"{join(more)}: all in summary.txt, and with --dry-run"], width)] if more else [],
+        )
     facts["data"] += [line for lines in [*warnings, *notes] for line in lines]
     lines = [line for of_fact in facts.values() for line in of_fact]
     return [*lines, *(["", *wrap(found.report, width).split("\n")] if found.report else [])]

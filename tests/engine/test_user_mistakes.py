@@ -361,7 +361,7 @@ def test_p17_batch_may_be_smaller_than_the_number_of_ranks(bench):
     arguments = bench.arguments(train__global_batch_size=1, train__max_steps=2, eval__every_steps=2)
     done = run_module("engine.train", *arguments, ranks=2, cwd=bench.folder)
     assert done.returncode == 0, done.stderr
-    assert "global_batch_size 1 = 2 ranks (1 with 1 example, 1 with 0)" in done.stdout
+    assert "step = 2 ranks (1 with 1 example, 1 with 0)" in done.stdout
     assert "all steps done" in done.stdout
 
 

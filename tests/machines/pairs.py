@@ -72,7 +72,7 @@ class Pair:
 
     def is_past(self, step: int, attempt: int = 1) -> bool:
         """Return whether the attempt-th start of the loop has logged a step."""
-        parts = self.screen("a").split("parameters: ")[attempt:]
+        parts = self.screen("a").split("\noutput ")[attempt:]
         return any(f"step {step:>6}  loss" in part for part in parts)
 
     def ranks(self) -> list[str]:

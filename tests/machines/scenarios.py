@@ -104,12 +104,12 @@ def come_back(bench: Bench, network: Network, rng: random.Random, result: Result
         pair.start_both()
         pair.wait_for(lambda: pair.is_past(12))
         attempt.part(rng.choice(("dies", "leaves")), result)
-        if not pair.wait_for(lambda: "= 1 rank" in pair.screen("a") or pair.screen("a").count("parameters: ") > 1, 60):
+        if not pair.wait_for(lambda: "= 1 rank" in pair.screen("a") or pair.screen("a").count("\noutput ") > 1, 60):
             return f"did not go on alone: {pair.screen('a')[-300:]}"
         time.sleep(rng.uniform(1.0, 3.0))
         pair.start("b")
         problem = attempt.check_end("a", "b", is_same=False, result=result)
-        if not problem and pair.screen("a").count("global_batch_size 16 = 2 ranks") < 2:
+        if not problem and pair.screen("a").count("step = 2 ranks") < 2:
             return "the machine that came back was not used"
         return problem
 

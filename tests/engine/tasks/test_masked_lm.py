@@ -139,14 +139,14 @@ FINE_TUNED = ["text-classification", "token-classification", "question-answering
 
 
 @pytest.mark.parametrize("task", FINE_TUNED)
-def test_any_task_continues_from_the_adapted_model(adapted, tmp_path, capsys, task):
+def test_any_task_continues_from_the_adapted_model(adapted, tmp_path, task):
     """The encoder is the adapted one; the head is new, and the load report says so."""
     settings = write(task, tmp_path) | {"model.name": str(adapted / "best"), "model.init": "pretrained"}
     settings |= {"run.folder": str(tmp_path / "run"), "train.max_steps": 1}
     assert run_training(configs.override(Config(), settings)) is not None
-    printed = capsys.readouterr().out
-    assert "head.classifier.weight" in printed or "head.span.weight" in printed
-    assert "initialised" in printed
+    described = (tmp_path / "run" / "summary.txt").read_text()
+    assert "head.classifier.weight" in described or "head.span.weight" in described
+    assert "initialised" in described
     before = models.from_pretrained(adapted / "best", head="masked-lm")
     after = models.from_pretrained(adapted / "best", head=TASKS[task].head, labels=None)
     for name, parameter in before.backbone.named_parameters():

@@ -1,0 +1,185 @@
+"""What a run prints: the first screen, the bar, few metrics, the end; quiet; JSON lines; widths of terminals."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from support.runs import run_training
+from tqdm import tqdm
+
+from engine.config import LogSettings
+from engine.evaluate import Metrics
+from engine.first_screen import Summary, first_screen, name_default_recipe
+from engine.run_end import choose_columns, evaluation_table, format_metrics, format_seconds, next_commands, result_line
+from engine.screen import LINES, Screen, bar_format, display_width, step_line, wrap
+from engine.tasks import TASKS
+
+TEXTS = [
+    "a b c",
+    "word " * 40,
+    "   indented " + "x " * 60,
+    "/a/long/path/" * 9,
+    "负面 " * 30 + "end",
+    "a\n" + "b " * 50,
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("width", [0, 20, 50, 80])
+def test_lines_are_wrapped_and_lose_no_word(text, width):
+    wrapped = wrap(text, width)
+    assert wrapped.split() == text.split()
+    if not width:
+        assert wrapped == text
+    for line in wrapped.split("\n"):
+        assert not width or display_width(line) <= width or len(line.split()) == 1, line
+
+
+@pytest.mark.parametrize("total", [9, 120, 12_000, 1_000_000])
+@pytest.mark.parametrize("width", [40, 50, 69, 70, 80, 99, 100, 160])
+def test_a_bar_has_one_line_with_loss_and_time_left(width, total):
+    form, numbers = bar_format(width, total, 0.66051, 8.3e-5, 61.3)
+    line = tqdm.format_meter(total // 2, total, 30, ncols=width, bar_format=form, postfix=numbers, unit="step")
+    assert len(line) <= width
+    assert "loss 0.66" in line
+    assert f"{total // 2}/{total}" in line
+    assert re.search(r"<00:\d\d|, 00:\d\d left", line)
+    assert line.rstrip("]").endswith(numbers), "nothing is cut off"
+    if total < 1000 and width >= 50:
+        assert "lr 8.3" in line
+        assert "61" in line.partition("lr")[2], "the speed"
+
+
+@pytest.mark.parametrize(("width", "end"), [(0, "examples/s"), (80, "examples/s"), (50, "61.3 ex/s"), (40, "8.33e-05")])
+def test_a_line_of_training_fits(width, end):
+    line = step_line(width, 120, 0.66051, 8.33e-5, 1.032, 61.3)
+    assert line.startswith("step    120  loss 0.6605  lr 8.33e-05")
+    assert line.endswith(end)
+    assert not width or len(line) <= width
+
+
+def summary_with(warnings: int, notes: int) -> Summary:
+    facts = {"model": ["bert from a checkpoint", "22.6 M parameters"], "task": ["text-classification"]}
+    facts |= {"data": ["9,511 training examples"], "device": ["cpu"], "steps": ["120"], "output": ["runs/x"]}
+    said = [f"training: {i} of 100 texts are wrong in a way that takes many words to say here" for i in range(warnings)]
+    return Summary("all of it", facts, said, [f"note {i}" for i in range(notes)], "")
+
+
+@pytest.mark.parametrize("warnings", [0, 1, 3, 4, 12])
+@pytest.mark.parametrize("notes", [0, 1, 30])
+def test_the_first_screen_has_15_lines_and_counts_the_rest(warnings, notes):
+    lines = first_screen(summary_with(warnings, notes), 80)
+    text = "\n".join(lines)
+    assert len(lines) < LINES, "with the line that names the recipe"
+    assert all(len(line) <= 80 for line in lines)
+    shown = text.count("       warning: ")
+    assert shown >= min(warnings, 1)
+    assert ("more warning" in text) == (shown < warnings)
+    assert f"{warnings - shown} more warning" in text or shown == warnings
+    assert (f"{notes} note" in text) == (notes > 0)
+    assert ("summary.txt" in text) == (shown < warnings or notes > 0)
+    whole = "\n".join(first_screen(summary_with(warnings, notes), 0))
+    assert whole.count("warning: ") == warnings
+    assert whole.count("       note ") == notes
+    assert notes * warnings == 0 or whole.rindex("warning: ") < whole.index("note 0")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_screen_shows_the_watched_metric_and_a_few_more(task):
+    found = TASKS[task]
+    for watched in found.metrics:
+        columns = choose_columns(watched, found.metrics, found.details, [])
+        assert columns[0] == watched
+        assert len(columns) == len({*columns}) <= 4
+        assert not {*columns[1:]} & {*found.details}
+    assert choose_columns("a", ("a", "b", "c", "d", "mine", "loss"), (), ["mine"]) == ("a", "mine", "b", "loss")
+
+
+def test_only_the_watched_metric_has_its_interval():
+    metrics = Metrics({"loss": 0.5, "accuracy": 0.75, "f1": 0.5}, {"accuracy": (0.7, 0.8), "f1": (0.4, 0.6)})
+    assert format_metrics(metrics, ("accuracy", "f1")) == "accuracy 0.7500 [0.7000, 0.8000]  f1 0.5000"
+    result = {"best_accuracy": 0.75, "best_step": 9.0} | {f"test_{k}": v for k, v in metrics.with_bounds().items()}
+    result |= {f"test_label{i}": 0.1 for i in range(500)}
+    line = "best_accuracy 0.75  best_step 9  test_accuracy 0.75 [0.7, 0.8]  test_loss 0.5"
+    assert result_line(result, ("accuracy", "loss")) == line
+
+
+def test_the_table_at_the_end_fits_and_names_what_it_leaves_out():
+    rows = [{"step": i, "accuracy": i / 9, "f1": 0.5, "recall": 0.1, "loss": 0.2, "best": i < 3} for i in (1, 2, 3)]
+    for width in (0, 50, 80):
+        lines = evaluation_table(rows, ("accuracy", "f1", "loss", "recall"), width).split("\n")
+        assert all(len(line) <= width for line in lines) or not width
+        assert [line.endswith("<- best") for line in lines[:4]] == [False, False, True, False]
+        left_out = [name for name in ("f1", "loss", "recall") if name not in lines[0].split()]
+        assert left_out == (lines[4].partition(": ")[2].split(", ") if len(lines) > 4 else [])
+        assert bool(left_out) == (width == 50)
+
+
+def test_the_next_commands_can_be_copied(tmp_path):
+    folder = tmp_path / "my run"
+    assert next_commands(folder, "").count(f"'{folder}'") == 3
+    assert f"engine.evaluate '{folder}' --data.test 'a b.csv'\n" in next_commands(folder, "a b.csv")
+    (folder / "best-reviews").mkdir(parents=True)
+    assert f"engine.predict '{folder}/best-reviews' --input" in next_commands(folder, "")
+    assert [format_seconds(s) for s in (7.26, 77, 7500)] == ["7.3 s", "1 min 17 s", "2 h 5 min"]
+
+
+@pytest.mark.parametrize(("argv", "named"), [([], False), (["--optim.lr", "1"], False), (["mine.toml"], True)])
+def test_a_bare_call_says_which_recipe_it_runs(argv, named, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    line = "recipe movie_reviews, a shipped one; another: torchrun -m engine.train RECIPE"
+    assert name_default_recipe(argv) == ("" if named else line)
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+@pytest.mark.parametrize("level", ["info", "quiet"])
+@pytest.mark.parametrize("as_json", [True, False])
+def test_what_each_kind_of_line_becomes(level, as_json, is_main, capsys):
+    screen = Screen(LogSettings(level=level, json=as_json), is_main)
+    screen.show("fact")
+    screen.say("note")
+    screen.say("warning: old")
+    screen.warn("spike")
+    screen.result("best 1")
+    screen.write_row({"step": 1, "loss": float("nan")})
+    screen.write_row({"step": 2, "end": "done"})
+    wanted = {
+        ("info", False): ["fact", "note", "warning: old", "spike", "best 1"],
+        ("quiet", False): ["warning: old", "spike", "best 1"],
+        ("info", True): [{"note": "note"}, {"warning": "old"}, {"warning": "spike"}, {"step": 1, "loss": None}],
+        ("quiet", True): [{"warning": "old"}, {"warning": "spike"}],
+    }[level, as_json]
+    wanted += [{"step": 2, "end": "done"}] if as_json else []
+    lines = capsys.readouterr().out.splitlines()
+    assert (list(map(json.loads, lines)) if as_json else lines) == (wanted if is_main else [])
+
+
+def test_a_run_as_json_or_quiet_is_the_same_run(tiny, tmp_path, capsys):
+    few = {"train.max_steps": 4, "eval.every_steps": 2, "optim.name": "lion", "data.max_length": 8}
+    rows, printed = {}, {}
+    for name, settings in {"usual": {}, "json": {"log.json": True}, "quiet": {"log.level": "quiet"}}.items():
+        run_training(tiny(**few | settings | {"run.folder": str(tmp_path / name)}))
+        printed[name] = capsys.readouterr()
+        found = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        rows[name] = [{k: v for k, v in row.items() if not k.endswith(("_second", "_seconds", "_mb"))} for row in found]
+    assert rows["usual"] == rows["json"] == rows["quiet"]
+    lines = list(map(json.loads, printed["json"].out.splitlines()))
+    own = [json.loads(line) for line in (tmp_path / "json" / "metrics.jsonl").read_text().splitlines()]
+    assert [line for line in lines if "step" in line] == own
+    said = [*(line for line in lines if "step" not in line)]
+    assert all([*line] in (["note"], ["warning"]) for line in said)
+    assert any("truncated to data.max_length" in str(line) for line in said)
+    assert [line for line in printed["quiet"].out.splitlines() if "warning: " not in line] == [
+        line for line in printed["usual"].out.splitlines() if line.startswith("best_accuracy ")
+    ]
+    assert not any(text.err for text in printed.values())
+    described = (tmp_path / "usual" / "summary.txt").read_text()
+    assert described.startswith(f"weights: {Path(tiny().model.name)}\n  loaded       37 tensors")
+    assert "texts truncated to data.max_length" in described
+    usual = printed["usual"].out
+    assert usual.count("truncated to data.max_length") == 2, "of the training and the validation data"
+    assert usual.endswith(f"  python -m engine.report {tmp_path / 'usual'}\n")
+    assert "metrics.jsonl, summary.txt, report.html; " in usual
