@@ -46,7 +46,7 @@ def test_sentences_end_where_they_end():
     assert count_words("A word, `two words` - and 3 more.") == 7
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [page for page in PAGES if "zh-CN" not in page])
 def test_sentences_have_at_most_25_words(page):
     assert [sentence for sentence in sentences(read_page(page)) if count_words(sentence) > 25] == []
 
@@ -55,7 +55,7 @@ def test_sentences_have_at_most_25_words(page):
 def test_lines_have_at_most_120_characters(page):
     """Rows of tables may be longer on the manuals: a row cannot be wrapped."""
     lines = read_page(page).splitlines()
-    long = [line for line in lines if len(line) > 120 and (page == "README.md" or not line.lstrip().startswith("|"))]
+    long = [line for line in lines if len(line) > 120 and ("/" not in page or not line.lstrip().startswith("|"))]
     assert long == []
 
 
@@ -66,8 +66,8 @@ def test_contents_of_a_long_page_are_its_headings(page):
         return
     plain = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     headings: list[str] = re.findall(r"^## (.+)$", plain, flags=re.MULTILINE)
-    assert headings[0] == "Contents"
-    contents = plain.partition("## Contents\n")[2].partition("\n## ")[0]
+    assert headings[0] in ("Contents", "目录")
+    contents = plain.partition(f"## {headings[0]}\n")[2].partition("\n## ")[0]
     assert re.findall(r"^- \[(.+)\]\(#.+\)$", contents, flags=re.MULTILINE) == headings[1:]
 
 

@@ -84,6 +84,27 @@ def test_the_changed_loop_is_exact_in_micro_batches(checkout):
     assert penalty[-1] != pytest.approx(plain[-1], rel=1e-4)
 
 
+def commands(page: str) -> list[str]:
+    """Return the lines of all blocks that have a language, without comments."""
+    text = read_page(page)
+    blocks = [block.text for block in find_blocks(text) if block.language]
+    return [line for line in "".join(blocks).splitlines() if not line.startswith("# ")]
+
+
+def test_chinese_page_has_the_same_commands_numbers_and_links():
+    pages = ("README.md", "README.zh-CN.md")
+    texts = [read_page(page) for page in pages]
+    assert commands(pages[0]) == commands(pages[1])
+    links = [set(re.findall(r"\]\(([^#)]+[^)]*)\)", text)) - set(pages) for text in texts]
+    assert links[0] == links[1]
+    code = [sorted(re.findall(r"`[^`\n]+`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))) for text in texts]
+    assert code[0] == code[1]
+    tables = [[line for line in text.splitlines() if line.startswith("|")] for text in texts]
+    numbers = [[re.findall(r"\d(?:[\d.,e-]*\d)?", line) for line in table] for table in tables]
+    assert numbers[0] == numbers[1]
+    assert texts[0].count("\n## ") == texts[1].count("\n## ")
+
+
 def test_ci_runs_the_test_command_of_the_readme():
     (line,) = re.findall(r"^pip install .* && pytest$", README, flags=re.MULTILINE)
     script = ROOT / ".ci" / "run"

@@ -20,7 +20,7 @@ FOLDERS = (
     *(*PACKAGES, "engine/tasks", "engine/metrics", "benchmarks"),
     *("tests", "tests/contracts", "tests/faults", "tests/gpu_rehearsal"),
 )
-PAGES = ("README.md", *(f"{name}/README.md" for name in FOLDERS))
+PAGES = ("README.md", "README.zh-CN.md", *(f"{name}/README.md" for name in FOLDERS))
 SAMPLE = Path("data/samples/movie_reviews/reviews.tsv")
 FENCE = re.compile(r"^( *)```([\w-]*)\n(.*?)^ *```$", flags=re.MULTILINE | re.DOTALL)
 # A full stop after one of these ends no sentence.
