@@ -16,7 +16,7 @@ from support.runs import assert_same_run, run_module
 
 import engine
 from data import DataError, Row
-from engine.config import Config, ConfigError, override
+from engine.config import Config, ConfigError, override, read_recipe
 
 ROOT = Path(engine.__file__).parent.parent
 
@@ -197,3 +197,37 @@ def test_importing_the_engine_does_not_import_its_functions():
     assert done.stderr.strip() in ("", "set()")
     with pytest.raises(AttributeError, match="no attribute 'predict_row'"):
         _ = engine.predict_row
+
+
+def test_a_recipe_is_written_as_the_command_writes_it(tmp_path, reviews, checkpoint_folder, monkeypatch):
+    from engine import new
+
+    monkeypatch.chdir(tmp_path)
+    settings = {"model.name": str(checkpoint_folder), "run.plugins": (), "train.tf32": True}
+    written = engine.write_recipe("text-classification", reviews, tmp_path / "a.toml", **settings, optim__lr=1e-3)
+    assert written == tmp_path / "a.toml"
+    given = [
+        f"--model={checkpoint_folder}",
+        "--train.tf32=true",
+        "--optim.lr=0.001",
+        "--run.plugins=",
+        "--output=b.toml",
+    ]
+    assert new.main(["text-classification", f"--data={reviews}", *given]) == 0
+    assert read_recipe("a.toml") == override(read_recipe("b.toml"), {"run.folder": "runs/a"})
+    with pytest.raises(ConfigError, match=r"a\.toml exists"):
+        engine.write_recipe("text-classification", reviews, "a.toml", **settings)
+    assert engine.write_recipe("text-classification", reviews, "a.toml", force=True, **settings) == Path("a.toml")
+
+
+def test_a_report_is_written_where_it_is_said(trained, tmp_path):
+    assert engine.write_report(trained, predict=False) == trained / "report.html"
+    assert "Nothing was predicted" in (trained / "report.html").read_text(encoding="utf-8")
+    assert engine.write_report(trained / "best", predict=False) == trained / "report.html"
+    page = engine.write_report(trained, trained, output=tmp_path / "page.html", run__device="cpu")
+    assert page == tmp_path / "page.html"
+    assert "<svg" in page.read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match="name a run folder"):
+        engine.write_report()
+    with pytest.raises(ConfigError, match=r"optim\.lr has no effect on a trained model"):
+        engine.write_report(trained, optim__lr=1.0)
