@@ -60,9 +60,9 @@ class Shown(NamedTuple):
 
 TABLE = [
     Shown("movie_reviews", "classification", "10,568 sentences of film reviews", "MiniLM"),
-    Shown("few_reviews", "classification, overfitted", "200 sentences of film reviews", "MiniLM"),
+    Shown("few_reviews", "classification", "200 film reviews, overfitted", "MiniLM"),
     Shown("review_modernbert", "classification", "film reviews", "ModernBERT, scratch"),
-    Shown("chinese_sentiment", "classification, Chinese", "reviews of shops and hotels", "BERT, scratch"),
+    Shown("chinese_sentiment", "classification, Chinese", "reviews of shops", "BERT, scratch"),
     Shown("package_tags", "several labels", "Debian packages, 63 tags", "MiniLM"),
     Shown("review_scores", "regression", "3,708 sentences of product reviews", "MiniLM"),
     Shown("capitals", "tagging: names", "film reviews, by their capitals", "MiniLM"),
@@ -72,17 +72,17 @@ TABLE = [
     Shown("choices", "multiple choice", "film reviews, made by rule", "MiniLM"),
     Shown("message_embeddings", "sentence embeddings", "messages, English and Chinese", "MiniLM"),
     Shown("reviews_and_relations", "two tasks, one model", "200 reviews, 320 relations", "MiniLM"),
-    Shown("review_adaptation", "masked language model", "film reviews, no labels", "MiniLM, new head"),
+    Shown("review_adaptation", "masked language model", "film reviews, no labels", "MiniLM"),
     Shown("message_spans", "span corruption", "705 Chinese messages", "T5, scratch"),
     Shown("review_sentences", "language model", "film reviews", "GPT-2, scratch"),
-    Shown("chinese_poems", "language model, Chinese", "400 poems of Tang and Song", "GPT-2, scratch"),
+    Shown("chinese_poems", "language model, Chinese", "400 old poems", "GPT-2, scratch"),
     Shown("dialogue", "dialogue", "1,449 conversations", "GPT-2, scratch"),
     Shown("package_descriptions", "summarisation", "Debian packages", "T5, scratch"),
     Shown("django_messages", "translation to Chinese", "783 messages of a framework", "T5, scratch"),
     Shown("fashion_mnist", "images", "2,000 + 1,000 images of clothes", "DINOv2's shape"),
     Shown("fashion_mnist_scratch", "images", "the same", "ViT, scratch"),
     Shown("fashion_mnist_dinov2", "images", "the same", "DINOv2, scratch"),
-    Shown("clothes_collages", "images, several labels", "3,500 collages of clothes", "ViT, scratch"),
+    Shown("clothes_collages", "images, several labels", "3,500 collages", "ViT, scratch"),
 ]
 METRICS = {"f1": "F1", "f1_micro": "micro F1", "rougeL": "ROUGE-L", "bleu": "BLEU", "pearson": "Pearson"}
 
