@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from data.words import TEXT, locate_words
 from engine.tasks import Task, TaskSettings
 
 Prediction = dict[str, Any]
+UNREAD = "(not read)"
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,29 @@ def _judge_tags(
         predicted.append("" if marked is None else count_of(len(marked), "span"))
     unit = "wrong words" if all("tags" in row for row in predictions) else "wrong spans"
     return Judged(unit, true, predicted, errors, confidence, [error > 0 for error in errors])
+
+
+def word_confusions(
+    rows: Sequence[Row], predictions: Sequence[Prediction], settings: TaskSettings, labels: Sequence[str]
+) -> dict[str, Any]:
+    """Return the confusion matrix of words by the type of their entity, or by their tag; {} for spans of a text.
+
+    UNREAD is predicted for a word that the model did not see.
+    """
+    if not all("tags" in row for row in predictions):
+        return {}
+    notation = find_notation(labels) if settings.own.tag_scheme != "none" else None
+    kinds = {tag: tag if notation is None else notation.split(tag)[1] or "O" for tag in labels}
+    counts: Counter[tuple[str, str]] = Counter()
+    for row, prediction in zip(rows, predictions, strict=True):
+        true, found = row.values[settings.data.label_column], prediction["tags"]
+        counts.update(
+            (kinds.get(tag, tag), UNREAD if other is None else kinds[other])
+            for tag, other in zip(true, found, strict=True)
+        )
+    names = [*dict.fromkeys([*sorted(kinds.values()), *(name for pair in counts for name in pair)])]
+    matrix = [[counts[true, predicted] for predicted in names] for true in names]
+    return {"labels": names, "counts": matrix, "unit": "words"}
 
 
 def _judge_texts(

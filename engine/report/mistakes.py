@@ -15,7 +15,8 @@ from engine.report.predictions import Findings
 from engine.report.shown import Part, Shown
 
 MOST_CLASSES = 24  # of a matrix that can be read
-MOST_ROWS = 40  # of the table of classes, and of the list of confusions
+MOST_ROWS = 40  # of the table of classes
+MOST_CONFUSIONS = 20
 MOST_POINTS = 500
 NUM_BINS = 24  # of lengths
 MARKS = {"both": "right", "true": "missed", "predicted": "predicted, wrongly"}
@@ -35,7 +36,7 @@ def findings_html(found: Findings, anchor: str, shows_metrics: bool) -> str:
     if any(charts):
         parts.append(f'<div class="charts">{"".join(charts)}</div>')
     if matrix := found.tables.get("confusion_matrix"):
-        parts.append(_confusions(matrix["labels"], matrix["counts"], found.cells, anchor))
+        parts.append(_confusions(matrix, found.cells, anchor))
     if classes := found.tables.get("per_class"):
         parts.append(_per_class(classes))
     is_wrong = "mistakes" if found.is_wrong else "examples"
@@ -118,30 +119,26 @@ def _lengths(found: Findings) -> str:
     return bar_chart("Lengths", edges.tolist(), parts, "tokens")
 
 
-def _confusions(
-    labels: Sequence[str],
-    counts: Sequence[Sequence[int]],
-    cells: Mapping[tuple[str, str], Sequence[Shown]],
-    anchor: str,
-) -> str:
+def _confusions(matrix: Mapping[str, Any], cells: Mapping[tuple[str, str], Sequence[Shown]], anchor: str) -> str:
     """Return the matrix, or for many classes the most frequent confusions, and behind each cell its examples."""
+    labels, counts, unit = matrix["labels"], matrix["counts"], matrix.get("unit", "examples")
     number = {cell: i for i, cell in enumerate(cells)}
 
     def link(true: str, predicted: str, text: str) -> str:
         i = number.get((true, predicted))
         return text if i is None else f'<a href="#{anchor}-{i}">{text}</a>'
 
-    title = "Confusion matrix"
+    title = f"Confusion matrix of {unit}"
     if len(labels) <= MOST_CLASSES:
         shown = _matrix(labels, counts, link)
     else:
         title = "The most frequent confusions"
         wrong = [(n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if n and i != j]
         rows = [
-            [escape(labels[i]), escape(labels[j]), link(labels[i], labels[j], f"{n:,}")]
-            for n, i, j in sorted(wrong, reverse=True)[:MOST_ROWS]
+            [escape(true), escape(predicted), link(true, predicted, f"{-n:,}")]
+            for n, true, predicted in sorted((-n, labels[i], labels[j]) for n, i, j in wrong)[:MOST_CONFUSIONS]
         ]
-        shown = table_html(["true", "predicted", "examples"], rows)
+        shown = table_html(["true", "predicted", unit], rows)
     hidden = "".join(
         f'<section class="cell" id="{anchor}-{i}">{_examples(f"True {true}, predicted {predicted}", own)}</section>'
         for (true, predicted), i in number.items()

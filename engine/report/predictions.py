@@ -20,7 +20,7 @@ from engine.calibration import describe_calibration, probabilities, problem_of, 
 from engine.config import ConfigError
 from engine.evaluate import evaluate_in_full, example_rows, load_trained, make_context, predict, start
 from engine.prediction_rows import KINDS, prediction_rows
-from engine.report.judge import Judged, class_targets, judge, judge_losses
+from engine.report.judge import Judged, class_targets, judge, judge_losses, word_confusions
 from engine.report.shown import Part, Shown, crop, parts_of, thumbnail
 from engine.tasks import Task, TaskSettings, check_labels, read_file, read_training_data
 
@@ -114,6 +114,12 @@ def examine(name: str, given: Mapping[str, str], most: int | None) -> Findings:
         chosen["pairs"] = judged.pairs
         if "confusion_matrix" in tables:
             chosen["cells"] = {cell: [show(i, judged) for i in own] for cell, own in _cells(judged).items()}
+    if (
+        task.predicts == "tags"
+        and predictions
+        and (matrix := word_confusions(used, predictions, settings, model.labels))
+    ):
+        tables["confusion_matrix"] = matrix
     notes = [*getattr(rows, "notes", ()), *examples.notes, *read_calibration(model).describe(model.labels)]
     lengths = [int(n) for n in all_lengths(examples.lengths)]
     wrong = judged.is_wrong if judged is not None else []
@@ -207,7 +213,8 @@ def threshold_values(p: Tensor, is_positive: Tensor) -> list[tuple[float, dict[s
 def _cells(judged: Judged) -> dict[tuple[str, str], list[int]]:
     """Return examples of the most frequent cells of the confusion matrix, the most confident first."""
     pairs = list(zip(judged.true, judged.predicted, strict=True))
-    frequent = {pair for pair, _ in Counter(pair for pair in pairs if pair[0] != pair[1]).most_common(MOST_CELLS)}
+    counts = Counter(pair for pair in pairs if pair[0] != pair[1])
+    frequent = {*sorted(counts, key=lambda pair: (-counts[pair], *pair))[:MOST_CELLS]}
     found: dict[tuple[str, str], list[int]] = {}
     for i in sorted(range(len(pairs)), key=lambda i: -judged.confidence[i]):
         own = found.setdefault(pairs[i], []) if pairs[i] in frequent else []

@@ -38,6 +38,7 @@ svg text { fill: var(--soft); font-size: 12px; }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem 1rem; margin: .2rem 0 0; font-size: .82rem; color: var(--soft); }
 .legend span { display: inline-flex; align-items: center; gap: .35rem; overflow-wrap: anywhere; }
 .key { width: 22px; flex: none; }
+.legend + .charts { margin-top: 1rem; }
 .scroll { overflow-x: auto; max-width: 100%; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .28rem .7rem; text-align: right; border-bottom: 1px solid var(--rule); }

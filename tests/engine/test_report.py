@@ -12,18 +12,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.config import Config, ConfigError, override, to_toml
+from data import Row
+from engine.config import Config, ConfigError, DataSettings, TokenClassificationSettings, override, to_toml
 from engine.errors import TrainingError
 from engine.model_card import escaped
 from engine.report import write_page
 from engine.report.__main__ import main
 from engine.report.charts import MAX_POINTS, Line, line_chart, smooth, thin, ticks
+from engine.report.judge import Judged, word_confusions
 from engine.report.mistakes import findings_html
 from engine.report.page import page
-from engine.report.predictions import Findings, threshold_values
+from engine.report.predictions import Findings, _cells, threshold_values
 from engine.report.runs import open_runs, pair_by_seed
 from engine.report.shown import MAX_CHARACTERS, Part, Shown, crop, mark_spans
 from engine.report.terminal import format_table
+from engine.tasks import TaskSettings
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\" <b>"
 VOID = {"meta", "img"}
@@ -208,6 +211,76 @@ def test_what_is_missing_or_damaged_is_said(tmp_path):
     empty.mkdir()
     (empty / "metrics.jsonl").touch()
     parse(page(open_runs([str(empty)]), ["-"]))
+
+
+def test_the_page_has_the_summary_of_the_run(tmp_path):
+    """Of several runs what is equal is there once; the card is for runs without a summary."""
+    names = [write_run(tmp_path / name) for name in "abc"]
+    for name in names[:2]:
+        text = f"weights: x {HOSTILE}\n  ignored 3\n\na note\n\ntraining: 9 examples of {name.name}\n"
+        (name / "summary.txt").write_text(f"{text}\nparameters: 7\ndevice: cpu\n")
+    runs = open_runs([str(name) for name in names])
+    assert runs[0].summary == {
+        "Model loading": f"weights: x {HOSTILE}\n  ignored 3",
+        "Data": "a note\n\ntraining: 9 examples of a",
+        "Steps": "parameters: 7\ndevice: cpu",
+    }
+    html = page(runs, ["-"] * 3)
+    parse(html)
+    assert (html.count("ignored 3"), html.count("device: cpu")) == (1, 1)
+    assert (html.count("training: 9 examples"), html.count("training: 7 examples")) == (2, 1)
+    assert "<h3>a, b</h3>" in html
+
+
+def test_each_of_several_tasks_has_its_predictions(tmp_path):
+    (run,) = open_runs([str(write_run(tmp_path / "a", **{"run.task": "multi-task"}))])
+    found = Findings("f", "best-x", 4, 6, {"f1": 0.25}, {}, [], [3], [True], [], "loss")
+    html = page([run], [{"x": found, "<y>": "Nothing was predicted: no"}])
+    parse(html)
+    assert "<tr><td>x/f1</td>" in html
+    assert "<h3 class='task'>&lt;y&gt;</h3><p>Nothing was predicted: no</p>" in html
+    assert "now: of best-x/," in html
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (["a/run", "b/run"], ["a", "b"]),
+        (["a/one", "b/two"], ["one", "two"]),
+        (["x/a/s/run", "x/b/s/run", "x/b/t/run"], ["a/s", "b/s", "b/t"]),
+    ],
+)
+def test_runs_have_short_names_that_differ(folders, expected, tmp_path):
+    runs = open_runs([str(write_run(tmp_path / folder)) for folder in folders])
+    assert [run.name for run in runs] == expected
+
+
+def test_words_are_confused_by_the_type_of_their_entity():
+    labels, settings = (
+        ["B-X", "I-X", "B-Y", "O"],
+        TaskSettings(DataSettings(label_column="tags"), TokenClassificationSettings()),
+    )
+    rows = [Row("1", 1, {"tags": ["B-X", "I-X", "O", "B-Y", "O"]})]
+    matrix = word_confusions(rows, [{"tags": ["B-Y", "B-X", "O", None, "I-X"]}], settings, labels)
+    assert matrix["labels"] == ["O", "X", "Y", "(not read)"]
+    assert matrix["counts"] == [[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0]]
+    assert word_confusions(rows, [{"spans": []}], settings, labels) == {}
+
+
+def test_the_most_frequent_confusions_have_examples():
+    """Also among many that are equally frequent: the table and its examples choose the same ones."""
+    names = [f"c{i:03}" for i in range(200)]
+    pairs = [(name, "c199") for name in names[:199]] + [("c150", "c149")] * 3
+    judged = Judged("loss", [a for a, _ in pairs], [b for _, b in pairs], [1.0] * len(pairs), [0.5] * len(pairs))
+    cells = _cells(judged)
+    counts = [[pairs.count((a, b)) for b in names] for a in names]
+    shown = {pair: [Shown("1", *pair, "", 0.5, [])] for pair in cells}
+    tables = {"confusion_matrix": {"labels": names, "counts": counts}}
+    html = findings_html(Findings("f", "best", 1, 1, {}, tables, [], [], [], [], "loss", cells=shown), "cell-0", False)
+    rows = re.findall("<tr><td>(c[0-9]+)</td><td>(c[0-9]+)</td><td>(.*?)</td>", html)
+    assert rows[0][:2] == ("c150", "c149")
+    assert len(rows) == 20
+    assert all("href" in cell for *_, cell in rows)
 
 
 def test_a_page_without_predictions_needs_no_weights(tmp_path, capsys):
