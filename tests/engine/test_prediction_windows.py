@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support import warm
 from support.runs import run_module, run_training, tiny_config, write_reviews
 
 import models as native
@@ -266,7 +267,8 @@ def test_killed_at_every_change_of_the_disk(run, source, tmp_path, monkeypatch, 
 
 def start(run: str, source: Path, output: Path, *more: str) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "engine.predict", run, "--input", str(source), "--output", str(output), *more]
+    command = ["-m", "engine.predict", run, "--input", str(source), "--output", str(output), *more]
+    command.insert(0, str(warm.folder() / "python"))
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
