@@ -13,7 +13,7 @@ whole process, timed from its start. In each round every command runs once; the 
   beside the script's, `--dry-run` also under torchrun.
 
 Printed are medians with minimum and maximum, and the ratios of the two sides of each round, which a busy machine
-changes less than the seconds. The record is results/first_hour.json. transformers and accelerate are required.
+changes less than the seconds. With OMP_NUM_THREADS=1 it changes them least. The record is results/first_hour.json. transformers and accelerate are required.
 """
 
 from __future__ import annotations
@@ -189,13 +189,15 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         files = write_rows(Path(temporary), arguments.rows)
-        rounds = []
+        rounds: list[Seconds] = []
         for number in range(arguments.rounds):
             rounds.append(time_round(number, files, arguments.steps))
-            print(f"round {number + 1}: {rounds[-1]['first result']:.1f} s, HF {rounds[-1]['hf first result']:.1f} s")
+            ours, theirs = rounds[-1]["first result"], rounds[-1]["hf first result"]
+            print(f"round {number + 1}: {ours:.1f} s, HF {theirs:.1f} s", flush=True)
+            threads = os.environ.get("OMP_NUM_THREADS", "")
+            row = {"work": RECIPE, "steps": arguments.steps, "rows": arguments.rows, "threads": threads, "runs": rounds}
+            record.save(arguments.output, record.describe("first_hour", [row], list(argv)))
     print("\n".join(table(rounds)))
-    row = {"work": RECIPE, "steps": arguments.steps, "rows": arguments.rows, "runs": rounds}
-    record.save(arguments.output, record.describe("first_hour", [row], list(argv)))
     return 0
 
 
