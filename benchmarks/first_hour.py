@@ -12,8 +12,9 @@ whole process, timed from its start. In each round every command runs once; the 
 - import, help, dry run: `import engine.train` beside `import torch` and the classes that the script imports, `--help`
   beside the script's, `--dry-run` also under torchrun.
 
-Printed are medians with minimum and maximum, and the ratios of the two sides of each round, which a busy machine
-changes less than the seconds. With OMP_NUM_THREADS=1 it changes them least. The record is results/first_hour.json. transformers and accelerate are required.
+Printed are medians with minimum and maximum, and the ratios of the two sides of each round. A busy machine changes the
+ratios less than the seconds, and with OMP_NUM_THREADS=1 it changes them least. The record is results/first_hour.json.
+transformers and accelerate are required.
 """
 
 from __future__ import annotations
