@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from support.task_data import write
 
 from data import Row, read_rows
@@ -287,6 +289,83 @@ def test_rare_classes_are_watched_by_f1():
     metrics = TASKS["text-classification"].metrics
     assert new_choices.choose_metric(metrics, (), [50, 50]).value == "accuracy"
     assert new_choices.choose_metric(metrics, (), [95, 5]).value == "f1"
+
+
+# Files as people have them
+
+
+def write_awkward_files() -> None:
+    """Write a small file of each kind into the current folder."""
+    texts = [f"{'very ' * (i % 6)}{(GOOD, BAD)[i % 2][i % 3]} {i}" for i in range(40)]
+    signs = [("pos", "neg")[i % 2] for i in range(40)]
+    write_lines(
+        "chinese.csv", ["评论,情感", *[line.replace(";", ",").replace("，", " ") for line in CHINESE]], "gb18030"
+    )
+    write_lines("semicolon.csv", ["Kommentar;Urteil", *GERMAN])
+    rows = [{"meta": {"id": i}, "a": {"en": texts[i], "fr": texts[i][::-1], "mood": signs[i]}} for i in range(40)]
+    write_lines("nested.jsonl", [json.dumps(row) for row in rows])
+    write_lines(
+        "names.conll",
+        [
+            line
+            for text in texts
+            for line in [*(f"{word} {'B-X' if word == 'film' else 'O'}" for word in text.split()), ""]
+        ],
+    )
+    answers = [{"text": "film", "answer_start": text.index("film")} for text in texts if "film" in text]
+    contexts = [text for text in texts if "film" in text]
+    squad = [
+        {"context": text, "qas": [{"id": str(i), "question": "What?", "answers": [answers[i]]}]}
+        for i, text in enumerate(contexts)
+    ]
+    Path("squad.json").write_text(json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": squad}]}))
+    for i in range(8):
+        folder = Path("images", ("cat", "dog")[i % 2])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30 + i, 40), (20 * i, 200, 90)).save(folder / f"{i}.png")
+    turns = [[{"from": "human", "value": text}, {"from": "gpt", "value": text[::-1]}] for text in texts]
+    Path("sharegpt.json").write_text(json.dumps([{"conversations": turn} for turn in turns]))
+    write_csv("one.csv", [["text"], *[[text] for text in texts]])
+    write_csv("unlabelled.csv", [["title", "body"], *[[text[-9:], text] for text in texts]])
+    write_csv("three.csv", [["text", "label"], *[[texts[i], signs[i]] for i in range(3)]])
+    write_csv(
+        "many.csv", [["text", "label"], *[[f"{text} {k}", f"code {k % 400}"] for k, text in enumerate(texts * 20)]]
+    )
+
+
+BYTES = (f"--model={new_choices.BYTES}", "--model.init=scratch")
+AWKWARD = {  # {file: (task, settings, columns of the recipe; or the sentence)}
+    "chinese.csv": ("text-classification", BYTES, ["评论", "情感"]),
+    "semicolon.csv": ("text-classification", BYTES, ["Kommentar", "Urteil"]),
+    "nested.jsonl": ("translation", (), ["a.en", "a.fr"]),
+    "names.conll": ("token-classification", BYTES, ["", ""]),
+    "squad.json": ("question-answering", BYTES, ["", ""]),
+    "images": ("image-classification", (), ["", ""]),
+    "sharegpt.json": ("dialogue", (), ["", ""]),
+    "one.csv": ("causal-lm", (), ["", ""]),
+    "unlabelled.csv": ("text-classification", BYTES, "no other has a few values that repeat"),
+    "three.csv": ("text-classification", BYTES, ["", ""]),
+    "many.csv": ("text-classification", BYTES, ["", ""]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", AWKWARD)
+def test_awkward_files_give_a_recipe_that_trains_or_a_sentence(name, capsys):
+    """Without --model where a shape is shipped for the task. Parquet: the same rows as .csv (tests/data/formats)."""
+    write_awkward_files()
+    task, settings, expected = AWKWARD[name]
+    argv = [task, f"--data={name}", *settings, "--run.device=cpu"]
+    if isinstance(expected, str):
+        with pytest.raises(USER_ERRORS, match=expected):
+            new.main(argv)
+        return
+    assert new.main(argv) == 0
+    data = read_recipe("my_recipe.toml").data
+    assert [data.text_column, data.label_column] == expected
+    short = ["--train.max_steps=1", "--checkpoint.keep=best", "--optim.warmup_steps=0"]
+    assert train.main(["my_recipe.toml", *short]) == 0
+    assert "all steps done" in capsys.readouterr().out
 
 
 # Console scripts
