@@ -22,7 +22,8 @@ def wanted() -> list[str]:
 
 def main() -> int:
     """Return how the process ended: its code, or minus the number of a signal."""
-    request = {"arguments": wanted(), "environment": dict(os.environ), "folder": os.getcwd(), "python": sys.argv[0]}
+    python = os.path.join(os.path.dirname(sys.argv[0]), "python")  # of torchrun too, which starts its ranks by it
+    request = {"arguments": wanted(), "environment": dict(os.environ), "folder": os.getcwd(), "python": python}
     text, parent = json.dumps(request).encode(), os.getppid()
     with socket.socket(socket.AF_UNIX) as link:
         os.chdir(os.path.dirname(sys.argv[0]))
