@@ -96,14 +96,14 @@ def describe_model(model: TaskModel, parameters: int, trained: int, start: Model
     report = model.report
     source = report.source if report.source.startswith(folder) else start.name
     size = f"{parameters / 1e6:.3g} M parameters" if parameters >= 1e6 else f"{parameters:,} parameters"
-    share = "all trained" if trained == parameters else f"{trained / parameters:.2%} trained"
+    size += "" if trained == parameters else f", {trained / parameters:.2%} trained"
     name = f"{model.spec.architecture.weights.model_type} from {source}"
     if not report.loaded:
-        return [f"{name}, only its shape", f"{size}, {share}; weights: {report.source}"]
+        return [f"{name}, only its shape", f"{size}; weights: {report.source}"]
     heads = " (head)" if report.initialised and _only_heads(report) else ""
     tensors = [f"{len(report.loaded)} loaded", f"{len(report.initialised)} new{heads}", f"{len(report.ignored)} unused"]
     tensors = [text for text in tensors if not text.startswith("0 ")]
-    return [name, f"{size}, {share}; tensors: {', '.join(tensors)}"]
+    return [name, f"{size}; tensors: {', '.join(tensors)}"]
 
 
 def unusual_report(report: LoadReport, start: ModelSettings) -> str:
@@ -122,7 +122,7 @@ def describe_data(sets: Sequence[Examples]) -> str:
     counts = [f"{len(examples):,} {name}" for name, examples in named if len(examples)]
     by_length = count_lengths(sets[0].lengths)
     mean = by_length @ np.arange(len(by_length)) / len(sets[0])
-    return f"{join(counts)} examples; {mean:.3g} tokens each, at most {len(by_length) - 1:,}"
+    return f"{join(counts)} examples; tokens: mean {mean:.3g}, max {len(by_length) - 1:,}"
 
 
 def shorten_step(step: str) -> str:
