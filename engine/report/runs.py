@@ -18,6 +18,7 @@ from engine.report.summary_file import DATA, read_summary
 from engine.run_folder import BEST, LAST
 from engine.state import metric_direction
 from engine.tasks import MULTI_TASK, find_task
+from engine.tasks.multi_task import MEAN
 
 LOG = "metrics.jsonl"
 ESCAPED = re.compile(r"\\([\\`*<|\[\]_])")  # in a model card, a character that is no Markdown
@@ -172,9 +173,13 @@ def _read_settings(folder: Path, notes: list[str]) -> tuple[Mapping[str, Any], S
 
 
 def _watched(settings: Mapping[str, Any], evaluations: Sequence[dict[str, Any]], end: Mapping[str, Any]) -> str:
-    """Return the watched metric: that of the end of the run, of the recipe, or the first that was evaluated."""
+    """Return the watched metric: that of the end of the run, of the recipe and its task, or the first evaluated."""
     named = [key.removeprefix("best_") for key in end if key.startswith("best_") and key != "best_step"]
     named += [settings["eval.metric"]] if settings.get("eval.metric") else []
+    with suppress(ConfigError):  # of a task of a plugin, or of several tasks
+        named += [find_task(str(settings.get("run.task")))[1]]
+    if any(MEAN in row["evaluation"] for row in evaluations):  # of several tasks
+        named += [MEAN]
     named += [name for row in evaluations[:1] for name in row["evaluation"]]
     return str(named[0]) if named else ""
 

@@ -232,6 +232,15 @@ def test_the_page_has_the_summary_of_the_run(tmp_path):
     assert "<h3>a, b</h3>" in html
 
 
+def test_a_run_that_has_not_ended_watches_the_metric_of_its_task(tmp_path):
+    folder = write_run(tmp_path / "a", ended=False)
+    log = folder / "metrics.jsonl"
+    log.write_text(re.sub(r'("accuracy": [^,]*), ("loss": [^}]*)', r"\2, \1", log.read_text()))
+    (run,) = open_runs([str(folder)])
+    assert next(iter(run.evaluations[0]["evaluation"])) == "loss"
+    assert (run.watched, run.mode) == ("accuracy", "max")
+
+
 def test_each_of_several_tasks_has_its_predictions(tmp_path):
     (run,) = open_runs([str(write_run(tmp_path / "a", **{"run.task": "multi-task"}))])
     found = Findings("f", "best-x", 4, 6, {"f1": 0.25}, {}, [], [3], [True], [], "loss")
