@@ -21,6 +21,7 @@ from data.writing import is_same_stream, is_stream, write_text
 from engine import checkpoint, config, console, distributed, heartbeat, help_pages, plugins
 from engine.commands import as_started
 from engine.config import Config, ConfigError, all_settings, check, did_you_mean, override, read_recipe, split_arguments
+from engine.config.command_line import explain_option
 from engine.errors import LOST_PROCESS_ERRORS, USER_ERRORS, LostRankError, OtherRankError, TrainingError
 from engine.kernels import explain_missing_kernel
 from engine.manifest import MANIFEST
@@ -239,9 +240,10 @@ def read_command(
     own = {key: given.pop(key) for key in names if key in given}
     for key in given:
         if key not in known:
-            raise ConfigError(f"unknown option --{key}{did_you_mean(key, [*names, *settings])}")
+            raise ConfigError(explain_option(key) or f"unknown option --{key}{did_you_mean(key, [*names, *settings])}")
     if len(positional) != 1:
-        raise ConfigError(f"name one run folder: {usage}")
+        many = f", not {' and '.join(map(repr, positional))}" if positional else ""
+        raise ConfigError(f"name one run folder{many}: {usage}")
     return positional[0], given, own
 
 

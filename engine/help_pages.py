@@ -277,11 +277,10 @@ def topic_page(topic: str, keys: Collection[str], recipe: str, values: Config, w
     if inside:  # a section of sections, such as augment
         return [line for name in inside for line in describe_section(name, keys, values, recipe, width)]
     topics = ["tasks", "recipes", "all", *own_sections]
-    names = [*topics, *keys] if "." in topic else topics
-    raise ConfigError(
-        f"--help {topic}: there is no such topic; choose from {', '.join(topics)}, or a setting"
-        f"{did_you_mean(topic, names)}"
-    )
+    is_known = topic in all_settings(Config()) or topic in sections(Config())
+    why = "this command does not read it" if is_known else "there is no such topic"
+    hint = did_you_mean(topic, [*topics, *keys] if "." in topic else topics)
+    raise ConfigError(f"--help {topic}: {why}; choose from {', '.join(topics)}, or a setting{hint}")
 
 
 def tasks_page(width: int) -> list[str]:

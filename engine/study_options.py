@@ -63,7 +63,8 @@ def parse(argv: Sequence[str]) -> tuple[Study, Space | None]:
     positional, given = config.split_arguments(rest)
     if len(positional) != 1:
         hint = " (quote a range with its log: --vary 'KEY=A..B log')" if "log" in positional else ""
-        raise ConfigError(f"name one recipe{hint}: {USAGE}")
+        many = f", not {' and '.join(map(repr, positional))}" if positional else ""
+        raise ConfigError(f"name one recipe{many}{hint}: {USAGE}")
     recipe = positional[0]
     base = config.override_recipe(config.read_recipe(recipe), given)
     plugins.load_plugins(base.run.plugins)

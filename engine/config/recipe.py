@@ -44,7 +44,7 @@ def parse(argv: list[str], usage: str) -> Config:
     """Read `[RECIPE] --section.key=value ...` into a checked Config; ConfigError where that is not possible."""
     positional, overrides = split_arguments(argv)
     if len(positional) > 1:
-        raise ConfigError(f"one recipe at a time, not {' and '.join(map(repr, positional))}")
+        raise ConfigError(f"one recipe at a time, not {' and '.join(map(repr, positional))}: {usage}")
     config = override_recipe(read_recipe(positional[0] if positional else DEFAULT_RECIPE), overrides)
     check(config)
     return config
@@ -60,7 +60,7 @@ def override(config: Config, values: Mapping[str, Any], where: str = "") -> Conf
 
     where: the start of every error message. Raises one ConfigError with a line for each wrong key or value.
     """
-    return schema.override(config, values, where, _other_name)
+    return schema.override(config, values, where, lambda key: _other_name(key) or command_line.explain_option(key))
 
 
 def override_recipe(recipe: Config, values: Mapping[str, Any]) -> Config:
@@ -126,13 +126,13 @@ def read_recipe(name: str) -> Config:
         path = shipped if shipped.is_file() else path
         tree = tomllib.loads(read_whole(path).decode("utf-8-sig"))  # a pipe too, as of <(...)
     except OSError as error:
-        names = shipped_recipes()
-        hint = did_you_mean(path.stem, names)
-        raise ConfigError(
-            f"recipe {name!r} cannot be read ({error.strerror}): name a .toml file or one of {', '.join(names)}{hint}"
-        ) from None
+        raise ConfigError(f"recipe {name!r} {_explain_unreadable(name, error)}") from None
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, nested too deeply, or a NUL in the name
-        raise ConfigError(f"recipe {path}: {error}") from None
+        is_data = path.suffix not in ("", ".toml")
+        hint = (
+            f". A recipe is a TOML file; python -m engine.new TASK --data {path} writes one for data" if is_data else ""
+        )
+        raise ConfigError(f"recipe {path}: {error}{hint}") from None
     declared = tree.pop("schema", None)
     values = dict(_flatten(tree))
     _check_schema(path, declared, values)
@@ -146,6 +146,24 @@ def read_recipe(name: str) -> Config:
             )
         del values[key]
     return override(Config(), values, where=f"recipe {path}: ")
+
+
+def _explain_unreadable(name: str, error: OSError) -> str:
+    """Return why a recipe cannot be read, and what would work."""
+    path, names = Path(name), shipped_recipes()
+    if name and path.is_dir():
+        found = [folder for part in ("", "best", "last") if (folder := path / part / "recipe.toml").is_file()]
+        if found:
+            return f"is a run folder: its recipe is {found[0]}; --resume, with the recipe of the run, continues it"
+        return "is a folder: name a .toml file in it"
+    tasks = {recipe: read_recipe(recipe).run.task for recipe in names}
+    if name in tasks.values():
+        return f"is a task: its recipes are {', '.join(recipe for recipe in names if tasks[recipe] == name)}"
+    beside = [str(other) for other in path.parent.glob("*.toml")] if path.suffix == ".toml" else []
+    why = f"cannot be read ({error.strerror})"
+    if hint := did_you_mean(name, [*beside, *names]) or did_you_mean(path.stem, names):
+        return f"{why}{hint} --help recipes lists those that are shipped"
+    return f"{why}: name a .toml file or one of {', '.join(names)}"
 
 
 def shipped_recipes() -> list[str]:

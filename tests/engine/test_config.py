@@ -85,6 +85,10 @@ def test_the_default_recipe_is_read_without_a_name():
         (["--train.micro_batch_size=16"], "train.micro_batch_size", 16),
         (["--run.plugins=a.py,b.py"], "run.plugins", ("a.py", "b.py")),
         (["--resume"], "run.resume", "yes"),
+        (["--resume=auto"], "run.resume", "auto"),
+        (["--resume", "auto"], "run.resume", "auto"),
+        (["--dry_run"], "run.dry_run", True),
+        (["--dry-run", "false"], "run.dry_run", False),
         (["--dry-run"], "run.dry_run", True),
         (["--dry-run", "--show-all"], "run.show_all", True),
         (["--model.dropout.hidden=0.1"], "model.dropout.hidden", 0.1),
@@ -119,6 +123,37 @@ def test_a_negative_number_is_a_value():
         (["--run.folder", "--resume"], "--run.folder needs a value: --run.folder=VALUE"),
         (["--run.folder"], "--run.folder needs a value: --run.folder=VALUE"),
         (["--dryrun"], "--dryrun needs a value: --dryrun=VALUE; did you mean '--dry-run'?"),
+        (["--hlep"], "--hlep needs a value: --hlep=VALUE; did you mean '--help'?"),
+        (["--optim.lr"], "--optim.lr needs a value: --optim.lr=VALUE; --help optim.lr says what it is"),
+        (["--optim.lr", "=", "3e-5"], "--optim.lr = 3e-5: leave out the spaces around =, as in --optim.lr=3e-5"),
+        (["--optim.lr", "="], "--optim.lr = : leave out the spaces around =, as in --optim.lr=VALUE"),
+        (["optim.lr=3e-5"], "'optim.lr=3e-5' is a setting: give it as --optim.lr=3e-5"),
+        (["optim.lr", "3e-5"], "'optim.lr' is a setting: give it as --optim.lr=VALUE"),
+        (["\u2013optim.lr=3e-5"], "'\u2013optim.lr=3e-5' begins with a dash that is no hyphen: type --optim.lr=3e-5"),
+        (["-optim.lr=3"], "unknown option '-optim.lr=3'; a setting is given as --section.key=value; --help optim.lr"),
+        (["--optim.lr:3e-5"], "--optim.lr:3e-5 needs a value: --optim.lr:3e-5=VALUE; did you mean '--optim.lr'?"),
+        (["--optim.lr=3e-5,"], "optim.lr = '3e-5,' should be a finite number"),
+        (["--train.tf32", "maybe"], "recipe 'maybe' cannot be read (No such file or directory): name a .toml file or"),
+        (
+            ["moive_reviews"],
+            "recipe 'moive_reviews' cannot be read (No such file or directory); did you mean 'movie_re",
+        ),
+        (
+            ["movie-reviews.toml"],
+            "recipe 'movie-reviews.toml' cannot be read (No such file or directory); did you mean ",
+        ),
+        (
+            ["text-classification"],
+            "recipe 'text-classification' is a task: its recipes are chinese_sentiment, few_revi",
+        ),
+        (["/"], "recipe '/' is a folder: name a .toml file in it"),
+        ([""], "recipe '' cannot be read"),
+        (["--output", "x"], "--output is an option of engine.evaluate, engine.predict, engine.export, engine.report"),
+        (["--input=x"], "--input is an option of engine.predict, not a setting"),
+        (["--vary=optim.lr=1,2"], "--vary is an option of engine.study, not a setting"),
+        (["--data", "my.csv"], "'data' is a section, not a setting; it has data.train"),
+        (["--version"], "--version needs a value: --version=VALUE"),
+        (["--epochs", "3"], "unknown setting 'epochs'; did you mean 'train.epochs'?"),
         (["-r"], "unknown option '-r'; a setting is given as --section.key=value"),
         (["--"], "unknown option '--'; a setting is given as --section.key=value"),
         (["--=3"], "unknown option '--=3'; a setting is given as --section.key=value"),
@@ -332,11 +367,17 @@ def test_p20_a_recipe_that_cannot_be_read_says_why(tmp_path, text, message):
 
 def test_a_recipe_that_does_not_exist(tmp_path):
     shipped = ", ".join(configs.shipped_recipes())
-    assert f"name a .toml file or one of {shipped}; did you mean 'movie_reviews'?" in error_of(
-        read_recipe, "movie_review"
-    )
+    assert f"name a .toml file or one of {shipped}" in error_of(read_recipe, "zzz")
+    assert "did you mean 'movie_reviews'?" in error_of(read_recipe, "movie_review")
     assert "did you mean 'movie_reviews'?" in error_of(read_recipe, "movie_reviews.toml")
-    assert "Is a directory" in error_of(read_recipe, str(tmp_path))
+    assert "is a folder: name a .toml file in it" in error_of(read_recipe, str(tmp_path))
+    mine = recipe(tmp_path, "schema = 2\n")
+    assert f"did you mean {mine!r}?" in error_of(read_recipe, mine.replace("mine", "mien"))
+    (tmp_path / "run" / "best").mkdir(parents=True)
+    inside = recipe(tmp_path / "run" / "best", "schema = 2\n", "recipe.toml")
+    assert f"is a run folder: its recipe is {inside}; --resume" in error_of(read_recipe, str(tmp_path / "run"))
+    data = recipe(tmp_path, "text,label\n", "rows.csv")
+    assert f"python -m engine.new TASK --data {data} writes one" in error_of(read_recipe, data)
     (tmp_path / "binary.toml").write_bytes(b"schema = 2 # \xff")
     assert "utf-8" in error_of(read_recipe, str(tmp_path / "binary.toml"))
 

@@ -9,9 +9,9 @@ from functools import cache
 
 import pytest
 
-from engine import commands, evaluate, export, help_pages, new, predict, prepare, study, train, validate
+from engine import commands, evaluate, export, help_pages, new, predict, prepare, study, study_options, train, validate
 from engine.cli import is_used
-from engine.config import Config, ConfigError, all_settings, override, shipped_recipes, to_toml
+from engine.config import Config, ConfigError, all_settings, command_line, override, shipped_recipes, to_toml
 from engine.config.schema import KINDS, out_of_range, sections
 from engine.report import __main__ as report
 from engine.tasks import MULTI_TASK, TASKS
@@ -171,6 +171,58 @@ def test_help_of_a_run_has_just_what_its_task_reads(task, tmp_path, columns, cap
         except ConfigError as error:
             refused = str(error)
         assert (f"has no effect on {task}" in refused or changed == config) == (key not in listed[predict]), key
+
+
+MISTAKES = [
+    (evaluate, "", "name one run folder: python -m engine.evaluate RUN"),
+    (evaluate, "a b", "name one run folder, not 'a' and 'b'"),
+    (evaluate, "movie_reviews", "'movie_reviews': no such run folder"),
+    (evaluate, "run --data.test", "--data.test needs a value: --data.test=VALUE; --help data.test says what it is"),
+    (evaluate, "run --input x", "--input is an option of engine.predict, not a setting"),
+    (evaluate, "run --vary optim.lr=1,2", "--vary is an option of engine.study, not a setting"),
+    (evaluate, "run --outptu=x", "unknown option --outptu; did you mean 'output'?"),
+    (evaluate, "run --test x", "did you mean 'data.test'?"),
+    (evaluate, "run data.test=x", "'data.test=x' is a setting: give it as --data.test=x"),
+    (evaluate, "run -o x", "unknown option '-o'"),
+    (evaluate, "--help optim", "--help optim: this command does not read it"),
+    (predict, "run rows.csv", "name one run folder, not 'run' and 'rows.csv'"),
+    (predict, "run --against x", "--against is an option of engine.evaluate"),
+    (predict, "run --embedding", "did you mean '--embeddings'?"),
+    (predict, "run --window", "--window needs a value"),
+    (study, "", "name one recipe: python -m engine.study RECIPE"),
+    (study, "moive_reviews", "did you mean 'movie_reviews'?"),
+    (study, "movie_reviews --vary optim.lr 1,2", "name one recipe, not 'movie_reviews' and '1,2'"),
+    (study, "movie_reviews --vary optim.lrr=1,2", "did you mean 'optim.lr'?"),
+    (study, "movie_reviews --seeds", "--seeds needs a value"),
+    (study, "movie_reviews --output x", "--output is an option of engine.evaluate"),
+    (export, "run --to", "--to needs a value"),
+    (export, "", "name one run folder: python -m engine.export RUN"),
+    (report, "", "name a run folder: python -m engine.report RUN"),
+    (report, "run --no-predit", "did you mean '--no-predict'?"),
+    (new, "text-clasification --data rows.csv", "did you mean 'text-classification'?"),
+    (new, "text-classification --data", "--data needs a value"),
+    (new, "text-classification --data rows.csv --looop", "did you mean '--loop'?"),
+    (prepare, "", "--out is missing: python -m data.prepare"),
+    (prepare, "moive_reviews --out x", "did you mean 'movie_reviews'?"),
+    (prepare, "movie_reviews x --out y", "one recipe at a time, not 'movie_reviews' and 'x': python -m data.prepare"),
+    (train, "movie_reviews 5e-5", "one recipe at a time, not 'movie_reviews' and '5e-5': python -m engine.train"),
+]
+
+
+@pytest.mark.parametrize(("command", "line", "answer"), MISTAKES)
+def test_a_mistake_of_typing_is_answered(command, line, answer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=re.escape(answer)):
+        command.main(line.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_of_every_command_are_known_to_the_others():
+    for name, module in COMMANDS.items():
+        own = [*getattr(module, "OPTIONS", {}), *getattr(module, "SWITCHES", {})]
+        own += [*study_options.OPTIONS, *study_options.REPEATED] if module is study else []
+        for option in (option.partition(" ")[0].replace("-", "_") for option in own):
+            assert name in command_line.COMMAND_OPTIONS.get(option, "") or option in sections(Config()), option
 
 
 def test_commands_are_named_as_they_were_started(monkeypatch):
