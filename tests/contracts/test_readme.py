@@ -24,6 +24,8 @@ from support.pages import (
     without_installing,
 )
 
+from benchmarks import record, tasks
+
 README = read_page("README.md")
 BLOCKS = [block for block in find_blocks(README) if block.language]
 
@@ -103,6 +105,11 @@ def test_chinese_page_has_the_same_commands_numbers_and_links():
     numbers = [[re.findall(r"\d(?:[\d.,e-]*\d)?", line) for line in table] for table in tables]
     assert numbers[0] == numbers[1]
     assert texts[0].count("\n## ") == texts[1].count("\n## ")
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
+def test_task_table_is_the_measured_one(page):
+    assert tasks.differences(read_page(page), record.read(tasks.OUTPUT)["results"]) == []
 
 
 def test_ci_runs_the_test_command_of_the_readme():
