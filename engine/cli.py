@@ -22,7 +22,14 @@ from engine import checkpoint, config, console, distributed, heartbeat, help_pag
 from engine.commands import as_started
 from engine.config import Config, ConfigError, all_settings, check, did_you_mean, override, read_recipe, split_arguments
 from engine.config.command_line import explain_option
-from engine.errors import LOST_PROCESS_ERRORS, USER_ERRORS, LostRankError, OtherRankError, TrainingError
+from engine.errors import (
+    LOST_PROCESS_ERRORS,
+    USER_ERRORS,
+    LostRankError,
+    OtherRankError,
+    TrainingError,
+    write_error_file,
+)
 from engine.kernels import explain_missing_kernel
 from engine.manifest import MANIFEST
 from engine.tasks import MULTI_TASK, TASKS
@@ -167,7 +174,7 @@ def _report(error: Exception) -> int:
     else:
         sentence = as_started(str(error))
         distributed.announce_failure(sentence)
-        heartbeat.write_error_file(sentence)
+        write_error_file(sentence)
         _print_once(sentence)
     return heartbeat.EXIT_CODE if isinstance(error, LOST_PROCESS_ERRORS) else 2
 

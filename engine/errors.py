@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
 from data import DataError
 from data.workers import WorkerError
 from engine.config import ConfigError
@@ -22,3 +28,16 @@ class OtherRankError(TrainingError):
 
 USER_ERRORS = (ConfigError, DataError, ModelError, TrainingError, WorkerError)
 LOST_PROCESS_ERRORS = (LostRankError, OtherRankError, WorkerError)  # exit code 75: the same run may succeed later
+
+
+def write_error_file(error: str) -> None:
+    """Give torchrun the sentence that ends its own report, on a line of its own.
+
+    torchrun prints after its ranks have ended, so nothing of a rank can come later; after this sentence it only rules
+    a line.
+    """
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        message = f"none, since the reason is known:\n\nerror: {error}"
+        entry = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
+        with suppress(OSError):  # the sentence has been printed
+            Path(path).write_text(json.dumps({"message": entry}), encoding="utf-8")

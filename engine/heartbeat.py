@@ -11,7 +11,6 @@ error. So a second thread of each rank ends the rank once the store has not answ
 from __future__ import annotations
 
 import faulthandler
-import json
 import os
 import signal
 import socket
@@ -20,12 +19,11 @@ import threading
 import time
 import uuid
 from contextlib import suppress
-from pathlib import Path
 from typing import NoReturn, Protocol
 
 import torch.distributed as dist
 
-from engine.errors import LostRankError
+from engine.errors import LostRankError, write_error_file
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed later
 PARENT = "FINETUNE_ENGINE_PARENT"  # environment variable: the process without which this one should end
@@ -388,16 +386,3 @@ def _explain_lost_connection(own: Heartbeat, store: Store, error: BaseException)
     if has_timed_out:
         return f"an exchange of the ranks took longer than distributed.timeout_seconds{own.describe_suspension()}"
     return ""
-
-
-def write_error_file(error: str) -> None:
-    """Give torchrun the sentence that ends its own report, on a line of its own.
-
-    torchrun prints after its ranks have ended, so nothing of a rank can come later; after this sentence it only rules
-    a line.
-    """
-    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        message = f"none, since the reason is known:\n\nerror: {error}"
-        entry = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
-        with suppress(OSError):  # the sentence has been printed
-            Path(path).write_text(json.dumps({"message": entry}), encoding="utf-8")

@@ -61,8 +61,8 @@ def describe_pair(pair: Paired, metric: str) -> str:
     """Return how much better or worse a recipe is than the first one, over the seeds that both have."""
     deviation = "" if math.isnan(pair.spread) else f" ± {pair.spread:.4f}"
     seeds = count_of(len(pair.differences), "equal seed")
-    how = "worse" if pair.mean < 0 else "better"
-    return f"{pair.title}: {metric} {how} by {abs(pair.mean):.4f}{deviation} than the first recipe, {seeds}"
+    direction = "worse" if pair.mean < 0 else "better"
+    return f"{pair.title}: {metric} {direction} by {abs(pair.mean):.4f}{deviation} than the first recipe, {seeds}"
 
 
 def _shorten(name: str, length: int) -> str:

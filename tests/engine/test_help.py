@@ -85,7 +85,7 @@ def test_help_shows_what_a_recipe_has(tmp_path, columns, capsys):
         assert f"--optim.lr float (default 5e-05; {path} has 0.25) learning rate" in shown
 
 
-def test_all_and_the_sections_have_every_setting_with_its_meaning(columns, capsys):
+def test_all_and_the_sections_explain_every_setting(columns, capsys):
     columns(80)
     everything = unwrapped(help_of(capsys, train, "--help", "all"))
     by_section = [unwrapped(help_of(capsys, train, "--help", name)) for name in sections(Config())]
