@@ -64,7 +64,7 @@ def parse(argv: Sequence[str]) -> tuple[Study, Space | None]:
     if len(positional) != 1:
         hint = " (quote a range with its log: --vary 'KEY=A..B log')" if "log" in positional else ""
         many = f", not {' and '.join(map(repr, positional))}" if positional else ""
-        raise ConfigError(f"name one recipe{many}{hint}: {USAGE}")
+        raise ConfigError(f"name one recipe{hint}{many}: {USAGE}")
     recipe = positional[0]
     base = config.override_recipe(config.read_recipe(recipe), given)
     plugins.load_plugins(base.run.plugins)

@@ -5,6 +5,7 @@ The settings are declared in engine/config/sections.py; engine/config/schema.py 
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -151,7 +152,7 @@ def read_recipe(name: str) -> Config:
 def _explain_unreadable(name: str, error: OSError) -> str:
     """Return why a recipe cannot be read, and what would work."""
     path, names = Path(name), shipped_recipes()
-    if name and path.is_dir():
+    if name and os.path.isdir(path):  # False for a name that is too long
         found = [folder for part in ("", "best", "last") if (folder := path / part / "recipe.toml").is_file()]
         if found:
             return f"is a run folder: its recipe is {found[0]}; --resume, with the recipe of the run, continues it"
@@ -159,7 +160,8 @@ def _explain_unreadable(name: str, error: OSError) -> str:
     tasks = {recipe: read_recipe(recipe).run.task for recipe in names}
     if name in tasks.values():
         return f"is a task: its recipes are {', '.join(recipe for recipe in names if tasks[recipe] == name)}"
-    beside = [str(other) for other in path.parent.glob("*.toml")] if path.suffix == ".toml" else []
+    has_folder = path.suffix == ".toml" and os.path.isdir(path.parent)
+    beside = [str(other) for other in path.parent.glob("*.toml")] if has_folder else []
     why = f"cannot be read ({error.strerror})"
     if hint := did_you_mean(name, [*beside, *names]) or did_you_mean(path.stem, names):
         return f"{why}{hint} --help recipes lists those that are shipped"

@@ -313,8 +313,7 @@ def test_help_shows_own_options_first_and_relevant_settings(capsys, command, own
     assert end.value.code == 0
     shown = re.findall(r"^  --(\S+)", capsys.readouterr().out, flags=re.MULTILINE)
     assert [f"--{name}" for name in shown[: len(own)]] == own
-    assert {"run.device", "data.text_column", "data.max_length", "train.precision", "eval.batch_tokens"} <= set(shown)
-    assert ("data.test" in shown) == (command is evaluate)
+    assert {"run.device", "data.text_column", "data.bad_rows", "train.precision", "eval.batch_tokens"} <= set(shown)
     assert not {"optim.lr", "run.folder", "data.train", "train.global_batch_size", "eval.patience"} & set(shown)
 
 
