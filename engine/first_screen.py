@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ class Summary(NamedTuple):
 
     full: all of it as a text. facts: {name: lines}, of the first screen. warnings and notes: in sentences, about the
     model, the data and the settings; a warning has no mark of its own. report: the load report where it is unusual.
+    columns: the metrics that the screen shows, first the watched one. recipe: all settings.
     """
 
     full: str
@@ -33,6 +34,8 @@ class Summary(NamedTuple):
     warnings: list[str]
     notes: list[str]
     report: str
+    columns: tuple[str, ...]
+    recipe: dict[str, Any]
 
 
 def name_default_recipe(argv: Sequence[str]) -> str:

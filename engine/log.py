@@ -9,7 +9,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,8 @@ class RunLog:
     data_wait_seconds cover the steps since the last training line, without evaluation and saving.
 
     start: the step that the run resumes from. Later lines are removed, so that the file is that of one run.
-    columns: the metrics that the screen shows, first the watched one; (): all. recipe: all settings, for the loggers.
-    summary: for summary.txt; None: there is no such file. screen: of the run; None: another one.
+    summary: what was said before the first step, for summary.txt; None (as on other ranks): there is no such file, the
+    screen shows all metrics, and the loggers get no settings.
     Raises, on every rank, ConfigError when a logger cannot be opened, and TrainingError when metrics.jsonl cannot be
     written.
     """
@@ -57,26 +57,24 @@ class RunLog:
         folder: Path,
         ranks: Ranks,
         settings: LogSettings,
+        screen: Screen,
+        summary: Summary | None = None,
         *,
         start: int,
         total: int,
-        columns: Sequence[str] = (),
-        recipe: Mapping[str, Any] | None = None,
-        summary: Summary | None = None,
-        screen: Screen | None = None,
     ):
-        self.is_main, self.columns = ranks.is_main, columns
-        self.device = ranks.device
-        self.screen = screen or Screen(settings, ranks.is_main)
+        self.is_main, self.device, self.screen = ranks.is_main, ranks.device, screen
+        self.columns = summary.columns if summary else ()
         self.path = folder / "metrics.jsonl"
         self.unwritten: list[str] = []  # lines that could not be written so far
         self.profiler = StepProfiler(settings.profile_steps, folder, ranks.device, total)
         self.losses: list[float] = on_main(ranks, self._open, start)  # logged before a resume; the last ones
-        on_main(ranks, self._open_loggers, settings.report_to, start, recipe or {})
+        on_main(ranks, self._open_loggers, settings.report_to, start, summary.recipe if summary else {})
         if not self.is_main:
             return
-        self.bar = ProgressBar(start, total, self.screen.is_quiet)
-        self._write_summary(summary.full if summary else "")
+        self.bar = ProgressBar(start, total, screen.has_bar)
+        if summary:
+            self._write_summary(summary.full)
         self._restart_rates()
 
     def _open(self, start: int) -> list[float]:
@@ -96,8 +94,6 @@ class RunLog:
         self.loggers = Loggers([*names], self.path.parent, start, recipe, self.say)
 
     def _write_summary(self, text: str) -> None:
-        if not text:
-            return
         path = self.path.with_name(SUMMARY)
         try:
             write_text(path, [text])

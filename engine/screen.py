@@ -37,6 +37,7 @@ class Screen:
     def __init__(self, settings: LogSettings, is_main: bool = True):
         self.is_main, self.is_json = is_main, settings.json
         self.is_quiet = settings.level == "quiet"
+        self.has_bar = not self.is_quiet and sys.stderr.isatty()
         self.started = time.monotonic()
 
     def show(self, text: str, indent: int = 2, separator: str = " ") -> None:
@@ -84,8 +85,7 @@ class Screen:
 class ProgressBar:
     """The bar of a run on stderr, where that is a terminal: its steps, the time left, the loss, lr and speed."""
 
-    def __init__(self, start: int, total: int, is_quiet: bool):
-        is_shown = sys.stderr.isatty() and not is_quiet
+    def __init__(self, start: int, total: int, is_shown: bool):
         self.total = total
         self.bar = tqdm(total=total, initial=start, unit="step", disable=not is_shown, dynamic_ncols=True)
         self.shown_at = start  # the step of the last line of training on a terminal

@@ -16,7 +16,7 @@ from data.lengths import count_lengths, percentile
 from data.loader import split_into_micro_batches
 from data.multi_task import MultiTaskExamples, labels_of
 from data.notes import count_of, list_some
-from engine.config import Config, to_recipe, to_short_toml, to_toml
+from engine.config import Config, to_dict, to_recipe, to_short_toml, to_toml
 from engine.first_screen import (
     SHOWN_LABELS,
     Summary,
@@ -29,6 +29,7 @@ from engine.first_screen import (
 )
 from engine.imbalance import warn_of_missing
 from engine.multi_task import describe_tasks, open_task
+from engine.run_end import choose_columns
 from engine.tasks import Task
 from engine.tasks.multi_task import MultiTask
 from engine.watch import warn_of_metric
@@ -86,7 +87,15 @@ def describe_run(
         "steps": [f"{steps}; best by {watched}, every {count_of(config.eval.every_steps or epoch_steps, 'step')}"],
         "output": [config.run.folder],
     }
-    return Summary("\n\n".join(whole) + "\n", facts, warnings, others, unusual_report(model.report, config.model))
+    return Summary(
+        full="\n\n".join(whole) + "\n",
+        facts=facts,
+        warnings=warnings,
+        notes=others,
+        report=unusual_report(model.report, config.model),
+        columns=choose_columns(watched, task.metrics, task.details, [*task.own_metrics]),
+        recipe=to_dict(config),
+    )
 
 
 def describe_labels(views: Sequence[View]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from data import sample_rows, steps_per_epoch, totals, training_steps
 from data.teacher import read_teacher
-from engine import checkpoint, cli, config, diagnose, disk, distributed, first_screen, machines, summary, validate
+from engine import checkpoint, cli, diagnose, disk, distributed, first_screen, machines, summary, validate
 from engine.cli import StopRequest
 from engine.config import Config
 from engine.coupling import couple_micro_batches
@@ -66,7 +66,6 @@ from engine.regularize import (
     seed_everything,
 )
 from engine.report import write_page
-from engine.run_end import choose_columns
 from engine.save_schedule import SaveSchedule
 from engine.screen import Screen
 from engine.sharding import describe_sharding, gathered, plan_sharding
@@ -83,9 +82,8 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
 
     resumed: the checkpoint of this run to continue from (checkpoint.claim finds it).
     """
-    screen = Screen(cfg.log, ranks.is_main)
-
     # 1. The task, and the data as rows. All errors in the files are found here, before the model is loaded.
+    screen = Screen(cfg.log, ranks.is_main)
     seed, batch_size = cfg.run.seed, cfg.train.global_batch_size
     task, watched = open_task(cfg)
     direction = metric_direction(cfg.eval, watched)
@@ -169,29 +167,11 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     empty_batch = train_set.batch([])
     parallel = distributed.wrap(objective, ranks, empty_batch, amp).train()
     folder = Path(cfg.run.folder)
-    columns = choose_columns(watched, task.metrics, task.details, [*task.own_metrics])
-    log = RunLog(
-        folder,
-        ranks,
-        cfg.log,
-        start=state.step,
-        total=total_steps,
-        columns=columns,
-        recipe=config.to_dict(cfg),
-        summary=described,
-        screen=screen,
-    )
+    log = RunLog(folder, ranks, cfg.log, screen, described, start=state.step, total=total_steps)
     spikes = SpikeWatch(cfg.log.spike_deviations, log.losses)
     saves = SaveSchedule(cfg.checkpoint, ranks, state if resumed else None)
     context = EvaluationContext(
-        task,
-        amp,
-        ranks,
-        cfg.eval.batch_tokens,
-        cfg.generate,
-        should_stop=stop.is_seen,
-        confidence=cfg.eval.confidence,
-        has_bar=not screen.is_quiet,
+        task, amp, ranks, cfg.eval.batch_tokens, cfg.generate, stop.is_seen, cfg.eval.confidence, screen.has_bar
     )
     step_loader = partial(
         training_steps,

@@ -12,14 +12,14 @@ import threading
 from pathlib import Path
 
 import pytest
-from support.runs import CPU, arguments_of, run_training
+from support.runs import arguments_of, open_log, run_training
 
 import models
 from data.writing import WRITING, is_stream, replace_file, to_json, write_text
 from engine import disk, predict
 from engine import log as logs
 from engine.cli import check_output
-from engine.config import ConfigError, LogSettings
+from engine.config import ConfigError
 from engine.errors import TrainingError
 
 ROOT = Path(models.__file__).parent.parent
@@ -162,7 +162,7 @@ def test_a_prediction_that_is_not_a_number_is_null(tiny, tmp_path, reviews, monk
 
 @pytest.fixture
 def log(tmp_path):
-    return logs.RunLog(tmp_path, CPU, LogSettings(), start=0, total=9)
+    return open_log(tmp_path)
 
 
 def test_the_log_has_null_for_nan_and_reads_it_back(log, tmp_path):
@@ -171,7 +171,7 @@ def test_the_log_has_null_for_nan_and_reads_it_back(log, tmp_path):
     text = (tmp_path / "metrics.jsonl").read_text()
     assert json.loads(text)["evaluation"] == {"loss": None, "accuracy": None}
     assert math.isnan(logs.read_rows(tmp_path / "metrics.jsonl")[0]["evaluation"]["accuracy"])
-    again = logs.RunLog(tmp_path, CPU, LogSettings(), start=1, total=9)
+    again = open_log(tmp_path, start=1)
     assert math.isnan(again.values_of("accuracy")[0])
     assert (tmp_path / "metrics.jsonl").read_text() == text
 
@@ -217,7 +217,7 @@ def test_after_a_crash_the_log_has_each_line_once(log, tmp_path, tail):
     path = tmp_path / "metrics.jsonl"
     with path.open("a") as stream:
         stream.write(tail)
-    resumed = logs.RunLog(tmp_path, CPU, LogSettings(), start=2, total=9)
+    resumed = open_log(tmp_path, start=2)
     resumed.log_step(3, 0.5, 1e-3, 1.0, {})
     assert [row["step"] for row in logs.read_rows(path)] == [1, 2, 3]
 
@@ -227,7 +227,7 @@ def test_a_log_that_cannot_be_opened_is_a_sentence(tmp_path, kind):
     path = tmp_path / "metrics.jsonl"
     path.mkdir() if kind == "a folder" else os.mkfifo(path)
     with pytest.raises(TrainingError, match=r"metrics\.jsonl cannot be written: "):
-        logs.RunLog(tmp_path, CPU, LogSettings(), start=0, total=1)
+        open_log(tmp_path, total=1)
 
 
 # The disk

@@ -8,16 +8,16 @@ import re
 from types import SimpleNamespace
 
 import pytest
-from support.runs import CPU, logged_rows, run_training
+from support.runs import logged_rows, open_log, run_training
 
 from engine import log as logs
-from engine.config import ConfigError, LogSettings
+from engine.config import ConfigError
 
 
 def test_rates_leave_out_only_evaluation_and_saving(tmp_path, monkeypatch):
     now = SimpleNamespace(seconds=100.0)
     monkeypatch.setattr(logs, "time", SimpleNamespace(perf_counter=lambda: now.seconds))
-    log = logs.RunLog(tmp_path, CPU, LogSettings(), start=0, total=8)
+    log = open_log(tmp_path, total=8)
 
     def steps(numbers):
         for step in numbers:
@@ -81,14 +81,14 @@ def test_training_examples_are_evaluated_if_the_recipe_says_so(tiny, capsys):
 def test_f03_damaged_line_of_the_log_ends_no_run(tmp_path, old, new):
     row = '{"step": 1, "evaluation": {"loss": 0.5, "accuracy": 0.5}, "best": true}\n'
     (tmp_path / "metrics.jsonl").write_text(row + row.replace(old, new))
-    log = logs.RunLog(tmp_path, CPU, LogSettings(), start=2, total=2)
+    log = open_log(tmp_path, start=2, total=2)
     assert log.table().splitlines()[1].split()[:3] == ["1", "0.5000", "0.5000"]
     assert (tmp_path / "metrics.jsonl").read_text().startswith(row)
     log.close()
 
 
 def test_f04_log_of_a_folder_that_became_read_only(tmp_path, monkeypatch, capsys):
-    log = logs.RunLog(tmp_path, CPU, LogSettings(), start=0, total=1)
+    log = open_log(tmp_path, total=1)
     real = log.file
     log.file = open(tmp_path / "metrics.jsonl", "rb", buffering=0)  # noqa: SIM115, it can be neither written nor cut
     log.log_step(1, 0.5, 1e-3, 1.0, {})

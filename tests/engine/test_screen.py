@@ -65,7 +65,7 @@ def summary_with(warnings: int, notes: int) -> Summary:
     facts = {"model": ["bert from a checkpoint", "22.6 M parameters"], "task": ["text-classification"]}
     facts |= {"data": ["9,511 training examples"], "device": ["cpu"], "steps": ["120"], "output": ["runs/x"]}
     said = [f"training: {i} of 100 texts are wrong in a way that takes many words to say here" for i in range(warnings)]
-    return Summary("all of it", facts, said, [f"note {i}" for i in range(notes)], "")
+    return Summary("all of it", facts, said, [f"note {i}" for i in range(notes)], report="", columns=(), recipe={})
 
 
 @pytest.mark.parametrize("warnings", [0, 1, 3, 4, 12])

@@ -20,8 +20,10 @@ import models as native
 from engine import config as configs
 from engine.checkpoint import claim
 from engine.cli import StopRequest
-from engine.config import Config
+from engine.config import Config, LogSettings
 from engine.distributed import Ranks
+from engine.log import RunLog
+from engine.screen import Screen
 from engine.tasks import TASKS
 from support import warm
 
@@ -104,6 +106,12 @@ def run_training(config: Config, stop: StopRequest | None = None) -> dict[str, f
 
     with claim(config, CPU) as resumed:
         return train.train(config, CPU, QuietStop() if stop is None else stop, resumed)
+
+
+def open_log(folder: Path, start: int = 0, total: int = 9) -> RunLog:
+    """Open the log of a run that resumes after step `start`."""
+    settings = LogSettings()
+    return RunLog(folder, CPU, settings, Screen(settings), start=start, total=total)
 
 
 class QuietStop(StopRequest):
