@@ -230,11 +230,13 @@ def warn_of_part(count: int, total: int, nouns: str, verb: str) -> tuple[str, ..
 def note_truncated(count: int, total: int, nouns: str, limit: str, lost: int, tokens: int) -> tuple[str, ...]:
     """Return the note "12 of 400 texts truncated to data.max_length = 128, 3.1% of all tokens lost", or none.
 
-    limit: the setting and its value. lost: of the `tokens` that all texts have, those that were lost.
+    limit: the setting and its value. lost: of the `tokens` that all texts have, those that were lost. A large part of
+    them makes it a warning.
     """
     share = lost / max(1, tokens)
     shown = f"{share:.1%}" if share >= 0.001 else "less than 0.1%"
-    return count_part(count, total, nouns, f"truncated to {limit}, {shown} of all tokens lost")
+    notes = count_part(count, total, nouns, f"truncated to {limit}, {shown} of all tokens lost")
+    return tuple(warn(lost, tokens, note) for note in notes)
 
 
 def _gather(offsets: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

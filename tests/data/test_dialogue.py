@@ -89,7 +89,7 @@ def test_a_long_conversation_loses_what_is_oldest_first(by_words, max_length, re
     assert learned == {24: "red / dog dog /", 2: "dog dog"}.get(max_length, "dog dog /")
     assert examples.truncated == (max_length < 24)
     share = f"{(14 - len(read.split())) / 14:.1%} of all tokens lost"
-    notes = [f"1 of 1 conversations truncated to data.max_length = {max_length}, {share}"]
+    notes = [f"warning: 1 of 1 conversations truncated to data.max_length = {max_length}, {share}"]
     notes += ["warning: 1 of 1 conversations lost the end of the last reply"] if max_length < 3 else []
     assert examples.notes == (tuple(notes) if max_length < 24 else ())
     assert examples.record.num_bytes.tolist() == [10 if max_length == 24 else 7]

@@ -177,7 +177,7 @@ def test_long_question_is_truncated_and_counted():
         examples = encode([Row("a", 1, values), short], tokenizer, max_length=40 + kept - 25, doc_stride=10)
         assert examples.truncated == 1
         limit, lost = 40 + kept - 25, f"{(51 - kept) / 178:.1%} of all tokens lost"
-        assert examples.notes == (f"1 of 2 questions truncated to data.max_length = {limit}, {lost}",)
+        assert examples.notes == (f"warning: 1 of 2 questions truncated to data.max_length = {limit}, {lost}",)
         first = [tokenizer.id_to_token(i) for i in examples.sequence(0)]
         advance = 2
         assert len(first) == 15 + kept

@@ -200,7 +200,7 @@ def test_texts_to_fill_keep_their_sentinels():
     first, second = (int(corruption.sentinels[k]) for k in (0, 1))
     assert [examples.sequence(i) for i in range(3)] == [[4, first, 5, second, 1], [6, 1], [4, 5, 6, 7, first, 1]]
     assert examples.notes == (
-        "1 of 3 texts truncated to data.max_length = 6, 7.1% of all tokens lost",
+        "warning: 1 of 3 texts truncated to data.max_length = 6, 7.1% of all tokens lost",
         "1 of 3 texts without <extra_id_0>: nothing is filled there",
     )
 

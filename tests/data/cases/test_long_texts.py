@@ -59,10 +59,10 @@ def encode(*texts: str, max_length: int = 10, **options) -> tuple[list[str], Tex
 @pytest.mark.parametrize(
     ("texts", "kept", "lost"),
     [
-        (["abcdefghijkl", "abc"], ["abghijkl|", "abc|"], "1 of 2 texts"),  # 2 and 6 of 8
-        (["abcdefghijklm/xy"], ["abklm|xy|"], "1 of 1 texts"),  # 2 and 3 of 5
-        (["ab/klmnopqrst"], ["ab|klrst|"], "1 of 1 texts"),
-        (["abcdefgh/stuvwxyz"], ["agh|sxyz|"], "1 of 1 texts"),  # 1 and 2 of 3; 1 and 3 of 4
+        (["abcdefghijkl", "abc"], ["abghijkl|", "abc|"], "warning: 1 of 2 texts"),  # 2 and 6 of 8
+        (["abcdefghijklm/xy"], ["abklm|xy|"], "warning: 1 of 1 texts"),  # 2 and 3 of 5
+        (["ab/klmnopqrst"], ["ab|klrst|"], "warning: 1 of 1 texts"),
+        (["abcdefgh/stuvwxyz"], ["agh|sxyz|"], "warning: 1 of 1 texts"),  # 1 and 2 of 3; 1 and 3 of 4
         (["abcdefgh", "abc"], ["abcdefgh|", "abc|"], ""),
     ],
 )

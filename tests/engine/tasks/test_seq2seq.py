@@ -164,8 +164,8 @@ def test_sources_and_targets_are_truncated_and_counted(tmp_path):
     assert {ids[-1] for i in range(3) for ids in (examples.sequence(i), examples.target(i))} == {1}  # the end remains
     assert examples.truncated == 1
     assert examples.notes == (
-        "1 of 3 texts truncated to data.max_length = 4, 16.7% of all tokens lost",
-        "2 of 3 targets truncated to seq2seq.max_target_length = 3, 35.7% of all tokens lost",
+        "warning: 1 of 3 texts truncated to data.max_length = 4, 16.7% of all tokens lost",
+        "warning: 2 of 3 targets truncated to seq2seq.max_target_length = 3, 35.7% of all tokens lost",
     )
     long = encoded(tmp_path, rows, max_new_tokens=3).notes
     assert long == (
