@@ -220,32 +220,43 @@ def parse(argv: Sequence[str], usage: str, options: Mapping[str, str] | None = N
 
 
 def open_model(
-    argv: Sequence[str], usage: str, options: Mapping[str, str], more: Sequence[str] = ()
+    argv: Sequence[str],
+    usage: str,
+    options: Mapping[str, str],
+    more: Sequence[str] = (),
+    fixed: Mapping[str, str] = {},
 ) -> tuple[Path, Config, dict[str, str]]:
     """Return (checkpoint folder, its recipe with overrides, values of `options`) of a command line.
 
     Arguments and errors as for read_command; ConfigError for a setting that would have no effect, too.
     """
-    name, given, own = read_command(argv, usage, options, more)
+    name, given, own = read_command(argv, usage, options, more, fixed)
     folder = checkpoint.open_run(name)
     return folder, configure(folder, given, more), own
 
 
 def read_command(
-    argv: Sequence[str], usage: str, options: Mapping[str, str], more: Sequence[str] = ()
+    argv: Sequence[str],
+    usage: str,
+    options: Mapping[str, str],
+    more: Sequence[str] = (),
+    fixed: Mapping[str, str] = {},
 ) -> tuple[str, dict[str, str], dict[str, str]]:
     """Return (the folder or name of a model, the settings given, values of `options`) of a command line.
 
     options: {"name PLACEHOLDER": meaning} of the command's own options. more: settings that this command reads beside
-    the usual ones. Raises ConfigError for an unknown option; SystemExit(0) after --help.
+    the usual ones; fixed: {setting: why} of the usual ones that it does not read. Raises ConfigError for an unknown
+    option or a fixed setting; SystemExit(0) after --help.
     """
     known = all_settings(Config())
-    settings = [key for key in known if is_used(key, more)]
+    settings = [key for key in known if is_used(key, more) and key not in fixed]
     help_pages.answer_for_run(argv, usage, options, settings, more)
     positional, given = split_arguments(list(argv))
     names = [name.partition(" ")[0] for name in options]
     own = {key: given.pop(key) for key in names if key in given}
     for key in given:
+        if key in fixed:
+            raise ConfigError(f"--{key} has no effect here: {fixed[key]}")
         if key not in known:
             raise ConfigError(explain_option(key) or f"unknown option --{key}{did_you_mean(key, [*names, *settings])}")
     if len(positional) != 1:

@@ -46,6 +46,10 @@ SWITCHES = {
     "private": "with --to hub: create the repository as a private one",
     "dry-run": "with --to hub: show the files and the model card; send nothing",
 }
+FIXED = dict.fromkeys(
+    ("run.device", "run.deterministic", "train.precision", "train.tf32", "distributed.timeout_seconds"),
+    "an export is made on the CPU in fp32",
+)
 MAX_ROWS = 100
 RESULT = "export.json"  # what was exported and measured; a folder with it may be replaced
 
@@ -62,7 +66,7 @@ class Request:
 def main(argv: Sequence[str]) -> int:
     switches = {name for name in SWITCHES if f"--{name}" in argv}
     rest = [argument for argument in argv if argument not in {f"--{name}" for name in SWITCHES}]
-    folder, config, options = cli.open_model(rest, USAGE, OPTIONS | SWITCHES)
+    folder, config, options = cli.open_model(rest, USAGE, OPTIONS | SWITCHES, fixed=FIXED)
     request = check_request(Request(options.pop("to", ""), frozenset(switches), options))
     if request.to == "hub":
         hub_upload.upload(folder, options["repo"], "private" in switches, "dry-run" in switches)

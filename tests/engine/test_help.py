@@ -196,6 +196,7 @@ MISTAKES = [
     (study, "movie_reviews --seeds", "--seeds needs a value"),
     (study, "movie_reviews --output x", "--output is an option of engine.evaluate"),
     (export, "run --to", "--to needs a value"),
+    (export, "run --to onnx --run.device cuda", "--run.device has no effect here: an export is made on the CPU"),
     (export, "", "name one run folder: python -m engine.export RUN"),
     (report, "", "name a run folder: python -m engine.report RUN"),
     (report, "run --no-predit", "did you mean '--no-predict'?"),
