@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -19,6 +20,8 @@ PROGRAMS = {
     "place": "import os, sys\nprint(os.getcwd(), sys.path[0] or os.getcwd(), sys.argv, os.environ['MINE'], __name__)",
     "child": "import subprocess, sys\nraise SystemExit(subprocess.call([sys.executable, '-c', 'raise SystemExit(4)']))",
     "imported": "import sys\nprint(sorted({'engine', 'models', 'data', 'transformers', 'warm'} & {*sys.modules}))",
+    "main": "import __main__\nx = 1\nprint(__main__.x, __main__.__doc__, hasattr(__main__, '__file__'))",
+    "files": "import os\nprint(sorted(os.listdir('/proc/self/fd')))",
     "modules": "import argparse, engine.cli\nprint(engine.cli.__file__)",
 }
 
@@ -38,7 +41,7 @@ def test_a_fork_ends_as_a_new_process_does(name, tmp_path):
     assert fork == new
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_signals_reach_a_fork(number):
     code = "import time\ntry:\n    print('ready', flush=True)\n    time.sleep(60)\nexcept KeyboardInterrupt: exit(7)"
     with subprocess.Popen([warm.folder() / "python", "-c", code], stdout=subprocess.PIPE) as process:
@@ -53,6 +56,19 @@ def test_a_fork_ends_with_a_client_that_is_killed():
         assert process.stdout.readline() == b"ready\n"
         process.kill()
         assert process.stdout.read() == b""  # it ends when the fork, which has the pipe too, ends
+
+
+def test_the_server_that_is_forked_has_one_thread():
+    code = "import os\nprint(len(os.listdir(f'/proc/{os.getppid()}/task')))"
+    assert ended(warm.folder() / "python", code, None) == (0, "1\n", "")
+
+
+def test_a_client_that_is_killed_while_it_asks_ends_no_other():
+    with socket.socket(socket.AF_UNIX) as link:
+        link.connect(str(warm.folder() / "socket"))
+        socket.send_fds(link, [(100).to_bytes(8, "big")], [0, 1, 2])
+        link.sendall(b"{")
+    assert ended(warm.folder() / "python", "print(1)", None) == (0, "1\n", "")
 
 
 def test_forks_have_random_numbers_of_their_own():

@@ -2,8 +2,12 @@
 
 A new Python needs 2 s to import torch; a fork of one that has imported it needs 0.02 s. `folder` has a `python` and a
 `torchrun` that ask this server for a fork with their arguments, environment, folder and standard streams; then they are
-its stand-ins: they pass signals on, and end as it ends. The fork imports engine, models and data itself. What a new
-process has of its own, and a fork does not, is asked of a real one: the imports, and the seeds of Python's hashes.
+its stand-ins: they pass signals on, and end as it ends. The fork imports engine, models and data itself. The server has
+one thread, so that a fork of it is whole.
+
+What a new process has of its own, and a fork does not, is asked of a real one: the imports, the seed of Python's hashes,
+the parent, process group, umask and limits, and variables that are read before the first line runs (OMP_NUM_THREADS,
+which is 1 here, PYTHONIOENCODING, LC_ALL).
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,7 +87,9 @@ def serve(home: Path) -> tuple[Request, list[int]]:
     listener.bind("socket")
     listener.listen(64)
     os.write(1, b"ready")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # of what is open, nothing takes its number
+    sink = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 1)  # of what is opened later, nothing takes its number
+    os.close(sink)
     asked: list[Asked] = []
     while True:
         waiting: list[Any] = [0, listener, *(a.link for a in asked)]
@@ -93,7 +100,11 @@ def serve(home: Path) -> tuple[Request, list[int]]:
             os._exit(0)
         if listener in ready:
             one = Asked(listener.accept()[0])
-            request, streams = receive(one.link)
+            try:
+                request, streams = receive(one.link)
+            except ValueError:  # a client that was killed while it asked
+                one.link.close()
+                continue
             one.pid = os.fork()
             if one.pid == 0:
                 for link in (listener, one.link, *(a.link for a in asked)):
@@ -147,7 +158,8 @@ def become(request: Request, streams: list[int], libraries: list[str]) -> None:
         runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
     elif name == "-c":
         sys.argv[:] = ["-c", *arguments[1:]]
-        exec(compile(arguments[0], "<string>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
+        sys.modules["__main__"] = main = types.ModuleType("__main__")
+        exec(compile(arguments[0], "<string>", "exec"), main.__dict__)
     else:
         sys.argv[:] = [name, *arguments]
         runpy.run_path(name, run_name="__main__")

@@ -30,7 +30,7 @@ def main() -> int:
         link.connect("socket")  # a short name: sockets have no long ones
         socket.send_fds(link, [len(text).to_bytes(8, "big")], [0, 1, 2])
         link.sendall(text)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, lambda number, _: link.sendall(bytes([number])))
         link.settimeout(1.0)
         answer = b""
