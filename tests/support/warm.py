@@ -5,9 +5,9 @@ A new Python needs 2 s to import torch; a fork of one that has imported it needs
 its stand-ins: they pass signals on, and end as it ends. The fork imports engine, models and data itself. The server has
 one thread, so that a fork of it is whole.
 
-What a new process has of its own, and a fork does not, is asked of a real one: the imports, the seed of Python's hashes,
-the parent, process group, umask and limits, and variables that are read before the first line runs (OMP_NUM_THREADS,
-which is 1 here, PYTHONIOENCODING, LC_ALL).
+What a new process has of its own, and a fork does not, is asked of a real one: the imports, the seed of Python's
+hashes, the parent, process group, umask and limits, and variables that are read before the first line runs
+(OMP_NUM_THREADS, which is 1 here, PYTHONIOENCODING, LC_ALL).
 """
 
 from __future__ import annotations
