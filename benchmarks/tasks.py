@@ -213,8 +213,7 @@ def table(rows: Sequence[Measured]) -> list[str]:
     for shown in TABLE:
         if shown.recipe in known:
             row = known[shown.recipe]
-            mark = " (1)" if shown.recipe in PREPARED and "django" not in shown.recipe else ""
-            mark = " (3)" if row["task"] == "translation" else mark
+            mark = " (3)" if row["task"] == "translation" else " (1)" if shown.recipe in PREPARED else ""
             metric = METRICS.get(row["metric"]) or str(row["metric"])
             cells = (shown.task, f"`{shown.recipe}`{mark}", shown.data, shown.model, metric, *numbers(row))
             lines.append(f"| {' | '.join(cells)} |")

@@ -17,6 +17,7 @@ import shutil
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from engine.commands import as_started
 from engine.config import (
@@ -137,8 +138,8 @@ def answer_for_run(
     else:
         lines += wrap("Settings are as in the recipe of RUN, unless they are given. Those given most:", width)
         lines += two_columns({f"--{key}": text for key, text in COMMON_OF_RUNS.items() if key in keys}, width)
-    more = "More: --help data, or another section or setting; --help all"
-    show(lines + wrap(f"{more}." if name else f"{more}; RUN --help: all that the task of RUN reads.", width))
+    topics = "More: --help data, or another section or setting; --help all"
+    show(lines + wrap(f"{topics}." if name else f"{topics}; RUN --help: all that the task of RUN reads.", width))
 
 
 def _find_recipe(name: str) -> Path:
@@ -180,7 +181,7 @@ def terminal_width() -> int:
     return min(max(shutil.get_terminal_size().columns, NARROWEST), WIDEST)
 
 
-def show(lines: Sequence[str]) -> None:
+def show(lines: Sequence[str]) -> NoReturn:
     """Print a page, on the first rank of a run, and raise SystemExit(0)."""
     if os.environ.get("RANK", "0") == "0":
         print("\n".join(lines), flush=True)

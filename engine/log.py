@@ -26,11 +26,10 @@ from engine.first_screen import Summary
 from engine.loggers import Loggers, check_loggers
 from engine.profiling import StepProfiler, parse_profile_steps
 from engine.run_end import describe_folder, evaluation_table, format_metrics, next_commands, result_line
+from engine.run_folder import SUMMARY
 from engine.screen import ProgressBar, Screen, step_line, terminal_width
 from engine.spikes import WINDOW, describe_norms, describe_spike
 from engine.study_link import report_evaluation
-
-SUMMARY = "summary.txt"  # of a run folder: the summary of the run in full
 
 
 class RunLog:

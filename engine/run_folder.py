@@ -14,6 +14,7 @@ from engine.config import ConfigError
 from engine.manifest import flush_folder
 
 BEST, LAST, PREVIOUS = "best", "last", "previous"
+SUMMARY = "summary.txt"  # what was said before the first step, in full
 OLD, DAMAGED = ".old-", "damaged"  # names that only a crash leaves behind, like WRITING
 
 

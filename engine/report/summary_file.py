@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-FILE = "summary.txt"
+from engine.run_folder import SUMMARY
+
 MODEL, DATA, STEPS = "Model loading", "Data", "Steps"
 BEGINS = {"weights:": MODEL, "parameters:": STEPS}  # of a paragraph; all others are about the data
 
@@ -13,7 +14,7 @@ BEGINS = {"weights:": MODEL, "parameters:": STEPS}  # of a paragraph; all others
 def read_summary(folder: Path) -> Mapping[str, str]:
     """Return {MODEL, DATA or STEPS: its paragraphs} of a run; {} for a run that kept no summary."""
     try:
-        text = (folder / FILE).read_text(encoding="utf-8", errors="replace")
+        text = (folder / SUMMARY).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return {}
     found: dict[str, list[str]] = {}

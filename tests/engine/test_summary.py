@@ -19,6 +19,8 @@ from data.examples import count_notes
 from data.notes import count_of
 from engine.config import ConfigError, read_recipe, to_recipe
 from engine.first_screen import Summary
+from engine.report.summary_file import DATA, MODEL, STEPS, read_summary
+from engine.run_folder import SUMMARY
 from engine.summary import describe_examples, describe_run, describe_step
 from engine.tasks import TASKS, read_training_data
 from engine.validate import check_fit
@@ -140,6 +142,16 @@ def described(config) -> Summary:
     encode = task.encoder(tokenizer, settings, model.labels)
     sets = (encode(train_rows), encode(validation_rows), encode(test_rows))
     return describe_run(config, model, tokenizer, sets, notes, 20, MicroBatching(), torch.device("cpu"))
+
+
+def test_the_report_finds_the_parts_of_a_summary(tiny, tmp_path):
+    whole = described(tiny()).full
+    (tmp_path / SUMMARY).write_text(whole)
+    found = read_summary(tmp_path)
+    assert "\n\n".join(found[title] for title in (MODEL, DATA, STEPS)) + "\n" == whole
+    assert found[MODEL].startswith("weights: ")
+    assert found[DATA].startswith("training: 108 examples")
+    assert found[STEPS].startswith("parameters: ")
 
 
 def test_summary_of_a_run_has_model_data_and_plan(tiny, reviews):
