@@ -1,23 +1,20 @@
-"""CONTRIBUTING.md, CHANGELOG.md and CITATION.cff: what they name exists, their commands are right, one version."""
+"""CONTRIBUTING.md, CHANGELOG.md and CITATION.cff: commands and messages are right, one version.
+
+test_pages.py checks that what they name exists.
+"""
 
 from __future__ import annotations
 
 import re
 import tomllib
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
+from support.pages import ROOT, read_page
 
-import models as native
 from data import DataError, read_rows
-from engine.config import Config, all_settings
 
-ROOT = Path(native.__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-PAGES = ("CONTRIBUTING.md", "CHANGELOG.md")
-CONTRIBUTING, CHANGELOG = ((ROOT / name).read_text(encoding="utf-8") for name in PAGES)
-CITATION = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+CONTRIBUTING, CHANGELOG, CITATION = map(read_page, ("CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff"))
 COMMANDS = [
     part.strip()
     for block in re.findall(r"^```bash\n(.*?)^```", CONTRIBUTING, flags=re.MULTILINE | re.DOTALL)
@@ -51,24 +48,6 @@ def test_changelog_has_the_version_and_the_usual_headings():
     kinds = re.findall(r"^### (.+)$", CHANGELOG, flags=re.MULTILINE)
     assert kinds
     assert set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_files_settings_and_modules_of_a_page_exist(page):
-    text = (ROOT / page).read_text(encoding="utf-8")
-    for name in re.findall(r"`((?:engine|models|data|benchmarks|tests)/[\w/.]+)`", text):
-        assert (ROOT / name).exists(), name
-    for name, anchor in re.findall(r"\]\(([\w/.]+)(?:#([\w-]+))?\)", text):
-        headings = re.findall(r"^#+ (.+)$", (ROOT / name).read_text(encoding="utf-8"), flags=re.MULTILINE)
-        assert not anchor or anchor in {heading.lower().replace(" ", "-") for heading in headings}, (name, anchor)
-    known = all_settings(Config())
-    sections = "|".join({key.split(".")[0] for key in known})
-    for name in re.findall(rf"`((?:{sections})\.[\w.]+)", text):
-        is_module = find_spec(name) is not None if name.startswith("data.") else False
-        assert name in known or is_module, name
-    for name in re.findall(r"(?:-m |`)((?:engine|benchmarks)\.\w+)", text):
-        assert find_spec(name), name
-    assert max(map(len, (line for line in text.splitlines() if not line.startswith("|")))) <= 120
 
 
 def test_tables_that_a_new_row_goes_into_are_where_it_is_said():

@@ -23,7 +23,8 @@ FOLDERS = (
     *(*PACKAGES, "engine/tasks", "engine/metrics", "benchmarks"),
     *("tests", "tests/contracts", "tests/faults", "tests/gpu_rehearsal"),
 )
-PAGES = ("README.md", "README.zh-CN.md", *(f"{name}/README.md" for name in FOLDERS))
+OF_THE_PROJECT = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+PAGES = ("README.md", "README.zh-CN.md", *OF_THE_PROJECT, *(f"{name}/README.md" for name in FOLDERS))
 SAMPLE = Path("data/samples/movie_reviews/reviews.tsv")
 FENCE = re.compile(r"^( *)```([\w-]*)\n(.*?)^ *```$", flags=re.MULTILINE | re.DOTALL)
 # A full stop after one of these ends no sentence.
@@ -153,7 +154,10 @@ def small_checkout(folder: Path, checkpoint_folder: Path) -> Path:
 
 def run_command(folder: Path, command: list[str], timeout: int) -> str:
     """Run a command in `folder` and return its output; fail the test if the command fails."""
-    folders = (str(warm.folder()), str(Path(sys.executable).parent), os.environ["PATH"])
+    # A study is a new process: one that is a fork of warm.py stops at once.
+    is_study = any("engine.study" in part for part in command)
+    warm_folder = [] if is_study else [str(warm.folder())]
+    folders = (*warm_folder, str(Path(sys.executable).parent), os.environ["PATH"])
     environment = os.environ | {"PATH": os.pathsep.join(folders)}
     environment.pop("PYTHONPATH", None)  # a newcomer has none; the current folder comes first anyway
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=timeout)
