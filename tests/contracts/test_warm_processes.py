@@ -21,6 +21,7 @@ PROGRAMS = {
     "child": "import subprocess, sys\nraise SystemExit(subprocess.call([sys.executable, '-c', 'raise SystemExit(4)']))",
     "imported": "import sys\nprint(sorted({'engine', 'models', 'data', 'transformers', 'warm'} & {*sys.modules}))",
     "main": "import __main__\nx = 1\nprint(__main__.x, __main__.__doc__, hasattr(__main__, '__file__'))",
+    "parent": f"import os\nprint(os.getppid() == int(os.environ['{warm.PARENT}']))",
     "files": "import os\nprint(sorted(os.listdir('/proc/self/fd')))",
     "modules": "import argparse, engine.cli\nprint(engine.cli.__file__)",
 }
@@ -28,7 +29,7 @@ PROGRAMS = {
 
 def ended(python: object, code: str, folder: object) -> tuple[int, str, str]:
     """Return the exit code and the output; of a traceback the last line."""
-    environment = os.environ | {"MINE": "x"}
+    environment = os.environ | {"MINE": "x", warm.PARENT: str(os.getpid())}
     given = {"capture_output": True, "text": True, "cwd": folder, "env": environment, "timeout": 60}
     done = subprocess.run([python, "-c", code, "a b", "-m"], input="given", **given)
     has_traceback = done.stderr.startswith("Traceback")

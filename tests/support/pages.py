@@ -154,10 +154,7 @@ def small_checkout(folder: Path, checkpoint_folder: Path) -> Path:
 
 def run_command(folder: Path, command: list[str], timeout: int) -> str:
     """Run a command in `folder` and return its output; fail the test if the command fails."""
-    # A study is a new process: one that is a fork of warm.py stops at once.
-    is_study = any("engine.study" in part for part in command)
-    warm_folder = [] if is_study else [str(warm.folder())]
-    folders = (*warm_folder, str(Path(sys.executable).parent), os.environ["PATH"])
+    folders = (str(warm.folder()), str(Path(sys.executable).parent), os.environ["PATH"])
     environment = os.environ | {"PATH": os.pathsep.join(folders)}
     environment.pop("PYTHONPATH", None)  # a newcomer has none; the current folder comes first anyway
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=timeout)

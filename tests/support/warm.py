@@ -35,6 +35,7 @@ from typing import Any, NamedTuple
 HERE = Path(__file__).parent
 IMPORTED: tuple[str, ...] = ("torch.distributed.run", "torch.distributed.fsdp", "torch.utils.data", "tokenizers")
 IMPORTED += ("safetensors.torch", "tqdm", "tarfile", "tomllib", "pynvml", "cuda.bindings.driver")
+PARENT = "FINETUNE_ENGINE_PARENT"  # of engine/heartbeat.py, which a fork imports later
 
 
 @functools.cache
@@ -136,6 +137,8 @@ def become(request: Request, streams: list[int], libraries: list[str]) -> None:
         os.close(stream)
     os.environ.clear()
     os.environ.update(request.environment)
+    if PARENT in os.environ:
+        os.environ[PARENT] = str(os.getppid())  # the client ends with the one that is meant
     os.chdir(request.folder)
     name, *arguments = request.arguments
     is_unbuffered = name == "-u"
