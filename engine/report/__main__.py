@@ -22,7 +22,7 @@ from engine.report.page import Examined, OfTasks, page
 from engine.report.predictions import MORE, MOST_EXAMPLES, MOST_TEXTS, examine
 from engine.report.runs import Run, open_runs
 from engine.report.terminal import format_table
-from engine.run_folder import BEST
+from engine.run_folder import BEST, LAST, PREVIOUS
 from engine.tasks import MULTI_TASK
 
 USAGE = "python -m engine.report RUN [RUN ...] [--output FILE.html] [--no-predict] [--max-examples N]"
@@ -68,6 +68,8 @@ def _examine(run: Run, given: dict[str, str], most: int | None, is_off: bool) ->
     """Return what the best weights predict, of several tasks each, or why that cannot be said."""
     if is_off:
         return "Nothing was predicted, because of --no-predict."
+    if not any((run.folder / part).is_dir() for part in (BEST, LAST, PREVIOUS)):
+        return _say_nothing(run.name, "the run has not saved weights yet")
     if run.settings.get("run.task") != MULTI_TASK:
         return _examine_one(run.name, run.folder, given, most)
     folders = {path.name.removeprefix(f"{BEST}-"): path for path in sorted(run.folder.glob(f"{BEST}-*"))}
@@ -82,8 +84,13 @@ def _examine_one(name: str, folder: Path, given: dict[str, str], most: int | Non
     try:
         return examine(str(folder), given, most)
     except USER_ERRORS as error:
-        print(f"{name}: nothing is predicted: {error}", file=sys.stderr)
-        return f"Nothing was predicted: {error}"
+        return _say_nothing(name, str(error))
+
+
+def _say_nothing(name: str, reason: str) -> str:
+    """Print why nothing is predicted, and return it as the page says it."""
+    print(f"{name}: nothing is predicted: {reason}", file=sys.stderr)
+    return f"Nothing was predicted: {reason}"
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from data.words import TEXT, locate_words
 from engine.tasks import Task, TaskSettings
 
 Prediction = dict[str, Any]
+Pair = tuple[str, str]  # (true, predicted)
 UNREAD = "(not read)"
 
 
@@ -177,25 +178,21 @@ def _judge_tags(
 
 def word_confusions(
     rows: Sequence[Row], predictions: Sequence[Prediction], settings: TaskSettings, labels: Sequence[str]
-) -> dict[str, Any]:
-    """Return the confusion matrix of words by the type of their entity, or by their tag; {} for spans of a text.
+) -> tuple[dict[str, Any], list[list[Pair]]]:
+    """Return the confusion matrix of words by the type of their entity, or by their tag, and the pairs of each example.
 
     UNREAD is predicted for a word that the model did not see.
     """
-    if not all("tags" in row for row in predictions):
-        return {}
     notation = find_notation(labels) if settings.own.tag_scheme != "none" else None
     kinds = {tag: tag if notation is None else notation.split(tag)[1] or "O" for tag in labels}
-    counts: Counter[tuple[str, str]] = Counter()
+    pairs = []
     for row, prediction in zip(rows, predictions, strict=True):
-        true, found = row.values[settings.data.label_column], prediction["tags"]
-        counts.update(
-            (kinds.get(tag, tag), UNREAD if other is None else kinds[other])
-            for tag, other in zip(true, found, strict=True)
-        )
+        words = zip(row.values[settings.data.label_column], prediction["tags"], strict=True)
+        pairs.append([(kinds.get(true, true), UNREAD if found is None else kinds[found]) for true, found in words])
+    counts = Counter(pair for own in pairs for pair in own)
     names = [*dict.fromkeys([*sorted(kinds.values()), *(name for pair in counts for name in pair)])]
     matrix = [[counts[true, predicted] for predicted in names] for true in names]
-    return {"labels": names, "counts": matrix, "unit": "words"}
+    return {"labels": names, "counts": matrix, "unit": "words"}, pairs
 
 
 def _judge_texts(
@@ -213,7 +210,5 @@ def _judge_texts(
         confidence = [math.nan] * len(truths)
     highest = 1.0 if all(math.isnan(value) or value <= 1 for value in values) else 100.0
     errors = [highest - value for value in values]
-    wrong = [one.strip() != other.strip() for one, other in zip(true, predicted, strict=True)]
-    if task.predicts == "answer":
-        wrong = [error > 0 for error in errors]
+    wrong = [error > 0 for error in errors] if task.predicts == "answer" else ()  # of a text there are many right ones
     return Judged(f"{highest:g} - {metric}", true, predicted, errors, confidence, wrong)

@@ -11,6 +11,7 @@ import numpy as np
 
 from data.notes import count_of
 from engine.report.charts import Line, bar_chart, line_chart, point_chart
+from engine.report.judge import UNREAD
 from engine.report.predictions import Findings
 from engine.report.shown import Part, Shown
 
@@ -40,8 +41,10 @@ def findings_html(found: Findings, anchor: str, shows_metrics: bool) -> str:
     if classes := found.tables.get("per_class"):
         parts.append(_per_class(classes))
     is_wrong = "mistakes" if found.is_wrong else "examples"
-    parts.append(_examples(f"The worst {is_wrong} ({found.measure})", found.worst) if found.worst else "")
-    parts.append(_examples("The most confident mistakes", found.confident) if found.confident else "")
+    is_same = {one.id for one in found.worst} == {one.id for one in found.confident}
+    worst = f"The worst {is_wrong} ({found.measure})" + (", and the most confident ones" if is_same else "")
+    parts.append(_examples(worst, found.worst) if found.worst else "")
+    parts.append(_examples("The most confident mistakes", found.confident) if found.confident and not is_same else "")
     return "".join(parts)
 
 
@@ -90,9 +93,9 @@ def _thresholds(found: Findings) -> str:
         for i, name in enumerate(names)
     ]
     return line_chart(
-        "Threshold", lines, x_label="probability above which it is predicted", y_range=(0.0, 1.02),
-        markers=[(found.applied, f"applied: {found.applied:.3g}")] if names else [],
-        note="Of two classes, of the second one; of several labels, of all together.",
+        "Threshold", lines, y_label=found.thresholds_of, x_label="probability above which it is predicted",
+        y_range=(0.0, 1.12),
+        markers=[] if math.isnan(found.applied) else [(found.applied, f"applied: {found.applied:.3g}")],
     )  # fmt: skip
 
 
@@ -153,6 +156,8 @@ def _matrix(labels: Sequence[str], counts: Sequence[Sequence[int]], link: Any) -
     head = "".join(f"<th scope='col'><span>{escape(label)}</span></th>" for label in labels)
     rows = []
     for i, row in enumerate(counts):
+        if labels[i] == UNREAD and not any(row):  # no word truly is that
+            continue
         total = max(1, sum(row))
         tds = "".join(
             f'<td class="{"right" if i == j else "wrong"}{" deep" if n / total > 0.55 else ""}" '

@@ -20,7 +20,7 @@ from engine.calibration import describe_calibration, probabilities, problem_of, 
 from engine.config import ConfigError
 from engine.evaluate import evaluate_in_full, example_rows, load_trained, make_context, predict, start
 from engine.prediction_rows import KINDS, prediction_rows
-from engine.report.judge import Judged, class_targets, judge, judge_losses, word_confusions
+from engine.report.judge import Judged, Pair, class_targets, judge, judge_losses, word_confusions
 from engine.report.shown import Part, Shown, crop, parts_of, thumbnail
 from engine.tasks import Task, TaskSettings, check_labels, read_file, read_training_data
 
@@ -38,7 +38,8 @@ class Findings:
     source: the file of the rows. weights: the folder of the checkpoint.
     count, total: examples that were predicted, and those of the file.
     tables: per_class and confusion_matrix, and calibration, as engine.evaluate --output writes them.
-    thresholds: (threshold, {"precision", "recall", "F1"}). applied: the threshold of config.json, or one half.
+    thresholds: (threshold, {"precision", "recall", "F1"}) of what thresholds_of says, in words.
+    applied: the threshold of config.json, or one half; NaN where each label has its own.
     lengths: of each example in tokens. is_wrong: of each example. pairs: (prediction, truth) of numbers.
     worst, confident: mistakes. cells: {(true, predicted): examples}.
     """
@@ -56,6 +57,7 @@ class Findings:
     measure: str  # by which the worst are found
     thresholds: Sequence[tuple[float, Mapping[str, float]]] = ()
     applied: float = math.nan
+    thresholds_of: str = ""
     pairs: Sequence[tuple[float, float]] = ()
     confident: Sequence[Shown] = ()
     cells: Mapping[tuple[str, str], Sequence[Shown]] = field(default_factory=dict)
@@ -112,14 +114,12 @@ def examine(name: str, given: Mapping[str, str], most: int | None) -> Findings:
         chosen = {"worst": [show(i, judged) for i in judged.worst(MOST_SHOWN)], "measure": judged.measure}
         chosen["confident"] = [show(i, judged) for i in judged.most_confident(MOST_SHOWN)]
         chosen["pairs"] = judged.pairs
+        pairs = [[pair] for pair in zip(judged.true, judged.predicted, strict=True)]
+        if task.predicts == "tags" and all("tags" in row for row in predictions):
+            tables["confusion_matrix"], pairs = word_confusions(used, predictions, settings, model.labels)
         if "confusion_matrix" in tables:
-            chosen["cells"] = {cell: [show(i, judged) for i in own] for cell, own in _cells(judged).items()}
-    if (
-        task.predicts == "tags"
-        and predictions
-        and (matrix := word_confusions(used, predictions, settings, model.labels))
-    ):
-        tables["confusion_matrix"] = matrix
+            found = _cells(pairs, judged.confidence)
+            chosen["cells"] = {cell: [show(i, judged) for i in own] for cell, own in found.items()}
     notes = [*getattr(rows, "notes", ()), *examples.notes, *read_calibration(model).describe(model.labels)]
     lengths = [int(n) for n in all_lengths(examples.lengths)]
     wrong = judged.is_wrong if judged is not None else []
@@ -193,7 +193,9 @@ def _of_classes(
         p, targets = p[:, 1], targets
     is_known = (targets == 0) | (targets == 1)
     found = threshold_values(p[is_known], targets[is_known] == 1)
-    return {"thresholds": found, "applied": own.thresholds[0] if len(own.thresholds) == 1 else 0.5}
+    what = f"of {labels[1]}" if problem == "single-label" else "of all labels together"
+    applied = (*own.thresholds, 0.5)[0] if len(own.thresholds) < 2 else math.nan
+    return {"thresholds": found, "thresholds_of": what, "applied": applied}
 
 
 def threshold_values(p: Tensor, is_positive: Tensor) -> list[tuple[float, dict[str, float]]]:
@@ -210,14 +212,17 @@ def threshold_values(p: Tensor, is_positive: Tensor) -> list[tuple[float, dict[s
     return found
 
 
-def _cells(judged: Judged) -> dict[tuple[str, str], list[int]]:
-    """Return examples of the most frequent cells of the confusion matrix, the most confident first."""
-    pairs = list(zip(judged.true, judged.predicted, strict=True))
-    counts = Counter(pair for pair in pairs if pair[0] != pair[1])
-    frequent = {*sorted(counts, key=lambda pair: (-counts[pair], *pair))[:MOST_CELLS]}
-    found: dict[tuple[str, str], list[int]] = {}
-    for i in sorted(range(len(pairs)), key=lambda i: -judged.confidence[i]):
-        own = found.setdefault(pairs[i], []) if pairs[i] in frequent else []
-        if len(own) < OF_A_CELL:
-            own.append(i)
+def _cells(pairs: Sequence[Sequence[Pair]], confidence: Sequence[float]) -> dict[Pair, list[int]]:
+    """Return examples of the most frequent cells of the confusion matrix, the most confident first.
+
+    pairs: of each example, or of each of its words. Cells of what is wrong come before those of what is right.
+    """
+    counts = Counter(pair for own in pairs for pair in own)
+    frequent = {*sorted(counts, key=lambda pair: (pair[0] == pair[1], -counts[pair], *pair))[:MOST_CELLS]}
+    found: dict[Pair, list[int]] = {}
+    for i in sorted(range(len(pairs)), key=lambda i: math.inf if math.isnan(confidence[i]) else -confidence[i]):
+        for pair in dict.fromkeys(pairs[i]):
+            own = found.setdefault(pair, []) if pair in frequent else []
+            if len(own) < OF_A_CELL:
+                own.append(i)
     return found

@@ -130,7 +130,7 @@ def open_run(folder: Path, name: str) -> Run:
     evaluations = [row for row in rows if isinstance(row.get("evaluation"), dict)]
     end = rows[-1] if rows and "end" in rows[-1] else {}
     if rows and not end:
-        notes.append("the run has not ended, or was stopped; `--resume` continues it")
+        notes.append("the run has not ended, or was stopped; the same command with --resume continues it")
     settings, changed = _read_settings(folder, notes)
     watched = _watched(settings, evaluations, end)
     summary = read_summary(folder)

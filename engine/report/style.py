@@ -24,7 +24,7 @@ nav a { margin-right: 1rem; white-space: nowrap; }
 figure { margin: 0; min-width: 0; }
 figcaption { font-weight: 600; font-size: .95rem; }
 figcaption .unit { font-weight: 400; margin-left: .3rem; }
-svg { display: block; width: 100%; height: auto; }
+svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { fill: var(--soft); font-size: 12px; }
 .grid { stroke: var(--rule); } .axis { stroke: var(--soft); }
 .marker { stroke: var(--soft); stroke-dasharray: 2 3; } .diagonal { stroke: var(--soft); stroke-dasharray: 4 4; }
@@ -47,7 +47,7 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0; ba
 .settings td, .settings th { text-align: left; overflow-wrap: anywhere; font-family: ui-monospace, monospace; }
 .settings .differs td { background: var(--panel); }
 .matrix td { min-width: 2.7rem; text-align: center; border: 1px solid var(--paper); padding: .4rem; }
-td:first-child { max-width: 24rem; overflow-wrap: break-word; }
+td:first-child { min-width: 8rem; max-width: 24rem; overflow-wrap: break-word; }
 .matrix th { border: 0; text-align: center; min-width: 3.6rem; max-width: 9rem; overflow-wrap: break-word;
   vertical-align: bottom; } .matrix th[scope=row] { text-align: right; }
 .matrix .corner { font-weight: 400; font-size: .78rem; white-space: nowrap; }
@@ -73,7 +73,9 @@ mark.true { background: var(--miss); border-color: var(--c0); color: inherit; }
 mark.predicted { background: var(--false); border-color: var(--c1); color: inherit; }
 .column { color: var(--soft); margin-right: .2rem; }
 .column:not(:first-child)::before { content: "\\A"; white-space: pre; }
-pre { overflow-x: auto; background: var(--panel); padding: .6rem .8rem; border-radius: 6px; font-size: .84rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere;
+  background: var(--panel); padding: .6rem .8rem; border-radius: 6px; font-size: .84rem; }
 summary { cursor: pointer; font-weight: 600; }
+@media (max-width: 36rem) { th, td { padding: .28rem .4rem; } }
 @media print { .cell { display: none; } }
 """

@@ -52,7 +52,7 @@ def format_table(runs: Sequence[Run], width: int) -> str:
     if any(not run.end for run in runs):
         lines.append("* has not ended")
     if dropped:
-        lines.append(f"{dropped} more columns are in the page")
+        lines.append(f"{count_of(dropped, 'more column')} in the page")
     pairs = [describe_pair(pair, runs[0].watched) for pair in pair_by_seed(runs, runs[0].watched)]
     return "\n".join([*lines, *(textwrap.fill(pair, width, subsequent_indent="  ") for pair in pairs)])
 
@@ -61,6 +61,8 @@ def describe_pair(pair: Paired, metric: str) -> str:
     """Return how much better or worse a recipe is than the first one, over the seeds that both have."""
     deviation = "" if math.isnan(pair.spread) else f" ± {pair.spread:.4f}"
     seeds = count_of(len(pair.differences), "equal seed")
+    if not round(pair.mean, 4):
+        return f"{pair.title}: {metric} equal{deviation} to the first recipe, {seeds}"
     direction = "worse" if pair.mean < 0 else "better"
     return f"{pair.title}: {metric} {direction} by {abs(pair.mean):.4f}{deviation} than the first recipe, {seeds}"
 

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,13 +20,13 @@ from engine.model_card import escaped
 from engine.report import write_page
 from engine.report.__main__ import main
 from engine.report.charts import MAX_POINTS, Line, line_chart, smooth, thin, ticks
-from engine.report.judge import Judged, word_confusions
+from engine.report.judge import word_confusions
 from engine.report.mistakes import findings_html
 from engine.report.page import page
 from engine.report.predictions import Findings, _cells, threshold_values
-from engine.report.runs import open_runs, pair_by_seed
+from engine.report.runs import Paired, open_runs, pair_by_seed
 from engine.report.shown import MAX_CHARACTERS, Part, Shown, crop, mark_spans
-from engine.report.terminal import format_table
+from engine.report.terminal import describe_pair, format_table
 from engine.tasks import TaskSettings
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\" <b>"
@@ -180,6 +181,7 @@ def test_equal_seeds_are_compared_with_the_first_recipe(tmp_path):
     ]
     runs = open_runs([str(name) for name in names])
     (pair,) = pair_by_seed(runs, "accuracy")
+    assert "accuracy equal to the first recipe" in describe_pair(Paired("x", {0: 0.0}), "accuracy")
     assert pair.title == "optim.lr = 9e-05"
     assert pair.differences == pytest.approx({0: 0.04, 1: -0.02})
     assert (pair.mean, pair.spread) == pytest.approx((0.01, 0.06 / math.sqrt(2)))
@@ -270,18 +272,22 @@ def test_words_are_confused_by_the_type_of_their_entity():
         TaskSettings(DataSettings(label_column="tags"), TokenClassificationSettings()),
     )
     rows = [Row("1", 1, {"tags": ["B-X", "I-X", "O", "B-Y", "O"]})]
-    matrix = word_confusions(rows, [{"tags": ["B-Y", "B-X", "O", None, "I-X"]}], settings, labels)
+    matrix, pairs = word_confusions(rows, [{"tags": ["B-Y", "B-X", "O", None, "I-X"]}], settings, labels)
     assert matrix["labels"] == ["O", "X", "Y", "(not read)"]
     assert matrix["counts"] == [[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0]]
-    assert word_confusions(rows, [{"spans": []}], settings, labels) == {}
+    assert pairs == [[("X", "Y"), ("X", "X"), ("O", "O"), ("Y", "(not read)"), ("O", "X")]]
+    tables = {"confusion_matrix": matrix}
+    cells = {pair: [Shown("1", *pair, "", 0.5, [])] for pair in _cells(pairs, [0.5])}
+    html = findings_html(Findings("f", "best", 1, 1, {}, tables, [], [], [], [], "loss", cells=cells), "cell-0", False)
+    assert html.count("<a href") == 5, "each number leads to its examples, also where the prediction is right"
+    assert html.count("<th scope='row'>") == 3, "no word truly was not read"
 
 
 def test_the_most_frequent_confusions_have_examples():
     """Also among many that are equally frequent: the table and its examples choose the same ones."""
     names = [f"c{i:03}" for i in range(200)]
     pairs = [(name, "c199") for name in names[:199]] + [("c150", "c149")] * 3
-    judged = Judged("loss", [a for a, _ in pairs], [b for _, b in pairs], [1.0] * len(pairs), [0.5] * len(pairs))
-    cells = _cells(judged)
+    cells = _cells([[pair] for pair in pairs], [0.5] * len(pairs))
     counts = [[pairs.count((a, b)) for b in names] for a in names]
     shown = {pair: [Shown("1", *pair, "", 0.5, [])] for pair in cells}
     tables = {"confusion_matrix": {"labels": names, "counts": counts}}
@@ -290,6 +296,32 @@ def test_the_most_frequent_confusions_have_examples():
     assert rows[0][:2] == ("c150", "c149")
     assert len(rows) == 20
     assert all("href" in cell for *_, cell in rows)
+
+
+def test_cells_show_the_most_confident_examples():
+    """Those of wrong predictions come first where there are too many cells; an example without a confidence last."""
+    pairs = [[("a", "b")], [("a", "b"), ("a", "b")], [("a", "a")], [("a", "b")]]
+    assert _cells(pairs, [math.nan, 0.2, 0.9, 0.7]) == {("a", "a"): [2], ("a", "b"): [3, 1, 0]}
+    many = [[(f"r{i}", f"r{i}")] for i in range(99)] + [[("a", "b")]]
+    assert _cells(many, [0.5] * 100)["a", "b"] == [99]
+
+
+def test_the_same_mistakes_are_shown_once():
+    one, other = (Shown(name, "a", "b", "", 0.5, []) for name in "12")
+    found = Findings("f", "best", 2, 2, {}, {}, [], [], [True, True], [one, other], "loss", confident=[other, one])
+    html = findings_html(found, "cell-0", False)
+    assert html.count("<article>") == 2
+    assert "The worst mistakes (loss), and the most confident ones" in html
+    assert findings_html(replace(found, confident=[one]), "cell-0", False).count("<article>") == 3
+
+
+def test_the_threshold_chart_says_of_what_and_which_is_applied():
+    values = [(i / 10, {"recall": 1.0, "precision": 0.5, "F1": 2 / 3}) for i in range(1, 10)]
+    found = Findings("f", "best", 2, 2, {}, {}, [], [], [], [], "", values, 0.5, "of <b>")
+    html = findings_html(found, "cell-0", False)
+    assert "of &lt;b&gt;" in html
+    assert "applied: 0.5" in html
+    assert "applied" not in findings_html(replace(found, applied=math.nan), "cell-0", False)
 
 
 def test_a_page_without_predictions_needs_no_weights(tmp_path, capsys):
@@ -301,6 +333,9 @@ def test_a_page_without_predictions_needs_no_weights(tmp_path, capsys):
     assert "nothing is predicted" in printed.err
     assert f"report: {tmp_path / 'b.html'}" in printed.out
     assert "Nothing was predicted: " in (tmp_path / "b.html").read_text()
+    (folder / "best").rename(tmp_path / "other")
+    assert main([str(folder)]) == 0
+    assert "nothing is predicted: the run has not saved weights yet" in capsys.readouterr().err
 
 
 def test_the_end_of_a_run_writes_the_page(tmp_path):
