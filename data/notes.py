@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Sequence
 
 WARN_FROM = 0.05  # share from which a note is a warning
@@ -9,6 +11,8 @@ SHOWN = 10  # most characters or words in a note
 SHOWN_NAMES = 20  # most names in a note or message
 SHOWN_IDS = 3
 SHOWN_LENGTH = 40  # characters of a text or word in a note
+# Characters that break a line, move the cursor, colour what follows, or turn the direction of writing.
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def warn(count: int, total: int, note: str, from_share: float = WARN_FROM) -> str:
@@ -44,7 +48,34 @@ def list_some(items: Sequence[str], most: int = SHOWN_NAMES, separator: str = ",
 
 def quote(text: str) -> str:
     """Return a text or word in quotes, without its end if it is long."""
-    return repr(text if len(text) <= SHOWN_LENGTH else text[: SHOWN_LENGTH - 3] + "...")
+    return repr(_shorten(text))
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= SHOWN_LENGTH else text[: SHOWN_LENGTH - 3] + "..."
+
+
+def printable(text: str) -> str:
+    """Return a text from the data with escapes, such as \\x1b, for the characters that a terminal would obey."""
+    return CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def short_label(label: str) -> str:
+    """Return a label for a table or a list on the screen: in one line, without its end if it is long."""
+    return printable(_shorten(label))
+
+
+def display_width(text: str) -> int:
+    """Return the columns that a text takes on a terminal: two for a Chinese character, none for a separate accent."""
+    if text.isascii():
+        return len(text)
+    marks = sum(unicodedata.category(character) in ("Mn", "Me", "Cf") for character in text)
+    return len(text) - marks + sum(unicodedata.east_asian_width(character) in "FW" for character in text)
+
+
+def align_right(text: str, width: int) -> str:
+    """Return a text with spaces before it, up to a width in columns of a terminal."""
+    return " " * (width - display_width(text)) + text
 
 
 def shorten_lines(text: str, longest: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import torch
 from data import Examples
 from data.lengths import count_lengths
 from data.notes import count_of, join
+from engine.commands import as_started
 from engine.config import DEFAULT_RECIPE, ModelSettings, split_arguments
 from engine.screen import LINES, WARNING, Screen, terminal_width, wrap
 from models import TaskModel
@@ -19,6 +19,8 @@ from models.checkpoints.weights import LoadReport
 
 LABEL = 7  # columns of the names at the left
 SHOWN_LABELS = 6
+FEWEST = 3  # lines of warnings, where the terminal is too narrow for LINES
+CUT = " ..."  # after the lines of a warning that is not shown whole
 
 
 class Summary(NamedTuple):
@@ -42,8 +44,7 @@ def name_default_recipe(argv: Sequence[str]) -> str:
     """Return the first line of a run whose command line names no recipe: which one it is; "" for other runs."""
     if split_arguments([*argv])[0]:
         return ""
-    launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "python"
-    return f"recipe {DEFAULT_RECIPE}, a shipped one; another: {launcher} -m engine.train RECIPE"
+    return f"recipe {DEFAULT_RECIPE}, a shipped one; another: {as_started('python -m engine.train RECIPE')}"
 
 
 def show(found: Summary | None, screen: Screen, is_dry_run: bool) -> None:
@@ -65,23 +66,36 @@ def first_screen(found: Summary, width: int) -> list[str]:
     """Return the lines of the first screen.
 
     width: of a terminal, on which lines are wrapped, notes are counted, and of the warnings as many are shown as LINES
-    leave room for, one at least; 0: of none, where all are shown.
+    leave room for, of the first one at least its beginning; 0: of none, where all are shown.
     """
-    warnings = [block("", [WARNING + line], width) for line in found.warnings]
-    notes = [block("", [line], width) for line in found.notes]
     facts = {name: block(name, lines, width) for name, lines in found.facts.items()}
     if width:
-        room = LINES - 1 - sum(map(len, facts.values())) - bool(notes or warnings)
-        kept = max(1, sum(sum(map(len, warnings[: i + 1])) <= room for i in range(len(warnings))))
-        more = [count_of(len(warnings) - kept, "more warning")] if len(warnings) > kept else []
-        more += [count_of(len(notes), "note")] if notes else []
-        warnings, notes = (
-            warnings[:kept],
-            [block("", [f"{join(more)}: all in summary.txt, and with --dry-run"], width)] if more else [],
-        )
-    facts["data"] += [line for lines in [*warnings, *notes] for line in lines]
+        room = LINES - 1 - sum(map(len, facts.values())) - bool(found.notes or found.warnings)
+        shown, more = fit_warnings(found.warnings, max(room, FEWEST), width)
+        more += [count_of(len(found.notes), "note")] if found.notes else []
+        shown += block("", [f"{join(more)}: all in summary.txt, and with --dry-run"], width) if more else []
+    else:
+        shown = block("", [*(WARNING + line for line in found.warnings), *found.notes], width)
+        shown = shown if found.warnings or found.notes else []
+    facts["data"] += shown
     lines = [line for of_fact in facts.values() for line in of_fact]
     return [*lines, *(["", *wrap(found.report, width).split("\n")] if found.report else [])]
+
+
+def fit_warnings(warnings: Sequence[str], room: int, width: int) -> tuple[list[str], list[str]]:
+    """Return the lines of the first warnings, at most `room`, and what they leave out, in words."""
+    shown = list[str]()
+    for i, warning in enumerate(warnings):
+        lines = block("", [WARNING + warning], width)
+        if len(shown) + len(lines) <= room:
+            shown += lines
+        elif shown:
+            return shown, [count_of(len(warnings) - i, "more warning")]
+        else:  # a long list of labels, say; what it leaves out may take a line more
+            *lines, last = block("", [WARNING + warning], width - len(CUT))[: room - 1]
+            others = [count_of(len(warnings) - 1, "more warning")] if len(warnings) > 1 else []
+            return [*lines, last + CUT], ["the end of this warning", *others]
+    return shown, []
 
 
 def block(name: str, lines: Sequence[str], width: int) -> list[str]:

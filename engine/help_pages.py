@@ -281,7 +281,8 @@ def topic_page(topic: str, keys: Collection[str], recipe: str, values: Config, w
     is_known = topic in all_settings(Config()) or topic in sections(Config())
     why = "this command does not read it" if is_known else "there is no such topic"
     hint = did_you_mean(topic, [*topics, *keys] if "." in topic else topics)
-    raise ConfigError(f"--help {topic}: {why}; choose from {', '.join(topics)}, or a setting{hint}")
+    listed = f"{', '.join(topics)}, or a setting"
+    raise ConfigError(f"--help {topic}: {why}{f'{hint} All topics: {listed}' if hint else f'; choose from {listed}'}")
 
 
 def tasks_page(width: int) -> list[str]:

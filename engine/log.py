@@ -64,7 +64,7 @@ class RunLog:
     ):
         self.is_main, self.device, self.screen = ranks.is_main, ranks.device, screen
         self.columns = summary.columns if summary else ()
-        self.path = folder / "metrics.jsonl"
+        self.path, self.start = folder / "metrics.jsonl", start
         self.unwritten: list[str] = []  # lines that could not be written so far
         self.profiler = StepProfiler(settings.profile_steps, folder, ranks.device, total)
         self.losses: list[float] = on_main(ranks, self._open, start)  # logged before a resume; the last ones
@@ -211,7 +211,7 @@ class RunLog:
         """Show what the run wrote, its time, and the commands to go on with. labelled: a labelled file, or ""."""
         if self.is_main:
             folder = self.path.parent
-            self.screen.show(describe_folder(folder, time.monotonic() - self.screen.started))
+            self.screen.show(describe_folder(folder, time.monotonic() - self.screen.started, self.start))
             self.screen.show_commands(next_commands(folder, labelled))
 
     def close(self, ended: bool = False) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from data.notes import list_some
+from engine.commands import as_started
 from engine.disk import format_bytes
 
 FILES = ("best/", "last/", "metrics.jsonl", "summary.txt", "report.html")  # of a run folder, for its reader
@@ -72,11 +74,19 @@ def result_line(result: Mapping[str, float], columns: Sequence[str]) -> str:
     return "  ".join(shown)
 
 
-def describe_folder(folder: Path, seconds: float) -> str:
-    """Return what a run left in its folder, how much room that takes, and how long the run took."""
+def describe_folder(folder: Path, seconds: float, start: int = 0) -> str:
+    """Return what a run left in its folder, how much room that takes, and how long it took since step `start`."""
     written = [name for name in FILES if (folder / name).exists()]
-    used = format_bytes(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
-    return f"{folder}: {', '.join(written)}; {used} on the disk, after {format_seconds(seconds)}"
+    since = f" since it was resumed at step {start:,}" if start else ""
+    return f"{folder}: {', '.join(written)}; {_used_bytes(folder)} on the disk, after {format_seconds(seconds)}{since}"
+
+
+def _used_bytes(folder: Path) -> str:
+    used = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # removed meanwhile, or not to be read
+            used += path.stat().st_size if path.is_file() else 0
+    return format_bytes(used)
 
 
 def next_commands(folder: Path, labelled: str) -> str:
@@ -91,7 +101,7 @@ def next_commands(folder: Path, labelled: str) -> str:
         f"python -m engine.predict {model} --input FILE --output predictions.jsonl",
         f"python -m engine.report {shlex.quote(str(folder))}",
     ]
-    return "\n".join(["next:", *(f"  {command}" for command in commands)])
+    return "\n".join(["next:", *(f"  {as_started(command)}" for command in commands)])
 
 
 def format_seconds(seconds: float) -> str:

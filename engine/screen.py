@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from tqdm import tqdm
-from tqdm.utils import disp_len
 
+from data.notes import display_width, printable
 from data.writing import to_json
 from engine.config import LogSettings
 
 WARNING = "warning: "  # how a warning begins
 LINES = 15  # of the first screen
-SHORT_BAR, LONG_BAR = 70, 100  # columns: below the first a bar has only numbers, from the second on tqdm's own format
+SHORT_BAR, LONG_BAR = 70, 120  # columns: below the first a bar has only numbers, from the second on tqdm's own format
 LINES_A_RUN = 15  # lines of training on a terminal, beside the bar
 
 
@@ -77,8 +77,8 @@ class Screen:
             self._print(to_json(dict(row)))
 
     def _print(self, text: str) -> None:
-        if self.is_main and text:
-            tqdm.write(text, file=sys.stdout)
+        if self.is_main and text:  # which may be of the data, with characters that a terminal obeys
+            tqdm.write("\n".join(map(printable, text.split("\n"))), file=sys.stdout)
             sys.stdout.flush()
 
 
@@ -99,8 +99,14 @@ class ProgressBar:
         if self.bar.disable:
             return
         width = terminal_width(sys.stderr) or LONG_BAR
-        self.bar.bar_format, numbers = bar_format(width, self.total, loss, lr, rate)
+        self.bar.bar_format, numbers = bar_format(width, self.total, self._time_left(), loss, lr, rate)
         self.bar.set_postfix_str(numbers, refresh=False)
+
+    def _time_left(self) -> str:
+        """Return the time left as the bar shows it."""
+        now = self.bar.format_dict
+        rate = now["rate"] or (now["n"] - now["initial"]) / max(now["elapsed"], 1e-6)
+        return str(tqdm.format_interval((self.total - now["n"]) / rate)) if rate else "00:00"
 
     def is_line_due(self, step: int) -> bool:
         """Return whether a line of training is printed: each on no terminal, and LINES_A_RUN of a run on one."""
@@ -116,8 +122,11 @@ class ProgressBar:
         self.bar.close()
 
 
-def bar_format(width: int, total: int, loss: float, lr: float, rate: float) -> tuple[str | None, str]:
-    """Return tqdm's bar_format for a terminal of so many columns, and the numbers that fit behind the time left."""
+def bar_format(width: int, total: int, left: str, loss: float, lr: float, rate: float) -> tuple[str | None, str]:
+    """Return tqdm's bar_format for a terminal of so many columns, and the numbers that fit behind the time left.
+
+    tqdm leaves the last column free, and cuts off what is longer.
+    """
     numbers = [
         f"loss {loss:.4f}, lr {lr:.2e}, {rate:.1f} examples/s",
         f"loss {loss:.4f}, lr {lr:.1e}, {rate:.0f} ex/s",
@@ -127,12 +136,13 @@ def bar_format(width: int, total: int, loss: float, lr: float, rate: float) -> t
     ]
     if width >= LONG_BAR:
         return None, numbers[0]
-    counts = len(f"{total}/{total}, 00:00:00 left, ")
+    room = width - 1 - len(f"{total}/{total}, {left} left, ")
     if width < SHORT_BAR:
-        return "{n_fmt}/{total_fmt}, {remaining} left{postfix}", first_that_fits(numbers, width - counts + 3)
-    bar = len("100%|..........| ")
+        counts = "{n_fmt}/{total_fmt}" if len(numbers[-1]) <= room else "{percentage:.0f}%"
+        return f"{counts}, {{remaining}} left{{postfix}}", first_that_fits(numbers, room)
+    numbers_room = room - len("100%|..........| ")
     return "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}", first_that_fits(
-        numbers, width - counts - bar + 3
+        numbers, numbers_room
     )
 
 
@@ -140,7 +150,8 @@ def step_line(width: int, step: int, loss: float, lr: float, grad_norm: float, r
     """Return the line of a training step. width: of the terminal; 0: of none, where the line is whole."""
     head = f"step {step:>6}  loss {loss:.4f}  lr {lr:.2e}"
     whole = f"{head}  norm {grad_norm:.2f}  {rate:.1f} examples/s"
-    return first_that_fits([whole, f"{head}  {rate:.1f} ex/s", head], width) if width else whole
+    shorter = f"step {step:>6}  loss {loss:.4f}"
+    return first_that_fits([whole, f"{head}  {rate:.1f} ex/s", head, shorter], width) if width else whole
 
 
 def first_that_fits(texts: Sequence[str], width: int) -> str:
@@ -181,8 +192,3 @@ def _wrap_line(line: str, width: int, indent: int, separator: str) -> list[str]:
         else:
             current = longer
     return [*lines, current.rstrip()]
-
-
-def display_width(text: str) -> int:
-    """Return the columns that a text takes on a terminal."""
-    return len(text) if text.isascii() else int(disp_len(text))

@@ -15,7 +15,7 @@ from data.cache import notes_of
 from data.lengths import count_lengths, percentile
 from data.loader import split_into_micro_batches
 from data.multi_task import MultiTaskExamples, labels_of
-from data.notes import count_of, list_some
+from data.notes import count_of, list_some, printable, short_label
 from engine.config import Config, to_dict, to_recipe, to_short_toml, to_toml
 from engine.first_screen import (
     SHOWN_LABELS,
@@ -76,7 +76,7 @@ def describe_run(
     step = describe_step(batch_size, train_set, limits)
     where = f"{describe_device(device)}, {config.train.precision}"
     recipe = (to_toml if config.run.show_all else to_short_toml)(to_recipe(config))
-    whole = [recipe] if config.run.dry_run else []
+    whole = [recipe.rstrip()] if config.run.dry_run else []
     whole += [str(model.report), *(["\n".join(own_notes)] if own_notes else []), *paragraphs]
     whole.append("parameters: {:,}, {:,} of them trained\n".format(*size) + f"{steps}\n{step}\ndevice: {where}")
     facts = {
@@ -105,7 +105,7 @@ def describe_labels(views: Sequence[View]) -> str:
     counts, labels = views[0].sets[0].label_counts(len(views[0].labels)), views[0].labels
     if counts is None or not labels:
         return ""
-    shown = [f"{label} {n:,}" for label, n in zip(labels, counts, strict=False)]
+    shown = [f"{short_label(label)} {n:,}" for label, n in zip(labels, counts, strict=False)]
     return f"; {count_of(len(labels), 'label')}: {list_some(shown, most=SHOWN_LABELS)}"
 
 
@@ -169,7 +169,9 @@ def describe_examples(name: str, examples: Examples, labels: tuple[str, ...]) ->
     text += "".join(f"\n  {note}" for note in notes_of(examples))
     counts = examples.label_counts(len(labels))
     if counts is not None:
-        text += "\n  labels: " + list_some([f"{label} {n:,}" for label, n in zip(labels, counts, strict=False)])
+        text += "\n  labels: " + list_some(
+            [f"{printable(label)} {n:,}" for label, n in zip(labels, counts, strict=False)]
+        )
     scores = getattr(examples, "labels", None)
     if counts is None and isinstance(scores, np.ndarray) and scores.dtype.kind == "f":
         text += f"\n  {labels[0] if labels else 'score'}: {scores.min():.4g} to {scores.max():.4g}"

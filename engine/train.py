@@ -289,7 +289,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         stop.raise_error()  # there is nothing to save yet
     saves.finish(folder, contents, state)
     if not done:
-        log.say(f"stopped at step {state.step}; {saves.explain_resume()}")
+        log.warn(f"stopped at step {state.step}; {saves.explain_resume()}")
         log.close()
         stop.raise_error()
         return None

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.notes import align_right, display_width, short_label
 from engine.metrics.counts import SCORE_HEADER, format_scores, macro_averages, precision_recall_f1, present_averages
 from engine.metrics.ranking import average_precision, ranked_by_label, roc_auc, score_statistics
 
@@ -80,10 +81,11 @@ def per_label_table(statistics: Tensor, labels: Sequence[str]) -> str:
     _, predicted, actual = counts
     scores = precision_recall_f1(*counts)
     order = sorted(range(len(labels)), key=lambda i: -actual[i].item())[:MAX_LABELS_SHOWN]
-    width = max(len(labels[i]) for i in order)
+    names = {i: short_label(labels[i]) for i in order}
+    width = max(map(display_width, names.values()))
     lines = [f"{'':>{width}}  {SCORE_HEADER}  predicted" + "".join(f"  {name}" for name in RANKINGS if ranked)]
     for i in order:
-        line = f"{labels[i]:>{width}}  {format_scores(scores, actual, i)}  {int(predicted[i]):>9}"
+        line = f"{align_right(names[i], width)}  {format_scores(scores, actual, i)}  {int(predicted[i]):>9}"
         values = {name: function(*ranked[i]) for name, function in RANKINGS.items()} if ranked else {}
         lines.append(line + "".join(f"  {value:>{len(name)}.4f}" for name, value in values.items()))
     if more := len(labels) - len(order):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from data.batch import IGNORE_INDEX
+from data.notes import align_right, display_width, short_label
 from engine.errors import TrainingError
 from engine.metrics.counts import SCORE_HEADER, format_scores, macro_averages, precision_recall_f1, present_averages
 from engine.metrics.ranking import average_precision, ranked_by_label, roc_auc, score_statistics
@@ -147,13 +148,13 @@ def per_class_table(statistics: Tensor, labels: Sequence[str]) -> str:
     counts = class_counts(statistics)
     scores, actual = precision_recall_f1(*counts), counts[2]
     confusion = None if _has_counts_alone(statistics) else confusion_matrix(statistics)
-    shown = labels[:MAX_CLASSES_SHOWN]
+    shown = [short_label(label) for label in labels[:MAX_CLASSES_SHOWN]]
     more = len(labels) - len(shown)
-    width = max(map(len, shown))
+    width = max(map(display_width, shown))
     columns = f"{', '.join(shown)}{f' and {more:,} more' if more else ''}"
     lines = [f"{'':>{width}}  {SCORE_HEADER}" + ("" if confusion is None else f"  predicted as {columns}")]
     for i, label in enumerate(shown):
-        line = f"{label:>{width}}  {format_scores(scores, actual, i)}"
+        line = f"{align_right(label, width)}  {format_scores(scores, actual, i)}"
         if confusion is not None:
             line += "  " + " ".join(f"{int(n)}" for n in confusion[i, : len(shown)])
             line += f" {int(confusion[i, len(shown) :].sum())}" if more else ""  # classes that are not shown

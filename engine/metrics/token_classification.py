@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.notes import align_right, display_width, short_label
 from data.tag_notation import ROLES, STANDARD, Notation, find_notation
 from data.tag_schemes import find_entities, find_strict_entities
 from engine.metrics.counts import SCORE_HEADER, format_scores, precision_recall_f1, present_averages
@@ -107,10 +108,10 @@ def type_table(statistics: Tensor, labels: Sequence[str]) -> str:
     units = entity_types(labels) if _are_entities(statistics, labels) else list(labels)
     counts = _counts(statistics)
     scores = precision_recall_f1(*counts)
-    shown = units[:MAX_TYPES_SHOWN]
-    width = max([len(unit) for unit in shown], default=0)
+    shown = [short_label(unit) for unit in units[:MAX_TYPES_SHOWN]]
+    width = max(map(display_width, shown), default=0)
     lines = [f"{'':>{width}}  {SCORE_HEADER}"]
-    lines += [f"{unit:>{width}}  {format_scores(scores, counts[2], i)}" for i, unit in enumerate(shown)]
+    lines += [f"{align_right(unit, width)}  {format_scores(scores, counts[2], i)}" for i, unit in enumerate(shown)]
     if len(units) > len(shown):
         lines.append(f"and {len(units) - len(shown):,} more")
     words, _, num_unseen = statistics[2:5].tolist()

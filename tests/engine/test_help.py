@@ -121,7 +121,7 @@ def test_tasks_and_recipes_are_listed_with_what_they_are(columns, capsys):
 @pytest.mark.parametrize(
     ("topic", "answer"),
     [
-        ("optmi", "did you mean 'optim'?"),
+        ("optmi", "--help optmi: there is no such topic; did you mean 'optim'? All topics: tasks, "),
         ("task", "did you mean 'tasks'?"),
         ("optim.learning", "--help optim.learning: there is no such topic"),
         ("optim.lrr", "did you mean 'optim.lr'?"),

@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
-from support.runs import run_training
+import torch
+from support.runs import StopAfter, run_training
 from tqdm import tqdm
 
+from data.notes import display_width, short_label
 from engine.config import LogSettings
 from engine.evaluate import Metrics
 from engine.first_screen import Summary, first_screen, name_default_recipe
-from engine.run_end import choose_columns, evaluation_table, format_metrics, format_seconds, next_commands, result_line
-from engine.screen import LINES, Screen, bar_format, display_width, step_line, wrap
+from engine.metrics import multi_label_classification, token_classification
+from engine.metrics.multi_label_classification import per_label_table
+from engine.metrics.text_classification import per_class_table
+from engine.metrics.token_classification import type_table
+from engine.run_end import (
+    choose_columns,
+    describe_folder,
+    evaluation_table,
+    format_metrics,
+    format_seconds,
+    next_commands,
+    result_line,
+)
+from engine.screen import LINES, Screen, bar_format, step_line, wrap
 from engine.tasks import TASKS
 
+HEADERS = {per_label_table: multi_label_classification.HEADER_SIZE, type_table: token_classification.HEADER_SIZE}
 TEXTS = [
     "a b c",
     "word " * 40,
@@ -40,23 +56,28 @@ def test_lines_are_wrapped_and_lose_no_word(text, width):
 
 @pytest.mark.parametrize("total", [9, 120, 12_000, 1_000_000])
 @pytest.mark.parametrize("width", [40, 50, 69, 70, 80, 99, 100, 160])
-def test_a_bar_has_one_line_with_loss_and_time_left(width, total):
-    form, numbers = bar_format(width, total, 0.66051, 8.3e-5, 61.3)
-    line = tqdm.format_meter(total // 2, total, 30, ncols=width, bar_format=form, postfix=numbers, unit="step")
-    assert len(line) <= width
+@pytest.mark.parametrize("elapsed", [30, 40_000])
+def test_a_bar_has_one_line_with_loss_and_time_left(width, total, elapsed):
+    left = tqdm.format_interval(elapsed)
+    form, numbers = bar_format(width, total, left, 0.66051, 8.3e-5, 61.3)
+    options = {"bar_format": form, "postfix": numbers, "unit": "step"}
+    line = tqdm.format_meter(total // 2, total, elapsed, ncols=width - 1, **options)
+    assert len(line) < width
     assert "loss 0.66" in line
-    assert f"{total // 2}/{total}" in line
-    assert re.search(r"<00:\d\d|, 00:\d\d left", line)
+    assert f"{total // 2}/{total}" in line or (width < 50 and "50%" in line)
+    assert re.search(r"<(\d+:)?\d\d:\d\d, | (\d+:)?\d\d:\d\d left, ", line)
     assert line.rstrip("]").endswith(numbers), "nothing is cut off"
-    if total < 1000 and width >= 50:
+    if total < 1000 and width >= 50 and elapsed < 3600:
         assert "lr 8.3" in line
         assert "61" in line.partition("lr")[2], "the speed"
 
 
-@pytest.mark.parametrize(("width", "end"), [(0, "examples/s"), (80, "examples/s"), (50, "61.3 ex/s"), (40, "8.33e-05")])
+@pytest.mark.parametrize(
+    ("width", "end"), [(0, "examples/s"), (80, "examples/s"), (50, "61.3 ex/s"), (40, "8.33e-05"), (30, "0.6605")]
+)
 def test_a_line_of_training_fits(width, end):
     line = step_line(width, 120, 0.66051, 8.33e-5, 1.032, 61.3)
-    assert line.startswith("step    120  loss 0.6605  lr 8.33e-05")
+    assert line.startswith("step    120  loss 0.6605")
     assert line.endswith(end)
     assert not width or len(line) <= width
 
@@ -85,6 +106,43 @@ def test_the_first_screen_has_15_lines_and_counts_the_rest(warnings, notes):
     assert whole.count("warning: ") == warnings
     assert whole.count("       note ") == notes
     assert notes * warnings == 0 or whole.rindex("warning: ") < whole.index("note 0")
+
+
+@pytest.mark.parametrize("width", [30, 50, 80, 200])
+def test_a_long_warning_is_cut_and_that_is_said(width):
+    labels = [f"'标签 {i}'" for i in range(300)]
+    found = summary_with(2, 1)
+    found = found._replace(warnings=[f"no validation example of {', '.join(labels)}", *found.warnings])
+    lines = first_screen(found, width)
+    assert all(display_width(line) <= width for line in lines)
+    text = re.sub(r"\s+", " ", "\n".join(lines))
+    assert " ... the end of this warning, 2 more warnings and 1 note: all in summary.txt" in text
+    assert len(lines) < LINES or width < 80
+    assert all(label in "\n".join(first_screen(found, 0)) for label in labels)
+
+
+def test_text_of_the_data_does_not_steer_the_terminal(capsys):
+    Screen(LogSettings()).say("a\x1b[2Jb\rc\x9bd\u202ee\n  标签\u3000ok")
+    assert capsys.readouterr().out == "a\\x1b[2Jb\\rc\\x9bd\\u202ee\n  标签\u3000ok\n"
+    assert short_label("a\nb" + "c" * 99) == "a\\nb" + "c" * 34 + "..."
+    assert [display_width(text) for text in ("ab", "标签", "e\u0302x", "👍")] == [2, 4, 2, 2]
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_quiet_run_that_is_stopped_says_how_to_go_on(as_json, tiny, capsys):
+    assert run_training(tiny(**{"log.level": "quiet", "log.json": as_json}), StopAfter(1)) is None
+    (line,) = capsys.readouterr().out.splitlines()
+    text = json.loads(line)["warning"] if as_json else line
+    assert text == "stopped at step 1; the same command with --resume continues the run"
+
+
+@pytest.mark.parametrize("table", [per_class_table, per_label_table, type_table])
+def test_tables_of_labels_are_aligned_in_columns(table):
+    labels = ("负面的评论", "b\nad", "L" * 99)
+    statistics = torch.ones(10 if table is per_class_table else HEADERS[table] + 9, dtype=torch.float64)
+    lines = table(statistics, labels).split("\n")[:4]
+    assert [line[:40].strip() for line in lines[1:]] == ["负面的评论", "b\\nad", "L" * 37 + "..."]
+    assert len({display_width(line[: line.index(".")]) for line in lines[1:3]}) == 1
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -118,18 +176,24 @@ def test_the_table_at_the_end_fits_and_names_what_it_leaves_out():
         assert bool(left_out) == (width == 50)
 
 
-def test_the_next_commands_can_be_copied(tmp_path):
+def test_the_next_commands_can_be_copied(tmp_path, monkeypatch):
     folder = tmp_path / "my run"
     assert next_commands(folder, "").count(f"'{folder}'") == 3
     assert f"engine.evaluate '{folder}' --data.test 'a b.csv'\n" in next_commands(folder, "a b.csv")
     (folder / "best-reviews").mkdir(parents=True)
     assert f"engine.predict '{folder}/best-reviews' --input" in next_commands(folder, "")
+    monkeypatch.setattr(sys, "orig_argv", ["python", "/usr/bin/finetune-train", "few_reviews"])
+    assert f"finetune-evaluate '{folder}/best-reviews' --data.test FILE" in next_commands(folder, "")
+    (folder / "gone").symlink_to("nowhere")
+    assert describe_folder(folder, 5.0) == f"{folder}: ; 0 bytes on the disk, after 5.0 s"
+    assert describe_folder(folder, 5.0, 1200).endswith("after 5.0 s since it was resumed at step 1,200")
     assert [format_seconds(s) for s in (7.26, 77, 7500)] == ["7.3 s", "1 min 17 s", "2 h 5 min"]
 
 
 @pytest.mark.parametrize(("argv", "named"), [([], False), (["--optim.lr", "1"], False), (["mine.toml"], True)])
 def test_a_bare_call_says_which_recipe_it_runs(argv, named, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-u", "-m", "engine.train", *argv])
     line = "recipe movie_reviews, a shipped one; another: torchrun -m engine.train RECIPE"
     assert name_default_recipe(argv) == ("" if named else line)
 
