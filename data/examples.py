@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from data.batch import IGNORE_INDEX, Batch
 from data.notes import warn
+from data.tokenizers.readable import show_tokens
 
 FINGERPRINT_CHUNK = 2**20  # elements of an array that are read at a time
 
@@ -184,20 +185,39 @@ class TextExamples(Generic[RecordT]):
         elif self.labels is not None and self.labels.ndim == 1:
             head += f"  {labels[self.labels[index]]}"
         elif self.labels is not None:
-            head += f"  {self.labels[first if self._has_spans else index].tolist()}"
+            head += f"  {self._show_span(first, tokenizer) if self._has_spans else self._show_row(index, labels)}"
         head += f"  first of {count} sequences" if count > 1 and not is_choice else ""
         ids = self.sequence(first)
-        tokens = [str(tokenizer.id_to_token(k)) for k in ids]
+        tokens = show_tokens([tokenizer.id_to_token(k) for k in ids])
         if self.token_labels is not None:
             # The target at a token is its class, or, in a language model, the token that follows.
             numbers = self.token_labels[self.offsets[first] : self.offsets[first + 1]].tolist()
-            names = [labels[k] if labels else str(tokenizer.id_to_token(k)) for k in numbers if k != IGNORE_INDEX]
-            lines = [head, " ".join(tokens), f"{ids}", f"{len(names)} targets: {' '.join(names)}"]
+            numbers = [k for k in numbers if k != IGNORE_INDEX]
+            targets = [labels[k] for k in numbers] if labels else [tokenizer.id_to_token(k) for k in numbers]
+            shown = " ".join(targets) if labels else show_tokens(targets)
+            lines = [head, tokens, f"{ids}", f"{len(targets)} targets: {shown}"]
         else:
-            lines = [head, " ".join(tokens), f"{ids}"]
+            lines = [head, tokens, f"{ids}"]
         if target := self.target(first):
-            lines += ["target: " + " ".join(str(tokenizer.id_to_token(k)) for k in target), f"{target}"]
+            lines += ["target: " + show_tokens([tokenizer.id_to_token(k) for k in target]), f"{target}"]
         return lines
+
+    def _show_row(self, index: int, labels: Sequence[str]) -> str:
+        """Return the names of an example's labels, or its number."""
+        row = np.empty(0) if self.labels is None else self.labels[index]
+        if len(row) < 2 or len(row) != len(labels):
+            return str(row.tolist())
+        return ", ".join(labels[k] for k in np.flatnonzero(np.nan_to_num(row)).tolist()) or "no label"
+
+    def _show_span(self, sequence: int, tokenizer: Tokenizer) -> str:
+        """Return what a sequence teaches: the tokens of the answer and where they are, or none."""
+        start, end = [-1, -1] if self.labels is None else self.labels[sequence].tolist()
+        if start < 0:
+            return "an answer that is not learned from this window"
+        if not end:
+            return "no answer in this window"
+        tokens = [tokenizer.id_to_token(k) for k in self.sequence(sequence)[start : end + 1]]
+        return f"answer: {show_tokens(tokens)} (tokens {start} to {end})"
 
 
 def count_targets(labels: np.ndarray | None) -> int:

@@ -241,8 +241,8 @@ class ImageExamples:
         label = "" if self.labels is None else f"  {self._label_names(index, labels)}"
         height, width = self.pixels(index).shape[1:]
         return [
-            f"  id {self.ids[index]}{label}",
-            f"    {width} x {height} pixels -> {list(x.shape)}, mean {x.mean():.3f}, deviation {x.std():.3f}",
+            f"id {self.ids[index]}{label}",
+            f"{width} x {height} pixels -> {list(x.shape)}, mean {x.mean():.3f}, deviation {x.std():.3f}",
         ]
 
     def _label_names(self, index: int, labels: Sequence[str]) -> str:

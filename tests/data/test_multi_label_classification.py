@@ -7,10 +7,12 @@ import random
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
 
 from data import DataError, Row, Rows
 from data import multi_label_classification as label_sets
 from data.errors import ErrorList
+from data.examples import TextExamples
 
 
 def rows_with(values: list[object]) -> Rows:
@@ -88,3 +90,12 @@ def test_label_sets_become_rows_of_zeros_and_ones():
     assert found.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
     assert found.dtype == np.float32
     assert label_sets.multi_hot([], "labels", ["a", "b"]).shape == (0, 2)
+
+
+@pytest.mark.parametrize(("labels", "shown"), [(["c", "a"], "id 1  a, c"), ([], "id 1  no label")])
+def test_the_first_examples_show_the_names_of_labels(labels, shown):
+    targets = label_sets.multi_hot(read([labels, ["b"]])[0], "labels", ["a", "b", "c"])
+    tokens, offsets = np.zeros(2, dtype=np.int32), np.arange(3)
+    examples = TextExamples(tokens, tokens.astype(np.uint8), offsets, targets, ["1", "2"], 0)
+    tokenizer = Tokenizer(models.WordLevel({"x": 0}, "x"))
+    assert examples.show(0, tokenizer, ("a", "b", "c"))[0] == shown

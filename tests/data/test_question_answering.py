@@ -245,3 +245,15 @@ def test_best_answers_equal_a_search_over_all_spans(seed, longest):
             assert candidate.probability == pytest.approx(np.exp(score) / total)
             assert (candidate.start, candidate.end) == (windows.spans[i][first, 0], windows.spans[i][last, 1])
             assert candidate.text == row.values["context"][candidate.start : candidate.end]
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ([Answer("中文", 10)], "id q1  answer: 中 文 (tokens 14 to 19)"),
+        ([], "id q1  no answer in this window"),
+    ],
+)
+def test_the_first_examples_show_the_answer_itself(answers, expected):
+    row = Row("q1", 1, {"question": "the", "context": "the river 中文", "answers": answers})
+    assert encode([row], roberta_tokenizer(True)).show(0, roberta_tokenizer(True), ())[0].startswith(expected)
