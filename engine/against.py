@@ -75,7 +75,8 @@ def compare(argv: Sequence[str], usage: str, options: Mapping[str, str]) -> int:
         if output is not None:
             metrics = {name: comparison._asdict() for name, comparison in found.items()}
             result = {"a": names[0], "b": names[1], "data": test, "examples": len(sides[0].ids)}
-            cli.write_output(output, [to_json(result | {"confidence": confidence, "metrics": metrics})])
+            result |= {"confidence": confidence, "metrics": metrics}
+            cli.write_output(output, [to_json(result, ensure_ascii=False)])
     return 0
 
 

@@ -300,7 +300,7 @@ def main(argv: Sequence[str]) -> int:
                 result |= {"confidence": config.eval.confidence, "intervals": metrics.intervals}
             result |= context.task.tables(statistics, model.labels)
             result |= {"calibration": describe_calibration(classes.own, bins)} if classes.problem else {}
-            cli.write_output(output, [to_json(result)])
+            cli.write_output(output, [to_json(result, ensure_ascii=False)])
     return 0
 
 

@@ -215,7 +215,9 @@ def write_report(folder: Path, results: Sequence[VariantResult], records: Sequen
     folder.mkdir(parents=True, exist_ok=True)
     markdown, spreadsheet, all_runs = paths = [folder / "table.md", folder / "table.csv", folder / "runs.json"]
     write_text(markdown, [format_table(results), "\n"])
-    write_text(all_runs, ["[\n", ",\n".join(to_json(asdict(record)) for record in records), "\n]\n"])
+    write_text(
+        all_runs, ["[\n", ",\n".join(to_json(asdict(record), ensure_ascii=False) for record in records), "\n]\n"]
+    )
     names = columns(results)
     with replace_file(spreadsheet) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)

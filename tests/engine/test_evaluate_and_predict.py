@@ -94,6 +94,18 @@ def test_a_run_folder_stands_for_its_best(trained, tmp_path, capsys):
     assert capsys.readouterr().out.startswith(f"{run}/last: ")
 
 
+@pytest.mark.parametrize("against", [False, True])
+def test_results_have_chinese_names_as_they_are(trained, tmp_path, against):
+    _, validation = trained
+    source, output = write_rows(tmp_path / "测试.jsonl", rows_of(validation)), tmp_path / "m.json"
+    run = trained[0].run.folder
+    assert (
+        evaluate.main([run, "--data.test", str(source), "--output", str(output), *["--against", run][: 2 * against]])
+        == 0
+    )
+    assert "测试.jsonl" in output.read_text(encoding="utf-8"), "not its escapes"
+
+
 def test_the_test_file_of_the_recipe_is_the_default(trained, tmp_path):
     config, validation = trained
     run = tmp_path / "run"
