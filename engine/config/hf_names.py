@@ -91,7 +91,9 @@ HF_NAMES: dict[str, tuple[str, str]] = {
     "logging_steps": ("log.every_steps", ""),
     "logging_strategy": ("log.every_steps", ""),
     "report_to": ("log.report_to", ""),
-    "disable_tqdm": ("", "Progress bars appear only on a terminal."),
+    "log_level": ("log.level", "info or quiet."),
+    "log_level_replica": ("", "Only rank 0 prints."),
+    "disable_tqdm": ("log.level", "Progress bars appear only on a terminal; quiet shows none."),
     # the data of the example scripts
     "task_name": ("run.task", "Name the task, and the file in data.train."),
     "dataset_name": ("data.train", "Name a file; no data set is downloaded."),
