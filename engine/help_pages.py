@@ -282,7 +282,8 @@ def topic_page(topic: str, keys: Collection[str], recipe: str, values: Config, w
     why = "this command does not read it" if is_known else "there is no such topic"
     hint = did_you_mean(topic, [*topics, *keys] if "." in topic else topics)
     listed = f"{', '.join(topics)}, or a setting"
-    raise ConfigError(f"--help {topic}: {why}{f'{hint} All topics: {listed}' if hint else f'; choose from {listed}'}")
+    choices = f"{hint} All topics: {listed}" if hint else f"; choose from {listed}"
+    raise ConfigError(f"--help {topic}: {why}{choices}")
 
 
 def tasks_page(width: int) -> list[str]:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-_VISIBLE = (
-    *range(33, 127),
-    *range(161, 173),
-    *range(174, 256),
-)  # GPT-2's: these bytes are the characters of that number
-_OTHERS = [byte for byte in range(256) if byte not in _VISIBLE]  # and the others those from 256 on
+# As in GPT-2: a visible byte is the character of that number, and the others are those from 256 on.
+_VISIBLE = (*range(33, 127), *range(161, 173), *range(174, 256))
+_OTHERS = [byte for byte in range(256) if byte not in _VISIBLE]
 _SPELLING = {byte: chr(byte) for byte in _VISIBLE} | {byte: chr(256 + i) for i, byte in enumerate(_OTHERS)}
 _BYTES = {character: byte for byte, character in _SPELLING.items()}
 

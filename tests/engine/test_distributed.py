@@ -376,6 +376,7 @@ def test_error_of_all_ranks_is_printed_once(recipe):
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
     assert "nowhere.jsonl" in lines[0]
+    assert done.stderr.rstrip("=\n").splitlines()[-1] == f"  {lines[0]}", "torchrun's own report ends with it"
 
 
 def test_wrap_on_one_rank_returns_the_model_without_gradients(checkpoint_folder):
