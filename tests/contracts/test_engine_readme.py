@@ -91,7 +91,7 @@ def my_loop(tmp_path):
     assert source.count(REPLACED) == 1
     code = LOOP.split("\n", 1)[1]
     cls, _, line = code.rpartition("\n\nobjective = ")
-    changed = source.replace("USAGE = ", f"import torch\n\n\n{cls}\n\n\nUSAGE = ", 1)
+    changed = source.replace("USAGE = ", f"{cls}\n\n\nUSAGE = ", 1)
     changed = changed.replace(REPLACED, f"objective = {line.strip()}")
     (tmp_path / "my_loop.py").write_text(changed)
     spec = importlib.util.spec_from_file_location("my_loop", tmp_path / "my_loop.py")
