@@ -37,6 +37,22 @@ def test_the_first_number_that_differs_is_named():
     assert before_after.describe(before, {"step 1 loss": 0.5}).startswith("1 number differs")
 
 
+@pytest.mark.parametrize(("loss", "code"), [(0.5, 0), (0.25, 1)])
+def test_the_exit_code_says_whether_losses_are_equal(monkeypatch, loss, code):
+    trees = (Path("before"), Path("after"))
+
+    def call(tree: Path, *command: str) -> None:
+        (folder,) = [Path(text.partition("=")[2]) for text in command if text.startswith("--run.folder=")]
+        folder.mkdir()
+        row = {"step": 1, "loss": loss if tree == trees[1] else 0.5}
+        (folder / "metrics.jsonl").write_text(json.dumps(row))
+
+    monkeypatch.setattr(before_after, "call", call)
+    monkeypatch.setattr(before_after, "extract", lambda commit, folder: trees[0])
+    monkeypatch.setattr(before_after, "ROOT", trees[1])
+    assert before_after.main(["HEAD", "movie_reviews"]) == code
+
+
 @pytest.mark.parametrize(("gain", "end"), [(1.5, "second\n"), (1.0, "second, not resolved\n")])
 def test_trees_are_timed_in_turn(monkeypatch, capsys, gain, end):
     """Each pair is slower than the one before it; the ratio of a pair does not see that."""
