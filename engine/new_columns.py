@@ -7,6 +7,7 @@ one with a usual name comes first, then the longest text, or the last class of a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ LOOKED_AT = 5_000  # rows
 MOST_CLASSES = 1_000
 LONGEST_NAME = 60  # characters of the name of a class
 NUMBERS_OF_ROWS = ("id", "idx", "index", "guid", "uid", "row", "unnamed: 0", "", "编号", "序号")
+ID = re.compile(r"(?i:(.*[^a-z])?(u|gu|uu)?id)|.*[a-z]I[dD]|.*(编号|序号|单号)")  # a name such as user_id, userId
 # {a default name: more usual ones}; the English ones are those that the readers suggest.
 MORE_NAMES = {
     "text": ("文本", "内容", "评论", "句子", "正文"),
@@ -178,15 +180,34 @@ def guess_columns(
         if not free:
             continue  # the reader says which column is missing
         usual = {*USUAL_NAMES.get(default, ()), *MORE_NAMES.get(default, ())}
-        best = max(free, key=lambda column: (_last_part(column.name) in usual, rank(column)))
+        best = max(free, key=lambda column: (_last_part(column.name) in usual, not is_id(column.name), rank(column)))
         _check_header(best, rows)
         used.add(best.name)
-        others = [column.name for column in free if column is not best]
+        rest = [column for column in free if column is not best]
+        if setting == "text":  # where texts repeat, a column of classes would do too, but nobody means it
+            rest = [column for column in rest if column.distinct > best.distinct // 2]
+        others = [column.name for column in rest]
         also = f"; others that would do: {name_all(others)}" if others else ""
         if others and setting == "text" and task in ("text-classification", "text-regression"):
             also += ", or data.text_pair_column = one of them, for two texts"
         guesses[f"data.{setting}_column"] = Guess(best.name, f"guessed: {best.describe()}{also}")
+    if guesses and id_column == "id" and id_column not in rows[0].values:  # the default, which the file lacks
+        ids = [name for name in rows[0].values if is_id(name) and name not in used and _are_ids(name, rows)]
+        if ids:
+            guesses["data.id_column"] = Guess(ids[0], "guessed: no value repeats; predictions are named by it")
     return guesses
+
+
+def is_id(name: str) -> bool:
+    """Return whether a column is named as ids are: id, user_id, userId, 编号."""
+    return ID.fullmatch(name) is not None
+
+
+def _are_ids(name: str, rows: Sequence[Row]) -> bool:
+    """Return whether each row has a value of its own in the column, which is text or a whole number."""
+    values = [row.values.get(name) for row in rows]
+    are_plain = all(isinstance(value, str | int) and not isinstance(value, bool) and value != "" for value in values)
+    return are_plain and len({str(value).strip() for value in values}) == len(values)
 
 
 def _explain_no_classes(default: str, columns: Sequence[Column], task: str) -> str:

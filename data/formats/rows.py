@@ -95,7 +95,8 @@ def read_rows(
     if options.id_column not in ("", "id", *columns) and (rows or lacking):
         errors.notes.append(f"no column {options.id_column!r} (data.id_column): the ids are numbers from 1")
     _assign_ids(path, rows, lacking, options.id_column, errors, source)
-    _add_lacking(path, lacking, required, options, errors)
+    is_only = len(lacking) == 1 and not rows and not source.num_rows
+    _add_lacking(path, lacking, required, options, errors, is_only)
     source.num_rows += len(rows)
     if not source.num_rows and not errors:
         raise DataError(f"{name}: no rows")
@@ -202,15 +203,21 @@ def _check_absent(
 
 
 def _add_lacking(
-    path: Path, lacking: list[Row], required: Sequence[str], options: FileOptions, errors: ErrorList
+    path: Path, lacking: list[Row], required: Sequence[str], options: FileOptions, errors: ErrorList, is_only: bool
 ) -> None:
-    """Add an error for each row that lacks a required column, which other rows have. A text that is null is empty."""
+    """Add an error for each row that lacks a required column, which other rows have. A text that is null is empty.
+
+    is_only: the row is the only one of its file, so its column may have another name.
+    """
     for row in lacking:
         errors.broken[row.line] = row.id
         column = next(column for column in required if row.values.get(column) is None)
         if null := find_null(row.values, column):
             is_text = options.settings.get(column, "").startswith("data.text")
             errors.add(path, row.line, f"column {null!r} is null", is_empty=is_text)
+        elif is_only:
+            known = list_nested(row.values, [row.values])
+            errors.add(path, row.line, describe_missing(column, known, required, options))
         else:
             found = ", ".join(map(repr, dict.fromkeys(list_nested(row.values, [row.values])))) or "no columns"
             errors.add(path, row.line, f"no column {column!r}; this row has {found}")

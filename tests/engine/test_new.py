@@ -21,7 +21,7 @@ from data.formats.options import FileOptions
 from engine import commands, new, new_choices, train
 from engine.config import ConfigError, read_recipe
 from engine.errors import USER_ERRORS
-from engine.new_columns import describe_columns, guess_columns
+from engine.new_columns import describe_columns, guess_columns, is_id
 from engine.new_reading import guess_reading
 from engine.tasks import TASKS
 
@@ -183,6 +183,21 @@ COLUMNS = {
         of(translation=[{"de": SHORT[i], "en": LONG[i]} for i in range(30)]),
         {"text": "translation.en", "label": "translation.de"},
     ),
+    "ids of another name": (
+        "text-classification",
+        of(customer_id=[str(900 + i) for i in range(30)], a=LONG, c=FEW),
+        {"text": "a", "label": "c", "id": "customer_id"},
+    ),
+    "ids that repeat": (
+        "text-classification",
+        of(a=LONG, c=FEW, userId=[str(i // 3) for i in range(30)]),
+        {"text": "a", "label": "c"},
+    ),
+    "Chinese ids": (
+        "text-classification",
+        of(客户编号=[*range(30)], 内容=LONG, 标签=FEW),
+        {"text": "内容", "label": "标签", "id": "客户编号"},
+    ),
     "images": ("image-classification", of(a=[f"{i}.JPG" for i in range(30)], b=FEW), {"text": "a", "label": "b"}),
 }
 
@@ -207,6 +222,25 @@ def test_columns_that_are_as_usual_are_not_guessed():
 
 def test_a_column_of_nulls_is_no_column():
     assert [column.name for column in describe_columns(of(a=[None] * 30, b=FEW, c=[""] * 30))] == ["b"]
+
+
+def test_classes_are_not_offered_as_texts_where_texts_repeat():
+    rows = of(said=[f"{'very ' * (i % 2)}good {i % 5}" for i in range(30)], mood=FEW)
+    guess = guess_columns("text-classification", {"text": "text", "label": "label"}, {}, "id", rows)["data.text_column"]
+    assert (guess.column, "mood" in guess.why) == ("said", False)
+
+
+def test_names_of_ids_end_as_words_do():
+    assert [name for name in ("id", "user_id", "userId", "编号", "valid", "covid", "Bid", "MADRID") if is_id(name)] == [
+        "id",
+        "user_id",
+        "userId",
+        "编号",
+    ]
+
+
+def test_a_given_column_of_ids_stays():
+    assert "data.id_column" not in guess_columns("causal-lm", {"text": "text"}, {}, "", of(my_id=[*range(30)], x=LONG))
 
 
 MISTAKES = {

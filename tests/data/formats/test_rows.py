@@ -234,6 +234,12 @@ def test_many_errors_of_one_kind_do_not_hide_another(tmp_path):
     assert errors[6:] == ["... and 25 more"]
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_file_of_one_row_gets_the_same_hint(tmp_path, count):
+    found = errors_of(tmp_path, "jsonl", '{"comment": "a", "label": "b"}\n' * count)
+    assert found[0].endswith("no column 'text'; the columns are 'comment', 'label'; did you mean 'comment'?")
+
+
 @pytest.mark.parametrize(
     ("kind", "content", "error"),
     [
