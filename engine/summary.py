@@ -93,7 +93,7 @@ def describe_run(
         warnings=warnings,
         notes=others,
         report=unusual_report(model.report, config.model),
-        columns=choose_columns(watched, task.metrics, task.details, [*task.own_metrics]),
+        columns=choose_columns(watched, task.metrics, [*task.details, *views[0].hidden_metrics()], [*task.own_metrics]),
         recipe=to_dict(config),
     )
 
@@ -131,6 +131,10 @@ class View(NamedTuple):
     def warn_of_metric(self) -> list[str]:
         """Return a warning if the watched metric cannot compare models."""
         return warn_of_metric(self.task, self.watched, self.sets[1], self.labels)
+
+    def hidden_metrics(self) -> list[str]:
+        """Return the metrics that the screen leaves out unless watched: those that cannot compare models."""
+        return [*self.task.unusable_metrics(self.sets[1], self.labels)]
 
     def warn_of_missing(self) -> list[str]:
         """Return warnings of labels without examples."""

@@ -21,7 +21,7 @@ from engine.config import ConfigError, read_recipe, to_recipe
 from engine.first_screen import Summary
 from engine.report.summary_file import DATA, MODEL, STEPS, read_summary
 from engine.run_folder import SUMMARY
-from engine.summary import describe_examples, describe_run, describe_step
+from engine.summary import View, describe_examples, describe_run, describe_step
 from engine.tasks import TASKS, read_training_data
 from engine.validate import check_fit
 
@@ -178,6 +178,20 @@ def test_class_without_training_examples_is_a_warning(tiny, tmp_path):
     names = tuple(f"class{i}" for i in range(30))
     text = described(tiny(**settings | {"data.labels": names})).full
     assert f"warning: no training example of {', '.join(map(repr, names[3:23]))}, and 7 more" in text
+
+
+@pytest.mark.parametrize(("classes", "hidden"), [(5, ["top5_accuracy"]), (6, [])])
+def test_metrics_that_cannot_compare_models_are_hidden(classes, hidden):
+    images = SimpleNamespace(labels=np.arange(classes))
+    names = tuple(map(str, range(classes)))
+    assert View("", TASKS["image-classification"], "accuracy", (images,) * 3, names).hidden_metrics() == hidden
+
+
+def test_a_run_shows_no_metric_that_is_always_the_same(tiny, tmp_path):
+    rows = [{"id": i, "text": "a bad film", "label": "negative"} for i in range(9)]
+    (tmp_path / "one.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert described(tiny()).columns == ("accuracy", "precision", "recall", "loss")
+    assert described(tiny(**{"data.validation": str(tmp_path / "one.jsonl")})).columns == ("accuracy", "loss")
 
 
 def test_dry_run_prints_everything_and_leaves_no_file(tiny, tmp_path):
