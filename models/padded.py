@@ -63,6 +63,7 @@ class PaddedModel(nn.Module):
         super().__init__()
         self.model = model
         self.names = names
+        self.per_token = is_per_token(model)
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return the outputs; inputs: one tensor for each name."""
@@ -75,7 +76,7 @@ class PaddedModel(nn.Module):
         logits: Tensor = hidden if head is None else head(hidden, packing, padded)[0]
         if has_choices:
             return torch.unflatten(logits, 0, choices)
-        if "pixel_values" in named or not is_per_token(self.model):
+        if not self.per_token:
             return logits
         logits = torch.unflatten(logits, 0, packing_shape(padded))
         return torch.unbind(logits, -1) if isinstance(head, QuestionAnswering) else logits
@@ -142,14 +143,19 @@ def packing_shape(inputs: PaddedInputs) -> tuple[int, int]:
     return (0, 0) if packing is None else packing.shape
 
 
+@torch.no_grad()
 def is_per_token(model: TaskModel) -> bool:
-    """Return whether a head has logits of each token, rather than of each text."""
+    """Return whether a model of texts has logits of each token, rather than of each text: a text of three tokens says.
+
+    What a head `reads` does not tell it, since a user's own head need not state that.
+    """
     head = model.head
-    if head is None:
-        return True
+    if head is None or model.embedding is None:
+        return model.embedding is not None
     of_three = Packing.from_lengths((3,))
     inputs = PaddedInputs(None, (3,), of_three.cu_seqlens, markers=torch.zeros(1, 2, dtype=torch.int64))
-    return not head.reads_pooled and head.reads(of_three, inputs) is None
+    hidden = model.embedding.weight.new_zeros(3, head.shape.hidden_size)
+    return len(head(hidden, of_three, inputs)[0]) == 3
 
 
 def graphs_of(model: TaskModel, image_size: tuple[int, int] | None = None) -> tuple[Graph, ...]:
@@ -236,6 +242,7 @@ class GraphModel(TaskModel):
     def __init__(self, model: TaskModel, graphs: Sequence[Graph], runners: Sequence[Runner]):
         super().__init__(model.backbone, model.head, model.spec)
         self.graphs, self.runners = graphs, runners
+        self.per_token = is_per_token(model)
 
     def forward(self, inputs: ModelInputs) -> Output:
         """Return the logits in the layout of TaskModel.forward, and the loss; NaN for a loss that is no cross entropy.
@@ -243,7 +250,7 @@ class GraphModel(TaskModel):
         A cross entropy of classes or tokens is meant, or the loss of several labels or of a regression.
         """
         logits, lengths = self.compute(inputs)
-        if inputs.pixel_values is None and is_per_token(self):
+        if self.per_token:
             logits = torch.cat([row[:n] for row, n in zip(logits, lengths, strict=True)])
         head, labels = self.head, inputs.labels
         if isinstance(head, LanguageModel) and labels is not None:

@@ -10,7 +10,8 @@ from support import tiny_models as tiny
 from support import zoo
 
 import models
-from models.heads import MultipleChoice
+from models.heads import Head, MultipleChoice, classification_loss
+from models.ops.layers import mean_pool
 from models.padded import GraphModel, check_graph, graphs_of, pad_batch
 
 PAIRS = [(kind, head) for kind in zoo.CODES for head in models.ARCHITECTURES[kind].heads if head]
@@ -49,6 +50,36 @@ def test_logits_and_loss_are_those_of_the_packed_model(tmp_path, kind, head, poo
     expected, found = model(inputs), exported(inputs)
     if not found.loss_sum.isnan():  # of a head whose loss is no cross entropy of classes or tokens
         torch.testing.assert_close(found, expected, **TOLERANCE)
+
+
+class MeanOfTokens(Head):
+    """A user's own head of a text, which does not state what it reads."""
+
+    has_labels = True
+
+    def __init__(self, shape):
+        super().__init__(shape)
+        self.classifier = torch.nn.Linear(shape.hidden_size, shape.num_labels)
+
+    def forward(self, hidden, packing, inputs):
+        logits = self.classifier(mean_pool(hidden, packing))
+        return logits, classification_loss(logits, inputs.labels, self.shape, self.training)
+
+
+@torch.no_grad()
+def test_a_head_of_ones_own_is_exported_by_text_or_by_token(tmp_path, monkeypatch):
+    class EachToken(MeanOfTokens):
+        def forward(self, hidden, packing, inputs):
+            return self.classifier(hidden), hidden.new_zeros(())
+
+    for head in (MeanOfTokens, EachToken):
+        monkeypatch.setitem(models.HEADS, head.__name__, head)
+        model = tiny.scratch(tmp_path / head.__name__, "bert", head.__name__).double().eval()
+        inputs = replace(tiny.inputs_of(model), labels=None)
+        (graph,) = graphs_of(model)
+        check_graph(graph)
+        found = GraphModel(model, [graph], [run_eagerly(graph)])(inputs).logits
+        torch.testing.assert_close(found, model(inputs).logits, **TOLERANCE)
 
 
 LEFT = [(kind, head, pooling) for kind, head, pooling in CASES if zoo.ZOO[kind].modality == "text"]
