@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +14,9 @@ from support.runs import StopAfter, run_training
 from tqdm import tqdm
 
 from data.notes import display_width, short_label
-from engine.config import LogSettings
+from engine.config import LogSettings, ModelSettings
 from engine.evaluate import Metrics
-from engine.first_screen import Summary, first_screen, name_default_recipe
+from engine.first_screen import Summary, describe_model, first_screen, name_default_recipe, unusual_report
 from engine.metrics import multi_label_classification, token_classification
 from engine.metrics.multi_label_classification import per_label_table
 from engine.metrics.text_classification import per_class_table
@@ -31,6 +32,7 @@ from engine.run_end import (
 )
 from engine.screen import LINES, Screen, bar_format, step_line, wrap
 from engine.tasks import TASKS
+from models.checkpoints.weights import LoadReport
 
 HEADERS = {per_label_table: multi_label_classification.HEADER_SIZE, type_table: token_classification.HEADER_SIZE}
 TEXTS = [
@@ -143,6 +145,30 @@ def test_tables_of_labels_are_aligned_in_columns(table):
     lines = table(statistics, labels).split("\n")[:4]
     assert [line[:40].strip() for line in lines[1:]] == ["负面的评论", "b\\nad", "L" * 37 + "..."]
     assert len({display_width(line[: line.index(".")]) for line in lines[1:3]}) == 1
+
+
+@pytest.mark.parametrize(
+    ("parameters", "trained", "size"),
+    [
+        (22_566_146, 22_566_146, "22.6 M parameters"),
+        (2_000_000, 50_000, "2 M parameters, 2.50% trained"),
+        (9_876, 9_876, "9,876 parameters"),
+    ],
+)
+def test_the_model_is_shown_with_its_size_and_what_was_loaded(parameters, trained, size):
+    report = LoadReport("a/file", loaded=["x"] * 9, initialised=["head.weight"], ignored=["y"])
+    weights = SimpleNamespace(model_type="bert")
+    model = SimpleNamespace(report=report, spec=SimpleNamespace(architecture=SimpleNamespace(weights=weights)))
+    settings = ModelSettings(name="a")
+    tensors = "tensors: 9 loaded, 1 new (head), 1 unused"
+    shown = describe_model(model, parameters, trained, settings, "runs/x")
+    assert shown == ["bert from a", f"{size}; {tensors}"]
+    assert unusual_report(report, settings) == ""
+    report.initialised.append("backbone.weight")
+    assert describe_model(model, 9, 9, settings, "runs/x")[1] == "9 parameters; tensors: 9 loaded, 2 new, 1 unused"
+    assert unusual_report(report, settings) == str(report)
+    report.source = "runs/x/last"
+    assert describe_model(model, 9, 9, settings, "runs/x")[0] == "bert from runs/x/last"
 
 
 @pytest.mark.parametrize("task", TASKS)
