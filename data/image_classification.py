@@ -40,6 +40,7 @@ from data.workers import note_example
 from data.writing import replace_file
 
 SEVERAL = "multi-label-image-classification"  # the task that reads several labels to an image
+DIGEST = "<digest>"  # an internal column: a checksum of the image; no file has this column
 # (file, rows, label column, where errors are added): check the targets, and write them into the label column.
 ReadTargets = Callable[[str, list[Row], str, ErrorList], None]
 
@@ -73,7 +74,7 @@ def read_images(
     format "auto" decides by the name. group: a column that a file of rows must have.
     read_targets: reads targets that are no classes, which folders and IDX files cannot have; None: they are classes.
     target_columns: the columns of the targets in a file of rows, if these are not in the label column.
-    Rows of image files and of images in memory get a column "digest", a checksum.
+    Rows of image files and of images in memory get a column DIGEST, a checksum.
     Notes count what was left out or changed in decoding.
     """
     path, format = locate(name), find_format(name, options)
@@ -95,6 +96,8 @@ def read_images(
         if not path.is_dir():
             raise DataError(f"{name}: no such folder")
         rows = read_folder(path, image, label, errors, labels)
+        for row in rows if options.kept_label and not label else ():
+            row.values[options.kept_label] = row.id.partition("/")[0] if "/" in row.id else None
         classes = class_folders(path, labels) if label else []
         _check_images(name, rows, image, max_pixels, errors)
     elif format == "tar":
@@ -154,7 +157,7 @@ def _check_images(
     found = []
     checks = check_images([row.values[image] for row in rows], max_pixels)
     for row, checked in zip(rows, checks, strict=True):
-        row.values[image], row.values["digest"] = checked.image, checked.digest
+        row.values[image], row.values[DIGEST] = checked.image, checked.digest
         path = (given or {}).get(row.line, "")
         found.append((path or row.id, checked.findings))
         if checked.reason and isinstance(checked.image, TarMember):
@@ -168,7 +171,7 @@ def _check_images(
 
 def image_digest(row: Row, image: str) -> str:
     """Return a checksum of a row's image, which equal images share."""
-    digest: str = row.values.get("digest", "")
+    digest: str = row.values.get(DIGEST, "")
     return digest or hashlib.sha256(np.ascontiguousarray(row.values[image]).tobytes()).hexdigest()
 
 
@@ -330,7 +333,7 @@ def encode_images(
     images = [row.values[image] for row in rows]
     return ImageExamples(
         images=np.stack(images) if images and isinstance(images[0], np.ndarray) else images,
-        digests=[row.values.get("digest", "") for row in rows],
+        digests=[row.values.get(DIGEST, "") for row in rows],
         labels=class_numbers(rows, label, labels) if label else None,
         ids=[row.id for row in rows],
         preprocessing=preprocessing,

@@ -51,7 +51,10 @@ def flatten(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def find_kinds(rows: Iterable[dict[str, Any]]) -> dict[str, str]:
-    """Return {column: kind of its values} of flat rows, LAST at the end; kinds are those of `_kind`."""
+    """Return {column: kind of its values} of flat rows, LAST at the end; kinds are those of `_kind`.
+
+    A column that is null or has members, such as `meta` beside `meta.year`, is that of its members.
+    """
     kinds: dict[str, str] = {}
     for row in rows:
         for column, value in row.items():
@@ -59,7 +62,8 @@ def find_kinds(rows: Iterable[dict[str, Any]]) -> dict[str, str]:
             if found != known:
                 kinds[column] = _join(known, found)
     last = kinds.pop(LAST, "")
-    return {**kinds, LAST: last}
+    inner = {column[:i] for column in kinds for i, letter in enumerate(column) if letter == "."}
+    return {**{column: kind for column, kind in kinds.items() if kind or column not in inner}, LAST: last}
 
 
 def _kind(value: Any) -> str:

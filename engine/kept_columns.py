@@ -16,6 +16,7 @@ from data.formats.columns import name_all
 from engine.config import ConfigError, did_you_mean
 
 MEMBER = "input"
+INTERNAL = "<"  # what the name of a column begins with that no file has
 PLAIN = (str, int, float, bool)
 
 
@@ -66,7 +67,8 @@ def find_columns(file: str, rows: Sequence[Row], names: Sequence[str]) -> dict[s
                 as_plain(row.values.get(name))
             except TypeError:
                 raise ConfigError(f"--keep: the column {name!r} of {file} has images: name columns of text") from None
-    return {column: None for row in rows for column in row.values} if names else {}
+    columns = {column: None for row in rows for column in row.values} if names else {}
+    return {column: None for column in columns if not column.startswith(INTERNAL)}
 
 
 def check_kept(file: str, names: Sequence[str], columns: Collection[str]) -> None:

@@ -29,6 +29,11 @@ class FileOptions:
         given = [f"data.{key}" for key in keys if getattr(self, key) != getattr(FileOptions(), key)]
         return [f"{' and '.join(given)}: no effect on a file of this format"] if given else []
 
+    @property
+    def kept_label(self) -> str:
+        """The column of labels, if rows without labels are to have it too; else ""."""
+        return next((column for column in self.kept if self.settings.get(column) == "data.label_column"), "")
+
     def also_reading(self, columns: Iterable[str]) -> FileOptions:
         """Return the options of a reader that reads these columns too, in a file that has them."""
         return replace(self, settings={**dict.fromkeys(columns, ""), **self.settings})

@@ -31,7 +31,7 @@ def read_sentences(
     errors: ErrorList,
     options: FileOptions,
 ) -> list[Row]:
-    """Return a row for each sentence, its words and tags under the two `keys`; the tags only if `labelled`.
+    """Return a row for each sentence, its words and tags under the two `keys`; the tags only if `labelled` or kept.
 
     columns: what the settings say of the columns of words and of tags in a file of words a line. format: conll,
     word/tag or text. Bad lines are added to `errors`. DataError for a file that cannot be read.
@@ -40,6 +40,8 @@ def read_sentences(
     if path.is_dir():
         raise DataError(f"{name}: this is a folder; name a file")
     source = open_source(name)
+    if format != "text" and not labelled and options.kept_label:
+        keys, labelled = (keys[0], options.kept_label), True
     errors.notes += options.name_unused(["delimiter", "quotes"])
 
     def make(errors: ErrorList) -> Iterator[Row]:

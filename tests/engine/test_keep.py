@@ -8,11 +8,14 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from support.runs import run_training, tiny_config, write_reviews
 
+from data.table_writing import find_kinds, flatten
 from engine import predict
-from engine.config import ConfigError
-from engine.kept_columns import as_plain, keep
+from engine.config import ConfigError, DataSettings, ImageClassificationSettings, TokenClassificationSettings
+from engine.kept_columns import as_plain, find_columns, keep
+from engine.tasks import TASKS, TaskSettings, read_file
 
 KEPT = {"text", "label", "meta.year", "absent"}
 
@@ -106,6 +109,35 @@ def test_an_interrupted_command_with_other_columns_is_refused(run, rows, tmp_pat
     with pytest.raises(ConfigError, match=r"differ in --keep = 'label', not 'text'"):
         predicted(run, rows[0], output, "--keep=text", "--window=5")
     assert predicted(run, rows[0], output, *command).read_bytes() == expected
+
+
+def test_labels_can_be_kept_where_columns_have_no_names(tmp_path):
+    """The tags of words a line have the name of data.label_column, and so have the folders of images."""
+    (tmp_path / "a.conll").write_text("Ulm B-PLACE\n. O\n\nAnna O\n")
+    (tmp_path / "a.txt").write_text("Ulm/B-PLACE ./O\nAnna/O\n")
+    own = TokenClassificationSettings()
+    for name, format in (("a.conll", "auto"), ("a.txt", "word/tag")):
+        data = DataSettings(format=format, text_column="tokens", label_column="ner")
+        rows = read_file(TASKS["token-classification"], str(tmp_path / name), TaskSettings(data, own), False)
+        assert not any("ner" in row.values for row in rows)
+        settings = TaskSettings(data, own, kept=("ner",))
+        rows = read_file(TASKS["token-classification"], str(tmp_path / name), settings, False)
+        assert [row.values["ner"] for row in rows] == [["B-PLACE", "O"], ["O"]]
+        assert [*find_columns(name, rows, ["ner"])] == ["tokens", "ner"]
+    (tmp_path / "images/red").mkdir(parents=True)
+    for path in ("images/red/1.png", "images/2.png"):
+        Image.new("RGB", (2, 2)).save(tmp_path / path)
+    data = DataSettings(text_column="path", label_column="class")
+    settings = TaskSettings(data, ImageClassificationSettings(), kept=("class",))
+    rows = read_file(TASKS["image-classification"], str(tmp_path / "images"), settings, False)
+    assert {row.id: row.values["class"] for row in rows} == {"2.png": None, "red/1.png": "red"}
+    assert [*find_columns("images", rows, ["class"])] == ["path", "class"]
+
+
+def test_a_missing_object_makes_no_column_of_its_own():
+    rows = [{"meta": {"year": {"a": 1}}, "x": None}, {"meta": None}, {"meta": {"year": None}}]
+    assert find_kinds(map(flatten, rows)) == {"meta.year.a": "int", "x": "", "reason": ""}
+    assert find_kinds(map(flatten, [*rows, {"meta": "none"}])).keys() == {"meta", "meta.year.a", "x", "reason"}
 
 
 def test_values_are_as_json_can_have_them():

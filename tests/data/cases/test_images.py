@@ -19,7 +19,7 @@ from data.errors import BadRowsError
 from data.formats.image_files import decode
 from data.formats.memory import in_memory
 from data.formats.options import FileOptions
-from data.image_classification import read_images
+from data.image_classification import DIGEST, read_images
 from engine.config import ConfigError, parse
 
 SKIP = FileOptions(bad_rows="skip")
@@ -426,7 +426,7 @@ def test_the_content_of_a_file_is_an_image(tmp_path):
         rows = read_images(str(name))
         assert [row.values["path"] for row in rows] == [content, root / "0.png"]
     with in_memory(rows=[{"path": content, "label": "a"}, {"path": column[0], "label": "a"}]) as names:
-        assert len({row.values["digest"] for row in read_images(names["rows"])}) == 1
+        assert len({row.values[DIGEST] for row in read_images(names["rows"])}) == 1
     with pytest.raises(BadRowsError, match=r"bytes\.parquet:2: not an image of a kind"):
         read_images(str(tmp_path / "bytes.parquet"))
 

@@ -19,7 +19,7 @@ from data import DataError, MicroBatching, Row, training_steps
 from data.errors import BadRowsError
 from data.formats.options import FileOptions
 from data.formats.tar_index import NOTE_OF_END, TarMember, read_index
-from data.image_classification import encode_images, read_images
+from data.image_classification import DIGEST, encode_images, read_images
 from data.image_preprocessing import Preprocessing
 
 SKIP = FileOptions(bad_rows="skip")
@@ -59,7 +59,7 @@ def pack_folder(path: Path, folder: Path, *names: str) -> Path:
 
 
 def described(rows: list[Row]) -> list[tuple]:
-    return [(row.id, row.line, row.values["label"], row.values["digest"]) for row in rows]
+    return [(row.id, row.line, row.values["label"], row.values[DIGEST]) for row in rows]
 
 
 # As the unpacked folder
@@ -208,7 +208,7 @@ def test_names_are_cleaned_and_the_last_member_counts(tmp_path):
     assert [row.id for row in rows] == ["a/0.png", "b/0.png", "b/linked.png"]
     with rows[0].values["path"].open() as stream:
         assert stream.read() == png(2)
-    assert rows[2].values["digest"] == rows[0].values["digest"]
+    assert rows[2].values[DIGEST] == rows[0].values[DIGEST]
     assert rows.notes == ["left out 1 member that a later one of the same name replaces"]
 
 
