@@ -9,7 +9,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -207,12 +207,12 @@ class RunLog:
                 "complete otherwise, and the same command with --resume writes its end"
             )
 
-    def show_next(self, labelled: str) -> None:
-        """Show what the run wrote, its time, and the commands to go on with. labelled: a labelled file, or ""."""
+    def show_next(self, labelled: str, plugins: Sequence[str]) -> None:
+        """Show what the run wrote, its time, and the commands to go on with; arguments as for next_commands."""
         if self.is_main:
             folder = self.path.parent
             self.screen.show(describe_folder(folder, time.monotonic() - self.screen.started, self.start))
-            self.screen.show_commands(next_commands(folder, labelled))
+            self.screen.show_commands(next_commands(folder, labelled, plugins))
 
     def close(self, ended: bool = False) -> None:
         """Close the files, the bar and the loggers. ended: whether the run has; if not, a resume continues it."""

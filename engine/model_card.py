@@ -272,14 +272,15 @@ def limits(config: Config, model: TaskModel) -> list[str]:
 def how_to_load(config: Config, model: TaskModel) -> list[str]:
     """Return the code that loads the model, by transformers where that gives the same logits."""
     ours = f'import models\n\nmodel = models.from_pretrained("FOLDER", head="{model.head_name}").eval()'
+    own = f", run__plugins={to_json([*config.run.plugins], ensure_ascii=False)}" if config.run.plugins else ""
     if config.run.task == MULTI_TASK:
         calls = [
-            f'engine.predict_rows("RUN/best-{name}", [{example_row(part, one_task(model, name))}])'
+            f'engine.predict_rows("RUN/best-{name}", [{example_row(part, one_task(model, name))}]{own})'
             for name, part in tasks_of(config).items()
         ]
         block = "\n".join(["import engine\n", *calls])
         return ["Each task has a folder of its own beside this one:\n", *code_blocks([block])]
-    blocks = [f'import engine\n\nengine.predict_rows("FOLDER", [{example_row(config, model)}])', ours]
+    blocks = [f'import engine\n\nengine.predict_rows("FOLDER", [{example_row(config, model)}]{own})', ours]
     if model.head_name == "sentence-embedding":
         blocks.append('from sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("FOLDER")')
     elif models.explain_export(model) == "":

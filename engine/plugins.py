@@ -105,7 +105,7 @@ def check_named(plugins: Sequence[str], trained_with: Sequence[str], folder: Pat
     if trained_with and not plugins:
         raise ConfigError(
             f"{folder} was trained with parts of your own; loading a checkpoint imports nothing by itself: "
-            f"name them with --run.plugins {','.join(trained_with)}"
+            f"name them with --run.plugins {','.join(trained_with)} (from Python: run__plugins={[*trained_with]})"
         )
 
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from data.errors import MEMORY
 from data.notes import list_some
 from engine.commands import as_started
 from engine.disk import format_bytes
@@ -89,19 +90,22 @@ def _used_bytes(folder: Path) -> str:
     return format_bytes(used)
 
 
-def next_commands(folder: Path, labelled: str) -> str:
-    """Return the commands to go on with. labelled: a labelled file to evaluate on; "": the user names one.
+def next_commands(folder: Path, labelled: str, plugins: Sequence[str] = ()) -> str:
+    """Return the commands to go on with.
 
-    Of several tasks each has a folder of its own; the first of them stands for all.
+    labelled: a labelled file to evaluate on; "", or rows in memory: the user names one. plugins: those of the run; a
+    checkpoint loads none by itself. Of several tasks each has a folder of its own; the first of them stands for all.
     """
     tasks = sorted(path for path in folder.glob("best-*") if path.is_dir())
     model = shlex.quote(str(tasks[0] if tasks else folder))
+    test = shlex.quote(labelled) if labelled and not labelled.startswith(MEMORY) else "FILE"
     commands = [
-        f"python -m engine.evaluate {model} --data.test {shlex.quote(labelled) if labelled else 'FILE'}",
+        f"python -m engine.evaluate {model} --data.test {test}",
         f"python -m engine.predict {model} --input FILE --output predictions.jsonl",
         f"python -m engine.report {shlex.quote(str(folder))}",
     ]
-    return "\n".join(["next:", *(f"  {as_started(command)}" for command in commands)])
+    own = f" --run.plugins {shlex.quote(','.join(plugins))}" if plugins else ""
+    return "\n".join(["next:", *(f"  {as_started(command)}{own}" for command in commands)])
 
 
 def format_seconds(seconds: float) -> str:

@@ -311,7 +311,7 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
         sets = (train_set, validation_set, test_set)
         log.say(write_card(folder / checkpoint.BEST, cfg, model, sets, pretrained_folder, result))
         write_page(folder)
-    log.show_next(cfg.data.test or cfg.data.validation)
+    log.show_next(cfg.data.test or cfg.data.validation, cfg.run.plugins)
     return result
 
 

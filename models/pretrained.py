@@ -179,7 +179,10 @@ def _head_class(head: str | None, architecture: AnyArchitecture, folder: Path) -
         return None if head is None else HEADS[head]
     supported = [name for name in (*architecture.heads, *HEADS) if name in architecture.heads or name not in listed]
     known = ", ".join(dict.fromkeys(name for name in supported if name))
-    raise ModelError(f"{folder}: a {architecture.weights.model_type} model takes no head {head!r}; choose from {known}")
+    raise ModelError(
+        f"{folder}: a {architecture.weights.model_type} model takes no head {head!r}; choose from {known}"
+        + (f"; a head of your own is added first: models.HEADS[{head!r}] = its class" if head not in HEADS else "")
+    )
 
 
 def _build(

@@ -81,6 +81,8 @@ def test_one_of_everything_by_the_commands(lab):
     done = run_module("engine.train", "mine.toml", *flags(**{"run.folder": "run"}), cwd=lab)
     assert done.returncode == 0, done.stderr
     assert "best_worst_class" in done.stdout
+    assert done.stdout.count(" --run.plugins my_parts.py\n") == 3  # the next commands can be copied
+    assert ', run__plugins=["my_parts.py"])' in (lab / "run/best/README.md").read_text()
     lrs = [row["lr"] for row in logged_rows(lab / "run") if "lr" in row]
     assert [lrs[0], lrs[-1]] == pytest.approx([3e-3, 3e-3 / 8])
     assert json.loads((lab / "run/last/state.json").read_text())["optimizer"]["class"] == "SignSGD"

@@ -210,6 +210,8 @@ def test_the_next_commands_can_be_copied(tmp_path, monkeypatch):
     assert f"engine.predict '{folder}/best-reviews' --input" in next_commands(folder, "")
     monkeypatch.setattr(sys, "orig_argv", ["python", "/usr/bin/finetune-train", "few_reviews"])
     assert f"finetune-evaluate '{folder}/best-reviews' --data.test FILE" in next_commands(folder, "")
+    assert next_commands(folder, "", ["my parts.py"]).count(" --run.plugins 'my parts.py'") == 3
+    assert "--data.test FILE" in next_commands(folder, "memory:validation_rows")
     (folder / "gone").symlink_to("nowhere")
     assert describe_folder(folder, 5.0) == f"{folder}: ; 0 bytes on the disk, after 5.0 s"
     assert describe_folder(folder, 5.0, 1200).endswith("after 5.0 s since it was resumed at step 1,200")

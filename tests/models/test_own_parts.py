@@ -293,6 +293,8 @@ def test_built_in_head_of_another_architecture_is_refused(tmp_path):
     config_folder(tmp_path, "gpt2")
     with pytest.raises(models.ModelError, match=r"takes no head 'masked-lm'; choose from .*causal-lm.*two-layers"):
         models.from_pretrained(tmp_path, head="masked-lm", init="scratch")
+    with pytest.raises(models.ModelError, match=r"head 'mine'; .* is added first: models.HEADS\['mine'\] = its class"):
+        models.from_pretrained(tmp_path, head="mine", init="scratch")
 
 
 def test_own_head_with_lora_adapter(tmp_path):
