@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from data.batch import IGNORE_INDEX, Batch
 from data.notes import warn
-from data.tokenizers.readable import show_tokens
+from data.tokenizers.readable import spell
 
 FINGERPRINT_CHUNK = 2**20  # elements of an array that are read at a time
 
@@ -188,18 +188,17 @@ class TextExamples(Generic[RecordT]):
             head += f"  {self._show_span(first, tokenizer) if self._has_spans else self._show_row(index, labels)}"
         head += f"  first of {count} sequences" if count > 1 and not is_choice else ""
         ids = self.sequence(first)
-        tokens = show_tokens([tokenizer.id_to_token(k) for k in ids])
+        tokens = spell(ids, tokenizer)
         if self.token_labels is not None:
             # The target at a token is its class, or, in a language model, the token that follows.
             numbers = self.token_labels[self.offsets[first] : self.offsets[first + 1]].tolist()
-            numbers = [k for k in numbers if k != IGNORE_INDEX]
-            targets = [labels[k] for k in numbers] if labels else [tokenizer.id_to_token(k) for k in numbers]
-            shown = " ".join(targets) if labels else show_tokens(targets)
+            targets = [k for k in numbers if k != IGNORE_INDEX]
+            shown = " ".join(labels[k] for k in targets) if labels else spell(targets, tokenizer)
             lines = [head, tokens, f"{ids}", f"{len(targets)} targets: {shown}"]
         else:
             lines = [head, tokens, f"{ids}"]
         if target := self.target(first):
-            lines += ["target: " + show_tokens([tokenizer.id_to_token(k) for k in target]), f"{target}"]
+            lines += ["target: " + spell(target, tokenizer), f"{target}"]
         return lines
 
     def _show_row(self, index: int, labels: Sequence[str]) -> str:
@@ -216,8 +215,8 @@ class TextExamples(Generic[RecordT]):
             return "an answer that is not learned from this window"
         if not end:
             return "no answer in this window"
-        tokens = [tokenizer.id_to_token(k) for k in self.sequence(sequence)[start : end + 1]]
-        return f"answer: {show_tokens(tokens)} (tokens {start} to {end})"
+        answer = spell(self.sequence(sequence)[start : end + 1], tokenizer)
+        return f"answer: {answer} (tokens {start} to {end})"
 
 
 def count_targets(labels: np.ndarray | None) -> int:

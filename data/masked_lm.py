@@ -29,7 +29,7 @@ from data.random_streams import MASKED_TOKENS
 from data.row import Row
 from data.segmentation import RUN, Segment, number_words
 from data.text_classification import encode_texts, split_into_chunks
-from data.tokenizers.readable import show_tokens
+from data.tokenizers.readable import spell
 from data.tokenizers.special import find_special_tokens
 
 MASK_SHARE, RANDOM_SHARE = 0.8, 0.1  # of the chosen tokens: BERT's
@@ -151,7 +151,7 @@ def show_masked(examples: DynamicallyMasked, count: int = 3, epochs: int = 2) ->
         for epoch in range(epochs):
             batch = examples.batch([i], epoch)
             ids = [] if batch.input_ids is None else batch.input_ids.tolist()
-            lines.append(f"    epoch {epoch}: {show_tokens([examples.tokenizer.id_to_token(k) for k in ids])}")
+            lines.append(f"    epoch {epoch}: {spell(ids, examples.tokenizer)}")
     return "\n".join(lines)
 
 

@@ -29,7 +29,7 @@ from data.random_streams import CORRUPTED_SPANS
 from data.row import Row
 from data.seq2seq import PairTokenizer
 from data.text_classification import split_into_chunks
-from data.tokenizers.readable import show_tokens
+from data.tokenizers.readable import spell
 
 SENTINEL = re.compile(r"<extra_id_(\d+)>")
 Pair = tuple[np.ndarray, np.ndarray]  # the ids of a source and of its target
@@ -160,8 +160,8 @@ def show_corrupted(examples: DynamicallyCorrupted, count: int = 3, epochs: int =
         for epoch in range(epochs):
             batch = examples.batch([i], epoch)
             for name, ids in (("source", batch.input_ids), ("target", batch.labels)):
-                tokens = [] if ids is None else [examples.tokenizer.id_to_token(k) for k in ids.tolist()]
-                lines.append(f"    epoch {epoch} {name}: {show_tokens(tokens)}")
+                tokens = "" if ids is None else spell(ids.tolist(), examples.tokenizer)
+                lines.append(f"    epoch {epoch} {name}: {tokens}")
     return "\n".join(lines)
 
 

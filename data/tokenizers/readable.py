@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from tokenizers import Tokenizer
 
 # As in GPT-2: a visible byte is the character of that number, and the others are those from 256 on.
 _VISIBLE = (*range(33, 127), *range(161, 173), *range(174, 256))
 _OTHERS = [byte for byte in range(256) if byte not in _VISIBLE]
 _SPELLING = {byte: chr(byte) for byte in _VISIBLE} | {byte: chr(256 + i) for i, byte in enumerate(_OTHERS)}
 _BYTES = {character: byte for byte, character in _SPELLING.items()}
+
+
+def spell(ids: Iterable[int], tokenizer: Tokenizer) -> str:
+    """Return the tokens of ids as a person reads them, with spaces between them."""
+    return show_tokens([tokenizer.id_to_token(k) for k in ids])
 
 
 def show_tokens(tokens: Sequence[str | None]) -> str:
