@@ -126,6 +126,8 @@ def _find_kind(name: str, text: str, label: str, options: FileOptions) -> str:
         return "rows"
     if suffix == ".tsv" and text in read_first_line(path, options).split("\t"):
         return "rows"
+    if not path.exists():
+        raise DataError(f"{name}: no such file")
     guess = guess_format(path, options)
     hint = f"by its first lines data.format = {guess!r} would read it" if guess else f"one of {', '.join(LINE_FORMATS)}"
     hint += "" if label else "; 'text' reads a text a line"

@@ -23,14 +23,14 @@ from data.errors import ErrorList
 from data.multi_label_classification import find_flag_columns
 from data.notes import count_of, list_some, percent
 from engine import cli, help_pages, new_choices, validate
-from engine.config import SCHEMA, Config, ConfigError, all_settings, check, choose_from, get, override, split_arguments
+from engine.config import SCHEMA, Config, ConfigError, all_settings, check, get, override, split_arguments
 from engine.config.schema import toml_value
 from engine.model import build_model
 from engine.new_choices import Choice, Choices
 from engine.new_columns import guess_columns
 from engine.new_reading import guess_reading
 from engine.plugins import load_plugins
-from engine.tasks import TASKS, Task, check_fetched, find_task, read_training_data
+from engine.tasks import TASKS, Task, check_fetched, find_task, name_choices, read_training_data
 from engine.tasks.task import no_labels
 from models import TaskModel, hub
 from models.frozen_linear import count_parameters
@@ -121,7 +121,7 @@ def make_recipe(request: Request) -> tuple[str, list[str]]:
     """Return the text of the recipe, and sentences for the user; the errors of the data and the model are raised."""
     load_plugins(override(Config(), request.given).run.plugins)
     if request.task not in TASKS and request.task != "multi-task":
-        raise ConfigError(f"TASK {request.task!r}: {choose_from(request.task, TASKS)}")
+        raise ConfigError(f"TASK {request.task!r}: {name_choices(request.task, TASKS)}")
     task, _ = find_task(request.task, request.given.get("eval.metric", ""))
     check_fetched([request.given["data.train"]])
     study = study_data(request, task)

@@ -1,4 +1,4 @@
-"""Hugging Face's names of arguments, and the settings here; used only to answer an unknown setting.
+"""Hugging Face's names of arguments and tasks, and those here; used only to answer an unknown setting or task.
 
 The names are those of TrainingArguments, of the example scripts (run_glue, run_ner, run_qa, run_summarization,
 run_translation, run_clm, run_mlm, run_image_classification), of GenerationConfig and of peft's LoraConfig.
@@ -162,4 +162,24 @@ HF_NAMES: dict[str, tuple[str, str]] = {
     "use_dora": ("model.lora.dora", ""),
     "load_in_8bit": ("model.lora.frozen_weights", "int8 rounds the frozen linear layers to 8 bits."),
     "load_in_4bit": ("model.lora.frozen_weights", "nf4 rounds the frozen linear layers to 4 bits."),
+}
+
+# {a task of transformers' pipelines or of peft, or a usual short name: run.task}
+HF_TASKS: dict[str, str] = {
+    **dict.fromkeys(
+        ("sentiment-analysis", "sequence-classification", "seq-cls", "classification"), "text-classification"
+    ),
+    **dict.fromkeys(("multi-label", "multilabel", "multi-label-text-classification"), "multi-label-classification"),
+    **dict.fromkeys(("regression", "sts"), "text-regression"),
+    **dict.fromkeys(("ner", "pos", "tagging", "token-cls", "sequence-labeling"), "token-classification"),
+    **dict.fromkeys(("qa", "squad", "extractive-qa", "question-ans"), "question-answering"),
+    **dict.fromkeys(("fill-mask", "mlm", "masked-language-modeling"), "masked-lm"),
+    **dict.fromkeys(("text-generation", "clm", "lm", "language-modeling"), "causal-lm"),
+    **dict.fromkeys(("chat", "conversational", "sft", "instruction-tuning", "sharegpt"), "dialogue"),
+    **dict.fromkeys(("feature-extraction", "sentence-similarity", "embedding", "embeddings"), "sentence-embedding"),
+    **dict.fromkeys(("image", "images", "image-cls"), "image-classification"),
+    **dict.fromkeys(("summarisation", "summary"), "summarization"),
+    **dict.fromkeys(("mt", "nmt"), "translation"),
+    **dict.fromkeys(("mcq", "swag"), "multiple-choice"),
+    **dict.fromkeys(("re", "relation"), "relation-extraction"),
 }

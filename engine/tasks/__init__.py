@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -13,6 +13,7 @@ from data.folds import parse_fold, split_fold
 from data.multi_task import join_labels
 from data.prepared import VALIDATION, check_no_folder, is_prepared, read_rows_file
 from engine.config import ConfigError, choose_from, shipped_recipes
+from engine.config.hf_names import HF_TASKS
 from engine.tasks.causal_lm import CAUSAL_LM
 from engine.tasks.comparison import compare_splits
 from engine.tasks.dialogue import DIALOGUE
@@ -62,6 +63,7 @@ __all__ = [
     "TaskSettings",
     "check_labels",
     "find_task",
+    "name_choices",
     "read_file",
     "read_training_data",
 ]
@@ -70,12 +72,18 @@ T = TypeVar("T")
 SKIP_HINT = '(data.bad_rows = "skip" leaves such rows out)'
 
 
+def name_choices(name: str, tasks: Iterable[str] = (*TASKS, MULTI_TASK)) -> str:
+    """Return the end of a message on an unknown task: the one that others call so, or all `tasks` and the nearest."""
+    known = HF_TASKS.get(name.lower().replace("_", "-").replace(" ", "-"))
+    return f"that is {known!r} here" if known else choose_from(name, tasks)
+
+
 def find_task(name: str, metric: str = "") -> tuple[Task, str]:
     """Return the task and the metric to watch, by default the task's first; ConfigError for an unknown name."""
     if name == MULTI_TASK:
         raise ConfigError(f"run.task = {name!r} is trained by engine.train; here, use the recipe of one of its tasks")
     if name not in TASKS:
-        raise ConfigError(f"run.task = {name!r}: {choose_from(name, [*TASKS, MULTI_TASK])}")
+        raise ConfigError(f"run.task = {name!r}: {name_choices(name)}")
     task = TASKS[name]
     if metric and metric not in task.metrics:
         raise ConfigError(f"eval.metric = {metric!r} is not a metric of {name}: {choose_from(metric, task.metrics)}")

@@ -76,7 +76,8 @@ def _hub_folder(name: str, revision: str) -> Path:
         raise ModelError(
             f"model.name = {name!r}{pinned} is not a local folder and not in the hub cache ({constants.HF_HUB_CACHE}), "
             f"and could not be fetched ({offline}). What works: a folder with config.json and model.safetensors, "
-            "package:NAME/FOLDER of an installed package, or a hub name on a machine that reaches the hub"
+            "package:NAME/FOLDER of an installed package, or a hub name on a machine that reaches the hub, or a mirror "
+            "of it that the environment variable HF_ENDPOINT names"
         ) from None
 
 

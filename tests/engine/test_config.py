@@ -24,9 +24,9 @@ from engine.config import (
     to_toml,
 )
 from engine.config import schema as settings
-from engine.config.hf_names import HF_NAMES
+from engine.config.hf_names import HF_NAMES, HF_TASKS
 from engine.config.renamed import RENAMED
-from engine.tasks import Columns
+from engine.tasks import TASKS, Columns
 
 USAGE = "usage"
 ALL = settings.all_settings(Config())
@@ -487,6 +487,11 @@ def test_an_old_name_is_answered_with_the_new_one(tmp_path, old):
     assert error_of(read_recipe, path) == f"recipe {path}: {old} is now {new}"
     path = recipe(tmp_path, f"schema = 1\n[{section}]\n{name} = 1\n")
     assert f"\n  {old} -> {new}" in error_of(read_recipe, path)
+
+
+def test_every_other_name_of_a_task_is_answered_with_a_task():
+    assert {*HF_TASKS.values()} <= {*TASKS}
+    assert not {*HF_TASKS} & {*TASKS}
 
 
 @pytest.mark.parametrize("name", HF_NAMES)

@@ -247,6 +247,8 @@ MISTAKES = {
     "no data": (["text-classification"], r"--data is missing"),
     "no task": (["--data=mine.csv"], r"name one task, of text-classification"),
     "unknown task": (["text-clasification", "--data=mine.csv"], r"did you mean 'text-classification'"),
+    "Hugging Face's task": (["NER", "--data=mine.csv"], r"TASK 'NER': that is 'token-classification' here"),
+    "no file of words": (["token-classification", "--data=other.txt"], r"other.txt: no such file"),
     "no file": (["text-classification", "--data=other.csv"], r"other.csv: no such file"),
     "unknown setting": (["text-classification", "--data=mine.csv", "--optim.lrr=1"], r"did you mean 'optim.lr'"),
     "no recipe": (["text-classification", "--data=mine.csv", "--output=x.txt"], r"ends with .toml"),
