@@ -161,10 +161,10 @@ def write_report(*runs: str | Path, output: str | Path = "", predict: bool = Tru
     from engine.report.runs import open_runs
 
     names = list(map(str, runs))
-    page = Path(output) if output else open_runs(names)[0].folder / PAGE if names else Path()
     given = [f"--{key}={_as_argument(value)}" for key, value in _with_dotted_keys(overrides).items()]
-    main([*names, f"--output={page}", *given, *(["--no-predict"] if not predict else [])])
-    return page
+    given += [f"--output={output}"] if output else []
+    main([*names, *given, *([] if predict else ["--no-predict"])])
+    return Path(output) if output else open_runs(names)[0].folder / PAGE
 
 
 def _as_argument(value: Any) -> str:
