@@ -14,14 +14,15 @@ from collections.abc import Iterable, Sequence
 
 from engine import cli, evaluate, export, new, predict, study_options
 from engine.commands import MODULES
-from engine.config import Config, ConfigError, all_settings, choose_from, shipped_recipes
+from engine.config import Config, ConfigError, all_settings, choose_from, sections, shipped_recipes
+from engine.config.recipe import FLAGS
 from engine.report import __main__ as report
 from engine.tasks import MULTI_TASK, TASKS
 
 USAGE = "python -m engine.completion bash|zsh"
 # {a module: {its own options, as it declares them: their meaning}}
 OPTIONS: dict[str, Iterable[str]] = {
-    "train": ("resume", "dry-run"),
+    "train": [flag.removeprefix("--") for flag in FLAGS],
     "evaluate": evaluate.OPTIONS,
     "predict": predict.OPTIONS,
     "study": [*study_options.REPEATED, *study_options.OPTIONS],
@@ -29,10 +30,20 @@ OPTIONS: dict[str, Iterable[str]] = {
     "report": report.OPTIONS,
     "new": [*new.OPTIONS, *new.SWITCHES],
 }
-# _finetune_words COMMAND WORD: print what may stand where WORD is begun, separated by blanks.
+# _finetune_words COMMAND WORD BEFORE: print what may stand where WORD is begun after the word BEFORE, between blanks.
 WORDS = """\
 _finetune_words() {{
-    local found=""
+    local found="" word
+    [ -n "$ZSH_VERSION" ] && setopt local_options sh_word_split
+    case "$3" in
+        --help) echo "{topics}"; return ;;
+        *=*) ;;
+        --*)  # its value may be this word
+            for word in $(_finetune_words "$1" "$3=" ""); do
+                case "$word" in "$3="*) found="$found ${{word#"$3="}}"; [ "$word" = "$3=" ] && return ;; esac
+            done
+            [ -n "$found" ] && echo "$found" && return ;;
+    esac
     case "$2" in
 {values}
         -*) case "$1" in
@@ -49,15 +60,16 @@ _finetune_words() {{
 """
 BASH = """\
 _finetune() {{
-    local line="${{COMP_LINE:0:COMP_POINT}}" word before name
+    local line="${{COMP_LINE:0:COMP_POINT}}" word previous before name
     word="${{line##* }}"
     case "$line" in
         *engine.*) name="${{line#*engine.}}"; name="${{name%% *}}" ;;
         *) name="${{COMP_WORDS[0]##*/finetune-}}"; name="${{name#finetune-}}" ;;
     esac
+    previous="${{line%"$word"}}"; previous="${{previous%"${{previous##*[! ]}}"}}"; previous="${{previous##* }}"
     before="${{word%"${{COMP_WORDS[COMP_CWORD]}}"}}"  # bash takes a word apart at = and :
     [ "${{COMP_WORDS[COMP_CWORD]}}" = "=" ] && before="$word"
-    COMPREPLY=($(compgen -W "$(_finetune_words "$name" "$word")" -- "$word"))
+    COMPREPLY=($(compgen -W "$(_finetune_words "$name" "$word" "$previous")" -- "$word"))
     COMPREPLY=("${{COMPREPLY[@]#"$before"}}")
     case "${{COMPREPLY[0]}}" in *=) compopt -o nospace 2>/dev/null ;; esac
 }}
@@ -68,7 +80,7 @@ ZSH = """\
 _finetune() {{
     local name="${{${{words[1]:t}}#finetune-}}" module="${{words[(r)engine.*]}}"
     [[ -n "$module" ]] && name="${{module#engine.}}"
-    local -a found=(${{(s: :)"$(_finetune_words "$name" "$PREFIX")"}})
+    local -a found=(${{(s: :)"$(_finetune_words "$name" "$PREFIX" "${{words[CURRENT-1]}}")"}})
     compadd -S "" -- ${{(M)found:#*=}}
     compadd -- ${{found:#*=}}
     (( compstate[nmatches] )) && return
@@ -100,6 +112,7 @@ def script(shell: str) -> str:
     return (WORDS + SHELLS[shell]).format(
         values="\n".join(values),
         options="\n".join(options),
+        topics=" ".join(["tasks", "recipes", "all", *sections(Config()), *settings]),
         recipes=" ".join(shipped_recipes()),
         tasks=" ".join(TASKS),
         scripts=" ".join(f"finetune-{name}" for name in MODULES),

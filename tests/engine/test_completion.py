@@ -25,6 +25,14 @@ COMPLETED = {
     "finetune-train --run.device=c": {"cpu", "cuda"},
     "finetune-predict --inp": {"--input="},
     "torchrun --nproc": set(),
+    "finetune-train --show": {"--show-all"},
+    "finetune-train --run.device c": {"cpu", "cuda"},
+    "finetune-train --run.task text-c": {"text-classification"},
+    "finetune-new text-classification --data t": set(),
+    "finetune-train --run.device=cpu movie_": {"movie_reviews"},
+    "finetune-train --dry-run movie_": {"movie_reviews"},
+    "finetune-train --help ta": {"tasks"},
+    "finetune-predict runs/x --help optim.lr_sc": {"optim.lr_schedule", "optim.lr_scales"},
 }
 
 
@@ -65,6 +73,9 @@ TYPED = {
     "finetune-predict runs/x --input=my_ro": "runs/x --input=my_rows.jsonl",
     "finetune-new text-classification --data my_ro": "text-classification --data my_rows.jsonl",
     "finetune-completion z": "zsh",
+    "finetune-train --run.device cp": "--run.device cpu",
+    "finetune-train --dry-run movie_": "--dry-run movie_reviews",
+    "finetune-train --help recip": "--help recipes",
 }
 SECONDS = 120
 
