@@ -74,7 +74,7 @@ class Column(NamedTuple):
     def describe(self) -> str:
         """Return what is in the column, as part of a comment."""
         if self.kind == "words":
-            return "a list of words in each row"
+            return "a list in each row"
         if self.kind == "objects":
             return "an object or a list of them in each row"
         if self.is_text or (self.kind == "text" and not self.is_class):
