@@ -32,15 +32,17 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data.notes import count_of
 from engine import cli, study_runs
 from engine.config import ConfigError
+from engine.screen import terminal_width, wrap
 from engine.study_options import parse
 from engine.study_report import (
     RunRecord,
     VariantResult,
     add_gains,
     best_value,
-    format_table,
+    format_for_terminal,
     read_curves,
     read_run,
     summarize_run,
@@ -175,7 +177,8 @@ def report(study: Study) -> None:
                 paths.append(study.folder / "curves.png")
     except OSError as error:
         raise ConfigError(f"--folder {str(study.folder)!r} cannot be written: {error.strerror}") from None
-    print(f"\n{format_table(results)}\n", flush=True)
+    width = terminal_width()
+    print(f"\n{format_for_terminal(results, study.metric, width)}\n", flush=True)
     if study.trials:
         print(f"{describe_best(study)}\n")
     pruned = [record for record in records if record.state == "pruned"]
@@ -183,7 +186,8 @@ def report(study: Study) -> None:
         last: dict[str, Any] = record.evaluations[-1] if record.evaluations else {"step": 0, "evaluation": {}}
         value = last["evaluation"].get(study.metric, math.nan)
         print(f"pruned after step {last['step']}, {study.metric} {value:.4f}: {record.title} ({record.folder})")
-    print(", ".join(map(str, paths)), flush=True)
+    written = ", ".join(str(path.relative_to(study.folder)) for path in paths)
+    print(wrap(f"{study.folder}: {written}", width), flush=True)
     for problem in study.problems.values():
         if not problem.endswith((NOT_STARTED, WAS_STOPPED)):
             print(problem, file=sys.stderr)
@@ -221,10 +225,11 @@ def main(argv: Sequence[str]) -> int:
         search = None if space is None else TpeSearch(study.folder, space, seed, study.trials, study.mode)
     except OSError as error:
         raise ConfigError(f"--folder {str(study.folder)!r} cannot be written: {error.strerror}") from None
-    count, what = (study.trials, "trials") if search else (len(study.variants), "variants")
+    count, what = (study.trials, "trial") if search else (len(study.variants), "variant")
     folds = f" x {study.folds} folds" if study.folds else ""
+    factors = f"{count_of(count, what)} x {count_of(len(study.seeds), 'seed')}{folds}"
     runs = count * len(study.seeds) * max(study.folds, 1)
-    print(f"{runs} runs: {count} {what} x {len(study.seeds)} seeds{folds}, in {study.folder}", flush=True)
+    print(f"{count_of(runs, 'run')}: {factors}, in {study.folder}", flush=True)
     print("".join(f"  {note}\n" for note in study.notes), end="", flush=True)
     with study_runs.stopped_by_signals(study):
         if search is None:

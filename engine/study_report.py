@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from data.notes import display_width
 from data.writing import replace_file, to_json, write_text
 from engine.log import read_rows
+from engine.screen import wrap
 
 EVALUATIONS = {
     "best": "At the best evaluation, by the run's own metric",
@@ -168,6 +170,37 @@ def format_table(results: Sequence[VariantResult]) -> str:
         own = {name: name.removeprefix(f"{prefix} ") for name in names if name.startswith(f"{prefix} ")}
         tables.append(f"{title}:\n\n{_format_columns(results, own, _first(names, f'{prefix} validation '))}")
     return "\n\n".join([*tables, NOTE])
+
+
+def format_for_terminal(results: Sequence[VariantResult], metric: str, width: int) -> str:
+    """Return the results at the best evaluation in lines of `width` columns: as many numbers as fit, watched first.
+
+    width: 0: of no terminal; then, and where nothing is known, it is the table in Markdown.
+    """
+    names = columns(results)
+    first = [f"best validation {metric}", f"best {metric}", f"best {metric} gain", f"best {metric} gap"]
+    ordered = [name for name in dict.fromkeys([*first, *names]) if name in names and not name.startswith("last ")]
+    if not width or not ordered:
+        return format_table(results)
+    has_last = any(name.startswith("last ") for name in names)  # the numbers of an evaluation, rather than of the run
+    titles = ["variant", *(result.title() for result in results)]
+    longest = max(map(display_width, titles))
+    lines = [title + " " * (longest - display_width(title)) for title in titles]
+    table = {"runs": [str(len(result.runs)) for result in results]}
+    for name in ordered:
+        form = ".0f" if name.endswith("step") else ".3f"
+        heading = name.removeprefix("best ") if has_last else name
+        table[heading] = [_cell(result.mean(name), result.spread(name), form) for result in results]
+    shown = []
+    for heading, cells in table.items():
+        size = max(map(len, (heading, *cells)))
+        if display_width(lines[0]) + 2 + size <= width:
+            lines = [f"{line}  {cell:>{size}}" for line, cell in zip(lines, (heading, *cells), strict=True)]
+            shown.append(heading)
+    notes = [f"{'at the best evaluation of each run: ' * has_last}mean ± standard deviation over the runs"]
+    notes += ["gain: better than the first line with the same seed"] * any(name.endswith(" gain") for name in shown)
+    notes += ["gap: better on training examples than on validation"] * any(name.endswith(" gap") for name in shown)
+    return "\n".join([*lines, *(wrap(note, width) for note in [*notes, "table.md has all numbers"])])
 
 
 def _first(names: Sequence[str], beginning: str) -> str:

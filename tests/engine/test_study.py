@@ -17,6 +17,7 @@ from statistics import fmean, stdev
 import pytest
 from support.runs import QuietStop, StopAfter, run_module, run_training
 
+from data.notes import display_width
 from engine import config as configs
 from engine import plugins, study, study_options, study_plots, study_report, study_runs
 from engine.config import ConfigError
@@ -175,6 +176,24 @@ def test_a_number_that_no_run_has_gets_no_column():
     ]
     assert study_report.columns(results) == ["last step", "last train f1"]
     assert "| as it is | 1 | 1 | 0.500 |" in study_report.format_table(results)
+
+
+@pytest.mark.parametrize("width", [50, 80, 150])
+def test_the_table_on_a_terminal_fits_the_watched_metric_first(width):
+    row = {"training": {"f1": 0.9, "loss": 0.1}, "evaluation": {"f1": 0.5, "loss": 0.2}}
+    runs = {"seed0": study_report.summarize_run(ended(1, row), "f1", "max")}
+    results = [
+        study_report.VariantResult({"change": name}, {seed: dict(run) for seed, run in runs.items()})
+        for name in ("as it is", "提前停止")
+    ]
+    study_report.add_gains(results, "f1", "max")
+    lines = study_report.format_for_terminal(results, "f1", width).split("\n")
+    assert all(display_width(line) <= width for line in lines)
+    assert lines[0].split("  ")[0] == "variant"
+    assert [len({display_width(line) for line in lines[:3]}), lines[2].split()[:2]] == [1, ["提前停止", "1"]]
+    assert ("loss gap" in lines[0]) == (width == 150)
+    assert any(line.startswith("gain: ") for line in lines) == (" gain" in lines[0])
+    assert study_report.format_for_terminal(results, "f1", 0) == study_report.format_table(results)
 
 
 def test_a_finished_run_of_other_settings_is_refused(recipe, here, tmp_path):

@@ -53,7 +53,7 @@ def test_folds_are_the_runs_by_hand_and_predict_every_row(recipe, here, reviews,
     assert study.main(arguments) == 0
     assert study.main(arguments) == 0  # finds all of it done
     assert len(here) == 2 * FOLDS
-    assert "3 runs: 1 variants x 1 seeds x 3 folds" in capsys.readouterr().out
+    assert "3 runs: 1 variant x 1 seed x 3 folds" in capsys.readouterr().out
     ids = [json.loads(line)["id"] for line in reviews.read_text().splitlines()]
     joined = [json.loads(line) for line in (folder / "as_it_is" / "out_of_fold-seed0.jsonl").read_text().splitlines()]
     assert [row["id"] for row in joined] == ids
