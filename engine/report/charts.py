@@ -30,11 +30,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Axes:
-    """The ranges of a chart, and whether y is logarithmic."""
+    """The ranges of a chart, whether y is logarithmic, and whether it is a count."""
 
     x: tuple[float, float]
     y: tuple[float, float]
     is_log: bool = False
+    is_count: bool = False
 
     def at_x(self, value: float) -> float:
         """Return the horizontal place of a value."""
@@ -148,7 +149,7 @@ def bar_chart(title: str, edges: Sequence[float], parts: Sequence[tuple[str, Seq
     totals = [sum(column) for column in zip(*(counts for _, counts in parts), strict=True)]
     if not any(totals):
         return ""
-    axes = Axes((edges[0], edges[-1]), (0.0, max(totals) * 1.05))
+    axes = Axes((edges[0], edges[-1]), (0.0, max(totals) * 1.05), is_count=True)
     body = [_frame(axes, x_label)]
     below = [0] * len(totals)
     for colour, (name, counts) in enumerate(parts):
@@ -227,7 +228,7 @@ def _frame(axes: Axes, x_label: str) -> str:
 def _y_ticks(axes: Axes) -> list[float]:
     """Return the ticks of y; of a logarithmic axis powers of ten, or round numbers between them where they are few."""
     if not axes.is_log:
-        return ticks(*axes.y)
+        return [y for y in ticks(*axes.y) if not axes.is_count or y == round(y)]
     low, high = axes.y
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     factors = (1,) if len(powers) > 4 else (1, 3)

@@ -24,7 +24,7 @@ from engine.tasks import Task, TaskSettings
 
 Prediction = dict[str, Any]
 Pair = tuple[str, str]  # (true, predicted)
-UNREAD = "(not read)"
+UNREAD, NO_TEXT = "(not read)", "(no text)"
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def _judge_texts(
         predicted = [str(row["answer"]) or "no answer" for row in predictions]
         confidence = [float(row["probability"]) for row in predictions]
     else:
-        true, predicted = [str(truth) for truth in truths], [str(row["text"]) for row in predictions]
+        true, predicted = [str(truth) for truth in truths], [str(row["text"]) or NO_TEXT for row in predictions]
         confidence = [math.nan] * len(truths)
     highest = 1.0 if all(math.isnan(value) or value <= 1 for value in values) else 100.0
     errors = [highest - value for value in values]
