@@ -33,6 +33,7 @@ from engine.config import (
     shipped_recipes,
 )
 from engine.config.command_line import HELP, describe_section, describe_setting
+from engine.config.hf_names import HF_NAMES
 from engine.config.schema import toml_value
 from engine.run_folder import BEST, LAST, PREVIOUS
 from engine.tasks import MULTI_TASK, TASKS
@@ -254,11 +255,12 @@ def topic_page(topic: str, keys: Collection[str], recipe: str, values: Config, w
 
     values: those of `recipe`. Raises ConfigError for a topic that is none.
     """
-    if topic == "tasks":
-        return tasks_page(width)
-    if topic == "recipes":
-        return recipes_page(width)
     own_sections = [name for name in sections(Config()) if any(key.rpartition(".")[0] == name for key in keys)]
+    named = [name for name in [*own_sections, *keys] if topic in (name, name.rpartition(".")[2])]
+    if topic in ("tasks", "task"):
+        return tasks_page(width)
+    if topic in ("recipes", "recipe"):
+        return recipes_page(width)
     if topic == "all":
         lines = wrap(
             "Every setting can be given as --section.key=value or --section.key value. A list has commas, or is one of "
@@ -269,6 +271,9 @@ def topic_page(topic: str, keys: Collection[str], recipe: str, values: Config, w
         for name in own_sections:
             lines += ["", *describe_section(name, keys, values, recipe, width)]
         return lines
+    if topic not in named:  # lora, lr, or a name of Hugging Face
+        ours = HF_NAMES.get(topic, ("", ""))[0]
+        topic = named[0] if len(named) == 1 else ours if ours in keys else topic
     if topic in keys:
         return describe_setting(topic, values, recipe, width)
     inside = [name for name in own_sections if name.startswith(f"{topic}.")]

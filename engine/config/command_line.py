@@ -75,7 +75,12 @@ def split_arguments(
                     f"{argument}={''.join(rest[:1]) or 'VALUE'}"
                 )
         elif not equals and not explain(key):
-            raise ConfigError(f"{argument} needs a value: {argument}=VALUE{_suggest(key, known, flags)}")
+            hint = _suggest(key, known, flags)
+            is_section = any(other.startswith(f"{key}.") for other in known)  # some commands have --data, too
+            is_option = key in known or is_section or key in COMMAND_OPTIONS or not hint
+            raise ConfigError(
+                f"{argument} needs a value: {argument}=VALUE{hint}" if is_option else f"unknown option {argument}{hint}"
+            )
         values[key] = value
         if sentence := explain(key):
             explained.append(sentence)
@@ -99,6 +104,9 @@ def _suggest(name: str, known: Mapping[str, Any], flags: Mapping[str, tuple[str,
     key = name.partition("=")[0].replace("-", "_")
     if key in known:
         return f"; --help {key} says what it is"
+    named = [f"--{other}={key}" for other, declared in known.items() if key in declared.metadata["choices"]]
+    if key and len(named) == 1:  # --quiet, --cuda
+        return f"; did you mean {named[0]!r}?"
     options = [option.replace("_", "-") for option in COMMAND_OPTIONS]
     candidates = [*flags, "--help", *(f"--{other}" for other in (*options, *known))]
     return did_you_mean(f"--{key}", candidates)

@@ -53,6 +53,7 @@ RANGES: dict[str, Callable[[float], bool]] = {
 }
 SMALLEST, LARGEST = 1e-30, 1e12  # absolute values of a float other than 0; a product of three fits into 32 bits
 MACHINE = True  # as `setting(..., machine=MACHINE)`
+FEW_CHOICES = 8  # up to so many are listed before the nearest of them
 MAX_CHARACTERS_SHOWN = 200  # characters of a wrong value in a message
 
 
@@ -239,8 +240,10 @@ def _split_list(text: str) -> list[Any]:
 def choose_from(name: str, choices: Iterable[str]) -> str:
     """Return the end of an error message: the choices, and the nearest of them."""
     names = list(choices)
-    listed = ", ".join(c or repr(c) for c in names)
-    return f"choose from {listed}{did_you_mean(name, names)}"
+    listed, hint = ", ".join(c or repr(c) for c in names), did_you_mean(name, names)
+    if hint and len(names) > FEW_CHOICES:
+        return f"{hint.removeprefix('; ')} The choices are {listed}"
+    return f"choose from {listed}{hint}"
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:

@@ -122,7 +122,7 @@ def test_tasks_and_recipes_are_listed_with_what_they_are(columns, capsys):
     ("topic", "answer"),
     [
         ("optmi", "--help optmi: there is no such topic; did you mean 'optim'? All topics: tasks, "),
-        ("task", "did you mean 'tasks'?"),
+        ("taskz", "did you mean 'tasks'?"),
         ("optim.learning", "--help optim.learning: there is no such topic"),
         ("optim.lrr", "did you mean 'optim.lr'?"),
         ("nonsense", "choose from tasks, recipes, all, run, model"),
@@ -132,6 +132,13 @@ def test_tasks_and_recipes_are_listed_with_what_they_are(columns, capsys):
 def test_an_unknown_topic_is_answered(topic, answer):
     with pytest.raises(ConfigError, match=re.escape(answer)):
         train.main(["--help", topic])
+
+
+@pytest.mark.parametrize(
+    ("topic", "shown"), [("lr", "--optim.lr float"), ("lora", "[model.lora]"), ("learning_rate", "--optim.lr float")]
+)
+def test_a_topic_may_be_the_last_part_of_a_name(topic, shown, capsys):
+    assert help_of(capsys, train, "--help", topic).startswith((f"  {shown}", shown))
 
 
 @cache
