@@ -209,8 +209,10 @@ class TextExamples(Generic[RecordT]):
         return ", ".join(labels[k] for k in np.flatnonzero(np.nan_to_num(row)).tolist()) or "no label"
 
     def _show_span(self, sequence: int, tokenizer: Tokenizer) -> str:
-        """Return what a sequence teaches: the tokens of the answer and where they are, or none."""
-        start, end = [-1, -1] if self.labels is None else self.labels[sequence].tolist()
+        """Return what a sequence teaches: the tokens of the answer and where they are, none, or an anchor."""
+        start, end, *more = [-1, -1] if self.labels is None else self.labels[sequence].tolist()
+        if more:  # three numbers of each text of a sentence embedding
+            return "the anchor"
         if start < 0:
             return "an answer that is not learned from this window"
         if not end:
