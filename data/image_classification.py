@@ -89,7 +89,7 @@ def read_images(
     errors = ErrorList()
     classes: list[str] = []  # that have a folder
     if format == "auto" and path.suffix.lower() in SUFFIXES and path.is_file():
-        raise DataError(f"{name}: one image; name the folder that has it, or a list of images")
+        raise DataError(f"{name}: one image; name the folder that has it, or a .csv or .jsonl file with its path")
     if format == "idx":
         rows = _read_idx(name, path, image, label, labels, max_pixels, errors)
     elif format == "folder":
