@@ -218,7 +218,7 @@ class TextExamples(Generic[RecordT]):
         if not end:
             return "no answer in this window"
         answer = spell(self.sequence(sequence)[start : end + 1], tokenizer)
-        return f"answer: {answer} (tokens {start} to {end})"
+        return f"answer: {answer} ({f'tokens {start} to {end}' if start < end else f'token {start}'})"
 
 
 def count_targets(labels: np.ndarray | None) -> int:

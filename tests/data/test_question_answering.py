@@ -251,6 +251,7 @@ def test_best_answers_equal_a_search_over_all_spans(seed, longest):
     ("answers", "expected"),
     [
         ([Answer("中文", 10)], "id q1  answer: 中 文 (tokens 14 to 19)"),
+        ([Answer("r", 4)], "id q1  answer: r (token 8)"),
         ([], "id q1  no answer in this window"),
     ],
 )
