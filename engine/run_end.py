@@ -22,7 +22,8 @@ OTHERS = 2  # metrics on the screen beside the watched one and the loss
 def choose_columns(watched: str, metrics: Sequence[str], details: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
     """Return the metrics that the screen shows: the watched one, a user's own, the task's first ones, and the loss.
 
-    metrics: of the task, in its order. details: those that are not shown unless watched. own: those of plugins.
+    metrics: of the task, in its order. details: those that are not shown unless watched. own: of plugins, and what
+    each of several tasks watches.
     """
     others = [name for name in metrics if name not in (watched, LOSS, *details, *own)]
     chosen = [watched, *own, *others[: max(0, OTHERS - len(own))], *([LOSS] if LOSS in metrics else [])]
@@ -78,6 +79,7 @@ def result_line(result: Mapping[str, float], columns: Sequence[str]) -> str:
 def describe_folder(folder: Path, seconds: float, start: int = 0) -> str:
     """Return what a run left in its folder, how much room that takes, and how long it took since step `start`."""
     written = [name for name in FILES if (folder / name).exists()]
+    written[1:1] = sorted(f"{path.name}/" for path in folder.glob("best-*") if path.is_dir())  # of each task
     since = f" since it was resumed at step {start:,}" if start else ""
     return f"{folder}: {', '.join(written)}; {_used_bytes(folder)} on the disk, after {format_seconds(seconds)}{since}"
 

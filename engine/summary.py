@@ -87,13 +87,15 @@ def describe_run(
         "steps": [f"{steps}; best by {watched}, every {count_of(config.eval.every_steps or epoch_steps, 'step')}"],
         "output": [config.run.folder],
     }
+    chosen = [*task.own_metrics]
+    chosen += [f"{part.name}/{part.watched}" for part in task.parts] if isinstance(task, MultiTask) else []
     return Summary(
         full="\n\n".join(whole) + "\n",
         facts=facts,
         warnings=warnings,
         notes=others,
         report=unusual_report(model.report, config.model),
-        columns=choose_columns(watched, task.metrics, [*task.details, *views[0].hidden_metrics()], [*task.own_metrics]),
+        columns=choose_columns(watched, task.metrics, [*task.details, *views[0].hidden_metrics()], chosen),
         recipe=to_dict(config),
     )
 

@@ -255,6 +255,9 @@ def test_tasks_may_have_names_of_methods_and_dots(tmp_path, capsys):
     assert shown.count("best-train/ ") == shown.count("best-my.reviews/ ") == 2
     assert re.search(r"checkpoints: .*, best/ .*, best-train/ .*, best-my.reviews/ .*; about ", shown)
     run_training(configs.override(joint, {"run.dry_run": False}))
+    shown = capsys.readouterr().out
+    assert "  step       mean  train/accuracy  my.reviews/accuracy       loss\n" in shown
+    assert f"{tmp_path / 'run'}: best/, best-my.reviews/, best-train/, last/, metrics.jsonl" in shown
     found = load_file(tmp_path / "run/best/model.safetensors")
     own = [load_file(tmp_path / f"run/best-{name}/model.safetensors") for name in names]
     for module, of_task in zip(["train_", "my_reviews"], own, strict=True):

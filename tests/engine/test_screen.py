@@ -213,7 +213,7 @@ def test_the_next_commands_can_be_copied(tmp_path, monkeypatch):
     assert next_commands(folder, "", ["my parts.py"]).count(" --run.plugins 'my parts.py'") == 3
     assert "--data.test FILE" in next_commands(folder, "memory:validation_rows")
     (folder / "gone").symlink_to("nowhere")
-    assert describe_folder(folder, 5.0) == f"{folder}: ; 0 bytes on the disk, after 5.0 s"
+    assert describe_folder(folder, 5.0) == f"{folder}: best-reviews/; 0 bytes on the disk, after 5.0 s"
     assert describe_folder(folder, 5.0, 1200).endswith("after 5.0 s since it was resumed at step 1,200")
     assert [format_seconds(s) for s in (7.26, 77, 7500)] == ["7.3 s", "1 min 17 s", "2 h 5 min"]
 
