@@ -18,6 +18,7 @@ import numpy as np
 
 from data import Rows
 from data.errors import BadRowsError, DataError, ErrorList
+from data.formats.rows import KEPT
 from data.prepared import check_no_folder
 from data.windows import read_windows
 from engine.kept_columns import check_kept, find_columns
@@ -158,7 +159,10 @@ def _checksum(rows: Rows, whole: Digest) -> str:
     """
     digest = hashlib.sha256()
     for row in rows:
-        values = {name: value for name, value in row.values.items() if not isinstance(value, Path)}
+        values = {name: value for name, value in row.values.items() if name != KEPT and not isinstance(value, Path)}
+        kept = row.values.get(KEPT, {})
+        if changed := {name: value for name, value in kept.items() if value is not row.values.get(name)}:
+            values[KEPT] = changed  # the others are in the row
         content = repr((row.id, row.line, values)).encode(errors="surrogatepass")
         digest.update(content)
         whole.update(content)

@@ -13,6 +13,7 @@ from typing import Any
 
 from data import Row
 from data.formats.columns import name_all
+from data.formats.rows import KEPT
 from engine.config import ConfigError, did_you_mean
 
 MEMBER = "input"
@@ -39,7 +40,13 @@ def keep(prediction: dict[str, Any], values: Mapping[str, Any], names: Sequence[
     """Return a prediction with the columns `names` of its row after its id; null for those that are not in `values`."""
     if not names:
         return prediction
-    return {"id": prediction["id"], MEMBER: {name: as_plain(values.get(name)) for name in names}} | prediction
+    return {"id": prediction["id"], MEMBER: {name: as_plain(_value_of(values, name)) for name in names}} | prediction
+
+
+def _value_of(values: Mapping[str, Any], name: str) -> Any:
+    """Return a column as the file has it, also where its reader has changed it: a text is split, a reply taken off."""
+    own: Mapping[str, Any] = values.get(KEPT, {})
+    return own.get(name, values.get(name))
 
 
 def as_plain(value: Any) -> Any:
@@ -64,7 +71,7 @@ def find_columns(file: str, rows: Sequence[Row], names: Sequence[str]) -> dict[s
     for row in rows if names else ():
         for name in names:
             try:
-                as_plain(row.values.get(name))
+                as_plain(_value_of(row.values, name))
             except TypeError:
                 raise ConfigError(f"--keep: the column {name!r} of {file} has images: name columns of text") from None
     columns = {column: None for row in rows for column in row.values} if names else {}

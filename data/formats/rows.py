@@ -34,6 +34,7 @@ READERS: dict[str, Reader] = {
     ".feather": read_parquet,
 }
 PANDAS_INDEX = "__index_level_0__"  # a column that pandas adds to parquet files
+KEPT = "<kept>"  # an internal column: FileOptions.kept, as the file has them; no file has this column
 
 
 def read_rows(
@@ -101,6 +102,8 @@ def read_rows(
     if not source.num_rows and not errors:
         raise DataError(f"{name}: no rows")
     _note_repeated_header(repeated, errors)
+    for row in rows if options.kept else ():
+        row.values[KEPT] = {column: row.values[column] for column in options.kept if column in row.values}
     if not is_in_memory(name):
         _note_unread_columns(columns, wanted, errors)
     if collected:

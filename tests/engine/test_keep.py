@@ -134,6 +134,21 @@ def test_labels_can_be_kept_where_columns_have_no_names(tmp_path):
     assert [*find_columns("images", rows, ["class"])] == ["path", "class"]
 
 
+def test_what_is_kept_is_as_in_the_file(tmp_path):
+    """Also where the reader splits a text into words, or takes off the reply that is to be predicted."""
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "Ulm  is", "messages": messages}) + "\n")
+    for task, column, own in (
+        ("token-classification", "text", TokenClassificationSettings()),
+        ("dialogue", "messages", None),
+    ):
+        settings = TaskSettings(DataSettings(text_column=column), own, kept=(column,))
+        (row,) = read_file(TASKS[task], str(tmp_path / "a.jsonl"), settings, False)
+        expected = {"text": "Ulm  is", "messages": messages}[column]
+        assert keep({"id": row.id}, row.values, [column])["input"] == {column: expected} != {column: row.values[column]}
+        assert not any(name.startswith("<") for name in find_columns("a.jsonl", [row], [column]))
+
+
 def test_a_missing_object_makes_no_column_of_its_own():
     rows = [{"meta": {"year": {"a": 1}}, "x": None}, {"meta": None}, {"meta": {"year": None}}]
     assert find_kinds(map(flatten, rows)) == {"meta.year.a": "int", "x": "", "reason": ""}
