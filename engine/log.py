@@ -26,7 +26,7 @@ from engine.first_screen import Summary
 from engine.loggers import Loggers, check_loggers
 from engine.profiling import StepProfiler, parse_profile_steps
 from engine.run_end import describe_folder, evaluation_table, format_metrics, next_commands, result_line
-from engine.run_folder import SUMMARY
+from engine.run_folder import RESUMED, SUMMARY
 from engine.screen import ProgressBar, Screen, step_line, terminal_width
 from engine.spikes import WINDOW, describe_norms, describe_spike
 from engine.study_link import report_evaluation
@@ -72,7 +72,7 @@ class RunLog:
         if not self.is_main:
             return
         self.bar = ProgressBar(start, total, screen.has_bar)
-        if summary:
+        if summary and start < total:
             self._write_summary(summary.full)
         self._restart_rates()
 
@@ -93,9 +93,14 @@ class RunLog:
         self.loggers = Loggers([*names], self.path.parent, start, recipe, self.say)
 
     def _write_summary(self, text: str) -> None:
+        """Write summary.txt; a resumed run, whose weights are those of its checkpoint, adds to it."""
         path = self.path.with_name(SUMMARY)
+        before = ""
+        if self.start:
+            with suppress(OSError):  # it was removed
+                before = f"{path.read_text(encoding='utf-8', errors='replace')}{RESUMED}{self.start}\n\n"
         try:
-            write_text(path, [text])
+            write_text(path, [before, text])
         except OSError as error:
             self.warn(f"warning: {path} cannot be written ({error.strerror}); the run goes on")
 

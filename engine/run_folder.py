@@ -15,6 +15,7 @@ from engine.manifest import flush_folder
 
 BEST, LAST, PREVIOUS = "best", "last", "previous"
 SUMMARY = "summary.txt"  # what was said before the first step, in full
+RESUMED = "\nresumed from step "  # begins what a resumed run adds to it
 OLD, DAMAGED = ".old-", "damaged"  # names that only a crash leaves behind, like WRITING
 
 

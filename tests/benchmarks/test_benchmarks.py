@@ -97,7 +97,7 @@ def test_timed_run_measures_the_unchanged_loop(name, workloads, tmp_path):
     assert parts["backward"] > 0
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [5, 10, 15]  # warm-up, timed, split
-    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"metrics.jsonl", ".lock"}  # nothing is saved
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"metrics.jsonl", "summary.txt", ".lock"}
 
 
 def test_timed_run_counts_steps_that_fp16_skips(workloads, tmp_path, monkeypatch):

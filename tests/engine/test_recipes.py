@@ -64,5 +64,5 @@ def test_recipe_of_a_dinov2_resumes_exactly_and_dry_runs(tmp_path, capsys):
 
 
 def test_an_unknown_recipe_is_answered_with_the_shipped_ones():
-    with pytest.raises(ConfigError, match=r"name a .toml file or one of .*movie_reviews"):
+    with pytest.raises(ConfigError, match=r"did you mean 'movie_reviews'\?"):
         configs.read_recipe("movie_review_")

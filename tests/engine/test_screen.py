@@ -14,13 +14,14 @@ from support.runs import StopAfter, run_training
 from tqdm import tqdm
 
 from data.notes import display_width, short_label
-from engine.config import LogSettings, ModelSettings
+from engine.config import LogSettings, ModelSettings, override
 from engine.evaluate import Metrics
 from engine.first_screen import Summary, describe_model, first_screen, name_default_recipe, unusual_report
 from engine.metrics import multi_label_classification, token_classification
 from engine.metrics.multi_label_classification import per_label_table
 from engine.metrics.text_classification import per_class_table
 from engine.metrics.token_classification import type_table
+from engine.report.summary_file import MODEL, read_summary
 from engine.run_end import (
     choose_columns,
     describe_folder,
@@ -275,3 +276,13 @@ def test_a_run_as_json_or_quiet_is_the_same_run(tiny, tmp_path, capsys):
     assert usual.count("truncated to data.max_length") == 2, "of the training and the validation data"
     assert usual.endswith(f"  python -m engine.report {tmp_path / 'usual'}\n")
     assert "metrics.jsonl, summary.txt, report.html; " in usual
+
+
+def test_a_resumed_run_adds_to_the_summary_of_its_start(tiny, tmp_path):
+    config = tiny(**{"train.max_steps": 4, "eval.every_steps": 2})
+    assert run_training(config, StopAfter(3)) is None
+    first = (tmp_path / "run" / "summary.txt").read_text()
+    run_training(override(config, {"run.resume": "yes"}))
+    text = (tmp_path / "run" / "summary.txt").read_text()
+    assert text.startswith(f"{first}\nresumed from step 3\n\nweights: {tmp_path / 'run' / 'last'}\n")
+    assert read_summary(tmp_path / "run")[MODEL] == first.partition("\n\n")[0]

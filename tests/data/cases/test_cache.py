@@ -66,7 +66,7 @@ def test_a_second_run_says_that_it_took_the_data_from_the_cache(tmp_path, capsys
     plain = run(settings | {"data.cache": "", "run.folder": str(tmp_path / "plain")}, capsys)
     first = run(settings, capsys)
     second = run(settings | {"run.folder": str(tmp_path / "second")}, capsys)
-    note, taken = f"\n  encoded, and kept in data.cache = {folder}", f"\n  taken from data.cache = {folder}"
+    note, taken = f": encoded, and kept in data.cache = {folder}\n", f": taken from data.cache = {folder}\n"
     assert first.count(note) == second.count(taken) == 2
     assert note not in second
     logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("plain", "run", "second")]
