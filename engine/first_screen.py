@@ -48,10 +48,15 @@ def name_default_recipe(argv: Sequence[str]) -> str:
 
 
 def show(found: Summary | None, screen: Screen, is_dry_run: bool) -> None:
-    """Print the first screen, in a dry run the whole summary, quiet and as JSON its warnings and notes."""
+    """Print the first screen, in a dry run the whole summary; quiet and as JSON the warnings and notes alone.
+
+    A dry run as JSON has {"summary": ...}, too.
+    """
     if found is None:
         return
     if screen.is_json or screen.is_quiet:
+        if is_dry_run:
+            screen.write_row({"summary": found.full})
         for line in found.warnings:
             screen.warn(WARNING + line)
         for line in found.notes:

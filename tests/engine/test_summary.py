@@ -17,8 +17,9 @@ import models
 from data import MicroBatching, TextExamples, load_tokenizer
 from data.examples import count_notes
 from data.notes import count_of
-from engine.config import ConfigError, read_recipe, to_recipe
-from engine.first_screen import Summary
+from engine.config import ConfigError, LogSettings, read_recipe, to_recipe
+from engine.first_screen import Summary, show
+from engine.screen import Screen
 from engine.report.summary_file import DATA, MODEL, STEPS, read_summary
 from engine.run_folder import SUMMARY
 from engine.summary import View, describe_examples, describe_run, describe_step
@@ -243,3 +244,13 @@ def test_texts_and_ids_must_fit_the_model(tiny, checkpoint_folder):
     larger = SimpleNamespace(get_vocab=lambda: {"<ent>": 25, "a": 0}, num_special_tokens_to_add=lambda pair: 2)
     with pytest.raises(ConfigError, match="the tokenizer gives '<ent>' the id 25, the embedding has 25 rows"):
         check_fit(config, model, larger)
+
+
+@pytest.mark.parametrize(
+    ("level", "wanted"), [("info", ["summary", "warning", "note"]), ("quiet", ["warning"])], ids=["info", "quiet"]
+)
+def test_a_dry_run_as_json_has_the_summary(level, wanted, capsys):
+    found = Summary("all of it", {}, ["a warning"], ["a note"], "", (), {})
+    show(found, Screen(LogSettings(level=level, json=True)), is_dry_run=True)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [name for row in rows for name in row] == wanted
