@@ -19,9 +19,9 @@ from data.examples import count_notes
 from data.notes import count_of
 from engine.config import ConfigError, LogSettings, read_recipe, to_recipe
 from engine.first_screen import Summary, show
-from engine.screen import Screen
 from engine.report.summary_file import DATA, MODEL, STEPS, read_summary
 from engine.run_folder import SUMMARY
+from engine.screen import Screen
 from engine.summary import View, describe_examples, describe_run, describe_step
 from engine.tasks import TASKS, read_training_data
 from engine.validate import check_fit
