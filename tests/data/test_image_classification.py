@@ -358,7 +358,7 @@ def test_what_the_loop_asks_of_examples(tmp_path):
     assert batch.labels.tolist() == [2, 0]
     empty = examples.batch([])
     assert (empty.pixel_values.shape, empty.labels.shape, empty.num_tokens) == ((0, 3, 16, 16), (0,), 0)
-    assert examples.show(0, PREPROCESSING, ("blue", "green", "red"))[0] == "  id blue/000.png  blue"
+    assert examples.show(0, PREPROCESSING, ("blue", "green", "red"))[0] == "id blue/000.png  blue"
     unlabelled = encode_images(read_images(str(tmp_path), label=""), PREPROCESSING, label="", labels=())
     assert unlabelled.batch([0]).labels is None
     assert unlabelled.label_counts(3) is None

@@ -93,7 +93,7 @@ def test_classes_follow_the_model_s_order(source, tmp_path):
     remap = np.array([order.index(label) for label in LABELS])
     mapped = open_images(parts, facts(), PREPROCESSING, 3, remap)
     assert mapped.labels[np.arange(15)].tolist() == [order.index(row.values["label"]) for row in rows]
-    assert mapped.show(0, None, order)[0] == "  id blue/000.png  blue"
+    assert mapped.show(0, None, order)[0] == "id blue/000.png  blue"
 
 
 def test_images_that_were_moved_or_changed_are_refused(source, tmp_path):
