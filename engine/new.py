@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
     program = str(targets[1]) if "loop" in request.switches else "-m engine.train"
     print(f"wrote {' and '.join(map(str, targets))}; next:")
     print(f"  python {program} {request.output} --dry-run    shows the data and the first examples")
-    print(f"  torchrun {program} {request.output}            trains")
+    print(f"  python {program} {request.output}              trains")
     return 0
 
 
@@ -302,7 +302,7 @@ def format_recipe(request: Request, config: Config, choices: Choices, study: Stu
     lines = [
         f"# {request.task} on {Path(config.data.train).name}: written by engine.new, a start to be changed.",
         f"# Look:    python -m engine.train {request.output} --dry-run",
-        f"# Train:   torchrun -m engine.train {request.output}",
+        f"# Train:   python -m engine.train {request.output}",
         f"# Judge:   python -m engine.evaluate {config.run.folder} --data.test FILE",
         "# Every other setting, with its default and meaning: python -m engine.train --help",
         f"schema = {SCHEMA}",
