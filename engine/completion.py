@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from engine import cli, evaluate, export, new, predict, study_options
+from engine import cli, evaluate, export, help_pages, new, predict, study_options
 from engine.commands import MODULES
 from engine.config import Config, ConfigError, all_settings, choose_from, sections, shipped_recipes
 from engine.config.recipe import FLAGS
@@ -119,10 +119,18 @@ def script(shell: str) -> str:
     )
 
 
+def describe_itself(width: int) -> list[str]:
+    """Return the page of --help; its commands are not wrapped."""
+    lines = help_pages.wrap_usage(USAGE, width)
+    for paragraph in (__doc__ or "").strip().split("\n\n"):
+        is_command = paragraph.startswith(" ")
+        lines += ["", *(paragraph.split("\n") if is_command else help_pages.wrap(paragraph, width))]
+    return lines
+
+
 def main(argv: Sequence[str]) -> int:
     if {"--help", "-h"} & set(argv):
-        print(f"{USAGE}\n\n{__doc__}")
-        return 0
+        help_pages.show(describe_itself(help_pages.terminal_width()))
     if len(argv) != 1 or argv[0] not in SHELLS:
         raise ConfigError(f"name a shell: {USAGE}; {choose_from(argv[0] if argv else '', SHELLS)}")
     print(script(argv[0]))

@@ -117,3 +117,12 @@ def test_scripts_are_written_for_the_shells_that_are_named(capsys):
         assert completion.main([shell]) == 0
         assert capsys.readouterr().out == completion.script(shell) + "\n"
     assert Path(completion.__file__).read_text(encoding="utf-8").count("bashcompinit") == 0
+
+
+def test_help_is_as_wide_as_the_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        completion.main(["--help"])
+    shown = capsys.readouterr().out.splitlines()
+    assert max(map(len, shown)) <= 80
+    assert "    python -m engine.completion bash > ~/.finetune-completion     (or zsh)" in shown
