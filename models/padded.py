@@ -228,7 +228,8 @@ def check_graph(graph: Graph) -> None:
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(
             f"this model has a part of its own that takes no padded inputs ({error}); a backbone has to take its "
-            "packing from models.inputs.packing_of(inputs), and a head from its arguments"
+            "packing from models.inputs.packing_of(inputs); a head asks its packing for first_tokens, last_tokens, "
+            "is_token or running_sum, or calls mean_pool, but reads no lengths and rows"
         ) from None
 
 

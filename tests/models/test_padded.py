@@ -122,6 +122,18 @@ class NoPacking(torch.nn.Module):
         return inputs.input_ids.split(list(inputs.lengths))[0], None
 
 
+def test_a_head_that_reads_lengths_is_told_what_a_graph_has(tmp_path, monkeypatch):
+    class ReadsRows(MeanOfTokens):
+        def forward(self, hidden, packing, inputs):
+            sums = hidden.new_zeros(len(packing.lengths), hidden.shape[1]).index_add(0, packing.rows, hidden)
+            return self.classifier(sums), hidden.new_zeros(())
+
+    monkeypatch.setitem(models.HEADS, "own", ReadsRows)
+    (graph,) = graphs_of(tiny.scratch(tmp_path, "bert", "own"))
+    with pytest.raises(models.ModelError, match=r"a head asks its packing .* reads no lengths and rows"):
+        check_graph(graph)
+
+
 def test_a_backbone_that_takes_no_padded_inputs_is_refused(tmp_path):
     model = tiny.scratch(tmp_path, "bert", "token-classification")
     (graph,) = graphs_of(model)
