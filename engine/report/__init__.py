@@ -16,6 +16,7 @@ judge.py        predictions beside what is right, and how wrong they are
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from data.writing import write_text
@@ -29,7 +30,7 @@ def write_page(folder: Path) -> None:
     from engine.report.page import page  # here, since only the end of a run needs it
     from engine.report.runs import open_runs
 
-    hint = f"`python -m engine.report {folder}` adds what the best weights predict."
+    hint = f"`python -m engine.report {shlex.quote(str(folder))}` adds what the best weights predict."
     try:
         write_text(folder / PAGE, [page(open_runs([str(folder)]), [hint])])
     except OSError as error:
