@@ -72,8 +72,9 @@ class RunLog:
         if not self.is_main:
             return
         self.bar = ProgressBar(start, total, screen.has_bar)
-        if summary and start < total:
-            self._write_summary(summary.full)
+        self.unsaid = summary.full if summary else ""  # for summary.txt
+        if not start:
+            self._write_summary()
         self._restart_rates()
 
     def _open(self, start: int) -> list[float]:
@@ -92,9 +93,12 @@ class RunLog:
     def _open_loggers(self, names: Collection[str], start: int, recipe: Mapping[str, Any]) -> None:
         self.loggers = Loggers([*names], self.path.parent, start, recipe, self.say)
 
-    def _write_summary(self, text: str) -> None:
-        """Write summary.txt; a resumed run, whose weights are those of its checkpoint, adds to it."""
+    def _write_summary(self) -> None:
+        """Write summary.txt, once; a resumed run, whose weights are those of its checkpoint, adds to it."""
         path = self.path.with_name(SUMMARY)
+        text, self.unsaid = self.unsaid, ""
+        if not text:
+            return
         before = ""
         if self.start:
             with suppress(OSError):  # it was removed
@@ -111,6 +115,7 @@ class RunLog:
     def begin_step(self, step: int) -> None:
         """Start the trace of log.profile_steps, if this is its first step."""
         if self.is_main:
+            self._write_summary()  # of a resumed run, once it goes on
             self.profiler.begin_step(step)
 
     def count_step(self, step: int, samples: float, tokens: float, waited: float) -> None:
