@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import tempfile
 import threading
@@ -20,6 +21,11 @@ if threading.current_thread() is threading.main_thread():
     # A background shell ignores SIGINT, nohup SIGHUP, and processes inherit it. Tests of signals need the defaults.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return a worker more than there are cores, since tests of several ranks and of commands wait for processes."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(scope="session", autouse=True)
