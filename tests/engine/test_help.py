@@ -74,9 +74,10 @@ def test_the_first_page_has_the_recipes_and_what_is_changed_most(name, columns, 
     assert "\n  --optim.lr 0.0001 " in shown, "of movie_reviews, not the default"
 
 
-def test_help_shows_what_a_recipe_has(tmp_path, columns, capsys):
+def test_help_shows_what_a_recipe_has(tmp_path, columns, capsys, monkeypatch):
     columns(100)
-    path = tmp_path / "mine.toml"
+    monkeypatch.chdir(tmp_path)
+    path = Path("mine.toml")
     path.write_text("schema = 2\n[optim]\nlr = 0.25\n")
     for arguments in ([path, "--help"], ["--help", path], [path, "--optim.lr", "-h"]):
         assert "  --optim.lr 0.25 " in help_of(capsys, train, *map(str, arguments))
