@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 import sys
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 
 import pytest
 
