@@ -24,7 +24,7 @@ def blocks_of_manuals() -> list[object]:
         for i, block in enumerate(find_blocks(read_page(page))):
             if block.language in KINDS and not OWN_TESTS.match(block.text):
                 name = f"{page.removesuffix('/README.md')}-{i}-{block.title[:40]}"
-                found.append(pytest.param(page, block, id=name, marks=[pytest.mark.slow] * (not block.file)))
+                found.append(pytest.param(page, block, id=name))
     return found
 
 
@@ -46,6 +46,7 @@ def test_languages_of_blocks_are_known():
     assert languages <= {*KINDS, "console", ""}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "block"), blocks_of_manuals())
 def test_block_of_a_manual_runs(checkout_of, page, block):
     run_block(checkout_of(page), block)
