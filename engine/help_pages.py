@@ -273,7 +273,10 @@ def topic_page(topic: str, keys: Collection[str], recipe: str, values: Config, w
         return lines
     if topic not in named:  # lora, lr, or a name of Hugging Face
         ours = HF_NAMES.get(topic, ("", ""))[0]
-        topic = named[0] if len(named) == 1 else ours if ours in keys else topic
+        if len(named) == 1:
+            topic = named[0]
+        elif ours in keys:
+            topic = ours
     if topic in keys:
         return describe_setting(topic, values, recipe, width)
     inside = [name for name in own_sections if name.startswith(f"{topic}.")]
