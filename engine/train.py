@@ -148,7 +148,8 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     notes += disk.describe_disk(cfg.run, cfg.checkpoint.keep, weights, optimizer, has_average, model)
     notes += describe_optimizer(cfg.optim)
     notes += describe_judging(cfg.eval, cfg.data.group_column)
-    facts = (model, processor, (train_set, validation_set, test_set), notes, total_steps, limits, ranks.device)
+    sets = (train_set, validation_set, test_set)
+    facts = (model, processor, sets, notes, total_steps, limits, ranks.device)
     described = summary.describe_run(cfg, *facts) if ranks.is_main else None
     first_screen.show(described, screen, cfg.run.dry_run)
     if cfg.run.dry_run:
@@ -308,7 +309,6 @@ def train(cfg: Config, ranks: Ranks, stop: StopRequest, resumed: Path | None = N
     if problem:
         raise TrainingError(f"{problem}; so data.test was not evaluated. {checkpoint.LAST}/ has the weights of the end")
     if ranks.is_main:
-        sets = (train_set, validation_set, test_set)
         log.say(write_card(folder / checkpoint.BEST, cfg, model, sets, pretrained_folder, result))
         write_page(folder)
     log.show_next(cfg.data.test or cfg.data.validation, cfg.run.plugins)
